@@ -1,0 +1,118 @@
+"""Configuration: one frozen dataclass per concern.
+
+``icefall_kd.bin.train`` reads them from YAML with command-line overrides
+(jsonargparse), so an unknown key is refused.  The resolved configuration is saved
+with the run, and the checkpoint carries :class:`ModelConfig`.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Mapping, Tuple, Type, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ZipformerConfig:
+    """Shape of the Zipformer encoder; per-stack tuples have one entry a stack.
+
+    Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, table 2.
+
+    Attributes:
+      frontend_channels: channels of the three convolutions of the front end; the
+        last must be 128 for sherpa-onnx's streaming recogniser.
+      convnext_expansion: hidden width of the ConvNeXt layer over its channels.
+      downsampling_factor: of each stack relative to the 50 Hz of the front end.
+      chunk_size: in 50 Hz frames; -1 is full context.  Several: one is drawn for
+        each training batch, the first is used in evaluation.
+      left_context_frames: in 50 Hz frames; -1 is unlimited.
+    """
+
+    feature_dim: int = 80
+    frontend_channels: Tuple[int, int, int] = (8, 32, 128)
+    convnext_expansion: int = 3
+    downsampling_factor: Tuple[int, ...] = (1, 2, 4, 8, 4, 2)
+    num_encoder_layers: Tuple[int, ...] = (2, 2, 3, 4, 3, 2)
+    encoder_dim: Tuple[int, ...] = (192, 256, 384, 512, 384, 256)
+    encoder_unmasked_dim: Tuple[int, ...] = (192, 192, 256, 256, 256, 192)
+    feedforward_dim: Tuple[int, ...] = (512, 768, 1024, 1536, 1024, 768)
+    num_heads: Tuple[int, ...] = (4, 4, 4, 8, 4, 4)
+    query_head_dim: Tuple[int, ...] = (32,)
+    pos_head_dim: Tuple[int, ...] = (4,)
+    value_head_dim: Tuple[int, ...] = (12,)
+    pos_dim: int = 48
+    cnn_module_kernel: Tuple[int, ...] = (31, 31, 15, 15, 15, 31)
+    causal: bool = False
+    chunk_size: Tuple[int, ...] = (-1,)
+    left_context_frames: Tuple[int, ...] = (-1,)
+    dropout: float = 0.3
+    warmup_batches: float = 4000.0
+
+    def __post_init__(self) -> None:
+        stacks = len(self.downsampling_factor)
+        for name in (
+            "num_encoder_layers",
+            "encoder_dim",
+            "encoder_unmasked_dim",
+            "feedforward_dim",
+            "num_heads",
+            "query_head_dim",
+            "pos_head_dim",
+            "value_head_dim",
+            "cnn_module_kernel",
+        ):
+            value = getattr(self, name)
+            if len(value) == 1:  # one value serves every stack, as in icefall
+                object.__setattr__(self, name, tuple(value) * stacks)
+            elif len(value) != stacks:
+                raise ValueError(
+                    f"encoder.{name} has {len(value)} entries {value}, "
+                    f"downsampling_factor has {stacks}"
+                )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the transducer; ``vocab_size`` includes the blank."""
+
+    encoder: ZipformerConfig = field(default_factory=ZipformerConfig)
+    vocab_size: int = 500
+    decoder_dim: int = 512
+    joiner_dim: int = 512
+    context_size: int = 2
+
+
+def to_dict(config: Any) -> dict:
+    """Return a dataclass as plain dicts and lists, fit for JSON and checkpoints."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, (tuple, list)):
+            return [plain(v) for v in value]
+        return value
+
+    return plain(dataclasses.asdict(config))
+
+
+def from_dict(cls: Type[T], values: Mapping[str, Any]) -> T:
+    """Build the frozen dataclass ``cls`` from plain ``values``.
+
+    Raises:
+      ValueError: if a key is unknown; the message names it and the known ones.
+    """
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(
+            f"{cls.__name__} has no field {unknown}; it has {sorted(known)}"
+        )
+    arguments = {}
+    for name, value in values.items():
+        kind = known[name].type
+        if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+            value = from_dict(kind, value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        arguments[name] = value
+    return cls(**arguments)
