@@ -19,6 +19,9 @@
 # --stage is among the options, else repeat=false (see log.sh: run_once).
 
 _po_script=${BASH_SOURCE[1]}
+if [[ ! -r $_po_script ]]; then
+  _po_script=./${_po_script##*/}  # the script has changed into its own folder
+fi
 repeat=false
 
 _po_assignments() {  # the script's option lines, as written
