@@ -1,0 +1,1 @@
+"""The transducer: predictor, joiner, model and its pruned loss."""

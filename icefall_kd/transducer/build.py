@@ -1,0 +1,34 @@
+"""Build the student from its configuration."""
+
+from icefall_kd.config import ModelConfig
+from icefall_kd.transducer.joiner import Joiner
+from icefall_kd.transducer.model import AsrModel
+from icefall_kd.transducer.predictor import Decoder
+from icefall_kd.zipformer.build import build_encoder
+
+
+def build_model(config: ModelConfig) -> AsrModel:
+    """Return a freshly initialised student of the given shape.
+
+    Raises:
+      ValueError: if ``config.vocab_size`` leaves no room beside the blank.
+    """
+    if config.vocab_size < 2:
+        raise ValueError(
+            f"vocab_size counts the blank and must be at least 2, got "
+            f"{config.vocab_size}"
+        )
+    encoder_embed, encoder = build_encoder(config.encoder)
+    # The encoder joins its stacks at full width, so its output has the widest's.
+    encoder_dim = max(config.encoder.encoder_dim)
+    return AsrModel(
+        encoder_embed=encoder_embed,
+        encoder=encoder,
+        decoder=Decoder(config.vocab_size, config.decoder_dim, config.context_size),
+        joiner=Joiner(
+            encoder_dim, config.decoder_dim, config.joiner_dim, config.vocab_size
+        ),
+        encoder_dim=encoder_dim,
+        decoder_dim=config.decoder_dim,
+        vocab_size=config.vocab_size,
+    )
