@@ -1,0 +1,45 @@
+"""What a search is asked for and what it answers."""
+
+from dataclasses import dataclass, field
+from typing import List, Optional
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """How to search.
+
+    Attributes:
+      method: a name in :data:`icefall_kd.decoding.DECODERS`.
+      beam: hypotheses kept a frame (modified_beam_search); sherpa-onnx calls it
+        max_active_paths.
+      blank_penalty: subtracted from the blank's logit before anything else, >= 0.
+      unk_id: id of ``<unk>``; it is treated as a blank, so it is never emitted and
+        leaves the context as it was.  None: the vocabulary has none.
+    """
+
+    method: str = "greedy_search"
+    beam: int = 4
+    blank_penalty: float = 0.0
+    unk_id: Optional[int] = None
+
+    def __post_init__(self) -> None:
+        if self.beam < 1:
+            raise ValueError(f"beam must be at least 1, got {self.beam}")
+        if self.blank_penalty < 0:
+            raise ValueError(f"blank_penalty must be >= 0, got {self.blank_penalty}")
+
+
+@dataclass
+class Hypothesis:
+    """A decoded sequence.
+
+    Attributes:
+      tokens: ids without blanks and without the start context.
+      timestamps: the encoder output frame (40 ms each) of every token.
+      score: log-probability in nats: of the path for greedy search, of all paths
+        that merged into it for the beam.
+    """
+
+    tokens: List[int] = field(default_factory=list)
+    timestamps: List[int] = field(default_factory=list)
+    score: float = 0.0

@@ -1,0 +1,99 @@
+"""What every frame-synchronous transducer search shares.
+
+The searches follow sherpa-onnx, so that a file decoded here and a file decoded by
+the deployed recogniser read the same: the context starts as ``-1, ..., -1, 0`` (the
+predictor reads -1 as a zero embedding), a frame gives at most one symbol, and
+``<unk>`` counts as a blank.
+"""
+
+from abc import ABC, abstractmethod
+from typing import List
+
+import torch
+from torch import Tensor, nn
+
+from icefall_kd import BLANK_ID
+from icefall_kd.decoding.hypothesis import DecodeOptions, Hypothesis
+
+
+def start_context(batch_size: int, context_size: int, device: torch.device) -> Tensor:
+    """Return the (N, context_size) int64 ids that the predictor reads first."""
+    context = torch.full(
+        (batch_size, context_size), -1, dtype=torch.int64, device=device
+    )
+    context[:, -1] = BLANK_ID
+    return context
+
+
+class Search(ABC):
+    """A search over N utterances that can be continued chunk after chunk.
+
+    The utterances are the rows, the longest first: when the shorter ones have ended,
+    the rows that go on are a prefix, and nothing is computed for the others.
+    """
+
+    def __init__(self, model: nn.Module, batch_size: int, options: DecodeOptions):
+        """Start N empty hypotheses.
+
+        Args:
+          model: has ``decoder`` (with ``context_size``) and ``joiner``, in eval mode.
+          batch_size: N.
+          options: see :class:`DecodeOptions`.
+        """
+        self.decoder = model.decoder
+        self.joiner = model.joiner
+        self.options = options
+        self.batch_size = batch_size
+        self.device = next(model.joiner.parameters()).device
+
+    def advance(self, encoder_out: Tensor, lens: Tensor) -> None:
+        """Consume the next frames of the first n rows.
+
+        Args:
+          encoder_out: (n, T, D) float32, n <= N.
+          lens: (n,) int64, valid frames, not increasing.
+        Raises:
+          ValueError: if the shapes disagree or the lengths increase.
+        """
+        n, num_frames = encoder_out.shape[:2]
+        ends = lens.tolist()
+        if n > self.batch_size or len(ends) != n or max(ends, default=0) > num_frames:
+            raise ValueError(
+                f"encoder_out {tuple(encoder_out.shape)} and lens {ends} do not fit "
+                f"a search over {self.batch_size} rows"
+            )
+        if ends != sorted(ends, reverse=True):
+            raise ValueError(f"the longest utterance must come first, got {ends}")
+        projected = self.joiner.encoder_proj(encoder_out)
+        for t in range(num_frames):
+            active = sum(end > t for end in ends)
+            if active == 0:
+                break
+            self._step(projected[:active, t])
+
+    def _predict(self, context: Tensor) -> Tensor:
+        """Return the projected predictor output (M, D) of (M, context_size) ids."""
+        out = self.decoder(context, need_pad=False)
+        return self.joiner.decoder_proj(out.squeeze(1))
+
+    def _logits(self, encoder_frame: Tensor, predicted: Tensor) -> Tensor:
+        """Join (M, D) with (M, D) into (M, V) logits, the blank's penalised."""
+        logits = self.joiner(encoder_frame, predicted, project_input=False)
+        if self.options.blank_penalty:
+            logits[:, BLANK_ID] -= self.options.blank_penalty
+        return logits
+
+    def _is_symbol(self, tokens: Tensor) -> Tensor:
+        """Return where ``tokens`` holds something to emit."""
+        emits = tokens != BLANK_ID
+        if self.options.unk_id is not None:
+            emits = emits & (tokens != self.options.unk_id)
+        return emits
+
+    @abstractmethod
+    def _step(self, encoder_frame: Tensor) -> None:
+        """Consume one projected frame (n, D) of the first n rows."""
+
+    @abstractmethod
+    def hypotheses(self) -> List[Hypothesis]:
+        """Return the best hypothesis of each of the N rows so far."""

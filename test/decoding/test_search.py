@@ -1,0 +1,185 @@
+"""Batched searches against one-utterance references written the slow way."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from icefall_kd.decoding import DecodeOptions, Hypothesis, decode, make_search
+from icefall_kd.transducer.joiner import Joiner
+from icefall_kd.transducer.predictor import Decoder
+
+VOCAB, DIM, UNK = 11, 16, 2
+
+
+def random_model(seed: int, context_size: int = 2) -> SimpleNamespace:
+    """A predictor and a joiner that emit often and disagree with themselves."""
+    torch.manual_seed(seed)
+    decoder = Decoder(VOCAB, DIM, context_size).eval()
+    joiner = Joiner(DIM, DIM, DIM, VOCAB).eval()
+    with torch.no_grad():
+        for p in joiner.parameters():
+            p.copy_(torch.randn_like(p))
+        for p in decoder.parameters():
+            p.mul_(2)
+    return SimpleNamespace(decoder=decoder, joiner=joiner)
+
+
+def frame_log_probs(model, frame, tokens, options):
+    """Log-probabilities (V,) of one frame after ``tokens``, one call a time."""
+    size = model.decoder.context_size
+    context = ([-1] * (size - 1) + [0] + list(tokens))[-size:]
+    predicted = model.decoder(torch.tensor([context]), need_pad=False)
+    logits = model.joiner(frame.view(1, 1, -1), predicted).flatten()
+    logits[0] -= options.blank_penalty
+    return logits.log_softmax(dim=0).tolist()
+
+
+def slow_greedy(model, frames, options) -> Hypothesis:
+    hyp = Hypothesis()
+    for t, frame in enumerate(frames):
+        log_probs = frame_log_probs(model, frame, hyp.tokens, options)
+        best = max(range(VOCAB), key=log_probs.__getitem__)
+        hyp.score += log_probs[best]
+        if best not in (0, options.unk_id):
+            hyp.tokens.append(best)
+            hyp.timestamps.append(t)
+    return hyp
+
+
+def slow_beam(model, frames, options) -> Hypothesis:
+    beam = {(): (0.0, ())}
+    for t, frame in enumerate(frames):
+        extensions = []
+        for tokens, (score, times) in beam.items():
+            log_probs = frame_log_probs(model, frame, tokens, options)
+            for token, log_prob in enumerate(log_probs):
+                extensions.append((score + log_prob, tokens, times, token))
+        extensions.sort(key=lambda e: -e[0])
+        beam = {}
+        for score, tokens, times, token in extensions[: options.beam]:
+            if token not in (0, options.unk_id):
+                tokens, times = tokens + (token,), times + (t,)
+            if tokens in beam:
+                old, times = beam[tokens]
+                high, low = max(old, score), min(old, score)
+                score = high + math.log1p(math.exp(low - high))
+            beam[tokens] = (score, times)
+    size = model.decoder.context_size
+    tokens = max(beam, key=lambda k: beam[k][0] / (len(k) + size))
+    return Hypothesis(list(tokens), list(beam[tokens][1]), beam[tokens][0])
+
+
+SLOW = {"greedy_search": slow_greedy, "modified_beam_search": slow_beam}
+METHODS = sorted(SLOW)
+
+
+def same(a: Hypothesis, b: Hypothesis) -> bool:
+    return (a.tokens, a.timestamps) == (b.tokens, b.timestamps) and math.isclose(
+        a.score, b.score, abs_tol=1e-3
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("context_size", [1, 2, 3])
+@pytest.mark.parametrize("blank_penalty", [0.0, 1.5])
+def test_batched_search_equals_the_slow_one(method, context_size, blank_penalty):
+    options = DecodeOptions(method, blank_penalty=blank_penalty, unk_id=UNK)
+    emitted = 0
+    for seed in range(3):
+        model = random_model(seed, context_size)
+        lens = torch.tensor([13, 0, 21, 8, 21])
+        x = torch.randn(5, 21, DIM)
+        for row, hyp in enumerate(decode(model, x, lens, options)):
+            expected = SLOW[method](model, x[row, : lens[row]], options)
+            assert same(hyp, expected), (seed, row, hyp, expected)
+            emitted += len(hyp.tokens)
+    assert emitted > 50  # the models do speak
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_padding_and_batch_order_change_nothing(method):
+    model = random_model(7)
+    options = DecodeOptions(method, unk_id=UNK)
+    x, lens = torch.randn(4, 19, DIM), torch.tensor([5, 19, 12, 1])
+    hyps = decode(model, x, lens, options)
+    longer = torch.cat([x, torch.full((4, 6, DIM), 9.0)], dim=1)
+    for row in range(4):
+        longer[row, lens[row] :] = 9.0
+    order = [2, 0, 3, 1]
+    for hyp, row in zip(decode(model, longer[order], lens[order], options), order):
+        assert same(hyp, hyps[row])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_a_search_continues_over_chunks(method):
+    model = random_model(3)
+    options = DecodeOptions(method, unk_id=UNK)
+    x, lens = torch.randn(3, 20, DIM), torch.tensor([20, 12, 4])
+    search = make_search(model, 3, options)
+    for begin in range(0, 20, 4):
+        active = int((lens > begin).sum())
+        chunk = x[:active, begin : begin + 4]
+        search.advance(chunk, torch.full((active,), 4))
+    for hyp, expected in zip(search.hypotheses(), decode(model, x, lens, options)):
+        assert same(hyp, expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_unk_is_a_blank_only_when_it_is_named(method):
+    x, lens = torch.randn(6, 30, DIM), torch.full((6,), 30)
+    model = random_model(5)
+    with torch.no_grad():
+        model.joiner.output_linear.bias[UNK] += 5
+    silent = decode(model, x, lens, DecodeOptions(method, unk_id=UNK))
+    spoken = decode(model, x, lens, DecodeOptions(method))
+    assert not any(UNK in hyp.tokens for hyp in silent)
+    assert any(UNK in hyp.tokens for hyp in spoken)
+
+
+def test_a_beam_of_one_is_greedy_search():
+    model = random_model(9)
+    x, lens = torch.randn(3, 25, DIM), torch.tensor([25, 25, 10])
+    greedy = decode(model, x, lens, DecodeOptions("greedy_search"))
+    beam = decode(model, x, lens, DecodeOptions("modified_beam_search", beam=1))
+    assert all(same(a, b) for a, b in zip(greedy, beam))
+
+
+def test_a_blank_penalty_yields_more_tokens():
+    model = random_model(1)
+    x, lens = torch.randn(4, 40, DIM), torch.full((4,), 40)
+    with torch.no_grad():
+        model.joiner.output_linear.bias[0] += 4
+    few, many = (
+        sum(
+            len(h.tokens)
+            for h in decode(model, x, lens, DecodeOptions(blank_penalty=p))
+        )
+        for p in (0.0, 6.0)
+    )
+    assert many > few
+
+
+def test_an_unknown_method_is_refused_with_the_known_ones():
+    model = random_model(0)
+    with pytest.raises(ValueError, match="greedy_search.*modified_beam_search"):
+        decode(
+            model, torch.randn(1, 3, DIM), torch.tensor([3]), DecodeOptions("viterbi")
+        )
+
+
+@pytest.mark.parametrize("options", [{"beam": 0}, {"blank_penalty": -1.0}])
+def test_senseless_options_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        DecodeOptions(**options)
+
+
+def test_lengths_that_do_not_fit_are_refused():
+    search = make_search(random_model(0), 2, DecodeOptions())
+    with pytest.raises(ValueError, match="do not fit"):
+        search.advance(torch.randn(2, 3, DIM), torch.tensor([4, 3]))
+    with pytest.raises(ValueError, match="longest utterance must come first"):
+        search.advance(torch.randn(2, 3, DIM), torch.tensor([1, 3]))
