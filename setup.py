@@ -1,0 +1,56 @@
+"""Package description; the exact pins of the supported stack are in requirements.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (ROOT / "icefall_kd/__init__.py").read_text(), re.M
+).group(1)
+README = ROOT / "README.md"
+
+INSTALL_REQUIRES = [
+    "torch>=1.13.1",
+    "torchaudio>=0.13.1",
+    "numpy>=1.26",
+    "lhotse>=1.32.1",
+    "lilcom",
+    "urllib3",
+    "soundfile",
+    "av",
+    "sentencepiece",
+    "kaldialign",
+    "num2words",
+    "tensorboard",
+    "six",
+    "jsonargparse>=4.30",
+    "pyyaml",
+    "tqdm",
+]
+
+EXTRAS = {
+    # Training's pruned loss.  The index has k2 for torch 1.13.1 and Python 3.10 only.
+    "k2": ["k2>=1.23.4"],
+    "teachers": ["ctranslate2>=4.0", "faster-whisper>=1.0"],
+    # The last line that runs WavLM, HuBERT, wav2vec 2.0 and Whisper on torch 1.13.1.
+    "transformers": ["transformers==4.48.3"],
+    "export": ["onnx<1.18", "protobuf<5", "onnxruntime>=1.17", "sherpa-onnx>=1.10"],
+    # A source package: local/install_kaldifeat.sh builds it where pip alone cannot.
+    "kaldifeat": ["kaldifeat>=1.24"],
+    "dev": ["pytest", "hypothesis", "ruff", "kaldi-native-fbank"],
+}
+
+setup(
+    name="icefall_kd",
+    version=VERSION,
+    description="Distil large speech models into small Zipformer transducers",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["icefall_kd", "icefall_kd.*"]),
+    python_requires=">=3.9",
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS,
+)
