@@ -1,8 +1,8 @@
 """Simulated streaming: a causal model fed chunk by chunk, as sherpa-onnx feeds it.
 
-Each step reads T = 2C + 13 fbank frames (7 for the subsampling, 2 * 3 for the ConvNeXt
-layer's right context), moves on by 2C and gives C / 2 output frames of 40 ms, where C is
-the chunk size in 50 Hz frames.  A step runs only while more than T frames are left.
+C is the chunk size in 50 Hz frames.  Each step reads T = 2C + 13 fbank frames (7 for
+the subsampling, 2 * 3 for the ConvNeXt layer's right context), moves on by 2C and gives
+C / 2 output frames of 40 ms.  A step runs only while more than T frames are left.
 """
 
 from typing import List, Sequence

@@ -1,0 +1,280 @@
+"""Word errors, and the files that report them in icefall's form.
+
+recogs-<set>-<suffix>.txt       reference and hypothesis of every utterance
+errs-<set>-<suffix>.txt         the errors, utterance by utterance and word by word
+wer-summary-<set>-<suffix>.txt  the figure
+result-<set>-<suffix>.json      the same for machines, with its bootstrap interval
+"""
+
+import ast
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
+
+from icefall_kd.decoding.bootstrap import (
+    PairedDifference,
+    paired_difference,
+    wer_interval,
+)
+from icefall_kd.io import Pathlike, read_json, write_json, write_text
+
+NO_WORD = "*"  # stands opposite an inserted or a deleted word
+Alignment = List[Tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """What was said and what was recognised in one utterance, as words."""
+
+    cut_id: str
+    ref: List[str]
+    hyp: List[str]
+
+
+@dataclass
+class ErrorCounts:
+    """Errors of a set of utterances, in words."""
+
+    ins: int = 0
+    dels: int = 0
+    sub: int = 0
+    correct: int = 0
+
+    @property
+    def errors(self) -> int:
+        return self.ins + self.dels + self.sub
+
+    @property
+    def words(self) -> int:
+        """Words of the reference."""
+        return self.correct + self.dels + self.sub
+
+    @property
+    def wer(self) -> float:
+        """Word error rate in percent."""
+        return 100 * self.errors / self.words
+
+    def add(self, alignment: Alignment) -> None:
+        """Count the pairs of one utterance."""
+        for ref, hyp in alignment:
+            if ref == NO_WORD:
+                self.ins += 1
+            elif hyp == NO_WORD:
+                self.dels += 1
+            elif ref != hyp:
+                self.sub += 1
+            else:
+                self.correct += 1
+
+
+def align_words(ref: Sequence[str], hyp: Sequence[str]) -> Alignment:
+    """Return the pairs of a best alignment, :data:`NO_WORD` where there is no word."""
+    import kaldialign
+
+    return kaldialign.align(list(ref), list(hyp), NO_WORD)
+
+
+def utterance_errors(recognitions: Sequence[Recognition]) -> List[ErrorCounts]:
+    """Return the counts of each utterance."""
+    counts = []
+    for r in recognitions:
+        counts.append(ErrorCounts())
+        counts[-1].add(align_words(r.ref, r.hyp))
+    return counts
+
+
+def score(recognitions: Sequence[Recognition]) -> ErrorCounts:
+    """Return the counts of the whole set."""
+    total = ErrorCounts()
+    for r in recognitions:
+        total.add(align_words(r.ref, r.hyp))
+    return total
+
+
+def recogs_text(recognitions: Sequence[Recognition]) -> str:
+    """Return the recogs file: two lines an utterance."""
+    return "".join(
+        f"{r.cut_id}:\tref={r.ref}\n{r.cut_id}:\thyp={r.hyp}\n" for r in recognitions
+    )
+
+
+def read_recogs(path: Pathlike) -> List[Recognition]:
+    """Read a recogs file.
+
+    Raises:
+      ValueError: if a line is not of its form; the message names file and line.
+    """
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    parts = []
+    for number, line in enumerate(lines, 1):
+        key = "ref=" if number % 2 else "hyp="
+        cut_id, _, rest = line.partition(":\t")
+        try:
+            if not rest.startswith(key):
+                raise ValueError(f"no {key}")
+            parts.append((cut_id, [str(w) for w in ast.literal_eval(rest[4:])]))
+        except (ValueError, SyntaxError) as e:
+            raise ValueError(f"{path}:{number}: not a line of a recogs file") from e
+    return [
+        Recognition(cut_id, ref, hyp)
+        for (cut_id, ref), (_, hyp) in zip(parts[::2], parts[1::2])
+    ]
+
+
+def _join_errors(alignment: Alignment) -> str:
+    """Write one utterance, neighbouring errors as one ``(ref->hyp)``."""
+    groups: List[Tuple[List[str], List[str], bool]] = []
+    for ref, hyp in alignment:
+        wrong = ref != hyp
+        if not (wrong and groups and groups[-1][2]):
+            groups.append(([], [], wrong))
+        for side, word in zip(groups[-1], (ref, hyp)):
+            if word != NO_WORD:
+                side.append(word)
+    return " ".join(
+        f"({' '.join(ref) or NO_WORD}->{' '.join(hyp) or NO_WORD})" if wrong else ref[0]
+        for ref, hyp, wrong in groups
+    )
+
+
+def errs_text(recognitions: Sequence[Recognition]) -> str:
+    """Return the errs file."""
+    alignments = [align_words(r.ref, r.hyp) for r in recognitions]
+    total = ErrorCounts()
+    pairs: Counter = Counter()
+    for alignment in alignments:
+        total.add(alignment)
+        pairs.update(alignment)
+    lines = [
+        f"%WER = {total.wer:.2f}",
+        f"Errors: {total.ins} insertions, {total.dels} deletions, {total.sub} "
+        f"substitutions, over {total.words} reference words ({total.correct} correct)",
+        "Search below for sections starting with PER-UTT DETAILS:, SUBSTITUTIONS:, "
+        "DELETIONS:, INSERTIONS:, PER-WORD STATS:",
+        "",
+        "PER-UTT DETAILS: corr or (ref->hyp)  ",
+    ]
+    for r, alignment in zip(recognitions, alignments):
+        lines.append(f"{r.cut_id}:\t{_join_errors(alignment)}")
+    lines += _error_sections(pairs)
+    return "\n".join(lines) + "\n"
+
+
+def _error_sections(pairs: Mapping[Tuple[str, str], int]) -> List[str]:
+    """List substitutions, deletions, insertions and words, the most frequent first."""
+    ranked = sorted(((n, pair) for pair, n in pairs.items()), reverse=True)
+    subs = [
+        f"{n}   {ref} -> {hyp}"
+        for n, (ref, hyp) in ranked
+        if ref != hyp and NO_WORD not in (ref, hyp)
+    ]
+    dels = [f"{n}   {ref}" for n, (ref, hyp) in ranked if hyp == NO_WORD]
+    ins = [f"{n}   {hyp}" for n, (ref, hyp) in ranked if ref == NO_WORD]
+    words: Dict[str, List[int]] = {}  # correct, errors, in ref, in hyp
+    for (ref, hyp), n in pairs.items():
+        for word, column in ((ref, 2), (hyp, 3)):
+            if word != NO_WORD:
+                row = words.setdefault(word, [0, 0, 0, 0])
+                row[column] += n
+                row[1] += n * (ref != hyp)
+                row[0] += n * (ref == hyp and column == 2)
+    stats = sorted(words.items(), key=lambda w: (w[1][1], w[0]), reverse=True)
+    return [
+        *("", "SUBSTITUTIONS: count ref -> hyp", *subs),
+        *("", "DELETIONS: count ref", *dels),
+        *("", "INSERTIONS: count hyp", *ins),
+        *("", "PER-WORD STATS: word  corr tot_errs count_in_ref count_in_hyp"),
+        *(f"{word}   {' '.join(map(str, row))}" for word, row in stats),
+    ]
+
+
+def result_path(out_dir: Pathlike, set_name: str, suffix: str) -> Path:
+    """Return where the JSON of a decoding lies."""
+    return Path(out_dir) / f"result-{set_name}-{suffix}.json"
+
+
+def write_results(
+    out_dir: Pathlike,
+    set_name: str,
+    suffix: str,
+    recognitions: Sequence[Recognition],
+    info: Mapping[str, Any],
+) -> Dict[str, Any]:
+    """Score a decoding and write its four files, the JSON last.
+
+    Args:
+      out_dir: is made when absent.
+      set_name, suffix: as in the names above; the suffix says how it was decoded.
+      recognitions: in any order; the files are sorted by id.
+      info: goes into the JSON as it is: ``method``, ``checkpoint``, ``parameters``,
+        ``rtf`` and whatever else says how the figure came about.
+    Returns:
+      What the JSON holds; ``wer`` and ``interval`` are in percent, the empty rate is
+      the share of utterances with an empty hypothesis.
+    Raises:
+      ValueError: if there are no reference words.
+    """
+    recognitions = sorted(recognitions, key=lambda r: r.cut_id)
+    counts = utterance_errors(recognitions)
+    total = score(recognitions)
+    if total.words == 0:
+        raise ValueError(f"{set_name}: no reference words to score against")
+    interval = wer_interval([c.errors for c in counts], [c.words for c in counts])
+    out_dir = Path(out_dir)
+    recogs = out_dir / f"recogs-{set_name}-{suffix}.txt"
+    write_text(recogs, recogs_text(recognitions))
+    write_text(out_dir / f"errs-{set_name}-{suffix}.txt", errs_text(recognitions))
+    write_text(
+        out_dir / f"wer-summary-{set_name}-{suffix}.txt",
+        f"settings\tWER\n{suffix}\t{total.wer:.2f}\n",
+    )
+    empty = sum(not r.hyp for r in recognitions)
+    result = {
+        "set": set_name,
+        "suffix": suffix,
+        "wer": round(total.wer, 4),
+        "interval": [round(x, 4) for x in interval],
+        "errors": total.errors,
+        "words": total.words,
+        "ins": total.ins,
+        "del": total.dels,
+        "sub": total.sub,
+        "utterances": len(recognitions),
+        "empty_rate": empty / len(recognitions),
+        "recogs": recogs.name,
+        **info,
+    }
+    write_json(result_path(out_dir, set_name, suffix), result)
+    logging.info(
+        f"[{set_name}-{suffix}] %WER {total.wer:.2f} [{total.errors} / {total.words}, "
+        f"{total.ins} ins, {total.dels} del, {total.sub} sub], 95 % interval "
+        f"{interval[0]:.2f} to {interval[1]:.2f}, {empty} empty hypotheses"
+    )
+    return result
+
+
+def compare_results(old: Pathlike, new: Pathlike) -> PairedDifference:
+    """Compare two result JSONs, by the recogs files beside them.
+
+    Raises:
+      ValueError: if they do not hold the same utterances and references.
+    """
+    sides = []
+    for path in (old, new):
+        recogs = Path(path).parent / read_json(path)["recogs"]
+        sides.append({r.cut_id: r for r in read_recogs(recogs)})
+    a, b = sides
+    if {k: r.ref for k, r in a.items()} != {k: r.ref for k, r in b.items()}:
+        raise ValueError(
+            f"{old} and {new} are not of the same utterances and references: decode "
+            "both on one set"
+        )
+    ids = sorted(a)
+    old_counts, new_counts = (utterance_errors([s[i] for i in ids]) for s in sides)
+    return paired_difference(
+        [c.errors for c in old_counts],
+        [c.errors for c in new_counts],
+        [c.words for c in old_counts],
+    )

@@ -1,0 +1,116 @@
+"""Word errors and the files that report them."""
+
+import json
+
+import pytest
+
+from icefall_kd.decoding.scoring import (
+    Recognition,
+    compare_results,
+    read_recogs,
+    recogs_text,
+    score,
+    write_results,
+)
+
+SAID = [
+    Recognition("b", "PRESS ONE NOW".split(), "PRESS NINE NOW PLEASE".split()),
+    Recognition("a", "THE NUMBER IS BUSY".split(), "THE IS BUSY".split()),
+    Recognition("c", "IT'S DONE".split(), []),
+    Recognition("d", ["GOODBYE"], ["GOODBYE"]),
+]
+
+
+@pytest.fixture
+def written(tmp_path):
+    info = {"method": "greedy_search", "rtf": 0.1}
+    return tmp_path, write_results(tmp_path, "test", "greedy_search", SAID, info)
+
+
+def test_errors_are_counted_by_kind():
+    total = score(SAID)
+    assert (total.ins, total.dels, total.sub, total.correct) == (1, 3, 1, 6)
+    assert (total.errors, total.words) == (5, 10)
+    assert total.wer == 50.0
+
+
+def test_the_json_holds_the_figures(written):
+    out_dir, result = written
+    stored = json.loads((out_dir / "result-test-greedy_search.json").read_text())
+    assert stored == json.loads(json.dumps(result))
+    expected = {"wer": 50.0, "errors": 5, "words": 10, "ins": 1, "del": 3, "sub": 1}
+    assert {k: stored[k] for k in expected} == expected
+    assert stored["utterances"] == 4
+    assert stored["empty_rate"] == 0.25
+    assert stored["method"] == "greedy_search"
+    assert stored["interval"][0] < 50 < stored["interval"][1]
+
+
+def test_errs_has_icefalls_form(written):
+    text = (written[0] / "errs-test-greedy_search.txt").read_text()
+    assert text.splitlines()[:2] == [
+        "%WER = 50.00",
+        "Errors: 1 insertions, 3 deletions, 1 substitutions, over 10 reference words "
+        "(6 correct)",
+    ]
+    for line in (
+        "a:\tTHE (NUMBER->*) IS BUSY",
+        "b:\tPRESS (ONE->NINE) NOW (*->PLEASE)",
+        "c:\t(IT'S DONE->*)",
+        "d:\tGOODBYE",
+        "1   ONE -> NINE",
+        "1   PLEASE",
+        "ONE   0 1 1 0",
+        "NINE   0 1 0 1",
+        "BUSY   1 0 1 1",
+    ):
+        assert line in text.splitlines()
+    heads = ["SUBSTITUTIONS:", "DELETIONS:", "INSERTIONS:", "PER-WORD STATS:"]
+    starts = [text.index("\n" + head) for head in heads]
+    assert starts == sorted(starts)
+
+
+def test_the_summary_names_the_setting(written):
+    text = (written[0] / "wer-summary-test-greedy_search.txt").read_text()
+    assert text == "settings\tWER\ngreedy_search\t50.00\n"
+
+
+def test_recogs_are_read_back(written):
+    path = written[0] / "recogs-test-greedy_search.txt"
+    assert path.read_text().splitlines()[0] == (
+        "a:\tref=['THE', 'NUMBER', 'IS', 'BUSY']"
+    )
+    assert read_recogs(path) == sorted(SAID, key=lambda r: r.cut_id)
+
+
+def test_a_file_that_is_not_recogs_is_named(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text(recogs_text(SAID[:1]) + "d:\thyp=['NO', 'REFERENCE']\n")
+    with pytest.raises(ValueError, match=r"x\.txt:3"):
+        read_recogs(path)
+
+
+def test_nothing_to_score_is_refused_before_a_file_appears(tmp_path):
+    with pytest.raises(ValueError, match="no reference words"):
+        write_results(tmp_path, "test", "x", [Recognition("a", [], ["A"])], {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_results_of_two_systems_are_compared_by_utterance(tmp_path):
+    perfect = [Recognition(r.cut_id, r.ref, r.ref) for r in SAID]
+    write_results(tmp_path / "old", "test", "x", SAID, {})
+    write_results(tmp_path / "new", "test", "x", reversed(perfect), {})
+    old, new = (tmp_path / side / "result-test-x.json" for side in ("old", "new"))
+    gain = compare_results(old, new)
+    assert gain.difference == -50.0
+    assert gain.probability > 0.98
+    assert compare_results(new, old).difference == 50.0
+
+
+def test_results_of_other_utterances_are_refused(tmp_path):
+    write_results(tmp_path / "old", "test", "x", SAID, {})
+    write_results(tmp_path / "new", "test", "x", SAID[:3], {})
+    with pytest.raises(ValueError, match="same utterances"):
+        compare_results(
+            tmp_path / "old/result-test-x.json", tmp_path / "new/result-test-x.json"
+        )
