@@ -1,0 +1,104 @@
+"""Bring a teacher's frames to the student's frame times; the one place for it.
+
+Where a student frame lies.  Fbank frame f is centred at (f + 0.5) * 10 ms.  The
+front end's three convolutions (kernel 3; strides 1, 2, 1; no padding in time) let
+its output frame j see fbank frames 2j .. 2j+8, centre 2j+4; the encoder then joins
+frames 2i and 2i+1, centre 4i+5.  So output frame i is centred at 40 * i + 55 ms.
+
+A teacher's frame k stands for the time k * shift .. (k + 1) * shift.
+"""
+
+import torch
+from torch import Tensor
+
+from icefall_kd import ENCODER_SHIFT, FBANK_SHIFT
+
+ENCODER_FIRST_CENTRE = 5.5 * FBANK_SHIFT  # s, centre of the student's frame 0
+
+
+def frame_windows(
+    lens: Tensor,
+    frame_shift: float,
+    out_lens: Tensor,
+    num_out: int,
+    out_shift: float,
+    first_centre: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the stretch of input that each output frame averages.
+
+    Each window is ``out_shift`` wide around its frame's centre.  The first reaches
+    back to 0 and the last on to the end of the input (two more frames at most),
+    so that no input frame is lost; none leaves the input, and past its end the
+    last window stays.
+
+    Returns:
+      begin and end, (N, num_out) float64, in input frames, 0 <= begin < end <= lens.
+    """
+    n = torch.arange(num_out, device=lens.device, dtype=torch.float64).unsqueeze(0)
+    total = lens.to(torch.float64).unsqueeze(1)
+    width = (out_shift / frame_shift) * torch.ones_like(total)
+    begin = (first_centre + n * out_shift) / frame_shift - width / 2
+    last = n == (out_lens.unsqueeze(1) - 1)
+    end = begin + torch.where(last, 3 * width, width)
+    # A short input: keep a whole window of it, or all that there is.
+    begin = begin.minimum((total - width).clamp(min=0.0))
+    begin = torch.where(n == 0, torch.zeros_like(begin), begin.clamp(min=0.0))
+    end = end.maximum(begin + width).minimum(total)
+    return begin, end
+
+
+def align_frames(
+    x: Tensor,
+    lens: Tensor,
+    frame_shift: float,
+    out_lens: Tensor,
+    out_shift: float = ENCODER_SHIFT,
+    first_centre: float = ENCODER_FIRST_CENTRE,
+) -> Tensor:
+    """Average input frames over the time of each output frame.
+
+    Works for any ratio of the two frame shifts: several input frames in one output
+    frame are averaged by their overlap in time, a longer input frame is repeated
+    (two of them mixed by overlap).  A constant stays what it is.
+
+    Args:
+      x:           (N, T, D) float, input frames.
+      lens:        (N,) int64, valid input frames, 1 <= lens <= T.
+      frame_shift: s, of the input.
+      out_lens:    (N,) int64, valid output frames.
+      out_shift:   s, of the output.
+      first_centre: s, centre of output frame 0.
+    Returns:
+      (N, max(out_lens), D) of x's dtype; zero at padding.
+    Raises:
+      ValueError: if a length is zero or exceeds T, or a shift is not positive.
+    """
+    if frame_shift <= 0 or out_shift <= 0:
+        raise ValueError(f"frame shifts must be positive: {frame_shift}, {out_shift}")
+    if x.dim() != 3 or lens.shape != (x.size(0),) or out_lens.shape != lens.shape:
+        raise ValueError(
+            f"expected x (N, T, D), lens (N,), out_lens (N,); got {tuple(x.shape)}, "
+            f"{tuple(lens.shape)}, {tuple(out_lens.shape)}"
+        )
+    if lens.min() < 1 or lens.max() > x.size(1):
+        raise ValueError(f"lens {lens.tolist()} outside 1..{x.size(1)}")
+    lens, out_lens = lens.to(x.device), out_lens.to(x.device)
+    num_out = int(out_lens.max())
+    begin, end = frame_windows(
+        lens, frame_shift, out_lens, num_out, out_shift, first_centre
+    )
+    # The mean over a window is a difference of the running sum, read between its
+    # entries by linear interpolation; float64 keeps the difference exact enough.
+    running = x.new_zeros(x.size(0), x.size(1) + 1, x.size(2), dtype=torch.float64)
+    torch.cumsum(x.to(torch.float64), dim=1, out=running[:, 1:])
+    mean = (_read(running, end) - _read(running, begin)) / (end - begin).unsqueeze(-1)
+    valid = torch.arange(num_out, device=x.device) < out_lens.unsqueeze(1)
+    return (mean * valid.unsqueeze(-1)).to(x.dtype)
+
+
+def _read(running: Tensor, position: Tensor) -> Tensor:
+    """Interpolate ``running`` (N, T, D) at fractional ``position`` (N, K)."""
+    low = position.floor().clamp(max=running.size(1) - 2)
+    part = (position - low).unsqueeze(-1)
+    index = low.to(torch.int64).unsqueeze(-1).expand(-1, -1, running.size(2))
+    return running.gather(1, index) * (1 - part) + running.gather(1, index + 1) * part

@@ -1,0 +1,160 @@
+"""Transducer and CTC losses against slow sums over all paths."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from icefall_kd.transducer.joiner import Joiner
+from icefall_kd.transducer.loss import ctc_loss, has_alignment, pruned_transducer_loss
+from icefall_kd.transducer.model import AsrModel
+from icefall_kd.transducer.predictor import Decoder
+
+
+def small_model(encoder_dim=6, decoder_dim=8, vocab_size=7):
+    """A model whose encoder is left out: these losses start behind it."""
+    torch.manual_seed(0)
+    return AsrModel(
+        encoder_embed=nn.Identity(),
+        encoder=nn.Identity(),
+        decoder=Decoder(vocab_size, decoder_dim),
+        joiner=Joiner(encoder_dim, decoder_dim, 8, vocab_size),
+        encoder_dim=encoder_dim,
+        decoder_dim=decoder_dim,
+        vocab_size=vocab_size,
+    ).eval()
+
+
+def full_sum(log_probs, y):
+    """-log P(y) by Graves' recursion over the whole lattice.
+
+    Args:
+      log_probs: (T, U+1, V) float64, ``y``: U ids.
+    """
+    frames, labels, _ = log_probs.shape
+    alpha = np.full((frames, labels), -math.inf)
+    alpha[0, 0] = 0.0
+    for t, u in itertools.product(range(frames), range(labels)):
+        if t > 0:
+            step = alpha[t - 1, u] + log_probs[t - 1, u, 0]
+            alpha[t, u] = np.logaddexp(alpha[t, u], step)
+        if u > 0:
+            step = alpha[t, u - 1] + log_probs[t, u - 1, y[u - 1]]
+            alpha[t, u] = np.logaddexp(alpha[t, u], step)
+    return -(alpha[-1, -1] + log_probs[-1, -1, 0])
+
+
+def joint_log_probs(model, encoder_out, y):
+    """Score all (t, u) of one utterance with the full joiner, float64."""
+    decoder_out = model.decoder(torch.tensor([[0] + y]))
+    logits = model.joiner(encoder_out[:, None], decoder_out[0][None])
+    return logits.log_softmax(-1).detach().double().numpy()
+
+
+def test_pruned_loss_with_a_full_range_is_the_full_sum():
+    model = small_model()
+    encoder_out = torch.randn(2, 9, 6)
+    lens = torch.tensor([9, 6])
+    tokens = [[3, 1, 4], [5, 5]]
+    _, pruned = pruned_transducer_loss(
+        model, encoder_out, lens, tokens, prune_range=4, reduction="none"
+    )
+    for i, y in enumerate(tokens):
+        slow = full_sum(joint_log_probs(model, encoder_out[i, : lens[i]], y), y)
+        assert float(pruned[i]) == pytest.approx(slow, rel=1e-5)
+
+
+def test_simple_loss_without_smoothing_is_the_sum_of_two_scores():
+    model = small_model()
+    encoder_out, y = torch.randn(1, 7, 6), [2, 6]
+    simple, _ = pruned_transducer_loss(
+        model, encoder_out, torch.tensor([7]), [y], lm_scale=0.0
+    )
+    am = model.simple_am_proj(encoder_out[0])
+    lm = model.simple_lm_proj(model.decoder(torch.tensor([[0] + y])))[0]
+    joint = (am[:, None] + lm[None]).log_softmax(-1).detach().double().numpy()
+    assert float(simple) == pytest.approx(full_sum(joint, y), rel=1e-5)
+
+
+def test_batch_order_and_padding_change_nothing():
+    model = small_model()
+    encoder_out = torch.randn(2, 9, 6)
+    lens, tokens = torch.tensor([9, 6]), [[3, 1, 4], [5, 5]]
+    together = torch.stack(
+        pruned_transducer_loss(model, encoder_out, lens, tokens, reduction="none")
+    )
+    flipped = torch.stack(
+        pruned_transducer_loss(
+            model, encoder_out.flip(0), lens.flip(0), tokens[::-1], reduction="none"
+        )
+    )
+    torch.testing.assert_close(together, flipped.flip(1))
+    alone = torch.stack(
+        pruned_transducer_loss(model, encoder_out[1:, :6], lens[1:], tokens[1:])
+    )
+    torch.testing.assert_close(together[:, 1], alone)
+
+
+def test_reduction_sum_is_the_sum():
+    model = small_model()
+    arguments = (model, torch.randn(2, 9, 6), torch.tensor([9, 6]), [[3, 1], [5]])
+    total = torch.stack(pruned_transducer_loss(*arguments))
+    each = torch.stack(pruned_transducer_loss(*arguments, reduction="none"))
+    torch.testing.assert_close(total, each.sum(1))
+
+
+def test_gradient_reaches_every_part():
+    model = small_model()
+    encoder_out = torch.randn(1, 9, 6, requires_grad=True)
+    simple, pruned = pruned_transducer_loss(
+        model, encoder_out, torch.tensor([9]), [[3, 1, 4]]
+    )
+    (simple + pruned).backward()
+    assert encoder_out.grad.abs().sum() > 0
+    for name, p in model.named_parameters():
+        if not name.startswith("ctc_output"):
+            assert p.grad is not None and p.grad.abs().sum() > 0, name
+
+
+def test_too_few_frames_and_no_tokens_are_refused_by_index():
+    model = small_model()
+    lens, tokens = torch.tensor([4, 3, 4]), [[1, 2], [1, 2, 3], []]
+    assert has_alignment(tokens, lens).tolist() == [True, False, False]
+    with pytest.raises(ValueError, match=r"\[\(1, 3, 3\), \(2, 4, 0\)\]"):
+        pruned_transducer_loss(model, torch.randn(3, 4, 6), lens, tokens)
+
+
+def collapse(path):
+    """Merge repeats and drop blanks."""
+    return [k for k, _ in itertools.groupby(path) if k != 0]
+
+
+def test_ctc_loss_is_the_sum_over_all_paths():
+    torch.manual_seed(0)
+    log_probs = torch.randn(2, 5, 3).log_softmax(-1)
+    lens, tokens = torch.tensor([5, 4]), [[1, 1], [2]]
+    losses = ctc_loss(log_probs, lens, tokens, reduction="none")
+    for i, y in enumerate(tokens):
+        total = sum(
+            math.exp(sum(float(log_probs[i, t, k]) for t, k in enumerate(path)))
+            for path in itertools.product(range(3), repeat=int(lens[i]))
+            if collapse(path) == y
+        )
+        assert float(losses[i]) == pytest.approx(-math.log(total), rel=1e-4)
+    assert float(ctc_loss(log_probs, lens, tokens)) == pytest.approx(
+        float(losses.sum())
+    )
+
+
+def test_losses_are_float32_under_bfloat16_autocast():
+    model = small_model()
+    with torch.autocast("cpu", torch.bfloat16):
+        encoder_out = torch.randn(1, 9, 6)
+        simple, pruned = pruned_transducer_loss(
+            model, encoder_out, torch.tensor([9]), [[3, 1, 4]]
+        )
+        ctc = ctc_loss(model.ctc_output(encoder_out), torch.tensor([9]), [[3, 1, 4]])
+    assert simple.dtype == pruned.dtype == ctc.dtype == torch.float32
