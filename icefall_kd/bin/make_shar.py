@@ -1,0 +1,60 @@
+"""Pass a manifest through the data gate and write it as Shar.
+
+    python -m icefall_kd.bin.make_shar --manifest data/manifests/train.jsonl.gz \
+        --bpe-model data/lang_bpe_150/bpe.model --speeds 0.9 1.0 1.1 \
+        --output data/shar/train
+
+Beside the folder lies what was dropped and why: <output>.gate.json.
+"""
+
+import argparse
+from pathlib import Path
+
+from lhotse import CutSet
+
+from icefall_kd.data.gate import gate, write_report
+from icefall_kd.data.shar import DONE, at_speeds, write_shar
+from icefall_kd.data.tokens import Tokenizer
+from icefall_kd.logs import setup_logging
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    # fmt: off
+    parser.add_argument("--manifest", type=Path, required=True, help="of prepare_corpus")
+    parser.add_argument("--output", type=Path, required=True, help="the Shar folder")
+    parser.add_argument("--bpe-model", type=Path, help="of a labelled manifest")
+    parser.add_argument("--speeds", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--max-duration", type=float, default=30.0, help="s, a cut")
+    parser.add_argument("--shard-size", type=int, default=200, help="cuts")
+    parser.add_argument("--seed", type=int, default=0, help="of the order")
+    # fmt: on
+    return parser
+
+
+def main() -> None:
+    args = get_parser().parse_args()
+    setup_logging()
+    if (args.output / DONE).exists():
+        raise SystemExit(f"{args.output} is complete; delete it to write it again")
+    try:
+        tokenizer = Tokenizer(args.bpe_model) if args.bpe_model else None
+        cuts, drops = gate(
+            at_speeds(CutSet.from_file(args.manifest), args.speeds),
+            tokenize=tokenizer.encode if tokenizer else None,
+            max_duration=args.max_duration,
+            description=f"gate {args.output.name}",
+        )
+        report = args.output.with_name(f"{args.output.name}.gate.json")
+        write_report(drops, len(cuts), report)
+        if not cuts:
+            raise ValueError(f"{args.manifest}: the gate drops every cut, see {report}")
+        write_shar(cuts, args.output, shard_size=args.shard_size, seed=args.seed)
+    except (FileNotFoundError, ValueError) as e:
+        raise SystemExit(f"ERROR: {e}") from e
+
+
+if __name__ == "__main__":
+    main()

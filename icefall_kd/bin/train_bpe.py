@@ -1,0 +1,49 @@
+"""Train BPE tokens on the texts of a manifest.
+
+    python -m icefall_kd.bin.train_bpe --manifest data/manifests/train.jsonl.gz \
+        --vocab-size 150 --output data/lang_bpe_150
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+from lhotse import CutSet
+
+from icefall_kd.data.tokens import train_bpe, write_lang
+from icefall_kd.logs import setup_logging
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    # fmt: off
+    parser.add_argument("--manifest", type=Path, required=True, help="labelled cuts")
+    parser.add_argument("--vocab-size", type=int, default=150, help="with <blk>, <unk>")
+    parser.add_argument("--output", type=Path, required=True, help="bpe.model and more")
+    # fmt: on
+    return parser
+
+
+def main() -> None:
+    args = get_parser().parse_args()
+    setup_logging()
+    if not args.manifest.exists():
+        raise SystemExit(f"ERROR: {args.manifest}: no such manifest")
+    texts = [s.text for c in CutSet.from_file(args.manifest) for s in c.supervisions]
+    texts = [text for text in texts if text]
+    try:
+        tokenizer = write_lang(train_bpe(texts, args.vocab_size), args.output)
+    except ValueError as e:
+        raise SystemExit(f"ERROR: {e}") from e
+    tokens = sum(len(tokenizer.encode(text)) for text in texts)
+    words = sum(len(text.split()) for text in texts)
+    logging.info(
+        "wrote %s: %d tokens of %d texts, %.2f a word",
+        args.output, tokenizer.vocab_size, len(texts), tokens / words,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""From audio as corpora ship it (G.722, MP3, Ogg) to 16 kHz mono flac files."""
+
+import logging
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, Dict, Iterable, List, Optional, Tuple, Union
+
+import numpy as np
+import soundfile
+from lhotse import MonoCut, Recording, SupervisionSegment
+from tqdm import tqdm
+
+from icefall_kd import SAMPLE_RATE
+from icefall_kd.io import write_aside
+
+# What PyAV cannot tell from the bytes alone: raw G.722 has no header.
+CONTAINER_FORMATS: Dict[str, str] = {".g722": "g722", ".mp3": "mp3", ".ogg": "ogg"}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One piece of audio of a corpus, not yet decoded.
+
+    Attributes:
+      id: of the recording to be; a file name without folders.
+      source: a file, or the encoded bytes themselves.
+      container: as in :data:`CONTAINER_FORMATS`; None lets the decoder find out.
+    """
+
+    id: str
+    source: Union[Path, bytes]
+    container: Optional[str] = None
+    text: Optional[str] = None
+    speaker: Optional[str] = None
+    language: Optional[str] = None
+
+
+def clip_of_file(path: Path, id: str, **fields) -> Clip:
+    """Return the :class:`Clip` of an audio file; ``fields`` as in :class:`Clip`."""
+    return Clip(id, path, CONTAINER_FORMATS.get(path.suffix.lower()), **fields)
+
+
+def decode(source: Union[Path, bytes], container: Optional[str] = None) -> np.ndarray:
+    """Return audio as (S,) int16, 16 kHz, channels mixed to one.
+
+    Raises:
+      ValueError: if the audio cannot be decoded or holds no samples.
+    """
+    import av  # only needed to prepare a corpus
+
+    file: Union[str, BinaryIO]
+    file = BytesIO(source) if isinstance(source, bytes) else str(source)
+    resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
+    pieces: List[np.ndarray] = []
+    try:
+        with av.open(file, format=container) as stream:
+            for frame in stream.decode(audio=0):
+                pieces.extend(f.to_ndarray()[0] for f in resampler.resample(frame))
+        pieces.extend(f.to_ndarray()[0] for f in resampler.resample(None))
+    except (av.error.FFmpegError, IndexError) as e:
+        raise ValueError(f"cannot be decoded as {container or 'audio'}: {e}") from e
+    samples = np.concatenate(pieces) if pieces else np.zeros(0, np.int16)
+    if samples.size == 0:
+        raise ValueError("holds no samples")
+    return samples
+
+
+def store_clips(
+    clips: Iterable[Clip], audio_dir: Path, description: str
+) -> Tuple[List[MonoCut], List[Tuple[str, str]]]:
+    """Store each clip as ``audio_dir/<id>.flac`` and return its cut.
+
+    A file that is there already is not decoded again.
+
+    Args:
+      description: of the progress bar.
+    Returns:
+      The cuts, in the order of ``clips``, and (id, reason) of what is unreadable.
+    Raises:
+      ValueError: if two clips have the same id, or if every clip is unreadable.
+    """
+    clips = list(clips)
+    seen = set()
+    for clip in clips:
+        if clip.id in seen:
+            raise ValueError(f"two audio files of the corpus have the id {clip.id}")
+        seen.add(clip.id)
+    audio_dir.mkdir(parents=True, exist_ok=True)
+    cuts, unreadable = [], []
+    for clip in tqdm(clips, desc=description, unit="clip", mininterval=1):
+        path = audio_dir / f"{clip.id}.flac"
+        if not path.exists():
+            try:
+                samples = decode(clip.source, clip.container)
+            except ValueError as e:
+                unreadable.append((clip.id, str(e)))
+                continue
+            with write_aside(path) as aside:
+                soundfile.write(aside, samples, SAMPLE_RATE, format="FLAC")
+        cuts.append(_cut(clip, path))
+    for id, reason in unreadable:
+        logging.warning("%s: %s", id, reason)
+    if clips and not cuts:
+        raise ValueError(f"no clip is readable; the first, {clip.id}: {reason}")
+    return cuts, unreadable
+
+
+def _cut(clip: Clip, path: Path) -> MonoCut:
+    recording = Recording.from_file(path, recording_id=clip.id)
+    cut = recording.to_cut()
+    cut.id = clip.id
+    if clip.text is not None:
+        cut.supervisions = [
+            SupervisionSegment(
+                id=clip.id,
+                recording_id=clip.id,
+                start=0.0,
+                duration=cut.duration,
+                text=clip.text,
+                language=clip.language,
+                speaker=clip.speaker,
+            )
+        ]
+    cut.custom = {"language": clip.language} if clip.language else {}
+    return cut

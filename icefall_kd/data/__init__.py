@@ -1,0 +1,1 @@
+"""From manifests to batches: text, splits, the data gate, Shar, fbank, sampling."""

@@ -1,0 +1,189 @@
+"""The data gate: every cut that would hurt a run is dropped, by name and reason."""
+
+import contextlib
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
+
+import numpy as np
+from lhotse import CutSet
+from lhotse.audio import (
+    get_audio_duration_mismatch_tolerance,
+    set_audio_duration_mismatch_tolerance,
+)
+from lhotse.cut import Cut
+from tqdm import tqdm
+
+from icefall_kd import SAMPLE_RATE
+from icefall_kd.data.tokens import UNK_ID
+from icefall_kd.io import write_json
+
+# Reason -> what it means.  A cut is dropped for the first that holds, in this order.
+REASONS: Dict[str, str] = {
+    "duplicate_id": "another cut of the set has this id",
+    "two_supervisions": "a labelled cut has one supervision, this has another number",
+    "empty_text": "nothing is said",
+    "unknown_tokens": "no token of its text is in the vocabulary",
+    "too_long": "longer than the limit",
+    "too_short": "fewer fbank frames than the model's front end needs for one frame",
+    "too_few_frames": "fewer encoder frames than tokens + 1, the loss would be infinite",
+    "unreadable": "its audio cannot be read",
+    "wrong_length": "its audio has another number of samples than declared",
+    "not_finite": "its audio has NaN or infinite samples",
+}
+MIN_FRAMES = 9  # fbank frames that give one frame after subsampling
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A dropped cut, a key of :data:`REASONS`, and what exactly was found."""
+
+    cut_id: str
+    reason: str
+    detail: str
+
+
+def num_fbank_frames(duration: float) -> int:
+    """Return the fbank frames of ``duration`` seconds, as ``compute_fbank`` has."""
+    return (round(duration * SAMPLE_RATE) + 80) // 160
+
+
+def gate(
+    cuts: Iterable[Cut],
+    *,
+    tokenize: Optional[Callable[[str], List[int]]] = None,
+    max_duration: float = 30.0,
+    check_audio: bool = True,
+    unk_id: int = UNK_ID,
+    description: str = "data gate",
+) -> Tuple[CutSet, List[Drop]]:
+    """Return the cuts that a run can take, and a :class:`Drop` for each other one.
+
+    Args:
+      tokenize: text -> token ids; None for unlabelled cuts, whose text and number of
+        supervisions are then not looked at.
+      max_duration: in seconds.
+      check_audio: read the audio too.  False when the same audio was read before.
+    """
+    kept: List[Cut] = []
+    drops: List[Drop] = []
+    seen: Set[str] = set()
+    for cut in tqdm(cuts, desc=description, unit="cut", mininterval=1):
+        found = _check_id(cut, seen)
+        if found is None and tokenize is not None:
+            found = _check_text(cut, tokenize, unk_id)
+        if found is None:
+            found = _check_length(cut, tokenize, max_duration)
+        if found is None and check_audio:
+            found = _check_audio(cut)
+        seen.add(cut.id)
+        if found is None:
+            kept.append(cut)
+        else:
+            drops.append(Drop(cut.id, *found))
+    counts = Counter(drop.reason for drop in drops)
+    logging.info(
+        "%s: %d cuts kept, %d dropped%s",
+        description,
+        len(kept),
+        len(drops),
+        "".join(f"; {n} {reason}" for reason, n in sorted(counts.items())),
+    )
+    return CutSet.from_cuts(kept), drops
+
+
+Finding = Optional[Tuple[str, str]]  # reason and detail, or None: nothing is wrong
+
+
+def _check_id(cut: Cut, seen: Set[str]) -> Finding:
+    return ("duplicate_id", "seen before") if cut.id in seen else None
+
+
+def _check_text(cut: Cut, tokenize: Callable[[str], List[int]], unk_id: int) -> Finding:
+    if len(cut.supervisions) != 1:
+        return "two_supervisions", f"{len(cut.supervisions)} supervisions"
+    text = cut.supervisions[0].text or ""
+    if not text.strip():
+        return "empty_text", repr(text)
+    # sentencepiece writes the space before an unknown word as a token of its own.
+    known = [t for t in tokenize(text) if t != unk_id]
+    if not known or known == tokenize(" "):
+        return "unknown_tokens", text
+    return None
+
+
+def _check_length(
+    cut: Cut, tokenize: Optional[Callable[[str], List[int]]], max_duration: float
+) -> Finding:
+    try:
+        from icefall_kd.zipformer.subsampling import encoder_output_lens
+    except ImportError:
+        encoder_output_lens = lambda n: ((n-7)//2+1)//2
+
+    if cut.duration > max_duration:
+        return "too_long", f"{cut.duration:.2f} s > {max_duration:g} s"
+    frames = num_fbank_frames(cut.duration)
+    if frames < MIN_FRAMES:
+        return "too_short", f"{frames} fbank frames < {MIN_FRAMES}"
+    if tokenize is not None:
+        tokens = len(tokenize(cut.supervisions[0].text))
+        outputs = int(encoder_output_lens(frames))
+        if outputs < tokens + 1:
+            return "too_few_frames", f"{outputs} encoder frames for {tokens} tokens"
+    return None
+
+
+def _check_audio(cut: Cut) -> Finding:
+    if not cut.has_recording:
+        return "unreadable", "no audio"
+    try:
+        # lhotse repairs a difference of up to 0.5 s in silence; here it is a fault.
+        # Resampling may round by a few samples.
+        with _length_tolerance(0.001 if cut.recording.transforms else 0.0):
+            samples = cut.recording.load_audio()
+    except Exception as e:  # whatever a decoder raises: the cut is named, not skipped
+        if "diverged" in str(e):
+            return "wrong_length", _one_line(e)
+        return "unreadable", _one_line(e)
+    declared = cut.recording.num_samples
+    if samples.shape[1] != declared:
+        return "wrong_length", f"{samples.shape[1]} samples, {declared} declared"
+    if not np.isfinite(samples).all():
+        bad = int(np.count_nonzero(~np.isfinite(samples)))
+        return "not_finite", f"{bad} of {samples.size} samples"
+    return None
+
+
+@contextlib.contextmanager
+def _length_tolerance(seconds: float) -> Iterator[None]:
+    before = get_audio_duration_mismatch_tolerance()
+    set_audio_duration_mismatch_tolerance(seconds)
+    try:
+        yield
+    finally:
+        set_audio_duration_mismatch_tolerance(before)
+
+
+def _one_line(error: Exception, limit: int = 200) -> str:
+    line = " ".join(f"{type(error).__name__}: {error}".split())
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def write_report(drops: List[Drop], num_kept: int, path: Path) -> None:
+    """Write the counts by reason and every dropped cut as JSON."""
+    counts = Counter(drop.reason for drop in drops)
+    write_json(
+        path,
+        {
+            "kept": num_kept,
+            "dropped": len(drops),
+            "reasons": {
+                reason: {"count": counts[reason], "meaning": REASONS[reason]}
+                for reason in REASONS
+                if counts[reason]
+            },
+            "cuts": [vars(drop) for drop in drops],
+        },
+    )

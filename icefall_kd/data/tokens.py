@@ -1,0 +1,130 @@
+"""BPE tokens by sentencepiece: training, files, text to ids and back."""
+
+import io
+from pathlib import Path
+from typing import List, Sequence, Union
+
+import sentencepiece
+
+from icefall_kd import BLANK_ID
+from icefall_kd.io import write_aside, write_text
+
+BLANK, SOS_EOS, UNK = "<blk>", "<sos/eos>", "<unk>"  # ids 0, 1, 2, as in icefall
+UNK_ID = 2
+
+
+def train_bpe(texts: Sequence[str], vocab_size: int) -> bytes:
+    """Return a sentencepiece unigram model trained on ``texts``, the same each time.
+
+    Args:
+      vocab_size: number of pieces, the three special symbols included.
+    Raises:
+      ValueError: if the texts are too few for the vocabulary, or too many pieces are
+        needed for their letters alone; the message is sentencepiece's.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type="unigram",
+            character_coverage=1.0,
+            input_sentence_size=100_000_000,
+            user_defined_symbols=[BLANK, SOS_EOS],
+            unk_id=UNK_ID,
+            bos_id=-1,
+            eos_id=-1,
+            num_threads=1,  # sums in one order: the same model on every machine
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as e:
+        raise ValueError(
+            f"no BPE model of {vocab_size} pieces for {len(texts)} texts: {e}"
+        ) from e
+    return model.getvalue()
+
+
+class Tokenizer:
+    """Text to token ids and back, of one sentencepiece model.
+
+    Attributes:
+      vocab_size: number of tokens, blank included.
+      blank_id: 0, of ``<blk>``.
+      unk_id: of ``<unk>``.
+      model_bytes: the serialised model; checkpoints carry it.
+    """
+
+    def __init__(self, model: Union[str, Path]) -> None:
+        """Read ``bpe.model``.
+
+        Raises:
+          FileNotFoundError: if there is no such file.
+          ValueError: if it is no sentencepiece model, or its blank is not 0.
+        """
+        path = Path(model)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such BPE model; train_bpe writes it")
+        self._load(path.read_bytes(), str(path))
+
+    @classmethod
+    def from_bytes(cls, model_bytes: bytes) -> "Tokenizer":
+        """Return the tokenizer of a serialised model."""
+        tokenizer = cls.__new__(cls)
+        tokenizer._load(model_bytes, "the BPE model")
+        return tokenizer
+
+    def _load(self, model_bytes: bytes, name: str) -> None:
+        self.model_bytes = model_bytes
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model_bytes)
+        except RuntimeError as e:
+            raise ValueError(f"{name}: not a sentencepiece model") from e
+        if self._processor.id_to_piece(BLANK_ID) != BLANK:
+            raise ValueError(
+                f"{name}: token {BLANK_ID} is {self._processor.id_to_piece(BLANK_ID)}, "
+                f"not {BLANK}"
+            )
+        self.blank_id = BLANK_ID
+        self.unk_id = self._processor.unk_id()
+        self.vocab_size = self._processor.get_piece_size()
+
+    def encode(self, text: str) -> List[int]:
+        """Return the ids of ``text``, without blank."""
+        return self._processor.encode(text, out_type=int)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ``ids``; an unknown token reads as sentencepiece's ⁇."""
+        return self._processor.decode([int(i) for i in ids])
+
+    def piece(self, id: int) -> str:
+        """Return the symbol of one id, as ``tokens.txt`` has it."""
+        return self._processor.id_to_piece(id)
+
+    def score(self, id: int) -> float:
+        """Return the log-probability of one piece."""
+        return self._processor.get_score(id)
+
+    def __reduce__(self):  # sentencepiece's processor in a worker of the loader
+        return Tokenizer.from_bytes, (self.model_bytes,)
+
+
+def write_lang(model_bytes: bytes, directory: Path) -> Tokenizer:
+    """Write ``bpe.model``, ``bpe.vocab`` and ``tokens.txt`` into ``directory``.
+
+    ``tokens.txt`` has a line ``symbol id`` for each token, as sherpa-onnx reads it;
+    ``bpe.vocab`` a line ``piece<TAB>score``.
+    """
+    tokenizer = Tokenizer.from_bytes(model_bytes)
+    ids = range(tokenizer.vocab_size)
+    write_text(
+        directory / "tokens.txt", "".join(f"{tokenizer.piece(i)} {i}\n" for i in ids)
+    )
+    write_text(
+        directory / "bpe.vocab",
+        "".join(f"{tokenizer.piece(i)}\t{tokenizer.score(i):g}\n" for i in ids),
+    )
+    with write_aside(directory / "bpe.model") as aside:
+        aside.write_bytes(model_bytes)
+    return tokenizer
