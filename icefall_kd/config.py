@@ -32,6 +32,7 @@ class ZipformerConfig:
     frontend_channels: Tuple[int, int, int] = (8, 32, 128)
     convnext_expansion: int = 3
     downsampling_factor: Tuple[int, ...] = (1, 2, 4, 8, 4, 2)
+    output_downsampling_factor: int = 2
     num_encoder_layers: Tuple[int, ...] = (2, 2, 3, 4, 3, 2)
     encoder_dim: Tuple[int, ...] = (192, 256, 384, 512, 384, 256)
     encoder_unmasked_dim: Tuple[int, ...] = (192, 192, 256, 256, 256, 192)

@@ -1,0 +1,341 @@
+"""The Zipformer encoder: stacks at several frame rates.
+
+Source: Yao et al., Zipformer, 2023, arXiv:2310.11230.
+"""
+
+import random
+from typing import List, Optional, Sequence, Tuple, Union
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from icefall_kd.zipformer.layers import LayerCache, ZipformerLayer
+from icefall_kd.zipformer.schedules import (
+    REFERENCE_WARMUP,
+    FloatLike,
+    ScheduledFloat,
+    stretch_schedules,
+)
+from icefall_kd.zipformer.stacks import (
+    Downsample,
+    DownsampledStack,
+    Stack,
+    layer_skip_rates,
+)
+
+PerStack = Union[int, Sequence[int]]
+
+
+def per_stack(name: str, value: PerStack, num_stacks: int) -> Tuple[int, ...]:
+    """Return ``value`` as one int a stack; a single one serves all.
+
+    Raises:
+      ValueError: if it has another number of entries; the message names it.
+    """
+    values = (value,) if isinstance(value, int) else tuple(value)
+    if len(values) == 1:
+        values = values * num_stacks
+    if len(values) != num_stacks:
+        raise ValueError(
+            f"{name} has {len(values)} entries {values} for {num_stacks} stacks"
+        )
+    return values
+
+
+def chunk_mask(num_frames: int, chunk_size: int, left_context: int, device) -> Tensor:
+    """Return which source frames are hidden from which target frames.
+
+    A frame sees its own chunk and the ``left_context // chunk_size`` chunks before
+    it, at least one; all before it when ``left_context`` is negative.
+
+    Args:
+      num_frames: T.
+      chunk_size, left_context: frames.
+    Returns:
+      (T, T) bool, target by source, True is hidden.
+    """
+    chunk = torch.div(
+        torch.arange(num_frames, device=device), chunk_size, rounding_mode="floor"
+    )
+    ahead = chunk.unsqueeze(0) - chunk.unsqueeze(1)
+    hidden = ahead > 0
+    if left_context >= 0:
+        hidden = hidden | (ahead < -max(left_context // chunk_size, 1))
+    return hidden
+
+
+def fit_channels(x: Tensor, channels: int) -> Tensor:
+    """Cut or zero-pad the last axis of ``x`` to ``channels``."""
+    if x.shape[-1] >= channels:
+        return x[..., :channels]
+    return F.pad(x, (0, channels - x.shape[-1]))
+
+
+class Zipformer2(nn.Module):
+    """Zipformer encoder, 50 Hz embeddings in, 25 Hz out.
+
+    The arguments are those of the reference recipe; one int, or a tuple of one,
+    serves all stacks.
+
+    Args:
+      output_downsampling_factor: of the output relative to the input.
+      downsampling_factor: of each stack relative to the input.
+      encoder_dim: C_i, channels of each stack.
+      num_encoder_layers: of each stack.
+      encoder_unmasked_dim: channels that feature-mask dropout never hides.
+      query_head_dim, pos_head_dim, value_head_dim, num_heads: of the attention.
+      feedforward_dim: hidden width of the middle feed-forward.
+      cnn_module_kernel: of the depthwise convolutions, odd.
+      pos_dim: of the position encoding, even.
+      dropout: a rate, or a schedule (shared by all layers).
+      warmup_batches: batches after which all layers are warmed up; stretches all
+        schedules.
+      causal: whether convolutions keep to chunks; needed for streaming.
+      chunk_size: frames, -1 is full context; one is drawn a training batch, the
+        first used in evaluation.
+      left_context_frames: likewise, of the attention; -1 is unlimited.
+    Raises:
+      ValueError: if sizes do not fit together; the message names them.
+    """
+
+    def __init__(
+        self,
+        output_downsampling_factor: int = 2,
+        downsampling_factor: Sequence[int] = (2, 4),
+        encoder_dim: PerStack = 384,
+        num_encoder_layers: PerStack = 4,
+        encoder_unmasked_dim: PerStack = 256,
+        query_head_dim: PerStack = 24,
+        pos_head_dim: PerStack = 4,
+        value_head_dim: PerStack = 12,
+        num_heads: PerStack = 8,
+        feedforward_dim: PerStack = 1536,
+        cnn_module_kernel: PerStack = 31,
+        pos_dim: int = 192,
+        dropout: Optional[FloatLike] = None,
+        warmup_batches: float = 4000.0,
+        causal: bool = False,
+        chunk_size: Sequence[int] = (-1,),
+        left_context_frames: Sequence[int] = (-1,),
+    ) -> None:
+        super().__init__()
+        num_stacks = len(downsampling_factor)
+
+        def expand(name: str, value: PerStack) -> Tuple[int, ...]:
+            return per_stack(name, value, num_stacks)
+
+        self.downsampling_factor = tuple(downsampling_factor)
+        self.encoder_dim = expand("encoder_dim", encoder_dim)
+        self.encoder_unmasked_dim = expand("encoder_unmasked_dim", encoder_unmasked_dim)
+        self.num_encoder_layers = expand("num_encoder_layers", num_encoder_layers)
+        self.query_head_dim = expand("query_head_dim", query_head_dim)
+        self.pos_head_dim = expand("pos_head_dim", pos_head_dim)
+        self.value_head_dim = expand("value_head_dim", value_head_dim)
+        self.num_heads = expand("num_heads", num_heads)
+        self.feedforward_dim = expand("feedforward_dim", feedforward_dim)
+        self.cnn_module_kernel = expand("cnn_module_kernel", cnn_module_kernel)
+        self.pos_dim = pos_dim
+        self.causal = causal
+        self.chunk_size = tuple(chunk_size)
+        self.left_context_frames = tuple(left_context_frames)
+        self.fixed_chunk: Optional[Tuple[int, int]] = None
+        self._check()
+
+        if dropout is None:
+            dropout = ScheduledFloat((0.0, 0.3), (20000.0, 0.1))
+        self.encoders = nn.ModuleList(
+            self._build_stack(i, dropout) for i in range(num_stacks)
+        )
+        self.downsample_output = Downsample(output_downsampling_factor)
+        stretch_schedules(self, warmup_batches)
+
+    def _check(self) -> None:
+        for all_of_it, kept in zip(self.encoder_dim, self.encoder_unmasked_dim):
+            if kept > all_of_it:
+                raise ValueError(
+                    f"encoder_unmasked_dim {self.encoder_unmasked_dim} exceeds "
+                    f"encoder_dim {self.encoder_dim}"
+                )
+        for chunk in self.chunk_size:
+            self._check_chunk(chunk)
+
+    def _check_chunk(self, chunk_size: int) -> None:
+        if chunk_size == -1:
+            return
+        if not self.causal:
+            raise ValueError(f"chunk_size {chunk_size} needs a model with causal: true")
+        if chunk_size <= 0 or any(chunk_size % d for d in self.downsampling_factor):
+            raise ValueError(
+                f"chunk_size {chunk_size} must be a positive multiple of each of "
+                f"downsampling_factor {self.downsampling_factor}"
+            )
+
+    def _build_stack(self, i: int, dropout: FloatLike) -> nn.Module:
+        num_stacks = len(self.downsampling_factor)
+        factor = self.downsampling_factor[i]
+        # The first share of the warm-up is for the front end alone.
+        skip_rates = layer_skip_rates(
+            self.num_encoder_layers[i],
+            begin=REFERENCE_WARMUP * (i + 1) / (num_stacks + 1),
+            end=REFERENCE_WARMUP * (i + 2) / (num_stacks + 1),
+            final_rate=0.035 * factor**0.5,
+        )
+        layers = [
+            ZipformerLayer(
+                channels=self.encoder_dim[i],
+                pos_dim=self.pos_dim,
+                num_heads=self.num_heads[i],
+                query_head_dim=self.query_head_dim[i],
+                pos_head_dim=self.pos_head_dim[i],
+                value_head_dim=self.value_head_dim[i],
+                feedforward_dim=self.feedforward_dim[i],
+                kernel_size=self.cnn_module_kernel[i],
+                dropout=dropout,
+                causal=self.causal,
+                skip_rate=skip_rate,
+            )
+            for skip_rate in skip_rates
+        ]
+        stack = Stack(layers, self.pos_dim)
+        if factor == 1:
+            return stack
+        return DownsampledStack(stack, self.encoder_dim[i], factor)
+
+    def set_chunk(self, chunk_size: int, left_context_frames: int = -1) -> None:
+        """Fix the chunk of evaluation, whatever the model was trained with.
+
+        Args:
+          chunk_size: in frames of 50 Hz, -1 is full context.
+          left_context_frames: in frames of 50 Hz, -1 is unlimited.
+        Raises:
+          ValueError: if the model is not causal or the stacks' rates do not divide it.
+        """
+        self._check_chunk(chunk_size)
+        self.fixed_chunk = (chunk_size, left_context_frames)
+
+    def chunk(self) -> Tuple[int, int]:
+        """Return chunk size and left context: drawn in training, else fixed."""
+        if not self.causal:
+            return -1, -1
+        if self.training:
+            return random.choice(self.chunk_size), random.choice(
+                self.left_context_frames
+            )
+        if self.fixed_chunk is not None:
+            return self.fixed_chunk
+        return self.chunk_size[0], self.left_context_frames[0]
+
+    def forward(
+        self,
+        x: Tensor,
+        x_lens: Tensor,
+        src_key_padding_mask: Optional[Tensor] = None,
+        return_stacks: bool = False,
+    ) -> Tuple[Tensor, ...]:
+        """Encode whole utterances.
+
+        Args:
+          x: (T, N, encoder_dim[0]) at 50 Hz.
+          x_lens: (N,) int64, valid frames.
+          src_key_padding_mask: (N, T) bool, True at padding.
+          return_stacks: whether to return the stacks' outputs as well.
+        Returns:
+          (ceil(T / 2), N, max encoder_dim), its valid frames (N,) int64, and with
+          ``return_stacks`` a list of (T, N, C_i).
+        """
+        x = x.transpose(0, 1)
+        chunk_size, left_context = self.chunk()
+        hidden = None
+        if chunk_size > 0:
+            hidden = chunk_mask(x.shape[1], chunk_size, left_context, x.device)
+        feature_masks = self._feature_masks(x)
+        outputs: List[Tensor] = []
+        for i, stack in enumerate(self.encoders):
+            factor = self.downsampling_factor[i]
+            mask, pad_mask = _stack_masks(hidden, src_key_padding_mask, factor)
+            x, _ = stack(
+                fit_channels(x, self.encoder_dim[i]),
+                mask=mask,
+                pad_mask=pad_mask,
+                chunk_size=chunk_size // factor if chunk_size > 0 else -1,
+                feature_mask=feature_masks[i],
+            )
+            outputs.append(x)
+        y = self.downsample_output(self._widest(outputs)).transpose(0, 1)
+        lens = self.output_lens(x_lens)
+        if return_stacks:
+            return y, lens, [output.transpose(0, 1) for output in outputs]
+        return y, lens
+
+    def streaming_forward(
+        self, x: Tensor, caches: List[LayerCache], mask: Tensor
+    ) -> Tuple[Tensor, List[LayerCache]]:
+        """Encode one chunk of streams.
+
+        Args:
+          x: (N, C, encoder_dim[0]) at 50 Hz, C the chunk size.
+          caches: one a layer, over all stacks.
+          mask: (N, L + C) bool at 50 Hz, True at sources before the stream's start.
+        Returns:
+          (N, C / 2, max encoder_dim) and the next caches.
+        """
+        outputs: List[Tensor] = []
+        next_caches: List[LayerCache] = []
+        for i, stack in enumerate(self.encoders):
+            first = len(next_caches)
+            x, new = stack(
+                fit_channels(x, self.encoder_dim[i]),
+                mask=mask[:, None, None, :: self.downsampling_factor[i]],
+                caches=caches[first : first + self.num_encoder_layers[i]],
+            )
+            outputs.append(x)
+            next_caches.extend(new)
+        return self.downsample_output(self._widest(outputs), exact=True), next_caches
+
+    def output_lens(self, x_lens: Tensor) -> Tensor:
+        """Return the valid output frames for valid input frames, (N,) int64."""
+        factor = self.downsample_output.factor
+        return torch.div(x_lens + factor - 1, factor, rounding_mode="floor")
+
+    def _widest(self, outputs: List[Tensor]) -> Tensor:
+        """Return each channel from the last stack that has it."""
+        pieces = [outputs[-1]]
+        for output in reversed(outputs[:-1]):
+            have = sum(piece.shape[-1] for piece in pieces)
+            if output.shape[-1] > have:
+                pieces.append(output[..., have:])
+        return torch.cat(pieces, dim=-1) if len(pieces) > 1 else pieces[0]
+
+    def _feature_masks(self, x: Tensor) -> List[Optional[Tensor]]:
+        """Return one (N, 1, C_i) a stack: 0 for the channels hidden in a sequence.
+
+        The channels beyond ``encoder_unmasked_dim`` are hidden in 1/8 of sequences,
+        and the upper half of those in about another 1/8, alike in all stacks.
+        """
+        if not self.training:
+            return [None] * len(self.encoder_dim)
+        keep = torch.rand(2, x.shape[0], 1, 1, device=x.device) >= 0.125
+        lower = keep[0].to(x.dtype)
+        upper = (keep[0] & keep[1]).to(x.dtype)
+        masks: List[Optional[Tensor]] = []
+        for channels, unmasked in zip(self.encoder_dim, self.encoder_unmasked_dim):
+            half = (channels - unmasked) // 2
+            ones = x.new_ones(x.shape[0], 1, unmasked)
+            parts = [ones, lower.expand(-1, -1, half)]
+            parts.append(upper.expand(-1, -1, channels - unmasked - half))
+            masks.append(torch.cat(parts, dim=-1))
+        return masks
+
+
+def _stack_masks(
+    hidden: Optional[Tensor], padding: Optional[Tensor], factor: int
+) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+    """Return the masks of attention and of frames at a stack's rate."""
+    if hidden is not None:
+        hidden = hidden[::factor, ::factor]
+    if padding is None:
+        return hidden, None
+    padding = padding[:, ::factor]
+    mask = padding[:, None, None]
+    return (mask if hidden is None else mask | hidden), padding

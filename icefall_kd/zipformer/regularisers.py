@@ -1,0 +1,282 @@
+"""Regularisers that are the identity forward and bend the gradient backward.
+
+Sources: Yao et al., Zipformer, 2023, arXiv:2310.11230, sections 3.4 and A.3 (Balancer,
+Whitener); the limits come with the modules that use them.  Both gradients have a
+closed form in a few per-channel or per-group statistics, so neither builds an
+autograd graph of its own.
+"""
+
+import math
+import random
+from typing import Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from icefall_kd.zipformer.schedules import FloatLike, ScheduledFloat
+
+TINY = 1e-20
+DEAD_POWER = 1e-14  # a channel with less has no direction to be pushed in
+
+
+def is_idle(module: nn.Module, x: Tensor) -> bool:
+    """Return whether a regulariser has nothing to do for ``x``."""
+    return not module.training or not x.requires_grad or torch.jit.is_tracing()
+
+
+class _BendByChannel(torch.autograd.Function):
+    """Balancer: g <- g + |g| (a_c + b_c x), see :func:`balance_slopes`."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, limits: Tuple[float, ...], scale: float, dim: int):
+        ctx.save_for_backward(x)
+        ctx.setting = (limits, scale, dim)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (x,) = ctx.saved_tensors
+        limits, scale, dim = ctx.setting
+        x = x.float()
+        others = [i for i in range(x.dim()) if i != dim]
+        mean = x.mean(others, keepdim=True)
+        power = (x * x).mean(others, keepdim=True)
+        offset, slope = balance_slopes(mean, power, limits, scale)
+        bend = torch.addcmul(offset, slope, x)
+        bend = bend.mul_(grad.abs()).add_(grad)
+        return bend.to(grad.dtype), None, None, None
+
+
+def balance_slopes(
+    mean: Tensor, power: Tensor, limits: Tuple[float, ...], scale: float
+) -> Tuple[Tensor, Tensor]:
+    """Return a, b such that a + b x is the Balancer's push at a value x of a channel.
+
+    The penalty of a channel is |m - clip(m)| + |ln(clip(r) / r)| with m = mean/stddev
+    and r the root mean square.  Its derivative is linear in x; it is brought to the
+    root mean square ``scale``.
+
+    Args:
+      mean, power: float32 of one shape, E[x] and E[x^2] of each channel.
+      limits: (min m, max m, min r, max r).
+      scale: root mean square of a + b x over a channel that breaks a limit.
+    Returns:
+      two tensors of that shape, zero for the channels within their limits.
+    """
+    low_mean, high_mean, low_rms, high_rms = limits
+    alive = (power > DEAD_POWER).to(mean.dtype)
+    power = power.clamp(min=DEAD_POWER)
+    # Below a ten-millionth of the power a variance is rounding error.
+    variance = (power - mean * mean).maximum(1e-7 * power)
+    stddev, rms = variance.sqrt(), power.sqrt()
+    ratio = mean / stddev
+    push_mean = (ratio > high_mean).to(mean.dtype) - (ratio < low_mean).to(mean.dtype)
+    push_rms = (rms > high_rms).to(mean.dtype) - (rms < low_rms).to(mean.dtype)
+    slope = push_rms / power - push_mean * mean / (variance * stddev)
+    offset = push_mean * (1.0 / stddev + mean * mean / (variance * stddev))
+    # E[(offset + slope x)^2], with factors ordered so that none overflows.
+    size = offset * offset + 2 * offset * (slope * mean) + (slope * rms) ** 2
+    unit = alive * scale * size.clamp(min=TINY).rsqrt()
+    return offset * unit, slope * unit
+
+
+def rms_limit(mean_abs: float) -> float:
+    """Return the root mean square of a Gaussian whose mean absolute value is given."""
+    return math.sqrt(math.pi / 2.0) * mean_abs
+
+
+def mean_limit(share_positive: float) -> float:
+    """Return mean/stddev at which about ``share_positive`` of values are positive.
+
+    The inverse error function is taken as atanh / (sqrt(pi) ln 2), as the reference
+    recipe does; the limits below were tuned with it.
+    """
+    x = 2.0 * share_positive - 1.0
+    eps = 1e-10  # keeps the limits finite at 0 and 1
+    atanh = (math.log(1.0 + x + eps) - math.log(1.0 - x + eps)) / 2.0
+    return atanh / (math.sqrt(math.pi) * math.log(2.0))
+
+
+class Balancer(nn.Module):
+    """Keeps, for each channel, sign balance and magnitude within limits.
+
+    Forward is the identity.  With probability ``prob`` the gradient of a channel that
+    breaks a limit gets, at every element, up to about ``grad_scale`` of its own
+    absolute value in the direction that mends it.
+
+    Args:
+      channel_dim: axis of the channels in the input.
+      min_positive, max_positive: limits of the share of positive values.
+      min_abs, max_abs: limits of the mean absolute value.
+      grad_scale: root mean square of the relative change of the gradient.
+      prob: of acting on a batch; None is 0.5, falling to 0.125 at 8000 batches.
+    """
+
+    def __init__(
+        self,
+        channel_dim: int = -1,
+        min_positive: FloatLike = 0.05,
+        max_positive: FloatLike = 0.95,
+        min_abs: FloatLike = 0.2,
+        max_abs: FloatLike = 100.0,
+        grad_scale: float = 0.04,
+        prob: Optional[FloatLike] = None,
+    ) -> None:
+        super().__init__()
+        if prob is None:
+            prob = ScheduledFloat((0.0, 0.5), (8000.0, 0.125), default=0.4)
+        self.channel_dim = channel_dim
+        self.min_positive = min_positive
+        self.max_positive = max_positive
+        self.min_abs = min_abs
+        self.max_abs = max_abs
+        self.grad_scale = grad_scale
+        self.prob = prob
+
+    def limits(self) -> Tuple[float, float, float, float]:
+        """Return (min mean/stddev, max mean/stddev, min rms, max rms) of now."""
+        return (
+            mean_limit(float(self.min_positive)),
+            mean_limit(float(self.max_positive)),
+            rms_limit(float(self.min_abs)),
+            rms_limit(float(self.max_abs)),
+        )
+
+    def draw(self, x: Tensor) -> bool:
+        """Return whether to act on this batch."""
+        return not is_idle(self, x) and random.random() < float(self.prob)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.draw(x):
+            return x
+        dim = self.channel_dim % x.dim()
+        return _BendByChannel.apply(x, self.limits(), self.grad_scale, dim)
+
+
+class _Whitening(torch.autograd.Function):
+    """Whiten: adds a fraction of the gradient of the whiteness measure."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, module: "Whiten"):
+        ctx.save_for_backward(x)
+        ctx.module = module
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (x,) = ctx.saved_tensors
+        return ctx.module.bend(x, grad), None
+
+
+class Whiten(nn.Module):
+    """Keeps the covariance of the channels of each group near a multiple of I.
+
+    The measure is the mean of the squared eigenvalues over their squared mean, 1 when
+    white.  Forward is the identity; when a drawn batch exceeds ``limit``, the measure's
+    gradient is added, scaled to ``grad_scale`` of the norm of the incoming one.
+
+    Args:
+      num_groups: the channels are divided into so many equal groups.
+      limit: of the measure, >= 1.
+      grad_scale: relative to the gradient that passes through.
+      prob: of looking at a batch, when the last look was below and above the limit.
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        limit: FloatLike,
+        grad_scale: float,
+        prob: Tuple[float, float] = (0.025, 0.25),
+    ) -> None:
+        super().__init__()
+        self.num_groups = num_groups
+        self.limit = limit
+        self.grad_scale = grad_scale
+        self.min_prob, self.max_prob = prob
+        self.prob = self.max_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        if is_idle(self, x) or random.random() >= self.prob:
+            return x
+        return _Whitening.apply(x, self)
+
+    def bend(self, x: Tensor, grad: Tensor) -> Tensor:
+        """Return ``grad`` with the whitening term added; also sets the next prob."""
+        rows = x.float().reshape(-1, self.num_groups, x.shape[-1] // self.num_groups)
+        rows = rows.transpose(0, 1)  # (G, frames, C/G)
+        rows = rows - rows.mean(dim=1, keepdim=True)
+        covariance = rows.transpose(1, 2) @ rows
+        measure, direction = whiteness(covariance)
+        if not measure >= float(self.limit):
+            self.prob = self.min_prob
+            return grad
+        self.prob = self.max_prob
+        # |rows @ direction|^2 needs no pass over the frames.
+        norm = (direction * (covariance @ direction)).sum().clamp(min=0).sqrt()
+        factor = self.grad_scale * grad.float().norm() / (norm + TINY)
+        push = (rows @ (direction * factor)).transpose(0, 1).reshape(x.shape)
+        return grad + push.to(grad.dtype)
+
+
+def whiteness(covariance: Tensor) -> Tuple[Tensor, Tensor]:
+    """Return the whiteness measure and its gradient by centred data, as a matrix.
+
+    With C the covariances of G groups of n channels, the measure is
+    (sum C^2 / Gn) / (tr C / Gn)^2 and its gradient by the centred rows X is X M with
+    M proportional to C - (sum C^2 / tr C) I.
+
+    Args:
+      covariance: (G, n, n) float32, X^T X of each group.
+    Returns:
+      scalar, and M (G, n, n).
+    """
+    groups, n, _ = covariance.shape
+    square = (covariance * covariance).sum() / (groups * n)
+    trace = covariance.diagonal(dim1=1, dim2=2).mean()
+    measure = square / (trace * trace + TINY)
+    unit = torch.eye(n, dtype=covariance.dtype, device=covariance.device)
+    direction = covariance - (square / (trace + TINY)) * unit
+    return measure, direction * (4.0 / (groups * n * (trace * trace + TINY)))
+
+
+class _KeepWithin(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, low: float, high: float):
+        ctx.save_for_backward(x)
+        ctx.limits = (low, high)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (x,) = ctx.saved_tensors
+        low, high = ctx.limits
+        grad = torch.where(x < low, -grad.abs(), grad)
+        return torch.where(x > high, grad.abs(), grad), None, None
+
+
+def keep_within(x: Tensor, low: float, high: float, prob: float = 0.6) -> Tensor:
+    """Return ``x``; with probability ``prob`` descent may move it only towards range.
+
+    The gradient of elements below ``low`` is made negative and of elements above
+    ``high`` positive, so the value is never clipped and never stuck.
+    """
+    if torch.jit.is_tracing() or random.random() >= prob:
+        return x
+    return _KeepWithin.apply(x, low, high)
+
+
+class _ScaleGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, factor: float):
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return grad * ctx.factor, None
+
+
+def scale_grad(x: Tensor, factor: float) -> Tensor:
+    """Return ``x``, its gradient multiplied by ``factor``."""
+    return _ScaleGrad.apply(x, factor)

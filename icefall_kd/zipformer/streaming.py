@@ -1,0 +1,162 @@
+"""Streaming: what is remembered between chunks, and one step with it.
+
+The states are a flat list, in the order and shapes that sherpa-onnx makes and feeds
+back: six of each layer over all stacks (`LayerCache`), the front end's, and the
+number of 50 Hz frames already seen.
+"""
+
+from typing import List, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor
+
+from icefall_kd.zipformer.encoder import Zipformer2
+from icefall_kd.zipformer.layers import LayerCache
+from icefall_kd.zipformer.subsampling import STREAMING_OVERLAP, Conv2dSubsampling
+
+STATES_PER_LAYER = len(LayerCache._fields)
+# Axis of the streams of a batch in each state of a layer.
+LAYER_BATCH_AXES = LayerCache(key=1, nonlin=1, value1=1, value2=1, conv1=0, conv2=0)
+
+
+def window_frames(chunk_size: int) -> int:
+    """Return the fbank frames of a window for a chunk of 50 Hz frames: 2 C + 13."""
+    return 2 * chunk_size + STREAMING_OVERLAP
+
+
+def hop_frames(chunk_size: int) -> int:
+    """Return the fbank frames by which windows advance: 2 C."""
+    return 2 * chunk_size
+
+
+def streaming_chunk(encoder: Zipformer2) -> Tuple[int, int]:
+    """Return the chunk size and left context of streaming, in 50 Hz frames.
+
+    Raises:
+      ValueError: if the encoder is not causal, or has no finite chunk or left context;
+        `Zipformer2.set_chunk` sets them.
+    """
+    if not encoder.causal:
+        raise ValueError("streaming needs a model with causal: true")
+    chunk_size, left_context = encoder.fixed_chunk or (
+        encoder.chunk_size[0],
+        encoder.left_context_frames[0],
+    )
+    slowest = max(encoder.downsampling_factor)
+    if chunk_size <= 0 or left_context < slowest:
+        raise ValueError(
+            f"streaming needs a chunk size > 0 and a left context >= {slowest} frames, "
+            f"got {chunk_size} and {left_context}: set them with set_chunk()"
+        )
+    return chunk_size, left_context
+
+
+def init_states(
+    encoder_embed: Conv2dSubsampling,
+    encoder: Zipformer2,
+    batch_size: int = 1,
+    device: Union[str, torch.device] = "cpu",
+) -> List[Tensor]:
+    """Return the states at the start of streams, all zero.
+
+    With i the stack of a layer, H heads and L = left context // downsampling_i, a
+    layer has (L, N, H * query), (1, N, L, 3 C_i / 4), twice (L, N, H * value), twice
+    (N, C_i, kernel // 2), all float32; then (N, 128, 3, 19) of the front end and
+    (N,) int64.
+
+    Raises:
+      ValueError: see `streaming_chunk`.
+    """
+    _, left_context = streaming_chunk(encoder)
+    states: List[Tensor] = []
+    for i, factor in enumerate(encoder.downsampling_factor):
+        left = left_context // factor
+        heads, channels = encoder.num_heads[i], encoder.encoder_dim[i]
+        value = (left, batch_size, heads * encoder.value_head_dim[i])
+        conv = (batch_size, channels, encoder.cnn_module_kernel[i] // 2)
+        shapes = LayerCache(
+            key=(left, batch_size, heads * encoder.query_head_dim[i]),
+            nonlin=(1, batch_size, left, 3 * channels // 4),
+            value1=value,
+            value2=value,
+            conv1=conv,
+            conv2=conv,
+        )
+        for _ in range(encoder.num_encoder_layers[i]):
+            states += [torch.zeros(shape, device=device) for shape in shapes]
+    states.append(encoder_embed.init_cache(batch_size, device))
+    states.append(torch.zeros(batch_size, dtype=torch.int64, device=device))
+    return states
+
+
+def streaming_forward(
+    encoder_embed: Conv2dSubsampling,
+    encoder: Zipformer2,
+    x: Tensor,
+    states: Sequence[Tensor],
+) -> Tuple[Tensor, Tensor, List[Tensor]]:
+    """Encode one window of each stream.
+
+    Args:
+      x: (N, 2 C + 13, F) float32, fbank; the next window begins 2 C frames later.
+      states: of `init_states` or of the last call.
+    Returns:
+      encoder_out (N, C / 2, D), its frames (N,) int64, and the next states.
+    Raises:
+      ValueError: if the window or the number of states is another.
+    """
+    chunk_size, left_context = streaming_chunk(encoder)
+    num_layers = sum(encoder.num_encoder_layers)
+    if len(states) != STATES_PER_LAYER * num_layers + 2:
+        raise ValueError(f"{len(states)} states for {num_layers} layers")
+    if not torch.jit.is_tracing() and x.shape[1] != window_frames(chunk_size):
+        raise ValueError(
+            f"a window for chunk {chunk_size} has {window_frames(chunk_size)} frames, "
+            f"got x of {tuple(x.shape)}"
+        )
+    *flat, embed_cache, processed = states
+    y, embed_cache = encoder_embed.streaming_forward(x, embed_cache)
+    caches = [
+        LayerCache(*flat[STATES_PER_LAYER * i : STATES_PER_LAYER * (i + 1)])
+        for i in range(num_layers)
+    ]
+    mask = start_mask(processed, left_context, chunk_size)
+    y, caches = encoder.streaming_forward(y, caches, mask)
+    lens = torch.full_like(processed, chunk_size)
+    next_states = [state for cache in caches for state in cache]
+    next_states += [embed_cache, processed + lens]
+    return y, encoder.output_lens(lens), next_states
+
+
+def start_mask(processed: Tensor, left_context: int, chunk_size: int) -> Tensor:
+    """Return which left-context frames lie before the start of a stream.
+
+    Args:
+      processed: (N,) int64, frames already seen.
+    Returns:
+      (N, left_context + chunk_size) bool, True is before the start.
+    """
+    age = torch.arange(left_context, 0, -1, device=processed.device)
+    before = age.unsqueeze(0) > processed.unsqueeze(1)
+    now = torch.zeros(
+        processed.shape[0], chunk_size, dtype=torch.bool, device=processed.device
+    )
+    return torch.cat([before, now], dim=1)
+
+
+def _batch_axes(num_states: int) -> List[int]:
+    layers = (num_states - 2) // STATES_PER_LAYER
+    return list(LAYER_BATCH_AXES) * layers + [0, 0]
+
+
+def stack_states(states: Sequence[Sequence[Tensor]]) -> List[Tensor]:
+    """Join the states of several streams (or batches) into those of one batch."""
+    axes = _batch_axes(len(states[0]))
+    return [torch.cat(parts, dim=axis) for axis, *parts in zip(axes, *states)]
+
+
+def unstack_states(states: Sequence[Tensor]) -> List[List[Tensor]]:
+    """Split the states of a batch into those of its streams, each of batch 1."""
+    axes = _batch_axes(len(states))
+    split = [state.split(1, dim=axis) for state, axis in zip(states, axes)]
+    return [list(stream) for stream in zip(*split)]

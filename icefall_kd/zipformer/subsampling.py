@@ -1,0 +1,212 @@
+"""Front end: fbank at 100 Hz to embeddings at 50 Hz, by 2-D convolutions.
+
+Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, 3.1 (Conv-Embed).
+"""
+
+from typing import Optional, Tuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from icefall_kd.zipformer.activations import swoosh_l, swoosh_r
+from icefall_kd.zipformer.feedforward import drop_over_time
+from icefall_kd.zipformer.norms import BiasNorm, scale_init
+from icefall_kd.zipformer.regularisers import Balancer, Whiten, scale_grad
+from icefall_kd.zipformer.schedules import FloatLike, ScheduledFloat
+
+Frames = TypeVar("Frames", int, Tensor)
+
+CONVNEXT_KERNEL = 7
+CONVNEXT_CONTEXT = CONVNEXT_KERNEL // 2  # frames at 50 Hz on either side
+# Fbank frames that a window needs beyond two for each 50 Hz frame: 7 for the three
+# convolutions, 6 for the right context of the ConvNeXt layer.
+STREAMING_OVERLAP = 7 + 2 * CONVNEXT_CONTEXT
+
+
+def conv2d_subsampling_lens(num_frames: Frames) -> Frames:
+    """Return the 50 Hz frames that the front end makes of so many fbank frames."""
+    return _floor_half(num_frames - 7)
+
+
+def encoder_output_lens(num_frames: Frames) -> Frames:
+    """Return the 25 Hz frames that the encoder makes of so many fbank frames.
+
+    >>> encoder_output_lens(300)
+    73
+
+    Args:
+      num_frames: int, or a tensor of int64, at least 9.
+    """
+    return _floor_half(conv2d_subsampling_lens(num_frames) + 1)
+
+
+def _floor_half(n: Frames) -> Frames:
+    if isinstance(n, Tensor):
+        return torch.div(n, 2, rounding_mode="floor")
+    return n // 2
+
+
+class ConvNeXt(nn.Module):
+    """Residual layer: depthwise 7x7, pointwise out and back.
+
+    Source: Liu et al., A ConvNet for the 2020s, 2022, arXiv:2201.03545.
+
+    Args:
+      channels: C.
+      expansion: hidden width over C.
+    """
+
+    def __init__(self, channels: int, expansion: int) -> None:
+        super().__init__()
+        hidden = expansion * channels
+        self.depthwise_conv = nn.Conv2d(
+            channels, channels, CONVNEXT_KERNEL, groups=channels
+        )
+        self.pointwise_conv1 = nn.Conv2d(channels, hidden, 1)
+        self.hidden_balancer = Balancer(
+            channel_dim=1, min_positive=0.3, max_positive=1.0, min_abs=0.75, max_abs=5.0
+        )
+        self.pointwise_conv2 = scale_init(nn.Conv2d(hidden, channels, 1), 0.01)
+        self.skip_rate = ScheduledFloat((0.0, 0.2), (20000.0, 0.015))
+        self.out_balancer = Balancer(
+            channel_dim=1, min_positive=0.4, max_positive=0.6, min_abs=1.0, max_abs=6.0
+        )
+        self.out_whiten = Whiten(1, 5.0, grad_scale=0.01)
+
+    def forward(
+        self, x: Tensor, cache: Optional[Tensor] = None
+    ) -> Tuple[Tensor, Optional[Tensor]]:
+        """Convolve.
+
+        Args:
+          x: (N, C, T, F).
+          cache: (N, C, 3, F), the frames before ``x``, when streaming.
+        Returns:
+          (N, C, T, F), and None; with a cache (N, C, T - 3, F), for the last three
+          frames lack their right context, and the next cache.
+        """
+        side = CONVNEXT_CONTEXT
+        bypass = x
+        padding = (side, side)
+        if cache is not None:
+            num_frames = x.shape[2] - side
+            bypass = x[:, :, :num_frames]
+            x = torch.cat([cache, x], dim=2)
+            cache = x[:, :, num_frames : num_frames + side]
+            padding = (0, side)
+        conv = self.depthwise_conv
+        x = F.conv2d(x, conv.weight, conv.bias, padding=padding, groups=conv.groups)
+        x = swoosh_l(self.hidden_balancer(self.pointwise_conv1(x)))
+        x = self.pointwise_conv2(x)
+        rate = float(self.skip_rate) if self.training else 0.0
+        if rate > 0.0:
+            x = x * (torch.rand(x.shape[0], 1, 1, 1, device=x.device) >= rate)
+        x = self.out_balancer(bypass + x)
+        # The channels of a channels-last tensor are its last axis without a copy.
+        x = self.out_whiten(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return x, cache
+
+
+class Conv2dSubsampling(nn.Module):
+    """Three convolutions, a ConvNeXt layer, a linear layer and BiasNorm.
+
+    Args:
+      feature_dim: F, mel bins, at least 7.
+      output_dim: of the embeddings.
+      channels: of the three convolutions; sherpa-onnx's streaming recogniser needs
+        128 as the last.
+      convnext_expansion: hidden width of the ConvNeXt layer over its channels.
+      dropout: of whole channels of the output.
+    Raises:
+      ValueError: if ``feature_dim`` is less than 7.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        output_dim: int,
+        channels: Tuple[int, int, int] = (8, 32, 128),
+        convnext_expansion: int = 3,
+        dropout: FloatLike = 0.1,
+    ) -> None:
+        super().__init__()
+        if feature_dim < 7:
+            raise ValueError(f"feature_dim must be at least 7, got {feature_dim}")
+        first, second, third = channels
+        # The keys are those of published checkpoints.
+        self.conv = nn.ModuleDict(
+            {
+                "0": nn.Conv2d(1, first, 3, padding=(0, 1)),
+                "4": nn.Conv2d(first, second, 3, stride=2),
+                "7": nn.Conv2d(second, third, 3, stride=(1, 2)),
+            }
+        )
+        self.balancers = nn.ModuleList(
+            [Balancer(channel_dim=1, max_abs=limit) for limit in (1.0, 4.0, 4.0)]
+        )
+        self.convnext = ConvNeXt(third, convnext_expansion)
+        self.out_width = ((feature_dim - 1) // 2 - 1) // 2
+        self.out = nn.Linear(self.out_width * third, output_dim)
+        limit = ScheduledFloat((0.0, 4.0), (20000.0, 8.0), default=4.0)
+        self.out_whiten = Whiten(1, limit, grad_scale=0.02)
+        self.out_norm = BiasNorm(output_dim)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor, x_lens: Tensor) -> Tuple[Tensor, Tensor]:
+        """Embed whole utterances.
+
+        Args:
+          x: (N, T, F) float32, fbank.
+          x_lens: (N,) int64, valid frames, at least 9.
+        Returns:
+          (N, (T - 7) // 2, output_dim), and the valid frames of it, (N,) int64.
+        """
+        x, _ = self.convnext(self._convolve(x))
+        return self._embed(x), conv2d_subsampling_lens(x_lens)
+
+    def streaming_forward(self, x: Tensor, cache: Tensor) -> Tuple[Tensor, Tensor]:
+        """Embed one window of a stream.
+
+        Args:
+          x: (N, 2 C + 13, F) float32, fbank; windows advance by 2 C frames.
+          cache: (N, channels[2], 3, out_width), see `init_cache`.
+        Returns:
+          (N, C, output_dim) and the next cache.
+        """
+        x, cache = self.convnext(self._convolve(x), cache)
+        return self._embed(x), cache
+
+    def init_cache(self, batch_size: int, device: torch.device) -> Tensor:
+        """Return the zero cache of the start of a stream."""
+        channels = self.conv["7"].out_channels
+        shape = (batch_size, channels, CONVNEXT_CONTEXT, self.out_width)
+        return torch.zeros(shape, device=device)
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        """Return (N, channels[2], (T - 7) // 2, out_width)."""
+        x = x.unsqueeze(1)
+        if not torch.jit.is_tracing():
+            x = x.contiguous(memory_format=torch.channels_last)
+        x = self.conv["0"](x)
+        if self.training:
+            # Keeps the largest gradients of the model within the range of float16.
+            x = scale_grad(x, 0.2)
+        x = swoosh_r(self.balancers[0](x))
+        x = swoosh_r(self.balancers[1](self.conv["4"](x)))
+        return swoosh_r(self.balancers[2](self.conv["7"](x)))
+
+    def _embed(self, x: Tensor) -> Tensor:
+        """Return (N, T, output_dim) of (N, C, T, F)."""
+        batch, channels, num_frames, _ = x.shape
+        if torch.jit.is_tracing():
+            x = x.transpose(1, 2).reshape(batch, num_frames, -1)
+            x = self.out(x)
+        else:
+            # The weight, not the frames, is brought to the channels-last order.
+            weight = self.out.weight.unflatten(1, (channels, self.out_width))
+            weight = weight.transpose(1, 2).flatten(1)
+            x = x.permute(0, 2, 3, 1).reshape(batch, num_frames, -1)
+            x = F.linear(x, weight, self.out.bias)
+        x = self.out_norm(self.out_whiten(x))
+        return drop_over_time(x, self.dropout, self.training)
