@@ -1,0 +1,313 @@
+"""ScaledAdam and the Eden schedule of the learning rate.
+
+Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, section 3.5 and algorithm 1.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Dict, List, Optional
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+# Steps at which the clipping threshold is estimated before a whole period has passed.
+EARLY_ESTIMATES = (10, 20, 40)
+TINY = 1e-20
+
+
+class ScaledAdam(Optimizer):
+    """Adam whose steps are relative to a parameter's size, and which learns the size.
+
+    A parameter with more than one element moves by lr * rms(p) * g / sqrt(E[g^2]),
+    and every ``size_update_period`` steps its size is multiplied by an Adam step of
+    the gradient of ln(size).  Gradients are clipped to ``clipping_scale`` times the
+    median, over ``clipping_update_period`` steps, of the norm of all gradients, each
+    weighted by its parameter's rms.  A parameter without gradient counts as zero.
+
+    Args:
+      params: parameters, or groups as of any torch optimiser; a group clips alone.
+      lr: learning rate, relative change of a parameter a step; about 0.04.
+      clipping_scale: None does not clip.
+      betas: decay of the momentum and of the squared gradients.
+      scalar_lr_scale: factor on ``lr`` for sizes and for one-element parameters.
+      eps: added to denominators.
+      param_min_rms, param_max_rms: range in which sizes are learned.
+      scalar_max: largest absolute value of a one-element parameter.
+      size_update_period, clipping_update_period: steps.
+    Raises:
+      ValueError: if a rate is out of its range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.03,
+        clipping_scale: Optional[float] = None,
+        betas: tuple[float, float] = (0.9, 0.98),
+        scalar_lr_scale: float = 0.1,
+        eps: float = 1e-8,
+        param_min_rms: float = 1e-5,
+        param_max_rms: float = 3.0,
+        scalar_max: float = 10.0,
+        size_update_period: int = 4,
+        clipping_update_period: int = 100,
+    ) -> None:
+        if lr < 0.0 or not 0.0 < betas[0] <= betas[1] < 1.0:
+            raise ValueError(
+                f"need lr >= 0 and 0 < beta1 <= beta2 < 1, got {lr}, {betas}"
+            )
+        defaults = dict(
+            lr=lr,
+            clipping_scale=clipping_scale,
+            betas=betas,
+            scalar_lr_scale=scalar_lr_scale,
+            eps=eps,
+            param_min_rms=param_min_rms,
+            param_max_rms=param_max_rms,
+            scalar_max=scalar_max,
+            size_update_period=size_update_period,
+            clipping_update_period=clipping_update_period,
+        )
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Optional[Callable[[], Tensor]] = None) -> Optional[Tensor]:
+        """Move the parameters by one step; gradients are left as they are.
+
+        Raises:
+          RuntimeError: if the median of the recent gradient norms is not finite.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            if group["params"]:
+                self._step_group(group)
+        return loss
+
+    def _step_group(self, group: Dict[str, Any]) -> None:
+        params: List[Tensor] = group["params"]
+        shared = self._group_state(params, group)
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+        clip = self._clip_factor(group, shared, grads)
+        if clip == 0.0:  # not finite: no use of it, not even times zero
+            grads = [torch.zeros_like(p) for p in params]
+
+        beta1, beta2 = group["betas"]
+        moments = [self.state[p]["exp_avg_sq"] for p in params]
+        deltas = [self.state[p]["delta"] for p in params]
+        torch._foreach_mul_(moments, beta2)
+        torch._foreach_addcmul_(moments, grads, grads, (1.0 - beta2) * clip * clip)
+        denominators = torch._foreach_sqrt(moments)
+        correction = 1.0 - beta2 ** (shared["step"] + 1)
+        if correction < 0.99:
+            torch._foreach_mul_(denominators, correction**-0.5)
+        torch._foreach_add_(denominators, group["eps"])
+
+        size_steps = self._size_steps(group, shared, params, grads, clip)
+        sizes = shared["param_rms"].clamp(min=group["param_min_rms"])
+        sizes = sizes.masked_fill(one_element(params), group["scalar_lr_scale"])
+        rates = (sizes * (-group["lr"] * clip * (1.0 - beta1))).tolist()
+        torch._foreach_mul_(deltas, beta1)
+        torch._foreach_addcdiv_(deltas, grads, denominators, rates)
+        if size_steps is not None:
+            resize = (size_steps * (1.0 - beta1)).tolist()
+            torch._foreach_add_(deltas, torch._foreach_mul(params, resize))
+        torch._foreach_add_(params, deltas)
+        for p in params:
+            if p.numel() == 1:
+                p.clamp_(min=-group["scalar_max"], max=group["scalar_max"])
+        shared["step"] += 1
+
+    def _group_state(
+        self, params: List[Tensor], group: Dict[str, Any]
+    ) -> Dict[str, Any]:
+        """Return what the group keeps, in the state of its first parameter."""
+        shared = self.state[params[0]]
+        if "step" not in shared:
+            device = params[0].device
+            shared["step"] = 0
+            shared["param_rms"] = rms_of(params)
+            shared["scale_grads"] = torch.zeros(
+                group["size_update_period"], len(params), device=device
+            )
+            shared["scale_exp_avg_sq"] = torch.zeros(len(params), device=device)
+            for p in params:
+                self.state[p]["exp_avg_sq"] = torch.zeros_like(p, dtype=torch.float32)
+                self.state[p]["delta"] = torch.zeros_like(p, dtype=torch.float32)
+        return shared
+
+    def _size_steps(
+        self,
+        group: Dict[str, Any],
+        shared: Dict[str, Any],
+        params: List[Tensor],
+        grads: List[Tensor],
+        clip: float,
+    ) -> Optional[Tensor]:
+        """Collect the gradients of the sizes; return relative steps when due, (P,)."""
+        period = group["size_update_period"]
+        step = shared["step"]
+        slopes = torch.stack([x.sum() for x in torch._foreach_mul(params, grads)])
+        shared["scale_grads"][step % period] = slopes * clip
+        if step % period != period - 1:
+            return None
+        rms = rms_of(params)
+        shared["param_rms"] = rms
+        if step == 0:
+            return None
+        beta2 = group["betas"][1] ** period
+        history = shared["scale_grads"]
+        moment = shared["scale_exp_avg_sq"]
+        moment.mul_(beta2).add_(history.square().mean(dim=0), alpha=1.0 - beta2)
+        correction = 1.0 - beta2 ** ((step + 1) // period)
+        lr = group["lr"] * group["scalar_lr_scale"]
+        steps = -lr * correction**0.5 * history.sum(dim=0)
+        steps = steps / (moment.sqrt() + group["eps"])
+        # Below the smallest size a parameter neither shrinks nor grows.
+        steps = steps.masked_fill(rms < group["param_min_rms"], 0.0).clamp(-0.1, 0.1)
+        steps = torch.minimum(steps, (group["param_max_rms"] - rms) / rms)
+        return steps.masked_fill(one_element(params), 0.0)
+
+    def _clip_factor(
+        self, group: Dict[str, Any], shared: Dict[str, Any], grads: List[Tensor]
+    ) -> float:
+        """Return the factor on the gradients, 0 when they are not finite."""
+        step, scale = shared["step"], group["clipping_scale"]
+        if scale is None or step == 0:
+            return 1.0
+        weights = shared["param_rms"].masked_fill(
+            one_element(grads), group["scalar_lr_scale"]
+        )
+        norms = torch.stack(torch._foreach_norm(grads)).float()
+        norm = float((norms * weights).norm())
+        period = group["clipping_update_period"]
+        if "model_norms" not in shared:
+            shared["model_norms"] = torch.zeros(period)
+        shared["model_norms"][step % period] = norm
+        early = step < period and step in EARLY_ESTIMATES
+        if early or step % period == 0:
+            self._estimate_threshold(shared, scale, step if early else period)
+        threshold = shared.get("threshold")
+        if threshold is None:
+            return 1.0
+        factor = min(1.0, threshold / (norm + TINY))
+        if not math.isfinite(norm):
+            factor = 0.0
+        shared["num_clipped"] += factor < 1.0
+        if factor < 0.5:
+            logging.warning("gradients scaled by %.3g: norm %.3g", factor, norm)
+        return factor
+
+    @staticmethod
+    def _estimate_threshold(shared: Dict[str, Any], scale: float, count: int) -> None:
+        recent = shared["model_norms"].sort().values[-count:]
+        median = float(recent[min(count - 1, count // 4 * 2)])
+        if not math.isfinite(median):
+            raise RuntimeError(
+                f"the median of the last {count} gradient norms is {median}: lower the "
+                "learning rate or look for bad data"
+            )
+        early = count < len(shared["model_norms"])
+        shared["threshold"] = scale * median * (2.0 if early else 1.0)
+        logging.info(
+            "gradient norms: median %.3e, threshold %.3e, clipped %d times",
+            median,
+            shared["threshold"],
+            shared.get("num_clipped", 0),
+        )
+        shared["num_clipped"] = 0
+
+
+def one_element(tensors: List[Tensor]) -> Tensor:
+    """Return which tensors have one element, (len(tensors),) bool."""
+    return torch.tensor([t.numel() == 1 for t in tensors], device=tensors[0].device)
+
+
+def rms_of(tensors: List[Tensor]) -> Tensor:
+    """Return the root mean square of each tensor, (len(tensors),) float32."""
+    norms = torch.stack(torch._foreach_norm(tensors)).float()
+    counts = torch.tensor([float(t.numel()) for t in tensors], device=norms.device)
+    return norms / counts.sqrt()
+
+
+class Eden:
+    """Learning rate that falls with batches and with epochs, after a warm-up.
+
+    lr = base_lr * ((b^2 + B^2) / B^2)^-1/4 * ((e^2 + E^2) / E^2)^-1/4 * warm-up,
+    the warm-up rising linearly from ``warmup_start`` to 1.
+
+    Source: the paper above, eq. 10.
+
+    Args:
+      optimizer: whose groups' ``lr`` at construction is the base.
+      lr_batches: B, batches after which the rate falls markedly.
+      lr_epochs: E, likewise epochs.
+      warmup_batches: length of the warm-up.
+      warmup_start: factor at batch 0.
+    Raises:
+      ValueError: if ``warmup_start`` is not within 0 and 1.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        lr_batches: float,
+        lr_epochs: float,
+        warmup_batches: float = 500.0,
+        warmup_start: float = 0.5,
+    ) -> None:
+        if not 0.0 <= warmup_start <= 1.0:
+            raise ValueError(f"warmup_start must be within 0 and 1: {warmup_start}")
+        self.optimizer = optimizer
+        self.lr_batches = lr_batches
+        self.lr_epochs = lr_epochs
+        self.warmup_batches = warmup_batches
+        self.warmup_start = warmup_start
+        for group in optimizer.param_groups:
+            group.setdefault("base_lr", group["lr"])
+        self.base_lrs = [group["base_lr"] for group in optimizer.param_groups]
+        self.batch = 0
+        self.epoch = 0.0
+        self._set()
+
+    def factor(self) -> float:
+        """Return the learning rate of now over the base."""
+        by_batch = (1.0 + (self.batch / self.lr_batches) ** 2) ** -0.25
+        by_epoch = (1.0 + (self.epoch / self.lr_epochs) ** 2) ** -0.25
+        if self.batch >= self.warmup_batches:
+            return by_batch * by_epoch
+        warm = self.batch / self.warmup_batches
+        warm = self.warmup_start + (1.0 - self.warmup_start) * warm
+        return by_batch * by_epoch * warm
+
+    def step_batch(self, batch: Optional[int] = None) -> None:
+        """Count one batch, or set the batches since the start of the run."""
+        self.batch = self.batch + 1 if batch is None else batch
+        self._set()
+
+    def step_epoch(self, epoch: Optional[float] = None) -> None:
+        """Count one epoch, or set the epochs passed."""
+        self.epoch = self.epoch + 1 if epoch is None else epoch
+        self._set()
+
+    def get_last_lr(self) -> List[float]:
+        """Return the learning rate of each group."""
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def state_dict(self) -> Dict[str, Any]:
+        """Return the progress; the base rates are the run's configuration."""
+        return {"batch": self.batch, "epoch": self.epoch}
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """Go on from the progress of `state_dict`."""
+        self.batch, self.epoch = state["batch"], state["epoch"]
+        self._set()
+
+    def _set(self) -> None:
+        factor = self.factor()
+        for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs):
+            group["lr"] = base_lr * factor
