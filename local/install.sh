@@ -16,7 +16,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/parse_options.sh"
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${ICEFALL_KD_VENV:-$root/.venv}
 case $venv in /*) ;; *) venv=$PWD/$venv ;; esac
-stamp=$venv/.installed-$(cat "$root"/{requirements.txt,setup.py} | sha256sum | cut -c1-16)
+# Of the pins and of the folder: an environment moved to another checkout is set up anew.
+stamp=$venv/.installed-$(
+  { cat "$root"/{requirements.txt,setup.py}; echo "$root"; } | sha256sum | cut -c1-16
+)
 pip_log=$venv/install.log
 
 check_folder() {  # never write into a folder that is not an environment of ours

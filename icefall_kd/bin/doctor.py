@@ -1,0 +1,81 @@
+"""Report whether this machine's stack works together, and how to mend it.
+
+    python -m icefall_kd.bin.doctor [--json]
+
+Prints the version of each package, the agreement of k2 with torch, the GPU, the
+optional parts that are present, and for each thing that is wrong one line with what is
+wrong and one with the remedy.  Exit status 1 if a required part is wrong, else 0.
+"""
+
+import argparse
+import json
+import platform
+import sys
+from typing import List, Optional
+
+from icefall_kd.doctor.checks import diagnose
+from icefall_kd.doctor.packages import PACKAGES
+from icefall_kd.doctor.probe import k2_built_for, probe
+from icefall_kd.doctor.problem import Findings, Problem
+
+
+def describe(name: str, findings: Findings) -> str:
+    """Return the remark beside one package: what it is for, or what it has."""
+    finding, package = findings[name], PACKAGES[name]
+    if name == "torch" and finding.works:
+        info = finding.info
+        device = f"{info['gpu']} ({info['arch']})" if info.get("gpu") else "none here"
+        return f"built for CUDA {info.get('cuda')}; GPU: {device}"
+    if name == "k2" and finding.present:
+        return f"built for torch {k2_built_for('torch')}"
+    if not package.required:
+        return f"optional: {package.purpose}"
+    return package.purpose
+
+
+def print_report(findings: Findings, problems: List[Problem]) -> None:
+    """Print the table of packages, then the problems with their remedies."""
+    wrong = {p.subject for p in problems}
+    print(f"{'python':<20} {platform.python_version():<10} {sys.executable}")
+    for name, package in PACKAGES.items():
+        finding = findings[name]
+        if package.dist in wrong:
+            state = "WRONG"
+        elif finding.works:
+            state = "ok"
+        else:
+            # Not a problem of its own: optional, or the effect of another's problem.
+            state = "absent" if finding.error is None else "see below"
+        version = finding.version or "-"
+        remark = describe(name, findings)
+        print(f"{package.dist:<20} {version:<10} {state:<9} {remark}")
+    for problem in problems:
+        kind = "WRONG" if problem.required else "WRONG (optional)"
+        print(f"\n{kind}: {problem.subject} {problem.what}\nremedy: {problem.remedy}")
+    if not problems:
+        print("\nAll is well.")
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run the doctor; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, not a table")
+    args = parser.parse_args(argv)
+    findings = probe(PACKAGES)
+    problems = diagnose(findings)
+    if args.json:
+        report = {
+            "python": platform.python_version(),
+            "packages": {n: vars(f) for n, f in findings.items()},
+            "problems": [vars(p) for p in problems],
+        }
+        print(json.dumps(report, indent=2))
+    else:
+        print_report(findings, problems)
+    return 1 if any(p.required for p in problems) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""The rules that no overlay can show on a machine without a GPU."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from icefall_kd.doctor.checks import diagnose
+from icefall_kd.doctor.packages import PACKAGES
+from icefall_kd.doctor.probe import Finding
+from icefall_kd.doctor.problem import numbers
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def well() -> dict:
+    findings = {n: Finding(p.pin) for n, p in PACKAGES.items()}
+    findings["torch"].info = {"cuda": "11.7", "gpu": None}
+    findings["k2"].info = {"with_cuda": True}
+    return findings
+
+
+def with_gpu(arch: str, arch_list: list) -> dict:
+    findings = well()
+    info = {"gpu": "a GPU", "arch": arch, "arch_list": arch_list}
+    findings["torch"].info.update(info)
+    return findings
+
+
+@pytest.mark.parametrize(
+    "arch, arch_list, ok",
+    [
+        ("sm_80", ["sm_70", "sm_80"], True),
+        ("sm_89", ["sm_80", "sm_86"], True),
+        ("sm_80", ["sm_86"], False),
+        ("sm_90", ["sm_80", "sm_86"], False),
+        ("sm_90", ["sm_86", "compute_86"], True),
+        ("sm_120", ["sm_90", "sm_100"], False),
+    ],
+)
+def test_torch_must_have_code_for_the_gpu(arch, arch_list, ok):
+    problems = diagnose(with_gpu(arch, arch_list))
+    assert [p.subject for p in problems] == ([] if ok else ["torch"])
+
+
+def test_a_gpu_needs_a_k2_compiled_with_cuda():
+    findings = with_gpu("sm_80", ["sm_80"])
+    findings["k2"].info = {"with_cuda": False}
+    (problem,) = diagnose(findings)
+    assert "without CUDA" in problem.what
+
+
+def test_each_absent_package_has_its_own_remedy():
+    findings = well()
+    for name in ("six", "onnx", "lhotse"):
+        findings[name] = Finding()
+    assert {p.subject for p in diagnose(findings)} == {"six", "onnx", "lhotse"}
+
+
+def test_what_is_optional_may_be_absent_but_not_broken():
+    findings = well()
+    findings["transformers"] = Finding("4.60.0")
+    findings["kaldifeat"] = Finding("1.24", "ImportError: libkaldifeat_core.so")
+    problems = diagnose(findings)
+    assert {p.subject for p in problems} == {"transformers", "kaldifeat"}
+    assert not any(p.required for p in problems)
+
+
+@pytest.mark.parametrize(
+    "name, version", [("torch", "1.10.0"), ("onnx", "1.19.0"), ("torchaudio", "0.12.1")]
+)
+def test_a_wrong_version_is_one_problem(name, version):
+    findings = well()
+    findings[name] = Finding(version)
+    assert [p.subject for p in diagnose(findings)] == [PACKAGES[name].dist]
+
+
+def test_torch_2_may_have_newer_partners():
+    findings = well()
+    for name, version in [
+        ("torch", "2.3.0"),
+        ("torchaudio", "2.3.0"),
+        ("lhotse", "1.33.0"),
+        ("numpy", "2.1.0"),
+        ("onnx", "1.19.0"),
+        ("google.protobuf", "6.1.0"),
+        ("transformers", "4.60.0"),
+    ]:
+        findings[name] = Finding(version)
+    # Only k2, which lies here for torch 1.13.1, does not fit.
+    assert [p.subject for p in diagnose(findings)] in (["k2"], [])
+
+
+def test_the_pins_are_those_of_requirements_txt():
+    text = (ROOT / "requirements.txt").read_text()
+    pins = dict(re.findall(r"^([A-Za-z0-9_-]+)==(\S+)", text, re.M))
+    for package in PACKAGES.values():
+        if package.required:
+            assert pins.pop(package.dist) == package.pin
+    # The doctor need not look at what builds and tests this package.
+    assert set(pins) == {"setuptools", "wheel", "pytest", "hypothesis", "ruff"}
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [("1.24.4.dev2+cu", (1, 24, 4)), ("2.0.1+cpu", (2, 0, 1)), (None, ())],
+)
+def test_numbers_are_the_leading_ones(text, expected):
+    assert numbers(text) == expected

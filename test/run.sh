@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Install what is needed, check the style, run the tests.
+#
+# Usage: test/run.sh [pytest's arguments]
+#
+# Without arguments: every test that is neither marked slow nor gpu.  With them:
+#   test/run.sh -m slow test/data
+#   test/run.sh -k doctor -x
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash local/install.sh
+source local/env.sh
+
+log "checking the style"
+ruff check .
+log "running the tests"
+# -m pytest: the environment may have been moved since its scripts were written.
+exec python -m pytest --durations=15 --durations-min=2 "$@"
