@@ -1,0 +1,5 @@
+"""What teachers said, on disk: fields beside the audio in lhotse's Shar format."""
+
+from icefall_kd.cache.field import FieldInfo, list_fields, load_field_info
+
+__all__ = ["FieldInfo", "list_fields", "load_field_info"]

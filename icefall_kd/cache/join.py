@@ -1,0 +1,110 @@
+"""The strict join: which target belongs to which cut.
+
+A cut and an array belong together when recording, start, duration (within 1 ms) and
+speed agree; a position in a file alone is never trusted.
+"""
+
+import gzip
+import json
+import re
+from pathlib import Path
+from typing import Dict, List, Sequence, Union
+
+_SPEED = re.compile(r"_sp(\d+(?:\.\d+)?)$")
+TOLERANCE = 1e-3  # s
+
+
+def read_keys(cuts_file: Union[str, Path]) -> List[list]:
+    """Return [cut id, recording id, start, duration, speed] of each cut, in order.
+
+    The file is read as plain JSON, without building lhotse's objects, since this is
+    done before every training run.
+
+    Raises:
+      ValueError: if a line is no cut with one recording.
+    """
+    opener = gzip.open if str(cuts_file).endswith(".gz") else open
+    keys = []
+    with opener(cuts_file, "rt", encoding="utf-8") as f:
+        for number, line in enumerate(f, 1):
+            try:
+                cut = json.loads(line)
+                keys.append(
+                    [
+                        cut["id"],
+                        cut["recording"]["id"],
+                        round(cut["start"], 6),
+                        round(cut["duration"], 6),
+                        speed_of(cut),
+                    ]
+                )
+            except (KeyError, TypeError, ValueError) as e:
+                raise ValueError(
+                    f"{cuts_file}, line {number}: not a cut with one recording ({e!r})"
+                ) from e
+    return keys
+
+
+def speed_of(cut: dict) -> float:
+    """Return the speed factor of a cut's manifest; 1.0 when it tells of none.
+
+    A Shar holds audio whose speed is already changed, and lhotse drops the transform
+    there: what remains is our own ``custom["speed"]``, or the suffix that lhotse
+    gives to the recording's id, for example ``_sp0.9``.
+    """
+    speed = (cut.get("custom") or {}).get("speed")
+    if speed is not None:
+        return float(speed)
+    match = _SPEED.search(cut["recording"]["id"])
+    return float(match.group(1)) if match else 1.0
+
+
+def compare_keys(cuts: Sequence[list], stored: Sequence[list]) -> Dict[str, List[str]]:
+    """Return what keeps the stored targets of a shard from joining its cuts.
+
+    Args:
+      cuts:   keys of the cuts as they are now, see :func:`read_keys`.
+      stored: keys when the targets were written.
+    Returns:
+      kind of problem -> one line a case; empty when all join.
+    """
+    problems: Dict[str, List[str]] = {}
+    by_id = {key[0]: key for key in stored}
+    by_audio = {_audio(key): key[0] for key in stored}
+    for key in cuts:
+        known = by_id.get(key[0])
+        if known is None:
+            other = by_audio.get(_audio(key))
+            if other is None:
+                problems.setdefault("missing", []).append(str(key[0]))
+            else:
+                line = f"{key[0]} (stored as {other})"
+                problems.setdefault("renamed", []).append(line)
+        elif not _same(key, known):
+            line = f"{key[0]} is {key[1:]}, stored {known[1:]}"
+            problems.setdefault("different audio", []).append(line)
+    if not problems and [k[0] for k in cuts] != [k[0] for k in stored]:
+        moved = [
+            f"{a[0]} (stored: {b[0]})" for a, b in zip(cuts, stored) if a[0] != b[0]
+        ]
+        extra = [str(k[0]) for k in stored[len(cuts) :]]
+        problems["out of order"] = moved or [f"{e} (no such cut)" for e in extra]
+    return problems
+
+
+def describe(problems: Dict[str, List[str]], examples: int = 5) -> str:
+    """Return one line a kind: its count and the first examples."""
+    return "\n".join(
+        f"  {kind}: {len(cases)}, for example {'; '.join(cases[:examples])}"
+        for kind, cases in sorted(problems.items())
+    )
+
+
+def _audio(key: list) -> tuple:
+    return (key[1], round(key[2], 3), round(key[3], 3), round(key[4], 3))
+
+
+def _same(a: list, b: list) -> bool:
+    return a[1] == b[1] and all(
+        abs(x - y) <= TOLERANCE + 1e-9 for x, y in zip(a[2:], b[2:])
+    )

@@ -1,0 +1,172 @@
+"""Opens Shar folders with fields, lazily, after proving that the fields join."""
+
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
+
+import numpy as np
+from lhotse import CutSet
+from lhotse.cut import Cut
+
+from icefall_kd.cache.codecs import get_codec
+from icefall_kd.cache.extract import fingerprint_differences
+from icefall_kd.cache.field import (
+    FieldInfo,
+    cuts_path,
+    load_field_info,
+    load_shard_state,
+    shard_ids,
+    state_path,
+    tar_path,
+)
+from icefall_kd.cache.join import compare_keys, describe, read_keys
+from icefall_kd.io import sha256_file
+
+Pathlike = Union[str, Path]
+Expectation = Mapping[str, Mapping[str, Any]]
+
+
+def open_shar(
+    shar_dir: Pathlike,
+    fields: Sequence[str] = (),
+    expect: Optional[Expectation] = None,
+    *,
+    shuffle_shards: bool = False,
+    seed: int = 0,
+) -> CutSet:
+    """Return the cuts of a Shar folder with audio and the fields named.
+
+    Everything that can be wrong with a field is found here, before the first batch,
+    and told in one message.
+
+    Args:
+      shar_dir: holds cuts.*.jsonl.gz, recording.*.tar, <field>.*.tar, <field>.json.
+      fields:   read these and no others.
+      expect:   field -> the part of its fingerprint that it must have, for example
+                {"whisper_base": {"layer": "last"}}.
+      shuffle_shards, seed: read the shards in another order in each epoch.
+    Returns:
+      a lazy CutSet; ``load_field(cut, name)`` gives a field's array.
+    Raises:
+      FileNotFoundError: if the folder, a field or a shard is missing.
+      ValueError: if a field does not join the cuts, or its fingerprint differs.
+    """
+    shards = shard_ids(shar_dir)
+    for field in fields:
+        check_field(shar_dir, field, (expect or {}).get(field))
+    paths: Dict[str, List[str]] = {
+        "cuts": [str(cuts_path(shar_dir, s)) for s in shards],
+        "recording": [str(tar_path(shar_dir, "recording", s)) for s in shards],
+    }
+    for field in fields:
+        paths[field] = [str(tar_path(shar_dir, field, s)) for s in shards]
+    absent = [p for p in paths["recording"] if not Path(p).is_file()]
+    if absent:
+        raise FileNotFoundError(
+            f"{len(absent)} shards of audio are missing, for example {absent[:5]}"
+        )
+    return CutSet.from_shar(fields=paths, shuffle_shards=shuffle_shards, seed=seed)
+
+
+def open_shars(
+    shar_dirs: Sequence[Pathlike],
+    fields: Sequence[str] = (),
+    expect: Optional[Expectation] = None,
+    *,
+    mix_seed: Optional[int] = None,
+) -> CutSet:
+    """Return the cuts of several folders, for example labelled and unlabelled ones.
+
+    Args:
+      shar_dirs, fields, expect: see :func:`open_shar`.
+      mix_seed: draw from the folders in turn, as often as they have cuts, in an order
+                that this seed fixes; None: one folder after the other.
+    Raises:
+      ValueError: if there is no folder; else as :func:`open_shar`.
+    """
+    if not shar_dirs:
+        raise ValueError("no Shar folder is given")
+    sets = [open_shar(d, fields, expect) for d in shar_dirs]
+    if len(sets) == 1:
+        return sets[0]
+    if mix_seed is None:
+        merged = sets[0]
+        for cuts in sets[1:]:
+            merged = merged + cuts
+        return merged
+    weights = [len(cuts.data) for cuts in sets]
+    return CutSet.mux(*sets, weights=weights, seed=mix_seed, stop_early=False)
+
+
+def load_field(cut: Cut, field: str, codec: str = "fp16") -> np.ndarray:
+    """Return the field's frames under a cut, (T, D) float32.
+
+    A truncated cut gets the frames of its own time span.
+
+    Raises:
+      ValueError: if the cut carries no such field.
+    """
+    if not cut.has_custom(field):
+        raise ValueError(
+            f"cut '{cut.id}' carries no field '{field}'; name it in open_shar(...)"
+        )
+    return get_codec(codec).decode(cut.load_custom(field))
+
+
+def check_field(
+    shar_dir: Pathlike, field: str, expected: Optional[Mapping[str, Any]] = None
+) -> FieldInfo:
+    """Prove that a field belongs to the cuts of its folder.
+
+    While the file of the cuts is the one that the field was made from, its checksum
+    proves it; otherwise each cut is compared by recording, start, duration and speed.
+
+    Returns:
+      the field's description.
+    Raises:
+      FileNotFoundError: if the field is missing or unfinished.
+      ValueError: with counts and five examples of each problem.
+    """
+    info = load_field_info(shar_dir, field)
+    differences = fingerprint_differences(
+        dict(expected or {}), info.fingerprint, only_wanted=True
+    )
+    if differences:
+        raise ValueError(
+            f"{shar_dir}: field '{field}' is not what the configuration expects: "
+            + "; ".join(differences)
+            + ". Correct the configuration, or extract the field again with --overwrite"
+        )
+    known = {s["name"]: s for s in info.shards}
+    problems: Dict[str, List[str]] = {}
+    for shard in shard_ids(shar_dir):
+        tar = tar_path(shar_dir, field, shard)
+        entry = known.pop(tar.name, None)
+        for kind, cases in _check_shard(shar_dir, field, shard, entry).items():
+            problems.setdefault(kind, []).extend(cases)
+    if known:
+        problems["shards without cuts"] = sorted(known)
+    if problems:
+        raise ValueError(
+            f"{shar_dir}: field '{field}' does not join its cuts:\n"
+            f"{describe(problems)}\nRemedy: 'python -m icefall_kd.bin.extract "
+            f"--shar-dir {shar_dir} --field {field} ...' makes the shards concerned "
+            "again"
+        )
+    return info
+
+
+def _check_shard(
+    shar_dir: Pathlike, field: str, shard: str, entry: Optional[Dict[str, Any]]
+) -> Dict[str, List[str]]:
+    tar = tar_path(shar_dir, field, shard)
+    if entry is None or not tar.is_file():
+        return {"missing shards": [tar.name]}
+    if tar.stat().st_size != entry["bytes"]:
+        return {"damaged shards": [tar.name]}
+    cuts = cuts_path(shar_dir, shard)
+    if sha256_file(cuts) == entry["cuts_sha256"]:
+        return {}
+    path = state_path(shar_dir, field, shard)
+    if not path.is_file():
+        return {"shards without keys": [path.name]}
+    return compare_keys(read_keys(cuts), load_shard_state(path).keys)

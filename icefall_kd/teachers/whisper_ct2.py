@@ -1,0 +1,144 @@
+"""The encoder of OpenAI Whisper, run by CTranslate2 on CPU or CUDA."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, Dict, List, Union
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from icefall_kd import SAMPLE_RATE
+from icefall_kd.teachers.model_hash import model_sha256
+from icefall_kd.teachers.protocol import TeacherOutput, check_waves
+from icefall_kd.teachers.whisper_mel import log_mel
+
+FRAME = 320  # samples in one encoder frame: mel hop 160, halved by a convolution
+WINDOW = 30 * SAMPLE_RATE  # samples, the longest input Whisper was trained on
+OVERLAP = 2 * SAMPLE_RATE  # samples shared by two windows of a longer utterance
+
+
+class WhisperCt2:
+    """Whisper's last encoder layer at 50 Hz, without the padding to 30 s.
+
+    Args:
+      name:         the teacher's name.
+      model_dir:    CTranslate2 folder: model.bin, config.json.
+      context:      seconds of silence appended to each utterance.
+      bucket:       seconds; the padded length is rounded up to a multiple of it, so
+                    that utterances of about one length share a batch.
+      compute_type: "float32", "int8" or another of CTranslate2's.
+      num_threads:  CPU threads of one call.
+      device:       "cpu" or "cuda".
+      max_batch:    seconds of padded audio in one call.
+    Raises:
+      FileNotFoundError: if the folder does not hold a model.
+    """
+
+    frame_shift = FRAME / SAMPLE_RATE
+
+    def __init__(
+        self,
+        name: str,
+        model_dir: Union[str, Path],
+        context: float = 1.0,
+        bucket: float = 0.5,
+        compute_type: str = "float32",
+        num_threads: int = 2,
+        device: str = "cpu",
+        max_batch: float = 60.0,
+    ) -> None:
+        model_dir = Path(model_dir)
+        for file in ("model.bin", "config.json"):
+            if not (model_dir / file).is_file():
+                raise FileNotFoundError(
+                    f"{model_dir / file} is missing: give --model-dir a folder made by "
+                    "ct2-transformers-converter, or run "
+                    "'python -m icefall_kd.bin.fetch_teacher'"
+                )
+        import ctranslate2
+
+        self.name = name
+        self.context = context
+        self.bucket = bucket
+        self.compute_type = compute_type
+        self.max_batch = max_batch
+        self._model_dir = model_dir
+        self._storage = ctranslate2.StorageView
+        self._model = ctranslate2.models.Whisper(
+            str(model_dir),
+            device=device,
+            compute_type=compute_type,
+            intra_threads=num_threads,
+        )
+        self._num_mels = self._model.n_mels
+        self.dim = self._encode(torch.zeros(1, FRAME * 2)).shape[2]
+
+    def fingerprint(self) -> Dict[str, Any]:
+        """Return what identifies the embeddings; see :class:`Teacher`."""
+        return {
+            "teacher": self.name,
+            "family": "whisper_ct2",
+            "model_sha256": model_sha256(self._model_dir / "model.bin"),
+            "layer": "last",
+            "compute_type": self.compute_type,
+            "context": self.context,
+            "bucket": self.bucket,
+        }
+
+    def padded_samples(self, num_samples: int) -> int:
+        """Return the samples that are encoded for an utterance of ``num_samples``."""
+        step = max(FRAME, round(self.bucket * SAMPLE_RATE) // FRAME * FRAME)
+        wanted = num_samples + round(self.context * SAMPLE_RATE)
+        return min(WINDOW, -(-wanted // step) * step)
+
+    @torch.no_grad()
+    def forward(self, waves: Tensor, wave_lens: Tensor) -> TeacherOutput:
+        """Return the embeddings of a batch; T = ceil(samples / 320).
+
+        Args:
+          waves:     (N, S) float32, 16 kHz, in [-1, 1].
+          wave_lens: (N,) int64, valid samples.
+        Raises:
+          ValueError: if the shapes do not fit.
+        """
+        check_waves(waves, wave_lens)
+        pieces: Dict[int, List[tuple]] = defaultdict(list)  # padded length -> pieces
+        for i, total in enumerate(wave_lens.tolist()):
+            for start, end in windows(total):
+                pieces[self.padded_samples(end - start)].append((i, start, end))
+        lens = torch.div(wave_lens + FRAME - 1, FRAME, rounding_mode="floor")
+        out = torch.zeros(len(waves), int(lens.max()), self.dim)
+        for padded, group in sorted(pieces.items()):
+            size = max(1, int(self.max_batch * SAMPLE_RATE / padded))
+            for k in range(0, len(group), size):
+                part = group[k : k + size]
+                batch = torch.zeros(len(part), padded)
+                for row, (i, start, end) in enumerate(part):
+                    batch[row, : end - start] = waves[i, start:end]
+                encoded = self._encode(batch)
+                for row, (i, start, end) in enumerate(part):
+                    # The first half of an overlap belongs to the window before.
+                    skip = OVERLAP // 2 // FRAME if start else 0
+                    first, last = start // FRAME + skip, -(-end // FRAME)
+                    out[i, first:last] = encoded[row, skip : last - start // FRAME]
+        return TeacherOutput(out, lens.to(torch.int64))
+
+    def _encode(self, waves: Tensor) -> Tensor:
+        """(N, S) float32, S a multiple of 320 -> (N, S // 320, D) float32."""
+        mel = np.ascontiguousarray(log_mel(waves, self._num_mels).numpy())
+        encoded = self._model.encode(self._storage.from_array(mel), to_cpu=True)
+        return torch.from_numpy(np.array(encoded, dtype=np.float32))
+
+
+def windows(num_samples: int) -> List[tuple]:
+    """Cut [0, num_samples) into windows of at most 30 s that overlap by 2 s.
+
+    >>> windows(40 * 16000)
+    [(0, 480000), (448000, 640000)]
+    """
+    spans, start = [], 0
+    while start + WINDOW < num_samples:
+        spans.append((start, start + WINDOW))
+        start += WINDOW - OVERLAP
+    return spans + [(start, num_samples)]
