@@ -8,12 +8,13 @@ Beside the folder lies what was dropped and why: <output>.gate.json.
 """
 
 import argparse
+import logging
 from pathlib import Path
 
 from lhotse import CutSet
 
 from icefall_kd.data.gate import gate, write_report
-from icefall_kd.data.shar import DONE, at_speeds, write_shar
+from icefall_kd.data.shar import at_speeds, write_shar
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.logs import setup_logging
 
@@ -23,7 +24,7 @@ def get_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     # fmt: off
-    parser.add_argument("--manifest", type=Path, required=True, help="of prepare_corpus")
+    parser.add_argument("--manifest", type=Path, required=True, help="cuts")
     parser.add_argument("--output", type=Path, required=True, help="the Shar folder")
     parser.add_argument("--bpe-model", type=Path, help="of a labelled manifest")
     parser.add_argument("--speeds", type=float, nargs="+", default=[1.0])
@@ -37,8 +38,9 @@ def get_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = get_parser().parse_args()
     setup_logging()
-    if (args.output / DONE).exists():
-        raise SystemExit(f"{args.output} is complete; delete it to write it again")
+    if args.output.exists():
+        logging.info("%s is complete: nothing to do", args.output)
+        return
     try:
         tokenizer = Tokenizer(args.bpe_model) if args.bpe_model else None
         cuts, drops = gate(

@@ -2,13 +2,14 @@
 
 import contextlib
 import logging
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
 import numpy as np
-from lhotse import CutSet
+from lhotse import CutSet, Recording
 from lhotse.audio import (
     get_audio_duration_mismatch_tolerance,
     set_audio_duration_mismatch_tolerance,
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.data.tokens import UNK_ID
 from icefall_kd.io import write_json
+from icefall_kd.zipformer.subsampling import encoder_output_lens
 
 # Reason -> what it means.  A cut is dropped for the first that holds, in this order.
 REASONS: Dict[str, str] = {
@@ -28,7 +30,7 @@ REASONS: Dict[str, str] = {
     "unknown_tokens": "no token of its text is in the vocabulary",
     "too_long": "longer than the limit",
     "too_short": "fewer fbank frames than the model's front end needs for one frame",
-    "too_few_frames": "fewer encoder frames than tokens + 1, the loss would be infinite",
+    "too_few_frames": "fewer encoder frames than tokens + 1: an infinite loss",
     "unreadable": "its audio cannot be read",
     "wrong_length": "its audio has another number of samples than declared",
     "not_finite": "its audio has NaN or infinite samples",
@@ -70,19 +72,20 @@ def gate(
     kept: List[Cut] = []
     drops: List[Drop] = []
     seen: Set[str] = set()
-    for cut in tqdm(cuts, desc=description, unit="cut", mininterval=1):
-        found = _check_id(cut, seen)
-        if found is None and tokenize is not None:
-            found = _check_text(cut, tokenize, unk_id)
-        if found is None:
-            found = _check_length(cut, tokenize, max_duration)
-        if found is None and check_audio:
-            found = _check_audio(cut)
-        seen.add(cut.id)
-        if found is None:
-            kept.append(cut)
-        else:
-            drops.append(Drop(cut.id, *found))
+    with _small_tolerance():
+        for cut in tqdm(cuts, desc=description, unit="cut", mininterval=1):
+            found = _check_id(cut, seen)
+            if found is None and tokenize is not None:
+                found = _check_text(cut, tokenize, unk_id)
+            if found is None:
+                found = _check_length(cut, tokenize, max_duration)
+            if found is None and check_audio:
+                found = _check_audio(cut)
+            seen.add(cut.id)
+            if found is None:
+                kept.append(cut)
+            else:
+                drops.append(Drop(cut.id, *found))
     counts = Counter(drop.reason for drop in drops)
     logging.info(
         "%s: %d cuts kept, %d dropped%s",
@@ -117,11 +120,6 @@ def _check_text(cut: Cut, tokenize: Callable[[str], List[int]], unk_id: int) -> 
 def _check_length(
     cut: Cut, tokenize: Optional[Callable[[str], List[int]]], max_duration: float
 ) -> Finding:
-    try:
-        from icefall_kd.zipformer.subsampling import encoder_output_lens
-    except ImportError:
-        encoder_output_lens = lambda n: ((n-7)//2+1)//2
-
     if cut.duration > max_duration:
         return "too_long", f"{cut.duration:.2f} s > {max_duration:g} s"
     frames = num_fbank_frames(cut.duration)
@@ -139,10 +137,7 @@ def _check_audio(cut: Cut) -> Finding:
     if not cut.has_recording:
         return "unreadable", "no audio"
     try:
-        # lhotse repairs a difference of up to 0.5 s in silence; here it is a fault.
-        # Resampling may round by a few samples.
-        with _length_tolerance(0.001 if cut.recording.transforms else 0.0):
-            samples = cut.recording.load_audio()
+        samples = _load_as_it_is(cut.recording)
     except Exception as e:  # whatever a decoder raises: the cut is named, not skipped
         if "diverged" in str(e):
             return "wrong_length", _one_line(e)
@@ -156,14 +151,28 @@ def _check_audio(cut: Cut) -> Finding:
     return None
 
 
+def _load_as_it_is(recording: Recording) -> np.ndarray:
+    if recording.transforms:
+        return recording.load_audio()
+    # Recording.load_audio would pad or cut what differs a little from the declared.
+    return np.concatenate([source.load_audio() for source in recording.sources])
+
+
 @contextlib.contextmanager
-def _length_tolerance(seconds: float) -> Iterator[None]:
+def _small_tolerance(seconds: float = 0.001) -> Iterator[None]:
+    """lhotse repairs up to 0.5 s in silence: here only a resampler's rounding."""
     before = get_audio_duration_mismatch_tolerance()
-    set_audio_duration_mismatch_tolerance(seconds)
-    try:
-        yield
-    finally:
-        set_audio_duration_mismatch_tolerance(before)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.INFO)  # it logs each change of the tolerance
+        set_audio_duration_mismatch_tolerance(seconds)
+        logging.disable(logging.NOTSET)
+        try:
+            yield
+        finally:
+            logging.disable(logging.INFO)
+            set_audio_duration_mismatch_tolerance(before)
+            logging.disable(logging.NOTSET)
 
 
 def _one_line(error: Exception, limit: int = 200) -> str:

@@ -1,5 +1,6 @@
 """Writing Shar: flac audio in numbered shards, whole or absent."""
 
+import gzip
 import logging
 import os
 import random
@@ -11,10 +12,6 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.shar import SharWriter
 from tqdm import tqdm
-
-from icefall_kd.io import write_json
-
-DONE = "shar.json"  # number of cuts, shards and hours; written last
 
 
 def at_speeds(cuts: Iterable[Cut], speeds: Sequence[float]) -> List[Cut]:
@@ -33,23 +30,18 @@ def at_speeds(cuts: Iterable[Cut], speeds: Sequence[float]) -> List[Cut]:
 
 def write_shar(
     cuts: Iterable[Cut], directory: Path, *, shard_size: int = 200, seed: int = 0
-) -> int:
+) -> None:
     """Write ``cuts`` in a random order (the same for a ``seed``), audio as flac.
 
-    The folder appears when it is complete; a complete one is left alone.
+    The folder appears when it is complete, so one that is there is complete.
 
-    Returns:
-      the number of cuts in the folder.
     Raises:
-      ValueError: if there are no cuts, or ``directory`` holds other files.
+      ValueError: if there are no cuts, or ``directory`` exists.
     """
     directory = Path(directory)
-    cuts = list(cuts)
-    if (directory / DONE).exists():
-        logging.info("%s: complete, left alone", directory)
-        return len(cuts)
     if directory.exists():
-        raise ValueError(f"{directory}: exists without {DONE}; delete it or rename it")
+        raise ValueError(f"{directory}: is there already; delete it to write it again")
+    cuts = list(cuts)
     if not cuts:
         raise ValueError(f"{directory}: no cuts to write")
     random.Random(seed).shuffle(cuts)
@@ -59,28 +51,38 @@ def write_shar(
     with SharWriter(aside, {"recording": "flac"}, shard_size=shard_size) as writer:
         for cut in tqdm(cuts, desc=f"Shar {directory.name}", unit="cut", mininterval=1):
             writer.write(cut)
-    seconds = sum(cut.duration for cut in cuts)
-    write_json(
-        aside / DONE,
-        {"cuts": len(cuts), "hours": seconds / 3600, "shard_size": shard_size},
-    )
     os.replace(aside, directory)
-    logging.info("%s: %d cuts, %.2f h", directory, len(cuts), seconds / 3600)
-    return len(cuts)
+    hours = sum(cut.duration for cut in cuts) / 3600
+    logging.info("wrote %s: %d cuts, %.2f h", directory, len(cuts), hours)
 
 
 def read_shar(directory: Path) -> CutSet:
     """Open a Shar folder's cuts and audio, lazily, in the order written.
 
+    With fields: :func:`icefall_kd.cache.reader.open_shar`.
+
     Raises:
-      FileNotFoundError: if the folder is not a complete one.
+      FileNotFoundError: if there is no such folder, or no shard in it.
     """
-    directory = Path(directory)
-    if not (directory / DONE).exists():
-        raise FileNotFoundError(f"{directory}: no complete Shar folder ({DONE})")
     return CutSet.from_shar(
         fields={
-            "cuts": sorted(map(str, directory.glob("cuts.*.jsonl.gz"))),
-            "recording": sorted(map(str, directory.glob("recording.*.tar"))),
+            "cuts": [str(path) for path in _cuts_files(directory)],
+            "recording": sorted(map(str, Path(directory).glob("recording.*.tar"))),
         }
     )
+
+
+def num_cuts(directory: Path) -> int:
+    """Return the number of cuts in a Shar folder, without reading audio."""
+    total = 0
+    for path in _cuts_files(directory):
+        with gzip.open(path, "rb") as f:
+            total += sum(1 for _ in f)
+    return total
+
+
+def _cuts_files(directory: Path) -> List[Path]:
+    paths = sorted(Path(directory).glob("cuts.*.jsonl.gz"))
+    if not paths:
+        raise FileNotFoundError(f"{directory}: no Shar folder; make_shar writes it")
+    return paths

@@ -1,0 +1,88 @@
+"""The 80-bin log-mel filter bank that training, decoding and sherpa-onnx share.
+
+Kaldi's definition: 25 ms windows every 10 ms, povey window, pre-emphasis 0.97, no
+dither, 20 Hz to 7,600 Hz, frames centred so that T = (S + 80) // 160 (snip_edges
+false).  lhotse computes it on the CPU, and on CUDA where kaldifeat is missing.
+"""
+
+import functools
+from typing import List, Sequence, Union
+
+import torch
+from lhotse import Fbank, FbankConfig
+from torch import Tensor
+
+from icefall_kd import FBANK_SHIFT, NUM_MEL_BINS, SAMPLE_RATE
+
+SHIFT = round(FBANK_SHIFT * SAMPLE_RATE)  # samples between two frames
+LOW_FREQ, HIGH_FREQ = 20.0, -400.0  # Hz; negative: below the Nyquist frequency
+
+
+def num_frames(num_samples: int) -> int:
+    """Return T of S samples: (S + 80) // 160, each 160 samples give a frame."""
+    return (num_samples + SHIFT // 2) // SHIFT
+
+
+def compute_fbank(
+    waves: Sequence[Tensor], device: Union[str, torch.device] = "cpu"
+) -> List[Tensor]:
+    """Return the log-mel filter bank of each wave, on ``device``.
+
+    Args:
+      waves: each (S,) float32, 16 kHz, in [-1, 1], S >= 80.
+    Returns:
+      for each wave (T, 80) float32, T = (S + 80) // 160, natural log.
+    Raises:
+      ValueError: if a wave is not 1-D, or shorter than half a frame shift.
+    """
+    for wave in waves:
+        if wave.dim() != 1 or num_frames(wave.size(0)) < 1:
+            raise ValueError(
+                f"a wave must be (S,) with S >= {SHIFT // 2}, got {tuple(wave.shape)}"
+            )
+    device = torch.device(device)
+    if device.type == "cuda" and _has_kaldifeat():
+        return _kaldifeat(device)([wave.to(device) for wave in waves])
+    extractor = _lhotse(device.type)
+    with torch.no_grad():
+        return [extractor.extractor(wave.to(device).unsqueeze(0))[0] for wave in waves]
+
+
+@functools.lru_cache(maxsize=None)
+def _lhotse(device_type: str) -> Fbank:
+    config = FbankConfig(
+        sampling_rate=SAMPLE_RATE,
+        num_filters=NUM_MEL_BINS,
+        low_freq=LOW_FREQ,
+        high_freq=HIGH_FREQ,
+        dither=0.0,
+        snip_edges=False,
+        device=device_type,
+    )
+    extractor = Fbank(config)
+    extractor.extractor.to(device_type)
+    return extractor
+
+
+@functools.lru_cache(maxsize=None)
+def _has_kaldifeat() -> bool:
+    try:
+        import kaldifeat  # noqa: F401  # optional, built from source
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+@functools.lru_cache(maxsize=None)
+def _kaldifeat(device: torch.device):
+    import kaldifeat
+
+    options = kaldifeat.FbankOptions()
+    options.device = device
+    options.frame_opts.samp_freq = SAMPLE_RATE
+    options.frame_opts.dither = 0.0
+    options.frame_opts.snip_edges = False
+    options.mel_opts.num_bins = NUM_MEL_BINS
+    options.mel_opts.low_freq = LOW_FREQ
+    options.mel_opts.high_freq = HIGH_FREQ
+    return kaldifeat.Fbank(options)
