@@ -77,18 +77,21 @@ pip_install() {  # what, pip's arguments
   # No byte code now: it costs half a minute, and Python makes what it needs on import.
   if ! "$venv/bin/python" -m pip --disable-pip-version-check --no-input install \
     --no-compile --progress-bar off "$@" 2>&1 | progress; then
-    grep -E '^ *ERROR:|Errno|No space' "$pip_log" | tail -n 3 >&2 || true
-    die "could not install $what. $(remedy) The whole output is in $pip_log." \
-      "What was installed before is untouched; run this again and it goes on"
+    die "could not install $what: $(pip_reason). $(remedy) The whole output is in" \
+      "$pip_log. What was installed before is untouched; run this again and it goes on"
   fi
+}
+
+pip_reason() {  # pip's last error, which names the package
+  grep -E '^ *ERROR:' "$pip_log" | tail -n 1 | sed 's/^ *ERROR: *//; s/[. ]*$//'
 }
 
 remedy() {
   if grep -q 'No space left' "$pip_log"; then
     printf 'Remedy: free 8 GB on the disks of %s and %s.' "$venv" "${TMPDIR:-/tmp}"
   else
-    printf 'Remedy: check the network and the settings of pip (pip config list,%s' \
-      ' PIP_* and *_proxy variables): the package index must be reachable.'
+    printf 'Remedy: the package index must be reachable; check the network and the %s' \
+      'settings of pip (pip config list, the variables PIP_* and *_proxy).'
   fi
 }
 

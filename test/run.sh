@@ -11,8 +11,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash local/install.sh
 source local/env.sh
 
+status=0
 log "checking the style"
-ruff check .
+ruff check . || status=$?
 log "running the tests"
 # -m pytest: the environment may have been moved since its scripts were written.
-exec python -m pytest --durations=15 --durations-min=2 "$@"
+python -m pytest --durations=15 --durations-min=2 "$@" || status=$?
+exit "$status"

@@ -1,0 +1,200 @@
+"""local/install.sh, run for real: a small package set, real pip, no network."""
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = (
+    "bash dirname date sed awk cat sha256sum cut sort ls mkdir rm rmdir grep wc paste"
+    " tail head env printf flock uname tr basename mktemp"
+)
+REAL_PYTHON = os.path.realpath(sys.executable)
+NO_INDEX = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
+
+pytestmark = pytest.mark.skipif(
+    sys.version_info[:2] != (3, 10), reason="the installer wants Python 3.10"
+)
+
+
+def link_tools(folder: Path) -> Path:
+    """A PATH with the usual tools and no Python."""
+    folder.mkdir()
+    for name in TOOLS.split():
+        if path := shutil.which(name):
+            (folder / name).symlink_to(path)
+    return folder
+
+
+def clean_env(tmp_path: Path, **more: str) -> dict:
+    home = tmp_path / "home"
+    home.mkdir(exist_ok=True)
+    env = {"HOME": str(home), "ICEFALL_KD_VENV": str(tmp_path / "venv")}
+    path = tmp_path / "tools"
+    env["PATH"] = str(path if path.exists() else link_tools(path))
+    return {**env, **more}
+
+
+def add_pyenv(tmp_path: Path) -> None:
+    versions = tmp_path / "home/.pyenv/versions/3.10.99/bin"
+    versions.mkdir(parents=True)
+    (versions / "python3.10").symlink_to(REAL_PYTHON)
+
+
+def bash(*args: str, env: dict) -> subprocess.CompletedProcess:
+    return subprocess.run(["bash", *args], env=env, text=True, capture_output=True)
+
+
+def install(env: dict, root: Path = ROOT) -> subprocess.CompletedProcess:
+    return bash(str(root / "local/install.sh"), env=env)
+
+
+def script(path: Path, text: str) -> None:
+    path.write_text("#!/usr/bin/env bash\n" + text)
+    path.chmod(0o755)
+
+
+def errors(done: subprocess.CompletedProcess) -> list:
+    return [x for x in done.stderr.splitlines() if "ERROR" in x]
+
+
+def find_python(env: dict) -> subprocess.CompletedProcess:
+    return bash("-c", f"source {ROOT}/local/find_python.sh; find_python310", env=env)
+
+
+def test_without_python_310_it_says_how_to_get_one(tmp_path):
+    done = install(clean_env(tmp_path))
+    assert done.returncode == 1
+    (error,) = errors(done)
+    assert "no Python 3.10" in error and "Remedy" in error
+    assert not (tmp_path / "venv").exists()
+
+
+def test_a_shim_that_fails_is_passed_over_for_pyenv(tmp_path):
+    env = clean_env(tmp_path)
+    script(tmp_path / "tools/python3.10", "echo 'command not found' >&2; exit 127")
+    done = find_python(env)
+    assert done.returncode == 1
+    assert "tools/python3.10 is no Python 3.10" in done.stderr
+    add_pyenv(tmp_path)
+    done = find_python(env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Path(done.stdout.strip()).name.startswith("python3")
+
+
+def test_uv_is_asked_last_and_may_fetch_one(tmp_path):
+    env = clean_env(tmp_path)
+    fetched = tmp_path / "fetched"
+    script(
+        tmp_path / "tools/uv",
+        f"case $2 in install) : >{fetched} ;; find) [[ -e {fetched} ]] &&"
+        f" echo {REAL_PYTHON} ;; esac",
+    )
+    assert find_python(env).stdout.strip()
+    assert fetched.exists()
+
+
+def test_without_network_one_message_and_nothing_is_lost(tmp_path):
+    env = clean_env(tmp_path, PIP_FIND_LINKS="/nonexistent", **NO_INDEX)
+    add_pyenv(tmp_path)
+    subprocess.run([REAL_PYTHON, "-m", "venv", tmp_path / "venv"], check=True)
+    packages = tmp_path / "venv/lib/python3.10/site-packages"
+    mine = packages / "mine.py"
+    mine.write_text("kept = True\n")
+    before = sorted(p.name for p in packages.iterdir())
+    done = install(env)
+    assert done.returncode == 1
+    (error,) = errors(done)
+    assert "torch==1.13.1" in error and "Remedy" in error and "network" in error
+    assert sorted(p.name for p in packages.iterdir()) == before
+    assert not list((tmp_path / "venv").glob(".installed-*"))
+
+
+def test_a_folder_that_is_no_environment_is_left_alone(tmp_path):
+    env = clean_env(tmp_path)
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv/thesis.txt").write_text("mine")
+    done = install(env)
+    assert done.returncode == 1
+    assert "is no virtual environment" in errors(done)[0]
+    assert [p.name for p in (tmp_path / "venv").iterdir()] == ["thesis.txt"]
+
+
+def test_an_environment_of_another_python_is_left_alone(tmp_path):
+    env = clean_env(tmp_path)
+    (tmp_path / "venv/bin").mkdir(parents=True)
+    (tmp_path / "venv/pyvenv.cfg").write_text("version = 3.12.1\n")
+    script(tmp_path / "venv/bin/python", "exit 1")
+    done = install(env)
+    assert done.returncode == 1
+    assert "another Python than 3.10" in errors(done)[0]
+
+
+def wheel_of(dist: str, folder: Path) -> str:
+    """Pack an installed package into a wheel again; returns its requirement."""
+    info = importlib.metadata.distribution(dist)
+    (tag,) = [x[5:] for x in info.read_text("WHEEL").splitlines() if x[:4] == "Tag:"]
+    with zipfile.ZipFile(folder / f"{dist}-{info.version}-{tag}.whl", "w") as wheel:
+        for file in info.files:
+            inside = ".." not in file.parts and "__pycache__" not in file.parts
+            if inside and file.locate().exists():
+                wheel.write(file.locate(), str(file))
+    return f"{dist}=={info.version}\n"
+
+
+@pytest.fixture
+def small_repository(tmp_path):
+    """A copy of what install.sh reads, with small pins, and their wheels."""
+    root, wheels = tmp_path / "repository", tmp_path / "wheels"
+    wheels.mkdir()
+    for name in ("local", "icefall_kd"):
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, root / name, ignore=ignore)
+    for name in ("setup.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, root)
+    pins = [wheel_of(dist, wheels) for dist in ("setuptools", "wheel", "packaging")]
+    (root / "requirements.txt").write_text("".join(pins))
+    env = clean_env(tmp_path, PIP_FIND_LINKS=str(wheels), **NO_INDEX)
+    add_pyenv(tmp_path)
+    return root, env
+
+
+def test_install_is_complete_then_at_once_then_resumed(small_repository, tmp_path):
+    root, env = small_repository
+    venv = tmp_path / "venv"
+    done = install(env, root)
+    assert done.returncode == 0, done.stderr
+    where = [venv / "bin/python", "-c", "import icefall_kd as k; print(k.__file__)"]
+    out = subprocess.run(where, text=True, capture_output=True, cwd=tmp_path).stdout
+    assert Path(out.strip()) == root / "icefall_kd/__init__.py"
+
+    start = time.monotonic()
+    done = install(env, root)
+    assert done.returncode == 0 and "already installed" in done.stderr
+    assert time.monotonic() - start < 2
+
+    # A call that was killed while pip wrote a package: no RECORD yet, and no stamp.
+    (stamp,) = venv.glob(".installed-*")
+    stamp.unlink()
+    packages = venv / "lib/python3.10/site-packages"
+    next(packages.glob("wheel-*.dist-info/RECORD")).unlink()
+    (packages / "wheel/__init__.py").unlink()
+    done = install(env, root)
+    assert done.returncode == 0, done.stderr
+    assert "was interrupted" in done.stderr
+    assert (packages / "wheel/__init__.py").exists() and stamp.exists()
+
+    # New pins are installed over the old ones.
+    with open(root / "requirements.txt", "a") as pins:
+        pins.write("# changed\n")
+    done = install(env, root)
+    assert done.returncode == 0 and "already installed" not in done.stderr
+    (new_stamp,) = venv.glob(".installed-*")
+    assert new_stamp.name != stamp.name

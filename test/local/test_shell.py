@@ -1,0 +1,119 @@
+"""The shell files that recipe scripts source."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = f"""#!/usr/bin/env bash
+# Shows what a recipe does.
+set -euo pipefail
+stage=0         # first stage to run
+stop_stage=9    # last stage to run
+profile=quick   # quick or full
+fast=false      # leave out the rest
+source {ROOT}/local/log.sh
+source {ROOT}/local/parse_options.sh
+late=1          # assigned later: no option
+if in_stage 2 "Work"; then
+  run_once done/.work bash -c 'echo worked; exit "${{WORK_STATUS:-0}}"'
+fi
+echo "$stage $stop_stage $profile $fast [$*]"
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "recipe.sh").write_text(RECIPE)
+
+    def run(*args, **env):
+        return subprocess.run(
+            ["bash", "recipe.sh", *args],
+            cwd=tmp_path,
+            env={"PATH": "/usr/bin:/bin", **env},
+            text=True,
+            capture_output=True,
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "args, expected",
+    [
+        ("", "0 9 quick false []"),
+        ("--stage 3 --stop-stage=5 --profile full", "3 5 full false []"),
+        ("--fast --stage 4 -- --stage 7", "4 9 quick true [--stage 7]"),
+        ("--fast false --stop-stage -1", "0 -1 quick false []"),
+    ],
+)
+def test_options_set_the_variables_of_the_script(recipe, args, expected):
+    done = recipe(*args.split())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == expected
+
+
+@pytest.mark.parametrize(
+    "args, named",
+    [
+        ("--sage 3", "unknown option --sage"),
+        ("--late 2", "unknown option --late"),
+        ("--PATH x", "unknown option --PATH"),
+        ("--stage x", "whole number"),
+        ("--fast maybe", "true or false"),
+        ("--profile", "--profile wants a value"),
+        ("quick", '"quick" is not an option'),
+    ],
+)
+def test_a_wrong_option_is_named_with_the_known_ones(recipe, args, named):
+    done = recipe(*args.split())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert named in done.stderr
+    assert "--fast --profile --stage --stop-stage" in done.stderr
+
+
+def test_help_is_the_header_and_the_options(recipe):
+    done = recipe("--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith("Shows what a recipe does.\n")
+    assert "--stop-stage" in done.stdout and "last stage to run" in done.stdout
+
+
+def test_a_script_may_change_into_its_folder_first(tmp_path):
+    folder = tmp_path / "egs"
+    folder.mkdir()
+    (folder / "recipe.sh").write_text('cd "$(dirname "$0")"\n' + RECIPE)
+    command = ["bash", "egs/recipe.sh", "--profile", "full"]
+    done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True)
+    assert "full" in done.stdout, done.stderr
+
+
+def test_what_is_done_is_repeated_only_on_request(recipe, tmp_path):
+    assert "worked" in recipe().stdout
+    assert (tmp_path / "done/.work").exists()
+    done = recipe()
+    assert "worked" not in done.stdout and "done before" in done.stderr
+    assert "worked" in recipe("--stage", "2").stdout
+
+
+def test_a_failing_step_ends_the_script_and_leaves_no_marker(recipe, tmp_path):
+    done = recipe(WORK_STATUS="7")
+    assert done.returncode == 7
+    assert "exit status 7" in done.stderr
+    assert not (tmp_path / "done/.work").exists()
+
+
+def test_log_lines_name_the_calling_file_and_line(recipe):
+    assert "[recipe.sh:11] Stage 2: Work" in recipe().stderr
+
+
+def test_a_missing_environment_is_named_with_its_remedy(tmp_path):
+    done = subprocess.run(
+        ["bash", "-c", f"source {ROOT}/local/env.sh; echo reached"],
+        env={"PATH": "/usr/bin:/bin", "ICEFALL_KD_VENV": str(tmp_path / "none")},
+        text=True,
+        capture_output=True,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "local/install.sh" in done.stderr
