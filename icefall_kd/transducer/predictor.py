@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from icefall_kd import BLANK_ID
+from icefall_kd.zipformer.regularisers import Balancer
 
 
 class Decoder(nn.Module):
@@ -34,6 +35,8 @@ class Decoder(nn.Module):
         self.context_size = context_size
         self.blank_id = blank_id
         self.embedding = nn.Embedding(vocab_size, decoder_dim)
+        # Keep the magnitudes from drifting, which averaged models suffer from.
+        self.balancer = _magnitude_balancer()
         if context_size > 1:
             self.conv = nn.Conv1d(
                 decoder_dim,
@@ -42,6 +45,7 @@ class Decoder(nn.Module):
                 groups=decoder_dim // 4,
                 bias=False,
             )
+            self.balancer2 = _magnitude_balancer()
 
     def forward(self, y: Tensor, need_pad: bool = True) -> Tensor:
         """Embed each position together with the tokens before it.
@@ -56,9 +60,21 @@ class Decoder(nn.Module):
           (N, U, D) float, or (N, 1, D) when ``need_pad`` is False.
         """
         x = self.embedding(y.clamp(min=0)) * (y >= 0).unsqueeze(-1)
+        x = self.balancer(x)
         if self.context_size == 1:
             return x
         x = x.transpose(1, 2)  # (N, U, D) -> (N, D, U)
         if need_pad:
             x = F.pad(x, (self.context_size - 1, 0))
-        return F.relu(self.conv(x)).transpose(1, 2)
+        return self.balancer2(F.relu(self.conv(x)).transpose(1, 2))
+
+
+def _magnitude_balancer() -> Balancer:
+    return Balancer(
+        channel_dim=-1,
+        min_positive=0.0,
+        max_positive=1.0,
+        min_abs=0.5,
+        max_abs=1.0,
+        prob=0.05,
+    )

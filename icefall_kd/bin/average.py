@@ -1,0 +1,35 @@
+"""Average the last epochs of a run into one model for decoding and export.
+
+    python -m icefall_kd.bin.average --exp-dir exp/a --epoch 30 --avg 5
+
+writes exp/a/pretrained.pt: the student alone, with its configuration and BPE model.
+"""
+
+import argparse
+from pathlib import Path
+
+from icefall_kd.logs import setup_logging
+from icefall_kd.training.averaging import write_average
+
+
+def main() -> None:
+    """Parse the options and average."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--exp-dir", type=Path, required=True, help="of the run")
+    parser.add_argument("--epoch", type=int, default=0, help="last; 0: the newest")
+    parser.add_argument("--avg", type=int, default=1, help="number of epochs")
+    parser.add_argument("--output", type=Path, help="default: EXP_DIR/pretrained.pt")
+    args = parser.parse_args()
+    setup_logging()
+    output = args.output or args.exp_dir / "pretrained.pt"
+    try:
+        write_average(args.exp_dir, args.epoch, args.avg, output)
+    except (ValueError, FileNotFoundError) as e:
+        raise SystemExit(f"average: {e}") from e
+    print(output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Train a student: pre-training, baseline and distillation alike.
+
+    python -m icefall_kd.bin.train --config conf/finetune.yaml --exp-dir exp/a \
+        --optim.base_lr 0.03 --terms.ctc.weight 0.2
+
+Started again with the same --exp-dir it goes on where it stopped; a finished run is
+left alone.  Several processes: torchrun --nproc_per_node 2 -m icefall_kd.bin.train ...
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Optional
+
+from icefall_kd.logs import setup_logging
+from icefall_kd.training.config import parse_config
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> None:
+    """Parse the options and train."""
+    setup_logging()
+    try:
+        config = parse_config(sys.argv[1:] if arguments is None else arguments)
+        # Imported after parsing, so that --help and wrong options answer at once.
+        from icefall_kd.training.run import train
+
+        train(config)
+    except (ValueError, FileNotFoundError, RuntimeError) as e:
+        raise SystemExit(f"train: {e}") from e
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""Checkpoints: written whole, read without running code, resumed from.
+
+A training checkpoint holds: ``model``, ``model_avg`` and ``avg_samples`` (running
+mean), ``model_config``, ``bpe_model``, ``heads``, ``state``, ``config``, and what
+only resuming needs (``RESUME_KEYS``).  What ``icefall_kd.bin.average`` writes for
+decoding and export holds ``model``, ``model_config``, ``bpe_model`` and ``info``.
+All of it is tensors and plain types, so that it loads where torch loads nothing else
+(``weights_only``).
+"""
+
+import inspect
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import torch
+from torch import Tensor, nn
+
+from icefall_kd.config import ModelConfig, from_dict, to_dict
+from icefall_kd.data.tokens import Tokenizer
+from icefall_kd.io import write_aside
+from icefall_kd.transducer.build import build_model
+from icefall_kd.transducer.model import AsrModel
+
+Pathlike = Union[str, Path]
+RESUME_KEYS = (
+    "optimizer",
+    "scheduler",
+    "scaler",
+    "sampler",
+    "rng",
+    "regularisers",
+    "metrics",
+)
+
+
+def save_checkpoint(path: Pathlike, checkpoint: Mapping[str, Any]) -> None:
+    """Write a checkpoint whole or not at all."""
+    with write_aside(path) as aside:
+        torch.save(dict(checkpoint), aside)
+
+
+def load_checkpoint(path: Pathlike) -> dict[str, Any]:
+    """Read a checkpoint to the CPU.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      ValueError: if the file is damaged or is not a checkpoint of this project.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    options: dict[str, Any] = {"map_location": "cpu"}
+    if "weights_only" in inspect.signature(torch.load).parameters:
+        options["weights_only"] = True
+    try:
+        checkpoint = torch.load(path, **options)
+    except Exception as e:  # torch raises whatever the broken bytes lead to
+        raise ValueError(
+            f"{path}: damaged or not a checkpoint ({type(e).__name__}: {e}); delete it"
+        ) from e
+    if not isinstance(checkpoint, dict) or "model" not in checkpoint:
+        raise ValueError(f"{path}: not a checkpoint of icefall_kd, it has no 'model'")
+    return checkpoint
+
+
+def pack_bytes(data: Optional[bytes]) -> Optional[Tensor]:
+    """Return bytes as a uint8 tensor, which every torch loads safely."""
+    return None if data is None else torch.tensor(list(data), dtype=torch.uint8)
+
+
+def unpack_bytes(data: Optional[Tensor]) -> Optional[bytes]:
+    """Undo :func:`pack_bytes`."""
+    return None if data is None else bytes(data.tolist())
+
+
+def epoch_path(exp_dir: Pathlike, epoch: int) -> Path:
+    """Return the path of the checkpoint at the end of ``epoch``, counted from 1."""
+    return Path(exp_dir) / f"epoch-{epoch}.pt"
+
+
+def step_path(exp_dir: Pathlike, step: int) -> Path:
+    """Return the path of the checkpoint after ``step`` updates."""
+    return Path(exp_dir) / f"checkpoint-{step}.pt"
+
+
+def numbered(exp_dir: Pathlike, stem: str) -> list[tuple[int, Path]]:
+    """Return (number, path) of ``<stem>-<number>.pt``, the newest first."""
+    pattern = re.compile(rf"{stem}-(\d+)\.pt")
+    found = [(pattern.fullmatch(p.name), p) for p in Path(exp_dir).glob("*.pt")]
+    return sorted(((int(m.group(1)), p) for m, p in found if m), reverse=True)
+
+
+def newest_checkpoint(exp_dir: Pathlike) -> Optional[dict[str, Any]]:
+    """Return the checkpoint that training goes on from, None if there is none.
+
+    A damaged one is reported and the one before it is used.
+
+    Raises:
+      ValueError: if there are checkpoints, but none is whole.
+    """
+    best, damaged = None, []
+    for stem in ("epoch", "checkpoint"):
+        for _, path in numbered(exp_dir, stem):
+            try:
+                found = load_checkpoint(path)
+            except ValueError as e:
+                logging.warning("%s; trying the one before", e)
+                damaged.append(path.name)
+                continue
+            if "optimizer" not in found:
+                continue
+            if best is None or found["state"]["step"] > best["state"]["step"]:
+                best = found
+            break
+    if best is None and damaged:
+        raise ValueError(f"{exp_dir}: no whole checkpoint among {damaged}; delete them")
+    return best
+
+
+def tidy(exp_dir: Pathlike, keep_optimizer: int) -> None:
+    """Remove checkpoints within epochs and what old epochs keep for resuming."""
+    for _, path in numbered(exp_dir, "checkpoint"):
+        path.unlink()
+    for _, path in numbered(exp_dir, "epoch")[keep_optimizer:]:
+        checkpoint = load_checkpoint(path)
+        if any(key in checkpoint for key in RESUME_KEYS):
+            save_checkpoint(
+                path, {k: v for k, v in checkpoint.items() if k not in RESUME_KEYS}
+            )
+
+
+def load_encoder(model: AsrModel, path: Pathlike) -> None:
+    """Start the encoder of ``model`` from a checkpoint, everything or nothing.
+
+    Raises:
+      ValueError: if it lacks a tensor or has one of another shape; the message lists
+        which options differ, or which tensors.
+    """
+    checkpoint = load_checkpoint(path)
+    parts = ("encoder_embed.", "encoder.")
+    given = {k: v for k, v in checkpoint["model"].items() if k.startswith(parts)}
+    own = {k: v for k, v in model.state_dict().items() if k.startswith(parts)}
+    wrong = [
+        f"{k}: {_shape(given.get(k))} there, {_shape(own.get(k))} here"
+        for k in sorted(set(given) | set(own))
+        if _shape(given.get(k)) != _shape(own.get(k))
+    ]
+    if wrong:
+        raise ValueError(
+            f"{path}: its encoder is not this model's, {len(wrong)} tensors differ: "
+            + "; ".join(wrong[:5])
+            + ". Give model.encoder the shape of that checkpoint, or choose another"
+        )
+    model.load_state_dict(given, strict=False)
+
+
+def _shape(tensor: Optional[Tensor]) -> str:
+    return "none" if tensor is None else str(tuple(tensor.shape))
+
+
+def config_differences(here: Any, there: Any, prefix: str = "") -> list[str]:
+    """Return ``name: there -> here`` for every value that differs."""
+    if isinstance(here, Mapping) and isinstance(there, Mapping):
+        return [
+            line
+            for key in {**here, **there}
+            for line in config_differences(
+                here.get(key), there.get(key), f"{prefix}.{key}" if prefix else key
+            )
+        ]
+    return [] if here == there else [f"{prefix}: {there} -> {here}"]
+
+
+def save_pretrained(
+    path: Pathlike,
+    model: Mapping[str, Tensor],
+    model_config: Union[ModelConfig, Mapping[str, Any]],
+    bpe_model: Optional[bytes],
+    info: Mapping[str, Any],
+) -> None:
+    """Write what decoding and export read: the student without any head."""
+    plain = (
+        to_dict(model_config) if isinstance(model_config, ModelConfig) else model_config
+    )
+    save_checkpoint(
+        path,
+        {
+            "model": dict(model),
+            "model_config": dict(plain),
+            "bpe_model": pack_bytes(bpe_model),
+            "info": dict(info),
+        },
+    )
+
+
+def load_model(
+    path: Pathlike, device: str = "cpu"
+) -> tuple[AsrModel, Optional[Tokenizer], dict[str, Any]]:
+    """Read a student for decoding or export; nothing but the file is needed.
+
+    Args:
+      path: written by ``icefall_kd.bin.average``, or a training checkpoint.
+    Returns:
+      (model in evaluation mode, its tokenizer or None where it saw no text, info).
+    Raises:
+      FileNotFoundError, ValueError: as :func:`load_checkpoint`, or if the weights
+        are not those of the configuration beside them.
+    """
+    checkpoint = load_checkpoint(path)
+    model = build_model(from_dict(ModelConfig, checkpoint["model_config"]))
+    load_weights(model, checkpoint["model"], str(path))
+    bpe_model = unpack_bytes(checkpoint.get("bpe_model"))
+    tokenizer = None if bpe_model is None else Tokenizer.from_bytes(bpe_model)
+    return model.to(device).eval(), tokenizer, dict(checkpoint.get("info", {}))
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+    """Load ``weights`` strictly.
+
+    Raises:
+      ValueError: if names or shapes differ; torch's own list of them is the message.
+    """
+    try:
+        module.load_state_dict(dict(weights))
+    except RuntimeError as e:
+        raise ValueError(f"{where}: weights do not fit the model: {e}") from e

@@ -1,0 +1,203 @@
+"""Options of a training run, and their way from YAML and the command line."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Optional
+
+import yaml
+
+from icefall_kd.config import ModelConfig, ZipformerConfig
+from icefall_kd.distill.terms import TermsConfig
+
+AMP_DTYPES = ("none", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read, and how it becomes batches.
+
+    Attributes:
+      shar_dir: folder of the Shar sets.
+      train: names of the sets trained on, mixed when there are several; sets
+        without transcripts serve the terms that need none.
+      dev: name of the set for validation; null for none.
+      bpe_model: sentencepiece model; null where no term needs text.
+      expect: field -> part of the teacher's fingerprint that the field must have.
+      max_duration: s of audio in a batch, padding included.
+      num_buckets: groups of similar duration that batches are drawn from.
+      num_workers: processes that load data; 0 loads in the training process.
+      spec_augment: mask stretches of time and frequency (student only).
+      time_warp_factor: of SpecAugment, fbank frames; 0 is off.  Refused where a
+        term compares frames with a teacher's.
+    """
+
+    shar_dir: str = "data/shar"
+    train: tuple[str, ...] = ("train",)
+    dev: Optional[str] = "dev"
+    bpe_model: Optional[str] = None
+    expect: dict[str, dict[str, Any]] = field(default_factory=dict)
+    max_duration: float = 200.0
+    num_buckets: int = 10
+    num_workers: int = 0
+    spec_augment: bool = True
+    time_warp_factor: int = 0
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """ScaledAdam and its schedule Eden.
+
+    Attributes:
+      base_lr: learning rate before the schedule; 0.045 was found for batches of
+        about 4000 s, smaller batches want less.
+      lr_batches: updates after which the rate begins to fall.
+      lr_epochs: epochs after which the rate begins to fall.
+      warmup_batches: updates over which the rate rises from half of base_lr.
+      clipping_scale: gradients above so many times the recent median are scaled
+        down to it.
+      max_grad_norm: upper limit of the gradients' 2-norm; 0 is none.
+    """
+
+    base_lr: float = 0.045
+    lr_batches: float = 7500.0
+    lr_epochs: float = 3.5
+    warmup_batches: float = 500.0
+    clipping_scale: float = 2.0
+    max_grad_norm: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+      exp_dir: folder for checkpoints, logs and metrics; a run that was stopped
+        there goes on.
+      model: shape of the student.
+      data: what is read.
+      terms: parts of the loss.
+      optim: how the loss is brought down.
+      num_epochs: passes over the data.
+      init_encoder: checkpoint whose encoder the student starts from; null for none.
+      seed: of weights, order of data and regularisers.
+      device: "auto", "cpu" or "cuda".
+      amp: autocast in "none", "bf16" or "fp16".
+      num_threads: of torch on the CPU; 0 leaves it as it is.
+      average_period: updates between two samples of the averaged model.
+      save_every_n: updates between two checkpoints within an epoch; 0 for none.
+      keep_optimizer: newest epochs whose checkpoint can be resumed from; older
+        ones keep the model alone.
+      log_interval: updates between two lines of progress.
+      max_bad_batches: consecutive batches with a loss or gradient that is not
+        finite, after which the run stops.
+      tensorboard: write event files to exp_dir/tensorboard.
+    """
+
+    exp_dir: str
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    terms: TermsConfig = field(default_factory=TermsConfig)  # type: ignore
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    num_epochs: int = 30
+    init_encoder: Optional[str] = None
+    seed: int = 42
+    device: str = "auto"
+    amp: str = "none"
+    num_threads: int = 0
+    average_period: int = 100
+    save_every_n: int = 0
+    keep_optimizer: int = 2
+    log_interval: int = 50
+    max_bad_batches: int = 10
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        if self.amp not in AMP_DTYPES:
+            raise ValueError(f"amp is '{self.amp}'; it can be one of {AMP_DTYPES}")
+        for name in (
+            "num_epochs",
+            "average_period",
+            "keep_optimizer",
+            "log_interval",
+            "max_bad_batches",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
+        if self.data.time_warp_factor > 0 and self.terms.embedding is not None:
+            raise ValueError(
+                f"data.time_warp_factor is {self.data.time_warp_factor}, but "
+                "terms.embedding compares the student's frames with a teacher's, "
+                "which were not warped; set it to 0"
+            )
+
+
+def parse_config(arguments: Sequence[str]) -> TrainConfig:
+    """Read ``--config file.yaml`` and overrides such as ``--optim.base_lr 0.03``.
+
+    Several ``--config`` are laid one over the other; ``-`` in an option's name
+    reads as ``_``.
+
+    Raises:
+      ValueError: if a key is unknown or a value of the wrong type.
+    """
+    from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(
+        prog="python -m icefall_kd.bin.train",
+        description="Train a student: a weighted sum of terms, one loop for all.",
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML, repeatable")
+    parser.add_class_arguments(TrainConfig)
+    # The raw defaults: those of an instance are widened to its number of stacks.
+    parser.set_defaults(
+        {f"model.encoder.{f.name}": f.default for f in fields(ZipformerConfig)}
+    )
+    arguments = [_underscores(a) for a in arguments]
+    try:
+        namespace = parser.parse_args(arguments)
+        for path in namespace.config or []:
+            check_keys(TrainConfig, yaml.safe_load(Path(path).read_text()), str(path))
+        make = getattr(parser, "instantiate", None) or parser.instantiate_classes
+        values = vars(make(namespace))
+    except ArgumentError as e:
+        raise ValueError(f"{e}") from e
+    values.pop("config")
+    return TrainConfig(**values)
+
+
+def check_keys(cls: type, values: Any, where: str) -> None:
+    """Refuse keys that the dataclass ``cls`` lacks, empty ones included.
+
+    jsonargparse lets ``unknown: {}`` pass, and a misspelt term with only defaults
+    looks like that.
+
+    Raises:
+      ValueError: naming the key, its place and the known keys.
+    """
+    kinds = {f.name: _dataclass_of(f.type) for f in fields(cls)}
+    if not isinstance(values, Mapping):
+        return
+    for key, value in values.items():
+        if key not in kinds:
+            raise ValueError(f"{where}: unknown key '{key}'; known: {sorted(kinds)}")
+        if kinds[key] is not None:
+            check_keys(kinds[key], value, f"{where}: {key}")
+
+
+def _dataclass_of(kind: Any) -> Optional[type]:
+    """Return the dataclass that a field's type is or allows, if any."""
+    for option in (kind, *typing.get_args(kind)):
+        if dataclasses.is_dataclass(option):
+            return option
+    return None
+
+
+def _underscores(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value

@@ -1,0 +1,363 @@
+"""The training loop: the same for the baseline and for every distillation."""
+
+import contextlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from icefall_kd import FBANK_SHIFT
+from icefall_kd.config import to_dict
+from icefall_kd.data.augment import SpecAugment
+from icefall_kd.data.batches import Loader, make_loader
+from icefall_kd.distill.term import Batch, TermOutput
+from icefall_kd.io import write_text
+from icefall_kd.training import checkpoint as ckpt
+from icefall_kd.training.averaging import RunningMean
+from icefall_kd.training.distributed import World
+from icefall_kd.training.metrics import MetricsTracker, MetricsWriter, format_means
+from icefall_kd.training.optim import Eden, ScaledAdam
+from icefall_kd.training.setup import Setup
+from icefall_kd.training.state import (
+    TrainState,
+    regulariser_state,
+    restore_regularisers,
+    restore_rng,
+    rng_state,
+    seed_everything,
+)
+from icefall_kd.training.student import to_device
+from icefall_kd.zipformer.schedules import set_batch_count
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Trainer:
+    """Trains one student in one folder; :meth:`run` goes on where it stopped."""
+
+    def __init__(
+        self, setup: Setup, world: World, resume: Optional[dict[str, Any]] = None
+    ) -> None:
+        """Put the student on its device and bring back the state of ``resume``."""
+        config = setup.config
+        self.setup, self.config, self.world = setup, config, world
+        self.exp_dir = Path(config.exp_dir)
+        self.student = setup.student.to(world.device)
+        self.model = self.student.model
+        self.module: nn.Module = self.student
+        self.mean = RunningMean(self.model)
+        self.params = [p for _, p in self.student.trainable()]
+        self.optimizer = ScaledAdam(
+            self.params,
+            lr=config.optim.base_lr,
+            clipping_scale=config.optim.clipping_scale,
+        )
+        self.scheduler = Eden(
+            self.optimizer,
+            config.optim.lr_batches,
+            config.optim.lr_epochs,
+            warmup_batches=config.optim.warmup_batches,
+        )
+        half = config.amp == "fp16" and world.device.type == "cuda"
+        self.scaler = torch.cuda.amp.GradScaler(enabled=half)
+        self.state = TrainState()
+        self.metrics = MetricsTracker()
+        self.writer: Optional[MetricsWriter] = None
+        self._pending_rng: Optional[dict[str, Any]] = None
+        seed_everything(config.seed + world.rank)
+        if resume is not None:
+            self._restore(resume)
+        if world.size > 1:
+            # A term without a target in one process leaves parameters unused there.
+            self.module = DistributedDataParallel(
+                self.student, find_unused_parameters=True, broadcast_buffers=False
+            )
+
+    def run(self) -> None:
+        """Train until ``num_epochs`` are done.
+
+        Raises:
+          RuntimeError: if too many batches in a row were not finite.
+        """
+        config, state = self.config, self.state
+        if self.world.is_main:
+            self.writer = MetricsWriter(self.exp_dir, state.step, config.tensorboard)
+        trained = sum(p.numel() for p in self.params)
+        total = sum(p.numel() for p in self.model.parameters())
+        self._log(f"{total} parameters in the student, {trained} trained with heads")
+        loader = self._loader(self.setup.train_cuts, train=True)
+        while state.epoch < config.num_epochs:
+            self._train_epoch(loader)
+            if self.mean.samples == 0 or state.step % config.average_period != 0:
+                self.mean.sample(self.model)  # each epoch has at least one sample
+            dev = self._validate()
+            state.epoch, state.batch = state.epoch + 1, 0
+            self.scheduler.step_epoch(state.epoch)
+            if self.world.is_main and dev:
+                self._log(f"epoch {state.epoch} dev: {format_means(dev)}")
+                self.writer.write("dev", state.step, state.epoch, dev)
+            self._save(ckpt.epoch_path(self.exp_dir, state.epoch))
+            if self.world.is_main:
+                ckpt.tidy(self.exp_dir, config.keep_optimizer)
+        if self.world.is_main:
+            self.writer.close()
+            write_text(self.exp_dir / "done", f"{state.epoch} epochs\n")
+        self.world.barrier()
+
+    def _loader(self, cuts: Any, train: bool) -> Loader:
+        data = self.config.data
+        augment = None
+        if train and data.spec_augment:
+            augment = SpecAugment(time_warp=data.time_warp_factor)
+        return make_loader(
+            cuts,
+            fields=self.setup.fields,
+            tokenizer=self.setup.tokenizer,
+            max_duration=data.max_duration,
+            shuffle=train,
+            seed=self.config.seed,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            num_workers=data.num_workers if train else 0,
+            num_buckets=data.num_buckets,
+            spec_augment=augment,
+        )
+
+    def _batches(self, loader: Loader) -> Iterator[dict[str, Any]]:
+        """Yield the rest of the present epoch, equally many batches to all ranks."""
+        loader.sampler.set_epoch(self.state.epoch)
+        loader.skip(self.state.batch)
+        batches = iter(loader)
+        while True:
+            batch = next(batches, None)
+            if self._pending_rng is not None:
+                # Only now: opening the loader draws a number that was drawn before.
+                restore_rng(self._pending_rng)
+                self._pending_rng = None
+            if self.world.any(batch is None):
+                return
+            yield to_device(batch, self.world.device)
+
+    def _train_epoch(self, loader: Loader) -> None:
+        config, state = self.config, self.state
+        self.module.train()
+        bar = tqdm(
+            desc=f"epoch {state.epoch + 1}/{config.num_epochs}",
+            total=round(self.setup.train_seconds) or None,
+            initial=round(state.audio - state.epoch * self.setup.train_seconds)
+            if self.setup.train_seconds
+            else 0,
+            unit="s",
+            disable=not (self.world.is_main and sys.stderr.isatty()),
+        )
+        clock = time.monotonic()
+        with bar:
+            for batch in self._batches(loader):
+                audio = self._train_batch(batch)
+                now = time.monotonic()
+                self.metrics.add("speed", audio, now - clock)
+                state.audio += audio
+                state.seconds += now - clock
+                clock = now
+                bar.update(audio)
+                if state.bad_in_row >= config.max_bad_batches:
+                    self._give_up()
+                if state.step % config.log_interval == 0 and not state.bad_in_row:
+                    self._report()
+                if config.save_every_n and state.step % config.save_every_n == 0:
+                    if not state.bad_in_row:
+                        self._save(ckpt.step_path(self.exp_dir, state.step))
+
+    def _train_batch(self, batch: Batch) -> float:
+        """Make one update, or skip it; return the s of audio of all processes."""
+        config, state = self.config, self.state
+        set_batch_count(self.student, state.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            loss, frames, outputs = self.module(batch, state.step)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        limit = config.optim.max_grad_norm or float("inf")
+        norm = float(nn.utils.clip_grad_norm_(self.params, limit))
+        state.batch += 1
+        finite = torch.isfinite(loss).item() and norm < float("inf")
+        audio = float(batch["feature_lens"].sum()) * FBANK_SHIFT
+        bad, audio = self.world.sum([float(not finite), audio])
+        if bad:  # in any process, since the gradients are shared
+            self._skip_batch(batch, float(loss), norm, outputs)
+            return audio
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        state.step += 1
+        state.bad_in_row = 0
+        self.scheduler.step_batch(state.step)
+        if state.step % config.average_period == 0:
+            self.mean.sample(self.model)
+        self.metrics.add("loss", loss.detach() * frames, frames)
+        add_outputs(self.metrics, outputs)
+        self.metrics.add("grad_norm", norm)
+        return audio
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        dtype = DTYPES.get(self.config.amp)
+        if dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.world.device.type, dtype)
+
+    def _skip_batch(
+        self, batch: Batch, loss: float, norm: float, outputs: dict[str, TermOutput]
+    ) -> None:
+        """Count a batch that is not finite and note whose it was."""
+        state = self.state
+        if self.scaler.is_enabled() and loss < float("inf"):
+            # Half precision overflowed: the scaler answers by a smaller scale.
+            self.scaler.update()
+            return
+        state.bad_in_row += 1
+        state.bad_total += 1
+        ids = [cut.id for cut in batch["cuts"]]
+        suspects = {ids[i] for output in outputs.values() for i in output.suspects}
+        note = {
+            "step": state.step,
+            "epoch": state.epoch,
+            "batch": state.batch,
+            "rank": self.world.rank,
+            "loss": str(loss),
+            "grad_norm": str(norm),
+            "suspects": sorted(suspects),
+            "cuts": ids,
+        }
+        with open(self._bad_path(), "a", encoding="utf-8") as f:
+            f.write(json.dumps(note) + "\n")
+        logging.warning(
+            "batch skipped, loss %s, gradient norm %s; suspects %s; all its cuts in %s",
+            loss,
+            norm,
+            sorted(suspects) or "unknown",
+            self._bad_path(),
+        )
+
+    def _bad_path(self) -> Path:
+        return self.exp_dir / f"bad_batches.{self.world.rank}.jsonl"
+
+    def _give_up(self) -> None:
+        raise RuntimeError(
+            f"{self.state.bad_in_row} batches in a row had a loss or gradient that is "
+            f"not finite; their cuts are in {self._bad_path()}. Remove those cuts, or "
+            f"lower optim.base_lr ({self.config.optim.base_lr}); then start again: "
+            "training goes on from the last checkpoint"
+        )
+
+    def _report(self) -> None:
+        """Write the means since the last report, with the time that is left."""
+        state = self.state
+        means = self.metrics.reduced().means()
+        self.metrics = MetricsTracker()
+        means["lr"] = self.scheduler.get_last_lr()[0]
+        total = self.setup.train_seconds * self.config.num_epochs
+        if total and state.audio:
+            left = max(0.0, total - state.audio) * state.seconds / state.audio
+            means["eta"] = left
+        if not self.world.is_main:
+            return
+        line = {k: v for k, v in means.items() if k != "eta"}
+        eta = f" ETA {format_time(means['eta'])}" if "eta" in means else ""
+        self._log(
+            f"epoch {state.epoch + 1}/{self.config.num_epochs} step {state.step}: "
+            f"{format_means(line)}{eta}"
+        )
+        self.writer.write("train", state.step, state.epoch + 1, means)
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        """Return the means over the dev set, {} if there is none."""
+        if self.setup.dev_cuts is None:
+            return {}
+        self.student.eval()
+        tracker = MetricsTracker()
+        for batch in self._loader(self.setup.dev_cuts, train=False):
+            with self._autocast():
+                loss, frames, outputs = self.student(
+                    to_device(batch, self.world.device), self.state.step
+                )
+            tracker.add("loss", loss * frames, frames)
+            add_outputs(tracker, outputs)
+        self.student.train()
+        return tracker.reduced().means()
+
+    def _save(self, path: Path) -> None:
+        rng = self.world.gather(rng_state())
+        if not self.world.is_main:
+            return
+        config, tokenizer = self.config, self.setup.tokenizer
+        ckpt.save_checkpoint(
+            path,
+            {
+                "model": self.model.state_dict(),
+                "model_avg": self.mean.mean,
+                "avg_samples": self.mean.samples,
+                "model_config": to_dict(config.model),
+                "bpe_model": ckpt.pack_bytes(tokenizer and tokenizer.model_bytes),
+                "heads": self.student.heads.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "sampler": {"epoch": self.state.epoch, "batch": self.state.batch},
+                "state": vars(self.state).copy(),
+                "rng": rng,
+                "regularisers": regulariser_state(self.model),
+                "metrics": self.metrics.state(),
+                "config": to_dict(config),
+            },
+        )
+        self._log(f"wrote {path}")
+        if path.name.startswith("checkpoint-"):
+            for _, old in ckpt.numbered(self.exp_dir, "checkpoint")[2:]:
+                old.unlink()
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        self.state = TrainState(**saved["state"])
+        ckpt.load_weights(self.model, saved["model"], "the last checkpoint")
+        ckpt.load_weights(self.student.heads, saved["heads"], "the last checkpoint")
+        self.mean.load(saved["model_avg"], saved["avg_samples"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scheduler.load_state_dict(saved["scheduler"])
+        if self.scaler.is_enabled() and saved["scaler"]:
+            self.scaler.load_state_dict(saved["scaler"])
+        restore_regularisers(self.model, saved["regularisers"])
+        self.metrics = MetricsTracker(saved["metrics"])
+        if self.world.rank < len(saved["rng"]):
+            self._pending_rng = saved["rng"][self.world.rank]
+        self._log(f"going on from epoch {self.state.epoch} step {self.state.step}")
+
+    def _log(self, message: str) -> None:
+        if self.world.is_main:
+            logging.info("%s", message)
+
+
+def add_outputs(tracker: MetricsTracker, outputs: dict[str, TermOutput]) -> None:
+    """Add every term and its extras, by name, per frame or utterance it counts."""
+    for name, output in outputs.items():
+        tracker.add(name, output.sum, output.count)
+        for extra, (total, count) in output.extras.items():
+            tracker.add(f"{name}.{extra}", total, count)
+        if output.skipped:
+            tracker.add(f"{name}.skipped", output.skipped)
+
+
+def format_time(seconds: float) -> str:
+    """Return h:mm:ss.
+
+    >>> format_time(3725)
+    '1:02:05'
+    """
+    minutes, second = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"

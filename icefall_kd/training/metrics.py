@@ -1,0 +1,97 @@
+"""Running sums of what training reports, and where they are written."""
+
+import json
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from torch import distributed as dist
+
+from icefall_kd.io import write_text
+
+
+class MetricsTracker:
+    """Sums and counts by name; the mean of each is what gets logged.
+
+    Tensors are added without reading them, so that an accelerator is not waited
+    for at every batch.
+    """
+
+    def __init__(self, state: Optional[dict[str, list[float]]] = None) -> None:
+        self._sums: dict[str, Any] = {}
+        self._counts: dict[str, float] = {}
+        for name, (total, count) in (state or {}).items():
+            self.add(name, total, count)
+
+    def add(self, name: str, total: Any, count: float = 1.0) -> None:
+        """Add ``total``, a number or a scalar tensor, summed over ``count`` items."""
+        if isinstance(total, torch.Tensor):
+            total = total.detach().double()
+        self._sums[name] = self._sums.get(name, 0.0) + total
+        self._counts[name] = self._counts.get(name, 0.0) + count
+
+    def state(self) -> dict[str, list[float]]:
+        """Return {name: [sum, count]} in plain numbers."""
+        return {k: [float(v), float(self._counts[k])] for k, v in self._sums.items()}
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each, in the order of first use; 0 of 0 is 0."""
+        return {k: s / c if c else 0.0 for k, (s, c) in self.state().items()}
+
+    def reduced(self) -> "MetricsTracker":
+        """Return the sums over all ranks; ranks may hold different names."""
+        if not dist.is_initialized():
+            return self
+        states: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(states, self.state())
+        merged = MetricsTracker()
+        for state in states:
+            for name, (total, count) in state.items():
+                merged.add(name, total, count)
+        return merged
+
+
+def format_means(means: dict[str, float]) -> str:
+    """Return ``name=value`` pairs for a line of progress."""
+    return " ".join(f"{name}={value:.4g}" for name, value in means.items())
+
+
+class MetricsWriter:
+    """Writes metrics as JSON lines and, if asked, for TensorBoard."""
+
+    def __init__(self, exp_dir: Path, step: int, tensorboard: bool) -> None:
+        """Continue in ``exp_dir``; lines beyond ``step`` are of a lost future."""
+        self.path = exp_dir / "metrics.jsonl"
+        if self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step_of(line) <= step]
+            write_text(self.path, "".join(f"{line}\n" for line in kept))
+        self.board = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(
+                str(exp_dir / "tensorboard"), purge_step=step + 1
+            )
+
+    def write(self, kind: str, step: int, epoch: int, values: dict[str, float]) -> None:
+        """Append one line; ``kind`` is "train" or "dev"."""
+        line = {"kind": kind, "step": step, "epoch": epoch, **values}
+        with open(self.path, "a", encoding="utf-8") as f:
+            f.write(json.dumps(line) + "\n")
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush what TensorBoard still holds."""
+        if self.board is not None:
+            self.board.close()
+
+
+def _step_of(line: str) -> float:
+    """Return the step of a line; infinity if a kill cut it short."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):
+        return float("inf")

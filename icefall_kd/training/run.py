@@ -1,0 +1,87 @@
+"""One training run from its configuration to its last checkpoint."""
+
+import logging
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import torch
+import yaml
+
+from icefall_kd.config import to_dict
+from icefall_kd.io import write_json, write_text
+from icefall_kd.training.checkpoint import newest_checkpoint
+from icefall_kd.training.config import TrainConfig
+from icefall_kd.training.distributed import close_world, init_world
+from icefall_kd.training.loop import Trainer
+from icefall_kd.training.setup import prepare
+
+
+def train(config: TrainConfig) -> None:
+    """Train in ``config.exp_dir``, going on from its newest checkpoint if any.
+
+    Raises:
+      ValueError, FileNotFoundError: naming what is wrong, before data is read.
+      RuntimeError: if too many batches in a row were not finite.
+    """
+    if config.num_threads > 0:
+        torch.set_num_threads(config.num_threads)
+    exp_dir = Path(config.exp_dir)
+    resume = newest_checkpoint(exp_dir)
+    setup = prepare(config, resume)
+    if resume is not None and resume["state"]["epoch"] >= config.num_epochs:
+        logging.info(
+            "%s has its %d epochs; nothing to do", exp_dir, resume["state"]["epoch"]
+        )
+        return
+    world = init_world(config.device)
+    try:
+        if world.is_main:
+            exp_dir.mkdir(parents=True, exist_ok=True)
+            plain = yaml.safe_dump(to_dict(setup.config), sort_keys=False)
+            write_text(exp_dir / "config.yaml", plain)
+            write_json(exp_dir / "environment.json", environment())
+            logging.info("configuration:\n%s", plain)
+        world.barrier()
+        Trainer(setup, world, resume).run()
+    finally:
+        close_world()
+
+
+def environment() -> dict:
+    """Return what a result depends on besides its configuration."""
+    return {
+        "command": sys.argv,
+        "commit": git_commit(),
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "packages": {name: version_of(name) for name in ("torch", "k2", "lhotse")},
+    }
+
+
+def version_of(package: str) -> str:
+    """Return the installed version, or "absent"."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+def git_commit() -> str:
+    """Return the commit of this code, with "-dirty" after changes; "" if unknown."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match="]
+    try:
+        return subprocess.run(
+            command,
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,113 @@
+"""The student with its heads and terms: one forward pass to one loss."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from icefall_kd.distill.term import Batch, StudentOutput, Term, TermOutput
+from icefall_kd.transducer.model import AsrModel
+
+
+class DistilledStudent(nn.Module):
+    """A student, what its terms train beside it, and the weighted sum of the terms.
+
+    A module of its own, so that DistributedDataParallel sees all that is trained
+    in one forward pass.
+    """
+
+    def __init__(
+        self,
+        model: AsrModel,
+        terms: Sequence[tuple[float, Term]],
+        heads: nn.ModuleDict,
+    ) -> None:
+        """Freeze the parts of ``model`` that no term trains."""
+        super().__init__()
+        self.model = model
+        self.heads = heads
+        self.terms = list(terms)
+        trained = {"encoder_embed", "encoder"}
+        trained.update(part for _, term in terms for part in term.trains)
+        for name, part in model.named_children():
+            part.requires_grad_(name in trained)
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the name and value of every parameter that is trained."""
+        return ((n, p) for n, p in self.named_parameters() if p.requires_grad)
+
+    def forward(
+        self, batch: Batch, step: int
+    ) -> tuple[Tensor, int, dict[str, TermOutput]]:
+        """Encode a batch and add up the terms.
+
+        All terms are divided by the batch's number of student frames, so that
+        their weights keep their meaning when the size of a batch changes.
+
+        Args:
+          batch: see ``icefall_kd.data.batches``; on the model's device.
+          step: updates made so far.
+        Returns:
+          (loss, scalar with gradient; student frames; output of each term, detached).
+        """
+        encoder_out, lens = self.model.forward_encoder(
+            batch["features"], batch["feature_lens"]
+        )
+        student = StudentOutput(encoder_out, lens, self.model, self.heads)
+        frames = int(lens.sum())
+        # Zero, but it ties the loss to the encoder where no term found a target, so
+        # that all processes of a distributed run take part in the backward pass.
+        loss = encoder_out.float().sum() * 0.0
+        outputs = {}
+        for weight, term in self.terms:
+            output = term(student, batch, step)
+            loss = loss + weight * output.sum / max(1, frames)
+            outputs[term.name] = detached(output)
+        return loss, frames, outputs
+
+
+def detached(output: TermOutput) -> TermOutput:
+    """Return a term's output without its graph, fit for logging."""
+    return TermOutput(
+        output.sum.detach(),
+        output.count,
+        output.extras,
+        output.suspects,
+        output.skipped,
+    )
+
+
+def build_heads(
+    terms: Sequence[tuple[float, Term]],
+    model_config: Any,
+    field_infos: Mapping[str, Any],
+    seed: int,
+) -> nn.ModuleDict:
+    """Return the heads of all terms; their weights depend on ``seed`` alone.
+
+    The global random state is left as it was, so that a run with heads starts
+    from the same student, and sees the same dropout, as one without.
+    """
+    heads = nn.ModuleDict()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for _, term in terms:
+            head = term.build_heads(model_config, field_infos)
+            if head is not None:
+                heads[term.name] = head
+    return heads
+
+
+def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
+    """Return the batch with its tensors on ``device``."""
+    moved = dict(batch)
+    for name in ("features", "feature_lens"):
+        moved[name] = batch[name].to(device)
+    moved["fields"] = {
+        field: {
+            k: v.to(device) if isinstance(v, Tensor) else v for k, v in value.items()
+        }
+        for field, value in batch.get("fields", {}).items()
+    }
+    return moved
