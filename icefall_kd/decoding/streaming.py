@@ -5,7 +5,7 @@ the subsampling, 2 * 3 for the ConvNeXt layer's right context), moves on by 2C a
 C / 2 output frames of 40 ms.  A step runs only while more than T frames are left.
 """
 
-from typing import List, Sequence
+from typing import Iterator, List, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,37 @@ def narrow_states(states: Sequence[Tensor], batch_size: int) -> List[Tensor]:
     return [s.narrow(dim, 0, batch_size) for s, dim in zip(states, dims)]
 
 
+def encode_chunks(
+    model: nn.Module, features: Sequence[Tensor], chunk_size: int, left_context: int
+) -> Iterator[Tuple[Tensor, Tensor]]:
+    """Encode N streams chunk by chunk; streams that end drop out of the batch.
+
+    Args:
+      model: causal ``AsrModel`` in eval mode.
+      features: N tensors (F_n, 80) float32, the longest first.
+      chunk_size, left_context: in 50 Hz frames.
+    Yields:
+      encoder_out (n, C / 2, D) and lens (n,) of the first n streams, which go on.
+    Raises:
+      ValueError: if ``chunk_size`` is not positive and even.
+    """
+    if chunk_size < 2 or chunk_size % 2:
+        raise ValueError(f"chunk_size must be positive and even, got {chunk_size}")
+    model.encoder.set_chunk(chunk_size, left_context)
+    window, hop = window_frames(chunk_size), hop_frames(chunk_size)
+    steps = [num_steps(f.size(0), chunk_size) for f in features]
+    states = model.init_states(len(steps), features[0].device)
+    streams = len(steps)
+    for step in range(max(steps)):
+        active = sum(count > step for count in steps)
+        if active < streams:
+            states, streams = narrow_states(states, active), active
+        begin = step * hop
+        x = torch.stack([f[begin : begin + window] for f in features[:active]])
+        encoder_out, lens, states = model.streaming_forward(x, states)
+        yield encoder_out, lens
+
+
 @torch.no_grad()
 def decode_streaming(
     model: nn.Module,
@@ -78,7 +109,7 @@ def decode_streaming(
     left_context: int,
     options: DecodeOptions,
 ) -> List[Hypothesis]:
-    """Decode N streams together, each fed in chunks; streams that end drop out.
+    """Decode N streams together, each fed in chunks.
 
     Args:
       model: causal ``AsrModel`` in eval mode.
@@ -91,25 +122,12 @@ def decode_streaming(
     Raises:
       ValueError: if ``chunk_size`` is not positive and even, or there is no stream.
     """
-    if chunk_size < 2 or chunk_size % 2:
-        raise ValueError(f"chunk_size must be positive and even, got {chunk_size}")
     if not features:
         raise ValueError("no stream to decode")
-    model.encoder.set_chunk(chunk_size, left_context)
-    window, hop = window_frames(chunk_size), hop_frames(chunk_size)
-    steps = [num_steps(f.size(0), chunk_size) for f in features]
-    order = sorted(range(len(steps)), key=lambda i: -steps[i])
-    device = features[0].device
-    search = make_search(model, len(steps), options)
-    states = model.init_states(len(steps), device)
-    streams = len(steps)
-    for step in range(max(steps)):
-        active = sum(count > step for count in steps)
-        if active < streams:
-            states, streams = narrow_states(states, active), active
-        begin = step * hop
-        x = torch.stack([features[i][begin : begin + window] for i in order[:active]])
-        encoder_out, lens, states = model.streaming_forward(x, states)
+    order = sorted(range(len(features)), key=lambda i: -features[i].size(0))
+    ordered = [features[i] for i in order]
+    search = make_search(model, len(order), options)
+    for encoder_out, lens in encode_chunks(model, ordered, chunk_size, left_context):
         search.advance(encoder_out, lens)
-    found = search.hypotheses()
-    return [found[order.index(i)] for i in range(len(steps))]
+    found = dict(zip(order, search.hypotheses()))
+    return [found[i] for i in range(len(order))]

@@ -1,0 +1,118 @@
+"""Decode a Shar set with a checkpoint and score it.
+
+    python -m icefall_kd.bin.decode --checkpoint exp/pretrained.pt \\
+      --shar-dir data/shar/test --method greedy_search --out-dir exp/decode
+
+decodes with full context; add ``--streaming --chunk-size 16 --left-context 64`` to feed
+a causal model chunk by chunk.  Writes recogs-, errs-, wer-summary- and result- files
+into --out-dir.  A result of the same checkpoint that is there already is kept.
+"""
+
+import argparse
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Optional
+
+import torch
+
+from icefall_kd.decoding import DECODERS, DecodeOptions
+from icefall_kd.decoding.recognise import (
+    Chunking,
+    count_cuts,
+    count_parameters,
+    recognise,
+    setting_facts,
+    setting_name,
+)
+from icefall_kd.decoding.scoring import result_path, write_results
+from icefall_kd.io import read_json, sha256_file
+from icefall_kd.logs import setup_logging
+
+
+def get_parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--checkpoint", type=Path, required=True)
+    p.add_argument("--shar-dir", type=Path, required=True)
+    p.add_argument("--out-dir", type=Path, required=True)
+    p.add_argument("--method", choices=sorted(DECODERS), default="greedy_search")
+    p.add_argument("--beam", type=int, default=4)
+    p.add_argument("--blank-penalty", type=float, default=0.0)
+    p.add_argument("--streaming", action="store_true", help="chunk by chunk")
+    p.add_argument("--chunk-size", type=int, default=16, help="20 ms frames")
+    p.add_argument("--left-context", type=int, default=64, help="20 ms frames")
+    p.add_argument("--max-duration", type=float, default=200.0, help="s in a batch")
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--force", action="store_true", help="decode again")
+    return p
+
+
+def kept_result(path: Path, digest: str, force: bool) -> Optional[dict]:
+    """Return the result at ``path`` if it is of the checkpoint with this digest."""
+    if force or not path.exists():
+        return None
+    result = read_json(path)
+    if result.get("checkpoint_sha256") != digest:
+        return None
+    logging.info("%s is of this checkpoint, kept; --force redoes it", path)
+    return result
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Decode as ``args`` say; return what the result JSON holds."""
+    from icefall_kd.cache.reader import open_shar
+    from icefall_kd.training.checkpoint import load_model
+
+    cuts = open_shar(args.shar_dir)
+    if not args.checkpoint.is_file():
+        raise FileNotFoundError(f"{args.checkpoint}: no such checkpoint")
+    chunking = Chunking(args.chunk_size, args.left_context) if args.streaming else None
+    options = DecodeOptions(args.method, args.beam, args.blank_penalty)
+    suffix = setting_name(options, chunking)
+    digest = sha256_file(args.checkpoint)
+    done = result_path(args.out_dir, args.shar_dir.name, suffix)
+    kept = kept_result(done, digest, args.force)
+    if kept:
+        return kept
+    model, tokenizer, _ = load_model(args.checkpoint, args.device)
+    if chunking and not model.encoder.causal:
+        raise ValueError(
+            f"{args.checkpoint} is not causal and cannot stream; train with "
+            "encoder.causal=true or leave out --streaming"
+        )
+    options = dataclasses.replace(options, unk_id=tokenizer.unk_id)
+    recognitions, rtf = recognise(
+        model,
+        cuts,
+        tokenizer,
+        options,
+        chunking,
+        max_duration=args.max_duration,
+        total=count_cuts(args.shar_dir),
+    )
+    facts = {
+        "engine": "pytorch",
+        **setting_facts(options, chunking),
+        "checkpoint": str(args.checkpoint),
+        "checkpoint_sha256": digest,
+        "parameters": count_parameters(model),
+        "rtf": round(rtf, 5),
+        "device": str(args.device),
+        "threads": torch.get_num_threads(),
+    }
+    return write_results(args.out_dir, args.shar_dir.name, suffix, recognitions, facts)
+
+
+def main() -> None:
+    setup_logging()
+    try:
+        result = run(get_parser().parse_args())
+    except (ValueError, FileNotFoundError) as e:
+        raise SystemExit(f"decode: {e}") from e
+    print(f"{result['set']} {result['suffix']}: WER {result['wer']:.2f} %")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""A set of cuts through a PyTorch model, in batches."""
+
+import gzip
+import time
+from dataclasses import dataclass
+from typing import Iterable, Iterator, List, Optional, Tuple
+
+import torch
+from lhotse.cut import Cut
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from icefall_kd import LOG_EPS, SAMPLE_RATE
+from icefall_kd.decoding import DecodeOptions, Hypothesis, decode
+from icefall_kd.decoding.scoring import Recognition
+from icefall_kd.decoding.streaming import decode_streaming, pad_tail, tail_padding
+from icefall_kd.io import Pathlike
+
+MIN_FRAMES = 9  # fbank frames for one encoder frame
+
+
+@dataclass(frozen=True)
+class Chunking:
+    """Chunk and left context of streaming, in 50 Hz frames (20 ms)."""
+
+    chunk_size: int = 16
+    left_context: int = 64
+
+
+def setting_name(options: DecodeOptions, chunking: Optional[Chunking]) -> str:
+    """Return the part of the result files' names that says how it was decoded."""
+    name = options.method
+    if options.method == "modified_beam_search":
+        name += f"-beam-{options.beam}"
+    if options.blank_penalty:
+        name += f"-blank-penalty-{options.blank_penalty:g}"
+    if chunking:
+        name += f"-chunk-{chunking.chunk_size}-left-{chunking.left_context}"
+    return name
+
+
+def setting_facts(options: DecodeOptions, chunking: Optional[Chunking]) -> dict:
+    """Return what a result JSON says of the search and the chunks."""
+    beam = options.beam if options.method == "modified_beam_search" else None
+    return {
+        "method": options.method,
+        "beam": beam,
+        "blank_penalty": options.blank_penalty,
+        "streaming": chunking is not None,
+        "chunk_size": chunking and chunking.chunk_size,  # 20 ms frames
+        "left_context": chunking and chunking.left_context,  # 20 ms frames
+        "tail_padding": chunking and tail_padding(chunking.chunk_size),  # s
+    }
+
+
+def count_cuts(shar_dir: Pathlike) -> int:
+    """Return the number of cuts in a Shar folder, without reading their audio."""
+    from icefall_kd.cache.field import cuts_path, shard_ids
+
+    total = 0
+    for shard in shard_ids(shar_dir):
+        with gzip.open(cuts_path(shar_dir, shard), "rt") as lines:
+            total += sum(1 for line in lines if line.strip())
+    return total
+
+
+def load_wave(cut: Cut) -> Tensor:
+    """Return the samples (S,) float32 in [-1, 1] of a cut.
+
+    Raises:
+      ValueError: if the cut is not 16 kHz mono.
+    """
+    if cut.sampling_rate != SAMPLE_RATE or cut.num_channels != 1:
+        raise ValueError(
+            f"{cut.id}: {cut.sampling_rate} Hz with {cut.num_channels} channels; "
+            f"prepare it as {SAMPLE_RATE} Hz mono"
+        )
+    return torch.from_numpy(cut.load_audio()[0])
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the parameters that decoding uses, heads of training left out."""
+    parts = (model.encoder_embed, model.encoder, model.decoder, model.joiner)
+    return sum(p.numel() for part in parts for p in part.parameters())
+
+
+def reference(cut: Cut) -> List[str]:
+    """Return the words of a cut's transcript, none when it has no supervision."""
+    return " ".join(s.text or "" for s in cut.supervisions).split()
+
+
+def batches(cuts: Iterable[Cut], max_duration: float) -> Iterator[List[Cut]]:
+    """Group cuts in their order; padded to the longest, a group stays under
+    ``max_duration`` seconds unless one cut alone is longer."""
+    group: List[Cut] = []
+    longest = 0.0
+    for cut in cuts:
+        longest = max(longest, cut.duration)
+        if group and longest * (len(group) + 1) > max_duration:
+            yield group
+            group, longest = [], cut.duration
+        group.append(cut)
+    if group:
+        yield group
+
+
+@torch.no_grad()
+def decode_full_context(
+    model: nn.Module, features: List[Tensor], options: DecodeOptions
+) -> List[Hypothesis]:
+    """Decode N whole utterances, each frame with all the others as its context.
+
+    Args:
+      model: ``AsrModel`` in eval mode, causal or not.
+      features: N tensors (F_n, 80) float32; one with fewer frames than the encoder
+        needs (9) gives an empty hypothesis.
+      options: see :class:`DecodeOptions`.
+    """
+    model.encoder.set_chunk(-1, -1)
+    found = [Hypothesis() for _ in features]
+    rows = [i for i, f in enumerate(features) if f.size(0) >= MIN_FRAMES]
+    if rows:
+        x = pad_sequence(
+            [features[i] for i in rows], batch_first=True, padding_value=LOG_EPS
+        )
+        lens = torch.tensor([features[i].size(0) for i in rows], device=x.device)
+        encoder_out, lens = model.forward_encoder(x, lens)
+        for i, hyp in zip(rows, decode(model, encoder_out, lens, options)):
+            found[i] = hyp
+    return found
+
+
+def decode_waves(
+    model: nn.Module,
+    waves: List[Tensor],
+    options: DecodeOptions,
+    chunking: Optional[Chunking] = None,
+) -> List[Hypothesis]:
+    """Decode N waves (S_n,) together: streaming when ``chunking`` says how."""
+    from icefall_kd.data.fbank import compute_fbank
+
+    device = next(model.parameters()).device
+    if chunking is None:
+        return decode_full_context(model, compute_fbank(waves, device), options)
+    waves = [pad_tail(wave, chunking.chunk_size) for wave in waves]
+    return decode_streaming(
+        model,
+        compute_fbank(waves, device),
+        chunking.chunk_size,
+        chunking.left_context,
+        options,
+    )
+
+
+def recognise(
+    model: nn.Module,
+    cuts: Iterable[Cut],
+    tokenizer,
+    options: DecodeOptions,
+    chunking: Optional[Chunking] = None,
+    *,
+    max_duration: float = 200.0,
+    total: Optional[int] = None,
+) -> Tuple[List[Recognition], float]:
+    """Recognise a set.
+
+    Args:
+      model: ``AsrModel`` in eval mode.
+      cuts: 16 kHz mono, with transcripts.
+      tokenizer: turns ids into text.
+      options: see :class:`DecodeOptions`.
+      chunking: None decodes with full context.
+      max_duration: seconds of audio in a batch, padding included.
+      total: number of cuts, for the progress bar.
+    Returns:
+      the recognitions in the order of ``cuts``, and the real-time factor: seconds of
+      features, model and search a second of audio, reading not counted.
+    """
+    recognitions, seconds, audio = [], 0.0, 0.0
+    with tqdm(total=total, desc=setting_name(options, chunking), unit="cut") as bar:
+        for group in batches(cuts, max_duration):
+            waves = [load_wave(cut) for cut in group]
+            start = time.perf_counter()
+            hyps = decode_waves(model, waves, options, chunking)
+            seconds += time.perf_counter() - start
+            audio += sum(len(wave) for wave in waves) / SAMPLE_RATE
+            for cut, hyp in zip(group, hyps):
+                words = tokenizer.decode(hyp.tokens).split()
+                recognitions.append(Recognition(cut.id, reference(cut), words))
+            bar.update(len(group))
+    return recognitions, seconds / max(audio, 1e-9)

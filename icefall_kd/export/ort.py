@@ -1,0 +1,149 @@
+"""ONNX Runtime: sessions, a greedy loop over them, and quantisation.
+
+The loop follows sherpa-onnx and keeps the scores of every frame, so that the three-way
+check can say how close a decision was.
+"""
+
+from dataclasses import dataclass
+from typing import Iterator, List, Sequence
+
+import numpy as np
+
+from icefall_kd import BLANK_ID, NUM_MEL_BINS
+from icefall_kd.decoding.hypothesis import DecodeOptions, Hypothesis
+from icefall_kd.decoding.streaming import hop_frames, num_steps, window_frames
+from icefall_kd.export.files import ModelFiles
+from icefall_kd.io import Pathlike, write_aside
+
+
+@dataclass
+class OrtHypothesis(Hypothesis):
+    """A greedy hypothesis with ``margins``: the difference of the two best logits
+    (T,) float32 of every frame."""
+
+    margins: np.ndarray = None
+
+
+def open_session(path: Pathlike, threads: int = 1):
+    """Return an ``onnxruntime.InferenceSession`` on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = threads
+    return onnxruntime.InferenceSession(
+        str(path), sess_options=options, providers=["CPUExecutionProvider"]
+    )
+
+
+class OrtTransducer:
+    """An exported transducer run by ONNX Runtime, one utterance or stream at a time."""
+
+    def __init__(self, files: ModelFiles, options: DecodeOptions, threads: int = 1):
+        """Open the files.
+
+        Raises:
+          FileNotFoundError: if one is missing.
+          ValueError: if the options ask for more than greedy search.
+        """
+        if options.method != "greedy_search":
+            raise ValueError(f"only greedy_search runs here, not {options.method}")
+        files.require()
+        self.chunking = files.chunking
+        self.options = options
+        self.encoder, self.decoder, self.joiner = (
+            open_session(path, threads) for path in files.onnx
+        )
+        metadata = self.decoder.get_modelmeta().custom_metadata_map
+        self.context_size = int(metadata["context_size"])
+
+    def encode(self, features: np.ndarray) -> np.ndarray:
+        """Return projected encoder output (T', D) of fbank features (F, 80)."""
+        if self.chunking is None:
+            x = features[None].astype(np.float32)
+            lens = np.array([len(features)], dtype=np.int64)
+            return self.encoder.run(None, {"x": x, "x_lens": lens})[0][0]
+        chunks = [c[0] for c in self.encode_chunks([features])]
+        width = self.encoder.get_outputs()[0].shape[2]
+        return np.concatenate(chunks) if chunks else np.zeros((0, width), np.float32)
+
+    def encode_chunks(self, features: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        """Encode N streams of one length together.
+
+        Yields:
+          (N, C / 2, D) float32 for each chunk.
+        """
+        inputs = self.encoder.get_inputs()
+        states = {i.name: self._zeros(i, len(features)) for i in inputs[1:]}
+        chunk_size = self.chunking.chunk_size
+        batch = np.stack(features).astype(np.float32)
+        for step in range(num_steps(batch.shape[1], chunk_size)):
+            begin = step * hop_frames(chunk_size)
+            x = batch[:, begin : begin + window_frames(chunk_size)]
+            out, *new = self.encoder.run(None, {"x": x, **states})
+            states = dict(zip(states, new))
+            yield out
+
+    @staticmethod
+    def _zeros(node, batch_size: int) -> np.ndarray:
+        """Return the initial state of an input; its dynamic axis is the batch."""
+        shape = [d if isinstance(d, int) else batch_size for d in node.shape]
+        return np.zeros(shape, np.int64 if "int64" in node.type else np.float32)
+
+    def search(self, encoder_out: np.ndarray) -> OrtHypothesis:
+        """Greedy search over projected encoder output (T', D)."""
+        context = [-1] * (self.context_size - 1) + [BLANK_ID]
+        predicted = self._predict(context)
+        hyp = OrtHypothesis(margins=np.zeros(len(encoder_out), np.float32))
+        for t, frame in enumerate(encoder_out):
+            logits = self.joiner.run(
+                None, {"encoder_out": frame[None], "decoder_out": predicted}
+            )[0][0]
+            logits[BLANK_ID] -= self.options.blank_penalty
+            best = int(logits.argmax())
+            second, first = np.partition(logits, -2)[-2:]
+            hyp.margins[t] = first - second
+            hyp.score -= float(np.log(np.exp(logits - first).sum()))
+            if best not in (BLANK_ID, self.options.unk_id):
+                hyp.tokens.append(best)
+                hyp.timestamps.append(t)
+                context = context[1:] + [best]
+                predicted = self._predict(context)
+        return hyp
+
+    def _predict(self, context: List[int]) -> np.ndarray:
+        return self.decoder.run(None, {"y": np.array([context], dtype=np.int64)})[0]
+
+    def decode(self, features: np.ndarray) -> OrtHypothesis:
+        """Decode fbank features (F, 80)."""
+        if features.ndim != 2 or features.shape[1] != NUM_MEL_BINS:
+            raise ValueError(
+                f"features must be (F, {NUM_MEL_BINS}), got {features.shape}"
+            )
+        return self.search(self.encode(features))
+
+
+def quantize_file(
+    source: Pathlike,
+    target: Pathlike,
+    op_types: Sequence[str],
+    exclude: Sequence[str] = (),
+) -> None:
+    """Write ``source`` with the weights of these operators as 8-bit integers.
+
+    Activations are quantised at run time; metadata are kept.
+
+    Args:
+      op_types: ONNX operators to quantise, e.g. ``["MatMul"]``.
+      exclude: names of nodes to leave as they are.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with write_aside(target) as aside:
+        quantize_dynamic(
+            model_input=str(source),
+            model_output=str(aside),
+            op_types_to_quantize=list(op_types),
+            nodes_to_exclude=list(exclude),
+            weight_type=QuantType.QInt8,
+        )

@@ -1,0 +1,140 @@
+"""8-bit weights, and the rule that they may not cost words.
+
+Some trained models have weights that 8 bits cannot hold beside their largest ones; the
+encoder's worst matrices are then tried in float32, and when that does not help either,
+there is no 8-bit model.
+"""
+
+import logging
+from dataclasses import asdict, dataclass
+from typing import Callable, List, Tuple
+
+import numpy as np
+
+from icefall_kd.export.files import ModelFiles
+from icefall_kd.export.ort import quantize_file
+from icefall_kd.io import Pathlike
+
+MAX_WER_LOSS = 0.3  # percent absolute
+EXCLUDED_SHARES = (0.0, 0.25, 0.5)  # of the encoder's matrices, kept in float32
+OPERATORS = ("MatMul",)
+DECODER_OPERATORS = ("MatMul", "Gather")  # its embedding is a Gather
+
+
+@dataclass(frozen=True)
+class Int8Report:
+    """What 8 bits cost; WERs in percent.
+
+    Attributes:
+      float_nodes: matrices of the encoder that stay in float32.
+    """
+
+    wer_float: float
+    wer_int8: float
+    max_loss: float
+    float_nodes: int
+
+    @property
+    def loss(self) -> float:
+        return self.wer_int8 - self.wer_float
+
+    @property
+    def accepted(self) -> bool:
+        return self.loss <= self.max_loss + 1e-9
+
+    def as_dict(self) -> dict:
+        return {**asdict(self), "loss": self.loss, "accepted": self.accepted}
+
+
+class Int8Refused(ValueError):
+    """No 8-bit model is as good as it must be; ``report`` is of the best tried."""
+
+    def __init__(self, report: Int8Report, files: ModelFiles):
+        super().__init__(
+            f"{files.encoder.name}: WER {report.wer_int8:.2f} %, float32 "
+            f"{report.wer_float:.2f} %, a loss of {report.loss:.2f} absolute where "
+            f"{report.max_loss:.2f} is allowed; the int8 files are removed, use the "
+            "float32 ones"
+        )
+        self.report = report
+
+
+def matrix_errors(path: Pathlike) -> List[Tuple[str, float]]:
+    """Return how badly 8 bits hold each constant matrix of an ONNX file.
+
+    Returns:
+      (node name, error) of every MatMul with a constant weight, the worst first; the
+      error is relative: |W - Q(W)| / |W| with one scale for the whole matrix.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load(str(path)).graph
+    weights = {i.name: i for i in graph.initializer}
+    errors = []
+    for node in graph.node:
+        if node.op_type == "MatMul" and node.input[1] in weights:
+            w = numpy_helper.to_array(weights[node.input[1]]).astype(np.float64)
+            step = max(np.abs(w).max() / 127, 1e-30)
+            error = np.linalg.norm(w - np.round(w / step) * step)
+            errors.append((node.name, float(error / max(np.linalg.norm(w), 1e-30))))
+    return sorted(errors, key=lambda e: -e[1])
+
+
+def quantize_model(files: ModelFiles, excluded_share: float = 0.0) -> ModelFiles:
+    """Write the ``.int8.onnx`` files beside the float32 ones.
+
+    Args:
+      files: float32.
+      excluded_share: of the encoder's matrices, the worst ones stay in float32.
+    Returns:
+      the int8 files.
+    """
+    int8 = ModelFiles.of(files.encoder.parent, files.chunking, int8=True)
+    ranked = [name for name, _ in matrix_errors(files.encoder)]
+    exclude = ranked[: round(excluded_share * len(ranked))]
+    quantize_file(files.encoder, int8.encoder, OPERATORS, exclude)
+    quantize_file(files.decoder, int8.decoder, DECODER_OPERATORS)
+    quantize_file(files.joiner, int8.joiner, OPERATORS)
+    return int8
+
+
+def remove_int8(files: ModelFiles) -> None:
+    """Delete the int8 encoder; the rest too unless another encoder uses it."""
+    folder = files.encoder.parent
+    files.encoder.unlink(missing_ok=True)
+    if not any(folder.glob("encoder*.int8.onnx")):
+        files.decoder.unlink(missing_ok=True)
+        files.joiner.unlink(missing_ok=True)
+
+
+def quantize_checked(
+    files: ModelFiles,
+    wer: Callable[[ModelFiles], float],
+    max_loss: float = MAX_WER_LOSS,
+) -> Int8Report:
+    """Write int8 files that lose at most ``max_loss``, or none.
+
+    Args:
+      files: float32.
+      wer: decodes a check set with the files and returns its WER in percent.
+      max_loss: percent absolute.
+    Raises:
+      Int8Refused: with the figures; the int8 files are removed.
+    """
+    wer_float = wer(files)
+    total = len(matrix_errors(files.encoder))
+    reports = []
+    for share in EXCLUDED_SHARES:
+        int8 = quantize_model(files, share)
+        report = Int8Report(wer_float, wer(int8), max_loss, round(share * total))
+        kept = f", {report.float_nodes} of {total} matrices in float32" if share else ""
+        logging.info(
+            f"{int8.encoder.name}: WER {report.wer_int8:.2f} %, float32 "
+            f"{wer_float:.2f} %, loss {report.loss:+.2f}{kept}"
+        )
+        if report.accepted:
+            return report
+        reports.append(report)
+    remove_int8(int8)
+    raise Int8Refused(min(reports, key=lambda r: r.loss), int8)

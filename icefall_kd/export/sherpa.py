@@ -1,0 +1,137 @@
+"""sherpa-onnx: the recogniser that the exported files are for.
+
+A mistake in a configuration ends the process inside sherpa-onnx, without an exception;
+so everything it needs is checked before it is called.
+"""
+
+from dataclasses import dataclass
+from typing import Dict, List, Sequence
+
+import numpy as np
+
+from icefall_kd import ENCODER_SHIFT, NUM_MEL_BINS, SAMPLE_RATE
+from icefall_kd.decoding.hypothesis import DecodeOptions, Hypothesis
+from icefall_kd.decoding.streaming import tail_padding
+from icefall_kd.export.files import ModelFiles
+from icefall_kd.export.metadata import require_sherpa_metadata
+from icefall_kd.io import Pathlike
+
+
+@dataclass
+class SherpaHypothesis(Hypothesis):
+    """What sherpa-onnx answers; ``text`` is its own joining of the tokens."""
+
+    text: str = ""
+
+
+def read_tokens(path: Pathlike) -> Dict[str, int]:
+    """Return symbol to id of a ``tokens.txt``."""
+    table = {}
+    with open(path, encoding="utf-8") as f:
+        for line in f:
+            symbol, number = line.split()
+            table[symbol] = int(number)
+    return table
+
+
+def sherpa_features(wave: np.ndarray) -> np.ndarray:
+    """Return the fbank (F, 80) float32 that sherpa-onnx computes of a wave (S,).
+
+    kaldi-native-fbank with sherpa-onnx's options; bit-equal to what its streams hold.
+    """
+    import kaldi_native_fbank as knf
+
+    options = knf.FbankOptions()
+    options.frame_opts.samp_freq = SAMPLE_RATE
+    options.frame_opts.dither = 0.0
+    options.frame_opts.snip_edges = False
+    options.mel_opts.num_bins = NUM_MEL_BINS
+    options.mel_opts.low_freq = 20.0
+    options.mel_opts.high_freq = -400.0  # below Nyquist: 7600 Hz
+    options.mel_opts.is_librosa = False
+    fbank = knf.OnlineFbank(options)
+    fbank.accept_waveform(SAMPLE_RATE, np.asarray(wave, np.float32).tolist())
+    fbank.input_finished()
+    frames = [fbank.get_frame(i) for i in range(fbank.num_frames_ready)]
+    return np.stack(frames) if frames else np.zeros((0, NUM_MEL_BINS), np.float32)
+
+
+class SherpaRecogniser:
+    """Offline or online recogniser of exported files, by their kind of encoder."""
+
+    def __init__(self, files: ModelFiles, options: DecodeOptions, threads: int = 1):
+        """Open the files.
+
+        Raises:
+          FileNotFoundError, ValueError: what sherpa-onnx would end the process for.
+        """
+        require_sherpa_metadata(files)
+        import sherpa_onnx
+
+        self.chunking = files.chunking
+        self.ids = read_tokens(files.tokens)
+        kind = (
+            sherpa_onnx.OfflineRecognizer
+            if files.chunking is None
+            else sherpa_onnx.OnlineRecognizer
+        )
+        self.recogniser = kind.from_transducer(
+            encoder=str(files.encoder),
+            decoder=str(files.decoder),
+            joiner=str(files.joiner),
+            tokens=str(files.tokens),
+            num_threads=threads,
+            sample_rate=SAMPLE_RATE,
+            feature_dim=NUM_MEL_BINS,
+            decoding_method=options.method,
+            max_active_paths=options.beam,
+            blank_penalty=options.blank_penalty,
+        )
+
+    def decode(self, waves: Sequence[np.ndarray]) -> List[SherpaHypothesis]:
+        """Decode waves (S,) float32 in [-1, 1] together; streams get their tail."""
+        waves = [_check_wave(wave) for wave in waves]
+        if self.chunking is None:
+            return self._decode_offline(waves)
+        return self._decode_online(waves)
+
+    def _decode_offline(self, waves: List[np.ndarray]) -> List[SherpaHypothesis]:
+        streams = [self.recogniser.create_stream() for _ in waves]
+        for stream, wave in zip(streams, waves):
+            stream.accept_waveform(SAMPLE_RATE, wave)
+        self.recogniser.decode_streams(streams)
+        results = [stream.result for stream in streams]
+        return [self._answer(r.tokens, r.timestamps, r.text) for r in results]
+
+    def _decode_online(self, waves: List[np.ndarray]) -> List[SherpaHypothesis]:
+        tail = np.zeros(
+            round(tail_padding(self.chunking.chunk_size) * SAMPLE_RATE), np.float32
+        )
+        r = self.recogniser
+        streams = [r.create_stream() for _ in waves]
+        for stream, wave in zip(streams, waves):
+            stream.accept_waveform(SAMPLE_RATE, np.concatenate([wave, tail]))
+            stream.input_finished()
+        while ready := [s for s in streams if r.is_ready(s)]:
+            r.decode_streams(ready)
+        return [
+            self._answer(r.tokens(s), r.timestamps(s), r.get_result(s)) for s in streams
+        ]
+
+    def _answer(
+        self, tokens: Sequence[str], times: Sequence[float], text: str
+    ) -> SherpaHypothesis:
+        """Turn symbols back into ids; sherpa-onnx shows a leading ▁ as a space."""
+        symbols = [t.replace(" ", "▁") for t in tokens]
+        return SherpaHypothesis(
+            tokens=[self.ids[s] for s in symbols],
+            timestamps=[round(t / ENCODER_SHIFT) for t in times],
+            text=text,
+        )
+
+
+def _check_wave(wave: np.ndarray) -> np.ndarray:
+    """Return the wave; sherpa-onnx reads other shapes and types as other sounds."""
+    if wave.ndim != 1 or wave.dtype != np.float32:
+        raise ValueError(f"a wave must be (S,) float32, got {wave.shape} {wave.dtype}")
+    return np.ascontiguousarray(wave)
