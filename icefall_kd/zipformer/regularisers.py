@@ -74,8 +74,10 @@ def balance_slopes(
     push_rms = (rms > high_rms).to(mean.dtype) - (rms < low_rms).to(mean.dtype)
     slope = push_rms / power - push_mean * mean / (variance * stddev)
     offset = push_mean * (1.0 / stddev + mean * mean / (variance * stddev))
-    # E[(offset + slope x)^2], with factors ordered so that none overflows.
-    size = offset * offset + 2 * offset * (slope * mean) + (slope * rms) ** 2
+    # E[(offset + slope x)^2] around the mean: the plain moments of a channel that
+    # hardly varies cancel to nothing, or below it.
+    centre = push_mean / stddev + push_rms * mean / power
+    size = centre * centre + (slope * stddev) ** 2
     unit = alive * scale * size.clamp(min=TINY).rsqrt()
     return offset * unit, slope * unit
 

@@ -32,7 +32,7 @@ class Downsample(nn.Module):
         if not exact:
             x = self._pad(x)
         weights = self.bias.softmax(dim=0)
-        frames = x.unflatten(1, (-1, self.factor))
+        frames = x.reshape(x.shape[0], -1, self.factor, x.shape[2])
         total = frames[:, :, 0] * weights[0]
         for i in range(1, self.factor):
             total = total + frames[:, :, i] * weights[i]
