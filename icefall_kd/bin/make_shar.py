@@ -11,6 +11,7 @@ import argparse
 import logging
 from pathlib import Path
 
+import torch
 from lhotse import CutSet
 
 from icefall_kd.data.gate import gate, write_report
@@ -38,6 +39,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = get_parser().parse_args()
     setup_logging()
+    torch.set_num_threads(1)  # changing the speed of a short clip gains from no second
     if args.output.exists():
         logging.info("%s is complete: nothing to do", args.output)
         return

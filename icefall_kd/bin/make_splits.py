@@ -1,6 +1,6 @@
 """Draw train, dev and test of the Asterisk prompts: how the lists of a recipe came.
 
-    python -m icefall_kd.bin.make_splits --source download/asterisk --output splits
+python -m icefall_kd.bin.make_splits --source download/asterisk --output splits
 """
 
 import argparse

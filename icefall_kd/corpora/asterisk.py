@@ -53,8 +53,8 @@ def read_transcripts(source_dir: Path, language: str = "en") -> Dict[str, str]:
     if not found:
         raise FileNotFoundError(
             f"{source_dir}: no transcripts, {name} or {name}.gz is missing. Remedy: "
-            "copy it there from the Asterisk release asterisk-core-sounds-"
-            f"{language} (or the Debian package of this name)"
+            "copy it there from the release asterisk-core-sounds-"
+            f"{language} of the Asterisk project, or the Debian package of this name"
         )
     opener = gzip.open if found[0].suffix == ".gz" else open
     with opener(found[0], "rt", encoding="utf-8") as f:

@@ -9,9 +9,9 @@ from typing import BinaryIO, Dict, Iterable, List, Optional, Tuple, Union
 import numpy as np
 import soundfile
 from lhotse import MonoCut, Recording, SupervisionSegment
-from tqdm import tqdm
 
 from icefall_kd import SAMPLE_RATE
+from icefall_kd.data.progress import progress
 from icefall_kd.io import write_aside
 
 # What PyAV cannot tell from the bytes alone: raw G.722 has no header.
@@ -88,7 +88,7 @@ def store_clips(
         seen.add(clip.id)
     audio_dir.mkdir(parents=True, exist_ok=True)
     cuts, unreadable = [], []
-    for clip in tqdm(clips, desc=description, unit="clip", mininterval=1):
+    for clip in progress(clips, description, "clip"):
         path = audio_dir / f"{clip.id}.flac"
         if not path.exists():
             try:

@@ -33,8 +33,7 @@ def prepare_tuxpaint(
             continue
         language = match["language"] or "en"
         if languages is None or language in languages:
-            # The same stamp name may occur in several folders.
-            id = f"tuxpaint-{language}-{path.parent.name}-{match['stamp']}"
+            id = f"tuxpaint-{language}-{_folders(path)}-{match['stamp']}"
             clips.append(clip_of_file(path, id, language=language))
     if not clips:
         raise FileNotFoundError(
@@ -44,3 +43,11 @@ def prepare_tuxpaint(
         )
     cuts, _ = store_clips(clips, Path(audio_dir), "tux paint: audio to flac")
     return CutSet.from_cuts(cuts)
+
+
+def _folders(path: Path) -> str:
+    """The folders below "stamps": a stamp's name alone occurs several times."""
+    parts = path.parent.parts
+    if "stamps" in parts:
+        parts = parts[parts.index("stamps") + 1 :]
+    return "-".join(parts).replace(" ", "_")

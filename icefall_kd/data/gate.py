@@ -15,9 +15,9 @@ from lhotse.audio import (
     set_audio_duration_mismatch_tolerance,
 )
 from lhotse.cut import Cut
-from tqdm import tqdm
 
 from icefall_kd import SAMPLE_RATE
+from icefall_kd.data.progress import progress
 from icefall_kd.data.tokens import UNK_ID
 from icefall_kd.io import write_json
 from icefall_kd.zipformer.subsampling import encoder_output_lens
@@ -35,6 +35,7 @@ REASONS: Dict[str, str] = {
     "wrong_length": "its audio has another number of samples than declared",
     "not_finite": "its audio has NaN or infinite samples",
 }
+LOGGED_DROPS = 20  # the report has them all
 MIN_FRAMES = 9  # fbank frames that give one frame after subsampling
 
 
@@ -73,7 +74,7 @@ def gate(
     drops: List[Drop] = []
     seen: Set[str] = set()
     with _small_tolerance():
-        for cut in tqdm(cuts, desc=description, unit="cut", mininterval=1):
+        for cut in progress(cuts, description, "cut"):
             found = _check_id(cut, seen)
             if found is None and tokenize is not None:
                 found = _check_text(cut, tokenize, unk_id)
@@ -86,6 +87,10 @@ def gate(
                 kept.append(cut)
             else:
                 drops.append(Drop(cut.id, *found))
+    for drop in drops[:LOGGED_DROPS]:
+        logging.warning("dropped %s: %s, %s", drop.cut_id, drop.reason, drop.detail)
+    if len(drops) > LOGGED_DROPS:
+        logging.warning("... and %d more, see the report", len(drops) - LOGGED_DROPS)
     counts = Counter(drop.reason for drop in drops)
     logging.info(
         "%s: %d cuts kept, %d dropped%s",

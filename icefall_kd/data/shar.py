@@ -11,7 +11,8 @@ from typing import Iterable, List, Sequence
 from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.shar import SharWriter
-from tqdm import tqdm
+
+from icefall_kd.data.progress import progress
 
 
 def at_speeds(cuts: Iterable[Cut], speeds: Sequence[float]) -> List[Cut]:
@@ -49,7 +50,7 @@ def write_shar(
     shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
     aside.mkdir(parents=True)
     with SharWriter(aside, {"recording": "flac"}, shard_size=shard_size) as writer:
-        for cut in tqdm(cuts, desc=f"Shar {directory.name}", unit="cut", mininterval=1):
+        for cut in progress(cuts, f"Shar {directory.name}", "cut"):
             writer.write(cut)
     os.replace(aside, directory)
     hours = sum(cut.duration for cut in cuts) / 3600
