@@ -34,7 +34,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--context", type=float, help="seconds of silence appended to a cut")
     add("--device", default="cpu", help="cpu or cuda")
     add("--num-threads", type=int, default=2)
-    add("--max-batch-duration", type=float, default=120.0, help="s of padded audio")
+    add("--max-batch-duration", type=float, default=60.0, help="s of padded audio")
     add("--overwrite", action="store_true", help="replace a field made otherwise")
     return parser
 

@@ -38,7 +38,7 @@ from icefall_kd.teachers.protocol import Teacher
 
 VERSION = 1  # of the numbers written here; raise it when they change
 _TAR_OVERHEAD = 2560  # bytes a cut: two tar headers, the array's header, its manifest
-_LOOKAHEAD = 8  # batches held in memory so that like durations can be put together
+_LOOKAHEAD = 4  # batches held in memory so that like durations can be put together
 
 Pathlike = Union[str, Path]
 
@@ -63,7 +63,7 @@ def extract(
     field: Optional[str] = None,
     *,
     codec: str = "fp16",
-    max_batch_duration: float = 120.0,
+    max_batch_duration: float = 60.0,
     overwrite: bool = False,
     progress: Optional[Callable[[float, float], None]] = None,
 ) -> Tuple[FieldInfo, Report]:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, Dict, List, Union
+from typing import Any, Dict, List, Tuple, Union
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from icefall_kd.teachers.whisper_mel import log_mel
 FRAME = 320  # samples in one encoder frame: mel hop 160, halved by a convolution
 WINDOW = 30 * SAMPLE_RATE  # samples, the longest input Whisper was trained on
 OVERLAP = 2 * SAMPLE_RATE  # samples shared by two windows of a longer utterance
+
+_Piece = Tuple[int, int, int, int]  # utterance, first and end sample, its samples
 
 
 class WhisperCt2:
@@ -103,26 +105,33 @@ class WhisperCt2:
           ValueError: if the shapes do not fit.
         """
         check_waves(waves, wave_lens)
-        pieces: Dict[int, List[tuple]] = defaultdict(list)  # padded length -> pieces
+        groups: Dict[int, List[_Piece]] = defaultdict(list)  # by padded length
         for i, total in enumerate(wave_lens.tolist()):
             for start, end in windows(total):
-                pieces[self.padded_samples(end - start)].append((i, start, end))
+                groups[self.padded_samples(end - start)].append((i, start, end, total))
         lens = torch.div(wave_lens + FRAME - 1, FRAME, rounding_mode="floor")
         out = torch.zeros(len(waves), int(lens.max()), self.dim)
-        for padded, group in sorted(pieces.items()):
+        for padded, group in sorted(groups.items()):
             size = max(1, int(self.max_batch * SAMPLE_RATE / padded))
             for k in range(0, len(group), size):
-                part = group[k : k + size]
-                batch = torch.zeros(len(part), padded)
-                for row, (i, start, end) in enumerate(part):
-                    batch[row, : end - start] = waves[i, start:end]
-                encoded = self._encode(batch)
-                for row, (i, start, end) in enumerate(part):
-                    # The first half of an overlap belongs to the window before.
-                    skip = OVERLAP // 2 // FRAME if start else 0
-                    first, last = start // FRAME + skip, -(-end // FRAME)
-                    out[i, first:last] = encoded[row, skip : last - start // FRAME]
+                self._encode_pieces(waves, group[k : k + size], padded, out)
         return TeacherOutput(out, lens.to(torch.int64))
+
+    def _encode_pieces(
+        self, waves: Tensor, pieces: List[_Piece], padded: int, out: Tensor
+    ) -> None:
+        """Encode pieces of like length and write their frames to ``out``."""
+        batch = torch.zeros(len(pieces), padded)
+        for row, (i, start, end, _) in enumerate(pieces):
+            batch[row, : end - start] = waves[i, start:end]
+        encoded = self._encode(batch)
+        half = OVERLAP // 2 // FRAME
+        for row, (i, start, end, total) in enumerate(pieces):
+            # Of an overlap, each window gives the half that it hears more around.
+            offset = start // FRAME
+            first = offset + (half if start > 0 else 0)
+            last = -(-end // FRAME) - (half if end < total else 0)
+            out[i, first:last] = encoded[row, first - offset : last - offset]
 
     def _encode(self, waves: Tensor) -> Tensor:
         """(N, S) float32, S a multiple of 320 -> (N, S // 320, D) float32."""
@@ -131,7 +140,7 @@ class WhisperCt2:
         return torch.from_numpy(np.array(encoded, dtype=np.float32))
 
 
-def windows(num_samples: int) -> List[tuple]:
+def windows(num_samples: int) -> List[Tuple[int, int]]:
     """Cut [0, num_samples) into windows of at most 30 s that overlap by 2 s.
 
     >>> windows(40 * 16000)

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Fetch the teachers and write what they say about the audio as Shar fields.
+#
+#   bash egs/asterisk/KD/teachers.sh [--stage 0] [--stop-stage 1] [--profile full]
+#
+# Stage 0: OpenAI Whisper tiny.en and base  -> download/teachers/<teacher>/
+# Stage 1: their embeddings, 50 Hz, fp16    -> data/shar/<set>/<teacher>.*.tar, .json
+#
+# Both stages look at what is there and make only what is missing or damaged.
+stage=0              # first stage to run
+stop_stage=1         # last stage to run
+profile=quick        # quick: a slice of the unlabelled pool; full: all of its English
+teachers="whisper_tiny_en whisper_base" # of icefall_kd/teachers/__init__.py
+sets=                # folders of data/shar; empty: train, dev and the unlabelled ones
+from_dir=            # folder with one Whisper folder a teacher, instead of the index
+compute_type=int8    # int8: twice as fast, cosine 0.999 to float32; or float32
+num_threads=$(nproc) # CPU threads of the teacher
+max_batch_duration=60 # seconds of audio in one call of the teacher
+overwrite=false      # replace fields that were made with other options
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+source ../../../local/env.sh
+source ../../../local/parse_options.sh
+
+if [[ -z $sets ]]; then
+  case $profile in
+    quick) sets="train dev unlabelled_en_quick" ;;
+    full) sets="train dev unlabelled_en" ;;
+    *) die "--profile is \"$profile\"; it can be quick or full" ;;
+  esac
+fi
+
+if in_stage 0 "Fetch the teachers -> download/teachers"; then
+  for teacher in $teachers; do
+    python -m icefall_kd.bin.fetch_teacher --teacher "$teacher" \
+      --out-dir "download/teachers/$teacher" \
+      ${from_dir:+--from-dir "$from_dir/$teacher"}
+  done
+fi
+
+if in_stage 1 "Extract embeddings -> data/shar/{${sets// /,}}/<teacher>.*"; then
+  folders=()
+  for set in $sets; do
+    folders+=("data/shar/$set")
+  done
+  options=(--compute-type "$compute_type" --num-threads "$num_threads")
+  options+=(--max-batch-duration "$max_batch_duration")
+  if [[ $overwrite == true ]]; then
+    options+=(--overwrite)
+  fi
+  for teacher in $teachers; do
+    python -m icefall_kd.bin.extract --shar-dir "${folders[@]}" \
+      --teacher "$teacher" --model-dir "download/teachers/$teacher" "${options[@]}"
+  done
+fi

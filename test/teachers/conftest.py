@@ -1,0 +1,15 @@
+"""Real prompts as waves, and a real teacher."""
+
+import pytest
+import torch
+from real_teachers import tiny, tiny_dir  # noqa: F401, fixtures
+
+from icefall_kd.cache.reader import open_shar
+
+
+@pytest.fixture(scope="session")
+def prompts(asterisk):
+    """Twelve test prompts of 1 to 6 s: list of (S,) float32, 16 kHz."""
+    cuts = open_shar(asterisk / "data/shar/test")
+    chosen = [c for c in cuts if 1.0 < c.duration < 6.0][:12]
+    return [torch.from_numpy(c.load_audio()[0]) for c in chosen]

@@ -1,0 +1,122 @@
+import pytest
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from icefall_kd.teachers import build_teacher
+from icefall_kd.teachers.whisper_ct2 import windows
+
+
+def embed(teacher, waves):
+    output = teacher.forward(
+        pad_sequence(waves, batch_first=True), torch.tensor([len(w) for w in waves])
+    )
+    return [x[:n] for x, n in zip(output.embedding, output.lens.tolist())]
+
+
+def mean_cosine(a, b):
+    pairs = zip(a, b)
+    return torch.cat([torch.cosine_similarity(x, y) for x, y in pairs]).mean().item()
+
+
+def test_an_utterance_alone_and_in_a_batch_gives_the_same_embeddings(tiny, prompts):
+    for wave, expected in zip(prompts, embed(tiny, prompts)):
+        torch.testing.assert_close(
+            embed(tiny, [wave])[0], expected, atol=1e-3, rtol=1e-3
+        )
+
+
+def test_what_lies_behind_the_end_of_an_utterance_is_not_heard(tiny, prompts):
+    wave = prompts[0][:20000]
+    noisy = torch.cat([wave, torch.randn(20000)])
+    found = tiny.forward(noisy[None], torch.tensor([20000]))
+    torch.testing.assert_close(found.embedding[0], embed(tiny, [wave])[0])
+
+
+@pytest.mark.parametrize("samples", [1, 320, 321, 1600, 15999, 16000, 16001, 35 * 16000])
+def test_frames_are_the_samples_over_320_rounded_up(tiny, samples):
+    output = tiny.forward(torch.randn(1, samples) * 0.1, torch.tensor([samples]))
+    expected = -(-samples // 320)
+    assert output.lens.tolist() == [expected]
+    assert output.lens.dtype == torch.int64
+    assert output.embedding.shape == (1, expected, 384)
+    assert output.embedding.dtype == torch.float32
+    assert tiny.dim == 384 and tiny.frame_shift == 0.02
+
+
+def test_frames_beyond_the_valid_ones_are_zero(tiny, prompts):
+    waves = [prompts[0][:16000], prompts[1][:17000]]
+    lens = torch.tensor([16000, 17000])
+    output = tiny.forward(pad_sequence(waves, batch_first=True), lens)
+    assert output.lens.tolist() == [50, 54]
+    assert output.embedding[0, 50:].abs().sum() == 0
+
+
+def test_embeddings_are_close_to_those_of_the_padded_30_s(tiny, tiny_dir, prompts):
+    padded = build_teacher("whisper_tiny_en", tiny_dir, context=30.0, num_threads=1)
+    assert mean_cosine(embed(padded, prompts[:4]), embed(tiny, prompts[:4])) > 0.975
+
+
+def test_int8_is_close_to_float32(tiny, tiny_dir, prompts):
+    int8 = build_teacher(
+        "whisper_tiny_en", tiny_dir, compute_type="int8", num_threads=1
+    )
+    assert mean_cosine(embed(int8, prompts), embed(tiny, prompts)) > 0.99
+    assert int8.fingerprint() != tiny.fingerprint()
+
+
+def test_frames_follow_the_audio_in_time(tiny, prompts):
+    """Speech 0.4 s later is the same 20 frames later, better than at 18 or 22."""
+    late = [torch.cat([torch.zeros(6400), w]) for w in prompts]
+    now, then = embed(tiny, prompts), embed(tiny, late)
+    cosine = {
+        shift: mean_cosine(
+            [x[10:-10] for x in now],
+            [y[10 + shift : shift + len(x) - 10] for x, y in zip(now, then)],
+        )
+        for shift in (18, 19, 20, 21, 22)
+    }
+    assert max(cosine, key=cosine.get) == 20, cosine
+
+
+def test_longer_than_30_s_is_windowed_without_a_seam(tiny, prompts):
+    speech = torch.cat(prompts * 2)[: 40 * 16000]
+    assert len(speech) == 40 * 16000
+    whole = embed(tiny, [speech])[0]
+    assert whole.shape == (2000, 384)
+    head, tail = embed(tiny, [speech[: 30 * 16000], speech[28 * 16000 :]])
+    torch.testing.assert_close(whole[:1450], head[:1450], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(whole[1450:], tail[50:], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("seconds", [0.01, 1, 29.99, 30, 30.01, 58, 60, 86.5, 1000])
+def test_windows_cover_everything_once_with_overlaps_of_2_s(seconds):
+    total = int(seconds * 16000)
+    spans = windows(total)
+    assert spans[0][0] == 0 and spans[-1][1] == total
+    assert all(0 < end - start <= 30 * 16000 for start, end in spans)
+    for (_, end), (start, _) in zip(spans, spans[1:]):
+        assert end - start == 2 * 16000
+
+
+def test_a_wrong_shape_is_refused_with_the_shapes(tiny):
+    with pytest.raises(ValueError, match=r"\(2, 100\).*\(3,\)"):
+        tiny.forward(torch.zeros(2, 100), torch.tensor([1, 2, 3]))
+    with pytest.raises(ValueError, match=r"\[1, 100\]"):
+        tiny.forward(torch.zeros(1, 100), torch.tensor([101]))
+
+
+def test_a_folder_without_a_model_is_named_with_the_remedy(tmp_path):
+    with pytest.raises(FileNotFoundError, match="model.bin is missing.*fetch_teacher"):
+        build_teacher("whisper_base", tmp_path)
+
+
+def test_an_unknown_teacher_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(ValueError, match="unknown teacher 'whisper_huge'.*tiny_en"):
+        build_teacher("whisper_huge", tmp_path)
+
+
+def test_the_fingerprint_tells_model_layer_precision_and_context(tiny):
+    found = tiny.fingerprint()
+    assert found["model_sha256"].startswith("1a5afae06a4d")
+    assert found["layer"] == "last" and found["compute_type"] == "float32"
+    assert found["context"] == 1.0
