@@ -35,10 +35,13 @@ def check_environment(findings: Findings) -> Optional[Problem]:
 def check_presence(package: Package, findings: Findings) -> Optional[Problem]:
     """A required package is there."""
     name = package.dist
+    torch_2 = findings["torch"].present and not is_torch_1(findings)
+    if package.torch_1_only and torch_2:
+        return None
     if package.required and is_absent(findings[package.module]):
         what = f"is missing (needed for: {package.purpose})"
         remedy = pip_install(pinned(package.module))
-        if name == "k2" and findings["torch"].present and not is_torch_1(findings):
+        if name == "k2" and torch_2:
             remedy = k2_wheel(findings)
         return Problem(name, what, remedy)
     return None

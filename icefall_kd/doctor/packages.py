@@ -15,6 +15,7 @@ class Package:
         what is optional.
       purpose: what fails without it.
       needs: modules whose fault would be this one's too: it is judged after them.
+      torch_1_only: with torch 2 it may be absent.
     """
 
     module: str
@@ -22,6 +23,7 @@ class Package:
     pin: Optional[str]
     purpose: str
     needs: Tuple[str, ...] = ()
+    torch_1_only: bool = False
 
     @property
     def required(self) -> bool:
@@ -38,7 +40,7 @@ PACKAGES: Dict[str, Package] = {
         Package("numpy", "numpy", "1.26.4", "everything"),
         Package("torch", "torch", "1.13.1", "everything", ("numpy",)),
         Package("k2", "k2", "1.23.4", "the transducer loss", _TORCH),
-        Package("torchaudio", "torchaudio", "0.13.1", "audio", _TORCH),
+        Package("torchaudio", "torchaudio", "0.13.1", "audio", _TORCH, True),
         Package("lilcom", "lilcom", "1.8.2", "lhotse", ("numpy",)),
         Package("urllib3", "urllib3", "2.8.0", "lhotse"),
         Package("soundfile", "soundfile", "0.14.0", "audio files", ("numpy",)),
@@ -64,7 +66,7 @@ PACKAGES: Dict[str, Package] = {
         Package("yaml", "pyyaml", "6.0.3", "configuration"),
         Package("tqdm", "tqdm", "4.70.1", "progress bars"),
         Package("google.protobuf", "protobuf", "4.25.9", "ONNX, TensorBoard"),
-        Package("six", "six", "1.17.0", "TensorBoard with torch 1.13"),
+        Package("six", "six", "1.17.0", "TensorBoard with torch 1.13", (), True),
         Package(
             "torch.utils.tensorboard",
             "tensorboard",

@@ -110,9 +110,9 @@ def check_k2_cuda(findings: Findings) -> Optional[Problem]:
 
 
 def check_torchaudio(findings: Findings) -> Optional[Problem]:
-    """torchaudio is of torch's release: 0.13.1 with 1.13.1, then the same number."""
+    """torchaudio is of torch's release: 0.13 with 1.13, then the same number to 2.8."""
     torch, audio = findings["torch"].version, findings["torchaudio"].version
-    if not torch or not audio:
+    if not torch or not audio or numbers(torch) >= (2, 9):
         return None
     major, minor = (*numbers(torch), 0, 0)[:2]
     wanted = (0, minor) if major == 1 else (major, minor)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from icefall_kd.doctor import rules
 from icefall_kd.doctor.checks import diagnose
 from icefall_kd.doctor.packages import PACKAGES
 from icefall_kd.doctor.probe import Finding
@@ -75,7 +76,9 @@ def test_a_wrong_version_is_one_problem(name, version):
     assert [p.subject for p in diagnose(findings)] == [PACKAGES[name].dist]
 
 
-def test_torch_2_may_have_newer_partners():
+def test_torch_2_may_have_newer_partners(monkeypatch):
+    built = {"torch": "2.3.0+cu118", "torch_cuda": "11.8"}
+    monkeypatch.setattr(rules, "k2_built_for", built.get)
     findings = well()
     for name, version in [
         ("torch", "2.3.0"),
@@ -87,8 +90,13 @@ def test_torch_2_may_have_newer_partners():
         ("transformers", "4.60.0"),
     ]:
         findings[name] = Finding(version)
-    # Only k2, which lies here for torch 1.13.1, does not fit.
-    assert [p.subject for p in diagnose(findings)] in (["k2"], [])
+    for name in ("torchaudio", "six"):
+        findings[name] = Finding()
+    findings["torch"].info = {"cuda": "11.8"}
+    assert diagnose(findings) == []
+    findings["torch"].info = {"cuda": "12.1"}
+    (problem,) = diagnose(findings)
+    assert "built for CUDA 11.8" in problem.what and "torch2.3.0" in problem.remedy
 
 
 def test_the_pins_are_those_of_requirements_txt():
