@@ -10,23 +10,20 @@ into --out-dir.  A result of the same checkpoint that is there already is kept.
 
 import argparse
 import dataclasses
-import logging
 from pathlib import Path
-from typing import Optional
 
 import torch
 
 from icefall_kd.decoding import DECODERS, DecodeOptions
-from icefall_kd.decoding.recognise import (
+from icefall_kd.decoding.recognise import count_cuts, count_parameters, recognise
+from icefall_kd.decoding.scoring import result_path, write_results
+from icefall_kd.decoding.setting import (
     Chunking,
-    count_cuts,
-    count_parameters,
-    recognise,
+    kept_result,
     setting_facts,
     setting_name,
 )
-from icefall_kd.decoding.scoring import result_path, write_results
-from icefall_kd.io import read_json, sha256_file
+from icefall_kd.io import sha256_file
 from icefall_kd.logs import setup_logging
 
 
@@ -43,21 +40,22 @@ def get_parser() -> argparse.ArgumentParser:
     p.add_argument("--streaming", action="store_true", help="chunk by chunk")
     p.add_argument("--chunk-size", type=int, default=16, help="20 ms frames")
     p.add_argument("--left-context", type=int, default=64, help="20 ms frames")
-    p.add_argument("--max-duration", type=float, default=200.0, help="s in a batch")
+    p.add_argument(
+        "--max-duration",
+        type=float,
+        help="s in a batch; default: 200 when streaming, else one utterance at a time, "
+        "because padding moves the scores of a Zipformer a little",
+    )
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--force", action="store_true", help="decode again")
     return p
 
 
-def kept_result(path: Path, digest: str, force: bool) -> Optional[dict]:
-    """Return the result at ``path`` if it is of the checkpoint with this digest."""
-    if force or not path.exists():
-        return None
-    result = read_json(path)
-    if result.get("checkpoint_sha256") != digest:
-        return None
-    logging.info("%s is of this checkpoint, kept; --force redoes it", path)
-    return result
+def default_duration(args: argparse.Namespace) -> float:
+    """Return the seconds of audio in a batch; 0 is one utterance at a time."""
+    if args.max_duration is not None:
+        return args.max_duration
+    return 200.0 if args.streaming else 0.0
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -77,6 +75,8 @@ def run(args: argparse.Namespace) -> dict:
     if kept:
         return kept
     model, tokenizer, _ = load_model(args.checkpoint, args.device)
+    if tokenizer is None:
+        raise ValueError(f"{args.checkpoint}: saw no text in training, cannot decode")
     if chunking and not model.encoder.causal:
         raise ValueError(
             f"{args.checkpoint} is not causal and cannot stream; train with "
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> dict:
         tokenizer,
         options,
         chunking,
-        max_duration=args.max_duration,
+        max_duration=default_duration(args),
         total=count_cuts(args.shar_dir),
     )
     facts = {

@@ -2,7 +2,6 @@
 
 import gzip
 import time
-from dataclasses import dataclass
 from typing import Iterable, Iterator, List, Optional, Tuple
 
 import torch
@@ -14,44 +13,11 @@ from tqdm import tqdm
 from icefall_kd import LOG_EPS, SAMPLE_RATE
 from icefall_kd.decoding import DecodeOptions, Hypothesis, decode
 from icefall_kd.decoding.scoring import Recognition
-from icefall_kd.decoding.streaming import decode_streaming, pad_tail, tail_padding
+from icefall_kd.decoding.setting import Chunking, setting_name
+from icefall_kd.decoding.streaming import decode_streaming, pad_tail
 from icefall_kd.io import Pathlike
 
 MIN_FRAMES = 9  # fbank frames for one encoder frame
-
-
-@dataclass(frozen=True)
-class Chunking:
-    """Chunk and left context of streaming, in 50 Hz frames (20 ms)."""
-
-    chunk_size: int = 16
-    left_context: int = 64
-
-
-def setting_name(options: DecodeOptions, chunking: Optional[Chunking]) -> str:
-    """Return the part of the result files' names that says how it was decoded."""
-    name = options.method
-    if options.method == "modified_beam_search":
-        name += f"-beam-{options.beam}"
-    if options.blank_penalty:
-        name += f"-blank-penalty-{options.blank_penalty:g}"
-    if chunking:
-        name += f"-chunk-{chunking.chunk_size}-left-{chunking.left_context}"
-    return name
-
-
-def setting_facts(options: DecodeOptions, chunking: Optional[Chunking]) -> dict:
-    """Return what a result JSON says of the search and the chunks."""
-    beam = options.beam if options.method == "modified_beam_search" else None
-    return {
-        "method": options.method,
-        "beam": beam,
-        "blank_penalty": options.blank_penalty,
-        "streaming": chunking is not None,
-        "chunk_size": chunking and chunking.chunk_size,  # 20 ms frames
-        "left_context": chunking and chunking.left_context,  # 20 ms frames
-        "tail_padding": chunking and tail_padding(chunking.chunk_size),  # s
-    }
 
 
 def count_cuts(shar_dir: Pathlike) -> int:
@@ -160,7 +126,7 @@ def recognise(
     options: DecodeOptions,
     chunking: Optional[Chunking] = None,
     *,
-    max_duration: float = 200.0,
+    max_duration: float = 0.0,
     total: Optional[int] = None,
 ) -> Tuple[List[Recognition], float]:
     """Recognise a set.
@@ -171,7 +137,8 @@ def recognise(
       tokenizer: turns ids into text.
       options: see :class:`DecodeOptions`.
       chunking: None decodes with full context.
-      max_duration: seconds of audio in a batch, padding included.
+      max_duration: seconds of audio in a batch, padding included; 0 is a cut at a
+        time: the padding of whole utterances moves their scores a little.
       total: number of cuts, for the progress bar.
     Returns:
       the recognitions in the order of ``cuts``, and the real-time factor: seconds of

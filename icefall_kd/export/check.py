@@ -16,7 +16,8 @@ from icefall_kd import BLANK_ID, ENCODER_SHIFT
 from icefall_kd.data.fbank import compute_fbank
 from icefall_kd.decoding import DecodeOptions, Hypothesis
 from icefall_kd.decoding.greedy import GreedySearch
-from icefall_kd.decoding.recognise import Chunking, decode_full_context
+from icefall_kd.decoding.recognise import decode_full_context
+from icefall_kd.decoding.setting import Chunking
 from icefall_kd.decoding.streaming import decode_streaming, encode_chunks, pad_tail
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.export.ort import OrtTransducer

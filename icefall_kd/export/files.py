@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Tuple
 
-from icefall_kd.decoding.recognise import Chunking
+from icefall_kd.decoding.setting import Chunking
 from icefall_kd.io import Pathlike
 
 INFO = "export.json"  # checkpoint, parameters and what else a result JSON repeats

@@ -6,7 +6,7 @@ of the other kind.  So the keys are written in one place and checked in one plac
 
 from typing import Dict, Mapping, Sequence
 
-from icefall_kd.decoding.recognise import Chunking
+from icefall_kd.decoding.setting import Chunking
 from icefall_kd.decoding.streaming import hop_frames, window_frames
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.io import Pathlike, write_aside

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from icefall_kd import NUM_MEL_BINS
-from icefall_kd.decoding.recognise import Chunking
+from icefall_kd.decoding.setting import Chunking
 from icefall_kd.decoding.streaming import state_batch_dims, window_frames
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.export.metadata import (

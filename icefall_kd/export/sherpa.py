@@ -24,6 +24,13 @@ class SherpaHypothesis(Hypothesis):
     text: str = ""
 
 
+def sherpa_version() -> str:
+    """Return the version of the sherpa-onnx that is installed."""
+    from importlib.metadata import version
+
+    return version("sherpa-onnx")
+
+
 def read_tokens(path: Pathlike) -> Dict[str, int]:
     """Return symbol to id of a ``tokens.txt``."""
     table = {}

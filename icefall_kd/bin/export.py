@@ -1,0 +1,70 @@
+"""Export a checkpoint to the ONNX files that sherpa-onnx runs.
+
+    python -m icefall_kd.bin.export --checkpoint exp/pretrained.pt \\
+      --out-dir exp/export --check-shar data/shar/dev --check
+
+writes encoder.onnx (whole utterances), decoder.onnx, joiner.onnx, tokens.txt, bpe.vocab
+and export.json; with ``--streaming --chunk-size 16 --left-context 64`` the encoder is
+encoder-streaming-chunk-16-left-64.onnx and reads chunks; run it twice for both.  With
+--check-shar also the .int8.onnx files, unless they lose more than --max-int8-loss
+percent WER on that set: then they are removed and the command fails with the figure.
+``--check`` compares PyTorch, ONNX Runtime and sherpa-onnx on the set, token for token.
+"""
+
+import argparse
+from pathlib import Path
+
+from icefall_kd.decoding.setting import Chunking
+from icefall_kd.logs import setup_logging
+
+
+def get_parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--checkpoint", type=Path, required=True)
+    p.add_argument("--out-dir", type=Path, required=True)
+    p.add_argument("--streaming", action="store_true", help="an encoder of chunks")
+    p.add_argument("--chunk-size", type=int, default=16, help="20 ms frames")
+    p.add_argument("--left-context", type=int, default=64, help="20 ms frames")
+    p.add_argument("--check-shar", type=Path, help="set with transcripts to check on")
+    p.add_argument("--check", action="store_true", help="compare the three engines")
+    p.add_argument("--no-int8", action="store_true", help="float32 only")
+    p.add_argument("--max-int8-loss", type=float, default=0.3, help="%% WER absolute")
+    return p
+
+
+def run(args: argparse.Namespace) -> None:
+    """Export as ``args`` say."""
+    from icefall_kd.cache.reader import open_shar
+    from icefall_kd.export.convert import Conversion
+
+    if args.check and not args.check_shar:
+        raise ValueError(
+            "--check needs --check-shar, the set to compare the engines on"
+        )
+    cuts = list(open_shar(args.check_shar)) if args.check_shar else []
+    conversion = Conversion(args.checkpoint, args.out_dir)
+    chunking = Chunking(args.chunk_size, args.left_context) if args.streaming else None
+    files = conversion.write(chunking)
+    print(f"wrote {files.encoder}")
+    if args.check:
+        print("\n".join(conversion.check(files, cuts).lines()))
+    if cuts and not args.no_int8:
+        report = conversion.quantize(files, cuts, args.max_int8_loss)
+        print(
+            f"int8 WER {report.wer_int8:.2f} %, float32 {report.wer_float:.2f} % on "
+            f"{args.check_shar.name}: {report.loss:+.2f} absolute"
+        )
+
+
+def main() -> None:
+    setup_logging()
+    try:
+        run(get_parser().parse_args())
+    except (ValueError, FileNotFoundError) as e:
+        raise SystemExit(f"export: {e}") from e
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""How a set was decoded: in the names of the result files and inside them."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+from icefall_kd.decoding.hypothesis import DecodeOptions
+from icefall_kd.decoding.streaming import tail_padding
+from icefall_kd.io import Pathlike, read_json
+
+
+@dataclass(frozen=True)
+class Chunking:
+    """Chunk and left context of streaming, in 50 Hz frames (20 ms)."""
+
+    chunk_size: int = 16
+    left_context: int = 64
+
+
+def setting_name(options: DecodeOptions, chunking: Optional[Chunking]) -> str:
+    """Return the part of the result files' names that says how it was decoded."""
+    name = options.method
+    if options.method == "modified_beam_search":
+        name += f"-beam-{options.beam}"
+    if options.blank_penalty:
+        name += f"-blank-penalty-{options.blank_penalty:g}"
+    if chunking:
+        name += f"-chunk-{chunking.chunk_size}-left-{chunking.left_context}"
+    return name
+
+
+def setting_facts(options: DecodeOptions, chunking: Optional[Chunking]) -> dict:
+    """Return what a result JSON says of the search and the chunks."""
+    beam = options.beam if options.method == "modified_beam_search" else None
+    return {
+        "method": options.method,
+        "beam": beam,
+        "blank_penalty": options.blank_penalty,
+        "streaming": chunking is not None,
+        "chunk_size": chunking and chunking.chunk_size,  # 20 ms frames
+        "left_context": chunking and chunking.left_context,  # 20 ms frames
+        "tail_padding": chunking and tail_padding(chunking.chunk_size),  # s
+    }
+
+
+def kept_result(path: Pathlike, digest: str, force: bool) -> Optional[dict]:
+    """Return the result at ``path`` if it is of the checkpoint with this digest."""
+    if force or not Path(path).exists():
+        return None
+    result = read_json(path)
+    if result.get("checkpoint_sha256") != digest:
+        return None
+    logging.info("%s is of this checkpoint, kept; --force redoes it", path)
+    return result

@@ -1,0 +1,91 @@
+"""Sets and audio files through sherpa-onnx."""
+
+import time
+from pathlib import Path
+from typing import Dict, Iterable, Iterator, List, Optional, Tuple
+
+from lhotse import Recording
+from lhotse.cut import Cut
+from tqdm import tqdm
+
+from icefall_kd import SAMPLE_RATE
+from icefall_kd.decoding import DecodeOptions
+from icefall_kd.decoding.recognise import load_wave, reference
+from icefall_kd.decoding.scoring import Recognition
+from icefall_kd.decoding.setting import Chunking, setting_facts, setting_name
+from icefall_kd.export.files import INFO, ModelFiles
+from icefall_kd.export.sherpa import SherpaRecogniser, sherpa_version
+from icefall_kd.io import read_json
+
+
+def suffix(options: DecodeOptions, chunking: Optional[Chunking], int8: bool) -> str:
+    """Return the part of the result files' names that says how it was transcribed."""
+    return f"sherpa-{setting_name(options, chunking)}{'-int8' if int8 else ''}"
+
+
+def facts(
+    model_files: ModelFiles, options: DecodeOptions, threads: int, int8: bool
+) -> Dict:
+    """Return what a result JSON says of the model and the engine.
+
+    Raises:
+      FileNotFoundError: if the folder lacks a file.
+    """
+    info_path = model_files.require().encoder.parent / INFO
+    if not info_path.is_file():
+        raise FileNotFoundError(f"{info_path}: not there; bin.export writes it")
+    info = read_json(info_path)
+    return {
+        "engine": f"sherpa-onnx {sherpa_version()}",
+        **setting_facts(options, model_files.chunking),
+        "int8": int8,
+        "checkpoint": info["checkpoint"],
+        "checkpoint_sha256": info["checkpoint_sha256"],
+        "parameters": info["parameters"],
+        "device": "cpu",
+        "threads": threads,
+    }
+
+
+def cuts(
+    model_files: ModelFiles,
+    cut_set: Iterable[Cut],
+    options: DecodeOptions,
+    threads: int,
+) -> Tuple[List[Recognition], float]:
+    """Transcribe cuts one after another.
+
+    Returns:
+      the recognitions, and the real-time factor: seconds of features, model and search
+      a second of audio (without the tail that streams are given).
+    """
+    sherpa = SherpaRecogniser(model_files, options, threads)
+    found, seconds, audio = [], 0.0, 0.0
+    for cut in tqdm(cut_set, desc="sherpa-onnx", unit="cut"):
+        wave = load_wave(cut).numpy()
+        start = time.perf_counter()
+        text = sherpa.decode([wave])[0].text
+        seconds += time.perf_counter() - start
+        audio += len(wave) / SAMPLE_RATE
+        found.append(Recognition(cut.id, reference(cut), text.split()))
+    return found, seconds / max(audio, 1e-9)
+
+
+def files(
+    model_files: ModelFiles, paths: Iterable[Path], options: DecodeOptions, threads: int
+) -> Iterator[Tuple[Path, str]]:
+    """Transcribe audio files of any rate, the first channel of each.
+
+    Yields:
+      path and text.
+    Raises:
+      FileNotFoundError: if a file is missing.
+    """
+    paths = list(paths)
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such audio file")
+    sherpa = SherpaRecogniser(model_files, options, threads)
+    for path in paths:
+        recording = Recording.from_file(path).resample(SAMPLE_RATE)
+        yield path, sherpa.decode([recording.load_audio(channels=0)[0]])[0].text
