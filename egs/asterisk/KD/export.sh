@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Export to ONNX for sherpa-onnx, and transcribe the test set with sherpa-onnx.
+#
+#   bash egs/asterisk/KD/export.sh [--profile full] [--variants unified] \
+#     [--systems "baseline both_pool"]
+#
+# Stage 1: encoder, decoder, joiner (.onnx, .int8.onnx), tokens.txt, bpe.vocab
+#                                     -> exp/<profile>/<variant>/<system>/export/
+#          PyTorch, ONNX Runtime and sherpa-onnx are compared token for token on the
+#          dev set, and int8 is refused when it costs more than 0.3 % WER there.
+# Stage 2: sherpa-onnx on the test set -> exp/<profile>/<variant>/<system>/sherpa/
+stage=1              # first stage to run
+stop_stage=2         # last stage to run
+profile=quick        # quick or full
+variants=            # unified, non_streaming, streaming; empty: those of the profile
+systems=             # as in train.sh; empty: those of the profile
+set=test             # folder of data/shar that sherpa-onnx transcribes
+chunk_size=16        # streaming: frames of 20 ms
+left_context=128     # streaming: frames of 20 ms
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+source ../../../local/env.sh
+source ../../../local/parse_options.sh
+source local/profiles.sh
+
+chunking() {  # decoding
+  if [[ $1 == streaming ]]; then
+    echo "--streaming --chunk-size $chunk_size --left-context $left_context"
+  fi
+}
+
+export_one() {  # folder of a system, decoding
+  # shellcheck disable=SC2046  # several options
+  python -m icefall_kd.bin.export --checkpoint "$1/finetune/pretrained.pt" \
+    --out-dir "$1/export" --check-shar data/shar/dev --check $(chunking "$2")
+}
+
+transcribe_one() {  # folder of a system, decoding
+  # shellcheck disable=SC2046  # several options
+  python -m icefall_kd.bin.transcribe --model-dir "$1/export" \
+    --shar-dir "data/shar/$set" --out-dir "$1/sherpa" $(chunking "$2")
+}
+
+if in_stage 1 "Export and compare three engines -> exp/$profile/*/*/export"; then
+  for variant in $variants; do
+    for system in $systems; do
+      folder=exp/$profile/$variant/$system
+      for decoding in $(decodings "$variant"); do
+        run_once "$folder/export/.$decoding.done" export_one "$folder" "$decoding"
+      done
+    done
+  done
+fi
+
+if in_stage 2 "Transcribe with sherpa-onnx -> exp/$profile/*/*/sherpa"; then
+  for variant in $variants; do
+    for system in $systems; do
+      for decoding in $(decodings "$variant"); do
+        transcribe_one "exp/$profile/$variant/$system" "$decoding"
+      done
+    done
+  done
+fi
