@@ -7,7 +7,7 @@
 # Stage 0: install into .venv                  Stage 4: decode.sh
 # Stage 1: prepare.sh                          Stage 5: export.sh, sherpa-onnx
 # Stage 2: teachers.sh                         Stage 6: the table
-# Stage 3: train.sh                                     -> exp/<profile>/summary.md
+# Stage 3: train.sh                                     -> exp/<profile>/<variant>/summary.md
 # Run again, it goes on where it stopped and repeats nothing that is done.
 stage=0              # first stage to run
 stop_stage=6         # last stage to run
@@ -19,51 +19,50 @@ pool_dir=            # folder with the pool's packages; empty: fetched
 from_dir=            # folder with the teachers; empty: fetched
 
 set -euo pipefail
-recipe=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-local=$recipe/../../../local
-source "$local/log.sh"
-source "$local/parse_options.sh"
-source "$recipe/local/profiles.sh"
+cd "$(dirname "${BASH_SOURCE[0]}")"
+source ../../../local/log.sh
+source ../../../local/parse_options.sh
+source local/profiles.sh
 begin=$SECONDS
 chosen=(--profile "$profile" --variants "$variants" --systems "$systems")
 
 if in_stage 0 "Install -> .venv"; then
-  bash "$local/install.sh"
+  bash ../../../local/install.sh
 fi
-source "$local/env.sh"
+source ../../../local/env.sh
 
 if in_stage 1 "Prepare the corpus -> data/shar"; then
-  bash "$recipe/prepare.sh" --pool "$profile" \
+  bash prepare.sh --pool "$profile" \
     ${corpus_dir:+--corpus-dir "$corpus_dir"} ${pool_dir:+--pool-dir "$pool_dir"}
 fi
 
 if in_stage 2 "Let the teachers speak -> fields in data/shar"; then
-  bash "$recipe/teachers.sh" --profile "$profile" ${from_dir:+--from-dir "$from_dir"}
+  bash teachers.sh --profile "$profile" ${from_dir:+--from-dir "$from_dir"}
 fi
 
 if in_stage 3 "Train -> exp/$profile/*/*/{pretrain,finetune}"; then
-  bash "$recipe/train.sh" "${chosen[@]}"
+  bash train.sh "${chosen[@]}"
 fi
 
 if in_stage 4 "Decode the test set -> exp/$profile/*/*/decode"; then
-  bash "$recipe/decode.sh" "${chosen[@]}"
+  bash decode.sh "${chosen[@]}"
 fi
 
 if in_stage 5 "Export and run sherpa-onnx -> exp/$profile/*/*/{export,sherpa}"; then
-  bash "$recipe/export.sh" "${chosen[@]}"
+  bash export.sh "${chosen[@]}"
 fi
 
-if in_stage 6 "One table -> exp/$profile/summary.md"; then
-  cd "$recipe"
-  results=()
+if in_stage 6 "One table a variant -> exp/$profile/*/summary.md"; then
   for variant in $variants; do
+    results=()
     for system in $systems; do
       for engine in decode sherpa; do
         results+=(--system "$system=exp/$profile/$variant/$system/$engine")
       done
     done
+    log "$variant student on the test set"
+    python -m icefall_kd.bin.summarize --baseline baseline --set test \
+      --out "exp/$profile/$variant/summary.md" "${results[@]}"
   done
-  python -m icefall_kd.bin.summarize --baseline baseline --set test \
-    --out "exp/$profile/summary.md" "${results[@]}"
 fi
 log "run.sh took $(((SECONDS - begin + 30) / 60)) minutes"
