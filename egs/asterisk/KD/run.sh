@@ -19,9 +19,12 @@ pool_dir=            # folder with the pool's packages; empty: fetched
 from_dir=            # folder with the teachers; empty: fetched
 
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../../../local/parse_options.sh"
+corpus_dir=${corpus_dir:+$(realpath "$corpus_dir")}
+pool_dir=${pool_dir:+$(realpath "$pool_dir")}
+from_dir=${from_dir:+$(realpath "$from_dir")}
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ../../../local/log.sh
-source ../../../local/parse_options.sh
 source local/profiles.sh
 begin=$SECONDS
 chosen=(--profile "$profile" --variants "$variants" --systems "$systems")
