@@ -22,6 +22,7 @@ from icefall_kd.distill.align import align_frames
 from icefall_kd.distill.losses import FRAME_LOSSES
 from icefall_kd.distill.term import Batch, StudentOutput, TermOutput
 from icefall_kd.masks import make_pad_mask
+from icefall_kd.transducer.joiner import small_linear
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class TeacherHead(nn.Module):
 
     def __init__(self, encoder_dim: int, mean: Tensor, std: Tensor) -> None:
         super().__init__()
-        self.proj = nn.Linear(encoder_dim, mean.numel())
+        # Small, so that it starts near the targets' mean, which is zero.
+        self.proj = small_linear(encoder_dim, mean.numel())
         self.register_buffer("mean", mean.float())
         # A dimension that never moves must not become a division by zero.
         self.register_buffer("std", std.float().clamp(min=1e-5))

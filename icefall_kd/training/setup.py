@@ -1,6 +1,8 @@
 """Everything that can be wrong with a run is found here, before the first batch."""
 
 import dataclasses
+import gzip
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,13 +11,12 @@ from typing import Any, Optional
 
 from lhotse import CutSet
 
-from icefall_kd.cache.field import FieldInfo, load_field_info
+from icefall_kd.cache.field import FieldInfo, cuts_path, load_field_info, shard_ids
 from icefall_kd.cache.reader import open_shars
 from icefall_kd.config import to_dict
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.distill.term import Term
 from icefall_kd.distill.terms import build_terms
-from icefall_kd.io import read_json
 from icefall_kd.training.checkpoint import config_differences, load_encoder
 from icefall_kd.training.config import DataConfig, TrainConfig
 from icefall_kd.training.state import seed_everything
@@ -34,7 +35,7 @@ class Setup:
       fields: names of the Shar fields that the terms read.
       train_cuts: all training sets mixed.
       dev_cuts: None where there is no validation.
-      train_seconds: s of audio in an epoch; 0 if not known.
+      train_seconds: s of audio in an epoch, about.
     """
 
     config: TrainConfig
@@ -119,14 +120,23 @@ def read_field_infos(
     return infos
 
 
-def set_seconds(dirs: Sequence[Path]) -> float:
-    """Return the s of audio in all sets, 0 if one does not tell."""
-    hours = 0.0
+def set_seconds(dirs: Sequence[Path], max_shards: int = 50) -> float:
+    """Return the s of audio in all sets, for estimates of the time left.
+
+    Of a set with more than ``max_shards`` only so many are read; the others count
+    as their mean.
+    """
+    seconds = 0.0
     for folder in dirs:
-        if not (folder / "shar.json").is_file():
-            return 0.0
-        hours += read_json(folder / "shar.json").get("hours", 0.0)
-    return hours * 3600
+        shards = shard_ids(folder)
+        read = 0.0
+        for shard in shards[:max_shards]:
+            path = cuts_path(folder, shard)
+            opener = gzip.open if path.suffix == ".gz" else open
+            with opener(path, "rt", encoding="utf-8") as f:
+                read += sum(json.loads(line)["duration"] for line in f)
+        seconds += read * max(1.0, len(shards) / max_shards)
+    return seconds
 
 
 def check_same_run(config: TrainConfig, checkpoint: dict[str, Any]) -> None:
