@@ -1,0 +1,10 @@
+"""Real prompts and a small student."""
+
+from students import (  # noqa: F401, fixtures
+    checkpoint,
+    cuts,
+    pristine_student,
+    student,
+    tokenizer,
+    waves,
+)

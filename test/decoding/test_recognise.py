@@ -1,0 +1,90 @@
+"""Sets of real prompts through the model."""
+
+import copy
+
+import pytest
+import torch
+
+from icefall_kd.cache.reader import open_shar
+from icefall_kd.decoding import DecodeOptions
+from icefall_kd.decoding.recognise import (
+    batches,
+    count_cuts,
+    count_parameters,
+    decode_full_context,
+    load_wave,
+    recognise,
+)
+from icefall_kd.decoding.setting import Chunking, setting_name
+
+GREEDY = DecodeOptions(unk_id=2)
+
+
+def test_a_set_is_recognised_in_its_order(student, cuts, tokenizer):
+    some = cuts[:4]
+    found, rtf = recognise(student, some, tokenizer, GREEDY)
+    assert [r.cut_id for r in found] == [cut.id for cut in some]
+    assert [" ".join(r.ref) for r in found] == [c.supervisions[0].text for c in some]
+    assert all(r.hyp for r in found)
+    assert 0 < rtf < 10
+
+
+def test_streams_are_the_same_whatever_the_batch(student, cuts, tokenizer):
+    def words(max_duration):
+        found, _ = recognise(
+            student,
+            cuts[:8],
+            tokenizer,
+            GREEDY,
+            Chunking(16, 64),
+            max_duration=max_duration,
+        )
+        return [r.hyp for r in found]
+
+    assert words(0.0) == words(1000.0)
+
+
+def test_too_few_frames_give_an_empty_hypothesis(student):
+    long, short = torch.randn(90, 80), torch.randn(8, 80)
+    empty, spoken = decode_full_context(student, [short, long], GREEDY)
+    assert (empty.tokens, empty.score) == ([], 0.0)
+    assert spoken.tokens == decode_full_context(student, [long], GREEDY)[0].tokens
+
+
+def test_the_shortest_input_decodes(student):
+    for frames in range(9, 40):
+        decode_full_context(student, [torch.randn(frames, 80)], GREEDY)
+
+
+def test_batches_keep_order_and_stay_under_the_duration(cuts):
+    groups = list(batches(cuts, 20.0))
+    assert [c.id for g in groups for c in g] == [c.id for c in cuts]
+    assert len(groups) < len(cuts)
+    for group in groups:
+        padded = max(c.duration for c in group) * len(group)
+        assert padded <= 20.0 or len(group) == 1
+    assert [len(g) for g in batches(cuts, 0.0)] == [1] * len(cuts)
+
+
+def test_audio_of_another_rate_is_refused(cuts):
+    with pytest.raises(ValueError, match=f"{cuts[0].id}: 8000 Hz.*16000"):
+        load_wave(cuts[0].resample(8000))
+
+
+def test_cuts_are_counted_without_their_audio(asterisk):
+    folder = asterisk / "data/shar/test"
+    assert count_cuts(folder) == len(list(open_shar(folder))) == 100
+
+
+def test_heads_of_training_are_no_parameters_of_decoding(student):
+    bare = copy.deepcopy(student)
+    bare.ctc_output = bare.simple_am_proj = bare.simple_lm_proj = None
+    assert count_parameters(student) == sum(p.numel() for p in bare.parameters())
+
+
+def test_a_setting_has_its_name():
+    beam = DecodeOptions("modified_beam_search", beam=8, blank_penalty=0.5)
+    assert setting_name(GREEDY, None) == "greedy_search"
+    assert setting_name(beam, Chunking(32, 128)) == (
+        "modified_beam_search-beam-8-blank-penalty-0.5-chunk-32-left-128"
+    )

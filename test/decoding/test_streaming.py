@@ -1,0 +1,103 @@
+"""Chunk by chunk: what is fed, and that streams do not disturb each other."""
+
+import pytest
+import torch
+
+from icefall_kd.data.fbank import compute_fbank, num_frames
+from icefall_kd.decoding import DecodeOptions
+from icefall_kd.decoding.streaming import (
+    decode_streaming,
+    encode_chunks,
+    hop_frames,
+    num_steps,
+    pad_tail,
+    state_batch_dims,
+    tail_padding,
+    window_frames,
+)
+
+CHUNKS = [16, 32, 64]
+
+
+@pytest.mark.parametrize("chunk_size", CHUNKS)
+def test_steps_run_while_more_than_a_window_is_left(chunk_size):
+    for frames in range(400):
+        steps, read = 0, 0
+        while read + window_frames(chunk_size) < frames:
+            steps, read = steps + 1, read + hop_frames(chunk_size)
+        assert num_steps(frames, chunk_size) == steps
+
+
+@pytest.mark.parametrize(
+    "chunk_size, window, tail", [(16, 45, 0.75), (32, 77, 1.07), (64, 141, 1.71)]
+)
+def test_the_tail_is_computed_from_the_chunk(chunk_size, window, tail):
+    assert window_frames(chunk_size) == window
+    assert tail_padding(chunk_size) == tail
+
+
+@pytest.mark.parametrize("chunk_size", CHUNKS)
+def test_the_tail_brings_every_real_frame_into_a_chunk(chunk_size):
+    for samples in range(80, 40000, 77):
+        padded = pad_tail(torch.ones(samples), chunk_size)
+        assert padded[samples:].abs().max() == 0
+        steps = num_steps(num_frames(len(padded)), chunk_size)
+        assert steps * hop_frames(chunk_size) >= num_frames(samples)
+
+
+def test_padded_silence_has_the_floor_of_the_log():
+    features = compute_fbank([pad_tail(torch.randn(8000), 16)])[0]
+    assert features[-20:].allclose(torch.tensor(-15.9424), atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["greedy_search", "modified_beam_search"])
+@pytest.mark.parametrize("chunk_size", [16, 32])
+def test_streams_in_a_batch_are_as_streams_alone(student, waves, method, chunk_size):
+    chosen = [torch.from_numpy(w) for w in list(waves.values())[:6]]
+    features = compute_fbank([pad_tail(w, chunk_size) for w in chosen])
+    options = DecodeOptions(method, unk_id=2)
+    together = decode_streaming(student, features, chunk_size, 64, options)
+    assert sum(len(hyp.tokens) for hyp in together) > 100
+    for f, hyp in zip(features, together):
+        alone = decode_streaming(student, [f], chunk_size, 64, options)[0]
+        assert (hyp.tokens, hyp.timestamps) == (alone.tokens, alone.timestamps)
+        assert hyp.score == pytest.approx(alone.score, abs=0.01)
+
+
+@torch.no_grad()
+def test_chunks_equal_the_chunk_masked_full_pass(student, waves):
+    wave = torch.from_numpy(max(waves.values(), key=len))
+    features = compute_fbank([wave])[0]
+    chunks = encode_chunks(student, [features], 16, 64)
+    streamed = torch.cat([encoder_out[0] for encoder_out, _ in chunks])
+    student.encoder.set_chunk(16, 64)
+    full, _ = student.forward_encoder(features[None], torch.tensor([len(features)]))
+    assert len(streamed) > 100
+    # The scores of random weights are larger than those of trained ones.
+    assert torch.allclose(streamed, full[0, : len(streamed)], atol=1e-3)
+
+
+def test_a_stream_shorter_than_a_window_is_empty(student):
+    short, long = torch.randn(45, 80), torch.randn(120, 80)
+    hyps = decode_streaming(student, [short, long], 16, 64, DecodeOptions())
+    assert hyps[0].tokens == []
+    assert hyps[1].tokens != []
+
+
+@pytest.mark.parametrize("chunk_size", [-1, 0, 15])
+def test_a_senseless_chunk_is_refused(student, chunk_size):
+    with pytest.raises(ValueError, match=f"chunk_size.*{chunk_size}"):
+        decode_streaming(
+            student, [torch.randn(90, 80)], chunk_size, 64, DecodeOptions()
+        )
+
+
+def test_no_stream_is_refused(student):
+    with pytest.raises(ValueError, match="no stream"):
+        decode_streaming(student, [], 16, 64, DecodeOptions())
+
+
+def test_states_of_another_layout_are_refused():
+    assert state_batch_dims(8) == [1, 1, 1, 1, 0, 0, 0, 0]
+    with pytest.raises(ValueError, match="9 states"):
+        state_batch_dims(9)

@@ -1,0 +1,23 @@
+"""Real prompts, a small student and its exported files."""
+
+import pytest
+from students import (  # noqa: F401, fixtures
+    checkpoint,
+    cuts,
+    pristine_student,
+    student,
+    tokenizer,
+    waves,
+)
+
+from icefall_kd.decoding.setting import Chunking
+from icefall_kd.export.convert import Conversion
+
+CHUNKINGS = {"full": None, "chunk-16": Chunking(16, 64), "chunk-32": Chunking(32, 64)}
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoint, tmp_path_factory):  # noqa: F811
+    """Name of the encoder's kind -> float32 files, in one folder."""
+    conversion = Conversion(checkpoint, tmp_path_factory.mktemp("export"))
+    return {name: conversion.write(c) for name, c in CHUNKINGS.items()}

@@ -1,0 +1,105 @@
+"""Fixtures: real prompts, and a small student with random weights that speaks.
+
+Its weights are drawn at full size and its projections fitted to real prompts, so that
+it emits many different tokens and depends on everything that it reads.
+"""
+
+import copy
+
+import pytest
+import torch
+
+from icefall_kd.cache.reader import open_shar
+from icefall_kd.config import ModelConfig, ZipformerConfig
+from icefall_kd.data.fbank import compute_fbank
+from icefall_kd.data.tokens import Tokenizer, train_bpe
+from icefall_kd.decoding.recognise import load_wave, reference
+from icefall_kd.training.checkpoint import save_pretrained
+from icefall_kd.transducer.build import build_model
+
+VOCAB_SIZE = 90
+STUDENT = ModelConfig(
+    encoder=ZipformerConfig(
+        frontend_channels=(4, 8, 128),
+        convnext_expansion=1,
+        downsampling_factor=(1, 2, 4),
+        num_encoder_layers=(1, 1, 1),
+        encoder_dim=(32, 48, 64),
+        encoder_unmasked_dim=(32, 32, 32),
+        feedforward_dim=(48, 48, 64),
+        num_heads=(2, 4, 2),
+        query_head_dim=(8,),
+        value_head_dim=(8, 4, 8),
+        pos_dim=16,
+        cnn_module_kernel=(15, 15, 7),
+        causal=True,
+        chunk_size=(16, 32, -1),
+        left_context_frames=(64,),
+    ),
+    vocab_size=VOCAB_SIZE,
+    decoder_dim=32,
+    joiner_dim=32,
+)
+
+
+@torch.no_grad()
+def random_student(config: ModelConfig, waves, seed: int = 0):
+    """Return a model in eval mode that turns ``waves`` into many different tokens."""
+    torch.manual_seed(seed)
+    model = build_model(config).eval()
+    for p in model.parameters():
+        if p.dim() > 1:
+            p.copy_(torch.randn_like(p) * p[0].numel() ** -0.5)
+    model.encoder.set_chunk(-1, -1)
+    projection, output = model.joiner.encoder_proj, model.joiner.output_linear
+    frames = [
+        projection(model.forward_encoder(f[None], torch.tensor([len(f)]))[0][0])
+        for f in compute_fbank(waves)
+    ]
+    std, mean = torch.std_mean(torch.cat(frames), dim=0)
+    projection.weight.div_(std[:, None])
+    projection.bias.sub_(mean).div_(std)
+    output.weight.normal_()
+    output.bias[0] += 8.0  # blanks: about four frames of ten
+    return model
+
+
+@pytest.fixture(scope="session")
+def cuts(asterisk):
+    """The test prompts."""
+    return list(open_shar(asterisk / "data/shar/test"))
+
+
+@pytest.fixture(scope="session")
+def waves(cuts):
+    """The test prompts: id -> (S,) float32 array, 16 kHz."""
+    return {cut.id: load_wave(cut).numpy() for cut in cuts}
+
+
+@pytest.fixture(scope="session")
+def tokenizer(cuts):
+    """BPE tokens of the prompts' texts."""
+    texts = [" ".join(reference(cut)) for cut in cuts]
+    return Tokenizer.from_bytes(train_bpe(texts, VOCAB_SIZE))
+
+
+@pytest.fixture(scope="session")
+def pristine_student(waves):
+    some = [torch.from_numpy(w) for w in list(waves.values())[:12]]
+    return random_student(STUDENT, some)
+
+
+@pytest.fixture
+def student(pristine_student):
+    """A causal student with random weights, to do with as one likes."""
+    return copy.deepcopy(pristine_student)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(pristine_student, tokenizer, tmp_path_factory):
+    """The student's file, as bin.average writes one."""
+    path = tmp_path_factory.mktemp("student") / "pretrained.pt"
+    save_pretrained(
+        path, pristine_student.state_dict(), STUDENT, tokenizer.model_bytes, {}
+    )
+    return path
