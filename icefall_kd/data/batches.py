@@ -1,6 +1,6 @@
 """From cuts to batches: sampling by duration, fbank, tokens, teachers' fields."""
 
-from typing import Any, Dict, Iterator, Mapping, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
 
 import torch
 from lhotse import CutSet
@@ -140,6 +140,39 @@ class _Remaining:
         return self.iterator
 
 
+class _NoDuplicates:
+    """Mixin: an epoch's last cuts are left out when there are fewer than ranks.
+
+    lhotse gives each rank a batch also then, with copies of the cuts of others.
+    """
+
+    _group: List[CutSet]
+
+    def __iter__(self):
+        self._group = []
+        return super().__iter__()
+
+    def _next_batch(self) -> CutSet:
+        if not self._group:
+            for _ in range(self.world_size):
+                try:
+                    self._group.append(super()._next_batch())
+                except StopIteration:
+                    break
+            if sum(len(batch) for batch in self._group) < self.world_size:
+                self._group = []
+                raise StopIteration
+        return self._group.pop(0)
+
+
+class _BucketingSampler(_NoDuplicates, DynamicBucketingSampler):
+    pass
+
+
+class _SequentialSampler(_NoDuplicates, DynamicCutSampler):
+    pass
+
+
 def make_loader(
     cuts: CutSet,
     *,
@@ -159,14 +192,15 @@ def make_loader(
 ) -> Loader:
     """Return the batches of ``cuts``, the same for the same seed and epoch.
 
-    All ranks get the same number of batches and no cut twice, provided that there
-    are at least as many cuts as ranks.
+    All ranks get the same number of batches and no cut twice; up to one cut less
+    than ranks are left out at the end of an epoch.
 
     Args:
       cuts: lazy, of ``open_shar``.
       fields: teachers' fields that a batch carries.
       tokenizer: gives a batch its "tokens"; None for unlabelled cuts.
-      max_duration: s of audio in a batch, padding included.
+      max_duration: s of audio in a batch, padding included; the last cut of a batch
+        may go beyond.
       shuffle: batches of similar durations in a random order; else in order.
       num_workers: processes that load; 0 loads in this one, which is enough.
       num_buckets: groups of similar duration.
@@ -185,7 +219,7 @@ def make_loader(
         world_size=world_size,
     )
     if shuffle:
-        sampler: CutSampler = DynamicBucketingSampler(
+        sampler: CutSampler = _BucketingSampler(
             cuts,
             num_buckets=num_buckets,
             buffer_size=buffer_size,
@@ -194,7 +228,7 @@ def make_loader(
             **common,
         )
     else:
-        sampler = DynamicCutSampler(cuts, **common)
+        sampler = _SequentialSampler(cuts, **common)
     sampler.set_epoch(epoch)
     dataset = BatchDataset(
         fields=fields, tokenizer=tokenizer, spec_augment=spec_augment, seed=seed

@@ -15,6 +15,7 @@ from torch import Tensor
 from icefall_kd import FBANK_SHIFT, NUM_MEL_BINS, SAMPLE_RATE
 
 SHIFT = round(FBANK_SHIFT * SAMPLE_RATE)  # samples between two frames
+WINDOW = 400  # samples, 25 ms
 LOW_FREQ, HIGH_FREQ = 20.0, -400.0  # Hz; negative: below the Nyquist frequency
 
 
@@ -29,16 +30,16 @@ def compute_fbank(
     """Return the log-mel filter bank of each wave, on ``device``.
 
     Args:
-      waves: each (S,) float32, 16 kHz, in [-1, 1], S >= 80.
+      waves: each (S,) float32, 16 kHz, in [-1, 1], S >= 400.
     Returns:
       for each wave (T, 80) float32, T = (S + 80) // 160, natural log.
     Raises:
-      ValueError: if a wave is not 1-D, or shorter than half a frame shift.
+      ValueError: if a wave is not 1-D, or shorter than one window.
     """
     for wave in waves:
-        if wave.dim() != 1 or num_frames(wave.size(0)) < 1:
+        if wave.dim() != 1 or wave.size(0) < WINDOW:
             raise ValueError(
-                f"a wave must be (S,) with S >= {SHIFT // 2}, got {tuple(wave.shape)}"
+                f"a wave must be (S,) with S >= {WINDOW}, got {tuple(wave.shape)}"
             )
     device = torch.device(device)
     if device.type == "cuda" and _has_kaldifeat():

@@ -115,9 +115,9 @@ def _check_text(cut: Cut, tokenize: Callable[[str], List[int]], unk_id: int) -> 
     text = cut.supervisions[0].text or ""
     if not text.strip():
         return "empty_text", repr(text)
-    # sentencepiece writes the space before an unknown word as a token of its own.
-    known = [t for t in tokenize(text) if t != unk_id]
-    if not known or known == tokenize(" "):
+    tokens = tokenize(text)
+    # An unknown word is <unk> behind the token of the space before it.
+    if unk_id in tokens and set(tokens) <= set(tokenize("\ue000")):
         return "unknown_tokens", text
     return None
 

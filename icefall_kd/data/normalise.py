@@ -37,9 +37,8 @@ ABBREVIATIONS = {
 def spell_number(number: str) -> str:
     """Return a number as it is read over the telephone, in upper-case words.
 
-    One or two digits and whole hundreds or thousands are read as a number, longer
-    ones digit by digit, as extensions and passwords are; "28.8" as "twenty eight
-    point eight"; "3rd" as an ordinal.
+    One or two digits are read as a number, longer ones digit by digit, as extensions
+    and passwords are; "28.8" as "twenty eight point eight"; "3rd" as an ordinal.
 
     >>> spell_number("28.8"), spell_number("1234"), spell_number("3RD")
     ('TWENTY EIGHT POINT EIGHT', 'ONE TWO THREE FOUR', 'THIRD')
@@ -53,8 +52,7 @@ def spell_number(number: str) -> str:
     if ordinal:
         return _words(num2words(int(ordinal[1]), to="ordinal"))
     whole, _, fraction = number.partition(".")
-    is_round = re.fullmatch(r"[1-9]0{2,3}", whole)
-    if fraction or is_round or (len(whole) <= 2 and not whole.startswith("0")):
+    if fraction or (len(whole) <= 2 and not whole.startswith("0")) or whole == "0":
         spoken = [_words(num2words(int(whole)))]
     else:
         spoken = [_words(num2words(int(digit))) for digit in whole]

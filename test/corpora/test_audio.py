@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+import soundfile
+
+from icefall_kd.corpora.audio import Clip, clip_of_file, decode, store_clips
+
+
+def tone(rate, seconds=0.5):
+    t = np.arange(round(rate * seconds)) / rate
+    return (0.3 * np.sin(2 * np.pi * 440 * t)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "rate, suffix", [(11025, "ogg"), (44100, "wav"), (16000, "flac")]
+)
+def test_any_rate_becomes_16_khz_with_its_duration(tmp_path, rate, suffix):
+    path = tmp_path / f"tone.{suffix}"
+    soundfile.write(path, tone(rate), rate)
+    samples = decode(path)
+    assert samples.dtype == np.int16
+    assert abs(samples.size / 16000 - 0.5) < 0.03  # Ogg ends in whole blocks
+    # 440 Hz is still 440 Hz
+    peak = np.abs(np.fft.rfft(samples)).argmax() * 16000 / samples.size
+    assert abs(peak - 440) < 5
+
+
+def test_flac_at_16_khz_keeps_every_sample(tmp_path):
+    path = tmp_path / "a.flac"
+    samples = np.random.default_rng(0).integers(-3000, 3000, 8000, dtype=np.int16)
+    soundfile.write(path, samples, 16000)
+    assert np.array_equal(decode(path), samples)
+
+
+def test_stereo_becomes_mono(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.stack([tone(16000), tone(16000)], axis=1), 16000)
+    assert decode(path).ndim == 1
+
+
+@pytest.mark.parametrize("source", [b"", b"this is no audio", b"\0" * 1000])
+def test_what_is_no_audio_is_refused(source):
+    with pytest.raises(ValueError, match="cannot be decoded|holds no samples"):
+        decode(source, "mp3")
+
+
+def test_unreadable_clip_is_reported_and_the_others_stored(tmp_path):
+    soundfile.write(tmp_path / "good.wav", tone(16000), 16000)
+    clips = [
+        clip_of_file(tmp_path / "good.wav", "good", text="A TONE", language="en"),
+        Clip("bad", b"no audio", "mp3"),
+    ]
+    cuts, unreadable = store_clips(clips, tmp_path / "audio", "test")
+    assert [cut.id for cut in cuts] == ["good"]
+    assert [id for id, _ in unreadable] == ["bad"]
+    (cut,) = cuts
+    assert cut.supervisions[0].text == "A TONE"
+    assert cut.recording.num_samples == cut.load_audio().shape[1] == 8000
+
+
+def test_clip_that_is_stored_is_not_decoded_again(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(16000), 16000)
+    store_clips([clip_of_file(tmp_path / "a.wav", "a")], tmp_path / "audio", "test")
+    again, unreadable = store_clips(
+        [Clip("a", b"no audio")], tmp_path / "audio", "test"
+    )
+    assert len(again) == 1 and not unreadable
+
+
+def test_two_clips_of_one_id_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="the id a"):
+        store_clips([Clip("a", b""), Clip("a", b"")], tmp_path, "test")
+
+
+def test_corpus_of_unreadable_clips_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no clip is readable"):
+        store_clips([Clip("a", b"x", "mp3")], tmp_path, "test")

@@ -1,0 +1,183 @@
+"""Every fault put into real prompts is found, and none is invented."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from lhotse import CutSet, Recording, SupervisionSegment
+from lhotse.utils import fastcopy
+
+from icefall_kd.data.fbank import num_frames
+from icefall_kd.data.gate import REASONS, gate, num_fbank_frames, write_report
+from icefall_kd.data.shar import at_speeds
+from icefall_kd.data.tokens import Tokenizer
+from icefall_kd.zipformer.subsampling import encoder_output_lens
+
+
+@pytest.fixture(scope="module")
+def tokenizer(asterisk):
+    return Tokenizer(asterisk / "data/lang_bpe_150/bpe.model")
+
+
+@pytest.fixture(scope="module")
+def prompts(asterisk):
+    cuts = CutSet.from_file(asterisk / "data/manifests/test.jsonl.gz").to_eager()
+    return [_at_home(cut, asterisk) for cut in cuts]
+
+
+def _at_home(cut, recipe):
+    source = fastcopy(
+        cut.recording.sources[0], source=str(recipe / cut.recording.sources[0].source)
+    )
+    return fastcopy(cut, recording=fastcopy(cut.recording, sources=[source]))
+
+
+def with_text(cut, text, **fields):
+    supervision = fastcopy(cut.supervisions[0], text=text, **fields)
+    return fastcopy(cut, supervisions=[supervision])
+
+
+def with_file(cut, path):
+    """The cut as declared, with another file behind it."""
+    source = fastcopy(cut.recording.sources[0], source=str(path))
+    return fastcopy(cut, recording=fastcopy(cut.recording, sources=[source]))
+
+
+def declared(cut, extra_samples):
+    samples = cut.recording.num_samples + extra_samples
+    recording = fastcopy(cut.recording, num_samples=samples, duration=samples / 16000)
+    return fastcopy(cut, recording=recording)
+
+
+def stored(cut, path, samples):
+    """The cut's text over other samples, declared as they are."""
+    soundfile.write(path, samples, 16000, subtype="FLOAT")
+    recording = Recording.from_file(path, recording_id=cut.recording.id)
+    supervision = fastcopy(cut.supervisions[0], duration=recording.duration)
+    return fastcopy(
+        cut,
+        recording=recording,
+        duration=recording.duration,
+        supervisions=[supervision],
+    )
+
+
+@pytest.fixture
+def faults(prompts, tokenizer, tmp_path):
+    """Reason -> cuts that have this fault and no other."""
+    p = iter(prompts)
+
+    def samples(cut):
+        return cut.load_audio()[0]
+
+    twice = next(p)
+    two = next(p)
+    two = fastcopy(two, supervisions=[*two.supervisions, *two.supervisions])
+    none = fastcopy(next(p), supervisions=[])
+    glued = next(p)  # many lines of a table became one transcript
+    glued = with_text(glued, " ".join([glued.supervisions[0].text] * 20))
+    loud = next(p)
+    broken = tmp_path / "broken.flac"
+    broken.write_bytes(b"fLaC" + bytes(200))
+    cut_off = next(p)
+    half = tmp_path / "half.flac"
+    soundfile.write(half, samples(cut_off)[: cut_off.recording.num_samples // 2], 16000)
+    nan, inf = next(p), next(p)
+    nan_samples, inf_samples = samples(nan).copy(), samples(inf).copy()
+    nan_samples[1000] = np.nan
+    inf_samples[-1] = np.inf
+    return {
+        "duplicate_id": [twice],
+        "two_supervisions": [two, none],
+        "empty_text": [with_text(next(p), ""), with_text(next(p), None)],
+        "unknown_tokens": [with_text(next(p), "你好"), with_text(next(p), "你 好")],
+        "too_long": [stored(loud, tmp_path / "long.wav", np.tile(samples(loud), 30))],
+        "too_short": [
+            stored(next(p), tmp_path / f"{n}.wav", np.zeros(n, np.float32))
+            for n in (79, 200, 1359)
+        ],
+        "too_few_frames": [glued],
+        "unreadable": [with_file(next(p), broken), with_file(next(p), "/no/such.flac")],
+        "wrong_length": [
+            declared(next(p), 1),
+            declared(next(p), -1),
+            declared(next(p), 2147483647),
+            with_file(cut_off, half),
+        ],
+        "not_finite": [
+            stored(nan, tmp_path / "nan.wav", nan_samples),
+            stored(inf, tmp_path / "inf.wav", inf_samples),
+        ],
+    }
+
+
+def test_every_fault_is_found_and_none_invented(prompts, tokenizer, faults):
+    wrong = {cut.id: reason for reason, cuts in faults.items() for cut in cuts}
+    good = [cut for cut in prompts if cut.id not in wrong]
+    again = faults["duplicate_id"][0]
+    faulty = [cut for cuts in faults.values() for cut in cuts]
+    kept, drops = gate([*good, *faulty, again], tokenize=tokenizer.encode)
+    assert {drop.cut_id: drop.reason for drop in drops} == wrong
+    assert len(drops) == len(wrong)
+    assert set(faults) == set(REASONS)
+    assert [cut.id for cut in kept] == [cut.id for cut in good] + [again.id]
+
+
+def test_clean_corpus_passes_whole(prompts, tokenizer):
+    kept, drops = gate(prompts, tokenize=tokenizer.encode)
+    assert not drops and len(kept) == len(prompts)
+
+
+def test_unlabelled_cuts_need_no_text(prompts, faults):
+    silent = [fastcopy(cut, supervisions=[]) for cut in prompts[:5]]
+    kept, drops = gate([*silent, *faults["not_finite"]])
+    assert len(kept) == 5
+    assert {drop.reason for drop in drops} == {"not_finite"}
+
+
+def test_limit_is_the_frame_count_of_the_model(prompts):
+    cut = prompts[0]
+    frames = int(encoder_output_lens(num_fbank_frames(cut.duration)))
+    kept, _ = gate([cut], tokenize=lambda text: [5] * (frames - 1))
+    assert len(kept) == 1
+    _, drops = gate([cut], tokenize=lambda text: [5] * frames)
+    assert drops[0].reason == "too_few_frames"
+
+
+def test_frames_are_counted_as_fbank_counts_them():
+    for samples in (1360, 1439, 1440, 16000, 16079, 16080):
+        assert num_fbank_frames(samples / 16000) == num_frames(samples)
+
+
+def test_speed_changes_what_fits(prompts, tokenizer):
+    cut = prompts[0]
+    frames = int(encoder_output_lens(num_fbank_frames(cut.duration)))
+    cuts = at_speeds([cut], [0.9, 1.0, 1.1])
+    kept, drops = gate(cuts, tokenize=lambda text: [5] * (frames - 1))
+    assert [c.custom["speed"] for c in kept] == [0.9, 1.0]
+    assert drops[0].cut_id == f"{cut.id}_sp1.1"
+
+
+def test_wrong_length_is_found_at_another_speed_too(prompts, tokenizer):
+    cuts = at_speeds([declared(prompts[0], 4000)], [0.9])
+    _, drops = gate(cuts, tokenize=tokenizer.encode)
+    assert [drop.reason for drop in drops] == ["wrong_length"]
+
+
+def test_report_counts_and_names_each_cut(faults, tokenizer, tmp_path):
+    cuts = [cut for cuts in faults.values() for cut in cuts]
+    kept, drops = gate(cuts, tokenize=tokenizer.encode)
+    write_report(drops, len(kept), tmp_path / "gate.json")
+    report = json.loads((tmp_path / "gate.json").read_text())
+    assert (report["kept"], report["dropped"]) == (len(kept), len(drops))
+    assert report["reasons"]["not_finite"]["count"] == 2
+    assert {c["cut_id"] for c in report["cuts"]} == {d.cut_id for d in drops}
+
+
+def test_two_supervisions_of_one_cut_are_named_by_number(prompts, tokenizer):
+    cut = prompts[0]
+    second = SupervisionSegment("x", cut.recording.id, 0.0, 0.5, text="HELLO")
+    cut = fastcopy(cut, supervisions=[*cut.supervisions, second])
+    _, drops = gate([cut], tokenize=tokenizer.encode)
+    assert drops[0].detail == "2 supervisions"

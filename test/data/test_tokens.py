@@ -1,0 +1,76 @@
+import pickle
+
+import pytest
+from lhotse import CutSet
+
+from icefall_kd.data.tokens import Tokenizer, train_bpe, write_lang
+
+
+@pytest.fixture(scope="module")
+def texts(asterisk):
+    cuts = CutSet.from_file(asterisk / "data/manifests/train.jsonl.gz")
+    return [cut.supervisions[0].text for cut in cuts]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(asterisk):
+    return Tokenizer(asterisk / "data/lang_bpe_150/bpe.model")
+
+
+def test_training_is_deterministic(asterisk, texts, tokenizer):
+    assert train_bpe(texts, 150) == train_bpe(texts, 150) == tokenizer.model_bytes
+
+
+def test_special_symbols_have_their_ids(asterisk, tokenizer):
+    lines = (asterisk / "data/lang_bpe_150/tokens.txt").read_text().splitlines()
+    assert lines[:3] == ["<blk> 0", "<sos/eos> 1", "<unk> 2"]
+    assert len(lines) == tokenizer.vocab_size == 150
+    assert [line.split()[1] for line in lines] == [str(i) for i in range(150)]
+    assert (tokenizer.blank_id, tokenizer.unk_id) == (0, 2)
+
+
+def test_vocab_has_piece_and_score_in_each_line(asterisk):
+    lines = (asterisk / "data/lang_bpe_150/bpe.vocab").read_text().splitlines()
+    pieces = [line.split("\t") for line in lines]
+    assert len(pieces) == 150 and all(len(p) == 2 and float(p[1]) <= 0 for p in pieces)
+
+
+def test_every_text_of_the_corpus_survives_encoding(asterisk, texts, tokenizer):
+    for split in ("dev", "test"):
+        cuts = CutSet.from_file(asterisk / f"data/manifests/{split}.jsonl.gz")
+        texts = texts + [cut.supervisions[0].text for cut in cuts]
+    for text in texts:
+        ids = tokenizer.encode(text)
+        assert tokenizer.unk_id not in ids and tokenizer.blank_id not in ids
+        assert tokenizer.decode(ids) == text
+
+
+def test_tokenizer_of_bytes_and_of_a_pickle_are_the_same(tokenizer):
+    for other in (
+        Tokenizer.from_bytes(tokenizer.model_bytes),
+        pickle.loads(pickle.dumps(tokenizer)),
+    ):
+        assert other.encode("PRESS ONE") == tokenizer.encode("PRESS ONE")
+
+
+def test_files_of_a_model_are_written(tmp_path, tokenizer):
+    write_lang(tokenizer.model_bytes, tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["bpe.model", "bpe.vocab", "tokens.txt"]
+    assert Tokenizer(tmp_path / "bpe.model").model_bytes == tokenizer.model_bytes
+
+
+def test_too_large_a_vocabulary_is_refused_with_both_numbers(texts):
+    with pytest.raises(ValueError, match="5000 pieces for 3 texts"):
+        train_bpe(texts[:3], 5000)
+
+
+def test_missing_model_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such BPE model"):
+        Tokenizer(tmp_path / "bpe.model")
+
+
+def test_file_that_is_no_model_is_named(tmp_path):
+    (tmp_path / "bpe.model").write_bytes(b"not a model")
+    with pytest.raises(ValueError, match="not a sentencepiece model"):
+        Tokenizer(tmp_path / "bpe.model")
