@@ -45,6 +45,8 @@ def main() -> None:
         return
     try:
         tokenizer = Tokenizer(args.bpe_model) if args.bpe_model else None
+        if not args.manifest.exists():
+            raise FileNotFoundError(f"{args.manifest}: no such manifest")
         cuts, drops = gate(
             at_speeds(CutSet.from_file(args.manifest), args.speeds),
             tokenize=tokenizer.encode if tokenizer else None,
