@@ -1,0 +1,86 @@
+"""PyTorch, ONNX Runtime and sherpa-onnx on every test prompt."""
+
+import numpy as np
+import pytest
+import torch
+
+from icefall_kd.decoding import DecodeOptions, Hypothesis
+from icefall_kd.export.check import (
+    FEATURE_TOLERANCE,
+    compare,
+    find_flip,
+    first_difference,
+    greedy_logits,
+)
+from icefall_kd.export.onnx import export_joiner
+
+GREEDY = DecodeOptions(unk_id=2)
+
+
+@pytest.mark.parametrize("kind", ["full", "chunk-16", "chunk-32"])
+def test_the_three_engines_agree_on_every_prompt(kind, exported, student, waves):
+    report = compare(student, exported[kind], waves, GREEDY)
+    print(
+        "\n".join(report.lines())
+    )  # lists the frames that flip, with -s or on failure
+    assert report.prompts == 100
+    assert report.tokens > 2000
+    assert report.differences == []
+    assert all(flip.explained for flip in report.flips)
+    assert report.feature_difference < FEATURE_TOLERANCE
+    assert report.ok
+
+
+def test_another_models_joiner_is_found_out(exported, student, waves, tmp_path):
+    files = exported["full"]
+    for path in (files.encoder, files.decoder, files.tokens):
+        (tmp_path / path.name).symlink_to(path)
+    with torch.no_grad():
+        student.joiner.output_linear.weight[7] *= 1.5
+    export_joiner(student, tmp_path / "joiner.onnx")
+    with torch.no_grad():
+        student.joiner.output_linear.weight[7] /= 1.5
+    few = dict(list(waves.items())[:5])
+    report = compare(student, type(files).of(tmp_path), few, GREEDY)
+    assert {d.engines for d in report.differences} == {
+        "PyTorch and ONNX Runtime",
+        "PyTorch and sherpa-onnx",
+    }
+    assert not report.ok
+    assert report.differences[0].cut_id in "\n".join(report.lines())
+    assert report.as_dict()["ok"] is False
+
+
+def test_greedy_logits_are_those_of_greedy_search(student, waves):
+    from icefall_kd.data.fbank import compute_fbank
+    from icefall_kd.decoding.recognise import decode_full_context
+
+    features = compute_fbank([torch.from_numpy(next(iter(waves.values())))])[0]
+    logits = greedy_logits(student, features, GREEDY, None)
+    best = [int(i) for i in logits.argmax(axis=1) if i not in (0, 2)]
+    assert best == decode_full_context(student, [features], GREEDY)[0].tokens
+
+
+def test_the_first_difference_is_by_frame():
+    a = Hypothesis([5, 6, 7], [0, 3, 9])
+    assert first_difference(a, Hypothesis([5, 6, 7], [0, 3, 9])) is None
+    assert first_difference(a, Hypothesis([5, 8, 7], [0, 3, 9])) == 3
+    assert first_difference(a, Hypothesis([5, 6], [0, 3])) == 9
+    assert first_difference(a, Hypothesis([5, 6, 7], [0, 2, 9])) == 2
+
+
+def test_a_flip_is_explained_by_what_the_features_move():
+    a = np.array([[0, 1, 9, 3], [0.0, 5.0, 2.0, 4.9]])  # <unk> (2), then 1 before 3
+    b = np.array([[9, 1, 0, 3], [0.0, 5.0, 2.0, 5.2]])  # blank, then 3 before 1
+    flip = find_flip("x", (a, b), unk_id=2, feature_difference=1e-3)
+    assert (flip.frame, flip.time, flip.symbols) == (1, 0.04, (1, 3))
+    assert flip.margin == pytest.approx(0.1)
+    assert flip.shift == pytest.approx(0.3)
+    assert flip.explained
+    coarse = find_flip("x", (a, b), unk_id=2, feature_difference=0.5)
+    assert not coarse.explained  # these are other features, not rounding
+
+
+def test_a_difference_without_a_flip_is_not_explained():
+    logits = np.array([[0.0, 1.0]])
+    assert not find_flip("x", (logits, logits), None, 0.0).explained

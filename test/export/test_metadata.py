@@ -1,0 +1,98 @@
+"""What sherpa-onnx reads, and that its absence is an error and not an exit."""
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+
+import onnx
+import pytest
+
+from icefall_kd.export.files import ModelFiles
+from icefall_kd.export.metadata import read_metadata, require_sherpa_metadata
+
+
+def test_streaming_metadata_describe_the_stacks(exported):
+    metadata = read_metadata(exported["chunk-16"].encoder)
+    expected = {
+        "model_type": "zipformer2",
+        "T": "45",
+        "decode_chunk_len": "32",
+        "num_encoder_layers": "1,1,1",
+        "encoder_dims": "32,48,64",
+        "cnn_module_kernels": "15,15,7",
+        "left_context_len": "64,32,16",
+        "query_head_dims": "8,8,8",
+        "value_head_dims": "8,4,8",
+        "num_heads": "2,4,2",
+    }
+    assert expected.items() <= metadata.items()
+
+
+def test_the_other_files_have_what_they_need(exported):
+    files = exported["full"]
+    assert read_metadata(files.encoder)["model_type"] == "zipformer2"
+    assert read_metadata(files.decoder) == {"context_size": "2", "vocab_size": "90"}
+    assert read_metadata(files.joiner) == {"joiner_dim": "32"}
+
+
+def test_complete_files_pass(exported):
+    for files in exported.values():
+        require_sherpa_metadata(files)
+
+
+def test_a_missing_file_is_named_with_those_that_are_there(exported, tmp_path):
+    files = exported["full"]
+    for path in (*files.onnx, files.tokens):
+        shutil.copy(path, tmp_path)
+    wanted = ModelFiles.of(tmp_path, exported["chunk-16"].chunking)
+    with pytest.raises(
+        FileNotFoundError, match=r"chunk-16-left-64.*\['encoder.onnx'\]"
+    ):
+        require_sherpa_metadata(wanted)
+
+
+def test_an_encoder_of_the_other_kind_is_refused(exported):
+    full, chunks = exported["full"], exported["chunk-16"]
+    with pytest.raises(ValueError, match="reads whole utterances"):
+        require_sherpa_metadata(dataclasses.replace(chunks, encoder=full.encoder))
+    with pytest.raises(ValueError, match="reads chunks"):
+        require_sherpa_metadata(dataclasses.replace(full, encoder=chunks.encoder))
+
+
+def without(path, key, folder):
+    """Copy an ONNX file, one of its metadata left out."""
+    model = onnx.load(str(path))
+    kept = {p.key: p.value for p in model.metadata_props if p.key != key}
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, kept)
+    onnx.save(model, str(folder / path.name))
+    return folder / path.name
+
+
+@pytest.mark.parametrize("key", ["T", "left_context_len", "num_heads", "model_type"])
+def test_missing_encoder_metadata_are_named(exported, tmp_path, key):
+    files = exported["chunk-16"]
+    broken = dataclasses.replace(files, encoder=without(files.encoder, key, tmp_path))
+    with pytest.raises(ValueError, match=key):
+        require_sherpa_metadata(broken)
+
+
+def test_missing_decoder_metadata_are_named(exported, tmp_path):
+    files = exported["full"]
+    decoder = without(files.decoder, "vocab_size", tmp_path)
+    with pytest.raises(ValueError, match="decoder.onnx.*vocab_size"):
+        require_sherpa_metadata(dataclasses.replace(files, decoder=decoder))
+
+
+def test_sherpa_itself_would_have_ended_the_process(exported, tmp_path):
+    files = exported["full"]
+    decoder = without(files.decoder, "vocab_size", tmp_path)
+    code = (
+        "import sherpa_onnx; sherpa_onnx.OfflineRecognizer.from_transducer("
+        f"encoder={str(files.encoder)!r}, decoder={str(decoder)!r}, "
+        f"joiner={str(files.joiner)!r}, tokens={str(files.tokens)!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,118 @@
+"""8-bit files: written when they cost no words, refused with the figure otherwise."""
+
+import shutil
+
+import onnx
+import pytest
+import torch
+
+from icefall_kd.decoding import DecodeOptions
+from icefall_kd.decoding.scoring import Recognition, score
+from icefall_kd.export.convert import fbank_for
+from icefall_kd.export.metadata import read_metadata
+from icefall_kd.export.onnx import export_model
+from icefall_kd.export.ort import OrtTransducer
+from icefall_kd.export.quantize import (
+    EXCLUDED_SHARES,
+    Int8Refused,
+    matrix_errors,
+    quantize_checked,
+    quantize_model,
+)
+from icefall_kd.export.sherpa import SherpaRecogniser
+
+GREEDY = DecodeOptions(unk_id=2)
+
+
+@pytest.fixture
+def files(exported, tmp_path):
+    """Float32 files of chunks of 16, in a folder of their own."""
+    source = exported["chunk-16"]
+    for path in (*source.onnx, source.tokens):
+        shutil.copy(path, tmp_path)
+    return type(source).of(tmp_path, source.chunking)
+
+
+@pytest.fixture
+def wer(files, cuts, tokenizer):
+    """WER of files against what the float32 files recognise in real prompts."""
+    features = fbank_for(files, cuts[:8])
+
+    def words(engine, x):
+        return tokenizer.decode(engine.decode(x).tokens).split()
+
+    engine = OrtTransducer(files, GREEDY)
+    said = {k: words(engine, x) for k, x in features.items()}
+
+    def measure(candidate):
+        engine = OrtTransducer(candidate, GREEDY)
+        found = [Recognition(k, said[k], words(engine, x)) for k, x in features.items()]
+        return score(found).wer
+
+    return measure
+
+
+def test_a_loss_is_refused_with_the_figure_and_leaves_nothing(files, wer):
+    """Random weights do not survive 8 bits: float32 has 0 %, int8 much more."""
+    before = sorted(files.encoder.parent.iterdir())
+    with pytest.raises(Int8Refused, match=r"0\.00 %, a loss of \d+\.\d\d") as refused:
+        quantize_checked(files, wer)
+    assert refused.value.report.loss > 0.3
+    assert sorted(files.encoder.parent.iterdir()) == before
+    assert wer(files) == 0.0
+
+
+def test_files_that_lose_little_enough_are_kept(files, wer):
+    report = quantize_checked(files, wer, max_loss=1000.0)
+    assert report.accepted
+    assert report.wer_float == 0.0 < report.wer_int8
+    int8 = type(files).of(files.encoder.parent, files.chunking, int8=True).require()
+    for small, large in zip(int8.onnx, files.onnx):
+        assert small.stat().st_size < large.stat().st_size
+
+
+def test_the_worst_matrices_are_tried_in_float32(files):
+    calls = []
+
+    def wer(candidate):
+        calls.append(candidate)
+        return [10.0, 12.0, 10.2][len(calls) - 1]
+
+    report = quantize_checked(files, wer)
+    total = len(matrix_errors(files.encoder))
+    assert report.float_nodes == round(EXCLUDED_SHARES[1] * total) > 5
+    graph = onnx.load(str(calls[-1].encoder)).graph
+    names = {n.name for n in graph.node if n.op_type == "MatMul"}
+    assert {name for name, _ in matrix_errors(files.encoder)[:5]} <= names
+
+
+def test_an_outlier_makes_a_matrix_the_worst(student, tmp_path):
+    with torch.no_grad():
+        student.encoder_embed.out.weight[3, 4] = 40.0
+    files = export_model(student, tmp_path)[0]
+    (worst, error), (_, second) = matrix_errors(files.encoder)[:2]
+    assert "encoder_embed" in worst or "/out/" in worst
+    assert error > 5 * second
+
+
+def test_int8_files_keep_their_metadata_and_run_in_sherpa(files, waves):
+    int8 = quantize_model(files)
+    for small, large in zip(int8.onnx, files.onnx):
+        assert read_metadata(large).items() <= read_metadata(small).items()
+    shutil.copy(files.tokens, int8.tokens) if files.tokens != int8.tokens else None
+    hyp = SherpaRecogniser(int8, GREEDY).decode([next(iter(waves.values()))])[0]
+    assert len(hyp.tokens) > 5
+
+
+def test_only_matrices_with_constant_weights_become_integers(files):
+    int8 = quantize_model(files)
+    before = onnx.load(str(files.encoder)).graph.node
+    after = onnx.load(str(int8.encoder)).graph.node
+
+    def count(nodes, kind):
+        return sum(node.op_type == kind for node in nodes)
+
+    constant = len(matrix_errors(files.encoder))
+    assert count(after, "MatMulInteger") == constant
+    assert count(before, "MatMul") - constant == count(after, "MatMul") > 0
+    assert count(before, "Conv") == count(after, "Conv")

@@ -1,0 +1,93 @@
+"""sherpa-onnx beside PyTorch: features, batches, beam search."""
+
+import numpy as np
+import pytest
+import sherpa_onnx
+import torch
+
+from icefall_kd.decoding import DecodeOptions
+from icefall_kd.decoding.recognise import decode_full_context
+from icefall_kd.decoding.streaming import decode_streaming, pad_tail
+from icefall_kd.export.sherpa import SherpaRecogniser, read_tokens, sherpa_features
+
+GREEDY = DecodeOptions(unk_id=2)
+BEAM = DecodeOptions("modified_beam_search", unk_id=2)
+
+
+@pytest.fixture(scope="module")
+def some(waves):
+    return list(waves.values())[:20]
+
+
+def assert_same(ours, theirs):
+    for a, b in zip(ours, theirs):
+        assert (a.tokens, a.timestamps) == (b.tokens, b.timestamps)
+    assert sum(len(h.tokens) for h in theirs) > 300
+
+
+def fbank(waves, chunking=None):
+    waves = [torch.from_numpy(w) for w in waves]
+    if chunking:
+        waves = [pad_tail(w, chunking.chunk_size) for w in waves]
+    return [torch.from_numpy(sherpa_features(w.numpy())) for w in waves]
+
+
+def test_features_are_bit_equal_to_those_in_sherpas_streams(exported, some):
+    files = exported["chunk-16"]
+    recogniser = sherpa_onnx.OnlineRecognizer.from_transducer(
+        tokens=str(files.tokens),
+        encoder=str(files.encoder),
+        decoder=str(files.decoder),
+        joiner=str(files.joiner),
+    )
+    for wave in some[:5]:
+        stream = recogniser.create_stream()
+        stream.accept_waveform(16000, wave)
+        stream.input_finished()
+        features = sherpa_features(wave)
+        held = stream.get_frames(0, len(features))
+        np.testing.assert_array_equal(np.reshape(held, features.shape), features)
+
+
+def test_no_sample_has_no_frame():
+    assert sherpa_features(np.zeros(0, np.float32)).shape == (0, 80)
+
+
+def test_padded_batches_agree(exported, student, some):
+    theirs = SherpaRecogniser(exported["full"], GREEDY).decode(some)
+    assert_same(decode_full_context(student, fbank(some), GREEDY), theirs)
+
+
+@pytest.mark.parametrize("options", [BEAM, DecodeOptions(blank_penalty=2.0, unk_id=2)])
+def test_beam_search_and_blank_penalty_agree(exported, student, some, options):
+    theirs = SherpaRecogniser(exported["full"], options).decode(some)
+    assert_same(decode_full_context(student, fbank(some), options), theirs)
+
+
+@pytest.mark.parametrize("kind", ["chunk-16", "chunk-32"])
+def test_streaming_beam_search_agrees(exported, student, some, kind):
+    files = exported[kind]
+    features = fbank(some, files.chunking)
+    size, left = files.chunking.chunk_size, files.chunking.left_context
+    ours = decode_streaming(student, features, size, left, BEAM)
+    assert_same(ours, SherpaRecogniser(files, BEAM).decode(some))
+
+
+def test_the_text_is_that_of_the_tokens(exported, tokenizer, some):
+    for hyp in SherpaRecogniser(exported["full"], GREEDY).decode(some[:5]):
+        assert hyp.text.split() == tokenizer.decode(hyp.tokens).split()
+
+
+def test_tokens_are_read_as_sherpa_reads_them(exported, tokenizer):
+    table = read_tokens(exported["full"].tokens)
+    assert len(table) == tokenizer.vocab_size
+    assert all(table[tokenizer.piece(i)] == i for i in range(tokenizer.vocab_size))
+    assert (table["<blk>"], table["<unk>"]) == (0, tokenizer.unk_id)
+
+
+@pytest.mark.parametrize(
+    "wave", [np.zeros((1, 1600), np.float32), np.zeros(1600, np.int16)]
+)
+def test_waves_that_sherpa_would_misread_are_refused(exported, wave):
+    with pytest.raises(ValueError, match="float32"):
+        SherpaRecogniser(exported["full"], GREEDY).decode([wave])
