@@ -1,8 +1,8 @@
 """The training loop: the same for the baseline and for every distillation."""
 
 import contextlib
-import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -13,27 +13,28 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from icefall_kd import FBANK_SHIFT
-from icefall_kd.config import to_dict
 from icefall_kd.data.augment import SpecAugment
 from icefall_kd.data.batches import Loader, make_loader
-from icefall_kd.distill.term import Batch, TermOutput
+from icefall_kd.distill.term import Batch
 from icefall_kd.io import write_text
 from icefall_kd.training import checkpoint as ckpt
 from icefall_kd.training.averaging import RunningMean
 from icefall_kd.training.distributed import World
-from icefall_kd.training.metrics import MetricsTracker, MetricsWriter, format_means
+from icefall_kd.training.faults import BadBatches
+from icefall_kd.training.metrics import (
+    MetricsTracker,
+    MetricsWriter,
+    add_outputs,
+    format_means,
+    format_time,
+)
 from icefall_kd.training.optim import Eden, ScaledAdam
 from icefall_kd.training.setup import Setup
-from icefall_kd.training.state import (
-    TrainState,
-    regulariser_state,
-    restore_regularisers,
-    restore_rng,
-    rng_state,
-    seed_everything,
-)
+from icefall_kd.training.snapshot import restore, snapshot
+from icefall_kd.training.state import TrainState, restore_rng, seed_everything
 from icefall_kd.training.student import to_device
 from icefall_kd.zipformer.schedules import set_batch_count
 
@@ -69,12 +70,14 @@ class Trainer:
         half = config.amp == "fp16" and world.device.type == "cuda"
         self.scaler = torch.cuda.amp.GradScaler(enabled=half)
         self.state = TrainState()
+        self.faults = BadBatches(self.exp_dir, world.rank)
         self.metrics = MetricsTracker()
         self.writer: Optional[MetricsWriter] = None
-        self._pending_rng: Optional[dict[str, Any]] = None
+        self.pending_rng: Optional[dict[str, Any]] = None
         seed_everything(config.seed + world.rank)
         if resume is not None:
-            self._restore(resume)
+            restore(self, resume)
+            self._log(f"going on from epoch {self.state.epoch} step {self.state.step}")
         if world.size > 1:
             # A term without a target in one process leaves parameters unused there.
             self.module = DistributedDataParallel(
@@ -96,10 +99,11 @@ class Trainer:
         loader = self._loader(self.setup.train_cuts, train=True)
         while state.epoch < config.num_epochs:
             self._train_epoch(loader)
-            if self.mean.samples == 0 or state.step % config.average_period != 0:
+            if self.mean.samples == state.samples_before:
                 self.mean.sample(self.model)  # each epoch has at least one sample
             dev = self._validate()
             state.epoch, state.batch = state.epoch + 1, 0
+            state.samples_before = self.mean.samples
             self.scheduler.step_epoch(state.epoch)
             if self.world.is_main and dev:
                 self._log(f"epoch {state.epoch} dev: {format_means(dev)}")
@@ -136,15 +140,21 @@ class Trainer:
         loader.sampler.set_epoch(self.state.epoch)
         loader.skip(self.state.batch)
         batches = iter(loader)
+        if self.state.batch == 0:
+            self._restore_rng()
         while True:
             batch = next(batches, None)
-            if self._pending_rng is not None:
-                # Only now: opening the loader draws a number that was drawn before.
-                restore_rng(self._pending_rng)
-                self._pending_rng = None
+            # Within an epoch only now: opening the loader draws a number, which the
+            # saved state had drawn already.
+            self._restore_rng()
             if self.world.any(batch is None):
                 return
             yield to_device(batch, self.world.device)
+
+    def _restore_rng(self) -> None:
+        if self.pending_rng is not None:
+            restore_rng(self.pending_rng)
+            self.pending_rng = None
 
     def _train_epoch(self, loader: Loader) -> None:
         config, state = self.config, self.state
@@ -159,7 +169,7 @@ class Trainer:
             disable=not (self.world.is_main and sys.stderr.isatty()),
         )
         clock = time.monotonic()
-        with bar:
+        with bar, logging_redirect_tqdm():
             for batch in self._batches(loader):
                 audio = self._train_batch(batch)
                 now = time.monotonic()
@@ -169,7 +179,7 @@ class Trainer:
                 clock = now
                 bar.update(audio)
                 if state.bad_in_row >= config.max_bad_batches:
-                    self._give_up()
+                    self.faults.give_up(state, config.optim.base_lr)
                 if state.step % config.log_interval == 0 and not state.bad_in_row:
                     self._report()
                 if config.save_every_n and state.step % config.save_every_n == 0:
@@ -185,14 +195,21 @@ class Trainer:
             loss, frames, outputs = self.module(batch, state.step)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
-        limit = config.optim.max_grad_norm or float("inf")
-        norm = float(nn.utils.clip_grad_norm_(self.params, limit))
+        norm = clip_gradients(self.params, config.optim.max_grad_norm)
         state.batch += 1
-        finite = torch.isfinite(loss).item() and norm < float("inf")
-        audio = float(batch["feature_lens"].sum()) * FBANK_SHIFT
-        bad, audio = self.world.sum([float(not finite), audio])
-        if bad:  # in any process, since the gradients are shared
-            self._skip_batch(batch, float(loss), norm, outputs)
+        # Sums over all processes, so that all of them take the same way from here.
+        bad_loss, bad_grad, audio = self.world.sum(
+            [
+                float(not math.isfinite(loss.item())),
+                float(not math.isfinite(norm)),
+                float(batch["feature_lens"].sum()) * FBANK_SHIFT,
+            ]
+        )
+        if bad_grad and not bad_loss and self.scaler.is_enabled():
+            self.scaler.update()  # half precision overflowed: take a smaller scale
+            return audio
+        if bad_loss or bad_grad:
+            self.faults.note(state, batch, loss.item(), norm, outputs)
             return audio
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -211,50 +228,6 @@ class Trainer:
         if dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.world.device.type, dtype)
-
-    def _skip_batch(
-        self, batch: Batch, loss: float, norm: float, outputs: dict[str, TermOutput]
-    ) -> None:
-        """Count a batch that is not finite and note whose it was."""
-        state = self.state
-        if self.scaler.is_enabled() and loss < float("inf"):
-            # Half precision overflowed: the scaler answers by a smaller scale.
-            self.scaler.update()
-            return
-        state.bad_in_row += 1
-        state.bad_total += 1
-        ids = [cut.id for cut in batch["cuts"]]
-        suspects = {ids[i] for output in outputs.values() for i in output.suspects}
-        note = {
-            "step": state.step,
-            "epoch": state.epoch,
-            "batch": state.batch,
-            "rank": self.world.rank,
-            "loss": str(loss),
-            "grad_norm": str(norm),
-            "suspects": sorted(suspects),
-            "cuts": ids,
-        }
-        with open(self._bad_path(), "a", encoding="utf-8") as f:
-            f.write(json.dumps(note) + "\n")
-        logging.warning(
-            "batch skipped, loss %s, gradient norm %s; suspects %s; all its cuts in %s",
-            loss,
-            norm,
-            sorted(suspects) or "unknown",
-            self._bad_path(),
-        )
-
-    def _bad_path(self) -> Path:
-        return self.exp_dir / f"bad_batches.{self.world.rank}.jsonl"
-
-    def _give_up(self) -> None:
-        raise RuntimeError(
-            f"{self.state.bad_in_row} batches in a row had a loss or gradient that is "
-            f"not finite; their cuts are in {self._bad_path()}. Remove those cuts, or "
-            f"lower optim.base_lr ({self.config.optim.base_lr}); then start again: "
-            "training goes on from the last checkpoint"
-        )
 
     def _report(self) -> None:
         """Write the means since the last report, with the time that is left."""
@@ -294,70 +267,30 @@ class Trainer:
         return tracker.reduced().means()
 
     def _save(self, path: Path) -> None:
-        rng = self.world.gather(rng_state())
+        saved = snapshot(self)  # by all processes: each has its random state
         if not self.world.is_main:
             return
-        config, tokenizer = self.config, self.setup.tokenizer
-        ckpt.save_checkpoint(
-            path,
-            {
-                "model": self.model.state_dict(),
-                "model_avg": self.mean.mean,
-                "avg_samples": self.mean.samples,
-                "model_config": to_dict(config.model),
-                "bpe_model": ckpt.pack_bytes(tokenizer and tokenizer.model_bytes),
-                "heads": self.student.heads.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "sampler": {"epoch": self.state.epoch, "batch": self.state.batch},
-                "state": vars(self.state).copy(),
-                "rng": rng,
-                "regularisers": regulariser_state(self.model),
-                "metrics": self.metrics.state(),
-                "config": to_dict(config),
-            },
-        )
+        ckpt.save_checkpoint(path, saved)
         self._log(f"wrote {path}")
         if path.name.startswith("checkpoint-"):
             for _, old in ckpt.numbered(self.exp_dir, "checkpoint")[2:]:
                 old.unlink()
-
-    def _restore(self, saved: dict[str, Any]) -> None:
-        self.state = TrainState(**saved["state"])
-        ckpt.load_weights(self.model, saved["model"], "the last checkpoint")
-        ckpt.load_weights(self.student.heads, saved["heads"], "the last checkpoint")
-        self.mean.load(saved["model_avg"], saved["avg_samples"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.scheduler.load_state_dict(saved["scheduler"])
-        if self.scaler.is_enabled() and saved["scaler"]:
-            self.scaler.load_state_dict(saved["scaler"])
-        restore_regularisers(self.model, saved["regularisers"])
-        self.metrics = MetricsTracker(saved["metrics"])
-        if self.world.rank < len(saved["rng"]):
-            self._pending_rng = saved["rng"][self.world.rank]
-        self._log(f"going on from epoch {self.state.epoch} step {self.state.step}")
 
     def _log(self, message: str) -> None:
         if self.world.is_main:
             logging.info("%s", message)
 
 
-def add_outputs(tracker: MetricsTracker, outputs: dict[str, TermOutput]) -> None:
-    """Add every term and its extras, by name, per frame or utterance it counts."""
-    for name, output in outputs.items():
-        tracker.add(name, output.sum, output.count)
-        for extra, (total, count) in output.extras.items():
-            tracker.add(f"{name}.{extra}", total, count)
-        if output.skipped:
-            tracker.add(f"{name}.skipped", output.skipped)
+def clip_gradients(params: list[nn.Parameter], limit: float) -> float:
+    """Return the 2-norm of all gradients; scale them down to ``limit`` if above.
 
-
-def format_time(seconds: float) -> str:
-    """Return h:mm:ss.
-
-    >>> format_time(3725)
-    '1:02:05'
+    Args:
+      limit: 0 is none.
     """
-    minutes, second = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
+    grads = [p.grad for p in params if p.grad is not None]
+    if not grads:
+        return 0.0
+    norm = torch.stack(torch._foreach_norm(grads)).float().norm().item()
+    if limit and norm > limit:
+        torch._foreach_mul_(grads, limit / norm)
+    return norm

@@ -7,6 +7,7 @@ from typing import Any, Optional
 import torch
 from torch import distributed as dist
 
+from icefall_kd.distill.term import TermOutput
 from icefall_kd.io import write_text
 
 
@@ -54,6 +55,26 @@ class MetricsTracker:
 def format_means(means: dict[str, float]) -> str:
     """Return ``name=value`` pairs for a line of progress."""
     return " ".join(f"{name}={value:.4g}" for name, value in means.items())
+
+
+def add_outputs(tracker: MetricsTracker, outputs: dict[str, TermOutput]) -> None:
+    """Add every term and its extras, by name, per frame or utterance it counts."""
+    for name, output in outputs.items():
+        tracker.add(name, output.sum, output.count)
+        for extra, (total, count) in output.extras.items():
+            tracker.add(f"{name}.{extra}", total, count)
+        if output.skipped:
+            tracker.add(f"{name}.skipped", output.skipped)
+
+
+def format_time(seconds: float) -> str:
+    """Return h:mm:ss.
+
+    >>> format_time(3725)
+    '1:02:05'
+    """
+    minutes, second = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
 
 
 class MetricsWriter:

@@ -23,6 +23,7 @@ class TrainState:
       bad_in_row: consecutive batches skipped for a loss or gradient that is not
         finite.
       bad_total: all batches skipped.
+      samples_before: samples of the averaged model before the present epoch.
       audio: s of audio taken in all epochs, over all processes.
       seconds: s of wall time spent in all sessions of the run.
     """
@@ -32,6 +33,7 @@ class TrainState:
     batch: int = 0
     bad_in_row: int = 0
     bad_total: int = 0
+    samples_before: int = 0
     audio: float = 0.0
     seconds: float = 0.0
 

@@ -1,0 +1,58 @@
+"""A trainer's whole state as plain types and tensors, and back."""
+
+from typing import TYPE_CHECKING, Any
+
+from icefall_kd.config import to_dict
+from icefall_kd.training.checkpoint import load_weights, pack_bytes
+from icefall_kd.training.metrics import MetricsTracker
+from icefall_kd.training.state import (
+    TrainState,
+    regulariser_state,
+    restore_regularisers,
+    rng_state,
+)
+
+if TYPE_CHECKING:
+    from icefall_kd.training.loop import Trainer
+
+
+def snapshot(trainer: "Trainer") -> dict[str, Any]:
+    """Return a training checkpoint; every process must call it."""
+    config, tokenizer = trainer.config, trainer.setup.tokenizer
+    return {
+        "model": trainer.model.state_dict(),
+        "model_avg": trainer.mean.mean,
+        "avg_samples": trainer.mean.samples,
+        "model_config": to_dict(config.model),
+        "bpe_model": pack_bytes(tokenizer.model_bytes if tokenizer else None),
+        "heads": trainer.student.heads.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "scheduler": trainer.scheduler.state_dict(),
+        "scaler": trainer.scaler.state_dict(),
+        "sampler": {"epoch": trainer.state.epoch, "batch": trainer.state.batch},
+        "state": vars(trainer.state).copy(),
+        "rng": trainer.world.gather(rng_state()),
+        "regularisers": regulariser_state(trainer.model),
+        "metrics": trainer.metrics.state(),
+        "config": to_dict(config),
+    }
+
+
+def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
+    """Bring ``trainer`` to where :func:`snapshot` was taken.
+
+    The random states wait in ``trainer.pending_rng`` until the data is open.
+    """
+    where = f"the last checkpoint in {trainer.exp_dir}"
+    trainer.state = TrainState(**saved["state"])
+    load_weights(trainer.model, saved["model"], where)
+    load_weights(trainer.student.heads, saved["heads"], where)
+    trainer.mean.load(saved["model_avg"], saved["avg_samples"])
+    trainer.optimizer.load_state_dict(saved["optimizer"])
+    trainer.scheduler.load_state_dict(saved["scheduler"])
+    if trainer.scaler.is_enabled() and saved["scaler"]:
+        trainer.scaler.load_state_dict(saved["scaler"])
+    restore_regularisers(trainer.model, saved["regularisers"])
+    trainer.metrics = MetricsTracker(saved["metrics"])
+    if trainer.world.rank < len(saved["rng"]):
+        trainer.pending_rng = saved["rng"][trainer.world.rank]

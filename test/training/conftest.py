@@ -1,0 +1,129 @@
+"""A small Shar of noise with transcripts and two teachers' fields, and a tiny student."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from dummies import noise_cuts
+
+from icefall_kd.cache.extract import extract
+from icefall_kd.config import ModelConfig, ZipformerConfig
+from icefall_kd.data.shar import write_shar
+from icefall_kd.data.tokens import train_bpe, write_lang
+from icefall_kd.distill.ctc import CtcConfig
+from icefall_kd.distill.embedding import EmbeddingConfig
+from icefall_kd.distill.terms import TermsConfig
+from icefall_kd.distill.transducer import TransducerConfig
+from icefall_kd.masks import make_pad_mask
+from icefall_kd.teachers.protocol import TeacherOutput
+from icefall_kd.training.config import DataConfig, OptimConfig, TrainConfig
+
+WORDS = "ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE TEN".split()
+VOCAB_SIZE = 24
+DURATIONS = [0.9 + 0.1 * i for i in range(12)]  # s
+
+STUDENT = ModelConfig(
+    encoder=ZipformerConfig(
+        frontend_channels=(4, 4, 128),
+        convnext_expansion=1,
+        downsampling_factor=(1, 2),
+        num_encoder_layers=(1, 1),
+        encoder_dim=(16, 24),
+        encoder_unmasked_dim=(16, 16),
+        feedforward_dim=(16, 24),
+        num_heads=(2, 2),
+        query_head_dim=(4,),
+        value_head_dim=(4,),
+        pos_dim=8,
+        cnn_module_kernel=(7, 7),
+        causal=True,
+        chunk_size=(16, -1),
+        left_context_frames=(32,),
+        warmup_batches=50.0,
+    ),
+    vocab_size=VOCAB_SIZE,
+    decoder_dim=16,
+    joiner_dim=16,
+)
+
+
+class EnergyTeacher:
+    """Says, every 20 ms, fixed random mixtures of the samples."""
+
+    frame_shift = 0.02
+
+    def __init__(self, name: str, dim: int) -> None:
+        self.name, self.dim = name, dim
+        generator = torch.Generator().manual_seed(dim)
+        self.mix = torch.randn(320, dim, generator=generator)
+
+    def fingerprint(self):
+        return {"teacher": self.name, "dim": self.dim}
+
+    def forward(self, waves, wave_lens):
+        lens = (wave_lens // 320).clamp(min=1)
+        frames = waves[:, : int(lens.max()) * 320].unflatten(1, (-1, 320))
+        x = (frames @ self.mix).abs().log1p()
+        return TeacherOutput(x * ~make_pad_mask(lens).unsqueeze(-1), lens)
+
+
+def sentence(i: int) -> str:
+    return " ".join(WORDS[(i + k) % len(WORDS)] for k in range(1 + i % 3))
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> Path:
+    """Shar sets train, dev (labelled) and pool (without text); lang/bpe.model."""
+    root = tmp_path_factory.mktemp("training")
+    texts = [sentence(i) for i in range(len(DURATIONS))]
+    for name, given in (("train", texts), ("dev", texts[:4]), ("pool", None)):
+        audio = root / f"audio-{name}"
+        audio.mkdir()
+        durations = DURATIONS[: len(given)] if given else DURATIONS[:6]
+        cuts = noise_cuts(audio, durations, given, seed=len(name))
+        cuts = cuts.modify_ids(lambda i, name=name: f"{name}-{i}")
+        write_shar(cuts, root / "shar" / name, shard_size=5)
+        for teacher in (EnergyTeacher("wise", 6), EnergyTeacher("old", 3)):
+            extract(root / "shar" / name, teacher)
+    write_lang(train_bpe(texts * 20, VOCAB_SIZE), root / "lang")
+    return root
+
+
+@pytest.fixture
+def config(data_dir, tmp_path) -> TrainConfig:
+    """Two epochs of the tiny student with all terms on."""
+    return TrainConfig(
+        exp_dir=str(tmp_path / "exp"),
+        model=STUDENT,
+        data=DataConfig(
+            shar_dir=str(data_dir / "shar"),
+            bpe_model=str(data_dir / "lang/bpe.model"),
+            max_duration=5.0,
+            num_buckets=2,
+        ),
+        terms=TermsConfig(
+            embedding=EmbeddingConfig(
+                teachers={"wise": 0.5, "old": 0.5}, losses={"l1": 1.0, "cosine": 1.0}
+            ),
+            transducer=TransducerConfig(warm_steps=10),
+            ctc=CtcConfig(),
+        ),
+        optim=OptimConfig(warmup_batches=5.0),
+        num_epochs=2,
+        average_period=2,
+        log_interval=1,
+        tensorboard=False,
+        num_threads=1,
+    )
+
+
+@pytest.fixture
+def only(config):
+    """``only("ctc")``: the config with these of its terms."""
+
+    def choose(*names, **changes):
+        terms = {n: getattr(config.terms, n) for n in names}
+        return dataclasses.replace(config, terms=TermsConfig(**terms), **changes)
+
+    return choose

@@ -1,0 +1,239 @@
+"""The training loop on a tiny student, real losses and a real Shar."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from icefall_kd.config import to_dict
+from icefall_kd.training import loop
+from icefall_kd.training.averaging import average, write_average
+from icefall_kd.training.checkpoint import load_checkpoint, load_model
+from icefall_kd.training.run import train
+
+
+def metrics(config, kind="train"):
+    """Lines of the run without what depends on the machine's speed."""
+    lines = (Path(config.exp_dir) / "metrics.jsonl").read_text().splitlines()
+    lines = [json.loads(line) for line in lines]
+    return [
+        {k: v for k, v in line.items() if k not in ("speed", "eta")}
+        for line in lines
+        if line["kind"] == kind
+    ]
+
+
+def final(config):
+    return load_checkpoint(Path(config.exp_dir) / f"epoch-{config.num_epochs}.pt")
+
+
+def assert_same_weights(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_all_terms_train_and_the_loss_falls(config):
+    config = dataclasses.replace(config, num_epochs=4)
+    train(config)
+    lines = metrics(config)
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    for name in ("loss", "embedding", "transducer.pruned", "ctc", "embedding.wise_l1"):
+        assert all(math.isfinite(line[name]) for line in lines)
+    dev = [line["loss"] for line in metrics(config, "dev")]
+    assert len(dev) == 4 and dev[-1] < dev[0]
+    exp_dir = Path(config.exp_dir)
+    assert (exp_dir / "done").exists() and (exp_dir / "config.yaml").exists()
+    assert "commit" in json.loads((exp_dir / "environment.json").read_text())
+
+
+class Stop(Exception):
+    """Stands for the end of the machine."""
+
+
+def stop_after(monkeypatch, batches):
+    original = loop.Trainer._train_batch
+    taken = []
+
+    def train_batch(self, batch):
+        if len(taken) == batches:
+            raise Stop
+        taken.append(batch)
+        return original(self, batch)
+
+    monkeypatch.setattr(loop.Trainer, "_train_batch", train_batch)
+
+
+@pytest.mark.parametrize("batches", [3, 6, 9])
+def test_resume_equals_uninterrupted(config, tmp_path, monkeypatch, batches):
+    config = dataclasses.replace(config, save_every_n=2)
+    train(config)
+    broken = dataclasses.replace(config, exp_dir=str(tmp_path / "broken"))
+    with monkeypatch.context() as m:
+        stop_after(m, batches)
+        with pytest.raises(Stop):
+            train(broken)
+    train(broken)
+    assert metrics(broken) == metrics(config)
+    assert metrics(broken, "dev") == metrics(config, "dev")
+    there, here = final(config), final(broken)
+    assert_same_weights(there["model"], here["model"])
+    assert_same_weights(there["model_avg"], here["model_avg"])
+    assert_same_weights(there["heads"], here["heads"])
+    assert there["state"]["step"] == here["state"]["step"]
+
+
+def test_a_finished_run_is_left_alone(config):
+    config = dataclasses.replace(config, num_epochs=1)
+    train(config)
+    before = {p: p.stat().st_mtime_ns for p in Path(config.exp_dir).iterdir()}
+    train(config)
+    assert {p: p.stat().st_mtime_ns for p in Path(config.exp_dir).iterdir()} == before
+
+
+def test_a_term_of_weight_zero_is_the_baseline(only, tmp_path):
+    baseline = only("transducer", num_epochs=1, exp_dir=str(tmp_path / "baseline"))
+    with_zero = only("transducer", "embedding", num_epochs=1)
+    off = dataclasses.replace(with_zero.terms.embedding, weight=0.0)
+    terms = dataclasses.replace(with_zero.terms, embedding=off)
+    with_zero = dataclasses.replace(with_zero, terms=terms)
+    train(baseline)
+    train(with_zero)
+    assert_same_weights(final(baseline)["model"], final(with_zero)["model"])
+
+
+def test_pretraining_needs_no_text_and_leaves_the_other_parts_alone(only, tmp_path):
+    config = only("embedding", num_epochs=1)
+    data = dataclasses.replace(config.data, train=("train", "pool"), bpe_model=None)
+    config = dataclasses.replace(config, data=data)
+    train(config)
+    trained = final(config)
+    assert trained["bpe_model"] is None
+    other = dataclasses.replace(config, exp_dir=str(tmp_path / "b"), num_epochs=2)
+    train(other)
+    later = final(other)["model"]
+    for name, value in trained["model"].items():
+        if name.startswith(("decoder", "joiner", "simple", "ctc")):
+            assert torch.equal(value, later[name]), name
+    moved = [k for k in later if not torch.equal(later[k], trained["model"][k])]
+    assert any(k.startswith("encoder_embed.") for k in moved)
+    assert any(k.startswith("encoder.") for k in moved)
+
+
+def test_fine_tuning_starts_from_the_pretrained_encoder(only, tmp_path):
+    pretrain = only("embedding", num_epochs=1)
+    train(pretrain)
+    pretrained = tmp_path / "pretrained.pt"
+    write_average(pretrain.exp_dir, 0, 1, pretrained)
+    finetune = only(
+        "transducer",
+        init_encoder=str(pretrained),
+        exp_dir=str(tmp_path / "finetune"),
+        num_epochs=1,
+    )
+    starts = []
+    original = loop.Trainer.run
+
+    def run(self):
+        starts.append({k: v.clone() for k, v in self.model.state_dict().items()})
+        original(self)
+
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(loop.Trainer, "run", run)
+        train(finetune)
+    for name, value in load_checkpoint(pretrained)["model"].items():
+        same = torch.equal(starts[0][name], value)
+        assert same == name.startswith(("encoder.", "encoder_embed.")) or same
+
+
+def test_unlabelled_cuts_beside_labelled_ones_do_not_disturb_text_terms(only):
+    config = only("transducer", "embedding", num_epochs=1)
+    data = dataclasses.replace(config.data, train=("train", "pool"))
+    train(dataclasses.replace(config, data=data))
+    assert any("transducer.skipped" in line for line in metrics(config))
+    assert all(math.isfinite(line["loss"]) for line in metrics(config))
+
+
+def poison(monkeypatch, cut_ids):
+    """Put NaN into the features of these cuts."""
+    original = loop.to_device
+
+    def to_device(batch, device):
+        batch = original(batch, device)
+        for i, cut in enumerate(batch["cuts"]):
+            if cut.id in cut_ids or "all" in cut_ids:
+                batch["features"][i] = float("nan")
+        return batch
+
+    monkeypatch.setattr(loop, "to_device", to_device)
+
+
+def test_a_poisoned_cut_is_skipped_and_named(config, monkeypatch):
+    config = dataclasses.replace(config, num_epochs=1)
+    data = dataclasses.replace(config.data, dev=None)
+    config = dataclasses.replace(config, data=data)
+    poison(monkeypatch, {"train-noise-3"})
+    train(config)
+    last = final(config)
+    assert last["state"]["bad_total"] == 1 and last["state"]["bad_in_row"] == 0
+    assert all(torch.isfinite(v).all() for v in last["model"].values())
+    notes = (Path(config.exp_dir) / "bad_batches.0.jsonl").read_text().splitlines()
+    note = json.loads(notes[0])
+    assert note["suspects"] == ["train-noise-3"] and len(note["cuts"]) > 1
+
+
+def test_too_many_bad_batches_stop_the_run_by_name(config, monkeypatch):
+    poison(monkeypatch, {"all"})
+    config = dataclasses.replace(config, max_bad_batches=2)
+    with pytest.raises(RuntimeError, match=r"2 batches in a row.*bad_batches"):
+        train(config)
+
+
+def test_autocast_to_bfloat16_trains(config):
+    train(dataclasses.replace(config, num_epochs=1, amp="bf16"))
+    assert all(math.isfinite(line["loss"]) for line in metrics(config))
+
+
+def test_average_is_the_mean_of_the_samples_between_two_epochs(config, monkeypatch):
+    config = dataclasses.replace(config, num_epochs=3, average_period=1)
+    seen = []
+    original = loop.RunningMean.sample
+
+    def sample(self, model):
+        seen.append({k: v.double().clone() for k, v in model.state_dict().items()})
+        original(self, model)
+
+    monkeypatch.setattr(loop.RunningMean, "sample", sample)
+    train(config)
+    first = load_checkpoint(Path(config.exp_dir) / "epoch-1.pt")["avg_samples"]
+    mean = average(config.exp_dir, 3, 2)
+    for name, value in mean.items():
+        if value.is_floating_point():
+            slow = torch.stack([s[name] for s in seen[first:]]).mean(0)
+            torch.testing.assert_close(value, slow.float(), rtol=1e-6, atol=1e-7)
+
+
+def test_old_epochs_keep_the_model_alone(config):
+    config = dataclasses.replace(config, num_epochs=3, keep_optimizer=1)
+    train(config)
+    exp_dir = Path(config.exp_dir)
+    assert "optimizer" in load_checkpoint(exp_dir / "epoch-3.pt")
+    assert "optimizer" not in load_checkpoint(exp_dir / "epoch-1.pt")
+    assert average(exp_dir, 3, 2).keys() == final(config)["model"].keys()
+
+
+def test_the_averaged_file_is_all_that_decoding_needs(config, tmp_path):
+    config = dataclasses.replace(config, num_epochs=1)
+    train(config)
+    path = tmp_path / "pretrained.pt"
+    write_average(config.exp_dir, 1, 1, path)
+    model, tokenizer, info = load_model(path)
+    assert tokenizer.vocab_size == config.model.vocab_size
+    assert not model.training and info["epoch"] == 1
+    assert load_checkpoint(path)["model_config"] == to_dict(config.model)
+    assert not any("head" in k or "proj.0" in k for k in load_checkpoint(path))
+    with pytest.raises(ValueError, match="avg must be 1 to 1"):
+        write_average(config.exp_dir, 1, 2, path)
