@@ -67,8 +67,9 @@ def gain_cells(baseline: Optional[Result], result: Result) -> Tuple[str, str]:
             "needs the baseline decoded the same way on the same set"
         )
     paired = compare_results(baseline.path, result.path)
-    relative = -100 * paired.difference / baseline.facts["wer"]
-    return f"{relative:+.1f} %", f"{paired.probability:.3f}"
+    wer = baseline.facts["wer"]
+    relative = f"{-100 * paired.difference / wer:+.1f} %" if wer else "-"
+    return relative, f"{paired.probability:.3f}"
 
 
 def summarise(

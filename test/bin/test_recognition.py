@@ -1,0 +1,236 @@
+"""decode, export, transcribe and summarize on real prompts, as a recipe calls them."""
+
+import copy
+import json
+import shutil
+
+import pytest
+import soundfile
+import torch
+from students import (  # noqa: F401, fixtures
+    checkpoint,
+    cuts,
+    pristine_student,
+    tokenizer,
+    waves,
+)
+
+from icefall_kd.bin import decode, export, summarize, transcribe
+from icefall_kd.data.shar import write_shar
+from icefall_kd.decoding import DecodeOptions
+from icefall_kd.decoding.recognise import recognise
+from icefall_kd.training.checkpoint import load_checkpoint, save_checkpoint
+
+STREAMING = ["--streaming", "--chunk-size", "16", "--left-context", "64"]
+KEYS = {
+    *("wer", "errors", "words", "ins", "del", "sub", "utterances", "rtf", "method"),
+    *("checkpoint", "parameters", "interval", "empty_rate", "streaming", "chunk_size"),
+}
+
+
+@pytest.fixture(scope="module")
+def own_words(cuts, pristine_student, tokenizer, tmp_path_factory):  # noqa: F811
+    """Ten real prompts whose transcripts are what the student says of them."""
+    greedy = DecodeOptions(unk_id=tokenizer.unk_id)
+    some = copy.deepcopy(cuts[:10])
+    found, _ = recognise(pristine_student, some, tokenizer, greedy)
+    for cut, recognition in zip(some, found):
+        cut.supervisions[0].text = " ".join(recognition.hyp)
+    folder = tmp_path_factory.mktemp("own") / "own"
+    write_shar(some, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model_dir(checkpoint, own_words, tmp_path_factory):  # noqa: F811
+    """Both encoders, checked, and the int8 files of the streaming one."""
+    folder = tmp_path_factory.mktemp("export")
+    common = ["--checkpoint", str(checkpoint), "--out-dir", str(folder)]
+    common += ["--check-shar", str(own_words), "--check"]
+    call(export, *common, "--no-int8")
+    call(export, *common, *STREAMING, "--max-int8-loss", "1000")
+    return folder
+
+
+def call(module, *arguments):
+    return module.run(module.get_parser().parse_args(list(arguments)))
+
+
+def call_decode(checkpoint, shar, out, *more):  # noqa: F811
+    paths = ["--checkpoint", str(checkpoint), "--shar-dir", str(shar)]
+    return call(decode, *paths, "--out-dir", str(out), *more)
+
+
+def test_decode_writes_files_and_json(checkpoint, own_words, tmp_path):  # noqa: F811
+    result = call_decode(checkpoint, own_words, tmp_path)
+    assert result["wer"] == 0.0  # its own words
+    assert KEYS <= set(result)
+    assert (result["streaming"], result["utterances"]) == (False, 10)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "recogs-own-greedy_search.txt",
+        "errs-own-greedy_search.txt",
+        "wer-summary-own-greedy_search.txt",
+        "result-own-greedy_search.json",
+    }
+
+
+def test_streaming_and_beam_have_their_own_files(
+    checkpoint,  # noqa: F811
+    own_words,
+    tmp_path,
+):
+    streaming = call_decode(checkpoint, own_words, tmp_path, *STREAMING)
+    beam = ["--method", "modified_beam_search", "--beam", "3"]
+    result = call_decode(checkpoint, own_words, tmp_path, *beam)
+    assert (streaming["chunk_size"], streaming["tail_padding"]) == (16, 0.75)
+    assert streaming["suffix"] == "greedy_search-chunk-16-left-64"
+    assert result["suffix"] == "modified_beam_search-beam-3"
+    assert len(list(tmp_path.glob("result-*.json"))) == 2
+
+
+def test_a_finished_decoding_is_kept_until_the_checkpoint_changes(
+    checkpoint,  # noqa: F811
+    own_words,
+    tmp_path,
+):
+    first = call_decode(checkpoint, own_words, tmp_path / "out")
+    path = tmp_path / "out/result-own-greedy_search.json"
+    path.write_text(json.dumps({**first, "mark": 1}))
+    assert "mark" in call_decode(checkpoint, own_words, tmp_path / "out")
+    assert "mark" not in call_decode(checkpoint, own_words, tmp_path / "out", "--force")
+    path.write_text(json.dumps({**first, "mark": 1}))
+    changed = load_checkpoint(checkpoint)
+    changed["info"] = {"epoch": 2}
+    save_checkpoint(tmp_path / "b.pt", changed)
+    assert "mark" not in call_decode(tmp_path / "b.pt", own_words, tmp_path / "out")
+
+
+def test_a_model_that_is_not_causal_cannot_stream(
+    checkpoint,  # noqa: F811
+    own_words,
+    tmp_path,
+):
+    other = load_checkpoint(checkpoint)
+    other["model_config"]["encoder"].update(causal=False, chunk_size=[-1])
+    other["model"] = {
+        # A plain convolution in the place of the two of a causal layer.
+        k.replace("depthwise_conv.chunkwise_conv.", "depthwise_conv."): v
+        for k, v in other["model"].items()
+        if "causal_conv." not in k and "chunkwise_conv_scale" not in k
+    }
+    save_checkpoint(tmp_path / "b.pt", other)
+    with pytest.raises(ValueError, match="not causal and cannot stream"):
+        call_decode(tmp_path / "b.pt", own_words, tmp_path / "out", *STREAMING)
+    assert call_decode(tmp_path / "b.pt", own_words, tmp_path / "out")["wer"] > 0
+
+
+def test_a_missing_checkpoint_or_set_is_one_message(
+    own_words, tmp_path, monkeypatch, capsys
+):
+    arguments = ["--checkpoint", str(tmp_path / "no.pt"), "--out-dir", str(tmp_path)]
+    for shar, name in ((own_words, "no.pt"), (tmp_path / "none", "none")):
+        monkeypatch.setattr("sys.argv", ["decode", *arguments, "--shar-dir", str(shar)])
+        with pytest.raises(SystemExit, match=name):
+            decode.main()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lossy_int8_export_is_refused_with_the_figure(
+    checkpoint,  # noqa: F811
+    own_words,
+    tmp_path,
+    monkeypatch,
+):
+    arguments = ["--checkpoint", str(checkpoint), "--out-dir", str(tmp_path)]
+    arguments += ["--check-shar", str(own_words)]
+    monkeypatch.setattr("sys.argv", ["export", *arguments])
+    with pytest.raises(SystemExit, match=r"a loss of \d+\.\d\d absolute") as refused:
+        export.main()
+    assert refused.value.code not in (None, 0)
+    assert (tmp_path / "encoder.onnx").is_file()
+    assert not list(tmp_path.glob("*.int8.onnx"))
+
+
+def test_sherpa_transcribes_a_set_as_pytorch_decodes_it(
+    checkpoint,  # noqa: F811
+    own_words,
+    model_dir,
+    tmp_path,
+):
+    paths = ["--model-dir", str(model_dir), "--shar-dir", str(own_words)]
+    paths += ["--out-dir", str(tmp_path)]
+    for mode in ([], STREAMING):
+        call(transcribe, *paths, *mode)
+        ours = call_decode(checkpoint, own_words, tmp_path, *mode)
+        path = tmp_path / f"result-own-sherpa-{ours['suffix']}.json"
+        theirs = json.loads(path.read_text())
+        assert KEYS <= set(theirs)
+        assert theirs["engine"].startswith("sherpa-onnx 2")
+        assert theirs["threads"] == 1
+        assert theirs["parameters"] == ours["parameters"]
+        # The features are not the same, so a frame may flip.
+        assert theirs["errors"] <= ours["errors"] + 1
+    call(transcribe, *paths, *STREAMING, "--int8")
+    name = "result-own-sherpa-greedy_search-chunk-16-left-64-int8.json"
+    assert json.loads((tmp_path / name).read_text())["int8"] is True
+
+
+def test_sherpa_transcribes_files_of_any_rate(
+    model_dir,
+    waves,  # noqa: F811
+    tmp_path,
+    capsys,
+):
+    wave = torch.from_numpy(next(iter(waves.values())))
+    stereo = torch.stack([wave, torch.zeros_like(wave)], dim=1).numpy()
+    soundfile.write(tmp_path / "a.wav", stereo, 16000, subtype="FLOAT")
+    soundfile.write(tmp_path / "b.flac", stereo[::2, 0], 8000)
+    files = [str(tmp_path / name) for name in ("a.wav", "b.flac")]
+    call(transcribe, "--model-dir", str(model_dir), *files)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[0] for line in lines] == files
+    assert all(len(line.split("\t")[1].split()) > 1 for line in lines)
+    with pytest.raises(FileNotFoundError, match="c.wav"):
+        call(transcribe, "--model-dir", str(model_dir), str(tmp_path / "c.wav"))
+
+
+def test_transcribe_wants_an_encoder_that_is_there(model_dir, own_words, tmp_path):
+    paths = ["--shar-dir", str(own_words), "--out-dir", str(tmp_path / "out")]
+    wrong = ["--streaming", "--chunk-size", "32"]
+    with pytest.raises(FileNotFoundError, match="chunk-32.*encoder.onnx"):
+        call(transcribe, "--model-dir", str(model_dir), *paths, *wrong)
+    bare = tmp_path / "bare"
+    shutil.copytree(model_dir, bare)
+    (bare / "export.json").unlink()
+    with pytest.raises(FileNotFoundError, match="export.json"):
+        call(transcribe, "--model-dir", str(bare), *paths)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "module, arguments, message",
+    [
+        (transcribe, ["--model-dir", "x"], "one of the two"),
+        (transcribe, ["--model-dir", "x", "--shar-dir", "y"], "--out-dir"),
+        (export, ["--checkpoint", "x", "--out-dir", "y", "--check"], "--check-shar"),
+        (summarize, ["--system", "x"], "NAME=PATH"),
+    ],
+)
+def test_arguments_that_do_not_belong_together_are_refused(module, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        call(module, *arguments)
+
+
+def test_summarize_prints_and_writes_the_table(
+    checkpoint,  # noqa: F811
+    own_words,
+    tmp_path,
+):
+    folder = tmp_path / "decode"
+    call_decode(checkpoint, own_words, folder)
+    systems = ["--system", f"baseline={folder}", "--system", f"kd={folder}"]
+    out = tmp_path / "table.md"
+    text = call(summarize, *systems, "--baseline", "baseline", "--out", str(out))
+    assert "full context, greedy" in text
+    assert out.read_text().count("\n") == 4
+    assert "| kd | own |" in out.read_text()
