@@ -225,4 +225,5 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], where: str) -
     try:
         module.load_state_dict(dict(weights))
     except RuntimeError as e:
-        raise ValueError(f"{where}: weights do not fit the model: {e}") from e
+        problems = " ".join(str(e).split())
+        raise ValueError(f"{where}: weights do not fit the model: {problems}") from e

@@ -1,4 +1,4 @@
-"""A small Shar of noise with transcripts and two teachers' fields, and a tiny student."""
+"""A small Shar of noise with transcripts and two teachers, and a tiny student."""
 
 import dataclasses
 from pathlib import Path

@@ -1,0 +1,248 @@
+"""The terms: padding, order and weights against slow references."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from icefall_kd.config import ModelConfig, ZipformerConfig
+from icefall_kd.distill.align import align_frames
+from icefall_kd.distill.ctc import CtcConfig
+from icefall_kd.distill.embedding import EmbeddingConfig, EmbeddingTerm
+from icefall_kd.distill.losses import FRAME_LOSSES
+from icefall_kd.distill.term import StudentOutput
+from icefall_kd.distill.terms import TERMS, TermsConfig, build_terms
+from icefall_kd.distill.transducer import TransducerConfig, TransducerTerm
+from icefall_kd.transducer.joiner import Joiner
+from icefall_kd.transducer.model import AsrModel
+from icefall_kd.transducer.predictor import Decoder
+
+DIM, VOCAB = 6, 9
+LENS = [23, 13]  # student frames of 1 s and 0.6 s
+MODEL = ModelConfig(
+    encoder=ZipformerConfig(
+        downsampling_factor=(1,),
+        num_encoder_layers=(1,),
+        encoder_dim=(DIM,),
+        encoder_unmasked_dim=(DIM,),
+        feedforward_dim=(8,),
+        num_heads=(1,),
+        cnn_module_kernel=(7,),
+    )
+)
+
+
+@pytest.fixture
+def infos():
+    rng = np.random.default_rng(0)
+    return {
+        name: SimpleNamespace(
+            mean=rng.normal(size=dim).tolist(), std=rng.uniform(1, 3, dim).tolist()
+        )
+        for name, dim in (("wise", 5), ("old", 3))
+    }
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(0)
+    return {
+        "tokens": [[3, 1, 4], [5, 5]],
+        "fields": {
+            "wise": {
+                "x": torch.randn(2, 50, 5),
+                "lens": torch.tensor([50, 30]),
+                "frame_shift": 0.02,
+            },
+            "old": {
+                "x": torch.randn(2, 25, 3),
+                "lens": torch.tensor([25, 15]),
+                "frame_shift": 0.04,
+            },
+        },
+    }
+
+
+@pytest.fixture
+def student():
+    """A student behind its encoder; the rest of it is real."""
+    torch.manual_seed(1)
+    model = AsrModel(
+        encoder_embed=nn.Identity(),
+        encoder=nn.Identity(),
+        decoder=Decoder(VOCAB, 8),
+        joiner=Joiner(DIM, 8, 8, VOCAB),
+        encoder_dim=DIM,
+        decoder_dim=8,
+        vocab_size=VOCAB,
+    ).eval()
+    encoder_out = torch.randn(2, max(LENS), DIM, requires_grad=True)
+    return StudentOutput(encoder_out, torch.tensor(LENS), model, nn.ModuleDict())
+
+
+def embedding(student, infos, **options):
+    torch.manual_seed(2)
+    term = EmbeddingTerm(
+        EmbeddingConfig(
+            **{"teachers": {"wise": 0.7, "old": 0.3}, "losses": {"l1": 1.0}, **options}
+        )
+    )
+    heads = nn.ModuleDict({"embedding": term.build_heads(MODEL, infos)})
+    return term, dataclasses.replace(student, heads=heads)
+
+
+SLOW = {
+    "l1": lambda s, t: np.abs(s - t).mean(),
+    "l2": lambda s, t: ((s - t) ** 2).mean(),
+    "cosine": lambda s, t: 1 - s @ t / np.sqrt((s @ s) * (t @ t)),
+}
+
+
+def slow_embedding(term, student, batch, infos, delay=0):
+    """Frame by frame, utterance by utterance, without any padding."""
+    total = 0.0
+    for name, weight in term.teachers.items():
+        field, info = batch["fields"][name], infos[name]
+        head = student.heads["embedding"][name]
+        for n, frames in enumerate(LENS):
+            valid = field["lens"][n : n + 1]
+            x = field["x"][n : n + 1, : int(valid)]
+            aligned = align_frames(
+                x, valid, field["frame_shift"], torch.tensor([frames])
+            )
+            target = (aligned[0].numpy() - info.mean) / np.array(info.std)
+            guess = head.proj(student.encoder_out[n, :frames]).detach().numpy()
+            for t in range(delay, frames):
+                for kind, scale in term.losses.items():
+                    value = SLOW[kind](guess[t].astype(float), target[t - delay])
+                    total += weight * scale * value
+    return total
+
+
+@pytest.mark.parametrize("losses", [{"l1": 1.0}, {"l2": 0.5, "cosine": 2.0}])
+@pytest.mark.parametrize("delay", [0, 3])
+def test_embedding_equals_the_slow_reference(student, infos, batch, losses, delay):
+    term, student = embedding(student, infos, losses=losses, delay=delay)
+    output = term(student, batch, 0)
+    slow = slow_embedding(term, student, batch, infos, delay)
+    assert float(output.sum) == pytest.approx(slow, rel=1e-4)
+    assert output.count == sum(LENS) - 2 * delay
+
+
+def test_embedding_ignores_padding(student, infos, batch):
+    term, student = embedding(student, infos, losses={"l2": 1.0, "cosine": 1.0})
+    before = term(student, batch, 0)
+    before.sum.backward()
+    gradient = student.encoder_out.grad.clone()
+    assert gradient[1, LENS[1] :].abs().sum() == 0
+    assert gradient[1, : LENS[1]].abs().sum() > 0
+    batch["fields"]["wise"]["x"][1, 30:] = 1e6
+    with torch.no_grad():
+        student.encoder_out[1, LENS[1] :] = 1e6
+    assert float(term(student, batch, 0).sum) == pytest.approx(float(before.sum))
+
+
+def test_embedding_does_not_depend_on_the_order_of_the_batch(student, infos, batch):
+    term, student = embedding(student, infos)
+    before = float(term(student, batch, 0).sum)
+    for field in batch["fields"].values():
+        field["x"], field["lens"] = field["x"].flip(0), field["lens"].flip(0)
+    flipped = dataclasses.replace(
+        student, encoder_out=student.encoder_out.flip(0), lens=student.lens.flip(0)
+    )
+    assert float(term(flipped, batch, 0).sum) == pytest.approx(before)
+
+
+def test_a_perfect_student_has_no_loss(student, infos, batch):
+    term, student = embedding(student, infos, teachers={"old": 1.0, "wise": 0.0})
+    assert term.fields == ("old",)  # weight 0 is as if it were not there
+    head = student.heads["embedding"]["old"]
+    field = batch["fields"]["old"]
+    target = head.normalise(align_frames(field["x"], field["lens"], 0.04, student.lens))
+    encoder_out = torch.cat([target, torch.zeros(2, max(LENS), DIM - 3)], dim=2)
+    with torch.no_grad():
+        head.proj.weight.copy_(torch.eye(DIM)[:3])
+        head.proj.bias.zero_()
+    perfect = dataclasses.replace(student, encoder_out=encoder_out)
+    assert float(term(perfect, batch, 0).sum) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_a_delay_longer_than_the_audio_counts_nothing(student, infos, batch):
+    term, student = embedding(student, infos, delay=40)
+    output = term(student, batch, 0)
+    assert output.count == 0 and float(output.sum) == 0.0
+
+
+def test_frame_losses_refuse_different_shapes():
+    for loss in FRAME_LOSSES.values():
+        with pytest.raises(ValueError, match="shapes differ"):
+            loss(torch.zeros(1, 2, 3), torch.zeros(1, 2, 4), torch.zeros(1, 2).bool())
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        ({"losses": {"l9": 1.0}}, r"unknown \['l9'\]"),
+        ({"teachers": {}}, "at least one teacher"),
+        ({"losses": {"l1": 0.0}}, "at least one teacher"),
+        ({"delay": -1}, "delay is -1"),
+    ],
+)
+def test_impossible_embedding_options_are_refused(options, match):
+    with pytest.raises(ValueError, match=match):
+        EmbeddingTerm(EmbeddingConfig(**{"teachers": {"wise": 1.0}, **options}))
+
+
+@pytest.mark.parametrize("name", ["transducer", "ctc"])
+def test_text_terms_use_the_utterances_that_fit_and_count_the_others(
+    student, batch, name
+):
+    term = TERMS[name](TERMS[name].options())
+    both = term(student, batch, 0)
+    assert both.count == sum(LENS) and both.skipped == 0
+    batch["tokens"][1] = []
+    one = term(student, batch, 0)
+    assert one.count == LENS[0] and one.skipped == 1
+    batch["tokens"][0] = [1] * LENS[0]  # as many tokens as frames
+    none = term(student, batch, 0)
+    assert none.count == 0 and none.skipped == 2 and float(none.sum) == 0.0
+
+
+def test_text_terms_name_utterances_that_are_not_finite(student, batch):
+    with torch.no_grad():
+        student.encoder_out[1, 2] = float("nan")
+    for name in ("transducer", "ctc"):
+        term = TERMS[name](TERMS[name].options())
+        assert term(student, batch, 0).suspects == (1,)
+
+
+def test_the_transducer_warms_up(student, batch):
+    term = TransducerTerm(TransducerConfig(warm_steps=100, simple_scale=0.5))
+    assert term.scales(0) == (1.0, 0.1)
+    assert term.scales(50) == pytest.approx((0.75, 0.55))
+    assert term.scales(1000) == (0.5, 1.0)
+    output = term(student, batch, 1000)
+    simple, pruned = (output.extras[k][0] for k in ("simple", "pruned"))
+    assert float(output.sum) == pytest.approx(0.5 * float(simple) + float(pruned))
+
+
+def test_every_term_has_its_options_in_the_configuration():
+    fields = {f.name for f in dataclasses.fields(TermsConfig)}
+    assert fields == set(TERMS)
+    for name, term in TERMS.items():
+        assert term.name == name
+        assert {f.name for f in dataclasses.fields(term.options)} >= {"weight"}
+
+
+def test_terms_without_weight_are_off():
+    terms = build_terms(
+        TermsConfig(ctc=CtcConfig(weight=0.3), transducer=TransducerConfig(weight=0.0))
+    )
+    assert [(weight, term.name) for weight, term in terms] == [(0.3, "ctc")]
+    with pytest.raises(ValueError, match="below zero"):
+        build_terms(TermsConfig(ctc=CtcConfig(weight=-1.0)))
+    with pytest.raises(ValueError, match="no term is on"):
+        build_terms(TermsConfig())

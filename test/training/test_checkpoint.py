@@ -1,0 +1,104 @@
+"""Checkpoints as files."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from icefall_kd.config import ModelConfig, to_dict
+from icefall_kd.training.checkpoint import (
+    config_differences,
+    load_checkpoint,
+    load_model,
+    newest_checkpoint,
+    numbered,
+    pack_bytes,
+    save_checkpoint,
+    save_pretrained,
+    unpack_bytes,
+)
+from icefall_kd.training.run import train
+from icefall_kd.transducer.build import build_model
+
+
+def plain_types(value, where="checkpoint"):
+    """Fail on anything that a loader of weights only would refuse."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            assert isinstance(key, (str, int)), where
+            plain_types(item, f"{where}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            plain_types(item, where)
+    else:
+        plain = (torch.Tensor, str, int, float, bool, type(None))
+        assert type(value) in plain, f"{where}: {type(value)}"
+
+
+def test_a_training_checkpoint_holds_only_tensors_and_plain_types(config):
+    config = dataclasses.replace(config, num_epochs=1)
+    train(config)
+    plain_types(newest_checkpoint(config.exp_dir))
+
+
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(config, caplog):
+    train(config)
+    path = numbered(config.exp_dir, "epoch")[0][1]
+    path.write_bytes(path.read_bytes()[:1000])
+    assert newest_checkpoint(config.exp_dir)["state"]["epoch"] == 1
+    assert "epoch-2.pt: damaged" in caplog.text
+    train(config)  # and training goes on from there
+    assert newest_checkpoint(config.exp_dir)["state"]["epoch"] == 2
+
+
+def test_only_damaged_checkpoints_are_an_error(tmp_path):
+    assert newest_checkpoint(tmp_path) is None
+    (tmp_path / "epoch-1.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match=r"no whole checkpoint among \['epoch-1.pt'\]"):
+        newest_checkpoint(tmp_path)
+
+
+def test_files_that_are_no_checkpoints_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
+        load_checkpoint(tmp_path / "a.pt")
+    torch.save({"weights": 1}, tmp_path / "b.pt")
+    with pytest.raises(ValueError, match="has no 'model'"):
+        load_checkpoint(tmp_path / "b.pt")
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(tmp_path):
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, {"model": {"w": torch.ones(2)}})
+    with pytest.raises(Exception, match="pickle"):
+        save_checkpoint(path, {"model": lambda: None})
+    assert load_checkpoint(path)["model"]["w"].tolist() == [1.0, 1.0]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_bytes_come_back(tmp_path):
+    assert unpack_bytes(pack_bytes(b"\x00\xffabc")) == b"\x00\xffabc"
+    assert pack_bytes(None) is None and unpack_bytes(None) is None
+
+
+def test_weights_of_another_model_are_refused(config, tmp_path):
+    small: ModelConfig = config.model
+    other = dataclasses.replace(small, joiner_dim=20)
+    weights = build_model(small).state_dict()
+    save_pretrained(tmp_path / "a.pt", weights, small, None, {"epoch": 3})
+    model, tokenizer, info = load_model(tmp_path / "a.pt")
+    assert tokenizer is None and info == {"epoch": 3}
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, weights[name])
+    save_pretrained(tmp_path / "b.pt", weights, other, None, {})
+    with pytest.raises(ValueError, match=r"b.pt: weights do not fit.*joiner"):
+        load_model(tmp_path / "b.pt")
+
+
+def test_differences_name_the_whole_path():
+    here = {"model": {"a": 1, "b": [1, 2]}, "seed": 1}
+    there = {"model": {"a": 1, "b": [1]}, "extra": 2, "seed": 1}
+    assert config_differences(here, there) == [
+        "model.b: [1] -> [1, 2]",
+        "extra: 2 -> None",
+    ]
+    assert config_differences(to_dict(ModelConfig()), to_dict(ModelConfig())) == []

@@ -1,0 +1,116 @@
+"""Options from YAML and the command line."""
+
+from pathlib import Path
+
+import pytest
+
+from icefall_kd.config import to_dict
+from icefall_kd.training.config import parse_config
+from icefall_kd.transducer.build import build_model
+
+RECIPES = sorted(Path(__file__).resolve().parents[2].glob("egs/*/KD/conf"))
+STAGES = ("pretrain", "finetune")
+
+
+def write(tmp_path, text, name="a.yaml"):
+    path = tmp_path / name
+    path.write_text(text)
+    return str(path)
+
+
+def test_the_command_line_wins_over_yaml_and_yaml_over_defaults(tmp_path):
+    first = write(tmp_path, "optim: {base_lr: 0.01}\nterms: {ctc: {weight: 0.5}}\n")
+    second = write(tmp_path, "optim: {lr_epochs: 7}\nseed: 3\n", "b.yaml")
+    config = parse_config(
+        ["--config", first, "--config", second, "--exp-dir", "x", "--seed=4"]
+        + ["--terms.transducer.warm-steps", "5", "--terms.embedding.teachers"]
+        + ['{"wise": 0.5}', "--data.train", "[a, b]"]
+    )
+    assert config.optim.base_lr == 0.01 and config.optim.lr_epochs == 7
+    assert config.seed == 4 and config.optim.clipping_scale == 2.0
+    assert config.terms.ctc.weight == 0.5 and config.terms.transducer.warm_steps == 5
+    assert config.terms.embedding.teachers == {"wise": 0.5}
+    assert config.data.train == ("a", "b")
+
+
+def test_a_term_that_is_not_named_is_off_and_null_turns_one_off(tmp_path):
+    path = write(tmp_path, "terms: {ctc: {}, transducer: {}}\n")
+    config = parse_config(
+        ["--exp-dir", "x", "--config", path, "--terms.transducer", "null"]
+    )
+    assert config.terms.embedding is None and config.terms.transducer is None
+    assert config.terms.ctc.weight == 0.2
+
+
+@pytest.mark.parametrize(
+    "text, name",
+    [
+        ("optim: {bas_lr: 1}\n", "bas_lr"),
+        ("terms: {ctcc: {}}\n", "ctcc"),
+        ("terms: {ctc: {wait: 1}}\n", "wait"),
+        ("model: {encoder: {dims: [1]}}\n", "dims"),
+        ("nonsense: {}\n", "nonsense"),
+        ("optim: {base_lr: fast}\n", "base_lr"),
+    ],
+)
+def test_unknown_keys_and_wrong_types_are_refused_by_name(tmp_path, text, name):
+    with pytest.raises(ValueError, match=name):
+        parse_config(["--exp-dir", "x", "--config", write(tmp_path, text)])
+
+
+@pytest.mark.parametrize(
+    "arguments, match",
+    [
+        (["--optim.bas_lr", "1"], "bas_lr"),
+        (["--amp", "int8"], "none.*bf16.*fp16"),
+        (["--log-interval", "0"], "log_interval"),
+        (["--config", "absent.yaml"], "absent.yaml"),
+        (["--model.encoder.num_heads", "[1,2]"], "num_heads"),
+    ],
+)
+def test_wrong_options_are_refused_by_name(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        parse_config(["--exp-dir", "x", *arguments])
+
+
+def test_time_warp_is_refused_with_embedding_terms():
+    arguments = ["--exp-dir", "x", "--data.time_warp_factor", "80"]
+    assert parse_config([*arguments, "--terms.ctc", "{}"]).data.time_warp_factor == 80
+    with pytest.raises(ValueError, match="time_warp_factor is 80.*set it to 0"):
+        parse_config([*arguments, "--terms.embedding.teachers", "{a: 1}"])
+
+
+def test_the_saved_configuration_reads_back_the_same(tmp_path):
+    import yaml
+
+    config = parse_config(["--exp-dir", "x", "--terms.ctc", "{}", "--seed", "9"])
+    path = write(tmp_path, yaml.safe_dump(to_dict(config)))
+    assert parse_config(["--config", path]) == config
+
+
+def layers():
+    """Yield the stacks of files that the recipes train with."""
+    for conf in RECIPES:
+        for variant in ("unified", "streaming", "non_streaming"):
+            for profile in ("quick", "full"):
+                for stage in STAGES:
+                    yield [
+                        conf / "student.yaml",
+                        conf / f"{variant}.yaml",
+                        conf / f"{stage}.yaml",
+                        conf / profile / f"{stage}.yaml",
+                    ]
+
+
+def test_every_conf_of_every_recipe_builds():
+    used, built = set(), {}
+    for stack in layers():
+        used.update(stack)
+        config = parse_config(
+            ["--exp-dir", "x"] + [a for f in stack for a in ("--config", str(f))]
+        )
+        if config.model not in built:
+            built[config.model] = build_model(config.model)
+        assert to_dict(config)["terms"]
+    every = {f for conf in RECIPES for f in conf.rglob("*.yaml")}
+    assert every == used, "a conf that no stage of a recipe uses"
