@@ -211,13 +211,8 @@ def make_loader(
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} is not in 0..{world_size - 1}")
-    common = dict(
-        max_duration=max_duration,
-        shuffle=shuffle,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-    )
+    common = dict(max_duration=max_duration, shuffle=shuffle, seed=seed)
+    common.update(rank=rank, world_size=world_size)
     if shuffle:
         sampler: CutSampler = _BucketingSampler(
             cuts,

@@ -1,6 +1,5 @@
 """Writing Shar: flac audio in numbered shards, whole or absent."""
 
-import gzip
 import logging
 import os
 import random
@@ -8,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Iterable, List, Sequence
 
-from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.shar import SharWriter
 
@@ -55,35 +53,3 @@ def write_shar(
     os.replace(aside, directory)
     hours = sum(cut.duration for cut in cuts) / 3600
     logging.info("wrote %s: %d cuts, %.2f h", directory, len(cuts), hours)
-
-
-def read_shar(directory: Path) -> CutSet:
-    """Open a Shar folder's cuts and audio, lazily, in the order written.
-
-    With fields: :func:`icefall_kd.cache.reader.open_shar`.
-
-    Raises:
-      FileNotFoundError: if there is no such folder, or no shard in it.
-    """
-    return CutSet.from_shar(
-        fields={
-            "cuts": [str(path) for path in _cuts_files(directory)],
-            "recording": sorted(map(str, Path(directory).glob("recording.*.tar"))),
-        }
-    )
-
-
-def num_cuts(directory: Path) -> int:
-    """Return the number of cuts in a Shar folder, without reading audio."""
-    total = 0
-    for path in _cuts_files(directory):
-        with gzip.open(path, "rb") as f:
-            total += sum(1 for _ in f)
-    return total
-
-
-def _cuts_files(directory: Path) -> List[Path]:
-    paths = sorted(Path(directory).glob("cuts.*.jsonl.gz"))
-    if not paths:
-        raise FileNotFoundError(f"{directory}: no Shar folder; make_shar writes it")
-    return paths

@@ -7,16 +7,17 @@ from dummies import noise_cuts
 from lhotse.utils import compute_num_frames
 
 from icefall_kd import LOG_EPS
+from icefall_kd.cache.reader import open_shar
 from icefall_kd.data.augment import SpecAugment
 from icefall_kd.data.batches import BatchDataset, make_loader
 from icefall_kd.data.fbank import compute_fbank
-from icefall_kd.data.shar import read_shar, write_shar
+from icefall_kd.data.shar import write_shar
 from icefall_kd.data.tokens import Tokenizer
 
 
 @pytest.fixture(scope="module")
 def prompts(asterisk):
-    return read_shar(asterisk / "data/shar/train")
+    return open_shar(asterisk / "data/shar/train")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def shar(tmp_path_factory):
     durations = 0.2 + 0.6 * np.random.default_rng(1).random(60)
     texts = [f"TEXT {'A' * i}" for i in range(60)]
     write_shar(noise_cuts(folder, durations, texts), folder / "noise", shard_size=20)
-    return read_shar(folder / "noise")
+    return open_shar(folder / "noise")
 
 
 def ids(loader):

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 import torch
 
+from icefall_kd.cache.reader import open_shar
 from icefall_kd.data.fbank import compute_fbank, num_frames
-from icefall_kd.data.shar import read_shar
 
 
 @pytest.fixture(scope="module")
 def waves(asterisk):
-    cuts = [cut for cut, _ in zip(read_shar(asterisk / "data/shar/test"), range(20))]
+    cuts = [cut for cut, _ in zip(open_shar(asterisk / "data/shar/test"), range(20))]
     return [torch.from_numpy(cut.load_audio()[0]) for cut in cuts]
 
 
