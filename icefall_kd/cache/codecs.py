@@ -30,7 +30,8 @@ class Fp16:
         Raises:
           ValueError: if a value is not finite or beyond half precision's 65504.
         """
-        stored = x.astype(np.float16)
+        with np.errstate(over="ignore"):  # found and told below
+            stored = x.astype(np.float16)
         if not np.isfinite(stored).all():
             raise ValueError(
                 "the teacher's output holds a value that is not finite, or beyond "

@@ -24,6 +24,7 @@ from icefall_kd.cache.field import (
     ShardState,
     check_field_name,
     cuts_path,
+    fingerprint_differences,
     info_path,
     load_shard_state,
     save,
@@ -194,22 +195,6 @@ def _finished(
                 + ". Give another --field, or --overwrite to replace it"
             )
     return states
-
-
-def fingerprint_differences(
-    wanted: Dict[str, Any], found: Dict[str, Any], only_wanted: bool = False
-) -> List[str]:
-    """Return one text for each key whose value differs.
-
-    Args:
-      only_wanted: look only at the keys of ``wanted``.
-    """
-    names = set(wanted) if only_wanted else set(wanted) | set(found)
-    return [
-        f"{name} is {found.get(name)!r}, wanted {wanted.get(name)!r}"
-        for name in sorted(names)
-        if wanted.get(name) != found.get(name)
-    ]
 
 
 def _cuts(shar_dir: Path, shard: str) -> CutSet:

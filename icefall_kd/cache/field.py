@@ -178,6 +178,22 @@ def save(obj: Any, path: Pathlike) -> None:
     write_json(path, dataclasses.asdict(obj))
 
 
+def fingerprint_differences(
+    wanted: Dict[str, Any], found: Dict[str, Any], only_wanted: bool = False
+) -> List[str]:
+    """Return one text for each key whose value differs.
+
+    Args:
+      only_wanted: look only at the keys of ``wanted``.
+    """
+    names = set(wanted) if only_wanted else set(wanted) | set(found)
+    return [
+        f"{name} is {found.get(name)!r}, wanted {wanted.get(name)!r}"
+        for name in sorted(names)
+        if wanted.get(name) != found.get(name)
+    ]
+
+
 def _from_json(cls: type, path: Pathlike) -> Any:
     values = read_json(path)
     names = {f.name for f in dataclasses.fields(cls)}

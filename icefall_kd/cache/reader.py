@@ -8,10 +8,10 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 
 from icefall_kd.cache.codecs import get_codec
-from icefall_kd.cache.extract import fingerprint_differences
 from icefall_kd.cache.field import (
     FieldInfo,
     cuts_path,
+    fingerprint_differences,
     load_field_info,
     load_shard_state,
     shard_ids,

@@ -1,10 +1,12 @@
-"""Real prompts as waves, and a real teacher."""
+"""Real prompts as waves."""
 
 import pytest
+import real_teachers
 import torch
-from real_teachers import tiny, tiny_dir  # noqa: F401, fixtures
 
 from icefall_kd.cache.reader import open_shar
+
+tiny_dir, tiny = real_teachers.tiny_dir, real_teachers.tiny  # fixtures
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ def test_what_lies_behind_the_end_of_an_utterance_is_not_heard(tiny, prompts):
     torch.testing.assert_close(found.embedding[0], embed(tiny, [wave])[0])
 
 
-@pytest.mark.parametrize("samples", [1, 320, 321, 1600, 15999, 16000, 16001, 35 * 16000])
+@pytest.mark.parametrize("samples", [1, 320, 321, 15999, 16000, 16001, 560000])
 def test_frames_are_the_samples_over_320_rounded_up(tiny, samples):
     output = tiny.forward(torch.randn(1, samples) * 0.1, torch.tensor([samples]))
     expected = -(-samples // 320)

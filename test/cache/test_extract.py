@@ -1,0 +1,245 @@
+import gzip
+import hashlib
+import io
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+
+import icefall_kd.cache.extract as extraction
+from icefall_kd.cache.extract import extract, predict_bytes
+from icefall_kd.cache.field import cuts_path, load_field_info, shard_ids
+from icefall_kd.cache.join import read_keys
+from icefall_kd.cache.reader import load_field, open_shar
+from icefall_kd.teachers import build_teacher
+
+FIELD = "whisper_tiny_en"
+
+
+def digest(folder):
+    """File name -> SHA-256, of everything that belongs to the field."""
+    return {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.glob(f"*{FIELD}*"))
+    }
+
+
+def test_what_is_read_back_is_what_the_teacher_says(taught_shar, tiny):
+    cuts = list(open_shar(taught_shar, [FIELD]))
+    assert len(cuts) == 18
+    for cut in cuts:
+        wave = torch.from_numpy(cut.load_audio())
+        said = tiny.forward(wave, torch.tensor([wave.shape[1]])).embedding[0].numpy()
+        stored = load_field(cut, FIELD)
+        assert stored.dtype == np.float32 and stored.shape[1] == 384
+        # lhotse rounds the duration to frames, so half a frame may fall off the end.
+        assert 0 <= len(said) - len(stored) <= 1
+        np.testing.assert_allclose(stored, said[: len(stored)], atol=2e-2, rtol=2e-3)
+
+
+def test_the_description_holds_statistics_of_all_frames(taught_shar, tiny):
+    info = load_field_info(taught_shar, FIELD)
+    arrays = []
+    for cut in open_shar(taught_shar, [FIELD]):
+        arrays.append(getattr(cut, FIELD).load().astype(np.float64))
+    frames = np.concatenate(arrays)
+    assert (info.dim, info.frame_shift, info.codec) == (384, 0.02, "fp16")
+    assert (info.num_cuts, info.num_frames) == (18, len(frames))
+    np.testing.assert_allclose(info.mean, frames.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(info.std, frames.std(axis=0), rtol=1e-6)
+    assert tiny.fingerprint().items() <= info.fingerprint.items()
+    assert [s["num_cuts"] for s in info.shards] == [5, 5, 5, 3]
+
+
+def test_nothing_but_the_field_is_written(taught_shar, pristine_shar):
+    names = {p.name for p in taught_shar.iterdir()}
+    before = {p.name for p in pristine_shar.iterdir()}
+    new = {f"{FIELD}.00000{i}.{ext}" for i in range(4) for ext in ("tar", "json")}
+    assert names - before == new | {f"{FIELD}.json"}
+    for name in before:
+        assert (taught_shar / name).read_bytes() == (pristine_shar / name).read_bytes()
+
+
+def test_a_second_run_keeps_everything(taught, tiny):
+    before = digest(taught)
+    _, report = extract(taught, tiny)
+    assert (report.shards_done, report.shards_kept) == (0, 4)
+    assert digest(taught) == before
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda p: p.write_bytes(p.read_bytes()[:-3000]),
+        flip_a_bit,
+        lambda p: p.unlink(),
+        lambda p: p.with_suffix(".json").unlink(),
+        lambda p: p.with_suffix(".json").write_text('{"tar": '),
+    ],
+    ids=["truncated", "bit flipped", "gone", "state gone", "state truncated"],
+)
+def test_a_damaged_shard_is_found_and_made_again_alone(taught, tiny, damage):
+    before = digest(taught)
+    damage(taught / f"{FIELD}.000002.tar")
+    _, report = extract(taught, tiny)
+    assert (report.shards_done, report.shards_kept) == (1, 3)
+    assert digest(taught) == before
+
+
+def run_command(folder, model_dir):
+    command = [sys.executable, "-m", "icefall_kd.bin.extract", "--num-threads", "1"]
+    command += ["--shar-dir", str(folder), "--teacher", FIELD]
+    command += ["--model-dir", str(model_dir)]
+    return subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL
+    )
+
+
+def whole_shards(folder):
+    return len(list(folder.glob(f"{FIELD}.0*.json")))
+
+
+def kill_in_the_middle(folder, model_dir, shards, delay):
+    """SIGKILL the command ``delay`` s after it begins the shard after ``shards``."""
+    process = run_command(folder, model_dir)
+    while process.poll() is None:
+        begun = any(f".partial.{FIELD}" in name for name in os.listdir(folder))
+        if begun and whole_shards(folder) >= shards:
+            break
+        time.sleep(0.001)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+
+
+def check_kills(folder, model_dir, tiny, expected, after, rng):
+    """Kill once for each number of whole shards in ``after``, then let it finish."""
+    for shards in after:
+        before = whole_shards(folder)
+        kill_in_the_middle(folder, model_dir, shards, rng.uniform(0, 0.1))
+        assert whole_shards(folder) >= before, "a whole shard was lost"
+    whole = whole_shards(folder)
+    _, report = extract(folder, tiny)
+    assert report.shards_kept == whole, "a whole shard was made again"
+    assert digest(folder) == expected
+    assert not [p for p in os.listdir(folder) if "partial" in p]
+
+
+def test_killed_in_the_middle_it_ends_as_if_undisturbed(
+    shar, tiny, tiny_dir, taught_shar
+):
+    check_kills(
+        shar, tiny_dir, tiny, digest(taught_shar), (0, 1, 2), random.Random(1)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_killed_at_20_moments_it_ends_as_if_undisturbed(
+    shar, tiny, tiny_dir, taught_shar, seed
+):
+    rng = random.Random(seed)
+    after = (rng.randint(0, 2),)
+    check_kills(shar, tiny_dir, tiny, digest(taught_shar), after, rng)
+
+
+def test_killed_before_the_description_only_that_is_written(taught, tiny):
+    before = digest(taught)
+    (taught / f"{FIELD}.json").unlink()
+    _, report = extract(taught, tiny)
+    assert (report.shards_done, report.shards_kept) == (0, 4)
+    assert digest(taught) == before
+
+
+def test_cuts_that_changed_are_extracted_again(taught, tiny):
+    """A Shar made anew in place leaves targets that belong to nothing."""
+    path = taught / "cuts.000001.jsonl.gz"
+    lines = gzip.decompress(path.read_bytes()).decode().replace('"asterisk', '"other')
+    path.write_bytes(gzip.compress(lines.encode()))
+    audio = taught / "recording.000001.tar"
+    with tarfile.open(audio) as old:
+        members = [(m, old.extractfile(m).read()) for m in old.getmembers()]
+    with tarfile.open(audio, "w") as new:
+        for member, data in members:
+            member.name = member.name.replace("asterisk", "other")
+            if member.name.endswith(".json"):
+                data = data.replace(b'"asterisk', b'"other')
+                member.size = len(data)
+            new.addfile(member, io.BytesIO(data))
+    _, report = extract(taught, tiny)
+    assert (report.shards_done, report.shards_kept) == (1, 3)
+    assert len(list(open_shar(taught, [FIELD]))) == 18
+
+
+def test_a_field_of_another_fingerprint_is_refused_and_left_intact(
+    taught, tiny_dir, tiny
+):
+    before = digest(taught)
+    other = build_teacher(FIELD, tiny_dir, context=0.5, num_threads=1)
+    with pytest.raises(ValueError, match="context is 1.0, wanted 0.5.*--overwrite"):
+        extract(taught, other)
+    assert digest(taught) == before
+    _, report = extract(taught, other, overwrite=True)
+    assert report.shards_done == 4
+    assert load_field_info(taught, FIELD).fingerprint["context"] == 0.5
+
+
+def test_two_fields_stand_side_by_side(taught, tiny_dir):
+    other = build_teacher(FIELD, tiny_dir, compute_type="int8", num_threads=1)
+    extract(taught, other, "int8")
+    cut = next(iter(open_shar(taught, ["int8", FIELD])))
+    a, b = load_field(cut, "int8"), load_field(cut, FIELD)
+    assert a.shape == b.shape and (a != b).any()
+
+
+def test_the_predicted_size_is_right_within_a_tenth(taught_shar, tiny):
+    cuts = [cuts_path(taught_shar, shard) for shard in shard_ids(taught_shar)]
+    keys = [read_keys(path) for path in cuts]
+    written = sum(s["bytes"] for s in load_field_info(taught_shar, FIELD).shards)
+    assert abs(predict_bytes(keys, tiny, "fp16") / written - 1) < 0.1
+
+
+def test_a_full_disk_is_told_before_anything_is_written(shar, tiny, monkeypatch):
+    before = sorted(os.listdir(shar))
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(
+        extraction.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10**6)
+    )
+    with pytest.raises(OSError, match="MB are needed, 1.0 MB are free"):
+        extract(shar, tiny)
+    assert sorted(os.listdir(shar)) == before
+
+
+@pytest.mark.parametrize("field", ["cuts", "recording", "a-b", "a.b", "9"])
+def test_a_name_that_cannot_be_a_field_is_refused(shar, tiny, field):
+    with pytest.raises(ValueError, match="cannot name a field"):
+        extract(shar, tiny, field)
+
+
+def test_audio_shards_that_are_missing_are_named(shar, tiny):
+    (shar / "recording.000001.tar").unlink()
+    with pytest.raises(FileNotFoundError, match="recording.000001.tar"):
+        extract(shar, tiny)
+
+
+def test_progress_ends_at_all_audio(shar, tiny, caplog):
+    seen = []
+    with caplog.at_level(logging.WARNING):
+        _, report = extract(shar, tiny, progress=lambda *x: seen.append(x))
+    assert seen[-1][0] == pytest.approx(seen[-1][1]) == pytest.approx(report.seconds)
+    assert not caplog.records
