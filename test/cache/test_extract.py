@@ -143,9 +143,7 @@ def check_kills(folder, model_dir, tiny, expected, after, rng):
 def test_killed_in_the_middle_it_ends_as_if_undisturbed(
     shar, tiny, tiny_dir, taught_shar
 ):
-    check_kills(
-        shar, tiny_dir, tiny, digest(taught_shar), (0, 1, 2), random.Random(1)
-    )
+    check_kills(shar, tiny_dir, tiny, digest(taught_shar), (0, 1, 2), random.Random(1))
 
 
 @pytest.mark.slow

@@ -1,0 +1,81 @@
+"""Runs a teacher over cuts in batches of like duration, and keeps their order."""
+
+from typing import Iterable, Iterator, List, Optional, Tuple
+
+import numpy as np
+import torch
+from lhotse.cut import Cut
+
+from icefall_kd import SAMPLE_RATE
+from icefall_kd.teachers.protocol import Teacher
+
+_LOOKAHEAD = 4  # batches held in memory so that like durations can be put together
+
+
+def teach(
+    cuts: Iterable[Cut], teacher: Teacher, max_batch_duration: float
+) -> Iterator[Tuple[str, np.ndarray]]:
+    """Yield (cut id, (T, D) float32) in the order of the cuts.
+
+    A few batches are read ahead, and cuts of like duration go to the teacher
+    together.  The batches depend on the cuts alone, so a shard that is made again
+    comes out the same.
+
+    Args:
+      cuts: with their audio, 16 kHz mono, each starting at 0.
+      max_batch_duration: seconds of padded audio in one call of the teacher.
+    Raises:
+      ValueError: if the audio is of another form; the message names the cut.
+    """
+    held: List[Tuple[str, torch.Tensor]] = []
+    seconds = 0.0
+    for cut in cuts:
+        held.append((cut.id, _load_wave(cut)))
+        seconds += cut.duration
+        if seconds >= _LOOKAHEAD * max_batch_duration:
+            yield from _teach_held(held, teacher, max_batch_duration)
+            held, seconds = [], 0.0
+    yield from _teach_held(held, teacher, max_batch_duration)
+
+
+def _teach_held(
+    held: List[Tuple[str, torch.Tensor]], teacher: Teacher, max_batch_duration: float
+) -> Iterator[Tuple[str, np.ndarray]]:
+    order = sorted(range(len(held)), key=lambda i: (len(held[i][1]), held[i][0]))
+    limit = max(1, int(max_batch_duration * SAMPLE_RATE))
+    results: List[Optional[np.ndarray]] = [None] * len(held)
+    batch: List[int] = []
+
+    def run() -> None:
+        waves = [held[i][1] for i in batch]
+        output = teacher.forward(
+            torch.nn.utils.rnn.pad_sequence(waves, batch_first=True),
+            torch.tensor([len(w) for w in waves]),
+        )
+        for row, i in enumerate(batch):
+            results[i] = output.embedding[row, : int(output.lens[row])].cpu().numpy()
+
+    for i in order:
+        # Sorted, so this one is the longest and sets the padded size of the batch.
+        if batch and (len(batch) + 1) * len(held[i][1]) > limit:
+            run()
+            batch = []
+        batch.append(i)
+    if batch:
+        run()
+    for (cut_id, _), result in zip(held, results):
+        yield cut_id, result
+
+
+def _load_wave(cut: Cut) -> torch.Tensor:
+    if cut.sampling_rate != SAMPLE_RATE or cut.num_channels != 1:
+        raise ValueError(
+            f"cut '{cut.id}' is {cut.sampling_rate} Hz with {cut.num_channels} "
+            f"channels; teachers want {SAMPLE_RATE} Hz mono: resample before the Shar"
+        )
+    if abs(cut.start) > 1e-6:
+        raise ValueError(
+            f"cut '{cut.id}' starts at {cut.start} s inside its recording; write the "
+            "Shar with lhotse's SharWriter, which stores each cut's own audio"
+        )
+    return torch.from_numpy(cut.load_audio()[0].astype(np.float32))
