@@ -7,15 +7,19 @@ writes encoder.onnx (whole utterances), decoder.onnx, joiner.onnx, tokens.txt, b
 and export.json; with ``--streaming --chunk-size 16 --left-context 64`` the encoder is
 encoder-streaming-chunk-16-left-64.onnx and reads chunks; run it twice for both.  With
 --check-shar also the .int8.onnx files, unless they lose more than --max-int8-loss
-percent WER on that set: then they are removed and the command fails with the figure.
+percent WER on those cuts: then they are removed, the figure is told and the command
+ends with status 3 (1 is any other failure); the float32 files stay.
 ``--check`` compares PyTorch, ONNX Runtime and sherpa-onnx on the set, token for token.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from icefall_kd.decoding.setting import Chunking
 from icefall_kd.logs import setup_logging
+
+INT8_REFUSED = 3  # exit status: the recipe may go on with the float32 files
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -27,7 +31,9 @@ def get_parser() -> argparse.ArgumentParser:
     p.add_argument("--streaming", action="store_true", help="an encoder of chunks")
     p.add_argument("--chunk-size", type=int, default=16, help="20 ms frames")
     p.add_argument("--left-context", type=int, default=64, help="20 ms frames")
-    p.add_argument("--check-shar", type=Path, help="set with transcripts to check on")
+    p.add_argument(
+        "--check-shar", type=Path, nargs="+", default=[], help="sets to check on"
+    )
     p.add_argument("--check", action="store_true", help="compare the three engines")
     p.add_argument("--no-int8", action="store_true", help="float32 only")
     p.add_argument("--max-int8-loss", type=float, default=0.3, help="%% WER absolute")
@@ -43,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(
             "--check needs --check-shar, the set to compare the engines on"
         )
-    cuts = list(open_shar(args.check_shar)) if args.check_shar else []
+    cuts = [cut for folder in args.check_shar for cut in open_shar(folder)]
     conversion = Conversion(args.checkpoint, args.out_dir)
     chunking = Chunking(args.chunk_size, args.left_context) if args.streaming else None
     files = conversion.write(chunking)
@@ -54,14 +60,19 @@ def run(args: argparse.Namespace) -> None:
         report = conversion.quantize(files, cuts, args.max_int8_loss)
         print(
             f"int8 WER {report.wer_int8:.2f} %, float32 {report.wer_float:.2f} % on "
-            f"{args.check_shar.name}: {report.loss:+.2f} absolute"
+            f"{len(cuts)} cuts: {report.loss:+.2f} absolute"
         )
 
 
 def main() -> None:
     setup_logging()
+    from icefall_kd.export.quantize import Int8Refused
+
     try:
         run(get_parser().parse_args())
+    except Int8Refused as e:
+        print(f"export: {e}", file=sys.stderr)
+        raise SystemExit(INT8_REFUSED) from e
     except (ValueError, FileNotFoundError) as e:
         raise SystemExit(f"export: {e}") from e
 

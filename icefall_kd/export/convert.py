@@ -97,8 +97,6 @@ class Conversion:
         waves = {cut.id: load_wave(cut).numpy() for cut in cuts}
         report = compare(self.model, files, waves, self.options)
         self._note(files, {"check": report.as_dict()})
-        for line in report.lines():
-            logging.info(line)
         if not report.ok:
             lines = "\n".join(report.lines())
             raise EnginesDisagree(f"{files.encoder}: the engines disagree\n{lines}")

@@ -7,6 +7,8 @@ import torch
 from icefall_kd.decoding import DecodeOptions, Hypothesis
 from icefall_kd.export.check import (
     FEATURE_TOLERANCE,
+    Difference,
+    Report,
     compare,
     find_flip,
     first_difference,
@@ -79,6 +81,16 @@ def test_a_flip_is_explained_by_what_the_features_move():
     assert flip.explained
     coarse = find_flip("x", (a, b), unk_id=2, feature_difference=0.5)
     assert not coarse.explained  # these are other features, not rounding
+
+
+def test_only_a_tie_may_come_out_either_way():
+    def report(margin):
+        tokens = ([5], [6])
+        return Report(differences=[Difference("x", "A and B", 3, margin, tokens)])
+
+    assert report(1e-5).ok
+    assert "a tie" in report(1e-5).lines()[1]
+    assert not report(1e-3).ok
 
 
 def test_a_difference_without_a_flip_is_not_explained():
