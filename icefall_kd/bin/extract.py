@@ -16,7 +16,7 @@ from tqdm import tqdm
 from icefall_kd.cache.codecs import CODECS
 from icefall_kd.cache.extract import extract
 from icefall_kd.logs import setup_logging
-from icefall_kd.teachers import TEACHERS, build_teacher
+from icefall_kd.teachers import TEACHERS, Teacher, build_teacher
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -56,17 +56,20 @@ def main() -> None:
         raise SystemExit(f"extract: {e}") from e
 
 
-def run(shar_dir: str, teacher, args: argparse.Namespace) -> None:
+def run(shar_dir: str, teacher: Teacher, args: argparse.Namespace) -> None:
     """Extract one folder with a progress bar and log what was done."""
     field = args.field or args.teacher
     form = "{l_bar}{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]"
+    bars = []
+
+    def progress(done: float, total: float) -> None:
+        if not bars:  # none when there is nothing to do
+            name = f"{shar_dir} {field}"
+            bars.append(tqdm(desc=name, bar_format=form, total=total))
+        bars[0].update(done - bars[0].n)
+
     start = time.perf_counter()
-    with tqdm(desc=f"{shar_dir} {field}", bar_format=form, total=0) as bar:
-
-        def progress(done: float, total: float) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    try:
         info, report = extract(
             shar_dir,
             teacher,
@@ -76,19 +79,24 @@ def run(shar_dir: str, teacher, args: argparse.Namespace) -> None:
             overwrite=args.overwrite,
             progress=progress,
         )
-    hours = time.perf_counter() - start
+    finally:
+        for bar in bars:
+            bar.close()
+    elapsed = time.perf_counter() - start
+    size = sum(s["bytes"] for s in info.shards) / 1e6
+    done = f"{report.shards_kept} shards are whole, nothing to do"
+    if report.shards_done:
+        done = f"{report.shards_done} shards written, {report.shards_kept} kept; "
+        done += f"{report.seconds / elapsed:.0f} hours of audio an hour"
     logging.info(
-        "%s/%s.json: %d cuts, %d frames of %d values, %.1f MB; %d shards written, %d "
-        "kept; %.0f hours of audio an hour",
+        "%s/%s.json: %d cuts, %d frames of %d values, %.1f MB; %s",
         shar_dir,
         field,
         info.num_cuts,
         info.num_frames,
         info.dim,
-        sum(s["bytes"] for s in info.shards) / 1e6,
-        report.shards_done,
-        report.shards_kept,
-        report.seconds / hours,
+        size,
+        done,
     )
 
 
