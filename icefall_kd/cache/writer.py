@@ -41,36 +41,15 @@ def write_shard(
     Raises:
       ValueError: if the arrays are not those of the cuts, one by one and in order.
     """
-    code = get_codec(codec)
-    total, squares = np.zeros(0), np.zeros(0)
-    num_frames = written = 0
     path = tar_path(shar_dir, field, shard)
     state_path(shar_dir, field, shard).unlink(missing_ok=True)
     with write_aside(path) as aside:
-        with ArrayTarWriter(str(aside), shard_size=None) as tar:
-            for cut_id, x in arrays:
-                if written >= len(keys) or cut_id != keys[written][0]:
-                    raise ValueError(
-                        f"{path}: array {written} is of cut '{cut_id}', expected "
-                        f"{[k[0] for k in keys[written : written + 1]] or 'no more'}"
-                    )
-                stored = code.encode(x)
-                tar.write(cut_id, stored, _manifest(stored, frame_shift))
-                # Statistics are those of what a reader will get.
-                back = code.decode(stored).astype(np.float64)
-                if not len(total):
-                    total, squares = np.zeros(x.shape[1]), np.zeros(x.shape[1])
-                total += back.sum(axis=0)
-                squares += np.square(back).sum(axis=0)
-                num_frames += len(x)
-                written += 1
-        if written != len(keys):
-            raise ValueError(f"{path}: {written} arrays for {len(keys)} cuts")
+        num_frames, total, squares = _write_tar(aside, keys, arrays, frame_shift, codec)
     state = ShardState(
         tar=path.name,
         sha256=sha256_file(path),
         bytes=path.stat().st_size,
-        num_cuts=written,
+        num_cuts=len(keys),
         num_frames=num_frames,
         sum=total.tolist(),
         sum_squares=squares.tolist(),
@@ -81,6 +60,37 @@ def write_shard(
     )
     save(state, state_path(shar_dir, field, shard))
     return state
+
+
+def _write_tar(
+    path: Path,
+    keys: List[list],
+    arrays: Iterable[Tuple[str, np.ndarray]],
+    frame_shift: float,
+    codec: str,
+) -> Tuple[int, np.ndarray, np.ndarray]:
+    """Return the frames written, their (D,) sum and their (D,) sum of squares."""
+    code = get_codec(codec)
+    total, squares = np.zeros(0), np.zeros(0)
+    num_frames = written = 0
+    with ArrayTarWriter(str(path), shard_size=None) as tar:
+        for cut_id, x in arrays:
+            if written >= len(keys) or cut_id != keys[written][0]:
+                wanted = [k[0] for k in keys[written : written + 1]] or "no more"
+                raise ValueError(
+                    f"{path}: array {written} is of cut '{cut_id}', expected {wanted}"
+                )
+            stored = code.encode(x)
+            tar.write(cut_id, stored, _manifest(stored, frame_shift))
+            # Statistics are those of what a reader will get.
+            back = code.decode(stored).astype(np.float64)
+            total = back.sum(axis=0) + (total if written else 0.0)
+            squares = np.square(back).sum(axis=0) + (squares if written else 0.0)
+            num_frames += len(x)
+            written += 1
+    if written != len(keys):
+        raise ValueError(f"{path}: {written} arrays for {len(keys)} cuts")
+    return num_frames, total, squares
 
 
 def _manifest(stored: np.ndarray, frame_shift: float) -> TemporalArray:

@@ -1,0 +1,41 @@
+import os
+
+import numpy as np
+import pytest
+
+from icefall_kd.cache.field import load_shard_state
+from icefall_kd.cache.join import read_keys
+from icefall_kd.cache.writer import write_shard
+
+OPTIONS = {"frame_shift": 0.02, "codec": "fp16", "fingerprint": {"layer": "last"}}
+
+
+def arrays(keys):
+    rng = np.random.default_rng(0)
+    return [(k[0], rng.normal(size=(10, 4)).astype(np.float32)) for k in keys]
+
+
+def test_the_bytes_depend_on_the_arrays_alone(shar):
+    keys = read_keys(shar / "cuts.000000.jsonl.gz")
+    state = write_shard(shar, "a", "000000", keys, arrays(keys), **OPTIONS)
+    again = write_shard(shar, "b", "000000", keys, arrays(keys), **OPTIONS)
+    assert state.sha256 == again.sha256
+    assert load_shard_state(shar / "a.000000.json") == state
+    assert state.num_frames == 50 and state.bytes == os.path.getsize(
+        shar / "a.000000.tar"
+    )
+
+
+@pytest.mark.parametrize("change", ["order", "fewer", "more"])
+def test_arrays_that_are_not_those_of_the_cuts_leave_nothing(shar, change):
+    keys = read_keys(shar / "cuts.000000.jsonl.gz")
+    given = arrays(keys)
+    given = {
+        "order": given[::-1],
+        "fewer": given[:-1],
+        "more": given + [("x", given[0][1])],
+    }[change]
+    before = sorted(os.listdir(shar))
+    with pytest.raises(ValueError, match="expected|4 arrays for 5 cuts"):
+        write_shard(shar, "a", "000000", keys, given, **OPTIONS)
+    assert sorted(os.listdir(shar)) == before
