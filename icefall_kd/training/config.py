@@ -58,7 +58,7 @@ class OptimConfig:
       warmup_batches: updates over which the rate rises from half of base_lr.
       clipping_scale: gradients above so many times the recent median are scaled
         down to it.
-      max_grad_norm: upper limit of the gradients' 2-norm; 0 is none.
+      max_grad_norm: upper limit of the gradients' 2-norm per frame; 0 is none.
     """
 
     base_lr: float = 0.045

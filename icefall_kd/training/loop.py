@@ -193,9 +193,14 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             loss, frames, outputs = self.module(batch, state.step)
-        self.scaler.scale(loss).backward()
+        # The sum over frames: the encoder's regularisers add gradients of a size that
+        # was chosen for it.  The optimiser itself does not depend on the scale.
+        self.scaler.scale(loss * frames).backward()
         self.scaler.unscale_(self.optimizer)
-        norm = clip_gradients(self.params, config.optim.max_grad_norm)
+        limit = config.optim.max_grad_norm
+        if limit:  # the same for all processes, which share the gradients
+            limit *= self.world.sum([float(frames)])[0] / self.world.size
+        norm = clip_gradients(self.params, limit)
         state.batch += 1
         # Sums over all processes, so that all of them take the same way from here.
         bad_loss, bad_grad, audio = self.world.sum(
@@ -220,7 +225,7 @@ class Trainer:
             self.mean.sample(self.model)
         self.metrics.add("loss", loss.detach() * frames, frames)
         add_outputs(self.metrics, outputs)
-        self.metrics.add("grad_norm", norm)
+        self.metrics.add("grad_norm", norm, frames)
         return audio
 
     def _autocast(self) -> contextlib.AbstractContextManager:

@@ -192,6 +192,15 @@ def test_too_many_bad_batches_stop_the_run_by_name(config, monkeypatch):
         train(config)
 
 
+def test_gradients_are_clipped_to_the_limit_per_frame():
+    p = torch.nn.Parameter(torch.zeros(4))
+    p.grad = torch.full((4,), 3.0)
+    assert loop.clip_gradients([p], 0.0) == 6.0 and p.grad[0] == 3.0
+    assert loop.clip_gradients([p], 2.0) == 6.0
+    assert p.grad.norm().item() == pytest.approx(2.0)
+    assert loop.clip_gradients([torch.nn.Parameter(torch.zeros(1))], 1.0) == 0.0
+
+
 def test_autocast_to_bfloat16_trains(config):
     train(dataclasses.replace(config, num_epochs=1, amp="bf16"))
     assert all(math.isfinite(line["loss"]) for line in metrics(config))
