@@ -71,7 +71,6 @@ class Decoder(nn.Module):
 
 def _magnitude_balancer() -> Balancer:
     return Balancer(
-        channel_dim=-1,
         min_positive=0.0,
         max_positive=1.0,
         min_abs=0.5,

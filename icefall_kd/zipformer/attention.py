@@ -177,7 +177,9 @@ class AttentionWeights(nn.Module):
 
     def _position_scores(self, pos_query: Tensor, positions: Tensor) -> Tensor:
         """Return (N, H, T, L + 2 T) from (N, H, T, pos_head_dim)."""
-        pos = self.linear_pos(positions.to(pos_query.dtype))  # (L + 2 T, H * pos_head_dim)
+        pos = self.linear_pos(
+            positions.to(pos_query.dtype)
+        )  # (L + 2 T, H * pos_head_dim)
         pos = pos.reshape(-1, self.num_heads, pos_query.shape[-1])
         return pos_query @ pos.permute(1, 2, 0)
 

@@ -1,10 +1,12 @@
 """Feed-forward module: linear, SwooshL, dropout, linear."""
 
+from typing import Optional
+
 import torch
 from torch import Tensor, nn
 
-from icefall_kd.zipformer.activations import swoosh_l
 from icefall_kd.zipformer.norms import scaled_linear
+from icefall_kd.zipformer.pointwise import pointwise_pair
 from icefall_kd.zipformer.regularisers import Balancer, Whiten
 from icefall_kd.zipformer.schedules import FloatLike, ScheduledFloat
 
@@ -14,19 +16,23 @@ def whitening_limit(start: float, ratio: float = 2.0) -> ScheduledFloat:
     return ScheduledFloat((0.0, start), (20000.0, ratio * start), default=start)
 
 
-def drop_over_time(x: Tensor, rate: FloatLike, training: bool) -> Tensor:
-    """Return ``x`` with whole channels of a sequence dropped, the rest scaled up.
+def keep_channels(
+    x: Tensor, channels: int, rate: FloatLike, training: bool
+) -> Optional[Tensor]:
+    """Return the dropout of whole channels of a sequence, None where there is none.
 
     Args:
-      x: (N, T, C); one mask serves all frames of a sequence.
+      x: (N, T, C), for N and the dtype; one mask serves all frames of a sequence.
+      channels: C'.
       rate: share of the channels to drop.
-      training: False returns ``x``.
+    Returns:
+      (N, 1, C'), 0 or 1 / (1 - rate).
     """
     rate = float(rate) if training else 0.0
     if rate == 0.0:
-        return x
-    keep = torch.rand(x.shape[0], 1, x.shape[2], device=x.device) >= rate
-    return x * keep.to(x.dtype).mul_(1.0 / (1.0 - rate))
+        return None
+    keep = torch.rand(x.shape[0], 1, channels, device=x.device) >= rate
+    return keep.to(x.dtype).mul_(1.0 / (1.0 - rate))
 
 
 class FeedForward(nn.Module):
@@ -43,6 +49,7 @@ class FeedForward(nn.Module):
         self.out_whiten = Whiten(1, whitening_limit(7.5), grad_scale=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = swoosh_l(self.hidden_balancer(self.in_proj(x)))
-        x = drop_over_time(x, self.dropout, self.training)
-        return self.out_whiten(self.out_proj(x))
+        hidden = self.in_proj.out_features
+        keep = keep_channels(x, hidden, self.dropout, self.training)
+        x = pointwise_pair(x, self.in_proj, self.out_proj, self.hidden_balancer, keep)
+        return self.out_whiten(x)

@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor, nn
 
+from icefall_kd.zipformer.activations import widen
 from icefall_kd.zipformer.regularisers import keep_within
 
 
 class _BiasNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, bias: Tensor, log_scale: Tensor):
-        x = x.float()
+        x = widen(x)
         power = (x - bias).square_().mean(dim=-1, keepdim=True)
         scale = power.rsqrt() * log_scale.exp()
         ctx.save_for_backward(x, bias, power, scale)
@@ -18,7 +19,7 @@ class _BiasNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, bias, power, scale = ctx.saved_tensors
-        grad = grad.float()
+        grad = widen(grad)
         by_scale = (grad * x).sum(dim=-1, keepdim=True) * scale  # times scale
         pull = (x - bias).mul_(by_scale / (power * x.shape[-1]))
         grad_bias = pull.reshape(-1, pull.shape[-1]).sum(dim=0)

@@ -13,6 +13,7 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor, nn
 
+from icefall_kd.zipformer.activations import block_rows, widen
 from icefall_kd.zipformer.schedules import FloatLike, ScheduledFloat
 
 TINY = 1e-20
@@ -28,23 +29,32 @@ class _BendByChannel(torch.autograd.Function):
     """Balancer: g <- g + |g| (a_c + b_c x), see :func:`balance_slopes`."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, limits: Tuple[float, ...], scale: float, dim: int):
+    def forward(ctx, x: Tensor, limits: Tuple[float, ...], scale: float):
         ctx.save_for_backward(x)
-        ctx.setting = (limits, scale, dim)
+        ctx.setting = (limits, scale)
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         (x,) = ctx.saved_tensors
-        limits, scale, dim = ctx.setting
-        x = x.float()
-        others = [i for i in range(x.dim()) if i != dim]
-        mean = x.mean(others, keepdim=True)
-        power = (x * x).mean(others, keepdim=True)
-        offset, slope = balance_slopes(mean, power, limits, scale)
-        bend = torch.addcmul(offset, slope, x)
-        bend = bend.mul_(grad.abs()).add_(grad)
-        return bend.to(grad.dtype), None, None, None
+        rows = x.reshape(-1, x.shape[-1])
+        offset, slope = balance_slopes(*channel_moments(rows), *ctx.setting)
+        out = grad.clone(memory_format=torch.contiguous_format)
+        size = block_rows(rows, rows.shape[1])
+        for g, r in zip(out.view(rows.shape).split(size), rows.split(size)):
+            g.addcmul_(g.abs(), torch.addcmul(offset, slope, widen(r)).to(g.dtype))
+        return out, None, None
+
+
+def channel_moments(rows: Tensor) -> Tuple[Tensor, Tensor]:
+    """Return E[x] and E[x^2] of the columns of (P, C), each (C,)."""
+    total = widen(rows.new_zeros(rows.shape[1]))
+    power = torch.zeros_like(total)
+    for part in rows.split(block_rows(rows, rows.shape[1])):
+        part = widen(part)
+        total += part.sum(0)
+        power += (part * part).sum(0)
+    return total / rows.shape[0], power / rows.shape[0]
 
 
 def balance_slopes(
@@ -100,14 +110,13 @@ def mean_limit(share_positive: float) -> float:
 
 
 class Balancer(nn.Module):
-    """Keeps, for each channel, sign balance and magnitude within limits.
+    """Keeps sign balance and magnitude of each channel (last axis) within limits.
 
     Forward is the identity.  With probability ``prob`` the gradient of a channel that
     breaks a limit gets, at every element, up to about ``grad_scale`` of its own
     absolute value in the direction that mends it.
 
     Args:
-      channel_dim: axis of the channels in the input.
       min_positive, max_positive: limits of the share of positive values.
       min_abs, max_abs: limits of the mean absolute value.
       grad_scale: root mean square of the relative change of the gradient.
@@ -116,7 +125,6 @@ class Balancer(nn.Module):
 
     def __init__(
         self,
-        channel_dim: int = -1,
         min_positive: FloatLike = 0.05,
         max_positive: FloatLike = 0.95,
         min_abs: FloatLike = 0.2,
@@ -127,7 +135,6 @@ class Balancer(nn.Module):
         super().__init__()
         if prob is None:
             prob = ScheduledFloat((0.0, 0.5), (8000.0, 0.125), default=0.4)
-        self.channel_dim = channel_dim
         self.min_positive = min_positive
         self.max_positive = max_positive
         self.min_abs = min_abs
@@ -144,15 +151,15 @@ class Balancer(nn.Module):
             rms_limit(float(self.max_abs)),
         )
 
-    def draw(self, x: Tensor) -> bool:
+    def draw(self) -> bool:
         """Return whether to act on this batch."""
-        return not is_idle(self, x) and random.random() < float(self.prob)
+        return self.training and random.random() < float(self.prob)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.draw(x):
+        """Return ``x``, (..., C)."""
+        if is_idle(self, x) or not self.draw():
             return x
-        dim = self.channel_dim % x.dim()
-        return _BendByChannel.apply(x, self.limits(), self.grad_scale, dim)
+        return _BendByChannel.apply(x, self.limits(), self.grad_scale)
 
 
 class _Whitening(torch.autograd.Function):
@@ -205,7 +212,7 @@ class Whiten(nn.Module):
 
     def bend(self, x: Tensor, grad: Tensor) -> Tensor:
         """Return ``grad`` with the whitening term added; also sets the next prob."""
-        rows = x.float().reshape(-1, self.num_groups, x.shape[-1] // self.num_groups)
+        rows = widen(x).reshape(-1, self.num_groups, x.shape[-1] // self.num_groups)
         rows = rows.transpose(0, 1)  # (G, frames, C/G)
         rows = rows - rows.mean(dim=1, keepdim=True)
         covariance = rows.transpose(1, 2) @ rows
@@ -216,7 +223,7 @@ class Whiten(nn.Module):
         self.prob = self.max_prob
         # |rows @ direction|^2 needs no pass over the frames.
         norm = (direction * (covariance @ direction)).sum().clamp(min=0).sqrt()
-        factor = self.grad_scale * grad.float().norm() / (norm + TINY)
+        factor = self.grad_scale * widen(grad).norm() / (norm + TINY)
         push = (rows @ (direction * factor)).transpose(0, 1).reshape(x.shape)
         return grad + push.to(grad.dtype)
 

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icefall_kd.zipformer.activations import swoosh_l, swoosh_r
-from icefall_kd.zipformer.feedforward import drop_over_time
+from icefall_kd.zipformer.activations import swoosh_r
+from icefall_kd.zipformer.feedforward import keep_channels
 from icefall_kd.zipformer.norms import BiasNorm, scale_init
+from icefall_kd.zipformer.pointwise import pointwise_pair
 from icefall_kd.zipformer.regularisers import Balancer, Whiten, scale_grad
 from icefall_kd.zipformer.schedules import FloatLike, ScheduledFloat
 
@@ -65,12 +66,12 @@ class ConvNeXt(nn.Module):
         )
         self.pointwise_conv1 = nn.Conv2d(channels, hidden, 1)
         self.hidden_balancer = Balancer(
-            channel_dim=1, min_positive=0.3, max_positive=1.0, min_abs=0.75, max_abs=5.0
+            min_positive=0.3, max_positive=1.0, min_abs=0.75, max_abs=5.0
         )
         self.pointwise_conv2 = scale_init(nn.Conv2d(hidden, channels, 1), 0.01)
         self.skip_rate = ScheduledFloat((0.0, 0.2), (20000.0, 0.015))
         self.out_balancer = Balancer(
-            channel_dim=1, min_positive=0.4, max_positive=0.6, min_abs=1.0, max_abs=6.0
+            min_positive=0.4, max_positive=0.6, min_abs=1.0, max_abs=6.0
         )
         self.out_whiten = Whiten(1, 5.0, grad_scale=0.01)
 
@@ -97,15 +98,19 @@ class ConvNeXt(nn.Module):
             padding = (0, side)
         conv = self.depthwise_conv
         x = F.conv2d(x, conv.weight, conv.bias, padding=padding, groups=conv.groups)
-        x = swoosh_l(self.hidden_balancer(self.pointwise_conv1(x)))
-        x = self.pointwise_conv2(x)
+        # The channels of a channels-last tensor are its last axis without a copy.
+        x, bypass = x.permute(0, 2, 3, 1), bypass.permute(0, 2, 3, 1)
+        x = pointwise_pair(
+            x, self.pointwise_conv1, self.pointwise_conv2, self.hidden_balancer
+        )
         rate = float(self.skip_rate) if self.training else 0.0
         if rate > 0.0:
-            x = x * (torch.rand(x.shape[0], 1, 1, 1, device=x.device) >= rate)
-        x = self.out_balancer(bypass + x)
-        # The channels of a channels-last tensor are its last axis without a copy.
-        x = self.out_whiten(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return x, cache
+            keep = torch.rand(x.shape[0], 1, 1, 1, device=x.device) >= rate
+            x = torch.addcmul(bypass, x, keep.to(x.dtype))
+        else:
+            x = bypass + x
+        x = self.out_whiten(self.out_balancer(x))
+        return x.permute(0, 3, 1, 2), cache
 
 
 class Conv2dSubsampling(nn.Module):
@@ -143,7 +148,7 @@ class Conv2dSubsampling(nn.Module):
             }
         )
         self.balancers = nn.ModuleList(
-            [Balancer(channel_dim=1, max_abs=limit) for limit in (1.0, 4.0, 4.0)]
+            [Balancer(max_abs=limit) for limit in (1.0, 4.0, 4.0)]
         )
         self.convnext = ConvNeXt(third, convnext_expansion)
         self.out_width = ((feature_dim - 1) // 2 - 1) // 2
@@ -188,13 +193,13 @@ class Conv2dSubsampling(nn.Module):
         x = x.unsqueeze(1)
         if not torch.jit.is_tracing():
             x = x.contiguous(memory_format=torch.channels_last)
-        x = self.conv["0"](x)
-        if self.training:
-            # Keeps the largest gradients of the model within the range of float16.
-            x = scale_grad(x, 0.2)
-        x = swoosh_r(self.balancers[0](x))
-        x = swoosh_r(self.balancers[1](self.conv["4"](x)))
-        return swoosh_r(self.balancers[2](self.conv["7"](x)))
+        for i, conv in enumerate(self.conv.values()):
+            x = conv(x)
+            if i == 0 and self.training:
+                # Keeps the largest gradients of the model within range of float16.
+                x = scale_grad(x, 0.2)
+            x = swoosh_r(self.balancers[i](x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        return x
 
     def _embed(self, x: Tensor) -> Tensor:
         """Return (N, T, output_dim) of (N, C, T, F)."""
@@ -209,4 +214,5 @@ class Conv2dSubsampling(nn.Module):
             x = x.permute(0, 2, 3, 1).reshape(batch, num_frames, -1)
             x = F.linear(x, weight, self.out.bias)
         x = self.out_norm(self.out_whiten(x))
-        return drop_over_time(x, self.dropout, self.training)
+        keep = keep_channels(x, x.shape[-1], self.dropout, self.training)
+        return x if keep is None else x * keep

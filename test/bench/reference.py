@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from icefall_kd.config import ZipformerConfig
 from icefall_kd.masks import make_pad_mask
-from icefall_kd.zipformer import activations
 
 RECIPE = "egs/librispeech/ASR/zipformer"
 
@@ -25,26 +24,6 @@ RECIPE = "egs/librispeech/ASR/zipformer"
 def _autocast(device_type: str = "cuda", **kwargs) -> Iterator[None]:
     with torch.autocast(device_type, **kwargs):
         yield
-
-
-def _give_swoosh(k2: types.ModuleType) -> None:
-    """Give an old k2 the Swoosh functions of a newer one."""
-    if hasattr(k2, "swoosh_l"):
-        return
-    for name, shift, offset in (
-        ("swoosh_l", activations.L_SHIFT, activations.L_OFFSET),
-        ("swoosh_r", activations.R_SHIFT, activations.R_OFFSET),
-    ):
-
-        def values(x: Tensor, s: float = shift, o: float = offset) -> Tensor:
-            return activations.swoosh_values(x, s, o)
-
-        def values_and_slopes(x: Tensor, s: float = shift, o: float = offset):
-            return activations.swoosh_values(x, s, o), activations.swoosh_slopes(x, s)
-
-        setattr(k2, name, getattr(activations, name))
-        setattr(k2, f"{name}_forward", values)
-        setattr(k2, f"{name}_forward_and_deriv", values_and_slopes)
 
 
 def load(checkout: str) -> types.SimpleNamespace:
@@ -56,9 +35,6 @@ def load(checkout: str) -> types.SimpleNamespace:
     recipe = Path(checkout) / RECIPE
     if not (recipe / "zipformer.py").is_file():
         raise FileNotFoundError(f"{recipe}/zipformer.py: not an icefall checkout")
-    import k2
-
-    _give_swoosh(k2)
     interface = types.ModuleType("encoder_interface")
     interface.EncoderInterface = nn.Module
     package, utils = types.ModuleType("icefall"), types.ModuleType("icefall.utils")

@@ -10,8 +10,7 @@ Processor seconds (all threads) are given beside those of the clock: on a machin
 others use they are what compares.  Prints one JSON object.  Not collected by pytest.
 
 The predictor, the joiner and the losses outside the encoder are shared: what differs
-is the front end, the encoder and the optimiser.  k2 before 1.24 has no Swoosh kernels,
-which icefall needs: ours then serve it as well.
+is the front end, the encoder and the optimiser.
 """
 
 import argparse

@@ -1,0 +1,132 @@
+"""Linear, SwooshL, linear: the body of a feed-forward module and of a ConvNeXt layer.
+
+As one function it keeps the input and the hidden layer before the activation, no
+more, and goes through the frames by blocks that stay in a processor's cache.
+"""
+
+from typing import Iterator, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from icefall_kd.zipformer.activations import (
+    L_OFFSET,
+    L_SHIFT,
+    SLOPE,
+    block_rows,
+    swoosh_l,
+    swoosh_parts,
+    widen,
+)
+from icefall_kd.zipformer.regularisers import Balancer, balance_slopes, channel_moments
+
+Block = Tuple[slice, Optional[Tensor]]
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which matrix products of ``x`` are to be done now."""
+    if x.is_cuda:
+        return (
+            torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else x.dtype
+        )
+    enabled = torch.is_autocast_cpu_enabled()
+    return torch.get_autocast_cpu_dtype() if enabled else x.dtype
+
+
+class _Pointwise(torch.autograd.Function):
+    """out = swoosh_l(x w1^T + b1) * keep w2^T + b2, the Balancer on the sum inside."""
+
+    @staticmethod
+    def forward(ctx, x, w1, b1, w2, b2, keep, limits, scale):
+        dtype = autocast_dtype(x)
+        cast = [t.detach().to(dtype) for t in (w1, b1, w2, b2)]
+        rows = x.reshape(-1, x.shape[-1]).to(dtype)
+        hidden = rows.new_empty(rows.shape[0], w1.shape[0])
+        out = rows.new_empty(rows.shape[0], w2.shape[0])
+        with torch.autocast(x.device.type, enabled=False):
+            for part, mask in _blocks(hidden, keep, x.shape[0]):
+                h = torch.addmm(cast[1], rows[part], cast[0].t(), out=hidden[part])
+                a, _ = swoosh_parts(widen(h), L_SHIFT, L_OFFSET)
+                a = _masked(a, mask).to(dtype)
+                torch.addmm(cast[3], a, cast[2].t(), out=out[part])
+        ctx.save_for_backward(rows, hidden, cast[0], cast[2], keep)
+        ctx.setting = (x.shape, x.dtype, limits, scale)
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        rows, hidden, w1, w2, keep = ctx.saved_tensors
+        shape, dtype, limits, scale = ctx.setting
+        grad = grad.reshape(-1, grad.shape[-1]).to(w2.dtype)
+        push = None
+        if limits is not None:
+            push = balance_slopes(*channel_moments(hidden), limits, scale)
+        grad_x = torch.empty_like(rows)
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        sums = [
+            torch.zeros(s, dtype=wide, device=grad.device)
+            for s in (w1.shape, w1.shape[:1], w2.shape, w2.shape[:1])
+        ]
+        for part, mask in _blocks(hidden, keep, shape[0]):
+            h, g = widen(hidden[part]), grad[part]
+            a, falling = swoosh_parts(h, L_SHIFT, L_OFFSET)
+            a = _masked(a, mask).to(w2.dtype)
+            sums[2] += g.t() @ a
+            sums[3] += g.sum(0)
+            gh = _masked(widen(g @ w2), mask)
+            gh.mul_(falling.neg_().add_(1.0 - SLOPE))
+            if push is not None:
+                gh.addcmul_(gh.abs(), torch.addcmul(push[0], push[1], h))
+            gh = gh.to(w1.dtype)
+            sums[0] += gh.t() @ rows[part]
+            sums[1] += gh.sum(0)
+            torch.mm(gh, w1, out=grad_x[part])
+        return (grad_x.view(shape).to(dtype), *sums, None, None, None)
+
+
+def _blocks(hidden: Tensor, keep: Optional[Tensor], num_seqs: int) -> Iterator[Block]:
+    """Yield rows to take at once, with the dropout of each row that needs one."""
+    num_rows, width = hidden.shape
+    size = block_rows(hidden, width)
+    if keep is None:
+        for start in range(0, num_rows, size):
+            yield slice(start, start + size), None
+        return
+    frames = num_rows // num_seqs
+    step = max(1, size // frames)  # whole sequences, so that a mask is one expand
+    for n in range(0, num_seqs, step):
+        mask = keep[n : n + step].expand(-1, frames, -1)
+        yield slice(n * frames, (n + step) * frames), mask
+
+
+def _masked(x: Tensor, mask: Optional[Tensor]) -> Tensor:
+    if mask is not None:
+        x.view(mask.shape).mul_(mask)
+    return x
+
+
+def pointwise_pair(
+    x: Tensor,
+    first: torch.nn.Module,
+    second: torch.nn.Module,
+    balancer: Balancer,
+    keep: Optional[Tensor] = None,
+) -> Tensor:
+    """Return second(swoosh_l(balancer(first(x))) * keep).
+
+    Args:
+      x: (N, ..., C).
+      first, second: linear layers, or 1x1 convolutions, C to H and H to C'.
+      balancer: of the hidden layer.
+      keep: (N, 1, H), dropout of hidden channels, for ``x`` of three axes.
+    Returns:
+      (N, ..., C').
+    """
+    w1, w2 = first.weight.flatten(1), second.weight.flatten(1)
+    if torch.jit.is_tracing() or not torch.is_grad_enabled():
+        x = swoosh_l(F.linear(x, w1, first.bias))
+        return F.linear(x if keep is None else x * keep, w2, second.bias)
+    limits = balancer.limits() if balancer.draw() else None
+    args = (x, w1, first.bias, w2, second.bias, keep, limits, balancer.grad_scale)
+    return _Pointwise.apply(*args)
