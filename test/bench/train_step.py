@@ -4,20 +4,25 @@
 
 A step is forward (transducer and CTC loss), backward and ScaledAdam, in training mode
 with all regularisers, on random features.  With ``--reference`` the same step of the
-Zipformer of an icefall checkout runs in turn with ours, A B A B, so that both see the
-same machine; ``ratio`` is its time over ours, of the fastest and of the median steps.
-Processor seconds (all threads) are given beside those of the clock: on a machine that
-others use they are what compares.  Prints one JSON object.  Not collected by pytest.
+Zipformer of an icefall checkout runs in turn with ours, A B A B, each in a process of
+its own, so that both see the same machine; ``ratio`` is its time over ours, of the
+fastest and of the median steps.  Processor seconds (all threads) are given beside those
+of the clock: on a machine that others use they are what compares.  Prints one JSON
+object.  Not collected by pytest.
 
-The predictor, the joiner and the losses outside the encoder are shared: what differs
-is the front end, the encoder and the optimiser.
+Ours runs after `icefall_kd.cpu.tune_cpu`, as ``bin.train`` does; the reference as its
+users run it, or after the same with ``--tune-reference``.  Predictor, joiner and
+the losses outside the encoder are shared: what differs is the front end, the encoder
+and the optimiser.
 """
 
 import argparse
 import copy
 import json
 import random
+import resource
 import statistics
+import subprocess
 import sys
 import time
 from typing import Callable, Dict, List, Optional
@@ -28,6 +33,7 @@ from torch import Tensor, nn
 
 from icefall_kd import FBANK_SHIFT
 from icefall_kd.config import ModelConfig, ZipformerConfig
+from icefall_kd.cpu import tune_cpu
 from icefall_kd.training.optim import ScaledAdam
 from icefall_kd.transducer.build import build_model
 from icefall_kd.transducer.loss import ctc_loss, pruned_transducer_loss
@@ -52,6 +58,8 @@ def parse(argv: Optional[List[str]] = None) -> argparse.Namespace:
     p.add_argument("--device", default="cpu")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--reference", help="icefall checkout to measure beside ours")
+    p.add_argument("--tune-reference", action="store_true", help="as ours is tuned")
+    p.add_argument("--worker", choices=["ours", "reference"], help=argparse.SUPPRESS)
     p.add_argument("--profile", action="store_true", help="operators of ours to stderr")
     return p.parse_args(argv)
 
@@ -104,13 +112,13 @@ def make_step(
     return step
 
 
-def build_steps(args: argparse.Namespace) -> Dict[str, Step]:
-    """Return the step of ours, and of the reference if one is given."""
+def build_step(args: argparse.Namespace, name: str) -> Step:
+    """Return the step of ours or of the reference, on the same weights and batch."""
     torch.manual_seed(args.seed)
     random.seed(args.seed)
     config = model_config(args)
-    ours = build_model(config).to(args.device).train()
-    set_batch_count(ours, args.batch_count)
+    model = build_model(config).to(args.device).train()
+    set_batch_count(model, args.batch_count)
     generator = random.Random(args.seed)
     batch = {
         "x": torch.randn(args.batch, args.frames, 80, device=args.device) - 6.0,
@@ -120,16 +128,15 @@ def build_steps(args: argparse.Namespace) -> Dict[str, Step]:
             for _ in range(args.batch)
         ],
     }
-    optimizer = ScaledAdam(ours.parameters(), lr=0.02, clipping_scale=2.0)
-    steps = {"ours": make_step(ours, optimizer, batch, ours.forward_encoder, args)}
-    if args.reference:
-        icefall = reference.load(args.reference)
-        theirs = copy.deepcopy(ours)
-        reference.replace_encoder(icefall, theirs, config.encoder, args.batch_count)
-        optimizer = icefall.ScaledAdam(theirs.parameters(), lr=0.02, clipping_scale=2.0)
-        encode = reference.forward_encoder(theirs)
-        steps["reference"] = make_step(theirs, optimizer, batch, encode, args)
-    return steps
+    if name == "ours":
+        optimizer = ScaledAdam(model.parameters(), lr=0.02, clipping_scale=2.0)
+        return make_step(model, optimizer, batch, model.forward_encoder, args)
+    icefall = reference.load(args.reference)
+    theirs = copy.deepcopy(model)
+    reference.replace_encoder(icefall, theirs, config.encoder, args.batch_count)
+    optimizer = icefall.ScaledAdam(theirs.parameters(), lr=0.02, clipping_scale=2.0)
+    encode = reference.forward_encoder(theirs)
+    return make_step(theirs, optimizer, batch, encode, args)
 
 
 def synchronise(device: str) -> None:
@@ -138,61 +145,101 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def measure(
-    steps: Dict[str, Step], args: argparse.Namespace
-) -> Dict[str, Dict[str, List[float]]]:
-    """Return what each step took, by the clock and of processors; models in turn."""
-    clocks = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
-    taken = {name: {clock: [] for clock in clocks} for name in steps}
-    for i in range(args.rounds + 1):
-        for name, step in steps.items():
-            synchronise(args.device)
-            begin = {clock: now() for clock, now in clocks.items()}
-            loss = step()
-            synchronise(args.device)
-            if i > 0:  # the first allocates
-                for clock, now in clocks.items():
-                    taken[name][clock].append(now() - begin[clock])
-            if not loss == loss:
-                raise RuntimeError(f"{name}: the loss is not a number")
-    return taken
+def peak_megabytes(device: str) -> float:
+    """Return the most memory the process, or the GPU, has held."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Take a step for each line of stdin; write what it took as a line of JSON."""
+    if args.worker == "ours" or args.tune_reference:
+        tune_cpu()
+    torch.set_num_threads(args.threads)
+    step = build_step(args, args.worker)
+    base = peak_megabytes(args.device)
+    if args.profile and args.worker == "ours":
+        step()
+        with torch.profiler.profile() as profile:
+            step()
+        averages = profile.key_averages()
+        print(averages.table("self_cpu_time_total", row_limit=30), file=sys.stderr)
+    for _ in sys.stdin:
+        synchronise(args.device)
+        clock, processor = time.perf_counter(), time.process_time()
+        loss = step()
+        synchronise(args.device)
+        taken = {
+            "seconds": time.perf_counter() - clock,
+            "cpu_seconds": time.process_time() - processor,
+            "step_megabytes": peak_megabytes(args.device) - base,
+            "loss": loss,
+        }
+        print(json.dumps(taken), flush=True)
+
+
+def measure(args: argparse.Namespace) -> Dict[str, List[Dict[str, float]]]:
+    """Return what the steps of each model took, one step of each in turn."""
+    names = ["ours", "reference"] if args.reference else ["ours"]
+    workers = {
+        name: subprocess.Popen(
+            [sys.executable, __file__, *sys.argv[1:], "--worker", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in names
+    }
+    taken: Dict[str, List[Dict[str, float]]] = {name: [] for name in names}
+    for _ in range(args.rounds + 1):
+        for name, worker in workers.items():
+            worker.stdin.write("step\n")
+            worker.stdin.flush()
+            line = worker.stdout.readline()
+            if not line:
+                raise SystemExit(f"the process of {name} ended, see above")
+            taken[name].append(json.loads(line))
+            if not taken[name][-1]["loss"] == taken[name][-1]["loss"]:
+                raise SystemExit(f"{name}: the loss is not a number")
+    for worker in workers.values():
+        worker.stdin.close()
+        worker.wait()
+    return {name: steps[1:] for name, steps in taken.items()}  # the first allocates
 
 
 def report(
-    taken: Dict[str, Dict[str, List[float]]], args: argparse.Namespace
+    taken: Dict[str, List[Dict[str, float]]], args: argparse.Namespace
 ) -> Dict[str, object]:
     """Return the figures."""
     audio = args.batch * args.frames * FBANK_SHIFT
     result: Dict[str, Dict[str, float]] = {}
-    for name, clocks in taken.items():
+    for name, steps in taken.items():
         result[name] = {}
-        for clock, values in clocks.items():
+        for clock in ("seconds", "cpu_seconds"):
+            values = [step[clock] for step in steps]
             result[name][f"{clock}_min"] = round(min(values), 4)
             result[name][f"{clock}_median"] = round(statistics.median(values), 4)
-        result[name]["times_real_time"] = round(audio / min(clocks["seconds"]), 1)
+        result[name]["times_real_time"] = round(audio / result[name]["seconds_min"], 1)
+        result[name]["step_megabytes"] = round(steps[-1]["step_megabytes"])
     if "reference" in result:
         ours, theirs = result["ours"], result["reference"]
         result["ratio"] = {
-            key: round(theirs[key] / ours[key], 2) for key in ours if "seconds" in key
+            key: round(theirs[key] / ours[key], 2)
+            for key in ours
+            if "seconds" in key or "megabytes" in key
         }
-    settings = {k: v for k, v in vars(args).items() if k != "reference"}
+    settings = {k: v for k, v in vars(args).items() if k not in ("reference", "worker")}
     return {**result, "settings": settings, "torch": torch.__version__}
 
 
 def main() -> None:
     """Run the benchmark."""
     args = parse()
-    torch.set_num_threads(args.threads)
-    steps = build_steps(args)
-    if args.profile:
-        steps["ours"]()
-        with torch.profiler.profile() as profile:
-            steps["ours"]()
-        table = profile.key_averages().table(
-            sort_by="self_cpu_time_total", row_limit=30
-        )
-        print(table, file=sys.stderr)
-    print(json.dumps(report(measure(steps, args), args)))
+    if args.worker:
+        serve(args)
+    else:
+        print(json.dumps(report(measure(args), args)))
 
 
 if __name__ == "__main__":
