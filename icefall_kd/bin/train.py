@@ -13,6 +13,8 @@ from typing import Optional
 
 from icefall_kd.logs import setup_logging
 from icefall_kd.training.config import parse_config
+from icefall_kd.training.faults import TrainingStoppedError
+from icefall_kd.training.run import train
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
@@ -20,11 +22,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     setup_logging()
     try:
         config = parse_config(sys.argv[1:] if arguments is None else arguments)
-        # Imported after parsing, so that --help and wrong options answer at once.
-        from icefall_kd.training.run import train
-
         train(config)
-    except (ValueError, FileNotFoundError, RuntimeError) as e:
+    except (ValueError, FileNotFoundError, TrainingStoppedError) as e:
         raise SystemExit(f"train: {e}") from e
 
 

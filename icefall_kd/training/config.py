@@ -81,7 +81,8 @@ class TrainConfig:
       terms: parts of the loss.
       optim: how the loss is brought down.
       num_epochs: passes over the data.
-      init_encoder: checkpoint whose encoder the student starts from; null for none.
+      init_encoder: file of bin.average, or a checkpoint, whose encoder the student
+        starts from; null for none.
       seed: of weights, order of data and regularisers.
       device: "auto", "cpu" or "cuda".
       amp: autocast in "none", "bf16" or "fp16".

@@ -9,6 +9,10 @@ from icefall_kd.distill.term import Batch, TermOutput
 from icefall_kd.training.state import TrainState
 
 
+class TrainingStoppedError(RuntimeError):
+    """A run cannot go on; the message has the remedy."""
+
+
 class BadBatches:
     """Notes every skipped batch in ``bad_batches.<rank>.jsonl``."""
 
@@ -56,9 +60,9 @@ class BadBatches:
         """Stop a run that does not recover; its weights are still finite.
 
         Raises:
-          RuntimeError: always, with the remedy.
+          TrainingStoppedError: always, with the remedy.
         """
-        raise RuntimeError(
+        raise TrainingStoppedError(
             f"{state.bad_in_row} batches in a row had a loss or gradient that is not "
             f"finite; their cuts are in {self.path}. Remove those cuts, or lower "
             f"optim.base_lr ({base_lr}); then start again: training goes on from the "

@@ -24,6 +24,7 @@ from icefall_kd.training import checkpoint as ckpt
 from icefall_kd.training.averaging import RunningMean
 from icefall_kd.training.distributed import World
 from icefall_kd.training.faults import BadBatches
+from icefall_kd.training.gradients import clip_gradients, make_scaler
 from icefall_kd.training.metrics import (
     MetricsTracker,
     MetricsWriter,
@@ -67,8 +68,9 @@ class Trainer:
             config.optim.lr_epochs,
             warmup_batches=config.optim.warmup_batches,
         )
+        # Only half precision on CUDA needs its gradients scaled.
         half = config.amp == "fp16" and world.device.type == "cuda"
-        self.scaler = torch.cuda.amp.GradScaler(enabled=half)
+        self.scaler = make_scaler(half)
         self.state = TrainState()
         self.faults = BadBatches(self.exp_dir, world.rank)
         self.metrics = MetricsTracker()
@@ -88,7 +90,7 @@ class Trainer:
         """Train until ``num_epochs`` are done.
 
         Raises:
-          RuntimeError: if too many batches in a row were not finite.
+          TrainingStoppedError: if too many batches in a row were not finite.
         """
         config, state = self.config, self.state
         if self.world.is_main:
@@ -284,18 +286,3 @@ class Trainer:
     def _log(self, message: str) -> None:
         if self.world.is_main:
             logging.info("%s", message)
-
-
-def clip_gradients(params: list[nn.Parameter], limit: float) -> float:
-    """Return the 2-norm of all gradients; scale them down to ``limit`` if above.
-
-    Args:
-      limit: 0 is none.
-    """
-    grads = [p.grad for p in params if p.grad is not None]
-    if not grads:
-        return 0.0
-    norm = torch.stack(torch._foreach_norm(grads)).float().norm().item()
-    if limit and norm > limit:
-        torch._foreach_mul_(grads, limit / norm)
-    return norm

@@ -24,7 +24,7 @@ def train(config: TrainConfig) -> None:
 
     Raises:
       ValueError, FileNotFoundError: naming what is wrong, before data is read.
-      RuntimeError: if too many batches in a row were not finite.
+      TrainingStoppedError: if too many batches in a row were not finite.
     """
     if config.num_threads > 0:
         torch.set_num_threads(config.num_threads)
