@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Optional
 
+from icefall_kd.cpu import tune_cpu
 from icefall_kd.logs import setup_logging
 from icefall_kd.training.config import parse_config
 from icefall_kd.training.faults import TrainingStoppedError

@@ -25,7 +25,7 @@ esac
 pretrain_epochs() {  # system
   case $profile-$1 in
     quick-*) echo 8 ;;
-    full-*_pool) echo 10 ;;
+    full-*_pool) echo 6 ;;
     full-*) echo 40 ;;
   esac
 }
