@@ -21,6 +21,7 @@ from icefall_kd.training.run import train
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """Parse the options and train."""
     setup_logging()
+    tune_cpu()
     try:
         config = parse_config(sys.argv[1:] if arguments is None else arguments)
         train(config)
