@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from icefall_kd.zipformer.precision import widen
+
 SLOPE = 0.08
 L_SHIFT, L_OFFSET = 4.0, 0.035
 R_SHIFT, R_OFFSET = 1.0, 0.313261687
@@ -28,11 +30,6 @@ def block_rows(x: Tensor, width: int) -> int:
     if x.is_cuda:
         return max(1, x.numel())
     return max(1, BLOCK_ELEMENTS // width)
-
-
-def widen(x: Tensor) -> Tensor:
-    """Return ``x`` in float32 at least."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def flat_blocks(*tensors: Tensor) -> Iterator[Tuple[Tensor, ...]]:

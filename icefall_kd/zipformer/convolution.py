@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icefall_kd.zipformer.activations import swoosh_r
+from icefall_kd.zipformer.depthwise import depthwise_frames
 from icefall_kd.zipformer.feedforward import whitening_limit
 from icefall_kd.zipformer.norms import scaled_linear
 from icefall_kd.zipformer.regularisers import Balancer, Whiten
@@ -23,9 +24,10 @@ def convolve_frames(x: Tensor, conv: nn.Conv1d, padding: int) -> Tensor:
     Returns:
       (N, T + 2 * padding - kernel + 1, C).
     """
-    y = F.conv1d(
-        x.transpose(1, 2), conv.weight, conv.bias, padding=padding, groups=conv.groups
-    )
+    if x.device.type == "cpu" and not torch.jit.is_tracing():
+        return depthwise_frames(x, conv.weight, conv.bias, padding)
+    x = x.transpose(1, 2)
+    y = F.conv1d(x, conv.weight, conv.bias, padding=padding, groups=conv.groups)
     return y.transpose(1, 2)
 
 

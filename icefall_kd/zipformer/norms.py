@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from icefall_kd.zipformer.activations import widen
+from icefall_kd.zipformer.precision import widen
 from icefall_kd.zipformer.regularisers import keep_within
 
 

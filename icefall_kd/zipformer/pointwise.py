@@ -17,21 +17,11 @@ from icefall_kd.zipformer.activations import (
     block_rows,
     swoosh_l,
     swoosh_parts,
-    widen,
 )
+from icefall_kd.zipformer.precision import autocast_dtype, widen
 from icefall_kd.zipformer.regularisers import Balancer, balance_slopes, channel_moments
 
 Block = Tuple[slice, Optional[Tensor]]
-
-
-def autocast_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype in which matrix products of ``x`` are to be done now."""
-    if x.is_cuda:
-        return (
-            torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else x.dtype
-        )
-    enabled = torch.is_autocast_cpu_enabled()
-    return torch.get_autocast_cpu_dtype() if enabled else x.dtype
 
 
 class _Pointwise(torch.autograd.Function):

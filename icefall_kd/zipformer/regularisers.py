@@ -13,7 +13,8 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from icefall_kd.zipformer.activations import block_rows, widen
+from icefall_kd.zipformer.activations import block_rows
+from icefall_kd.zipformer.precision import widen
 from icefall_kd.zipformer.schedules import FloatLike, ScheduledFloat
 
 TINY = 1e-20

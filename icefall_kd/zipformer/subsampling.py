@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icefall_kd.zipformer.activations import swoosh_r
+from icefall_kd.zipformer.depthwise import depthwise_image
 from icefall_kd.zipformer.feedforward import keep_channels
 from icefall_kd.zipformer.norms import BiasNorm, scale_init
 from icefall_kd.zipformer.pointwise import pointwise_pair
@@ -87,17 +88,16 @@ class ConvNeXt(nn.Module):
           (N, C, T, F), and None; with a cache (N, C, T - 3, F), for the last three
           frames lack their right context, and the next cache.
         """
-        side = CONVNEXT_CONTEXT
-        bypass = x
-        padding = (side, side)
-        if cache is not None:
+        bypass, conv = x, self.depthwise_conv
+        if cache is None:
+            x = depthwise_image(x, conv)
+        else:
+            side = CONVNEXT_CONTEXT
             num_frames = x.shape[2] - side
             bypass = x[:, :, :num_frames]
             x = torch.cat([cache, x], dim=2)
             cache = x[:, :, num_frames : num_frames + side]
-            padding = (0, side)
-        conv = self.depthwise_conv
-        x = F.conv2d(x, conv.weight, conv.bias, padding=padding, groups=conv.groups)
+            x = F.conv2d(x, conv.weight, conv.bias, 1, (0, side), groups=conv.groups)
         # The channels of a channels-last tensor are its last axis without a copy.
         x, bypass = x.permute(0, 2, 3, 1), bypass.permute(0, 2, 3, 1)
         x = pointwise_pair(

@@ -1,0 +1,21 @@
+"""Floating types: what autocast asks for, and what sums need."""
+
+import torch
+from torch import Tensor
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which matrix products of ``x`` are to be done now.
+
+    A custom autograd function casts by itself: its backward runs without autocast.
+    """
+    if x.is_cuda and torch.is_autocast_enabled():
+        return torch.get_autocast_gpu_dtype()
+    if not x.is_cuda and torch.is_autocast_cpu_enabled():
+        return torch.get_autocast_cpu_dtype()
+    return x.dtype
+
+
+def widen(x: Tensor) -> Tensor:
+    """Return ``x`` in float32 at least."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
