@@ -3,7 +3,7 @@
 The libraries behind torch compute a depthwise convolution fast but its gradients,
 above all that of the weight, 10 to 50 times slower (one core, 320 x 8 x 128 frames,
 kernel 31: 0.4 ms against 20 ms).  The gradient of the input is a convolution too; that
-of a weight over frames is, for each channel, the diagonals of a matrix product.
+of a weight is, for each channel, sums along diagonals of a matrix product.
 """
 
 from typing import Optional, Tuple
@@ -11,6 +11,8 @@ from typing import Optional, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from icefall_kd.zipformer.precision import autocast_dtype, widen
 
 BLOCK = 32  # frames; the matrices of the weight's gradient are BLOCK x BLOCK + K - 1
 
@@ -47,70 +49,99 @@ def depthwise_image(
     Returns:
       (N, C, H + 2 * padding[0] - KH + 1, W + 2 * padding[1] - KW + 1).
     """
-    if x.device.type == "cpu" and torch.is_grad_enabled() and x.requires_grad:
+    if (
+        x.device.type == "cpu"
+        and torch.is_grad_enabled()
+        and x.requires_grad
+        and not torch.jit.is_tracing()
+    ):
         return _Depthwise.apply(x, weight, bias, padding)
     return F.conv2d(x, weight, bias, padding=padding, groups=weight.shape[0])
 
 
 class _Depthwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, padding):  # noqa: D102
+    def forward(ctx, x, weight, bias, padding):
+        dtype = autocast_dtype(x)
+        ctx.x_dtype, ctx.padding, ctx.has_bias = x.dtype, padding, bias is not None
+        x, weight = x.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
         ctx.save_for_backward(x, weight)
-        ctx.padding, ctx.has_bias = padding, bias is not None
-        return F.conv2d(x, weight, bias, padding=padding, groups=weight.shape[0])
+        with torch.autocast(x.device.type, enabled=False):
+            return F.conv2d(x, weight, bias, padding=padding, groups=weight.shape[0])
 
     @staticmethod
-    def backward(ctx, grad):  # noqa: D102
+    def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         kernel = weight.shape[2:]
+        grad = grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
         back = [k - 1 - p for k, p in zip(kernel, ctx.padding)]
-        flipped = weight.flip(2, 3).to(grad.dtype)
-        x_grad = F.conv2d(grad, flipped, padding=back, groups=weight.shape[0])
-        # Sums over all frames: in single precision under autocast too.
-        x, grad = x.to(weight.dtype), grad.to(weight.dtype)
-        if kernel[0] == 1 and x.shape[2] == 1:
-            weight_grad = _frames_weight_grad(x, grad, kernel[1], ctx.padding[1])
+        grad_x = F.conv2d(
+            grad, weight.flip(2, 3), padding=back, groups=weight.shape[0]
+        ).to(ctx.x_dtype)
+        x, rows = x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
+        x = F.pad(x, (0, 0) + 2 * ctx.padding[1:] + 2 * ctx.padding[:1])
+        if kernel[0] == 1:
+            grad_weight = frames_weight_gradient(x.flatten(0, 1), rows.flatten(0, 1))
         else:
-            weight_grad = _image_weight_grad(x, grad, weight, ctx.padding)
-        bias_grad = grad.sum((0, 2, 3)) if ctx.has_bias else None
-        return x_grad.to(x.dtype), weight_grad, bias_grad, None
+            grad_weight = image_weight_gradient(x, rows)
+        grad_weight = widen(grad_weight).view(weight.shape)
+        grad_bias = widen(rows.sum((0, 1, 2))) if ctx.has_bias else None
+        return grad_x, grad_weight, grad_bias, None
 
 
-def _image_weight_grad(
-    x: Tensor, grad: Tensor, weight: Tensor, padding: Tuple[int, int]
-) -> Tensor:
-    return torch.ops.aten.convolution_backward(
-        grad,
-        x,
-        weight,
-        [0],
-        [1, 1],
-        padding,
-        [1, 1],
-        False,
-        [0, 0],
-        weight.shape[0],
-        [False, True, False],
-    )[1]
+def image_weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
+    """Return the gradient of the weight of a depthwise convolution of images.
 
+    The rows of ``grad`` are multiplied with windows of KH rows of ``x``, which overlap
+    in memory.  The product has the sums for every pair of columns; those that a tap
+    needs lie on a diagonal.
 
-def _frames_weight_grad(x: Tensor, grad: Tensor, kernel: int, padding: int) -> Tensor:
-    """Return (C, 1, 1, K) of images (N, C, 1, T) of height 1.
-
-    Entry (c, k) is the sum of grad[n, c, t] * x[n, c, t + k - padding], that is of the
-    k-th diagonal of  grad^T x  over blocks of frames.
+    Args:
+      x: (N, H + KH - 1, W + KW - 1, C), padded input.
+      grad: (N, H, W, C), gradient of the output.
+    Returns:
+      (C, KH, KW).
     """
-    grad = grad.squeeze(2).transpose(1, 2)  # (N, T', C)
-    x = x.squeeze(2).transpose(1, 2)
-    batch, num_frames, channels = grad.shape
+    batch, high, wide, channels = x.shape
+    width = grad.shape[2]
+    kernel = (high - grad.shape[1] + 1, wide - width + 1)
+    # Rows of zeros, for which the windows that cross from image to image count nothing.
+    grad = F.pad(grad, (0, 0, 0, 0, 0, kernel[0] - 1))
+    x = x.reshape(-1, channels).t().contiguous()
+    grad = grad.reshape(-1, channels).t().contiguous().view(channels, -1, width)
+    num_windows = batch * high - kernel[0] + 1
+    windows = x.as_strided(
+        (channels, num_windows, kernel[0] * wide), (x.stride(0), wide, 1)
+    )
+    sums = torch.bmm(grad[:, :num_windows].transpose(1, 2), windows)
+    sums = sums.view(channels, width, kernel[0], wide)
+    taps = [sums.diagonal(tap, 1, 3)[..., :width].sum(-1) for tap in range(kernel[1])]
+    return torch.stack(taps, dim=2)
+
+
+def frames_weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
+    """Return the gradient of the weight of a depthwise convolution of frames.
+
+    Entry (c, k) is the sum of grad[n, t, c] * x[n, t + k, c], that is of the k-th
+    diagonal of grad^T x over blocks of frames.
+
+    Args:
+      x: (N, T + K - 1, C), padded input.
+      grad: (N, T, C), gradient of the output.
+    Returns:
+      (C, K).
+    """
+    num_frames, channels = grad.shape[1:]
+    kernel = x.shape[1] - num_frames + 1
     block = min(BLOCK, num_frames)
     more = -num_frames % block
     grad = F.pad(grad, (0, 0, 0, more)).reshape(-1, block, channels)
-    x = F.pad(x, (0, 0, padding, padding + more))
+    x = F.pad(x, (0, 0, 0, more))
     width = block + kernel - 1
     x = x.unfold(1, width, block).reshape(-1, channels, width)  # (N * blocks, C, width)
     product = torch.bmm(grad.permute(2, 1, 0), x.transpose(0, 1)).contiguous()
     diagonals = product.as_strided(
         (channels, kernel, block), (block * width, 1, width + 1)
     )
-    return diagonals.sum(-1)[:, None, None]
+    return diagonals.sum(-1)

@@ -89,10 +89,10 @@ class ConvNeXt(nn.Module):
           frames lack their right context, and the next cache.
         """
         bypass, conv = x, self.depthwise_conv
+        side = CONVNEXT_CONTEXT
         if cache is None:
-            x = depthwise_image(x, conv)
+            x = depthwise_image(x, conv.weight, conv.bias, (side, side))
         else:
-            side = CONVNEXT_CONTEXT
             num_frames = x.shape[2] - side
             bypass = x[:, :, :num_frames]
             x = torch.cat([cache, x], dim=2)
