@@ -14,10 +14,15 @@ from torch import Tensor, nn
 
 from icefall_kd.zipformer.feedforward import whitening_limit
 from icefall_kd.zipformer.norms import scaled_linear
+from icefall_kd.zipformer.precision import autocast_dtype, widen
 from icefall_kd.zipformer.regularisers import Balancer, Whiten
 from icefall_kd.zipformer.schedules import ScheduledFloat
 
 MASKED_SCORE = -1000.0  # exp of it is exactly 0, yet a row of nothing else is no NaN
+# A failsafe against implausible scores, whose softmax has no gradient: now and then
+# every score beyond the limit is pulled back by a constant gradient.
+SCORE_LIMIT = 25.0
+SCORE_PENALTY = 1e-4
 
 
 class RelativePositions(nn.Module):
@@ -78,19 +83,48 @@ def align_positions(scores: Tensor, num_sources: int) -> Tensor:
     return rows[..., :num_sources]
 
 
-class _LimitScores(torch.autograd.Function):
-    """Identity with a constant pull on elements beyond a limit."""
+class _Weights(torch.autograd.Function):
+    """Softmax of masked scores by content and by position, as one function.
+
+    Scores are the largest tensors of a layer: here they are made once, changed in
+    place, and only the weights are kept.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, limit: float, penalty: float):
-        ctx.penalty = penalty
-        ctx.save_for_backward((x > limit).to(torch.int8) - (x < -limit).to(torch.int8))
-        return x.view_as(x)
+    def forward(ctx, query, key, by_offset, mask, limited):
+        dtype = autocast_dtype(query)
+        query, key = query.to(dtype), key.to(dtype)
+        with torch.autocast(query.device.type, enabled=False):
+            scores = widen(query @ key.transpose(-2, -1))
+        ctx.offset_shape = None
+        if by_offset is not None:
+            scores.add_(align_positions(by_offset, scores.shape[-1]))
+            ctx.offset_shape = by_offset.shape
+            ctx.offset_dtype = by_offset.dtype
+        side = None
+        if limited:
+            above, below = scores > SCORE_LIMIT, scores < -SCORE_LIMIT
+            side = above.to(torch.int8) - below.to(torch.int8)
+        if mask is not None:
+            scores.masked_fill_(mask, MASKED_SCORE)
+        weights = scores.softmax(dim=-1).to(dtype)
+        ctx.save_for_backward(query, key, weights, side)
+        return weights
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
-        (side,) = ctx.saved_tensors
-        return grad + ctx.penalty * side.to(grad.dtype), None, None
+    def backward(ctx, grad):
+        query, key, weights, side = ctx.saved_tensors
+        grad, wide = widen(grad), widen(weights)
+        # Masked scores have weight 0, and with it no gradient.
+        grad = torch._softmax_backward_data(grad, wide, -1, wide.dtype)
+        if side is not None:
+            grad.add_(side, alpha=SCORE_PENALTY)
+        grad_offset = None
+        if ctx.offset_shape is not None:
+            grad_offset = grad.new_zeros(ctx.offset_shape, dtype=ctx.offset_dtype)
+            align_positions(grad_offset, grad.shape[-1]).copy_(grad)
+        grad = grad.to(query.dtype)
+        return grad @ key, grad.transpose(-2, -1) @ query, grad_offset, None, None
 
 
 class AttentionWeights(nn.Module):
@@ -159,27 +193,26 @@ class AttentionWeights(nn.Module):
             left_context = cache.shape[0]
             key = torch.cat([cache.transpose(0, 1), key], dim=1)
             cache = key[:, -left_context:].transpose(0, 1)
-        num_sources = key.shape[1]
         shape = (batch, -1, self.num_heads)
         query = query.reshape(*shape, self.widths[0] // self.num_heads)
         key = key.reshape(*shape, self.widths[1] // self.num_heads)
-        scores = query.transpose(1, 2) @ key.permute(0, 2, 3, 1)
+        query, key = query.transpose(1, 2), key.transpose(1, 2)
+        by_offset = None
         if not (self.training and random.random() < float(self.position_skip_rate)):
             pos_query = pos_query.reshape(*shape, self.widths[2] // self.num_heads)
             by_offset = self._position_scores(pos_query.transpose(1, 2), positions)
-            scores = scores + align_positions(by_offset, num_sources)
-        if self.training and random.random() < 0.1:
-            # A failsafe against implausible scores, whose softmax has no gradient.
-            scores = _LimitScores.apply(scores, 25.0, 1e-4)
+        if torch.is_grad_enabled() and not torch.jit.is_tracing():
+            limited = self.training and random.random() < 0.1
+            return _Weights.apply(query, key, by_offset, mask, limited), cache
+        scores = query @ key.transpose(2, 3)
+        scores = scores + align_positions(by_offset, key.shape[2])
         if mask is not None:
             scores = scores.masked_fill(mask, MASKED_SCORE)
         return scores.softmax(dim=-1), cache
 
     def _position_scores(self, pos_query: Tensor, positions: Tensor) -> Tensor:
         """Return (N, H, T, L + 2 T) from (N, H, T, pos_head_dim)."""
-        pos = self.linear_pos(
-            positions.to(pos_query.dtype)
-        )  # (L + 2 T, H * pos_head_dim)
+        pos = self.linear_pos(positions.to(pos_query.dtype))
         pos = pos.reshape(-1, self.num_heads, pos_query.shape[-1])
         return pos_query @ pos.permute(1, 2, 0)
 
