@@ -26,6 +26,7 @@ INSTALL_REQUIRES = [
     "num2words",
     "tensorboard",
     "six",
+    "docstring-parser>=0.15",  # the help of jsonargparse
     "jsonargparse>=4.30",
     "pyyaml",
     "tqdm",

@@ -62,6 +62,7 @@ PACKAGES: Dict[str, Package] = {
         ),
         Package("kaldialign", "kaldialign", "0.12.0", "scoring"),
         Package("num2words", "num2words", "0.5.14", "text normalisation"),
+        Package("docstring_parser", "docstring-parser", "0.18.0", "help of options"),
         Package("jsonargparse", "jsonargparse", "4.53.0", "configuration"),
         Package("yaml", "pyyaml", "6.0.3", "configuration"),
         Package("tqdm", "tqdm", "4.70.1", "progress bars"),
