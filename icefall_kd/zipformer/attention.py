@@ -187,7 +187,13 @@ class AttentionWeights(nn.Module):
           (N, H, T, L + T), and the next cache when one was given.
         """
         batch, num_frames, _ = x.shape
-        query, key, pos_query = self.in_proj(x).split(self.widths, dim=-1)
+        by_position = not self._skips_positions()
+        bias = self.in_proj.bias
+        if not by_position:
+            # Each parameter takes part in each step, which distributed training wants.
+            bias = bias + 0.0 * self.linear_pos.weight.sum()
+        projected = F.linear(x, self.in_proj.weight, bias)
+        query, key, pos_query = projected.split(self.widths, dim=-1)
         key = self.whiten_keys(self.balance_keys(key))
         if cache is not None:
             left_context = cache.shape[0]
@@ -198,7 +204,7 @@ class AttentionWeights(nn.Module):
         key = key.reshape(*shape, self.widths[1] // self.num_heads)
         query, key = query.transpose(1, 2), key.transpose(1, 2)
         by_offset = None
-        if not (self.training and random.random() < float(self.position_skip_rate)):
+        if by_position:
             pos_query = pos_query.reshape(*shape, self.widths[2] // self.num_heads)
             by_offset = self._position_scores(pos_query.transpose(1, 2), positions)
         if torch.is_grad_enabled() and not torch.jit.is_tracing():
@@ -209,6 +215,9 @@ class AttentionWeights(nn.Module):
         if mask is not None:
             scores = scores.masked_fill(mask, MASKED_SCORE)
         return scores.softmax(dim=-1), cache
+
+    def _skips_positions(self) -> bool:
+        return self.training and random.random() < float(self.position_skip_rate)
 
     def _position_scores(self, pos_query: Tensor, positions: Tensor) -> Tensor:
         """Return (N, H, T, L + 2 T) from (N, H, T, pos_head_dim)."""

@@ -1,0 +1,153 @@
+"""The encoder as a whole."""
+
+import pytest
+import torch
+
+from icefall_kd.masks import make_pad_mask
+from icefall_kd.zipformer.encoder import Zipformer2, chunk_mask, fit_channels
+from icefall_kd.zipformer.schedules import ScheduledFloat, schedules, set_batch_count
+
+
+def encode(embed, encoder, x, lens):
+    y, lens = embed(x, lens)
+    mask = make_pad_mask(lens, y.shape[1])
+    y, lens = encoder(y.transpose(0, 1), lens, mask)
+    return y.transpose(0, 1), lens
+
+
+def test_chunk_mask_shows_a_frame_its_chunk_and_the_left_context():
+    mask = chunk_mask(6, 2, 2, "cpu")
+    visible = [[s for s in range(6) if not mask[t, s]] for t in range(6)]
+    assert visible == [
+        [0, 1],
+        [0, 1],
+        [0, 1, 2, 3],
+        [0, 1, 2, 3],
+        [2, 3, 4, 5],
+        [2, 3, 4, 5],
+    ]
+    assert not chunk_mask(6, 2, -1, "cpu")[5, 0]
+    assert not chunk_mask(6, 2, 1, "cpu")[2, 0]  # never less than one chunk
+
+
+def test_channels_are_cut_or_padded_with_zeros():
+    x = torch.ones(1, 2, 3)
+    assert fit_channels(x, 2).shape == (1, 2, 2)
+    assert fit_channels(x, 5)[0, 0].tolist() == [1, 1, 1, 0, 0]
+
+
+def test_output_has_the_widest_stack_and_half_the_frames(make_encoder):
+    embed, encoder = make_encoder()
+    lens = torch.tensor([100, 80])
+    with torch.no_grad():
+        y, out = encode(embed, encoder, torch.randn(2, 100, 80), lens)
+    assert y.shape == (2, 23, 32)
+    assert out.tolist() == [23, 18]
+
+
+def test_stacks_are_returned_at_the_input_rate(make_encoder):
+    _, encoder = make_encoder()
+    x = torch.randn(30, 2, 16)
+    with torch.no_grad():
+        y, _, stacks = encoder(x, torch.tensor([30, 30]), return_stacks=True)
+    assert [s.shape for s in stacks] == [(30, 2, 16), (30, 2, 32), (30, 2, 24)]
+    torch.testing.assert_close(y, encoder(x, torch.tensor([30, 30]))[0].detach())
+
+
+def test_frames_of_a_causal_model_do_not_see_later_chunks(make_encoder):
+    embed, encoder = make_encoder(
+        causal=True, chunk_size=(8,), left_context_frames=(16,)
+    )
+    x = torch.randn(64, 1, 16)
+    changed = x.clone()
+    changed[32:] = 9.0
+    lens = torch.tensor([64])
+    with torch.no_grad():
+        a, b = encoder(x, lens)[0], encoder(changed, lens)[0]
+    torch.testing.assert_close(a[:16], b[:16])
+    assert (a[16:] - b[16:]).abs().max() > 0.01
+
+
+def test_padding_changes_no_earlier_chunk_of_a_causal_model(make_encoder):
+    embed, encoder = make_encoder(
+        causal=True, chunk_size=(8,), left_context_frames=(16,)
+    )
+    x = torch.randn(2, 61 + 40, 80)
+    lens = torch.tensor([101, 61])  # 47 and 27 frames at 50 Hz
+    with torch.no_grad():
+        both, _ = encode(embed, encoder, x, lens)
+        alone, _ = encode(embed, encoder, x[1:, :61], lens[1:])
+    # The front end sees 3 frames ahead, so the third chunk ends the common part.
+    torch.testing.assert_close(both[1:, :8], alone[:, :8], atol=1e-5, rtol=1e-5)
+
+
+def test_gradient_mode_does_not_change_the_output(make_encoder):
+    embed, encoder = make_encoder()
+    x, lens = torch.randn(2, 90, 80), torch.tensor([90, 70])
+    with torch.no_grad():
+        expected, _ = encode(embed, encoder, x, lens)
+    ours, _ = encode(embed, encoder, x, lens)
+    torch.testing.assert_close(ours.detach(), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("batch_count", [0, 50000])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_training_gives_every_parameter_a_finite_gradient(
+    make_encoder, causal, batch_count, autocast
+):
+    chunks = dict(causal=True, chunk_size=(8, 16, -1), left_context_frames=(16, -1))
+    embed, encoder = make_encoder(**(chunks if causal else {}))
+    model = torch.nn.ModuleList([embed, encoder]).train()
+    set_batch_count(model, batch_count)
+    got = set()
+    for _ in range(6):
+        model.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y, _ = encode(
+                embed, encoder, torch.randn(3, 80, 80), torch.tensor([80, 60, 50])
+            )
+        y.float().square().sum().backward()
+        for name, p in model.named_parameters():
+            if p.grad is not None:
+                assert p.grad.isfinite().all(), name
+                assert p.grad.dtype == torch.float32
+                got.add(name)
+    assert got == {name for name, _ in model.named_parameters()}
+
+
+def test_chunks_of_training_are_drawn_and_of_evaluation_fixed(make_encoder):
+    _, encoder = make_encoder(
+        causal=True, chunk_size=(8, 16, -1), left_context_frames=(16, 32)
+    )
+    assert encoder.chunk() == (8, 16)
+    encoder.set_chunk(-1)
+    assert encoder.chunk() == (-1, -1)
+    drawn = {encoder.train().chunk() for _ in range(200)}
+    assert drawn == {(c, left) for c in (8, 16, -1) for left in (16, 32)}
+
+
+def test_schedules_are_stretched_to_the_warm_up(make_encoder):
+    embed, encoder = make_encoder(warmup_batches=400.0)
+    found = [*schedules(embed), *schedules(encoder)]
+    assert len(found) > 50
+    assert all(isinstance(s, ScheduledFloat) and s.stretch == 0.1 for s in found)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(chunk_size=(8,)), "causal"),
+        (dict(causal=True, chunk_size=(6,)), "chunk_size 6"),
+        (dict(encoder_unmasked_dim=(16, 33, 16)), "encoder_unmasked_dim"),
+        (dict(cnn_module_kernel=(15, 8, 15)), "cnn_module_kernel"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(make_encoder, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_encoder(**changes)
+
+
+def test_a_wrong_number_of_stacks_is_named():
+    with pytest.raises(ValueError, match="num_heads has 3"):
+        Zipformer2(downsampling_factor=(1, 2), num_heads=(2, 2, 2))

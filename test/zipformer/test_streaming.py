@@ -1,0 +1,143 @@
+"""Chunk by chunk against the masked full pass."""
+
+import pytest
+import torch
+
+from icefall_kd.zipformer.streaming import (
+    hop_frames,
+    init_states,
+    stack_states,
+    streaming_chunk,
+    streaming_forward,
+    unstack_states,
+    window_frames,
+)
+
+CAUSAL = dict(causal=True, chunk_size=(8,), left_context_frames=(16,))
+
+
+@torch.no_grad()
+def stream(embed, encoder, x, states):
+    """Encode all whole windows of ``x``; return the frames and the last states."""
+    chunk_size, _ = streaming_chunk(encoder)
+    parts = []
+    for start in range(
+        0, x.shape[1] - window_frames(chunk_size) + 1, hop_frames(chunk_size)
+    ):
+        window = x[:, start : start + window_frames(chunk_size)]
+        y, lens, states = streaming_forward(embed, encoder, window, states)
+        assert lens.tolist() == [chunk_size // 2] * len(x)
+        parts.append(y)
+    return torch.cat(parts, dim=1), states
+
+
+@pytest.mark.parametrize(
+    "chunk_size, left_context, factors",
+    [
+        (4, 4, (1, 4, 2)),
+        (8, 16, (1, 2, 4)),
+        (8, 40, (2, 8, 1)),  # one frame a chunk in the slowest stack
+        (16, 32, (1, 4, 2)),
+        (32, 64, (4, 2, 1)),
+    ],
+)
+def test_chunks_give_what_the_masked_whole_gives(
+    make_encoder, chunk_size, left_context, factors
+):
+    embed, encoder = make_encoder(
+        seed=chunk_size,
+        downsampling_factor=factors,
+        causal=True,
+        chunk_size=(chunk_size,),
+        left_context_frames=(left_context,),
+    )
+    num_frames = hop_frames(chunk_size) * max(5, 96 // chunk_size) + 13
+    x = torch.randn(2, num_frames, 80)
+    lens = torch.full((2,), num_frames)
+    with torch.no_grad():
+        whole, out = embed(x, lens)
+        whole = encoder(whole.transpose(0, 1), out)[0].transpose(0, 1)
+    y, _ = stream(embed, encoder, x, init_states(embed, encoder, 2))
+    assert y.shape[1] >= 5 * chunk_size // 2
+    torch.testing.assert_close(y, whole[:, : y.shape[1]], atol=2e-5, rtol=2e-5)
+
+
+def test_streams_of_a_batch_are_independent(make_encoder):
+    embed, encoder = make_encoder(**CAUSAL)
+    a, b = torch.randn(1, 93, 80), torch.randn(1, 61, 80)
+    start = init_states(embed, encoder, 1)
+    alone_a, _ = stream(embed, encoder, a, start)
+    first, states_a = stream(embed, encoder, a[:, :61], start)
+    alone_b, _ = stream(embed, encoder, b, start)
+    # b joins when a is three chunks old.
+    states = stack_states([states_a, start])
+    y, states = stream(embed, encoder, torch.cat([a[:, 48:93], b[:, :45]]), states)
+    torch.testing.assert_close(y[:1], alone_a[:, 12:20], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(y[1:], alone_b[:, :8], atol=1e-5, rtol=1e-5)
+    assert first.shape[1] == 12
+    assert [s[-1].item() for s in unstack_states(states)] == [40, 16]
+
+
+def test_states_have_the_order_and_shapes_that_sherpa_makes(make_encoder):
+    embed, encoder = make_encoder(
+        **CAUSAL, frontend_channels=(2, 4, 128), num_encoder_layers=(1, 1, 1)
+    )
+    states = init_states(embed, encoder, 3)
+    assert [tuple(s.shape) for s in states] == [
+        *[
+            (16, 3, 16),
+            (1, 3, 16, 12),
+            (16, 3, 16),
+            (16, 3, 16),
+            (3, 16, 7),
+            (3, 16, 7),
+        ],
+        *[(4, 3, 32), (1, 3, 4, 24), (4, 3, 16), (4, 3, 16), (3, 32, 3), (3, 32, 3)],
+        *[(8, 3, 16), (1, 3, 8, 18), (8, 3, 16), (8, 3, 16), (3, 24, 7), (3, 24, 7)],
+        (3, 128, 3, 19),
+        (3,),
+    ]
+    assert states[-1].dtype == torch.int64
+    x = torch.randn(3, window_frames(8), 80)
+    _, _, after = streaming_forward(embed, encoder, x, states)
+    assert [s.shape for s in after] == [s.shape for s in states]
+    assert after[-1].tolist() == [8, 8, 8]
+
+
+def test_splitting_and_joining_states_is_lossless(make_encoder):
+    embed, encoder = make_encoder(**CAUSAL)
+    states = [
+        torch.randn(s.shape) if s.is_floating_point() else s + 7
+        for s in init_states(embed, encoder, 4)
+    ]
+    for a, b in zip(states, stack_states(unstack_states(states))):
+        assert torch.equal(a, b)
+
+
+def test_a_fixed_chunk_replaces_that_of_training(make_encoder):
+    embed, encoder = make_encoder(**CAUSAL)
+    encoder.set_chunk(16, 64)
+    assert streaming_chunk(encoder) == (16, 64)
+    assert init_states(embed, encoder)[0].shape[0] == 64
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({}, "causal"),
+        (dict(causal=True), "chunk size > 0"),
+        (dict(causal=True, chunk_size=(8,)), "left context"),
+    ],
+)
+def test_a_model_that_cannot_stream_says_why(make_encoder, changes, message):
+    with pytest.raises(ValueError, match=message):
+        init_states(*make_encoder(**changes))
+
+
+def test_a_wrong_window_or_number_of_states_is_named(make_encoder):
+    embed, encoder = make_encoder(**CAUSAL)
+    states = init_states(embed, encoder)
+    with pytest.raises(ValueError, match="has 29 frames"):
+        streaming_forward(embed, encoder, torch.randn(1, 30, 80), states)
+    with pytest.raises(ValueError, match="states for 4 layers"):
+        streaming_forward(embed, encoder, torch.randn(1, 29, 80), states[:-1])
