@@ -128,16 +128,17 @@ class ScaledAdam(Optimizer):
         """Return what the group keeps, in the state of its first parameter."""
         shared = self.state[params[0]]
         if "step" not in shared:
-            device = params[0].device
+            # In the parameters' dtype, to which torch casts a state that it loads.
+            like = {"device": params[0].device, "dtype": params[0].dtype}
             shared["step"] = 0
             shared["param_rms"] = rms_of(params)
             shared["scale_grads"] = torch.zeros(
-                group["size_update_period"], len(params), device=device
+                group["size_update_period"], len(params), **like
             )
-            shared["scale_exp_avg_sq"] = torch.zeros(len(params), device=device)
+            shared["scale_exp_avg_sq"] = torch.zeros(len(params), **like)
             for p in params:
-                self.state[p]["exp_avg_sq"] = torch.zeros_like(p, dtype=torch.float32)
-                self.state[p]["delta"] = torch.zeros_like(p, dtype=torch.float32)
+                self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
+                self.state[p]["delta"] = torch.zeros_like(p)
         return shared
 
     def _size_steps(
@@ -182,11 +183,11 @@ class ScaledAdam(Optimizer):
         weights = shared["param_rms"].masked_fill(
             one_element(grads), group["scalar_lr_scale"]
         )
-        norms = torch.stack(torch._foreach_norm(grads)).float()
+        norms = torch.stack(torch._foreach_norm(grads))
         norm = float((norms * weights).norm())
         period = group["clipping_update_period"]
         if "model_norms" not in shared:
-            shared["model_norms"] = torch.zeros(period)
+            shared["model_norms"] = torch.zeros_like(weights[:1]).repeat(period)
         shared["model_norms"][step % period] = norm
         early = step < period and step in EARLY_ESTIMATES
         if early or step % period == 0:
@@ -228,8 +229,8 @@ def one_element(tensors: List[Tensor]) -> Tensor:
 
 
 def rms_of(tensors: List[Tensor]) -> Tensor:
-    """Return the root mean square of each tensor, (len(tensors),) float32."""
-    norms = torch.stack(torch._foreach_norm(tensors)).float()
+    """Return the root mean square of each tensor, (len(tensors),)."""
+    norms = torch.stack(torch._foreach_norm(tensors))
     counts = torch.tensor([float(t.numel()) for t in tensors], device=norms.device)
     return norms / counts.sqrt()
 
