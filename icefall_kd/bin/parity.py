@@ -28,9 +28,9 @@ def main(argv: Optional[List[str]] = None) -> int:
     torch.set_num_threads(1)
     within = True
     try:
-        for name, gap in compare(load_arrays(args.file)):
-            print(f"{name} {gap:.3g}")
-            within = within and gap <= args.tolerance
+        for gap in compare(load_arrays(args.file)):
+            print(f"{gap.name} {gap.largest:.3g}")
+            within = within and gap.within(args.tolerance)
     except (ValueError, FileNotFoundError) as e:
         print(f"parity: {e}", file=sys.stderr)
         return 2

@@ -7,7 +7,17 @@ the reference makes of it.  Every tensor of the file that is an output is compar
 
 import json
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Tuple, Union
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Tuple,
+    Union,
+)
 
 import numpy as np
 import torch
@@ -90,21 +100,44 @@ def load_model(arrays: Arrays) -> AsrModel:
     return model.eval()
 
 
-@torch.no_grad()
-def compare(arrays: Arrays) -> Iterator[Tuple[str, float]]:
-    """Yield (name, largest absolute difference) of each output the file holds.
+class Gap(NamedTuple):
+    """How far an output is from the reference.
 
-    A tensor of another shape differs by infinity; an output that is not known how to
-    compute as well, so that nothing passes unseen.
+    Attributes:
+      name: of the output.
+      largest: absolute difference, infinite for another shape.
+      resolution: below which float32 cannot tell two values of a loss apart: a sum
+        of thousands of terms is right to a few units in its last place.
+    """
+
+    name: str
+    largest: float
+    resolution: float = 0.0
+
+    def within(self, tolerance: float) -> bool:
+        """Return whether the difference is no larger than ``tolerance`` or counts."""
+        return self.largest <= max(tolerance, self.resolution)
+
+
+@torch.no_grad()
+def compare(arrays: Arrays) -> Iterator[Gap]:
+    """Yield the gap of each output that the file holds.
+
+    An output that is not known how to compute is infinitely far, so that nothing
+    passes unseen.
     """
     ours = _Outputs(load_model(arrays), arrays)
     for name, expected in arrays.items():
         if name.startswith(PREFIX) or name in INPUTS:
             continue
         if name == "state_shapes":
-            yield name, _shapes_differ(ours.state_shapes(), json.loads(str(expected)))
-        else:
-            yield name, difference(ours.get(name), expected)
+            shapes = json.loads(str(expected))
+            yield Gap(name, _shapes_differ(ours.state_shapes(), shapes))
+            continue
+        resolution = 0.0
+        if expected.ndim == 0:
+            resolution = 4 * float(np.spacing(np.float32(abs(expected))))
+        yield Gap(name, difference(ours.get(name), expected), resolution)
 
 
 def difference(ours: Any, expected: np.ndarray) -> float:

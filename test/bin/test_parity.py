@@ -1,0 +1,84 @@
+"""bin.parity on files of the reference, whole and damaged."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from icefall_kd.bin.parity import main
+
+DATA = Path(__file__).parents[1] / "zipformer/data"
+OUTPUTS = {
+    *("embed_out", "embed_out_lens", "encoder_out", "encoder_out_lens", "decoder_out"),
+    *("joiner_logits", "ctc_log_probs", "simple_loss", "pruned_loss", "ctc_loss"),
+}
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """Return a function that writes the causal file with changes."""
+    with np.load(DATA / "causal.npz") as file:
+        arrays = dict(file)
+
+    def write(**changes):
+        path = tmp_path / "damaged.npz"
+        kept = {k: v for k, v in {**arrays, **changes}.items() if v is not None}
+        np.savez(path, **kept)
+        return str(path), arrays
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "name, more", [("noncausal", set()), ("causal", {"streaming_out", "state_shapes"})]
+)
+def test_reference_tensors_are_reproduced(name, more, capsys):
+    assert main([str(DATA / f"{name}.npz"), "--tolerance", "1e-4"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert {line[0] for line in lines} == OUTPUTS | more
+    assert all(float(gap) <= 1e-4 for _, gap in lines)
+
+
+def test_a_tensor_beyond_the_tolerance_fails(damaged, capsys):
+    with np.load(DATA / "causal.npz") as file:
+        out = file["encoder_out"].copy()
+    out[0, 3, 1] += 0.01
+    path, _ = damaged(encoder_out=out)
+    assert main([path]) == 1
+    assert "encoder_out 0.01" in capsys.readouterr().out
+    assert main([path, "--tolerance", "0.02"]) == 0
+
+
+def test_other_shapes_and_unknown_outputs_fail(damaged, capsys):
+    assert main([damaged(streaming_out=np.zeros((1, 2, 3)))[0]]) == 1
+    assert "streaming_out inf" in capsys.readouterr().out
+    assert main([damaged(state_shapes=json.dumps([[1, 2]]))[0]]) == 1
+    assert "state_shapes inf" in capsys.readouterr().out
+    assert main([damaged(attention_out=np.zeros(3))[0]]) == 1
+    assert "attention_out inf" in capsys.readouterr().out
+
+
+def test_weights_that_do_not_fit_are_named(damaged, capsys):
+    name = "joiner.output_linear.bias"
+    assert main([damaged(**{f"param/{name}": None})[0]]) == 2
+    assert name in capsys.readouterr().err
+
+
+def test_an_unknown_key_of_the_config_is_named(damaged, capsys):
+    with np.load(DATA / "causal.npz") as file:
+        config = json.loads(str(file["config"]))
+    path, _ = damaged(config=json.dumps({**config, "num_towers": 3}))
+    assert main([path]) == 2
+    assert "num_towers" in capsys.readouterr().err
+
+
+def test_files_that_are_no_parity_files_are_refused(tmp_path, damaged, capsys):
+    assert main([str(tmp_path / "absent.npz")]) == 2
+    assert "no such parity file" in capsys.readouterr().err
+    text = tmp_path / "text.npz"
+    text.write_text("hello")
+    assert main([str(text)]) == 2
+    assert "not an .npz" in capsys.readouterr().err
+    assert main([damaged(x_lens=None)[0]]) == 2
+    assert "x_lens" in capsys.readouterr().err
