@@ -38,16 +38,19 @@ def let_old_mkl_use_avx2() -> bool:
     """Let the MKL of torch 1.13 use AVX2 on processors that are not Intel's.
 
     It would use SSE there, and matrix products would take three times as long.  Only
-    a process that has not multiplied matrices yet is changed.  Returns whether the
-    variable is set.
+    a process that has not multiplied matrices yet is changed, and not the processes
+    that it starts.  Returns whether it was done, now or by the user.
     """
     import torch
 
     old = "Math Kernel Library Version 2020" in torch.__config__.show()
     if not old or not _has_avx2_but_is_not_intel():
         return False
-    os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
-    logging.info("MKL_DEBUG_CPU_TYPE=%s", os.environ["MKL_DEBUG_CPU_TYPE"])
+    if "MKL_DEBUG_CPU_TYPE" not in os.environ:
+        os.environ["MKL_DEBUG_CPU_TYPE"] = "5"
+        torch.ones(2, 2).mm(torch.ones(2, 2))  # MKL reads the variable here, once
+        del os.environ["MKL_DEBUG_CPU_TYPE"]
+        logging.info("matrix products use AVX2")
     return True
 
 
