@@ -56,6 +56,17 @@ def depthwise_image(
         and not torch.jit.is_tracing()
     ):
         return _Depthwise.apply(x, weight, bias, padding)
+    return _convolve(x, weight, bias, padding)
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Optional[Tensor], padding: Tuple[int, int]
+) -> Tensor:
+    if x.device.type == "cpu" and padding[1] >= x.shape[3]:
+        # The oneDNN of torch 2 takes minutes to generate code for an image that is
+        # narrower than its padding, so the zeros become part of the image.
+        x = F.pad(x, 2 * padding[1:] + (0, 0))
+        padding = (padding[0], 0)
     return F.conv2d(x, weight, bias, padding=padding, groups=weight.shape[0])
 
 
@@ -68,17 +79,15 @@ class _Depthwise(torch.autograd.Function):
         bias = None if bias is None else bias.to(dtype)
         ctx.save_for_backward(x, weight)
         with torch.autocast(x.device.type, enabled=False):
-            return F.conv2d(x, weight, bias, padding=padding, groups=weight.shape[0])
+            return _convolve(x, weight, bias, padding)
 
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         kernel = weight.shape[2:]
         grad = grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
-        back = [k - 1 - p for k, p in zip(kernel, ctx.padding)]
-        grad_x = F.conv2d(
-            grad, weight.flip(2, 3), padding=back, groups=weight.shape[0]
-        ).to(ctx.x_dtype)
+        back = (kernel[0] - 1 - ctx.padding[0], kernel[1] - 1 - ctx.padding[1])
+        grad_x = _convolve(grad, weight.flip(2, 3), None, back).to(ctx.x_dtype)
         x, rows = x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
         x = F.pad(x, (0, 0) + 2 * ctx.padding[1:] + 2 * ctx.padding[:1])
         if kernel[0] == 1:
