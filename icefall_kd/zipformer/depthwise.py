@@ -14,6 +14,7 @@ from torch import Tensor
 
 from icefall_kd.zipformer.precision import autocast_dtype, widen
 
+TORCH_2 = int(torch.__version__.split(".")[0]) >= 2
 BLOCK = 32  # frames; the matrices of the weight's gradient are BLOCK x BLOCK + K - 1
 
 
@@ -62,12 +63,14 @@ def depthwise_image(
 def _convolve(
     x: Tensor, weight: Tensor, bias: Optional[Tensor], padding: Tuple[int, int]
 ) -> Tensor:
-    if x.device.type == "cpu" and padding[1] >= x.shape[3]:
-        # The oneDNN of torch 2 takes minutes to generate code for an image that is
-        # narrower than its padding, so the zeros become part of the image.
-        x = F.pad(x, 2 * padding[1:] + (0, 0))
-        padding = (padding[0], 0)
-    return F.conv2d(x, weight, bias, padding=padding, groups=weight.shape[0])
+    groups = weight.shape[0]
+    if x.device.type == "cpu" and x.dtype != torch.float32 and TORCH_2:
+        # Its oneDNN never ends generating bfloat16 code for some shapes: 16 channels,
+        # 36 frames, kernel 15 (torch 2.6).  In float32 7,000 shapes were all well.
+        bias = None if bias is None else bias.float()
+        y = F.conv2d(x.float(), weight.float(), bias, padding=padding, groups=groups)
+        return y.to(x.dtype)
+    return F.conv2d(x, weight, bias, padding=padding, groups=groups)
 
 
 class _Depthwise(torch.autograd.Function):
