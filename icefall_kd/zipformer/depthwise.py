@@ -64,7 +64,7 @@ def _convolve(
     x: Tensor, weight: Tensor, bias: Optional[Tensor], padding: Tuple[int, int]
 ) -> Tensor:
     groups = weight.shape[0]
-    if x.device.type == "cpu" and x.dtype != torch.float32 and TORCH_2:
+    if TORCH_2 and x.device.type == "cpu" and x.dtype == torch.bfloat16:
         # Its oneDNN never ends generating bfloat16 code for some shapes: 16 channels,
         # 36 frames, kernel 15 (torch 2.6).  In float32 7,000 shapes were all well.
         bias = None if bias is None else bias.float()
