@@ -10,14 +10,16 @@
 #
 # Stage 1: pre-train the encoders  -> exp/<profile>/<variant>/<system>/pretrain/
 # Stage 2: fine-tune               -> exp/<profile>/<variant>/<system>/finetune/
-# A run that was stopped goes on; a run that is finished is left alone.
+# A run that was stopped goes on; a run that is finished is left alone.  Systems are
+# trained side by side on one CPU thread each, which is faster than one after the other
+# on all: small matrices do not share well.  Each writes to train.log in its folder.
 stage=1              # first stage to run
 stop_stage=2         # last stage to run
 profile=quick        # quick or full: how long, and how much of the pool
 variants=            # unified, non_streaming, streaming; empty: those of the profile
 systems=             # see above; empty: those of the profile
 seed=42              # of weights, order of data and regularisers
-num_threads=$(nproc) # CPU threads of a run
+jobs=$(nproc)        # systems trained side by side; 1 on a machine with one GPU
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -25,39 +27,77 @@ source ../../../local/env.sh
 source ../../../local/parse_options.sh
 source local/profiles.sh
 
-if in_stage 1 "Pre-train the encoders -> exp/$profile/*/*/pretrain"; then
-  for variant in $variants; do
-    for system in $systems; do
-      [[ $system == baseline ]] && continue
-      exp=exp/$profile/$variant/$system/pretrain
-      python -m icefall_kd.bin.train --exp-dir "$exp" \
-        --config conf/student.yaml --config "conf/$variant.yaml" \
-        --config conf/pretrain.yaml --config "conf/$profile/pretrain.yaml" \
-        --data.train "$(train_sets "$system")" \
-        --terms.embedding.teachers "$(teacher_weights "$system")" \
-        --num-epochs "$(pretrain_epochs "$system")" \
-        --seed "$seed" --num-threads "$num_threads"
-      run_once "$exp/.averaged" python -m icefall_kd.bin.average --exp-dir "$exp" \
-        --avg "$pretrain_avg"
-    done
-  done
-fi
+threads=$(($(nproc) / jobs))
+export OMP_NUM_THREADS=$((threads > 0 ? threads : 1))
+export MKL_NUM_THREADS=$OMP_NUM_THREADS
 
-if in_stage 2 "Fine-tune -> exp/$profile/*/*/finetune"; then
-  for variant in $variants; do
-    for system in $systems; do
-      exp=exp/$profile/$variant/$system/finetune
-      init=()
-      if [[ $system != baseline ]]; then
-        init=(--init-encoder "exp/$profile/$variant/$system/pretrain/pretrained.pt")
-      fi
-      python -m icefall_kd.bin.train --exp-dir "$exp" \
-        --config conf/student.yaml --config "conf/$variant.yaml" \
-        --config conf/finetune.yaml --config "conf/$profile/finetune.yaml" \
-        --num-epochs "$finetune_epochs" "${init[@]}" \
-        --seed "$seed" --num-threads "$num_threads"
-      run_once "$exp/.averaged" python -m icefall_kd.bin.average --exp-dir "$exp" \
-        --avg "$finetune_avg"
-    done
+pretrain() {  # variant, system
+  local exp=exp/$profile/$1/$2/pretrain
+  python -m icefall_kd.bin.train --exp-dir "$exp" \
+    --config conf/student.yaml --config "conf/$1.yaml" \
+    --config conf/pretrain.yaml --config "conf/$profile/pretrain.yaml" \
+    --data.train "$(train_sets "$2")" \
+    --terms.embedding.teachers "$(teacher_weights "$2")" \
+    --num-epochs "$(pretrain_epochs "$2")" --seed "$seed"
+  run_once "$exp/.averaged" \
+    python -m icefall_kd.bin.average --exp-dir "$exp" --avg "$pretrain_avg"
+}
+
+finetune() {  # variant, system
+  local exp=exp/$profile/$1/$2/finetune init=()
+  if [[ $2 != baseline ]]; then
+    init=(--init-encoder "exp/$profile/$1/$2/pretrain/pretrained.pt")
+  fi
+  python -m icefall_kd.bin.train --exp-dir "$exp" \
+    --config conf/student.yaml --config "conf/$1.yaml" \
+    --config conf/finetune.yaml --config "conf/$profile/finetune.yaml" \
+    --num-epochs "$finetune_epochs" "${init[@]}" --seed "$seed"
+  run_once "$exp/.averaged" \
+    python -m icefall_kd.bin.average --exp-dir "$exp" --avg "$finetune_avg"
+}
+
+train_system() {  # variant, system
+  set -e
+  if ((stage <= 1 && stop_stage >= 1)) && [[ $2 != baseline ]]; then
+    pretrain "$1" "$2"
+  fi
+  if ((stage <= 2 && stop_stage >= 2)); then
+    finetune "$1" "$2"
+  fi
+}
+
+show() {  # name, log file: keep all, let progress through with the name before it
+  tee -a "$2" | awk -v name="$1" '
+    / ETA | dev: |done before|ERROR|WARNING|train: / {print "[" name "] " $0; fflush()}'
+}
+
+log "Stages $stage to $stop_stage: $systems ($variants), $jobs side by side -> exp/$profile"
+trap 'trap - INT TERM; kill 0' INT TERM  # the background runs too
+failed=
+running=()
+wait_for_one() {  # the oldest; what fails is told at the end
+  wait "${running[0]%%:*}" || failed+=" ${running[0]#*:}"
+  running=("${running[@]:1}")
+}
+for variant in $variants; do
+  for system in $systems; do
+    folder=exp/$profile/$variant/$system
+    mkdir -p "$folder"
+    if [[ $system != baseline ]]; then
+      teacher_weights "$system" >/dev/null
+    fi
+    (set -o pipefail; (train_system "$variant" "$system") 2>&1 |
+      show "$variant $system" "$folder/train.log") &
+    running+=("$!:$folder")
+    if ((${#running[@]} >= jobs)); then
+      wait_for_one
+    fi
   done
-fi
+done
+while ((${#running[@]} > 0)); do
+  wait_for_one
+done
+for folder in $failed; do
+  tail -n 5 "$folder/train.log" >&2
+  die "$folder failed; what it said is in $folder/train.log"
+done
