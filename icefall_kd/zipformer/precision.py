@@ -9,11 +9,15 @@ def autocast_dtype(x: Tensor) -> torch.dtype:
 
     A custom autograd function casts by itself: its backward runs without autocast.
     """
-    if x.is_cuda and torch.is_autocast_enabled():
-        return torch.get_autocast_gpu_dtype()
-    if not x.is_cuda and torch.is_autocast_cpu_enabled():
-        return torch.get_autocast_cpu_dtype()
-    return x.dtype
+    kind = x.device.type
+    if hasattr(torch, "get_autocast_dtype"):  # since torch 2.4, by device
+        on = torch.is_autocast_enabled(kind)
+        return torch.get_autocast_dtype(kind) if on else x.dtype
+    if x.is_cuda:
+        on = torch.is_autocast_enabled()
+        return torch.get_autocast_gpu_dtype() if on else x.dtype
+    on = torch.is_autocast_cpu_enabled()
+    return torch.get_autocast_cpu_dtype() if on else x.dtype
 
 
 def widen(x: Tensor) -> Tensor:
