@@ -7,7 +7,7 @@ case $profile in
     variants=${variants:-unified}
     systems=${systems:-baseline both_pool}
     pool=unlabelled_en_quick
-    finetune_epochs=9
+    finetune_epochs=8
     finetune_avg=3
     pretrain_avg=1
     ;;
@@ -24,7 +24,7 @@ esac
 
 pretrain_epochs() {  # system
   case $profile-$1 in
-    quick-*) echo 7 ;;
+    quick-*) echo 5 ;;
     full-*_pool) echo 6 ;;
     full-*) echo 40 ;;
   esac
