@@ -13,7 +13,7 @@ object.  Not collected by pytest.
 Ours runs after `icefall_kd.cpu.tune_cpu`, as ``bin.train`` does; the reference as its
 users run it, or after the same with ``--tune-reference``.  Predictor, joiner and
 the losses outside the encoder are shared: what differs is the front end, the encoder
-and the optimiser.
+and the optimiser.  On a CPU the reference runs in float32 whatever ``--autocast`` says.
 """
 
 import argparse
@@ -136,6 +136,8 @@ def build_step(args: argparse.Namespace, name: str) -> Step:
     reference.replace_encoder(icefall, theirs, config.encoder, args.batch_count)
     optimizer = icefall.ScaledAdam(theirs.parameters(), lr=0.02, clipping_scale=2.0)
     encode = reference.forward_encoder(theirs)
+    if args.device == "cpu":
+        args.autocast = "none"  # its own functions do not run under it on a CPU
     return make_step(theirs, optimizer, batch, encode, args)
 
 
