@@ -9,6 +9,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash local/install.sh
+# Many small matrices: two threads are no faster, and far slower on a busy machine.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 source local/env.sh
 
 status=0

@@ -67,8 +67,9 @@ train_system() {  # variant, system
 }
 
 show() {  # name, log file: keep all, let progress through with the name before it
-  tee -a "$2" | awk -v name="$1" '
-    / ETA | dev: |done before|ERROR|WARNING|train: / {print "[" name "] " $0; fflush()}'
+  tee -a "$2" |
+    { grep --line-buffered -E ' ETA | dev: |done before|ERROR|WARNING|train: ' || true; } |
+    sed -u "s|^|[$1] |"
 }
 
 log "Stages $stage to $stop_stage: $systems ($variants), $jobs side by side -> exp/$profile"
