@@ -21,7 +21,6 @@ from icefall_kd.training.run import train
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """Parse the options and train."""
     setup_logging()
-    tune_cpu()
     try:
         config = parse_config(sys.argv[1:] if arguments is None else arguments)
         train(config)
@@ -30,4 +29,5 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
 
 
 if __name__ == "__main__":
+    tune_cpu()  # of this process as a whole, so not in main(), which others may call
     main()
