@@ -38,7 +38,8 @@ pretrain() {  # variant, system
     --config conf/pretrain.yaml --config "conf/$profile/pretrain.yaml" \
     --data.train "$(train_sets "$2")" \
     --terms.embedding.teachers "$(teacher_weights "$2")" \
-    --num-epochs "$(pretrain_epochs "$2")" --seed "$seed"
+    --num-epochs "$(pretrain_epochs "$2")" \
+    --optim.lr-epochs "$(pretrain_lr_epochs "$2")" --seed "$seed"
   run_once "$exp/.averaged" \
     python -m icefall_kd.bin.average --exp-dir "$exp" --avg "$pretrain_avg"
 }

@@ -30,6 +30,14 @@ pretrain_epochs() {  # system
   esac
 }
 
+pretrain_lr_epochs() {  # system: where the learning rate begins to fall, in its epochs
+  case $profile-$1 in
+    quick-*) echo 4 ;;
+    full-*_pool) echo 2.5 ;;
+    full-*) echo 17 ;; # as many hours of audio as with the pool
+  esac
+}
+
 train_sets() {  # system: what its pre-training hears
   case $1 in
     *_pool) echo "[train, $pool]" ;;
