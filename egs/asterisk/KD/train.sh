@@ -11,8 +11,8 @@
 # Stage 1: pre-train the encoders  -> exp/<profile>/<variant>/<system>/pretrain/
 # Stage 2: fine-tune               -> exp/<profile>/<variant>/<system>/finetune/
 # A run that was stopped goes on; a run that is finished is left alone.  Systems are
-# trained side by side on one CPU thread each, which is faster than one after the other
-# on all: small matrices do not share well.  Each writes to train.log in its folder.
+# trained side by side on one CPU thread each: RESULTS.md says what two threads would
+# bring to one.  Each writes to train.log in its folder.
 stage=1              # first stage to run
 stop_stage=2         # last stage to run
 profile=quick        # quick or full: how long, and how much of the pool
