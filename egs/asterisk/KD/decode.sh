@@ -28,13 +28,10 @@ decode_all() {  # method
     for system in $systems; do
       for set in $sets; do
         for decoding in $(decodings "$variant"); do
-          local options=()
-          if [[ $decoding == streaming ]]; then
-            options=(--streaming --chunk-size "$chunk_size" --left-context "$left_context")
-          fi
+          # shellcheck disable=SC2046  # several options
           python -m icefall_kd.bin.decode --method "$1" --shar-dir "data/shar/$set" \
             --checkpoint "exp/$profile/$variant/$system/finetune/pretrained.pt" \
-            --out-dir "exp/$profile/$variant/$system/decode" "${options[@]}"
+            --out-dir "exp/$profile/$variant/$system/decode" $(chunking "$decoding")
         done
       done
     done

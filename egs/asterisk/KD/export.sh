@@ -25,12 +25,6 @@ source ../../../local/env.sh
 source ../../../local/parse_options.sh
 source local/profiles.sh
 
-chunking() {  # decoding
-  if [[ $1 == streaming ]]; then
-    echo "--streaming --chunk-size $chunk_size --left-context $left_context"
-  fi
-}
-
 export_one() {  # folder of a system, decoding
   local status=0
   # shellcheck disable=SC2046  # several options

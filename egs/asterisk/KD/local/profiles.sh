@@ -63,3 +63,10 @@ decodings() {  # variant
     *) die "variant \"$1\" is unknown; unified, non_streaming or streaming" ;;
   esac
 }
+
+# Options of a decoding; reads chunk_size and left_context of the calling script.
+chunking() {  # decoding
+  if [[ $1 == streaming ]]; then
+    echo "--streaming --chunk-size $chunk_size --left-context $left_context"
+  fi
+}
