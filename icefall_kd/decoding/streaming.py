@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from icefall_kd import FBANK_SHIFT, SAMPLE_RATE
 from icefall_kd.decoding import DecodeOptions, Hypothesis, make_search
+from icefall_kd.zipformer.streaming import state_batch_dims
 
 FRONTEND_FRAMES = 13  # fbank frames that a chunk's last output sees beyond the chunk
 EXTRA_PADDING = 0.3  # s; a trained model may emit its last symbols late
@@ -50,18 +51,6 @@ def pad_tail(wave: Tensor, chunk_size: int) -> Tensor:
     """
     zeros = round(tail_padding(chunk_size) * SAMPLE_RATE)
     return torch.cat([wave, wave.new_zeros(zeros)])
-
-
-def state_batch_dims(num_states: int) -> List[int]:
-    """Return the batch dimension of each streaming state.
-
-    A layer has key, nonlin_attn, val1, val2 (batch in dimension 1), conv1 and conv2
-    (dimension 0); embed_states and processed_lens end the list.
-    """
-    layers, rest = divmod(num_states - 2, 6)
-    if rest or layers < 1:
-        raise ValueError(f"{num_states} states are not 6 a layer and 2 more")
-    return [1, 1, 1, 1, 0, 0] * layers + [0, 0]
 
 
 def narrow_states(states: Sequence[Tensor], batch_size: int) -> List[Tensor]:

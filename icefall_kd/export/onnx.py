@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from icefall_kd import NUM_MEL_BINS
 from icefall_kd.decoding.setting import Chunking
-from icefall_kd.decoding.streaming import state_batch_dims, window_frames
+from icefall_kd.decoding.streaming import window_frames
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.export.metadata import (
     add_metadata,
@@ -23,6 +23,7 @@ from icefall_kd.export.metadata import (
     streaming_encoder_metadata,
 )
 from icefall_kd.io import Pathlike, write_aside
+from icefall_kd.zipformer.streaming import state_batch_dims
 
 OPSET = 13
 STATE_NAMES = (

@@ -144,19 +144,31 @@ def start_mask(processed: Tensor, left_context: int, chunk_size: int) -> Tensor:
     return torch.cat([before, now], dim=1)
 
 
-def _batch_axes(num_states: int) -> List[int]:
-    layers = (num_states - 2) // STATES_PER_LAYER
+def state_batch_dims(num_states: int) -> List[int]:
+    """Return the batch dimension of each streaming state.
+
+    A layer has key, nonlin_attn, val1, val2 (batch in dimension 1), conv1 and conv2
+    (dimension 0); embed_states and processed_lens end the list.
+
+    Raises:
+      ValueError: if there cannot be so many states.
+    """
+    layers, rest = divmod(num_states - 2, STATES_PER_LAYER)
+    if rest or layers < 1:
+        raise ValueError(
+            f"{num_states} states are not {STATES_PER_LAYER} a layer and 2 more"
+        )
     return list(LAYER_BATCH_AXES) * layers + [0, 0]
 
 
 def stack_states(states: Sequence[Sequence[Tensor]]) -> List[Tensor]:
     """Join the states of several streams (or batches) into those of one batch."""
-    axes = _batch_axes(len(states[0]))
-    return [torch.cat(parts, dim=axis) for axis, *parts in zip(axes, *states)]
+    dims = state_batch_dims(len(states[0]))
+    return [torch.cat(parts, dim=dim) for dim, *parts in zip(dims, *states)]
 
 
 def unstack_states(states: Sequence[Tensor]) -> List[List[Tensor]]:
     """Split the states of a batch into those of its streams, each of batch 1."""
-    axes = _batch_axes(len(states))
-    split = [state.split(1, dim=axis) for state, axis in zip(states, axes)]
+    dims = state_batch_dims(len(states))
+    split = [state.split(1, dim=dim) for state, dim in zip(states, dims)]
     return [list(stream) for stream in zip(*split)]

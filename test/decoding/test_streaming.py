@@ -11,7 +11,6 @@ from icefall_kd.decoding.streaming import (
     hop_frames,
     num_steps,
     pad_tail,
-    state_batch_dims,
     tail_padding,
     window_frames,
 )
@@ -95,9 +94,3 @@ def test_a_senseless_chunk_is_refused(student, chunk_size):
 def test_no_stream_is_refused(student):
     with pytest.raises(ValueError, match="no stream"):
         decode_streaming(student, [], 16, 64, DecodeOptions())
-
-
-def test_states_of_another_layout_are_refused():
-    assert state_batch_dims(8) == [1, 1, 1, 1, 0, 0, 0, 0]
-    with pytest.raises(ValueError, match="9 states"):
-        state_batch_dims(9)

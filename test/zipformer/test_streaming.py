@@ -7,6 +7,7 @@ from icefall_kd.zipformer.streaming import (
     hop_frames,
     init_states,
     stack_states,
+    state_batch_dims,
     streaming_chunk,
     streaming_forward,
     unstack_states,
@@ -141,3 +142,9 @@ def test_a_wrong_window_or_number_of_states_is_named(make_encoder):
         streaming_forward(embed, encoder, torch.randn(1, 30, 80), states)
     with pytest.raises(ValueError, match="states for 4 layers"):
         streaming_forward(embed, encoder, torch.randn(1, 29, 80), states[:-1])
+
+
+def test_states_of_another_layout_are_refused():
+    assert state_batch_dims(8) == [1, 1, 1, 1, 0, 0, 0, 0]
+    with pytest.raises(ValueError, match="9 states"):
+        state_batch_dims(9)
