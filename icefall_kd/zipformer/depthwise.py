@@ -15,6 +15,7 @@ from torch import Tensor
 from icefall_kd.zipformer.precision import autocast_dtype, widen
 
 TORCH_2 = int(torch.__version__.split(".")[0]) >= 2
+WINDOWS = 128  # multiplied at once in the gradient of an image's weight
 BLOCK = 32  # frames; the matrices of the weight's gradient are BLOCK x BLOCK + K - 1
 
 
@@ -119,14 +120,21 @@ def image_weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
     width = grad.shape[2]
     kernel = (high - grad.shape[1] + 1, wide - width + 1)
     # Rows of zeros, for which the windows that cross from image to image count nothing.
-    grad = F.pad(grad, (0, 0, 0, 0, 0, kernel[0] - 1))
-    x = x.reshape(-1, channels).t().contiguous()
-    grad = grad.reshape(-1, channels).t().contiguous().view(channels, -1, width)
-    num_windows = batch * high - kernel[0] + 1
-    windows = x.as_strided(
-        (channels, num_windows, kernel[0] * wide), (x.stride(0), wide, 1)
+    grad = F.pad(grad, (0, 0, 0, 0, 0, kernel[0] - 1)).reshape(-1, width, channels)
+    x = x.reshape(-1, wide, channels)
+    sums = torch.zeros(
+        (channels, width, kernel[0] * wide), dtype=widen(x[:0]).dtype, device=x.device
     )
-    sums = torch.bmm(grad[:, :num_windows].transpose(1, 2), windows)
+    num_windows = batch * high - kernel[0] + 1
+    # The product copies the windows, KH times the input: by blocks that stay in cache.
+    for first in range(0, num_windows, WINDOWS):
+        last = min(num_windows, first + WINDOWS)
+        rows = x[first : last + kernel[0] - 1].reshape(-1, channels).t().contiguous()
+        windows = rows.as_strided(
+            (channels, last - first, kernel[0] * wide), (rows.stride(0), wide, 1)
+        )
+        part = grad[first:last].reshape(-1, channels).t().contiguous()
+        sums += torch.bmm(part.view(channels, -1, width).transpose(1, 2), windows)
     sums = sums.view(channels, width, kernel[0], wide)
     taps = [sums.diagonal(tap, 1, 3)[..., :width].sum(-1) for tap in range(kernel[1])]
     return torch.stack(taps, dim=2)
