@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from icefall_kd.decoding.hypothesis import DecodeOptions, Hypothesis
 from icefall_kd.decoding.search import Search, start_context
+from icefall_kd.transducer.predictor import NO_TOKEN
 
-NO_TOKEN = -1
 # Odd, so that multiplying modulo 2^64 loses nothing (Knuth's constant for hashing).
 HASH_FACTOR = -7046029254386353131
 

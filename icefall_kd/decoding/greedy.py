@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from icefall_kd.decoding.hypothesis import DecodeOptions, Hypothesis
 from icefall_kd.decoding.search import Search, start_context
-
-NO_TOKEN = -1
+from icefall_kd.transducer.predictor import NO_TOKEN
 
 
 class GreedySearch(Search):

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from icefall_kd import BLANK_ID
 from icefall_kd.decoding.hypothesis import DecodeOptions, Hypothesis
+from icefall_kd.transducer.predictor import NO_TOKEN
 
 
 def start_context(batch_size: int, context_size: int, device: torch.device) -> Tensor:
     """Return the (N, context_size) int64 ids that the predictor reads first."""
     context = torch.full(
-        (batch_size, context_size), -1, dtype=torch.int64, device=device
+        (batch_size, context_size), NO_TOKEN, dtype=torch.int64, device=device
     )
     context[:, -1] = BLANK_ID
     return context

@@ -23,6 +23,7 @@ class TransducerConfig:
       simple_scale: weight of the simple loss after the warm-up.
       warm_steps: updates over which the simple loss goes from 1 to simple_scale
         and the pruned loss from 0.1 to 1, since early pruning bounds are noise.
+      label_mask_prob: of hiding a label from the predictor in training, 0 to 1.
     """
 
     weight: float = 1.0
@@ -31,6 +32,7 @@ class TransducerConfig:
     lm_scale: float = 0.25
     simple_scale: float = 0.5
     warm_steps: int = 2000
+    label_mask_prob: float = 0.0
 
 
 class TransducerTerm:
@@ -69,6 +71,7 @@ class TransducerTerm:
             return TermOutput(zero, 0, skipped=skipped)
         lens = student.lens[rows]
         encoder_out = student.encoder_out[rows, : int(lens.max())]
+        training = student.model.training
         simple, pruned = pruned_transducer_loss(
             student.model,
             encoder_out,
@@ -77,6 +80,7 @@ class TransducerTerm:
             prune_range=self.config.prune_range,
             am_scale=self.config.am_scale,
             lm_scale=self.config.lm_scale,
+            label_mask_prob=self.config.label_mask_prob if training else 0.0,
             reduction="none",
         )
         simple_scale, pruned_scale = self.scales(step)

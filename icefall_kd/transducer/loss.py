@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from icefall_kd import BLANK_ID
 from icefall_kd.transducer.model import AsrModel
+from icefall_kd.transducer.predictor import NO_TOKEN
 
 
 def pad_tokens(tokens: Sequence[Sequence[int]], device: torch.device) -> Tensor:
@@ -44,6 +45,7 @@ def pruned_transducer_loss(
     prune_range: int = 5,
     am_scale: float = 0.0,
     lm_scale: float = 0.25,
+    label_mask_prob: float = 0.0,
     reduction: str = "sum",
 ) -> tuple[Tensor, Tensor]:
     """Compute the simple and the pruned transducer loss.
@@ -58,6 +60,10 @@ def pruned_transducer_loss(
       encoder_out_lens: (N,) int64.
       tokens: N lists of token ids, without blanks.
       prune_range: labels scored at each frame, at least 2.
+      am_scale, lm_scale: smoothing of the simple loss.
+      label_mask_prob: of hiding a label from the predictor, which then sees no token
+        in its place; a predictor that cannot rely on its context does not learn the
+        texts of a small corpus by heart.
       reduction: "sum" over the batch or "none".
     Returns:
       (simple, pruned), nats: scalars, or (N,) each when ``reduction`` is "none".
@@ -79,7 +85,11 @@ def pruned_transducer_loss(
     boundary = y.new_zeros(len(tokens), 4)
     boundary[:, 2] = torch.tensor([len(t) for t in tokens])
     boundary[:, 3] = encoder_out_lens
-    decoder_out = model.decoder(F.pad(y, (1, 0), value=BLANK_ID))
+    seen = y
+    if label_mask_prob:
+        hidden = torch.rand(y.shape, device=y.device) < label_mask_prob
+        seen = y.masked_fill(hidden, NO_TOKEN)
+    decoder_out = model.decoder(F.pad(seen, (1, 0), value=BLANK_ID))
     lm = model.simple_lm_proj(decoder_out)
     am = model.simple_am_proj(encoder_out)
     with torch.autocast(encoder_out.device.type, enabled=False):

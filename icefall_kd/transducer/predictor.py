@@ -6,6 +6,8 @@ from torch.nn import functional as F
 from icefall_kd import BLANK_ID
 from icefall_kd.zipformer.regularisers import Balancer
 
+NO_TOKEN = -1  # in the place of a token: its embedding is zero
+
 
 class Decoder(nn.Module):
     """Embedding of the last ``context_size`` tokens through a grouped convolution.

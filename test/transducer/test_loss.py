@@ -9,7 +9,13 @@ import torch
 from torch import nn
 
 from icefall_kd.transducer.joiner import Joiner
-from icefall_kd.transducer.loss import ctc_loss, has_alignment, pruned_transducer_loss
+from icefall_kd.transducer.loss import (
+    ctc_loss,
+    has_alignment,
+    pruned_transducer_loss,
+    select_labels,
+    smoothed_logprobs,
+)
 from icefall_kd.transducer.model import AsrModel
 from icefall_kd.transducer.predictor import Decoder
 
@@ -77,6 +83,53 @@ def test_simple_loss_without_smoothing_is_the_sum_of_two_scores():
     lm = model.simple_lm_proj(model.decoder(torch.tensor([[0] + y])))[0]
     joint = (am[:, None] + lm[None]).log_softmax(-1).detach().double().numpy()
     assert float(simple) == pytest.approx(full_sum(joint, y), rel=1e-5)
+
+
+@pytest.mark.parametrize("lm_scale, am_scale", [(0.25, 0.0), (0.0, 0.0), (0.2, 0.3)])
+def test_smoothed_scores_and_their_gradients_are_k2s(lm_scale, am_scale):
+    k2 = pytest.importorskip("k2")
+    torch.manual_seed(0)
+    lm, am = torch.randn(2, 4, 7), torch.randn(2, 9, 7)
+    symbols = torch.tensor([[3, 1, 4], [5, 5, 0]])
+    grads = []
+    for ours in (True, False):
+        inputs = [lm.clone().requires_grad_(), am.clone().requires_grad_()]
+        if ours:
+            px, py = smoothed_logprobs(*inputs, symbols, lm_scale, am_scale)
+        else:
+            scales = dict(lm_only_scale=lm_scale, am_only_scale=am_scale)
+            px, py = k2.get_rnnt_logprobs_smoothed(
+                *inputs, symbols=symbols, termination_symbol=0, **scales
+            )
+        (px[..., :-1].sin().sum() + py.sin().sum()).backward()
+        grads.append([px.detach(), py.detach(), *(x.grad for x in inputs)])
+    for mine, theirs in zip(*grads):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_selected_labels_are_those_of_k2s_pruning():
+    k2 = pytest.importorskip("k2")
+    torch.manual_seed(0)
+    lm, am = torch.randn(2, 5, 3), torch.randn(2, 6, 3)
+    ranges = torch.randint(0, 4, (2, 6, 1)) + torch.arange(2)
+    _, pruned = k2.do_rnnt_pruning(am=am, lm=lm, ranges=ranges)
+    assert select_labels(lm, ranges).equal(pruned)
+
+
+def test_masked_labels_are_hidden_from_the_predictor():
+    model = small_model()
+    model.decoder.conv.weight.data.abs_()  # no position is silenced by the ReLU
+    encoder_out, lens, y = torch.randn(1, 9, 6), torch.tensor([9]), [[3, 1, 4]]
+    arguments = (model, encoder_out, lens, y)
+    loss = pruned_transducer_loss(*arguments, prune_range=4, lm_scale=0.0)[1]
+    masked = pruned_transducer_loss(
+        *arguments, prune_range=4, lm_scale=0.0, label_mask_prob=1.0
+    )[1]
+    hidden = model.decoder(torch.tensor([[0, -1, -1, -1]]))
+    logits = model.joiner(encoder_out[0][:, None], hidden[0][None])
+    slow = full_sum(logits.log_softmax(-1).detach().double().numpy(), y[0])
+    assert float(masked) == pytest.approx(slow, rel=1e-5)
+    assert float(masked) != pytest.approx(float(loss), rel=1e-3)
 
 
 def test_batch_order_and_padding_change_nothing():
