@@ -39,6 +39,7 @@ from icefall_kd.training.state import TrainState, restore_rng, seed_everything
 from icefall_kd.training.student import to_device
 from icefall_kd.zipformer.schedules import set_batch_count
 
+SCHEDULES_END = 100_000  # batches; by then every schedule of the encoder has ended
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -71,6 +72,8 @@ class Trainer:
         # Only half precision on CUDA needs its gradients scaled.
         half = config.amp == "fp16" and world.device.type == "cuda"
         self.scaler = make_scaler(half)
+        # A trained encoder needs no second warm-up of dropout and skipped layers.
+        self.schedule_offset = SCHEDULES_END if config.init_encoder else 0
         self.state = TrainState()
         self.faults = BadBatches(self.exp_dir, world.rank)
         self.metrics = MetricsTracker()
@@ -191,7 +194,7 @@ class Trainer:
     def _train_batch(self, batch: Batch) -> float:
         """Make one update, or skip it; return the s of audio of all processes."""
         config, state = self.config, self.state
-        set_batch_count(self.student, state.step)
+        set_batch_count(self.student, state.step + self.schedule_offset)
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             loss, frames, outputs = self.module(batch, state.step)

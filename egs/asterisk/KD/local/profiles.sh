@@ -26,7 +26,7 @@ pretrain_epochs() {  # system
   case $profile-$1 in
     quick-*) echo 5 ;;
     full-*_pool) echo 6 ;;
-    full-*) echo 40 ;;
+    full-*) echo 15 ;;
   esac
 }
 
@@ -34,7 +34,7 @@ pretrain_lr_epochs() {  # system: where the learning rate begins to fall, in its
   case $profile-$1 in
     quick-*) echo 4 ;;
     full-*_pool) echo 2.5 ;;
-    full-*) echo 17 ;; # as many hours of audio as with the pool
+    full-*) echo 6 ;;
   esac
 }
 
