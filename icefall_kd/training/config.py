@@ -59,6 +59,12 @@ class OptimConfig:
       clipping_scale: gradients above so many times the recent median are scaled
         down to it.
       max_grad_norm: upper limit of the gradients' 2-norm per frame; 0 is none.
+      frozen_batches: updates in which an encoder of ``init_encoder`` stays as it is,
+        while the layers behind it learn to read it.  ScaledAdam moves a parameter by
+        a share of its size however small the gradient, so random layers behind a
+        trained encoder would undo its training.
+      encoder_lr_scale: factor on the learning rate of an encoder of
+        ``init_encoder``.
     """
 
     base_lr: float = 0.045
@@ -67,6 +73,8 @@ class OptimConfig:
     warmup_batches: float = 500.0
     clipping_scale: float = 2.0
     max_grad_norm: float = 0.0
+    frozen_batches: int = 0
+    encoder_lr_scale: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class Trainer:
         self.mean = RunningMean(self.model)
         self.params = [p for _, p in self.student.trainable()]
         self.optimizer = ScaledAdam(
-            self.params,
+            self._parameter_groups(),
             lr=config.optim.base_lr,
             clipping_scale=config.optim.clipping_scale,
         )
@@ -197,7 +197,7 @@ class Trainer:
         set_batch_count(self.student, state.step + self.schedule_offset)
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            loss, frames, outputs = self.module(batch, state.step)
+            loss, frames, outputs = self.module(batch, state.step, self._frozen())
         # The sum over frames: the encoder's regularisers add gradients of a size that
         # was chosen for it.  The optimiser itself does not depend on the scale.
         self.scaler.scale(loss * frames).backward()
@@ -232,6 +232,22 @@ class Trainer:
         add_outputs(self.metrics, outputs)
         self.metrics.add("grad_norm", norm, frames)
         return audio
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Return one group, or two where the encoder was trained before."""
+        if self.config.init_encoder is None:
+            return [{"params": self.params}]
+        optim = self.config.optim
+        lr = optim.base_lr * optim.encoder_lr_scale
+        return [
+            {"params": self.student.parameters_behind_encoder()},
+            {"params": self.student.encoder_parameters(), "lr": lr},
+        ]
+
+    def _frozen(self) -> bool:
+        """Return whether the encoder waits for the layers behind it."""
+        waiting = self.state.step < self.config.optim.frozen_batches
+        return self.config.init_encoder is not None and waiting
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         dtype = DTYPES.get(self.config.amp)

@@ -24,7 +24,8 @@ class ScaledAdam(Optimizer):
     and every ``size_update_period`` steps its size is multiplied by an Adam step of
     the gradient of ln(size).  Gradients are clipped to ``clipping_scale`` times the
     median, over ``clipping_update_period`` steps, of the norm of all gradients, each
-    weighted by its parameter's rms.  A parameter without gradient counts as zero.
+    weighted by its parameter's rms.  A parameter without gradient counts as zero; a
+    group of none but such rests, and its moments begin when it first moves.
 
     Args:
       params: parameters, or groups as of any torch optimiser; a group clips alone.
@@ -84,7 +85,7 @@ class ScaledAdam(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            if group["params"]:
+            if any(p.grad is not None for p in group["params"]):
                 self._step_group(group)
         return loss
 

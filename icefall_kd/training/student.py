@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from icefall_kd.distill.term import Batch, StudentOutput, Term, TermOutput
 from icefall_kd.transducer.model import AsrModel
 
+ENCODER = ("encoder_embed", "encoder")
+
 
 class DistilledStudent(nn.Module):
     """A student, what its terms train beside it, and the weighted sum of the terms.
@@ -28,7 +30,7 @@ class DistilledStudent(nn.Module):
         self.model = model
         self.heads = heads
         self.terms = list(terms)
-        trained = {"encoder_embed", "encoder"}
+        trained = set(ENCODER)
         trained.update(part for _, term in terms for part in term.trains)
         for name, part in model.named_children():
             part.requires_grad_(name in trained)
@@ -37,8 +39,17 @@ class DistilledStudent(nn.Module):
         """Yield the name and value of every parameter that is trained."""
         return ((n, p) for n, p in self.named_parameters() if p.requires_grad)
 
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of front end and encoder."""
+        return [p for part in ENCODER for p in getattr(self.model, part).parameters()]
+
+    def parameters_behind_encoder(self) -> list[nn.Parameter]:
+        """Return what is trained besides front end and encoder."""
+        encoder = {id(p) for p in self.encoder_parameters()}
+        return [p for _, p in self.trainable() if id(p) not in encoder]
+
     def forward(
-        self, batch: Batch, step: int
+        self, batch: Batch, step: int, frozen: bool = False
     ) -> tuple[Tensor, int, dict[str, TermOutput]]:
         """Encode a batch and add up the terms.
 
@@ -48,17 +59,21 @@ class DistilledStudent(nn.Module):
         Args:
           batch: see ``icefall_kd.data.batches``; on the model's device.
           step: updates made so far.
+          frozen: leave front end and encoder without gradients.
         Returns:
           (loss, scalar with gradient; student frames; output of each term, detached).
         """
-        encoder_out, lens = self.model.forward_encoder(
-            batch["features"], batch["feature_lens"]
-        )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            encoder_out, lens = self.model.forward_encoder(
+                batch["features"], batch["feature_lens"]
+            )
         student = StudentOutput(encoder_out, lens, self.model, self.heads)
         frames = int(lens.sum())
-        # Zero, but it ties the loss to the encoder where no term found a target, so
-        # that all processes of a distributed run take part in the backward pass.
+        # Zero, but it ties the loss to what is trained where no term found a target,
+        # so that all processes of a distributed run take part in the backward pass.
         loss = encoder_out.float().sum() * 0.0
+        if frozen:
+            loss = loss + sum(0.0 * p.sum() for p in self.parameters_behind_encoder())
         outputs = {}
         for weight, term in self.terms:
             output = term(student, batch, step)

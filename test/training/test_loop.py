@@ -151,6 +151,36 @@ def test_fine_tuning_starts_from_the_pretrained_encoder(only, tmp_path):
         assert same == name.startswith(("encoder.", "encoder_embed.")) or same
 
 
+def test_a_frozen_encoder_waits_for_the_layers_behind_it(only, tmp_path):
+    pretrain = only("embedding", num_epochs=1)
+    train(pretrain)
+    pretrained = tmp_path / "pretrained.pt"
+    write_average(pretrain.exp_dir, 0, 1, pretrained)
+    frozen = only(
+        "transducer", "ctc", init_encoder=str(pretrained), exp_dir=str(tmp_path / "f")
+    )
+    optim = dataclasses.replace(frozen.optim, frozen_batches=10**6)
+    train(dataclasses.replace(frozen, optim=optim))
+    before = load_checkpoint(pretrained)["model"]
+    after = final(frozen)["model"]
+    moved = {k for k in before if not torch.equal(before[k], after[k])}
+    encoder = ("encoder.", "encoder_embed.")
+    # Chunk sizes are drawn, not learned: nothing of the encoder changes.
+    assert not [k for k in moved if k.startswith(encoder)]
+    assert "ctc_output.1.weight" in moved and "joiner.output_linear.weight" in moved
+
+    # Thawed after two batches, and resumed behind that: as in one piece.
+    optim = dataclasses.replace(frozen.optim, frozen_batches=2, encoder_lr_scale=0.5)
+    whole = dataclasses.replace(frozen, optim=optim, exp_dir=str(tmp_path / "w"))
+    train(whole)
+    parts = dataclasses.replace(whole, exp_dir=str(tmp_path / "p"))
+    train(dataclasses.replace(parts, num_epochs=1))
+    train(parts)
+    assert_same_weights(final(whole)["model"], final(parts)["model"])
+    moved = {k for k in before if not torch.equal(before[k], final(whole)["model"][k])}
+    assert any(k.startswith("encoder.") for k in moved)
+
+
 def test_unlabelled_cuts_beside_labelled_ones_do_not_disturb_text_terms(only):
     config = only("transducer", "embedding", num_epochs=1)
     data = dataclasses.replace(config.data, train=("train", "pool"))

@@ -15,8 +15,8 @@ case $profile in
     variants=${variants:-unified non_streaming streaming}
     systems=${systems:-baseline tiny_en base both both_pool}
     pool=unlabelled_en
-    finetune_epochs=40
-    finetune_avg=8
+    finetune_epochs=12
+    finetune_avg=3
     pretrain_avg=2
     ;;
   *) die "--profile is \"$profile\"; it can be quick or full" ;;
