@@ -15,6 +15,7 @@ systems=             # as in train.sh; empty: those of the profile
 sets=test            # folders of data/shar
 chunk_size=16        # streaming: frames of 20 ms
 left_context=128     # streaming: frames of 20 ms
+blank_penalty=0      # taken from the blank's logit; choose it with --sets dev
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -30,6 +31,7 @@ decode_all() {  # method
         for decoding in $(decodings "$variant"); do
           # shellcheck disable=SC2046  # several options
           python -m icefall_kd.bin.decode --method "$1" --shar-dir "data/shar/$set" \
+            --blank-penalty "$blank_penalty" \
             --checkpoint "exp/$profile/$variant/$system/finetune/pretrained.pt" \
             --out-dir "exp/$profile/$variant/$system/decode" $(chunking "$decoding")
         done

@@ -18,6 +18,7 @@ systems=             # as in train.sh; empty: those of the profile
 set=test             # folder of data/shar that sherpa-onnx transcribes
 chunk_size=16        # streaming: frames of 20 ms
 left_context=128     # streaming: frames of 20 ms
+blank_penalty=0      # of stage 2, as in decode.sh
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -41,7 +42,8 @@ export_one() {  # folder of a system, decoding
 transcribe_one() {  # folder of a system, decoding
   # shellcheck disable=SC2046  # several options
   python -m icefall_kd.bin.transcribe --model-dir "$1/export" \
-    --shar-dir "data/shar/$set" --out-dir "$1/sherpa" $(chunking "$2")
+    --shar-dir "data/shar/$set" --out-dir "$1/sherpa" \
+    --blank-penalty "$blank_penalty" $(chunking "$2")
 }
 
 if in_stage 1 "Export and compare three engines -> exp/$profile/*/*/export"; then

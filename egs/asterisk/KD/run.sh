@@ -14,6 +14,7 @@ stop_stage=6         # last stage to run
 profile=quick        # quick: one causal student serves both decodings; full: see above
 variants=            # unified, non_streaming, streaming; empty: those of the profile
 systems=             # as in train.sh; empty: those of the profile
+blank_penalty=0      # of decoding, see decode.sh
 corpus_dir=          # folder with the English prompts; empty: fetched
 pool_dir=            # folder with the pool's packages; empty: fetched
 from_dir=            # folder with the teachers; empty: fetched
@@ -48,11 +49,11 @@ if in_stage 3 "Train -> exp/$profile/*/*/{pretrain,finetune}"; then
 fi
 
 if in_stage 4 "Decode the test set -> exp/$profile/*/*/decode"; then
-  bash decode.sh "${chosen[@]}"
+  bash decode.sh "${chosen[@]}" --blank-penalty "$blank_penalty"
 fi
 
 if in_stage 5 "Export and run sherpa-onnx -> exp/$profile/*/*/{export,sherpa}"; then
-  bash export.sh "${chosen[@]}"
+  bash export.sh "${chosen[@]}" --blank-penalty "$blank_penalty"
 fi
 
 if in_stage 6 "One table a variant -> exp/$profile/*/summary.md"; then
