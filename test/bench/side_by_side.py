@@ -123,7 +123,8 @@ def timed(turn: Turn, base: float, device: str) -> Dict[str, float]:
 
 def profile(turn: Turn) -> None:
     """Write the operators of a turn to stderr, the most expensive first."""
-    turn()
+    for _ in range(3):  # memory is allocated and caches are warm after some turns
+        turn()
     with torch.profiler.profile() as profiler:
         turn()
     averages = profiler.key_averages()
