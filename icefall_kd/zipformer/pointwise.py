@@ -141,7 +141,12 @@ def pointwise_pair(
     Returns:
       (N, ..., C').
     """
-    layers = (first.weight.flatten(1), first.bias, second.weight.flatten(1), second.bias)
+    layers = (
+        first.weight.flatten(1),
+        first.bias,
+        second.weight.flatten(1),
+        second.bias,
+    )
     graph = torch.is_grad_enabled()
     if torch.jit.is_tracing() or (x.is_cuda and not graph):
         x = swoosh_l(F.linear(x, *layers[:2]))

@@ -6,10 +6,10 @@ import torch
 from icefall_kd.zipformer.attention import (
     AttentionWeights,
     RelativePositions,
-    align_positions,
     attend,
     flatten_weights,
 )
+from icefall_kd.zipformer.scores import align_positions
 
 
 @pytest.mark.parametrize("num_frames, left", [(1, 0), (5, 0), (1, 3), (4, 6)])
