@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from icefall_kd.zipformer.activations import (
-    L_OFFSET,
-    L_SHIFT,
-    SLOPE,
+    SWOOSH_L,
     block_rows,
     swoosh_l,
     swoosh_parts,
+    swoosh_slope,
 )
 from icefall_kd.zipformer.precision import autocast_dtype, widen
 from icefall_kd.zipformer.regularisers import Balancer, balance_slopes, channel_moments
@@ -53,12 +52,12 @@ class _Pointwise(torch.autograd.Function):
         ]
         for part, mask in _blocks(rows, hidden.shape[1], keep, shape[0]):
             h, g = widen(hidden[part]), grad[part]
-            a, above = swoosh_parts(h, L_SHIFT, L_OFFSET)
+            a, above = swoosh_parts(h, SWOOSH_L)
             a = _masked(a, mask).to(w2.dtype)
             sums[2] += g.t() @ a
             sums[3] += g.sum(0)
             gh = _masked(widen(g @ w2), mask)
-            gh.mul_(above.reciprocal_().neg_().add_(1.0 - SLOPE))
+            gh.mul_(swoosh_slope(above, SWOOSH_L))
             if push is not None:
                 gh.addcmul_(gh.abs(), torch.addcmul(push[0], push[1], h))
             gh = gh.to(w1.dtype)
@@ -95,7 +94,7 @@ def _through(
         for part, mask in _blocks(rows, w1.shape[0], keep, num_seqs):
             target = None if hidden is None else hidden[part]
             h = torch.addmm(b1, rows[part], w1.t(), out=target)
-            a, _ = swoosh_parts(widen(h), L_SHIFT, L_OFFSET)
+            a, _ = swoosh_parts(widen(h), SWOOSH_L)
             a = _masked(a, mask).to(rows.dtype)
             torch.addmm(b2, a, w2.t(), out=out[part])
     return out
