@@ -1,4 +1,4 @@
-"""Set a process up for training on a CPU."""
+"""Set a process up for work on a CPU."""
 
 import ctypes
 import logging
@@ -51,7 +51,7 @@ def let_old_mkl_use_avx() -> bool:
     import torch
 
     old = "Math Kernel Library Version 2020" in torch.__config__.show()
-    name = _widest_vectors() if old else None
+    name = mkl_vectors(_cpuinfo()) if old else None
     if name is None:
         return False
     if "MKL_DEBUG_CPU_TYPE" not in os.environ:
@@ -62,15 +62,23 @@ def let_old_mkl_use_avx() -> bool:
     return True
 
 
-def _widest_vectors() -> Optional[str]:
-    """Return a key of `MKL_CPU_TYPES`, None where MKL does well by itself."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+def mkl_vectors(cpuinfo: str) -> Optional[str]:
+    """Return the key of `MKL_CPU_TYPES` that a processor can do and MKL withholds.
+
+    Args:
+      cpuinfo: text of ``/proc/cpuinfo``.
+    """
+    line = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
+    if line is None or "GenuineIntel" in cpuinfo:
         return None
-    if "GenuineIntel" in text:
-        return None
-    flags = set(re.search(r"^flags\s*:(.*)$|\Z", text, re.MULTILINE).group().split())
+    flags = set(line[1].split())
     if AVX512 <= flags:
         return "AVX-512"
     return "AVX2" if {"avx2", "fma"} <= flags else None
+
+
+def _cpuinfo() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
