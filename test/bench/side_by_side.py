@@ -180,5 +180,11 @@ def report(taken: Taken, args: argparse.Namespace) -> Dict[str, object]:
             for key in ours
             if "seconds" in key or "megabytes" in key
         }
-    settings = {k: v for k, v in vars(args).items() if k not in ("reference", "worker")}
-    return {**result, "settings": settings, "torch": torch.__version__}
+    return {**result, "settings": settings(args)}
+
+
+def settings(args: argparse.Namespace) -> Dict[str, object]:
+    """Return what a result was measured with."""
+    hidden = ("reference", "worker")
+    options = {k: v for k, v in vars(args).items() if k not in hidden}
+    return {**options, "torch": torch.__version__}

@@ -12,18 +12,23 @@ Ours runs after `icefall_kd.cpu.tune_cpu`, as ``bin.train`` does; the reference 
 users run it, or after the same with ``--tune-reference``.  Predictor, joiner and
 the losses outside the encoder are shared: what differs is the front end, the encoder
 and the optimiser.  On a CPU the reference runs in float32 whatever ``--autocast`` says.
+
+``--parts`` prints instead the processor seconds of each part of our step.
 """
 
 import argparse
 import copy
+import json
 import random
-from typing import Callable, Dict
+from typing import Callable, Dict, Tuple
 
+import parts
 import reference
 import side_by_side
 import torch
 from torch import Tensor, nn
 
+from icefall_kd.cpu import tune_cpu
 from icefall_kd.training.optim import ScaledAdam
 from icefall_kd.transducer.build import build_model
 from icefall_kd.transducer.loss import ctc_loss, pruned_transducer_loss
@@ -36,6 +41,7 @@ def parse() -> argparse.Namespace:
     side_by_side.add_arguments(p)
     p.add_argument("--tokens", type=int, default=12, help="labels of each")
     p.add_argument("--batch-count", type=float, default=2000.0, help="of the schedules")
+    p.add_argument("--parts", action="store_true", help="time the parts of our step")
     return p.parse_args()
 
 
@@ -64,6 +70,13 @@ def make_step(
 
 def build_step(args: argparse.Namespace, name: str) -> side_by_side.Turn:
     """Return the step of ours or of the reference, on the same weights and batch."""
+    return build(args, name)[2]
+
+
+def build(
+    args: argparse.Namespace, name: str
+) -> Tuple[nn.Module, torch.optim.Optimizer, side_by_side.Turn]:
+    """Return the model, the optimiser and the step of ours or of the reference."""
     torch.manual_seed(args.seed)
     random.seed(args.seed)
     config = side_by_side.model_config(args)
@@ -80,7 +93,8 @@ def build_step(args: argparse.Namespace, name: str) -> side_by_side.Turn:
     }
     if name == "ours":
         optimizer = ScaledAdam(model.parameters(), lr=0.02, clipping_scale=2.0)
-        return make_step(model, optimizer, batch, model.forward_encoder, args)
+        step = make_step(model, optimizer, batch, model.forward_encoder, args)
+        return model, optimizer, step
     icefall = reference.load(args.reference)
     theirs = copy.deepcopy(model)
     reference.replace_encoder(icefall, theirs, config.encoder, args.batch_count)
@@ -88,8 +102,32 @@ def build_step(args: argparse.Namespace, name: str) -> side_by_side.Turn:
     encode = reference.forward_encoder(theirs)
     if args.device == "cpu":
         args.autocast = "none"  # its own functions do not run under it on a CPU
-    return make_step(theirs, optimizer, batch, encode, args)
+    return theirs, optimizer, make_step(theirs, optimizer, batch, encode, args)
+
+
+def profile_parts(args: argparse.Namespace) -> Dict[str, object]:
+    """Return the median processor seconds of the step and of its parts."""
+    tune_cpu()
+    torch.set_num_threads(args.threads)
+    model, optimizer, step = build(args, "ours")
+    found = parts.profile(step, model, optimizer, args.rounds)
+    found = {part: round(seconds, 4) for part, seconds in found.items()}
+    total = round(sum(found.values()), 4)
+    return {
+        "cpu_seconds": total,
+        "parts": found,
+        "settings": side_by_side.settings(args),
+    }
+
+
+def main() -> None:
+    """Run the benchmark."""
+    args = parse()
+    if args.parts:
+        print(json.dumps(profile_parts(args)))
+    else:
+        side_by_side.run(args, build_step)
 
 
 if __name__ == "__main__":
-    side_by_side.run(parse(), build_step)
+    main()
