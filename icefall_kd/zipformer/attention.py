@@ -6,24 +6,17 @@ attention consume them.  Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, 
 
 import math
 import random
-from typing import Iterator, Optional, Tuple
+from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icefall_kd.zipformer.activations import block_rows
 from icefall_kd.zipformer.feedforward import whitening_limit
 from icefall_kd.zipformer.norms import scaled_linear
-from icefall_kd.zipformer.precision import autocast_dtype, widen
 from icefall_kd.zipformer.regularisers import Balancer, Whiten
 from icefall_kd.zipformer.schedules import ScheduledFloat
-
-MASKED_SCORE = -1000.0  # exp of it is exactly 0, yet a row of nothing else is no NaN
-# A failsafe against implausible scores, whose softmax has no gradient: now and then
-# every score beyond the limit is pulled back by a constant gradient.
-SCORE_LIMIT = 25.0
-SCORE_PENALTY = 1e-4
+from icefall_kd.zipformer.scores import softmax_of_scores
 
 
 class RelativePositions(nn.Module):
@@ -63,110 +56,6 @@ class RelativePositions(nn.Module):
         table = torch.stack([angle.cos(), angle.sin()], dim=-1).flatten(1)
         table = torch.cat([table[:, :-1], torch.ones_like(t)], dim=1)
         return F.dropout(table, 0.15, self.training)
-
-
-def align_positions(scores: Tensor, num_sources: int) -> Tensor:
-    """Turn scores by time difference into scores by source frame.
-
-    Row i of the result is row i of the input from column T - 1 - i on: reading the
-    rows with a stride one shorter does that without copying.
-
-    Args:
-      scores: (..., T, L + 2 T) over the differences of `RelativePositions`.
-      num_sources: L + T.
-    Returns:
-      (..., T, L + T), a view where ``scores`` is contiguous.
-    """
-    num_frames, width = scores.shape[-2:]
-    flat = scores.flatten(-2)[..., num_frames - 1 :]
-    flat = flat[..., : num_frames * (width - 1)]
-    rows = flat.reshape(*scores.shape[:-2], num_frames, width - 1)
-    return rows[..., :num_sources]
-
-
-class _Weights(torch.autograd.Function):
-    """Softmax of masked scores by content and by position, as one function.
-
-    Scores are the largest tensors of a layer: only the weights are kept, and all else
-    is made and used by tiles that stay in a processor's cache.
-    """
-
-    @staticmethod
-    def forward(ctx, query, key, pos_query, positions, mask, limited):
-        dtype = autocast_dtype(query)
-        query, key = query.to(dtype), key.to(dtype)
-        if pos_query is not None:
-            pos_query, positions = pos_query.to(dtype), positions.to(dtype)
-        weights = query.new_empty(*query.shape[:3], key.shape[2])
-        side = weights.new_empty(weights.shape, dtype=torch.int8) if limited else None
-        if mask is not None:
-            mask = mask.expand(weights.shape[0], 1, *weights.shape[2:])
-        with torch.autocast(query.device.type, enabled=False):
-            for seqs, rows, columns in _tiles(weights):
-                scores = widen(query[seqs, :, rows] @ key[seqs].transpose(-2, -1))
-                if pos_query is not None:
-                    by_offset = pos_query[seqs, :, rows] @ positions[..., columns]
-                    scores.add_(align_positions(by_offset, scores.shape[-1]))
-                if limited:
-                    above, below = scores > SCORE_LIMIT, scores < -SCORE_LIMIT
-                    side[seqs, :, rows] = above.to(torch.int8) - below.to(torch.int8)
-                if mask is not None:
-                    scores.masked_fill_(mask[seqs, :, rows], MASKED_SCORE)
-                weights[seqs, :, rows] = scores.softmax(dim=-1)
-        ctx.save_for_backward(query, key, pos_query, positions, weights, side)
-        return weights
-
-    @staticmethod
-    def backward(ctx, grad):
-        query, key, pos_query, positions, weights, side = ctx.saved_tensors
-        grad_query = torch.empty_like(query)
-        grad_key = widen(torch.zeros_like(key))
-        grad_pos_query = grad_positions = None
-        if pos_query is not None:
-            grad_pos_query = torch.empty_like(pos_query)
-            grad_positions = widen(torch.zeros_like(positions))
-        for seqs, rows, columns in _tiles(weights):
-            wide = widen(weights[seqs, :, rows])
-            # Masked scores have weight 0, and with it no gradient.
-            g = widen(grad[seqs, :, rows])
-            g = torch._softmax_backward_data(g, wide, -1, wide.dtype)
-            if side is not None:
-                g.add_(side[seqs, :, rows], alpha=SCORE_PENALTY)
-            if pos_query is not None:
-                by_offset = query.new_zeros(*g.shape[:3], g.shape[2] + g.shape[3])
-                align_positions(by_offset, g.shape[-1]).copy_(g)
-                grad_pos_query[seqs, :, rows] = by_offset @ positions[
-                    ..., columns
-                ].transpose(-2, -1)
-                part = pos_query[seqs, :, rows].transpose(-2, -1) @ by_offset
-                grad_positions[..., columns] += part.sum(0)
-            g = g.to(query.dtype)
-            grad_query[seqs, :, rows] = g @ key[seqs]
-            grad_key[seqs] += g.transpose(-2, -1) @ query[seqs, :, rows]
-        grad_key = grad_key.to(key.dtype)
-        if grad_positions is not None:
-            grad_positions = grad_positions.to(positions.dtype)
-        return grad_query, grad_key, grad_pos_query, grad_positions, None, None
-
-
-def _tiles(weights: Tensor) -> Iterator[Tuple[slice, slice, slice]]:
-    """Yield sequences, target frames and offsets to take at once: all on a GPU.
-
-    The offsets are the columns of the position scores that `align_positions` needs
-    for these target frames.
-
-    Args:
-      weights: (N, H, T, S).
-    """
-    batch, heads, num_frames, num_sources = weights.shape
-    size = block_rows(weights, heads * num_sources)  # target frames
-    step = max(1, size // num_frames)
-    size = min(size, num_frames)
-    for n in range(0, batch, step):
-        for first in range(0, num_frames, size):
-            last = min(num_frames, first + size)
-            columns = slice(num_frames - last, num_frames - first + num_sources)
-            yield slice(n, n + step), slice(first, last), columns
 
 
 class AttentionWeights(nn.Module):
@@ -253,15 +142,9 @@ class AttentionWeights(nn.Module):
             positions = positions.permute(1, 2, 0)  # (H, pos_head_dim, L + 2 T)
         else:
             pos_query = positions = None
-        if torch.is_grad_enabled() and not torch.jit.is_tracing():
-            limited = self.training and random.random() < 0.1
-            args = (query, key, pos_query, positions, mask, limited)
-            return _Weights.apply(*args), cache
-        scores = query @ key.transpose(2, 3)
-        scores = scores + align_positions(pos_query @ positions, key.shape[2])
-        if mask is not None:
-            scores = scores.masked_fill(mask, MASKED_SCORE)
-        return scores.softmax(dim=-1), cache
+        limited = self.training and random.random() < 0.1
+        parts = (query, key, pos_query, positions)
+        return softmax_of_scores(*parts, mask, limited), cache
 
     def _skips_positions(self) -> bool:
         return self.training and random.random() < float(self.position_skip_rate)

@@ -2,8 +2,9 @@
 
 The libraries behind torch compute a depthwise convolution fast but its gradients,
 above all that of the weight, 10 to 50 times slower (one core, 320 x 8 x 128 frames,
-kernel 31: 0.4 ms against 20 ms).  The gradient of the input is a convolution too; that
-of a weight is, for each channel, sums along diagonals of a matrix product.
+kernel 31: 0.4 ms against 20 ms).  The gradient of the input is a convolution too.  That
+of the weight of images is one with the gradient of the output as its kernel; that of
+frames, for each channel, sums along diagonals of a matrix product.
 """
 
 from typing import Optional, Tuple
@@ -15,7 +16,7 @@ from torch import Tensor
 from icefall_kd.zipformer.precision import autocast_dtype, widen
 
 TORCH_2 = int(torch.__version__.split(".")[0]) >= 2
-WINDOWS = 128  # multiplied at once in the gradient of an image's weight
+ROWS = 64  # of an image at once in the gradient of its weight
 BLOCK = 32  # frames; the matrices of the weight's gradient are BLOCK x BLOCK + K - 1
 
 
@@ -92,52 +93,41 @@ class _Depthwise(torch.autograd.Function):
         grad = grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
         back = (kernel[0] - 1 - ctx.padding[0], kernel[1] - 1 - ctx.padding[1])
         grad_x = _convolve(grad, weight.flip(2, 3), None, back).to(ctx.x_dtype)
-        x, rows = x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
-        x = F.pad(x, (0, 0) + 2 * ctx.padding[1:] + 2 * ctx.padding[:1])
+        rows = grad.permute(0, 2, 3, 1)
         if kernel[0] == 1:
+            x = F.pad(x.permute(0, 2, 3, 1), (0, 0) + 2 * ctx.padding[1:])
             grad_weight = frames_weight_gradient(x.flatten(0, 1), rows.flatten(0, 1))
         else:
-            grad_weight = image_weight_gradient(x, rows)
+            grad_weight = image_weight_gradient(x, grad, ctx.padding)
         grad_weight = widen(grad_weight).view(weight.shape)
         grad_bias = widen(rows.sum((0, 1, 2))) if ctx.has_bias else None
         return grad_x, grad_weight, grad_bias, None
 
 
-def image_weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
+def image_weight_gradient(x: Tensor, grad: Tensor, padding: Tuple[int, int]) -> Tensor:
     """Return the gradient of the weight of a depthwise convolution of images.
 
-    The rows of ``grad`` are multiplied with windows of KH rows of ``x``, which overlap
-    in memory.  The product has the sums for every pair of columns; those that a tap
-    needs lie on a diagonal.
+    Entry (c, k, l) is the sum of grad[n, c, h, w] * x[n, c, h + k, w + l]: each image
+    convolved with a kernel of its own, as large as itself.
 
     Args:
-      x: (N, H + KH - 1, W + KW - 1, C), padded input.
-      grad: (N, H, W, C), gradient of the output.
+      x: (N, C, H, W).
+      grad: (N, C, H', W'), gradient of the output.
+      padding: zeros at either side of H and of W of ``x``.
     Returns:
-      (C, KH, KW).
+      (C, KH, KW), float32 at least.
     """
-    batch, high, wide, channels = x.shape
-    width = grad.shape[2]
-    kernel = (high - grad.shape[1] + 1, wide - width + 1)
-    # Rows of zeros, for which the windows that cross from image to image count nothing.
-    grad = F.pad(grad, (0, 0, 0, 0, 0, kernel[0] - 1)).reshape(-1, width, channels)
-    x = x.reshape(-1, wide, channels)
-    sums = torch.zeros(
-        (channels, width, kernel[0] * wide), dtype=widen(x[:0]).dtype, device=x.device
-    )
-    num_windows = batch * high - kernel[0] + 1
-    # The product copies the windows, KH times the input: by blocks that stay in cache.
-    for first in range(0, num_windows, WINDOWS):
-        last = min(num_windows, first + WINDOWS)
-        rows = x[first : last + kernel[0] - 1].reshape(-1, channels).t().contiguous()
-        windows = rows.as_strided(
-            (channels, last - first, kernel[0] * wide), (rows.stride(0), wide, 1)
-        )
-        part = grad[first:last].reshape(-1, channels).t().contiguous()
-        sums += torch.bmm(part.view(channels, -1, width).transpose(1, 2), windows)
-    sums = sums.view(channels, width, kernel[0], wide)
-    taps = [sums.diagonal(tap, 1, 3)[..., :width].sum(-1) for tap in range(kernel[1])]
-    return torch.stack(taps, dim=2)
+    above, beside = padding
+    high = x.shape[2] + 2 * above - grad.shape[2] + 1
+    wide = x.shape[3] + 2 * beside - grad.shape[3] + 1
+    sums = widen(x.new_zeros(x.shape[1], high, wide))
+    for image, taps in zip(x.split(1), grad):
+        image = F.pad(image, (0, 0, above, above))
+        for first in range(0, taps.shape[1], ROWS):
+            rows = image[:, :, first : first + ROWS + high - 1]
+            part = taps[:, first : first + ROWS].unsqueeze(1)
+            sums += _convolve(rows, part, None, (0, beside))[0]
+    return sums
 
 
 def frames_weight_gradient(x: Tensor, grad: Tensor) -> Tensor:

@@ -1,22 +1,22 @@
 """Linear, SwooshL, linear: the body of a feed-forward module and of a ConvNeXt layer.
 
 As one function it keeps the input and the hidden layer before the activation, no
-more, and goes through the frames by blocks that stay in a processor's cache.
+more (nothing without gradients), and goes through the frames by blocks that stay in a
+processor's cache.
 """
 
-from typing import Iterator, Optional, Tuple
+from typing import Iterator, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from icefall_kd.zipformer.activations import (
-    L_OFFSET,
-    L_SHIFT,
-    SLOPE,
+    SWOOSH_L,
     block_rows,
     swoosh_l,
     swoosh_parts,
+    swoosh_slope,
 )
 from icefall_kd.zipformer.precision import autocast_dtype, widen
 from icefall_kd.zipformer.regularisers import Balancer, balance_slopes, channel_moments
@@ -29,18 +29,10 @@ class _Pointwise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, w1, b1, w2, b2, keep, limits, scale):
-        dtype = autocast_dtype(x)
-        cast = [t.detach().to(dtype) for t in (w1, b1, w2, b2)]
-        rows = x.reshape(-1, x.shape[-1]).to(dtype)
+        rows, *layers = _cast(x, w1, b1, w2, b2)
         hidden = rows.new_empty(rows.shape[0], w1.shape[0])
-        out = rows.new_empty(rows.shape[0], w2.shape[0])
-        with torch.autocast(x.device.type, enabled=False):
-            for part, mask in _blocks(hidden, keep, x.shape[0]):
-                h = torch.addmm(cast[1], rows[part], cast[0].t(), out=hidden[part])
-                a, _ = swoosh_parts(widen(h), L_SHIFT, L_OFFSET)
-                a = _masked(a, mask).to(dtype)
-                torch.addmm(cast[3], a, cast[2].t(), out=out[part])
-        ctx.save_for_backward(rows, hidden, cast[0], cast[2], keep)
+        out = _through(rows, layers, keep, x.shape[0], hidden)
+        ctx.save_for_backward(rows, hidden, layers[0], layers[2], keep)
         ctx.setting = (x.shape, x.dtype, limits, scale)
         return out.view(*x.shape[:-1], -1)
 
@@ -58,14 +50,14 @@ class _Pointwise(torch.autograd.Function):
             torch.zeros(s, dtype=wide, device=grad.device)
             for s in (w1.shape, w1.shape[:1], w2.shape, w2.shape[:1])
         ]
-        for part, mask in _blocks(hidden, keep, shape[0]):
+        for part, mask in _blocks(rows, hidden.shape[1], keep, shape[0]):
             h, g = widen(hidden[part]), grad[part]
-            a, falling = swoosh_parts(h, L_SHIFT, L_OFFSET)
+            a, above = swoosh_parts(h, SWOOSH_L)
             a = _masked(a, mask).to(w2.dtype)
             sums[2] += g.t() @ a
             sums[3] += g.sum(0)
             gh = _masked(widen(g @ w2), mask)
-            gh.mul_(falling.neg_().add_(1.0 - SLOPE))
+            gh.mul_(swoosh_slope(above, SWOOSH_L))
             if push is not None:
                 gh.addcmul_(gh.abs(), torch.addcmul(push[0], push[1], h))
             gh = gh.to(w1.dtype)
@@ -75,10 +67,45 @@ class _Pointwise(torch.autograd.Function):
         return (grad_x.view(shape).to(dtype), *sums, None, None, None)
 
 
-def _blocks(hidden: Tensor, keep: Optional[Tensor], num_seqs: int) -> Iterator[Block]:
+def _cast(x: Tensor, *layers: Tensor) -> List[Tensor]:
+    """Return the frames of ``x`` as rows, and the layers, in the dtype of products."""
+    dtype = autocast_dtype(x)
+    rows = x.reshape(-1, x.shape[-1])
+    return [t.detach().to(dtype) for t in (rows, *layers)]
+
+
+def _through(
+    rows: Tensor,
+    layers: Sequence[Tensor],
+    keep: Optional[Tensor],
+    num_seqs: int,
+    hidden: Optional[Tensor] = None,
+) -> Tensor:
+    """Return the rows that came through; ``hidden`` keeps the layer between if given.
+
+    Args:
+      rows: (num_seqs * T, C), in the dtype of the layers.
+      layers: weight (H, C) and bias of the first, (C', H) and bias of the second.
+      keep: (num_seqs, 1, H).
+    """
+    w1, b1, w2, b2 = layers
+    out = rows.new_empty(rows.shape[0], w2.shape[0])
+    with torch.autocast(rows.device.type, enabled=False):
+        for part, mask in _blocks(rows, w1.shape[0], keep, num_seqs):
+            target = None if hidden is None else hidden[part]
+            h = torch.addmm(b1, rows[part], w1.t(), out=target)
+            a, _ = swoosh_parts(widen(h), SWOOSH_L)
+            a = _masked(a, mask).to(rows.dtype)
+            torch.addmm(b2, a, w2.t(), out=out[part])
+    return out
+
+
+def _blocks(
+    rows: Tensor, width: int, keep: Optional[Tensor], num_seqs: int
+) -> Iterator[Block]:
     """Yield rows to take at once, with the dropout of each row that needs one."""
-    num_rows, width = hidden.shape
-    size = block_rows(hidden, width)
+    num_rows = rows.shape[0]
+    size = block_rows(rows, width)
     if keep is None:
         for start in range(0, num_rows, size):
             yield slice(start, start + size), None
@@ -113,10 +140,18 @@ def pointwise_pair(
     Returns:
       (N, ..., C').
     """
-    w1, w2 = first.weight.flatten(1), second.weight.flatten(1)
-    if torch.jit.is_tracing() or not torch.is_grad_enabled():
-        x = swoosh_l(F.linear(x, w1, first.bias))
-        return F.linear(x if keep is None else x * keep, w2, second.bias)
+    layers = (
+        first.weight.flatten(1),
+        first.bias,
+        second.weight.flatten(1),
+        second.bias,
+    )
+    graph = torch.is_grad_enabled()
+    if torch.jit.is_tracing() or (x.is_cuda and not graph):
+        x = swoosh_l(F.linear(x, *layers[:2]))
+        return F.linear(x if keep is None else x * keep, *layers[2:])
+    if not graph:
+        rows, *layers = _cast(x, *layers)
+        return _through(rows, layers, keep, x.shape[0]).view(*x.shape[:-1], -1)
     limits = balancer.limits() if balancer.draw() else None
-    args = (x, w1, first.bias, w2, second.bias, keep, limits, balancer.grad_scale)
-    return _Pointwise.apply(*args)
+    return _Pointwise.apply(x, *layers, keep, limits, balancer.grad_scale)

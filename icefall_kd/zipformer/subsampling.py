@@ -190,9 +190,12 @@ class Conv2dSubsampling(nn.Module):
 
     def _convolve(self, x: Tensor) -> Tensor:
         """Return (N, channels[2], (T - 7) // 2, out_width)."""
-        x = x.unsqueeze(1)
-        if not torch.jit.is_tracing():
-            x = x.contiguous(memory_format=torch.channels_last)
+        if torch.jit.is_tracing() or x.is_cuda:
+            x = x.unsqueeze(1)
+        else:
+            # Channels last, which only the strides of a single channel tell: all the
+            # convolutions and what lies between them then go without a copy.
+            x = x.unsqueeze(3).permute(0, 3, 1, 2)
         for i, conv in enumerate(self.conv.values()):
             x = conv(x)
             if i == 0 and self.training:

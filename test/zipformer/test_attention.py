@@ -3,12 +3,17 @@
 import pytest
 import torch
 
+from icefall_kd.zipformer import activations
 from icefall_kd.zipformer.attention import (
     AttentionWeights,
     RelativePositions,
-    align_positions,
     attend,
     flatten_weights,
+)
+from icefall_kd.zipformer.scores import (
+    MASKED_SCORE,
+    align_positions,
+    softmax_of_scores,
 )
 
 
@@ -47,12 +52,25 @@ def make_weights():
     return module, x, positions, mask
 
 
-def test_training_function_equals_the_plain_one():
+@pytest.mark.parametrize("block", [1, 30, 10**6])
+@pytest.mark.parametrize("graph", [False, True])
+def test_tiles_give_the_softmax_of_the_whole(block, graph, monkeypatch):
+    monkeypatch.setattr(activations, "BLOCK_ELEMENTS", block)
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 3, 2, 5, 4, dtype=torch.float64)
+    pos_query, positions = torch.randn_like(query[..., :2]), torch.randn(2, 2, 10)
+    positions = positions.double()
+    mask = torch.rand(3, 1, 5, 5) < 0.3
+    mask[1, 0, 2] = True  # a frame that may attend to nothing
+    scores = query @ key.transpose(2, 3) + align_positions(pos_query @ positions, 5)
+    with torch.set_grad_enabled(graph):
+        weights = softmax_of_scores(query, key, pos_query, positions, mask)
+    expected = scores.masked_fill(mask, MASKED_SCORE).softmax(-1)
+    torch.testing.assert_close(weights, expected)
+
+
+def test_gradients_of_the_weights_are_right():
     module, x, positions, mask = make_weights()
-    weights, _ = module(x, positions, mask)
-    with torch.no_grad():
-        plain, _ = module(x, positions, mask)
-    torch.testing.assert_close(weights.detach(), plain)
     inputs = (x, *module.parameters())
     assert torch.autograd.gradcheck(
         lambda x, *_: module(x, positions, mask)[0], inputs, eps=1e-6, atol=1e-6

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from icefall_kd.zipformer.depthwise import depthwise_frames, depthwise_image
+from icefall_kd.zipformer.depthwise import ROWS, depthwise_frames, depthwise_image
 
 
 def leaves(*shapes):
@@ -23,8 +23,9 @@ def assert_same(ours, theirs, inputs):
 
 
 @pytest.mark.parametrize("kernel, padding", [((7, 7), (3, 3)), ((3, 5), (1, 0))])
-def test_image_equals_torch(kernel, padding):
-    x, weight, bias = inputs = leaves((3, 4, 11, 9), (4, 1, *kernel), (4,))
+@pytest.mark.parametrize("height", [11, ROWS + 5])
+def test_image_equals_torch(height, kernel, padding):
+    x, weight, bias = inputs = leaves((3, 4, height, 9), (4, 1, *kernel), (4,))
     ours = depthwise_image(x, weight, bias, padding)
     theirs = F.conv2d(x, weight, bias, padding=padding, groups=4)
     assert_same(ours, theirs, inputs)

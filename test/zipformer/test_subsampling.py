@@ -42,6 +42,19 @@ def test_gradients_do_not_depend_on_the_memory_layout():
     )
 
 
+def test_images_are_channels_last_from_the_first_convolution_on():
+    front = Conv2dSubsampling(80, 16, (8, 16, 32), 1)
+    formats = []
+    for conv in front.conv.values():
+        conv.register_forward_hook(
+            lambda module, inputs, y: formats.append(
+                y.is_contiguous(memory_format=torch.channels_last)
+            )
+        )
+    front(torch.randn(2, 60, 80), torch.tensor([60, 60]))
+    assert formats == [True, True, True]
+
+
 def test_windows_give_what_the_whole_gives():
     torch.manual_seed(0)
     front = Conv2dSubsampling(80, 16, (2, 4, 8), 1).eval()
