@@ -18,6 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from icefall_kd import FBANK_SHIFT
 from icefall_kd.data.augment import SpecAugment
 from icefall_kd.data.batches import Loader, make_loader
+from icefall_kd.data.stream import CutStream
 from icefall_kd.distill.term import Batch
 from icefall_kd.io import write_text
 from icefall_kd.training import checkpoint as ckpt
@@ -76,6 +77,7 @@ class Trainer:
         self.metrics = MetricsTracker()
         self.writer: Optional[MetricsWriter] = None
         self.pending_rng: Optional[dict[str, Any]] = None
+        self.loader = self._loader(setup.train_stream, train=True)
         seed_everything(config.seed + world.rank)
         if resume is not None:
             restore(self, resume)
@@ -98,9 +100,8 @@ class Trainer:
         trained = sum(p.numel() for p in self.params)
         total = sum(p.numel() for p in self.model.parameters())
         self._log(f"{total} parameters in the student, {trained} trained with heads")
-        loader = self._loader(self.setup.train_cuts, train=True)
         while state.epoch < config.num_epochs:
-            self._train_epoch(loader)
+            self._train_epoch()
             if self.mean.samples == state.samples_before:
                 self.mean.sample(self.model)  # each epoch has at least one sample
             dev = self._validate()
@@ -118,13 +119,13 @@ class Trainer:
             write_text(self.exp_dir / "done", f"{state.epoch} epochs\n")
         self.world.barrier()
 
-    def _loader(self, cuts: Any, train: bool) -> Loader:
+    def _loader(self, stream: CutStream, train: bool) -> Loader:
         data = self.config.data
         augment = None
         if train and data.spec_augment:
             augment = SpecAugment(time_warp=data.time_warp_factor)
         return make_loader(
-            cuts,
+            stream,
             fields=self.setup.fields,
             tokenizer=self.setup.tokenizer,
             max_duration=data.max_duration,
@@ -137,11 +138,10 @@ class Trainer:
             spec_augment=augment,
         )
 
-    def _batches(self, loader: Loader) -> Iterator[dict[str, Any]]:
+    def _batches(self) -> Iterator[dict[str, Any]]:
         """Yield the rest of the present epoch, equally many batches to all ranks."""
-        loader.sampler.set_epoch(self.state.epoch)
-        loader.skip(self.state.batch)
-        batches = iter(loader)
+        self.loader.sampler.set_epoch(self.state.epoch)
+        batches = iter(self.loader)
         if self.state.batch == 0:
             self._restore_rng()
         while True:
@@ -158,7 +158,7 @@ class Trainer:
             restore_rng(self.pending_rng)
             self.pending_rng = None
 
-    def _train_epoch(self, loader: Loader) -> None:
+    def _train_epoch(self) -> None:
         config, state = self.config, self.state
         self.module.train()
         bar = tqdm(
@@ -172,7 +172,7 @@ class Trainer:
         )
         clock = time.monotonic()
         with bar, logging_redirect_tqdm():
-            for batch in self._batches(loader):
+            for batch in self._batches():
                 audio = self._train_batch(batch)
                 now = time.monotonic()
                 self.metrics.add("speed", audio, now - clock)
@@ -259,11 +259,11 @@ class Trainer:
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
         """Return the means over the dev set, {} if there is none."""
-        if self.setup.dev_cuts is None:
+        if self.setup.dev_stream is None:
             return {}
         self.student.eval()
         tracker = MetricsTracker()
-        for batch in self._loader(self.setup.dev_cuts, train=False):
+        for batch in self._loader(self.setup.dev_stream, train=False):
             with self._autocast():
                 loss, frames, outputs = self.student(
                     to_device(batch, self.world.device), self.state.step

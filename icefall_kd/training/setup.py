@@ -1,19 +1,15 @@
 """Everything that can be wrong with a run is found here, before the first batch."""
 
 import dataclasses
-import gzip
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from lhotse import CutSet
-
-from icefall_kd.cache.field import FieldInfo, cuts_path, load_field_info, shard_ids
-from icefall_kd.cache.reader import open_shars
+from icefall_kd.cache.field import FieldInfo, load_field_info
 from icefall_kd.config import to_dict
+from icefall_kd.data.stream import CutStream, open_stream
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.distill.term import Term
 from icefall_kd.distill.terms import build_terms
@@ -33,8 +29,8 @@ class Setup:
       student: model, heads and terms, on the CPU.
       tokenizer: None where no BPE model is given.
       fields: names of the Shar fields that the terms read.
-      train_cuts: all training sets mixed.
-      dev_cuts: None where there is no validation.
+      train_stream: all training sets mixed.
+      dev_stream: None where there is no validation.
       train_seconds: s of audio in an epoch, about.
     """
 
@@ -42,8 +38,8 @@ class Setup:
     student: DistilledStudent
     tokenizer: Optional[Tokenizer]
     fields: tuple[str, ...]
-    train_cuts: CutSet
-    dev_cuts: Optional[CutSet]
+    train_stream: CutStream
+    dev_stream: Optional[CutStream]
     train_seconds: float
 
 
@@ -120,25 +116,6 @@ def read_field_infos(
     return infos
 
 
-def set_seconds(dirs: Sequence[Path], max_shards: int = 50) -> float:
-    """Return the s of audio in all sets, for estimates of the time left.
-
-    Of a set with more than ``max_shards`` only so many are read; the others count
-    as their mean.
-    """
-    seconds = 0.0
-    for folder in dirs:
-        shards = shard_ids(folder)
-        read = 0.0
-        for shard in shards[:max_shards]:
-            path = cuts_path(folder, shard)
-            opener = gzip.open if path.suffix == ".gz" else open
-            with opener(path, "rt", encoding="utf-8") as f:
-                read += sum(json.loads(line)["duration"] for line in f)
-        seconds += read * max(1.0, len(shards) / max_shards)
-    return seconds
-
-
 def check_same_run(config: TrainConfig, checkpoint: dict[str, Any]) -> None:
     """Refuse to go on from a checkpoint of another student or other terms.
 
@@ -184,6 +161,9 @@ def prepare(config: TrainConfig, checkpoint: Optional[dict[str, Any]] = None) ->
     train_dirs = shar_dirs(data, data.train)
     dev_dirs = shar_dirs(data, [data.dev] if data.dev else [])
     infos = read_field_infos([*train_dirs, *dev_dirs], fields)
+    train_stream = open_stream(
+        train_dirs, fields, data.expect, seed=config.seed, shuffle=True
+    )
     return Setup(
         config=config,
         student=DistilledStudent(
@@ -191,7 +171,7 @@ def prepare(config: TrainConfig, checkpoint: Optional[dict[str, Any]] = None) ->
         ),
         tokenizer=tokenizer,
         fields=fields,
-        train_cuts=open_shars(train_dirs, fields, data.expect, mix_seed=config.seed),
-        dev_cuts=open_shars(dev_dirs, fields, data.expect) if dev_dirs else None,
-        train_seconds=set_seconds(train_dirs),
+        train_stream=train_stream,
+        dev_stream=open_stream(dev_dirs, fields, data.expect) if dev_dirs else None,
+        train_seconds=train_stream.seconds(),
     )

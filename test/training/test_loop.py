@@ -69,8 +69,27 @@ def stop_after(monkeypatch, batches):
     monkeypatch.setattr(loop.Trainer, "_train_batch", train_batch)
 
 
+@pytest.fixture
+def taken(monkeypatch):
+    """The ids of the cuts of every batch trained on, a list for each run."""
+    runs = []
+    start, original = loop.Trainer.run, loop.Trainer._train_batch
+
+    def run(self):
+        runs.append([])
+        start(self)
+
+    def train_batch(self, batch):
+        runs[-1].append((self.state.epoch, [cut.id for cut in batch["cuts"]]))
+        return original(self, batch)
+
+    monkeypatch.setattr(loop.Trainer, "run", run)
+    monkeypatch.setattr(loop.Trainer, "_train_batch", train_batch)
+    return runs
+
+
 @pytest.mark.parametrize("batches", [3, 6, 9])
-def test_resume_equals_uninterrupted(config, tmp_path, monkeypatch, batches):
+def test_resume_equals_uninterrupted(config, tmp_path, monkeypatch, taken, batches):
     config = dataclasses.replace(config, save_every_n=2)
     train(config)
     broken = dataclasses.replace(config, exp_dir=str(tmp_path / "broken"))
@@ -79,6 +98,12 @@ def test_resume_equals_uninterrupted(config, tmp_path, monkeypatch, batches):
         with pytest.raises(Stop):
             train(broken)
     train(broken)
+    whole, first, rest = taken
+    for epoch in range(2):
+        ids = sorted(i for e, ids in whole if e == epoch for i in ids)
+        assert ids == sorted(f"train-noise-{i}" for i in range(12))
+    assert first == whole[: len(first)] and rest == whole[-len(rest) :]
+    assert len(whole) <= len(first) + len(rest) < len(whole) + config.save_every_n
     assert metrics(broken) == metrics(config)
     assert metrics(broken, "dev") == metrics(config, "dev")
     there, here = final(config), final(broken)
