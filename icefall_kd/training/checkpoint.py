@@ -4,8 +4,7 @@ A training checkpoint holds: ``model``, ``model_avg`` and ``avg_samples`` (runni
 mean), ``model_config``, ``bpe_model``, ``heads``, ``state``, ``config``, and what
 only resuming needs (``RESUME_KEYS``).  What ``icefall_kd.bin.average`` writes for
 decoding and export holds ``model``, ``model_config``, ``bpe_model`` and ``info``.
-All of it is tensors and plain types, so that it loads where torch loads nothing else
-(``weights_only``).
+All of it is tensors and plain types, and nothing else is ever loaded.
 """
 
 import logging
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from icefall_kd.config import ModelConfig, from_dict, to_dict
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.io import write_aside
+from icefall_kd.training.weights_only import load_weights_only
 from icefall_kd.transducer.build import build_model
 from icefall_kd.transducer.model import AsrModel
 
@@ -51,11 +51,8 @@ def load_checkpoint(path: Pathlike) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
-    options: dict[str, Any] = {"map_location": "cpu"}
-    if int(torch.__version__.split(".")[0]) >= 2:  # that of 1.13 refuses floats
-        options["weights_only"] = True
     try:
-        checkpoint = torch.load(path, **options)
+        checkpoint = load_weights_only(path)
     except Exception as e:  # torch raises whatever the broken bytes lead to
         raise ValueError(
             f"{path}: damaged or not a checkpoint ({type(e).__name__}: {e}); delete it"
