@@ -24,7 +24,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     try:
         config = parse_config(sys.argv[1:] if arguments is None else arguments)
         train(config)
-    except (ValueError, FileNotFoundError, TrainingStoppedError) as e:
+    except (ValueError, OSError, TrainingStoppedError) as e:
         raise SystemExit(f"train: {e}") from e
 
 

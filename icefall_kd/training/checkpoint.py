@@ -11,14 +11,14 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, BinaryIO, Optional, Union
 
 import torch
 from torch import Tensor, nn
 
 from icefall_kd.config import ModelConfig, from_dict, to_dict
 from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.io import write_aside
+from icefall_kd.io import naming_write, write_aside
 from icefall_kd.training.weights_only import load_weights_only
 from icefall_kd.transducer.build import build_model
 from icefall_kd.transducer.model import AsrModel
@@ -36,9 +36,42 @@ RESUME_KEYS = (
 
 
 def save_checkpoint(path: Pathlike, checkpoint: Mapping[str, Any]) -> None:
-    """Write a checkpoint whole or not at all."""
-    with write_aside(path) as aside:
-        torch.save(dict(checkpoint), aside)
+    """Write a checkpoint whole or not at all.
+
+    Raises:
+      OSError: if it cannot be written; the file of that name is what it was.
+    """
+    remedy = "make room; what was written before is whole, and training goes on there"
+    with naming_write(path, remedy), write_aside(path) as aside:
+        with open(aside, "wb") as f:
+            file = _PatientFile(f)
+            torch.save(dict(checkpoint), file)
+            file.raise_error()
+
+
+class _PatientFile:
+    """Keeps an error in writing for later: torch would end the process at once."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._error: Optional[OSError] = None
+
+    def write(self, data: bytes) -> int:
+        """Write, unless writing failed before."""
+        if self._error is None:
+            try:
+                self._file.write(data)
+            except OSError as e:
+                self._error = e
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing: the file is closed soon."""
+
+    def raise_error(self) -> None:
+        """Raise the first error, if there was one."""
+        if self._error is not None:
+            raise self._error
 
 
 def load_checkpoint(path: Pathlike) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from icefall_kd.io import write_text
 from icefall_kd.training import checkpoint as ckpt
 from icefall_kd.training.averaging import RunningMean
 from icefall_kd.training.distributed import World
-from icefall_kd.training.faults import BadBatches
+from icefall_kd.training.faults import BadBatches, check_finite
 from icefall_kd.training.gradients import clip_gradients, make_scaler
 from icefall_kd.training.metrics import (
     MetricsTracker,
@@ -73,7 +73,7 @@ class Trainer:
         half = config.amp == "fp16" and world.device.type == "cuda"
         self.scaler = make_scaler(half)
         self.state = TrainState()
-        self.faults = BadBatches(self.exp_dir, world.rank)
+        self.faults = BadBatches(self.exp_dir, world)
         self.metrics = MetricsTracker()
         self.writer: Optional[MetricsWriter] = None
         self.pending_rng: Optional[dict[str, Any]] = None
@@ -274,6 +274,8 @@ class Trainer:
         return tracker.reduced().means()
 
     def _save(self, path: Path) -> None:
+        weights = (*self.model.parameters(), *self.mean.mean.values())
+        check_finite(weights, self.state.step, self.config.optim.base_lr)
         saved = snapshot(self)  # by all processes: each has its random state
         if not self.world.is_main:
             return

@@ -8,7 +8,7 @@ import torch
 from torch import distributed as dist
 
 from icefall_kd.distill.term import TermOutput
-from icefall_kd.io import write_text
+from icefall_kd.io import naming_write, write_text
 
 
 class MetricsTracker:
@@ -98,8 +98,9 @@ class MetricsWriter:
     def write(self, kind: str, step: int, epoch: int, values: dict[str, float]) -> None:
         """Append one line; ``kind`` is "train" or "dev"."""
         line = {"kind": kind, "step": step, "epoch": epoch, **values}
-        with open(self.path, "a", encoding="utf-8") as f:
-            f.write(json.dumps(line) + "\n")
+        with naming_write(self.path, "make room and start again"):
+            with open(self.path, "a", encoding="utf-8") as f:
+                f.write(json.dumps(line) + "\n")
         if self.board is not None:
             for name, value in values.items():
                 self.board.add_scalar(f"{kind}/{name}", value, step)

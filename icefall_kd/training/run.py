@@ -1,5 +1,6 @@
 """One training run from its configuration to its last checkpoint."""
 
+import contextlib
 import logging
 import platform
 import subprocess
@@ -11,7 +12,7 @@ import torch
 import yaml
 
 from icefall_kd.config import to_dict
-from icefall_kd.io import write_json, write_text
+from icefall_kd.io import remove_partial, sole_user, write_json, write_text
 from icefall_kd.training.checkpoint import newest_checkpoint
 from icefall_kd.training.config import TrainConfig
 from icefall_kd.training.distributed import close_world, init_world
@@ -24,6 +25,7 @@ def train(config: TrainConfig) -> None:
 
     Raises:
       ValueError, FileNotFoundError: naming what is wrong, before data is read.
+      OSError: if a file cannot be written.
       TrainingStoppedError: if too many batches in a row were not finite.
     """
     if config.num_threads > 0:
@@ -37,17 +39,17 @@ def train(config: TrainConfig) -> None:
         )
         return
     world = init_world(config.device)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(close_world)
         if world.is_main:
-            exp_dir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(sole_user(exp_dir))
+            remove_partial(exp_dir)
             plain = yaml.safe_dump(to_dict(setup.config), sort_keys=False)
             write_text(exp_dir / "config.yaml", plain)
             write_json(exp_dir / "environment.json", environment())
             logging.info("configuration:\n%s", plain)
         world.barrier()
         Trainer(setup, world, resume).run()
-    finally:
-        close_world()
 
 
 def environment() -> dict:

@@ -6,6 +6,7 @@ that of 1.13 does not know Python's floats and is of no use there.
 """
 
 import pickle
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,10 +23,14 @@ def load_weights_only(path: Path) -> Any:
     """Return the content of a file of torch.save, on the CPU.
 
     Raises:
-      Exception: whatever torch or pickle raise for a damaged file;
+      Exception: whatever zipfile, torch or pickle raise for a damaged file;
         ``pickle.UnpicklingError`` for one that asks for anything else than tensors
         and plain types.  Nothing that the file names has been called then.
     """
+    with zipfile.ZipFile(path) as file:  # torch leaves the checksums alone
+        damaged = file.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"the checksum of {damaged} does not match")
     if int(torch.__version__.split(".")[0]) >= 2:
         return torch.load(path, map_location="cpu", weights_only=True)
     # torch 1.13's load() ignores its pickle_module, therefore one level below.

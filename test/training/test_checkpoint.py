@@ -1,6 +1,8 @@
 """Checkpoints as files."""
 
 import dataclasses
+import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,6 +51,82 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(config, caplog)
     assert "epoch-2.pt: damaged" in caplog.text
     train(config)  # and training goes on from there
     assert newest_checkpoint(config.exp_dir)["state"]["epoch"] == 2
+
+
+def test_flipped_bits_are_found(tmp_path, caplog):
+    """torch itself reads flipped weights without a word."""
+    for epoch in (1, 2):
+        save_checkpoint(
+            tmp_path / f"epoch-{epoch}.pt",
+            {
+                "model": {"w": torch.arange(3000.0), "b": torch.ones(7)},
+                "optimizer": {"lr": 0.1},
+                "state": {"step": 10 * epoch},
+            },
+        )
+    path = tmp_path / "epoch-2.pt"
+    whole, right = path.read_bytes(), load_checkpoint(path)
+    weights = whole.index(torch.arange(9.0, 19.0).numpy().tobytes())
+    found = 0
+    for place in (weights, *range(0, len(whole), 61)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 0x04
+        path.write_bytes(flipped)
+        try:  # what is read all the same, such as the date of a part, is right
+            read = load_checkpoint(path)
+            assert torch.equal(read["model"]["w"], right["model"]["w"]), place
+            assert read["state"] == right["state"], place
+        except ValueError:
+            found += 1
+            assert newest_checkpoint(tmp_path)["state"]["step"] == 10
+            assert "epoch-2.pt: damaged" in caplog.text
+    assert found > 0.9 * len(whole) / 61
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.9, 0.999])
+def test_truncated_files_are_found(tmp_path, share):
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, {"model": {"w": torch.arange(3000.0)}})
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match=r"a.pt: damaged.*delete it"):
+        load_checkpoint(path)
+
+
+def limit_file_size(num_bytes):
+    """Let the system refuse longer files, as a full disk does."""
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+
+
+@pytest.mark.parametrize("num_bytes", [1, 3000, 20000])
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, num_bytes):
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, {"model": {"w": torch.ones(2)}})
+    try:
+        limit_file_size(num_bytes)
+        with pytest.raises(OSError, match=r"a.pt: could not be written .*make room"):
+            save_checkpoint(path, {"model": {"w": torch.zeros(10000)}})
+    finally:
+        limit_file_size(-1)
+    assert load_checkpoint(path)["model"]["w"].tolist() == [1.0, 1.0]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_a_run_that_met_a_full_disk_goes_on_when_there_is_room(config):
+    train(dataclasses.replace(config, num_epochs=1))
+    exp_dir = Path(config.exp_dir)
+    leftover = exp_dir / ".77.partial.epoch-2.pt"  # of a process that was killed
+    leftover.write_bytes(b"x")
+    try:
+        limit_file_size(100_000)
+        with pytest.raises(OSError, match="epoch-2.pt: could not be written"):
+            train(config)
+    finally:
+        limit_file_size(-1)
+    assert not list(exp_dir.glob(".*.partial.*"))
+    assert newest_checkpoint(exp_dir)["state"]["epoch"] == 1
+    train(config)
+    assert newest_checkpoint(exp_dir)["state"]["epoch"] == 2
 
 
 def test_only_damaged_checkpoints_are_an_error(tmp_path):
