@@ -155,13 +155,18 @@ class CutStream:
         )
         return once / (1.0 - sum(source.share for source in self.sources))
 
-    def longest(self, count: int) -> list[tuple[float, Key]]:
-        """Return (s, key) of the ``count`` longest cuts; every cuts' file is read."""
+    def longest(self, count: int, labelled: bool = False) -> list[tuple[float, Key]]:
+        """Return (s, key) of the ``count`` longest cuts; every cuts' file is read.
+
+        Args:
+          labelled: only of cuts with a supervision.
+        """
         every = (
             (line["duration"], (s, n, place))
             for s, source in enumerate(self.sources)
             for n, shard in enumerate(source.shards)
             for place, line in enumerate(shard.lines())
+            if not labelled or line.get("supervisions")
         )
         return heapq.nlargest(count, every)
 

@@ -94,6 +94,8 @@ class TrainConfig:
       log_interval: updates between two lines of progress.
       max_bad_batches: consecutive batches with a loss or gradient that is not
         finite, after which the run stops.
+      memory_probe: before the first update, go forward and backward on the longest
+        cuts of the data once, to run out of memory now or never.
       tensorboard: write event files to exp_dir/tensorboard.
     """
 
@@ -113,6 +115,7 @@ class TrainConfig:
     keep_optimizer: int = 2
     log_interval: int = 50
     max_bad_batches: int = 10
+    memory_probe: bool = True
     tensorboard: bool = True
 
     def __post_init__(self) -> None:

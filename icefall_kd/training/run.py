@@ -17,7 +17,9 @@ from icefall_kd.training.checkpoint import newest_checkpoint
 from icefall_kd.training.config import TrainConfig
 from icefall_kd.training.distributed import close_world, init_world
 from icefall_kd.training.loop import Trainer
+from icefall_kd.training.peers import Peers
 from icefall_kd.training.setup import prepare
+from icefall_kd.training.signals import StopRequest
 
 
 def train(config: TrainConfig) -> None:
@@ -26,7 +28,9 @@ def train(config: TrainConfig) -> None:
     Raises:
       ValueError, FileNotFoundError: naming what is wrong, before data is read.
       OSError: if a file cannot be written.
-      TrainingStoppedError: if too many batches in a row were not finite.
+      TrainingStoppedError: if too many batches in a row were not finite, a batch does
+        not fit into memory, or another process of the job is gone.
+      TrainingInterruptedError: if SIGTERM came; all that is needed is written.
     """
     if config.num_threads > 0:
         torch.set_num_threads(config.num_threads)
@@ -41,6 +45,8 @@ def train(config: TrainConfig) -> None:
     world = init_world(config.device)
     with contextlib.ExitStack() as stack:
         stack.callback(close_world)
+        stop = stack.enter_context(StopRequest())
+        stack.enter_context(Peers(world))
         if world.is_main:
             stack.enter_context(sole_user(exp_dir))
             remove_partial(exp_dir)
@@ -49,7 +55,7 @@ def train(config: TrainConfig) -> None:
             write_json(exp_dir / "environment.json", environment())
             logging.info("configuration:\n%s", plain)
         world.barrier()
-        Trainer(setup, world, resume).run()
+        Trainer(setup, world, resume, stop).run()
 
 
 def environment() -> dict:

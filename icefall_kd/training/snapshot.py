@@ -33,7 +33,7 @@ def snapshot(trainer: "Trainer") -> dict[str, Any]:
         "state": vars(trainer.state).copy(),
         "rng": trainer.world.gather(rng_state()),
         "regularisers": regulariser_state(trainer.model),
-        "metrics": trainer.metrics.state(),
+        "metrics": trainer.report.metrics.state(),
         "config": to_dict(config),
     }
 
@@ -57,7 +57,7 @@ def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
     if trainer.scaler.is_enabled() and saved["scaler"]:
         trainer.scaler.load_state_dict(saved["scaler"])
     restore_regularisers(trainer.model, saved["regularisers"])
-    trainer.metrics = MetricsTracker(saved["metrics"])
+    trainer.report.metrics = MetricsTracker(saved["metrics"])
     if trainer.state.batch:
         trainer.loader.load_state_dict(saved["sampler"])
     if trainer.world.rank < len(saved["rng"]):
