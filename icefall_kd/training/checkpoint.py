@@ -161,16 +161,16 @@ def tidy(exp_dir: Pathlike, keep_optimizer: int) -> None:
             )
 
 
-def load_encoder(model: AsrModel, path: Pathlike) -> None:
-    """Start the encoder of ``model`` from a checkpoint, everything or nothing.
+def load_encoder(model: AsrModel, weights: Mapping[str, Tensor], where: str) -> None:
+    """Start the encoder of ``model`` from a student's weights, everything or nothing.
 
+    Args:
+      where: for the message, whose weights these are.
     Raises:
-      ValueError: if it lacks a tensor or has one of another shape; the message lists
-        which options differ, or which tensors.
+      ValueError: if a tensor is missing or has another shape; the message lists some.
     """
-    checkpoint = load_checkpoint(path)
     parts = ("encoder_embed.", "encoder.")
-    given = {k: v for k, v in checkpoint["model"].items() if k.startswith(parts)}
+    given = {k: v for k, v in weights.items() if k.startswith(parts)}
     own = {k: v for k, v in model.state_dict().items() if k.startswith(parts)}
     wrong = [
         f"{k}: {_shape(given.get(k))} there, {_shape(own.get(k))} here"
@@ -179,7 +179,7 @@ def load_encoder(model: AsrModel, path: Pathlike) -> None:
     ]
     if wrong:
         raise ValueError(
-            f"{path}: its encoder is not this model's, {len(wrong)} tensors differ: "
+            f"{where}: its encoder is not this model's, {len(wrong)} tensors differ: "
             + "; ".join(wrong[:5])
             + ". Give model.encoder the shape of that checkpoint, or choose another"
         )

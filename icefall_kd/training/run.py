@@ -13,6 +13,7 @@ import yaml
 
 from icefall_kd.config import to_dict
 from icefall_kd.io import remove_partial, sole_user, write_json, write_text
+from icefall_kd.training.advice import lr_hint
 from icefall_kd.training.checkpoint import newest_checkpoint
 from icefall_kd.training.config import TrainConfig
 from icefall_kd.training.distributed import close_world, init_world
@@ -54,6 +55,8 @@ def train(config: TrainConfig) -> None:
             write_text(exp_dir / "config.yaml", plain)
             write_json(exp_dir / "environment.json", environment())
             logging.info("configuration:\n%s", plain)
+            optim, data = setup.config.optim, setup.config.data
+            logging.info("%s", lr_hint(optim.base_lr, data.max_duration, world.size))
         world.barrier()
         Trainer(setup, world, resume, stop).run()
 
