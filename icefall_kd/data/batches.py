@@ -5,6 +5,7 @@ from typing import Any, Deque, Dict, Iterator, Mapping, Optional, Sequence
 
 import torch
 from lhotse import CutSet
+from lhotse.cut import Cut
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
@@ -54,10 +55,11 @@ class BatchDataset(Dataset):
             "frame_shift": s}.
           cuts: the CutSet in the order of the batch.
         Raises:
-          ValueError: if a cut lacks a field; the message names both.
+          ValueError: if a cut lacks a field or its audio is damaged; the message
+            names the cut.
         """
         cuts = cuts.sort_by_duration(ascending=False)
-        waves = [torch.from_numpy(cut.load_audio()[0]) for cut in cuts]
+        waves = [_load_wave(cut) for cut in cuts]
         features = compute_fbank(waves)
         lens = torch.tensor([f.size(0) for f in features])
         x = pad_sequence(features, batch_first=True, padding_value=LOG_EPS)
@@ -75,6 +77,17 @@ class BatchDataset(Dataset):
         if self.tokenizer is not None:
             batch["tokens"] = [self.tokenizer.encode(t) for t in text]
         return batch
+
+
+def _load_wave(cut: Cut) -> torch.Tensor:
+    try:
+        return torch.from_numpy(cut.load_audio()[0])
+    except Exception as e:  # whatever a decoder raises: the cut is named
+        reason = " ".join(str(e).split())[:300]
+        raise ValueError(
+            f"cut '{cut.id}': its audio is damaged, as a bad disk or copy leaves it; "
+            f"copy its shard again, or make it again ({reason})"
+        ) from e
 
 
 def _collate_field(cuts: CutSet, name: str) -> Dict[str, Any]:

@@ -122,7 +122,7 @@ class Trainer:
           TrainingInterruptedError: if the run was asked to stop.
         """
         config, state = self.config, self.state
-        self.report.open(state.step)
+        self.report.open(state)
         trained = sum(p.numel() for p in self.params)
         total = sum(p.numel() for p in self.model.parameters())
         self.report.log(

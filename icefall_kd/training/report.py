@@ -30,11 +30,15 @@ class Reporter:
         self.metrics = MetricsTracker()
         self._writer: Optional[MetricsWriter] = None
 
-    def open(self, step: int) -> None:
-        """Begin to write, behind what was written up to ``step``."""
+    def open(self, state: TrainState) -> None:
+        """Begin to write, behind what was written up to ``state``."""
         if self.world.is_main:
-            exp_dir = Path(self.config.exp_dir)
-            self._writer = MetricsWriter(exp_dir, step, self.config.tensorboard)
+            self._writer = MetricsWriter(
+                Path(self.config.exp_dir),
+                state.step,
+                state.epoch,
+                self.config.tensorboard,
+            )
 
     def close(self) -> None:
         """Flush what is not written yet."""

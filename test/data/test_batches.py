@@ -206,6 +206,18 @@ def test_missing_field_names_cut_and_field(shar):
         BatchDataset(fields=["teacher"])[cuts]
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_flipped_bit_in_the_audio_names_the_cut(tmp_path, num_workers):
+    write_shar(noise_cuts(tmp_path, [0.5, 0.6]), tmp_path / "shar")
+    path = tmp_path / "shar/recording.000000.tar"
+    content = bytearray(path.read_bytes())
+    content[content.index(b"noise-1.flac") + 5000] ^= 0x01
+    path.write_bytes(content)
+    loader = make_loader(open_stream([tmp_path / "shar"]), num_workers=num_workers)
+    with pytest.raises(ValueError, match="cut 'noise-1': its audio is damaged"):
+        list(loader)
+
+
 def test_unlabelled_cuts_have_empty_text(tmp_path):
     batch = BatchDataset()[noise_cuts(tmp_path, [0.5, 0.6])]
     assert batch["text"] == ["", ""] and "tokens" not in batch

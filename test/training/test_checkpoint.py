@@ -1,11 +1,11 @@
 """Checkpoints as files."""
 
 import dataclasses
-import resource
 from pathlib import Path
 
 import pytest
 import torch
+from dummies import full_disk
 
 from icefall_kd.config import ModelConfig, to_dict
 from icefall_kd.training.checkpoint import (
@@ -92,22 +92,13 @@ def test_truncated_files_are_found(tmp_path, share):
         load_checkpoint(path)
 
 
-def limit_file_size(num_bytes):
-    """Let the system refuse longer files, as a full disk does."""
-    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-
-
 @pytest.mark.parametrize("num_bytes", [1, 3000, 20000])
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, num_bytes):
     path = tmp_path / "a.pt"
     save_checkpoint(path, {"model": {"w": torch.ones(2)}})
-    try:
-        limit_file_size(num_bytes)
-        with pytest.raises(OSError, match=r"a.pt: could not be written .*make room"):
-            save_checkpoint(path, {"model": {"w": torch.zeros(10000)}})
-    finally:
-        limit_file_size(-1)
+    told = r"a.pt: could not be written .*make room"
+    with full_disk(num_bytes), pytest.raises(OSError, match=told):
+        save_checkpoint(path, {"model": {"w": torch.zeros(10000)}})
     assert load_checkpoint(path)["model"]["w"].tolist() == [1.0, 1.0]
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
 
@@ -117,12 +108,9 @@ def test_a_run_that_met_a_full_disk_goes_on_when_there_is_room(config):
     exp_dir = Path(config.exp_dir)
     leftover = exp_dir / ".77.partial.epoch-2.pt"  # of a process that was killed
     leftover.write_bytes(b"x")
-    try:
-        limit_file_size(100_000)
-        with pytest.raises(OSError, match="epoch-2.pt: could not be written"):
-            train(config)
-    finally:
-        limit_file_size(-1)
+    told = "epoch-2.pt: could not be written"
+    with full_disk(100_000), pytest.raises(OSError, match=told):
+        train(config)
     assert not list(exp_dir.glob(".*.partial.*"))
     assert newest_checkpoint(exp_dir)["state"]["epoch"] == 1
     train(config)

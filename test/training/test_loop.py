@@ -10,8 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dummies import noise_cuts
 
 from icefall_kd.config import to_dict
+from icefall_kd.data.gate import gate
+from icefall_kd.data.shar import write_shar
+from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.training import loop
 from icefall_kd.training.averaging import average, write_average
 from icefall_kd.training.checkpoint import (
@@ -162,6 +166,28 @@ def test_pretraining_needs_no_text_and_leaves_the_other_parts_alone(only, tmp_pa
     moved = [k for k in later if not torch.equal(later[k], trained["model"][k])]
     assert any(k.startswith("encoder_embed.") for k in moved)
     assert any(k.startswith("encoder.") for k in moved)
+
+
+def test_what_the_gate_keeps_of_a_faulty_corpus_trains(only, tmp_path):
+    texts = ["ONE TWO", "", "TWO " * 40, "THREE", "FOUR FIVE", "SIX", "ONE", "TEN"]
+    durations = [1.0, 1.1, 0.9, 0.05, 1.2, 1.3, 35.0, 1.4]
+    config = only("transducer", "ctc", num_epochs=1)
+    tokenize = Tokenizer(config.data.bpe_model).encode
+    cuts = noise_cuts(tmp_path, durations, texts)
+    kept, drops = gate([*cuts, cuts["noise-0"]], tokenize=tokenize)
+    assert sorted(drop.reason for drop in drops) == [
+        "duplicate_id",
+        "empty_text",
+        "too_few_frames",
+        "too_long",
+        "too_short",
+    ]
+    write_shar(kept, tmp_path / "shar/train")
+    data = dataclasses.replace(config.data, shar_dir=str(tmp_path / "shar"), dev=None)
+    train(dataclasses.replace(config, data=data))
+    assert final(config)["state"]["bad_total"] == 0
+    assert not any("skipped" in key for line in metrics(config) for key in line)
+    assert all(math.isfinite(line["loss"]) for line in metrics(config))
 
 
 def test_fine_tuning_starts_from_the_pretrained_encoder(only, tmp_path):
