@@ -154,7 +154,11 @@ def tidy(exp_dir: Pathlike, keep_optimizer: int) -> None:
     for _, path in numbered(exp_dir, "checkpoint"):
         path.unlink()
     for _, path in numbered(exp_dir, "epoch")[keep_optimizer:]:
-        checkpoint = load_checkpoint(path)
+        try:
+            checkpoint = load_checkpoint(path)
+        except ValueError as e:  # not needed to go on; averaging will tell it again
+            logging.warning("%s", e)
+            continue
         if any(key in checkpoint for key in RESUME_KEYS):
             save_checkpoint(
                 path, {k: v for k, v in checkpoint.items() if k not in RESUME_KEYS}

@@ -66,7 +66,11 @@ class Peers:
     def __enter__(self) -> "Peers":
         if not self.others:
             return self
-        self._store = self._store or open_store()
+        try:
+            self._store = self._store or open_store()
+        except (RuntimeError, KeyError) as e:
+            logging.warning("no store to watch the other processes by: %s", e)
+            return self
         self._answered = time.monotonic()
         self._beats = dict.fromkeys(self.others, (-1, self._answered))
         self._threads = [
@@ -93,7 +97,7 @@ class Peers:
         )
         if not ours and _LOST.search(str(error)):
             raise PeerLostError(f"{self._cause()}; {REMEDY}") from error
-        if not isinstance(error, TrainingInterruptedError):
+        if self._threads and not isinstance(error, TrainingInterruptedError):
             self._own_words = f"{type(error).__name__}: {error}"
             self._told.wait(timeout=2 * self.beat)
 
@@ -142,6 +146,8 @@ class Peers:
 
     def _cause(self) -> str:
         """Return which process is gone, with its last words if it left some."""
+        if not self._threads:
+            return "another process of the job is gone"
         for _ in range(8):
             if self._words:
                 return self._words

@@ -117,6 +117,16 @@ def test_a_run_that_met_a_full_disk_goes_on_when_there_is_room(config):
     assert newest_checkpoint(exp_dir)["state"]["epoch"] == 2
 
 
+def test_an_old_damaged_epoch_does_not_end_the_run(config, caplog):
+    config = dataclasses.replace(config, keep_optimizer=1)
+    train(dataclasses.replace(config, num_epochs=2))
+    path = Path(config.exp_dir) / "epoch-1.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    train(dataclasses.replace(config, num_epochs=3))
+    assert newest_checkpoint(config.exp_dir)["state"]["epoch"] == 3
+    assert "epoch-1.pt: damaged" in caplog.text
+
+
 def test_only_damaged_checkpoints_are_an_error(tmp_path):
     assert newest_checkpoint(tmp_path) is None
     (tmp_path / "epoch-1.pt").write_bytes(b"not a checkpoint")

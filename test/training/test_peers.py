@@ -10,7 +10,7 @@ import ranks
 import torch
 
 from icefall_kd.training.distributed import World
-from icefall_kd.training.peers import Peers
+from icefall_kd.training.peers import PeerLostError, Peers
 from icefall_kd.training.signals import TrainingInterruptedError
 
 QUICK = (0.3, 2.0)  # s, signs of life and patience
@@ -41,6 +41,19 @@ def test_the_error_of_one_process_is_told_by_the_others(tmp_path):
                 rank
             )
         assert "PeerLostError" not in job.log(1)
+
+
+def test_without_a_store_a_broken_connection_is_still_explained(monkeypatch, caplog):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(
+        PeerLostError, match="another process of the job is gone; start"
+    ):
+        with Peers(World(0, 2, torch.device("cpu"))):
+            raise RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")
+    assert "no store to watch the other processes by" in caplog.text
+    with pytest.raises(RuntimeError, match="^shapes differ$"):
+        with Peers(World(0, 2, torch.device("cpu"))):
+            raise RuntimeError("shapes differ")
 
 
 def test_alone_there_is_nobody_to_watch():
