@@ -1,8 +1,10 @@
 """Files that are whole or absent: written aside, then renamed."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any, Iterator, Union
@@ -28,6 +30,51 @@ def write_aside(path: Pathlike) -> Iterator[Path]:
     finally:
         if aside.exists():
             aside.unlink()
+
+
+@contextlib.contextmanager
+def sole_user(folder: Pathlike) -> Iterator[None]:
+    """Hold ``folder`` for this process until the block or the process ends.
+
+    Raises:
+      ValueError: if another process holds it.
+    """
+    path = Path(folder) / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as f:
+        try:
+            # Of this process alone: the loader's workers do not inherit it.
+            fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as e:
+            raise ValueError(
+                f"{folder}: another process is at work there; wait for it, end it, or "
+                "choose another folder"
+            ) from e
+        except OSError as e:
+            logging.warning("%s: cannot be locked (%s); use it once", folder, e)
+        yield
+
+
+def remove_partial(folder: Pathlike) -> None:
+    """Remove what a killed process was writing aside in ``folder``.
+
+    Only for a folder that no other process writes to.
+    """
+    for path in Path(folder).glob(".*.partial.*"):
+        path.unlink()
+
+
+@contextlib.contextmanager
+def naming_write(path: Pathlike, remedy: str) -> Iterator[None]:
+    """Give an error in writing ``path`` the file's name and the remedy.
+
+    Raises:
+      OSError: for any error of the system in the block.
+    """
+    try:
+        yield
+    except OSError as e:
+        raise OSError(f"{path}: could not be written ({e}); {remedy}") from e
 
 
 def write_text(path: Pathlike, text: str) -> None:

@@ -1,6 +1,8 @@
 """Fakes that tests of several rooms share."""
 
-from typing import List, Optional, Sequence
+import contextlib
+import resource
+from typing import Iterator, List, Optional, Sequence
 
 import numpy as np
 import soundfile
@@ -41,3 +43,14 @@ def noise_cuts(
             ]
         cuts.append(cut)
     return CutSet.from_cuts(cuts)
+
+
+@contextlib.contextmanager
+def full_disk(num_bytes: int) -> Iterator[None]:
+    """Let the system refuse what makes a file longer, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

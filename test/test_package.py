@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from icefall_kd.data.gate import REASONS
+
 ROOT = Path(__file__).parent.parent
 HEAVY = (
     "k2",
@@ -73,3 +75,28 @@ def test_the_readme_names_every_room():
     tree = (ROOT / "README.md").read_text(encoding="utf-8")
     rooms = [p.parent.name for p in (ROOT / "icefall_kd").glob("*/__init__.py")]
     assert [room for room in rooms if f"{room}/" not in tree] == []
+
+
+def fault_rows():
+    """Return [fault, what happens, test] of every row of the tables of faults."""
+    text = (ROOT / "test/FAULTS.md").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [r for r in rows if r[0] != "fault" and set(r[0]) != {"-"}]
+
+
+def test_every_fault_has_a_test_that_exists():
+    rows = fault_rows()
+    assert len(rows) > 50
+    for row in rows:
+        fault, happens, test = row
+        assert fault and happens
+        match = re.fullmatch(r"`(test/[\w/]+\.py)::(test_\w+)`", test)
+        assert match, row
+        source = (ROOT / match[1]).read_text(encoding="utf-8")
+        assert re.search(rf"^def {match[2]}\(", source, re.MULTILINE), test
+
+
+def test_every_reason_of_the_data_gate_is_among_the_faults():
+    told = " ".join(cell for row in fault_rows() for cell in row)
+    assert [reason for reason in REASONS if f"`{reason}`" not in told] == []

@@ -26,7 +26,7 @@ def main() -> None:
     output = args.output or args.exp_dir / "pretrained.pt"
     try:
         write_average(args.exp_dir, args.epoch, args.avg, output)
-    except (ValueError, FileNotFoundError) as e:
+    except (ValueError, OSError) as e:
         raise SystemExit(f"average: {e}") from e
     print(output)
 

@@ -4,9 +4,11 @@
         --optim.base_lr 0.03 --terms.ctc.weight 0.2
 
 Started again with the same --exp-dir it goes on where it stopped; a finished run is
-left alone.  Several processes: torchrun --nproc_per_node 2 -m icefall_kd.bin.train ...
+left alone.  SIGTERM ends it after the present batch with a checkpoint and exit status
+143.  Several processes: torchrun --nproc_per_node 2 -m icefall_kd.bin.train ...
 """
 
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Optional
@@ -16,6 +18,7 @@ from icefall_kd.logs import setup_logging
 from icefall_kd.training.config import parse_config
 from icefall_kd.training.faults import TrainingStoppedError
 from icefall_kd.training.run import train
+from icefall_kd.training.signals import STATUS, TrainingInterruptedError
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
@@ -24,7 +27,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     try:
         config = parse_config(sys.argv[1:] if arguments is None else arguments)
         train(config)
-    except (ValueError, FileNotFoundError, TrainingStoppedError) as e:
+    except TrainingInterruptedError as e:
+        logging.warning("train: %s", e)
+        raise SystemExit(STATUS) from e
+    except (ValueError, OSError, TrainingStoppedError) as e:
         raise SystemExit(f"train: {e}") from e
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
-from lhotse import CutSet
 
 from icefall_kd.cache.codecs import get_codec
 from icefall_kd.cache.field import (
@@ -30,6 +29,7 @@ from icefall_kd.cache.field import (
     tar_path,
 )
 from icefall_kd.cache.join import compare_keys, describe, read_keys
+from icefall_kd.cache.shards import Shard, ShardCuts
 from icefall_kd.cache.teach import teach
 from icefall_kd.cache.writer import write_shard
 from icefall_kd.io import sha256_file
@@ -194,13 +194,11 @@ def _finished(
     return states
 
 
-def _cuts(shar_dir: Path, shard: str) -> CutSet:
+def _cuts(shar_dir: Path, shard: str) -> ShardCuts:
     recording = Path(shar_dir) / f"recording.{shard}.tar"
     if not recording.is_file():
         raise FileNotFoundError(f"{recording} is missing: the Shar has no audio there")
-    return CutSet.from_shar(
-        fields={"cuts": [str(cuts_path(shar_dir, shard))], "recording": [recording]}
-    )
+    return ShardCuts([Shard(cuts_path(shar_dir, shard), {"recording": recording})])
 
 
 def _reported(

@@ -1,7 +1,7 @@
 """Opens Shar folders with fields, lazily, after proving that the fields join."""
 
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from lhotse import CutSet
@@ -19,6 +19,7 @@ from icefall_kd.cache.field import (
     tar_path,
 )
 from icefall_kd.cache.join import compare_keys, describe, read_keys
+from icefall_kd.cache.shards import Shard, ShardCuts
 from icefall_kd.io import sha256_file
 
 Pathlike = Union[str, Path]
@@ -29,9 +30,6 @@ def open_shar(
     shar_dir: Pathlike,
     fields: Sequence[str] = (),
     expect: Optional[Expectation] = None,
-    *,
-    shuffle_shards: bool = False,
-    seed: int = 0,
 ) -> CutSet:
     """Return the cuts of a Shar folder with audio and the fields named.
 
@@ -43,58 +41,38 @@ def open_shar(
       fields:   read these and no others.
       expect:   field -> the part of its fingerprint that it must have, for example
                 {"whisper_base": {"layer": "last"}}.
-      shuffle_shards, seed: read the shards in another order in each epoch.
     Returns:
       a lazy CutSet; ``load_field(cut, name)`` gives a field's array.
     Raises:
       FileNotFoundError: if the folder, a field or a shard is missing.
       ValueError: if a field does not join the cuts, or its fingerprint differs.
     """
-    shards = shard_ids(shar_dir)
+    return CutSet(ShardCuts(shar_shards(shar_dir, fields, expect)))
+
+
+def shar_shards(
+    shar_dir: Pathlike,
+    fields: Sequence[str] = (),
+    expect: Optional[Expectation] = None,
+) -> Tuple[Shard, ...]:
+    """Return the shards of a Shar folder in order; else as :func:`open_shar`."""
+    ids = shard_ids(shar_dir)
     for field in fields:
         check_field(shar_dir, field, (expect or {}).get(field))
-    paths: Dict[str, List[str]] = {
-        "cuts": [str(cuts_path(shar_dir, s)) for s in shards],
-        "recording": [str(tar_path(shar_dir, "recording", s)) for s in shards],
-    }
-    for field in fields:
-        paths[field] = [str(tar_path(shar_dir, field, s)) for s in shards]
-    absent = [p for p in paths["recording"] if not Path(p).is_file()]
+    shards = tuple(
+        Shard(
+            cuts_path(shar_dir, s),
+            {f: tar_path(shar_dir, f, s) for f in ("recording", *fields)},
+        )
+        for s in ids
+    )
+    audio = [shard.tars["recording"] for shard in shards]
+    absent = [str(path) for path in audio if not path.is_file()]
     if absent:
         raise FileNotFoundError(
             f"{len(absent)} shards of audio are missing, for example {absent[:5]}"
         )
-    return CutSet.from_shar(fields=paths, shuffle_shards=shuffle_shards, seed=seed)
-
-
-def open_shars(
-    shar_dirs: Sequence[Pathlike],
-    fields: Sequence[str] = (),
-    expect: Optional[Expectation] = None,
-    *,
-    mix_seed: Optional[int] = None,
-) -> CutSet:
-    """Return the cuts of several folders, for example labelled and unlabelled ones.
-
-    Args:
-      shar_dirs, fields, expect: see :func:`open_shar`.
-      mix_seed: draw from the folders in turn, as often as they have cuts, in an order
-                that this seed fixes; None: one folder after the other.
-    Raises:
-      ValueError: if there is no folder; else as :func:`open_shar`.
-    """
-    if not shar_dirs:
-        raise ValueError("no Shar folder is given")
-    sets = [open_shar(d, fields, expect) for d in shar_dirs]
-    if len(sets) == 1:
-        return sets[0]
-    if mix_seed is None:
-        merged = sets[0]
-        for cuts in sets[1:]:
-            merged = merged + cuts
-        return merged
-    weights = [len(cuts.data) for cuts in sets]
-    return CutSet.mux(*sets, weights=weights, seed=mix_seed, stop_early=False)
+    return shards
 
 
 def load_field(cut: Cut, field: str, codec: str = "fp16") -> np.ndarray:

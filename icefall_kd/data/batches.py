@@ -1,11 +1,11 @@
 """From cuts to batches: sampling by duration, fbank, tokens, teachers' fields."""
 
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
+from collections import deque
+from typing import Any, Deque, Dict, Iterator, Mapping, Optional, Sequence
 
 import torch
 from lhotse import CutSet
-from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
-from lhotse.dataset.sampling.base import CutSampler
+from lhotse.cut import Cut
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
@@ -13,6 +13,8 @@ from icefall_kd import LOG_EPS
 from icefall_kd.cache.reader import load_field
 from icefall_kd.data.augment import SpecAugment, batch_seed
 from icefall_kd.data.fbank import compute_fbank
+from icefall_kd.data.sampler import BucketSampler, SamplerPlace, bucket_edges
+from icefall_kd.data.stream import CutStream
 from icefall_kd.data.tokens import Tokenizer
 
 # Cuts of a Shar hold their audio and fields in memory while they wait in a bucket:
@@ -53,10 +55,11 @@ class BatchDataset(Dataset):
             "frame_shift": s}.
           cuts: the CutSet in the order of the batch.
         Raises:
-          ValueError: if a cut lacks a field; the message names both.
+          ValueError: if a cut lacks a field or its audio is damaged; the message
+            names the cut.
         """
         cuts = cuts.sort_by_duration(ascending=False)
-        waves = [torch.from_numpy(cut.load_audio()[0]) for cut in cuts]
+        waves = [_load_wave(cut) for cut in cuts]
         features = compute_fbank(waves)
         lens = torch.tensor([f.size(0) for f in features])
         x = pad_sequence(features, batch_first=True, padding_value=LOG_EPS)
@@ -76,6 +79,17 @@ class BatchDataset(Dataset):
         return batch
 
 
+def _load_wave(cut: Cut) -> torch.Tensor:
+    try:
+        return torch.from_numpy(cut.load_audio()[0])
+    except Exception as e:  # whatever a decoder raises: the cut is named
+        reason = " ".join(str(e).split())[:300]
+        raise ValueError(
+            f"cut '{cut.id}': its audio is damaged, as a bad disk or copy leaves it; "
+            f"copy its shard again, or make it again ({reason})"
+        ) from e
+
+
 def _collate_field(cuts: CutSet, name: str) -> Dict[str, Any]:
     arrays = [torch.from_numpy(load_field(cut, name)) for cut in cuts]
     shifts = {getattr(cut, name).frame_shift for cut in cuts}
@@ -92,14 +106,14 @@ class Loader:
     """Iterates the batches of one epoch; iterating again repeats the epoch.
 
     ``loader.sampler.set_epoch(epoch)`` chooses the epoch: the order of the cuts and
-    the masks of SpecAugment depend on it and on the seed alone, so a killed epoch can
-    go on at batch k with ``loader.skip(k)``.
+    the masks of SpecAugment depend on it and on the seed alone, so an epoch can go on
+    where ``state_dict()`` was taken, with ``load_state_dict()``.
     """
 
     def __init__(
         self,
         dataset: BatchDataset,
-        sampler: CutSampler,
+        sampler: BucketSampler,
         num_workers: int = 0,
         start_method: Optional[str] = None,
     ) -> None:
@@ -107,74 +121,50 @@ class Loader:
         self.sampler = sampler
         self.num_workers = num_workers
         self.start_method = start_method
-        self._skip = 0
+        self._place: Optional[SamplerPlace] = None
 
-    def skip(self, num_batches: int) -> None:
-        """Let the next iteration begin after ``num_batches``, which are not loaded."""
-        self._skip = num_batches
+    def state_dict(self) -> Dict[str, Any]:
+        """Return the place behind the batch that was yielded last.
+
+        The sampler may be further, since workers load ahead.
+        """
+        return self.sampler.state_dict(self._place)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next iteration go on from there; see :class:`BucketSampler`."""
+        self.sampler.load_state_dict(state)
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         self.dataset.epoch = self.sampler.epoch
-        chosen = iter(self.sampler)
-        skip, self._skip = self._skip, 0
-        for _ in range(skip):
-            if next(chosen, None) is None:
-                break
+        ahead = _Ahead(self.sampler)
         loader = DataLoader(
             self.dataset,
-            sampler=_Remaining(chosen),
+            sampler=ahead,
             batch_size=None,
             num_workers=self.num_workers,
             multiprocessing_context=self.start_method if self.num_workers else None,
         )
-        yield from loader
+        for batch in loader:
+            self._place = ahead.places.popleft()
+            yield batch
+        self._place = self.sampler.place = None
 
 
-class _Remaining:
-    """A started sampler as DataLoader wants it: something that can be iterated."""
+class _Ahead:
+    """A sampler that remembers its place behind every batch still being loaded."""
 
-    def __init__(self, iterator: Iterator[CutSet]) -> None:
-        self.iterator = iterator
+    def __init__(self, sampler: BucketSampler) -> None:
+        self.sampler = sampler
+        self.places: Deque[SamplerPlace] = deque()
 
     def __iter__(self) -> Iterator[CutSet]:
-        return self.iterator
-
-
-class _NoDuplicates:
-    """Mixin: an epoch's last cuts are left out when there are fewer than ranks.
-
-    lhotse gives each rank a batch also then, with copies of the cuts of others.
-    """
-
-    _group: List[CutSet]
-
-    def __iter__(self):
-        self._group = []
-        return super().__iter__()
-
-    def _next_batch(self) -> CutSet:
-        if not self._group:
-            for _ in range(self.world_size):
-                try:
-                    self._group.append(super()._next_batch())
-                except StopIteration:
-                    break
-            if sum(len(batch) for batch in self._group) < self.world_size:
-                self._group = []
-                raise StopIteration
-        return self._group.pop(0)
-
-
-class _BucketingSampler(_NoDuplicates, DynamicBucketingSampler):
-    pass
-
-
-class _SequentialSampler(_NoDuplicates, DynamicCutSampler):
-    pass
+        for cuts in self.sampler:
+            self.places.append(self.sampler.place)
+            yield cuts
 
 
 def make_loader(
-    cuts: CutSet,
+    stream: CutStream,
     *,
     fields: Sequence[str] = (),
     tokenizer: Optional[Tokenizer] = None,
@@ -190,17 +180,16 @@ def make_loader(
     buffer_size: int = BUFFER_SIZE,
     start_method: Optional[str] = None,
 ) -> Loader:
-    """Return the batches of ``cuts``, the same for the same seed and epoch.
+    """Return the batches of ``stream``, the same for the same seed and epoch.
 
     All ranks get the same number of batches and no cut twice; up to one cut less
     than ranks are left out at the end of an epoch.
 
     Args:
-      cuts: lazy, of ``open_shar``.
       fields: teachers' fields that a batch carries.
       tokenizer: gives a batch its "tokens"; None for unlabelled cuts.
-      max_duration: s of audio in a batch, padding included; the last cut of a batch
-        may go beyond.
+      max_duration: s of audio in a batch, padding included; a longer cut is a batch
+        of its own.
       shuffle: batches of similar durations in a random order; else in order.
       num_workers: processes that load; 0 loads in this one, which is enough.
       num_buckets: groups of similar duration.
@@ -209,21 +198,18 @@ def make_loader(
     Raises:
       ValueError: if ``rank`` is not below ``world_size``.
     """
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} is not in 0..{world_size - 1}")
-    common = dict(max_duration=max_duration, shuffle=shuffle, seed=seed)
-    common.update(rank=rank, world_size=world_size)
+    edges = None
     if shuffle:
-        sampler: CutSampler = _BucketingSampler(
-            cuts,
-            num_buckets=num_buckets,
-            buffer_size=buffer_size,
-            # Without, lhotse 1.32 ends the epoch at the first bucket that is empty.
-            sync_buckets=True,
-            **common,
-        )
-    else:
-        sampler = _SequentialSampler(cuts, **common)
+        edges = bucket_edges(sum(stream.durations, []), num_buckets)
+    sampler = BucketSampler(
+        stream,
+        max_duration=max_duration,
+        edges=edges,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        buffer_size=buffer_size,
+    )
     sampler.set_epoch(epoch)
     dataset = BatchDataset(
         fields=fields, tokenizer=tokenizer, spec_augment=spec_augment, seed=seed

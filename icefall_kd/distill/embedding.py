@@ -120,7 +120,7 @@ class EmbeddingTerm:
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
         """Sum the losses over valid student frames."""
         total = student.encoder_out.new_zeros((), dtype=torch.float32)
-        extras = {}
+        extras, suspects = {}, set()
         lens = (student.lens - self.delay).clamp(min=0)
         if lens.max() == 0:
             return TermOutput(total, 0)
@@ -143,4 +143,17 @@ class EmbeddingTerm:
                 value, frames = FRAME_LOSSES[kind](guess, goal, mask)
                 total = total + weight * scale * value
                 extras[f"{name}_{kind}"] = (value.detach(), frames)
-        return TermOutput(total, count, extras)
+            if not torch.isfinite(total.detach()):
+                suspects.update(not_finite(guess.detach(), goal, mask))
+        return TermOutput(total, count, extras, tuple(sorted(suspects)))
+
+
+def not_finite(guess: Tensor, goal: Tensor, mask: Tensor) -> list[int]:
+    """Return the utterances with a valid frame that is not finite on either side.
+
+    Args:
+      guess, goal: (N, T, D) float.
+      mask: (N, T) bool, True is padding.
+    """
+    bad = ~(torch.isfinite(guess) & torch.isfinite(goal)).all(dim=2) & ~mask
+    return bad.any(dim=1).nonzero().flatten().tolist()

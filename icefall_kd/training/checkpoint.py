@@ -4,22 +4,22 @@ A training checkpoint holds: ``model``, ``model_avg`` and ``avg_samples`` (runni
 mean), ``model_config``, ``bpe_model``, ``heads``, ``state``, ``config``, and what
 only resuming needs (``RESUME_KEYS``).  What ``icefall_kd.bin.average`` writes for
 decoding and export holds ``model``, ``model_config``, ``bpe_model`` and ``info``.
-All of it is tensors and plain types, so that it loads where torch loads nothing else
-(``weights_only``).
+All of it is tensors and plain types, and nothing else is ever loaded.
 """
 
 import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, BinaryIO, Optional, Union
 
 import torch
 from torch import Tensor, nn
 
 from icefall_kd.config import ModelConfig, from_dict, to_dict
 from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.io import write_aside
+from icefall_kd.io import naming_write, write_aside
+from icefall_kd.training.weights_only import load_weights_only
 from icefall_kd.transducer.build import build_model
 from icefall_kd.transducer.model import AsrModel
 
@@ -36,9 +36,42 @@ RESUME_KEYS = (
 
 
 def save_checkpoint(path: Pathlike, checkpoint: Mapping[str, Any]) -> None:
-    """Write a checkpoint whole or not at all."""
-    with write_aside(path) as aside:
-        torch.save(dict(checkpoint), aside)
+    """Write a checkpoint whole or not at all.
+
+    Raises:
+      OSError: if it cannot be written; the file of that name is what it was.
+    """
+    remedy = "make room; what was written before is whole, and training goes on there"
+    with naming_write(path, remedy), write_aside(path) as aside:
+        with open(aside, "wb") as f:
+            file = _PatientFile(f)
+            torch.save(dict(checkpoint), file)
+            file.raise_error()
+
+
+class _PatientFile:
+    """Keeps an error in writing for later: torch would end the process at once."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._error: Optional[OSError] = None
+
+    def write(self, data: bytes) -> int:
+        """Write, unless writing failed before."""
+        if self._error is None:
+            try:
+                self._file.write(data)
+            except OSError as e:
+                self._error = e
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing: the file is closed soon."""
+
+    def raise_error(self) -> None:
+        """Raise the first error, if there was one."""
+        if self._error is not None:
+            raise self._error
 
 
 def load_checkpoint(path: Pathlike) -> dict[str, Any]:
@@ -51,11 +84,8 @@ def load_checkpoint(path: Pathlike) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
-    options: dict[str, Any] = {"map_location": "cpu"}
-    if int(torch.__version__.split(".")[0]) >= 2:  # that of 1.13 refuses floats
-        options["weights_only"] = True
     try:
-        checkpoint = torch.load(path, **options)
+        checkpoint = load_weights_only(path)
     except Exception as e:  # torch raises whatever the broken bytes lead to
         raise ValueError(
             f"{path}: damaged or not a checkpoint ({type(e).__name__}: {e}); delete it"
@@ -124,23 +154,27 @@ def tidy(exp_dir: Pathlike, keep_optimizer: int) -> None:
     for _, path in numbered(exp_dir, "checkpoint"):
         path.unlink()
     for _, path in numbered(exp_dir, "epoch")[keep_optimizer:]:
-        checkpoint = load_checkpoint(path)
+        try:
+            checkpoint = load_checkpoint(path)
+        except ValueError as e:  # not needed to go on; averaging will tell it again
+            logging.warning("%s", e)
+            continue
         if any(key in checkpoint for key in RESUME_KEYS):
             save_checkpoint(
                 path, {k: v for k, v in checkpoint.items() if k not in RESUME_KEYS}
             )
 
 
-def load_encoder(model: AsrModel, path: Pathlike) -> None:
-    """Start the encoder of ``model`` from a checkpoint, everything or nothing.
+def load_encoder(model: AsrModel, weights: Mapping[str, Tensor], where: str) -> None:
+    """Start the encoder of ``model`` from a student's weights, everything or nothing.
 
+    Args:
+      where: for the message, whose weights these are.
     Raises:
-      ValueError: if it lacks a tensor or has one of another shape; the message lists
-        which options differ, or which tensors.
+      ValueError: if a tensor is missing or has another shape; the message lists some.
     """
-    checkpoint = load_checkpoint(path)
     parts = ("encoder_embed.", "encoder.")
-    given = {k: v for k, v in checkpoint["model"].items() if k.startswith(parts)}
+    given = {k: v for k, v in weights.items() if k.startswith(parts)}
     own = {k: v for k, v in model.state_dict().items() if k.startswith(parts)}
     wrong = [
         f"{k}: {_shape(given.get(k))} there, {_shape(own.get(k))} here"
@@ -149,7 +183,7 @@ def load_encoder(model: AsrModel, path: Pathlike) -> None:
     ]
     if wrong:
         raise ValueError(
-            f"{path}: its encoder is not this model's, {len(wrong)} tensors differ: "
+            f"{where}: its encoder is not this model's, {len(wrong)} tensors differ: "
             + "; ".join(wrong[:5])
             + ". Give model.encoder the shape of that checkpoint, or choose another"
         )

@@ -23,6 +23,9 @@ class DataConfig:
       shar_dir: folder of the Shar sets.
       train: names of the sets trained on, mixed when there are several; sets
         without transcripts serve the terms that need none.
+      mix: further sets, such as the data of an earlier training, and the share of
+        the cuts trained on that comes from each.  An epoch has every cut of
+        ``train`` once, and so many of these between them, begun again if need be.
       dev: name of the set for validation; null for none.
       bpe_model: sentencepiece model; null where no term needs text.
       expect: field -> part of the teacher's fingerprint that the field must have.
@@ -36,6 +39,7 @@ class DataConfig:
 
     shar_dir: str = "data/shar"
     train: tuple[str, ...] = ("train",)
+    mix: dict[str, float] = field(default_factory=dict)
     dev: Optional[str] = "dev"
     bpe_model: Optional[str] = None
     expect: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -91,6 +95,8 @@ class TrainConfig:
       num_epochs: passes over the data.
       init_encoder: file of bin.average, or a checkpoint, whose encoder the student
         starts from; null for none.
+      init_model: the same for the whole student, whose shape and tokens must be
+        those of this run: for fine-tuning.
       seed: of weights, order of data and regularisers.
       device: "auto", "cpu" or "cuda".
       amp: autocast in "none", "bf16" or "fp16".
@@ -102,6 +108,8 @@ class TrainConfig:
       log_interval: updates between two lines of progress.
       max_bad_batches: consecutive batches with a loss or gradient that is not
         finite, after which the run stops.
+      memory_probe: before the first update, go forward and backward on the longest
+        cuts of the data once, to run out of memory now or never.
       tensorboard: write event files to exp_dir/tensorboard.
     """
 
@@ -112,6 +120,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     num_epochs: int = 30
     init_encoder: Optional[str] = None
+    init_model: Optional[str] = None
     seed: int = 42
     device: str = "auto"
     amp: str = "none"
@@ -121,6 +130,7 @@ class TrainConfig:
     keep_optimizer: int = 2
     log_interval: int = 50
     max_bad_batches: int = 10
+    memory_probe: bool = True
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
@@ -135,6 +145,20 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
+        if self.init_encoder is not None and self.init_model is not None:
+            raise ValueError(
+                "init_encoder and init_model are both set; init_model has the encoder "
+                "too, leave one of them out"
+            )
+        mix = self.data.mix
+        if any(share <= 0 for share in mix.values()) or sum(mix.values()) >= 1:
+            raise ValueError(
+                f"data.mix is {mix}; each share must be above 0 and their sum below 1, "
+                "since the rest is the share of data.train"
+            )
+        twice = sorted(set(self.data.train) & set(mix))
+        if twice:
+            raise ValueError(f"data.train and data.mix both name {twice}; choose one")
         if self.data.time_warp_factor > 0 and self.terms.embedding is not None:
             raise ValueError(
                 f"data.time_warp_factor is {self.data.time_warp_factor}, but "

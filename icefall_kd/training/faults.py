@@ -2,11 +2,18 @@
 
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
+import torch
+from torch import Tensor
+
 from icefall_kd.distill.term import Batch, TermOutput
+from icefall_kd.training.distributed import World
 from icefall_kd.training.state import TrainState
+
+NAMED = 10  # suspects in a message
 
 
 class TrainingStoppedError(RuntimeError):
@@ -16,9 +23,10 @@ class TrainingStoppedError(RuntimeError):
 class BadBatches:
     """Notes every skipped batch in ``bad_batches.<rank>.jsonl``."""
 
-    def __init__(self, exp_dir: Path, rank: int) -> None:
-        self.path = exp_dir / f"bad_batches.{rank}.jsonl"
-        self.rank = rank
+    def __init__(self, exp_dir: Path, world: World) -> None:
+        self.path = exp_dir / f"bad_batches.{world.rank}.jsonl"
+        self.world = world
+        self._suspects: list[str] = []  # of the batches skipped in a row
 
     def note(
         self,
@@ -36,11 +44,14 @@ class BadBatches:
         state.bad_total += 1
         ids = [cut.id for cut in batch["cuts"]]
         suspects = sorted({ids[i] for o in outputs.values() for i in o.suspects})
+        if state.bad_in_row == 1:
+            self._suspects.clear()
+        self._suspects += suspects
         note = {
             "step": state.step,
             "epoch": state.epoch,
             "batch": state.batch,
-            "rank": self.rank,
+            "rank": self.world.rank,
             "loss": str(loss),
             "grad_norm": str(grad_norm),
             "suspects": suspects,
@@ -57,14 +68,33 @@ class BadBatches:
         )
 
     def give_up(self, state: TrainState, base_lr: float) -> NoReturn:
-        """Stop a run that does not recover; its weights are still finite.
+        """Stop a run that does not recover; every process must call it.
+
+        Its weights are still those before the bad batches, and finite.
 
         Raises:
-          TrainingStoppedError: always, with the remedy.
+          TrainingStoppedError: always, with the suspects and the remedy.
         """
+        every = {s for suspects in self.world.gather(self._suspects) for s in suspects}
+        named = ", ".join(sorted(every)[:NAMED]) or "none by their own loss"
         raise TrainingStoppedError(
             f"{state.bad_in_row} batches in a row had a loss or gradient that is not "
-            f"finite; their cuts are in {self.path}. Remove those cuts, or lower "
+            f"finite; suspects ({len(every)}): {named}; all their cuts are in "
+            f"{self.path.parent}/bad_batches.*.jsonl. Remove those cuts, or lower "
             f"optim.base_lr ({base_lr}); then start again: training goes on from the "
             "last checkpoint"
+        )
+
+
+def check_finite(weights: Iterable[Tensor], step: int, base_lr: float) -> None:
+    """Refuse weights that are not finite, before a checkpoint is made of them.
+
+    Raises:
+      TrainingStoppedError: with the remedy.
+    """
+    if not all(torch.isfinite(w).all() for w in weights):
+        raise TrainingStoppedError(
+            f"the weights are not finite after update {step}; the checkpoint before is "
+            f"whole. Lower optim.base_lr ({base_lr}) and start again: training goes on "
+            "from there"
         )

@@ -1,13 +1,12 @@
 """The training loop: the same for the baseline and for every distillation."""
 
 import contextlib
-import logging
 import math
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NoReturn, Optional
 
 import torch
 from torch import nn
@@ -16,27 +15,27 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from icefall_kd import FBANK_SHIFT
-from icefall_kd.data.augment import SpecAugment
-from icefall_kd.data.batches import Loader, make_loader
 from icefall_kd.distill.term import Batch
 from icefall_kd.io import write_text
 from icefall_kd.training import checkpoint as ckpt
 from icefall_kd.training.averaging import RunningMean
 from icefall_kd.training.distributed import World
-from icefall_kd.training.faults import BadBatches
+from icefall_kd.training.faults import BadBatches, check_finite
 from icefall_kd.training.gradients import clip_gradients, make_scaler
-from icefall_kd.training.metrics import (
-    MetricsTracker,
-    MetricsWriter,
-    add_outputs,
-    format_means,
-    format_time,
+from icefall_kd.training.loaders import make_dev_loader, make_train_loader
+from icefall_kd.training.memory import (
+    costliest_batches,
+    explaining_memory,
+    probe_memory,
 )
+from icefall_kd.training.metrics import MetricsTracker, add_outputs
 from icefall_kd.training.optim import Eden, ScaledAdam
+from icefall_kd.training.report import Reporter
 from icefall_kd.training.setup import Setup
+from icefall_kd.training.signals import StopRequest, TrainingInterruptedError
 from icefall_kd.training.snapshot import restore, snapshot
 from icefall_kd.training.state import TrainState, restore_rng, seed_everything
-from icefall_kd.training.student import to_device
+from icefall_kd.training.student import parameter_groups, to_device
 from icefall_kd.zipformer.schedules import set_batch_count
 
 SCHEDULES_END = 100_000  # batches; by then every schedule of the encoder has ended
@@ -47,10 +46,20 @@ class Trainer:
     """Trains one student in one folder; :meth:`run` goes on where it stopped."""
 
     def __init__(
-        self, setup: Setup, world: World, resume: Optional[dict[str, Any]] = None
+        self,
+        setup: Setup,
+        world: World,
+        resume: Optional[dict[str, Any]] = None,
+        stop: Optional[StopRequest] = None,
     ) -> None:
-        """Put the student on its device and bring back the state of ``resume``."""
+        """Put the student on its device and bring back the state of ``resume``.
+
+        Args:
+          stop: tells, at any time, that the run is to stop.
+        """
         config = setup.config
+        self.stop = stop or StopRequest()
+        self.stopping = False  # any process was asked to
         self.setup, self.config, self.world = setup, config, world
         self.exp_dir = Path(config.exp_dir)
         self.student = setup.student.to(world.device)
@@ -59,7 +68,7 @@ class Trainer:
         self.mean = RunningMean(self.model)
         self.params = [p for _, p in self.student.trainable()]
         self.optimizer = ScaledAdam(
-            self._parameter_groups(),
+            parameter_groups(self.student, config),
             lr=config.optim.base_lr,
             clipping_scale=config.optim.clipping_scale,
         )
@@ -73,78 +82,80 @@ class Trainer:
         half = config.amp == "fp16" and world.device.type == "cuda"
         self.scaler = make_scaler(half)
         # A trained encoder needs no second warm-up of dropout and skipped layers.
-        self.schedule_offset = SCHEDULES_END if config.init_encoder else 0
+        trained = config.init_encoder or config.init_model
+        self.schedule_offset = SCHEDULES_END if trained else 0
         self.state = TrainState()
-        self.faults = BadBatches(self.exp_dir, world.rank)
-        self.metrics = MetricsTracker()
-        self.writer: Optional[MetricsWriter] = None
+        self.faults = BadBatches(self.exp_dir, world)
+        self.report = Reporter(config, world, setup.train_seconds)
         self.pending_rng: Optional[dict[str, Any]] = None
+        self.loader = make_train_loader(setup, world)
         seed_everything(config.seed + world.rank)
         if resume is not None:
             restore(self, resume)
-            self._log(f"going on from epoch {self.state.epoch} step {self.state.step}")
+            self.report.log(
+                f"going on from epoch {self.state.epoch} step {self.state.step}"
+            )
+        elif config.memory_probe:
+            self._probe_memory()
         if world.size > 1:
             # A term without a target in one process leaves parameters unused there.
             self.module = DistributedDataParallel(
                 self.student, find_unused_parameters=True, broadcast_buffers=False
             )
 
+    def _probe_memory(self) -> None:
+        duration = self.config.data.max_duration
+        needs_text = any(term.needs_text for _, term in self.student.terms)
+        set_batch_count(self.student, self.schedule_offset)
+        probe_memory(
+            self.student,
+            costliest_batches(
+                self.setup.train_stream, self.loader, duration, needs_text
+            ),
+            device=self.world.device,
+            autocast=self._autocast,
+            max_duration=duration,
+        )
+
     def run(self) -> None:
         """Train until ``num_epochs`` are done.
 
         Raises:
-          TrainingStoppedError: if too many batches in a row were not finite.
+          TrainingStoppedError: if too many batches in a row were not finite, or one
+            does not fit into memory.
+          TrainingInterruptedError: if the run was asked to stop.
         """
         config, state = self.config, self.state
-        if self.world.is_main:
-            self.writer = MetricsWriter(self.exp_dir, state.step, config.tensorboard)
+        self.report.open(state)
         trained = sum(p.numel() for p in self.params)
         total = sum(p.numel() for p in self.model.parameters())
-        self._log(f"{total} parameters in the student, {trained} trained with heads")
-        loader = self._loader(self.setup.train_cuts, train=True)
+        self.report.log(
+            f"{total} parameters in the student, {trained} trained with heads"
+        )
         while state.epoch < config.num_epochs:
-            self._train_epoch(loader)
+            self._train_epoch()
             if self.mean.samples == state.samples_before:
                 self.mean.sample(self.model)  # each epoch has at least one sample
             dev = self._validate()
             state.epoch, state.batch = state.epoch + 1, 0
             state.samples_before = self.mean.samples
             self.scheduler.step_epoch(state.epoch)
-            if self.world.is_main and dev:
-                self._log(f"epoch {state.epoch} dev: {format_means(dev)}")
-                self.writer.write("dev", state.step, state.epoch, dev)
+            if dev:
+                self.report.validation(state, dev)
             self._save(ckpt.epoch_path(self.exp_dir, state.epoch))
             if self.world.is_main:
                 ckpt.tidy(self.exp_dir, config.keep_optimizer)
+            if state.epoch < config.num_epochs and self.world.any(self.stop.asked):
+                self._interrupt(f"epoch-{state.epoch}.pt")
+        self.report.close()
         if self.world.is_main:
-            self.writer.close()
             write_text(self.exp_dir / "done", f"{state.epoch} epochs\n")
         self.world.barrier()
 
-    def _loader(self, cuts: Any, train: bool) -> Loader:
-        data = self.config.data
-        augment = None
-        if train and data.spec_augment:
-            augment = SpecAugment(time_warp=data.time_warp_factor)
-        return make_loader(
-            cuts,
-            fields=self.setup.fields,
-            tokenizer=self.setup.tokenizer,
-            max_duration=data.max_duration,
-            shuffle=train,
-            seed=self.config.seed,
-            rank=self.world.rank,
-            world_size=self.world.size,
-            num_workers=data.num_workers if train else 0,
-            num_buckets=data.num_buckets,
-            spec_augment=augment,
-        )
-
-    def _batches(self, loader: Loader) -> Iterator[dict[str, Any]]:
+    def _batches(self) -> Iterator[dict[str, Any]]:
         """Yield the rest of the present epoch, equally many batches to all ranks."""
-        loader.sampler.set_epoch(self.state.epoch)
-        loader.skip(self.state.batch)
-        batches = iter(loader)
+        self.loader.sampler.set_epoch(self.state.epoch)
+        batches = iter(self.loader)
         if self.state.batch == 0:
             self._restore_rng()
         while True:
@@ -161,7 +172,7 @@ class Trainer:
             restore_rng(self.pending_rng)
             self.pending_rng = None
 
-    def _train_epoch(self, loader: Loader) -> None:
+    def _train_epoch(self) -> None:
         config, state = self.config, self.state
         self.module.train()
         bar = tqdm(
@@ -175,10 +186,10 @@ class Trainer:
         )
         clock = time.monotonic()
         with bar, logging_redirect_tqdm():
-            for batch in self._batches(loader):
+            for batch in self._batches():
                 audio = self._train_batch(batch)
                 now = time.monotonic()
-                self.metrics.add("speed", audio, now - clock)
+                self.report.metrics.add("speed", audio, now - clock)
                 state.audio += audio
                 state.seconds += now - clock
                 clock = now
@@ -186,21 +197,33 @@ class Trainer:
                 if state.bad_in_row >= config.max_bad_batches:
                     self.faults.give_up(state, config.optim.base_lr)
                 if state.step % config.log_interval == 0 and not state.bad_in_row:
-                    self._report()
-                if config.save_every_n and state.step % config.save_every_n == 0:
-                    if not state.bad_in_row:
-                        self._save(ckpt.step_path(self.exp_dir, state.step))
+                    self.report.progress(state, self.scheduler.get_last_lr()[0])
+                every = config.save_every_n
+                due = every and state.step % every == 0 and not state.bad_in_row
+                if due or self.stopping:
+                    self._save(ckpt.step_path(self.exp_dir, state.step))
+                if self.stopping:
+                    self._interrupt(f"checkpoint-{state.step}.pt")
+
+    def _interrupt(self, written: str) -> NoReturn:
+        self.report.close()
+        self.world.barrier()  # nobody leaves before the checkpoint is written
+        raise TrainingInterruptedError(
+            f"stopped on request after update {self.state.step}, {written} is written; "
+            "the same command goes on from there"
+        )
 
     def _train_batch(self, batch: Batch) -> float:
         """Make one update, or skip it; return the s of audio of all processes."""
         config, state = self.config, self.state
         set_batch_count(self.student, state.step + self.schedule_offset)
         self.optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
-            loss, frames, outputs = self.module(batch, state.step, self._frozen())
-        # The sum over frames: the encoder's regularisers add gradients of a size that
-        # was chosen for it.  The optimiser itself does not depend on the scale.
-        self.scaler.scale(loss * frames).backward()
+        with explaining_memory(batch, config.data.max_duration):
+            with self._autocast():
+                loss, frames, outputs = self.module(batch, state.step, self._frozen())
+            # The sum over frames: the encoder's regularisers add gradients of a size
+            # that was chosen for it.  The optimiser does not depend on the scale.
+            self.scaler.scale(loss * frames).backward()
         self.scaler.unscale_(self.optimizer)
         limit = config.optim.max_grad_norm
         if limit:  # the same for all processes, which share the gradients
@@ -208,13 +231,15 @@ class Trainer:
         norm = clip_gradients(self.params, limit)
         state.batch += 1
         # Sums over all processes, so that all of them take the same way from here.
-        bad_loss, bad_grad, audio = self.world.sum(
+        bad_loss, bad_grad, audio, stopping = self.world.sum(
             [
                 float(not math.isfinite(loss.item())),
                 float(not math.isfinite(norm)),
                 float(batch["feature_lens"].sum()) * FBANK_SHIFT,
+                float(self.stop.asked),
             ]
         )
+        self.stopping = stopping > 0
         if bad_grad and not bad_loss and self.scaler.is_enabled():
             self.scaler.update()  # half precision overflowed: take a smaller scale
             return audio
@@ -228,21 +253,10 @@ class Trainer:
         self.scheduler.step_batch(state.step)
         if state.step % config.average_period == 0:
             self.mean.sample(self.model)
-        self.metrics.add("loss", loss.detach() * frames, frames)
-        add_outputs(self.metrics, outputs)
-        self.metrics.add("grad_norm", norm, frames)
+        self.report.metrics.add("loss", loss.detach() * frames, frames)
+        add_outputs(self.report.metrics, outputs)
+        self.report.metrics.add("grad_norm", norm, frames)
         return audio
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        """Return one group, or two where the encoder was trained before."""
-        if self.config.init_encoder is None:
-            return [{"params": self.params}]
-        optim = self.config.optim
-        lr = optim.base_lr * optim.encoder_lr_scale
-        return [
-            {"params": self.student.parameters_behind_encoder()},
-            {"params": self.student.encoder_parameters(), "lr": lr},
-        ]
 
     def _frozen(self) -> bool:
         """Return whether the encoder waits for the layers behind it."""
@@ -255,35 +269,16 @@ class Trainer:
             return contextlib.nullcontext()
         return torch.autocast(self.world.device.type, dtype)
 
-    def _report(self) -> None:
-        """Write the means since the last report, with the time that is left."""
-        state = self.state
-        means = self.metrics.reduced().means()
-        self.metrics = MetricsTracker()
-        means["lr"] = self.scheduler.get_last_lr()[0]
-        total = self.setup.train_seconds * self.config.num_epochs
-        if total and state.audio:
-            left = max(0.0, total - state.audio) * state.seconds / state.audio
-            means["eta"] = left
-        if not self.world.is_main:
-            return
-        line = {k: v for k, v in means.items() if k != "eta"}
-        eta = f" ETA {format_time(means['eta'])}" if "eta" in means else ""
-        self._log(
-            f"epoch {state.epoch + 1}/{self.config.num_epochs} step {state.step}: "
-            f"{format_means(line)}{eta}"
-        )
-        self.writer.write("train", state.step, state.epoch + 1, means)
-
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
         """Return the means over the dev set, {} if there is none."""
-        if self.setup.dev_cuts is None:
+        if self.setup.dev_stream is None:
             return {}
         self.student.eval()
         tracker = MetricsTracker()
-        for batch in self._loader(self.setup.dev_cuts, train=False):
-            with self._autocast():
+        duration = self.config.data.max_duration
+        for batch in make_dev_loader(self.setup, self.world):
+            with explaining_memory(batch, duration), self._autocast():
                 loss, frames, outputs = self.student(
                     to_device(batch, self.world.device), self.state.step
                 )
@@ -293,15 +288,13 @@ class Trainer:
         return tracker.reduced().means()
 
     def _save(self, path: Path) -> None:
+        weights = (*self.model.parameters(), *self.mean.mean.values())
+        check_finite(weights, self.state.step, self.config.optim.base_lr)
         saved = snapshot(self)  # by all processes: each has its random state
         if not self.world.is_main:
             return
         ckpt.save_checkpoint(path, saved)
-        self._log(f"wrote {path}")
+        self.report.log(f"wrote {path}")
         if path.name.startswith("checkpoint-"):
             for _, old in ckpt.numbered(self.exp_dir, "checkpoint")[2:]:
                 old.unlink()
-
-    def _log(self, message: str) -> None:
-        if self.world.is_main:
-            logging.info("%s", message)

@@ -8,7 +8,7 @@ import torch
 from torch import distributed as dist
 
 from icefall_kd.distill.term import TermOutput
-from icefall_kd.io import write_text
+from icefall_kd.io import naming_write, write_text
 
 
 class MetricsTracker:
@@ -80,12 +80,17 @@ def format_time(seconds: float) -> str:
 class MetricsWriter:
     """Writes metrics as JSON lines and, if asked, for TensorBoard."""
 
-    def __init__(self, exp_dir: Path, step: int, tensorboard: bool) -> None:
-        """Continue in ``exp_dir``; lines beyond ``step`` are of a lost future."""
+    def __init__(
+        self, exp_dir: Path, step: int, epochs: int, tensorboard: bool
+    ) -> None:
+        """Continue in ``exp_dir`` behind ``step`` updates and ``epochs`` whole epochs.
+
+        Lines beyond are of a future that was lost, and go.
+        """
         self.path = exp_dir / "metrics.jsonl"
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _step_of(line) <= step]
+            kept = [line for line in lines if _is_past(line, step, epochs)]
             write_text(self.path, "".join(f"{line}\n" for line in kept))
         self.board = None
         if tensorboard:
@@ -98,8 +103,9 @@ class MetricsWriter:
     def write(self, kind: str, step: int, epoch: int, values: dict[str, float]) -> None:
         """Append one line; ``kind`` is "train" or "dev"."""
         line = {"kind": kind, "step": step, "epoch": epoch, **values}
-        with open(self.path, "a", encoding="utf-8") as f:
-            f.write(json.dumps(line) + "\n")
+        with naming_write(self.path, "make room and start again"):
+            with open(self.path, "a", encoding="utf-8") as f:
+                f.write(json.dumps(line) + "\n")
         if self.board is not None:
             for name, value in values.items():
                 self.board.add_scalar(f"{kind}/{name}", value, step)
@@ -110,9 +116,12 @@ class MetricsWriter:
             self.board.close()
 
 
-def _step_of(line: str) -> float:
-    """Return the step of a line; infinity if a kill cut it short."""
+def _is_past(line: str, step: int, epochs: int) -> bool:
+    """Tell whether a line belongs there; not one that a kill cut short."""
     try:
-        return json.loads(line)["step"]
+        values = json.loads(line)
+        # A validation may have been written without the checkpoint behind it.
+        early = values["kind"] != "dev" or values["epoch"] <= epochs
+        return values["step"] <= step and early
     except (json.JSONDecodeError, KeyError):
-        return float("inf")
+        return False

@@ -1,5 +1,6 @@
 """One training run from its configuration to its last checkpoint."""
 
+import contextlib
 import logging
 import platform
 import subprocess
@@ -11,12 +12,15 @@ import torch
 import yaml
 
 from icefall_kd.config import to_dict
-from icefall_kd.io import write_json, write_text
+from icefall_kd.io import remove_partial, sole_user, write_json, write_text
+from icefall_kd.training.advice import lr_hint
 from icefall_kd.training.checkpoint import newest_checkpoint
 from icefall_kd.training.config import TrainConfig
 from icefall_kd.training.distributed import close_world, init_world
 from icefall_kd.training.loop import Trainer
+from icefall_kd.training.peers import Peers
 from icefall_kd.training.setup import prepare
+from icefall_kd.training.signals import StopRequest
 
 
 def train(config: TrainConfig) -> None:
@@ -24,7 +28,10 @@ def train(config: TrainConfig) -> None:
 
     Raises:
       ValueError, FileNotFoundError: naming what is wrong, before data is read.
-      TrainingStoppedError: if too many batches in a row were not finite.
+      OSError: if a file cannot be written.
+      TrainingStoppedError: if too many batches in a row were not finite, a batch does
+        not fit into memory, or another process of the job is gone.
+      TrainingInterruptedError: if SIGTERM came; all that is needed is written.
     """
     if config.num_threads > 0:
         torch.set_num_threads(config.num_threads)
@@ -37,17 +44,21 @@ def train(config: TrainConfig) -> None:
         )
         return
     world = init_world(config.device)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(close_world)
+        stop = stack.enter_context(StopRequest())
+        stack.enter_context(Peers(world))
         if world.is_main:
-            exp_dir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(sole_user(exp_dir))
+            remove_partial(exp_dir)
             plain = yaml.safe_dump(to_dict(setup.config), sort_keys=False)
             write_text(exp_dir / "config.yaml", plain)
             write_json(exp_dir / "environment.json", environment())
             logging.info("configuration:\n%s", plain)
+            optim, data = setup.config.optim, setup.config.data
+            logging.info("%s", lr_hint(optim.base_lr, data.max_duration, world.size))
         world.barrier()
-        Trainer(setup, world, resume).run()
-    finally:
-        close_world()
+        Trainer(setup, world, resume, stop).run()
 
 
 def environment() -> dict:

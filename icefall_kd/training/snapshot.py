@@ -29,11 +29,11 @@ def snapshot(trainer: "Trainer") -> dict[str, Any]:
         "optimizer": trainer.optimizer.state_dict(),
         "scheduler": trainer.scheduler.state_dict(),
         "scaler": trainer.scaler.state_dict(),
-        "sampler": {"epoch": trainer.state.epoch, "batch": trainer.state.batch},
+        "sampler": trainer.loader.state_dict(),
         "state": vars(trainer.state).copy(),
         "rng": trainer.world.gather(rng_state()),
         "regularisers": regulariser_state(trainer.model),
-        "metrics": trainer.metrics.state(),
+        "metrics": trainer.report.metrics.state(),
         "config": to_dict(config),
     }
 
@@ -42,6 +42,10 @@ def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
     """Bring ``trainer`` to where :func:`snapshot` was taken.
 
     The random states wait in ``trainer.pending_rng`` until the data is open.
+
+    Raises:
+      ValueError: if the checkpoint is not of this student, or the data of the epoch
+        that it was written in is not the same any more.
     """
     where = f"the last checkpoint in {trainer.exp_dir}"
     trainer.state = TrainState(**saved["state"])
@@ -53,6 +57,8 @@ def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
     if trainer.scaler.is_enabled() and saved["scaler"]:
         trainer.scaler.load_state_dict(saved["scaler"])
     restore_regularisers(trainer.model, saved["regularisers"])
-    trainer.metrics = MetricsTracker(saved["metrics"])
+    trainer.report.metrics = MetricsTracker(saved["metrics"])
+    if trainer.state.batch:
+        trainer.loader.load_state_dict(saved["sampler"])
     if trainer.world.rank < len(saved["rng"]):
         trainer.pending_rng = saved["rng"][trainer.world.rank]

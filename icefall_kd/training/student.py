@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from icefall_kd.distill.term import Batch, StudentOutput, Term, TermOutput
+from icefall_kd.training.config import TrainConfig
 from icefall_kd.transducer.model import AsrModel
 
 ENCODER = ("encoder_embed", "encoder")
@@ -112,6 +113,19 @@ def build_heads(
             if head is not None:
                 heads[term.name] = head
     return heads
+
+
+def parameter_groups(
+    student: DistilledStudent, config: TrainConfig
+) -> list[dict[str, Any]]:
+    """Return the optimiser's groups: two where the encoder alone was trained before."""
+    if config.init_encoder is None:
+        return [{"params": [p for _, p in student.trainable()]}]
+    lr = config.optim.base_lr * config.optim.encoder_lr_scale
+    return [
+        {"params": student.parameters_behind_encoder()},
+        {"params": student.encoder_parameters(), "lr": lr},
+    ]
 
 
 def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import os
 import numpy as np
 import pytest
 
-from icefall_kd.cache.reader import check_field, load_field, open_shar, open_shars
+from icefall_kd.cache.reader import check_field, load_field, open_shar
 
 FIELD = "whisper_tiny_en"
 
@@ -137,16 +137,3 @@ def test_shards_are_read_in_order_whatever_the_directory_says(taught, monkeypatc
     listdir = os.listdir
     monkeypatch.setattr(os, "listdir", lambda path: sorted(listdir(path))[::-1])
     assert [c.id for c in open_shar(taught, [FIELD])] == expected
-
-
-def test_two_folders_follow_each_other_or_are_mixed(taught_shar, taught):
-    one = [c.id for c in open_shar(taught, [FIELD])]
-    both = open_shars([taught_shar, taught], [FIELD])
-    assert [c.id for c in both] == one + one
-    mixed = open_shars([taught_shar, taught], [FIELD], mix_seed=3)
-    order = [c.id for c in mixed]
-    assert order != one + one and sorted(order) == sorted(one + one)
-    again = open_shars([taught_shar, taught], [FIELD], mix_seed=3)
-    assert [c.id for c in again] == order
-    with pytest.raises(ValueError, match="no Shar folder"):
-        open_shars([])

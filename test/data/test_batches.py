@@ -1,23 +1,25 @@
 import pickle
+from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 from dummies import noise_cuts
+from lhotse import CutSet
 from lhotse.utils import compute_num_frames
 
 from icefall_kd import LOG_EPS
-from icefall_kd.cache.reader import open_shar
 from icefall_kd.data.augment import SpecAugment
 from icefall_kd.data.batches import BatchDataset, make_loader
 from icefall_kd.data.fbank import compute_fbank
 from icefall_kd.data.shar import write_shar
+from icefall_kd.data.stream import open_stream
 from icefall_kd.data.tokens import Tokenizer
 
 
 @pytest.fixture(scope="module")
 def prompts(asterisk):
-    return open_shar(asterisk / "data/shar/train")
+    return open_stream([asterisk / "data/shar/train"])
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def shar(tmp_path_factory):
     durations = 0.2 + 0.6 * np.random.default_rng(1).random(60)
     texts = [f"TEXT {'A' * i}" for i in range(60)]
     write_shar(noise_cuts(folder, durations, texts), folder / "noise", shard_size=20)
-    return open_shar(folder / "noise")
+    return open_stream([folder / "noise"])
 
 
 def ids(loader):
@@ -139,7 +141,7 @@ def test_dataset_can_be_sent_to_a_spawned_worker(asterisk, shar):
     tokenizer = Tokenizer(asterisk / "data/lang_bpe_150/bpe.model")
     dataset = BatchDataset(tokenizer=tokenizer, spec_augment=SpecAugment())
     copy = pickle.loads(pickle.dumps(dataset))
-    cuts = shar.subset(first=3).to_eager()
+    cuts = CutSet.from_cuts(islice(shar, 3))
     assert same(dataset[cuts], copy[cuts])
 
 
@@ -153,19 +155,26 @@ def test_masks_depend_on_the_epoch(shar):
     assert not same(first, next(iter(loader)))
 
 
-def test_skipped_batches_are_those_of_the_uninterrupted_epoch(shar):
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_goes_on_exactly_where_its_state_was_taken(shar, num_workers):
     def loader():
-        return make_loader(shar, max_duration=3.0, spec_augment=SpecAugment(p=1.0))
+        return make_loader(
+            shar,
+            max_duration=3.0,
+            spec_augment=SpecAugment(p=1.0),
+            num_workers=num_workers,
+            buffer_size=20,  # so that a part of the cuts is not read yet
+        )
 
     whole = list(loader())
-    resumed = loader()
-    resumed.skip(4)
+    broken, resumed = loader(), loader()
+    for _ in islice(broken, 4):  # the workers are further by then
+        pass
+    resumed.load_state_dict(broken.state_dict())
     rest = list(resumed)
     assert len(rest) == len(whole) - 4
     assert all(same(a, b) for a, b in zip(whole[4:], rest))
-    assert len(list(resumed)) == len(whole)  # the next epoch is complete
-    resumed.skip(1000)
-    assert list(resumed) == []
+    assert len(list(resumed)) == len(whole)  # iterated again, the epoch is complete
 
 
 def test_fields_are_padded_with_zeros_and_told_by_length(tmp_path):
@@ -192,9 +201,21 @@ def _temporal(cut, array, folder):
 
 
 def test_missing_field_names_cut_and_field(shar):
-    cuts = shar.subset(first=2).to_eager()
+    cuts = CutSet.from_cuts(islice(shar, 2))
     with pytest.raises(ValueError, match="noise-.*teacher"):
         BatchDataset(fields=["teacher"])[cuts]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_flipped_bit_in_the_audio_names_the_cut(tmp_path, num_workers):
+    write_shar(noise_cuts(tmp_path, [0.5, 0.6]), tmp_path / "shar")
+    path = tmp_path / "shar/recording.000000.tar"
+    content = bytearray(path.read_bytes())
+    content[content.index(b"noise-1.flac") + 5000] ^= 0x01
+    path.write_bytes(content)
+    loader = make_loader(open_stream([tmp_path / "shar"]), num_workers=num_workers)
+    with pytest.raises(ValueError, match="cut 'noise-1': its audio is damaged"):
+        list(loader)
 
 
 def test_unlabelled_cuts_have_empty_text(tmp_path):

@@ -113,6 +113,7 @@ def config(data_dir, tmp_path) -> TrainConfig:
         num_epochs=2,
         average_period=2,
         log_interval=1,
+        memory_probe=False,
         tensorboard=False,
         num_threads=1,
     )

@@ -1,9 +1,11 @@
 """Checkpoints as files."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
+from dummies import full_disk
 
 from icefall_kd.config import ModelConfig, to_dict
 from icefall_kd.training.checkpoint import (
@@ -49,6 +51,80 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(config, caplog)
     assert "epoch-2.pt: damaged" in caplog.text
     train(config)  # and training goes on from there
     assert newest_checkpoint(config.exp_dir)["state"]["epoch"] == 2
+
+
+def test_flipped_bits_are_found(tmp_path, caplog):
+    """torch itself reads flipped weights without a word."""
+    for epoch in (1, 2):
+        save_checkpoint(
+            tmp_path / f"epoch-{epoch}.pt",
+            {
+                "model": {"w": torch.arange(3000.0), "b": torch.ones(7)},
+                "optimizer": {"lr": 0.1},
+                "state": {"step": 10 * epoch},
+            },
+        )
+    path = tmp_path / "epoch-2.pt"
+    whole, right = path.read_bytes(), load_checkpoint(path)
+    weights = whole.index(torch.arange(9.0, 19.0).numpy().tobytes())
+    found = 0
+    for place in (weights, *range(0, len(whole), 61)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 0x04
+        path.write_bytes(flipped)
+        try:  # what is read all the same, such as the date of a part, is right
+            read = load_checkpoint(path)
+            assert torch.equal(read["model"]["w"], right["model"]["w"]), place
+            assert read["state"] == right["state"], place
+        except ValueError:
+            found += 1
+            assert newest_checkpoint(tmp_path)["state"]["step"] == 10
+            assert "epoch-2.pt: damaged" in caplog.text
+    assert found > 0.9 * len(whole) / 61
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.9, 0.999])
+def test_truncated_files_are_found(tmp_path, share):
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, {"model": {"w": torch.arange(3000.0)}})
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match=r"a.pt: damaged.*delete it"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("num_bytes", [1, 3000, 20000])
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, num_bytes):
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, {"model": {"w": torch.ones(2)}})
+    told = r"a.pt: could not be written .*make room"
+    with full_disk(num_bytes), pytest.raises(OSError, match=told):
+        save_checkpoint(path, {"model": {"w": torch.zeros(10000)}})
+    assert load_checkpoint(path)["model"]["w"].tolist() == [1.0, 1.0]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_a_run_that_met_a_full_disk_goes_on_when_there_is_room(config):
+    train(dataclasses.replace(config, num_epochs=1))
+    exp_dir = Path(config.exp_dir)
+    leftover = exp_dir / ".77.partial.epoch-2.pt"  # of a process that was killed
+    leftover.write_bytes(b"x")
+    told = "epoch-2.pt: could not be written"
+    with full_disk(100_000), pytest.raises(OSError, match=told):
+        train(config)
+    assert not list(exp_dir.glob(".*.partial.*"))
+    assert newest_checkpoint(exp_dir)["state"]["epoch"] == 1
+    train(config)
+    assert newest_checkpoint(exp_dir)["state"]["epoch"] == 2
+
+
+def test_an_old_damaged_epoch_does_not_end_the_run(config, caplog):
+    config = dataclasses.replace(config, keep_optimizer=1)
+    train(dataclasses.replace(config, num_epochs=2))
+    path = Path(config.exp_dir) / "epoch-1.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    train(dataclasses.replace(config, num_epochs=3))
+    assert newest_checkpoint(config.exp_dir)["state"]["epoch"] == 3
+    assert "epoch-1.pt: damaged" in caplog.text
 
 
 def test_only_damaged_checkpoints_are_an_error(tmp_path):

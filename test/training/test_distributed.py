@@ -3,26 +3,27 @@
 import dataclasses
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import ranks
 import torch
-import yaml
 
-from icefall_kd.config import to_dict
-from icefall_kd.training.checkpoint import load_checkpoint
+from icefall_kd.training.checkpoint import load_checkpoint, newest_checkpoint
 from icefall_kd.training.distributed import World, init_world, pick_device
 
 
 def torchrun(config, tmp_path):
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(to_dict(config)))
+    path = ranks.save_config(config, tmp_path / "config.yaml")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", "2", "-m", "icefall_kd.bin.train"]
     return subprocess.run(
-        [*command, "--config", str(path)],
+        [*command, "--config", path],
         capture_output=True,
         text=True,
         timeout=120,
@@ -48,6 +49,56 @@ def test_two_processes_train_with_and_without_targets(config, tmp_path):
     )
     # 17.4 + 6.9 s of cuts, each for one of the two; an odd batch at the end is left.
     assert 24.3 - 3.0 <= saved["state"]["audio"] <= 24.31
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_unequal_batches_end_together_and_no_cut_is_seen_twice(config, tmp_path):
+    data = dataclasses.replace(config.data, train=("train", "pool"), max_duration=2.0)
+    config = dataclasses.replace(config, data=data, num_epochs=2)
+    path = ranks.save_config(config, tmp_path / "config.yaml")
+    with ranks.Job(ranks.run_unequal, (path, str(tmp_path)), tmp_path) as job:
+        assert [job.end(rank) for rank in range(2)] == [0, 0], job.log(0)
+    taken = [read_lines(tmp_path / f"cuts.{rank}.jsonl") for rank in range(2)]
+    assert [e for e, _ in taken[0]] == [e for e, _ in taken[1]]
+    for epoch in range(2):
+        ids = [i for rank in taken for e, some in rank if e == epoch for i in some]
+        assert len(ids) == len(set(ids)) > 8
+    saved = load_checkpoint(Path(config.exp_dir) / "epoch-2.pt")
+    assert saved["state"]["step"] == len(taken[0])
+
+
+def test_ranks_stop_at_one_step_when_one_is_asked_and_end_when_one_is_killed(
+    config, tmp_path
+):
+    data = dataclasses.replace(config.data, max_duration=2.0)
+    config = dataclasses.replace(config, data=data, num_epochs=40, save_every_n=3)
+    path = ranks.save_config(config, tmp_path / "config.yaml")
+    lines = Path(config.exp_dir) / "metrics.jsonl"
+
+    def reached(step):
+        return lines.exists() and f'"step": {step},' in lines.read_text()
+
+    with ranks.Job(ranks.run_command, (path,), tmp_path) as job:
+        job.wait_for(lambda: reached(4))
+        os.kill(job.processes[1].pid, signal.SIGTERM)
+        assert [job.end(rank) for rank in range(2)] == [143, 143], job.log(0)
+        said = [re.search(r"stopped on request.*", job.log(r))[0] for r in range(2)]
+    assert said[0] == said[1]
+    step = newest_checkpoint(config.exp_dir)["state"]["step"]
+    assert f"after update {step}," in said[0]
+
+    with ranks.Job(ranks.run_command, (path,), tmp_path) as job:
+        job.wait_for(lambda: reached(step + 4))
+        os.kill(job.processes[1].pid, signal.SIGKILL)
+        began = time.monotonic()
+        assert job.end(0) == 1
+        assert time.monotonic() - began < 60
+        assert f"step {step}\n" in job.log(0)
+        assert re.search(r"train: rank 1 gives no sign of life.*again", job.log(0))
+    assert newest_checkpoint(config.exp_dir)["state"]["step"] > step
 
 
 def test_alone_is_a_world_of_one(monkeypatch):

@@ -3,15 +3,26 @@
 import dataclasses
 import json
 import math
+import shutil
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from dummies import noise_cuts
 
 from icefall_kd.config import to_dict
+from icefall_kd.data.gate import gate
+from icefall_kd.data.shar import write_shar
+from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.training import loop
 from icefall_kd.training.averaging import average, write_average
-from icefall_kd.training.checkpoint import load_checkpoint, load_model
+from icefall_kd.training.checkpoint import (
+    load_checkpoint,
+    load_model,
+    newest_checkpoint,
+)
 from icefall_kd.training.faults import TrainingStoppedError
 from icefall_kd.training.gradients import clip_gradients
 from icefall_kd.training.run import train
@@ -69,9 +80,33 @@ def stop_after(monkeypatch, batches):
     monkeypatch.setattr(loop.Trainer, "_train_batch", train_batch)
 
 
-@pytest.mark.parametrize("batches", [3, 6, 9])
-def test_resume_equals_uninterrupted(config, tmp_path, monkeypatch, batches):
-    config = dataclasses.replace(config, save_every_n=2)
+@pytest.fixture
+def taken(monkeypatch):
+    """The ids of the cuts of every batch trained on, a list for each run."""
+    runs = []
+    start, original = loop.Trainer.run, loop.Trainer._train_batch
+
+    def run(self):
+        runs.append([])
+        start(self)
+
+    def train_batch(self, batch):
+        runs[-1].append((self.state.epoch, [cut.id for cut in batch["cuts"]]))
+        return original(self, batch)
+
+    monkeypatch.setattr(loop.Trainer, "run", run)
+    monkeypatch.setattr(loop.Trainer, "_train_batch", train_batch)
+    return runs
+
+
+@pytest.mark.parametrize(
+    "batches, mix", [(3, {}), (6, {}), (9, {}), (5, {"pool": 0.25})]
+)
+def test_resume_equals_uninterrupted(
+    config, tmp_path, monkeypatch, taken, batches, mix
+):
+    data = dataclasses.replace(config.data, mix=mix)
+    config = dataclasses.replace(config, save_every_n=2, data=data)
     train(config)
     broken = dataclasses.replace(config, exp_dir=str(tmp_path / "broken"))
     with monkeypatch.context() as m:
@@ -79,6 +114,14 @@ def test_resume_equals_uninterrupted(config, tmp_path, monkeypatch, batches):
         with pytest.raises(Stop):
             train(broken)
     train(broken)
+    whole, first, rest = taken
+    for epoch in range(2):
+        ids = [i for e, ids in whole if e == epoch for i in ids]
+        new = sorted(id for id in ids if id.startswith("train"))
+        assert new == sorted(f"train-noise-{i}" for i in range(12))
+        assert len(ids) - len(new) == (4 if mix else 0)  # a quarter of all
+    assert first == whole[: len(first)] and rest == whole[-len(rest) :]
+    assert len(whole) <= len(first) + len(rest) < len(whole) + config.save_every_n
     assert metrics(broken) == metrics(config)
     assert metrics(broken, "dev") == metrics(config, "dev")
     there, here = final(config), final(broken)
@@ -123,6 +166,28 @@ def test_pretraining_needs_no_text_and_leaves_the_other_parts_alone(only, tmp_pa
     moved = [k for k in later if not torch.equal(later[k], trained["model"][k])]
     assert any(k.startswith("encoder_embed.") for k in moved)
     assert any(k.startswith("encoder.") for k in moved)
+
+
+def test_what_the_gate_keeps_of_a_faulty_corpus_trains(only, tmp_path):
+    texts = ["ONE TWO", "", "TWO " * 40, "THREE", "FOUR FIVE", "SIX", "ONE", "TEN"]
+    durations = [1.0, 1.1, 0.9, 0.05, 1.2, 1.3, 35.0, 1.4]
+    config = only("transducer", "ctc", num_epochs=1)
+    tokenize = Tokenizer(config.data.bpe_model).encode
+    cuts = noise_cuts(tmp_path, durations, texts)
+    kept, drops = gate([*cuts, cuts["noise-0"]], tokenize=tokenize)
+    assert sorted(drop.reason for drop in drops) == [
+        "duplicate_id",
+        "empty_text",
+        "too_few_frames",
+        "too_long",
+        "too_short",
+    ]
+    write_shar(kept, tmp_path / "shar/train")
+    data = dataclasses.replace(config.data, shar_dir=str(tmp_path / "shar"), dev=None)
+    train(dataclasses.replace(config, data=data))
+    assert final(config)["state"]["bad_total"] == 0
+    assert not any("skipped" in key for line in metrics(config) for key in line)
+    assert all(math.isfinite(line["loss"]) for line in metrics(config))
 
 
 def test_fine_tuning_starts_from_the_pretrained_encoder(only, tmp_path):
@@ -203,25 +268,101 @@ def poison(monkeypatch, cut_ids):
     monkeypatch.setattr(loop, "to_device", to_device)
 
 
+def notes(config):
+    lines = (Path(config.exp_dir) / "bad_batches.0.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def assert_finite(checkpoint):
+    for part in ("model", "model_avg", "heads"):
+        assert all(torch.isfinite(v).all() for v in checkpoint[part].values())
+
+
 def test_a_poisoned_cut_is_skipped_and_named(config, monkeypatch):
-    config = dataclasses.replace(config, num_epochs=1)
+    config = dataclasses.replace(config, num_epochs=1, average_period=1)
     data = dataclasses.replace(config.data, dev=None)
     config = dataclasses.replace(config, data=data)
     poison(monkeypatch, {"train-noise-3"})
     train(config)
     last = final(config)
     assert last["state"]["bad_total"] == 1 and last["state"]["bad_in_row"] == 0
-    assert all(torch.isfinite(v).all() for v in last["model"].values())
-    notes = (Path(config.exp_dir) / "bad_batches.0.jsonl").read_text().splitlines()
-    note = json.loads(notes[0])
+    assert_finite(last)
+    (note,) = notes(config)
     assert note["suspects"] == ["train-noise-3"] and len(note["cuts"]) > 1
 
 
+def test_a_teacher_that_says_nan_is_skipped_and_named(only, data_dir, tmp_path):
+    """As a flipped bit in a shard of fp16 would have it."""
+    shar = Path(shutil.copytree(data_dir / "shar", tmp_path / "shar"))
+    tar = shar / "train/wise.000001.tar"
+    with tarfile.open(tar) as file:
+        member = next(m for m in file if m.name.endswith(".npy"))
+        place = member.offset_data + member.size - 20
+    content = bytearray(tar.read_bytes())
+    content[place : place + 2] = np.float16("nan").tobytes()
+    tar.write_bytes(content)
+    config = only("embedding", num_epochs=1)
+    data = dataclasses.replace(config.data, shar_dir=str(shar), dev=None)
+    config = dataclasses.replace(config, data=data)
+    train(config)
+    assert_finite(final(config))
+    (note,) = notes(config)
+    assert note["suspects"] == [member.name[: -len(".npy")]]
+
+
+def test_a_bad_gradient_behind_a_good_loss_is_skipped(config, monkeypatch):
+    config = dataclasses.replace(config, num_epochs=1, average_period=1)
+    original = loop.Trainer._train_batch
+
+    def train_batch(self, batch):
+        weight = self.params[0]
+        hook = weight.register_hook(
+            lambda grad: grad / 0 if self.state.batch == 2 else grad
+        )
+        audio = original(self, batch)
+        hook.remove()
+        return audio
+
+    monkeypatch.setattr(loop.Trainer, "_train_batch", train_batch)
+    train(config)
+    assert final(config)["state"]["bad_total"] == 1
+    assert_finite(final(config))
+    (note,) = notes(config)
+    assert math.isfinite(float(note["loss"])) and note["batch"] == 3
+    assert not math.isfinite(float(note["grad_norm"]))
+
+
 def test_too_many_bad_batches_stop_the_run_by_name(config, monkeypatch):
+    config = dataclasses.replace(config, max_bad_batches=2, save_every_n=1)
+    with monkeypatch.context() as m:
+        stop_after(m, 2)
+        with pytest.raises(Stop):
+            train(config)
     poison(monkeypatch, {"all"})
-    config = dataclasses.replace(config, max_bad_batches=2)
-    with pytest.raises(TrainingStoppedError, match=r"2 batches in a row.*bad_batches"):
+    message = r"2 batches in a row.*suspects \(\d+\): train-noise-\d+, .*bad_batches"
+    with pytest.raises(TrainingStoppedError, match=message):
         train(config)
+    last = newest_checkpoint(config.exp_dir)
+    assert last["state"]["step"] == 2 and last["avg_samples"] == 1
+    assert_finite(last)
+
+
+def test_weights_that_are_not_finite_are_never_saved(config, monkeypatch):
+    config = dataclasses.replace(config, save_every_n=1)
+    original = loop.Trainer._train_batch
+
+    def train_batch(self, batch):
+        audio = original(self, batch)
+        if self.state.step == 3:
+            self.params[0].data[0] = float("inf")
+        return audio
+
+    monkeypatch.setattr(loop.Trainer, "_train_batch", train_batch)
+    with pytest.raises(TrainingStoppedError, match="not finite after update 3"):
+        train(config)
+    last = newest_checkpoint(config.exp_dir)
+    assert last["state"]["step"] == 2
+    assert_finite(last)
 
 
 def test_gradients_are_clipped_to_the_limit():

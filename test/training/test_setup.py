@@ -11,7 +11,11 @@ import torch
 from icefall_kd.data.tokens import train_bpe, write_lang
 from icefall_kd.distill.terms import TermsConfig
 from icefall_kd.training.averaging import write_average
-from icefall_kd.training.checkpoint import newest_checkpoint
+from icefall_kd.training.checkpoint import (
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
 from icefall_kd.training.run import train
 from icefall_kd.training.setup import prepare
 
@@ -105,21 +109,110 @@ def test_a_checkpoint_of_another_configuration_is_refused(config):
     assert newest_checkpoint(config.exp_dir)["state"]["epoch"] == 2
 
 
-def test_an_encoder_of_another_shape_is_refused_by_tensor(config, tmp_path):
+def write_other_lang(folder):
+    """Write as many tokens as the config's, but others."""
+    texts = ["ALL OTHER WORDS ARE HERE", "THAT WE SET TO WEAR A SHOE"] * 9
+    write_lang(train_bpe(texts, 24), folder)
+
+
+@pytest.fixture
+def pretrained(config, tmp_path):
+    """A trained student's file, and a config that is to start from it."""
     config = dataclasses.replace(config, num_epochs=1)
     train(config)
     path = tmp_path / "pretrained.pt"
     write_average(config.exp_dir, 1, 1, path)
-    other = dataclasses.replace(
-        config, init_encoder=str(path), exp_dir=str(tmp_path / "other")
-    )
-    encoder = dataclasses.replace(other.model.encoder, feedforward_dim=(16, 28))
+    return path, dataclasses.replace(config, exp_dir=str(tmp_path / "other"))
+
+
+def test_an_encoder_of_another_shape_is_refused_by_option_and_by_tensor(pretrained):
+    path, config = pretrained
+    config = dataclasses.replace(config, init_encoder=str(path))
+    encoder = dataclasses.replace(config.model.encoder, feedforward_dim=(16, 28))
+    other = change(config, model={"encoder": encoder})
     assert_refused(
-        change(other, model={"encoder": encoder}),
+        other,
+        r"init_encoder .*pretrained.pt is of another shape: "
+        r"model.encoder.feedforward_dim: \[16, 24\] -> \[16, 28\] .*shape of that",
+    )
+    saved = load_checkpoint(path)
+    del saved["model_config"]  # as a checkpoint of another project
+    save_checkpoint(path, saved)
+    assert_refused(
+        other,
         r"its encoder is not this model's.*encoder.*there.*here.*model.encoder",
     )
-    missing = dataclasses.replace(other, init_encoder=str(tmp_path / "no.pt"))
+    missing = dataclasses.replace(config, init_encoder="no.pt")
     assert_refused(missing, "no.pt: no such checkpoint", FileNotFoundError)
+
+
+def test_all_that_keeps_fine_tuning_from_starting_is_told_at_once(pretrained, tmp_path):
+    """Before data is read: there is none in the folder that is named."""
+    path, config = pretrained
+    write_other_lang(tmp_path / "lang")
+    tokens = tmp_path / "lang/tokens.txt"
+    tokens.write_text(tokens.read_text().replace("<unk> 2", "<oov> 2"))
+    encoder = dataclasses.replace(
+        config.model.encoder, causal=False, chunk_size=(-1,), encoder_dim=(16, 28)
+    )
+    wrong = change(
+        dataclasses.replace(config, init_model=str(path)),
+        model={"encoder": encoder, "joiner_dim": 20, "vocab_size": 25},
+        data={
+            "bpe_model": str(tmp_path / "lang/bpe.model"),
+            "shar_dir": str(tmp_path / "nothing"),
+        },
+    )
+    with pytest.raises(ValueError) as e:
+        train(wrong)
+    said = str(e.value)
+    assert said.startswith("4 things do not fit together:\n  1. ")
+    for part in (
+        "bpe.model has 24 tokens, but model.vocab_size is 25",
+        "tokens.txt is not of the bpe.model beside it: 2: <oov> -> <unk> (",
+        "model.encoder.causal: True -> False",
+        "model.encoder.encoder_dim: [16, 24] -> [16, 28]",
+        "model.joiner_dim: 16 -> 20",
+        "model.vocab_size: 24 -> 25",
+        "has other tokens than",
+    ):
+        assert part in said, part
+    assert "chunk_size" not in said  # no weight depends on it
+    assert not Path(wrong.exp_dir).exists()
+
+
+def test_other_tokens_are_refused_when_a_run_goes_on(config, tmp_path):
+    config = dataclasses.replace(config, num_epochs=1)
+    train(config)
+    write_other_lang(tmp_path / "lang")
+    other = change(config, data={"bpe_model": str(tmp_path / "lang/bpe.model")})
+    assert_refused(
+        dataclasses.replace(other, num_epochs=2),
+        r"exp has other tokens than .*lang/bpe.model: 3: .* -> .*; \d+ more \(there",
+    )
+
+
+def test_fine_tuning_starts_from_the_whole_student(pretrained, config):
+    path, other = pretrained
+    encoder = dataclasses.replace(other.model.encoder, chunk_size=(32,), dropout=0.0)
+    other = change(
+        dataclasses.replace(other, init_model=str(path)), model={"encoder": encoder}
+    )
+    student = prepare(other).student.model.state_dict()
+    for name, value in load_checkpoint(path)["model"].items():
+        assert torch.equal(student[name], value), name
+    with pytest.raises(ValueError, match="both set"):
+        dataclasses.replace(other, init_encoder=str(path))
+
+
+def test_a_mixed_in_set_is_refused_where_its_share_or_name_is_wrong(config):
+    for share in (0.0, -0.2, 1.0):
+        with pytest.raises(ValueError, match=r"mix is {'pool'.*above 0 .* below 1"):
+            change(config, data={"mix": {"pool": share}})
+    with pytest.raises(ValueError, match=r"both name \['train'\]"):
+        change(config, data={"mix": {"train": 0.5}})
+    missing = change(config, data={"mix": {"old": 0.2}})
+    assert_refused(missing, r"no set 'old'.*pool", FileNotFoundError)
 
 
 def test_heads_do_not_disturb_the_students_first_weights(config, only):

@@ -1,0 +1,180 @@
+"""Keeps the processes of a job from waiting for one that is gone.
+
+Each process gives a sign of life every few seconds and looks for the next one's, in a
+key-value store that all of them reach.  One that raises an error leaves its message
+there.  So all others end soon and say why, also where the collective operation they are
+in would wait for long: beside a frozen process, or with NCCL.
+"""
+
+import datetime
+import logging
+import os
+import re
+import threading
+import time
+from typing import Any, Optional
+
+from torch import distributed as dist
+
+from icefall_kd.training.distributed import World
+from icefall_kd.training.faults import TrainingStoppedError
+from icefall_kd.training.signals import TrainingInterruptedError
+
+BEAT = 2.0  # s between two signs of life
+PATIENCE = 45.0  # s without one, after which a process counts as lost
+REMEDY = "start the job again: training goes on from the last checkpoint"
+
+# What gloo, NCCL and their sockets say when another process does not answer.
+_LOST = re.compile(
+    r"gloo|NCCL|[Ss]ocket|[Tt]imed out|Broken pipe|Connection (closed|reset|refused)"
+)
+
+
+class PeerLostError(TrainingStoppedError):
+    """Another process of the job is gone; the message says which one and why."""
+
+
+class Peers:
+    """Watches the other processes within its ``with`` block.
+
+    An error that leaves the block is told to the others.  One that comes from the end
+    of another process is replaced by a :class:`PeerLostError` that names the cause.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        store: Any = None,
+        beat: float = BEAT,
+        patience: float = PATIENCE,
+    ) -> None:
+        """Prepare to watch; a process that is alone watches nobody.
+
+        Args:
+          store: torch.distributed's, for this object alone; None connects to that of
+            the job.
+          beat, patience: s, see the constants.
+        """
+        self.world, self.beat, self.patience = world, beat, patience
+        self.others = [r for r in range(world.size) if r != world.rank]
+        self._store = store
+        self._own_words = self._words = ""
+        self._leaving = False
+        self._threads: list[threading.Thread] = []
+        self._ended, self._told = threading.Event(), threading.Event()
+
+    def __enter__(self) -> "Peers":
+        if not self.others:
+            return self
+        try:
+            self._store = self._store or open_store()
+        except (RuntimeError, KeyError) as e:
+            logging.warning("no store to watch the other processes by: %s", e)
+            return self
+        self._answered = time.monotonic()
+        self._beats = dict.fromkeys(self.others, (-1, self._answered))
+        self._threads = [
+            threading.Thread(target=target, daemon=True)
+            for target in (self._exchange, self._judge)
+        ]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: Any, error: Optional[BaseException], trace: Any) -> None:
+        self._leaving = True
+        try:
+            if self.others and error is not None:
+                self._explain(error)
+        finally:
+            self._ended.set()
+            for thread in self._threads:
+                thread.join(timeout=self.beat)
+
+    def _explain(self, error: BaseException) -> None:
+        ours = isinstance(error, TrainingStoppedError) or not isinstance(
+            error, RuntimeError
+        )
+        if not ours and _LOST.search(str(error)):
+            raise PeerLostError(f"{self._cause()}; {REMEDY}") from error
+        if self._threads and not isinstance(error, TrainingInterruptedError):
+            self._own_words = f"{type(error).__name__}: {error}"
+            self._told.wait(timeout=2 * self.beat)
+
+    def _exchange(self) -> None:
+        """Give signs of life and look for those of the others.
+
+        Nothing else speaks to the store: beside a frozen one a call never ends.
+        """
+        while not self._ended.is_set():
+            try:
+                self._speak_and_listen()
+                self._answered = time.monotonic()
+            except RuntimeError as e:  # at the end of a job the store is gone first
+                logging.debug("no answer from the store: %s", e)
+            # An error of our own must not wait for the next beat.
+            for _ in range(10):
+                if self._own_words and not self._told.is_set():
+                    break
+                if self._ended.wait(self.beat / 10):
+                    return
+
+    def _speak_and_listen(self) -> None:
+        rank, now = self.world.rank, time.monotonic()
+        self._store.add(f"beat/{rank}", 1)
+        if self._own_words and not self._told.is_set():
+            self._store.set(f"words/{rank}", f"rank {rank}: {self._own_words}")
+            self._store.add(f"gone/{rank}", 1)
+            self._told.set()
+        for other in self.others:
+            count = self._store.add(f"beat/{other}", 0)
+            if count != self._beats[other][0]:
+                self._beats[other] = (count, now)
+            if self._store.add(f"gone/{other}", 0) and not self._words:
+                self._words = self._store.get(f"words/{other}").decode()
+
+    def _judge(self) -> None:
+        """End this process when another one is lost and nothing else ends it."""
+        while not self._ended.wait(self.beat):
+            trouble = self._words or self._silence(self.patience)
+            # The main thread comes first, where its operation fails by itself.
+            if not trouble or self._ended.wait(2 * self.beat) or self._leaving:
+                continue
+            logging.error("train: %s; %s", trouble, REMEDY)
+            logging.shutdown()
+            os._exit(1)  # it waits in C++, where no exception reaches it
+
+    def _cause(self) -> str:
+        """Return which process is gone, with its last words if it left some."""
+        if not self._threads:
+            return "another process of the job is gone"
+        for _ in range(8):
+            if self._words:
+                return self._words
+            time.sleep(self.beat / 2)
+        silence = self._silence(3 * self.beat)
+        return silence or "the connection to another process broke, yet all are alive"
+
+    def _silence(self, patience: float) -> str:
+        """Return who has been silent for longer than ``patience`` s, "" if nobody."""
+        now = time.monotonic()
+        lost = [r for r, (_, last) in self._beats.items() if now - last > patience]
+        if now - self._answered > patience:
+            who = "the process that holds the job's store, rank 0 or torchrun,"
+        elif lost:
+            who = f"rank {', '.join(map(str, lost))}"
+        else:
+            return ""
+        return f"{who} gives no sign of life: killed, frozen, or its machine is lost"
+
+
+def open_store(timeout: float = 30.0) -> Any:
+    """Connect once more to the store that the processes of the job met at."""
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        wait_for_workers=False,
+        timeout=datetime.timedelta(seconds=timeout),
+    )
+    return dist.PrefixStore("icefall_kd", store)

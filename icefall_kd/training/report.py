@@ -1,0 +1,78 @@
+"""What a run says while it runs: log lines, metrics.jsonl, TensorBoard."""
+
+import logging
+from pathlib import Path
+from typing import Optional
+
+from icefall_kd.training.config import TrainConfig
+from icefall_kd.training.distributed import World
+from icefall_kd.training.metrics import (
+    MetricsTracker,
+    MetricsWriter,
+    format_means,
+    format_time,
+)
+from icefall_kd.training.state import TrainState
+
+
+class Reporter:
+    """Collects the metrics of all processes; rank 0 writes.
+
+    Attributes:
+      metrics: sums of this process since the last line of progress.
+    """
+
+    def __init__(
+        self, config: TrainConfig, world: World, seconds_per_epoch: float
+    ) -> None:
+        self.config, self.world = config, world
+        self.total = seconds_per_epoch * config.num_epochs  # s of audio in the run
+        self.metrics = MetricsTracker()
+        self._writer: Optional[MetricsWriter] = None
+
+    def open(self, state: TrainState) -> None:
+        """Begin to write, behind what was written up to ``state``."""
+        if self.world.is_main:
+            self._writer = MetricsWriter(
+                Path(self.config.exp_dir),
+                state.step,
+                state.epoch,
+                self.config.tensorboard,
+            )
+
+    def close(self) -> None:
+        """Flush what is not written yet."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def log(self, message: str) -> None:
+        """Write a line to the log."""
+        if self.world.is_main:
+            logging.info("%s", message)
+
+    def progress(self, state: TrainState, lr: float) -> None:
+        """Write the means since the last call, with the time that is left.
+
+        Every process must call it.
+        """
+        means = self.metrics.reduced().means()
+        self.metrics = MetricsTracker()
+        means["lr"] = lr
+        eta = ""
+        line = format_means(means)
+        if self.total and state.audio:
+            left = max(0.0, self.total - state.audio) * state.seconds / state.audio
+            means["eta"] = left
+            eta = f" ETA {format_time(left)}"
+        epoch = state.epoch + 1
+        self.log(
+            f"epoch {epoch}/{self.config.num_epochs} step {state.step}: {line}{eta}"
+        )
+        if self._writer is not None:
+            self._writer.write("train", state.step, epoch, means)
+
+    def validation(self, state: TrainState, means: dict[str, float]) -> None:
+        """Write the means over the dev set after ``state.epoch`` epochs."""
+        self.log(f"epoch {state.epoch} dev: {format_means(means)}")
+        if self._writer is not None:
+            self._writer.write("dev", state.step, state.epoch, means)

@@ -1,0 +1,137 @@
+"""The processes of a distributed job, for tests that end some of them.
+
+They are forked from a server that has imported what training needs, which saves the
+seconds that every new process would take; the server itself computes nothing.
+"""
+
+import json
+import multiprocessing
+import os
+import socket
+import time
+from contextlib import closing
+from pathlib import Path
+
+import yaml
+
+from icefall_kd.bin import train as command
+from icefall_kd.config import to_dict
+from icefall_kd.data.batches import Loader
+from icefall_kd.training import loop
+from icefall_kd.training.distributed import init_world
+from icefall_kd.training.peers import Peers
+
+# Not this module: before Python 3.12 the server does not know the path of the tests.
+PRELOAD = ["icefall_kd.bin.train", "icefall_kd.transducer.loss", "kaldi_native_fbank"]
+
+
+class Job:
+    """``size`` processes that call ``target(*arguments)`` over gloo on this machine.
+
+    Attributes:
+      processes: by rank.
+      logs: path of what each writes to stdout and stderr.
+    """
+
+    def __init__(self, target, arguments, folder: Path, size: int = 2) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
+        with closing(socket.socket()) as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        folder.mkdir(parents=True, exist_ok=True)
+        self.logs = [folder / f"log.{port}.{rank}" for rank in range(size)]
+        self.processes = [
+            context.Process(
+                target=_start,
+                args=(target, arguments, rank, size, port, self.logs[rank]),
+                daemon=True,
+            )
+            for rank in range(size)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def log(self, rank: int) -> str:
+        """Return what a process has written so far."""
+        return self.logs[rank].read_text() if self.logs[rank].exists() else ""
+
+    def wait_for(self, condition, timeout: float = 60.0) -> None:
+        """Wait until ``condition()`` holds while all processes live."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < deadline, self.log(0) + self.log(1)
+            assert all(p.exitcode is None for p in self.processes), self.log(0)
+            time.sleep(0.005)
+
+    def end(self, rank: int, timeout: float = 60.0) -> int:
+        """Wait for a process and return its exit status."""
+        self.processes[rank].join(timeout)
+        status = self.processes[rank].exitcode
+        assert status is not None, f"rank {rank} hangs: {self.log(rank)}"
+        return status
+
+    def __enter__(self) -> "Job":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for process in self.processes:
+            process.kill()
+
+
+def _start(target, arguments, rank, size, port, log) -> None:
+    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        OMP_NUM_THREADS="1",
+    )
+    target(*arguments)
+
+
+def save_config(config, path: Path) -> str:
+    """Write a configuration for the command; return the path."""
+    path.write_text(yaml.safe_dump(to_dict(config)))
+    return str(path)
+
+
+def run_command(config: str) -> None:
+    """Run the training command."""
+    command.main(["--config", config])
+
+
+def run_unequal(config: str, folder: str) -> None:
+    """Train, with two batches fewer for rank 1; note the cuts of every batch."""
+    rank = int(os.environ["RANK"])
+    batches, train_batch = Loader.__iter__, loop.Trainer._train_batch
+
+    def fewer(self):
+        every = list(batches(self))
+        return iter(every[: len(every) - 2 * rank])
+
+    def note(self, batch):
+        with open(f"{folder}/cuts.{rank}.jsonl", "a") as f:
+            ids = [cut.id for cut in batch["cuts"]]
+            f.write(json.dumps([self.state.epoch, ids]) + "\n")
+        return train_batch(self, batch)
+
+    Loader.__iter__, loop.Trainer._train_batch = fewer, note
+    command.main(["--config", config])
+
+
+def run_sums(beat: float, patience: float, failing: int, message: str) -> None:
+    """Add numbers of all ranks for ever; ``failing`` raises an error after a while."""
+    world = init_world("cpu")
+    with Peers(world, beat=beat, patience=patience):
+        for n in range(10**6):
+            world.sum([1.0])
+            if n == 20:
+                os.write(1, b"adding\n")
+            if n == 60 and world.rank == failing:
+                raise ValueError(message)
+            time.sleep(0.01)

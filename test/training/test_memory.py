@@ -1,0 +1,131 @@
+"""Lack of memory is found before the first update, and told with the remedy."""
+
+import contextlib
+import dataclasses
+import re
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+from dummies import noise_cuts
+
+from icefall_kd.data.shar import write_shar
+from icefall_kd.training.checkpoint import load_checkpoint
+from icefall_kd.training.distributed import World
+from icefall_kd.training.loaders import make_train_loader
+from icefall_kd.training.memory import (
+    OutOfMemory,
+    costliest_batches,
+    explaining_memory,
+    probe_memory,
+)
+from icefall_kd.training.run import train
+from icefall_kd.training.setup import prepare
+
+CPU = torch.device("cpu")
+
+
+def with_data(config, **changes):
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
+
+
+def batches_of(setup, needs_text=True):
+    loader = make_train_loader(setup, World(0, 1, CPU))
+    duration = setup.config.data.max_duration
+    return list(costliest_batches(setup.train_stream, loader, duration, needs_text))
+
+
+def test_the_probe_changes_nothing_in_the_training(config, tmp_path, caplog):
+    config = dataclasses.replace(config, num_epochs=1, amp="bf16")
+    train(config)
+    assert "memory probe" not in caplog.text
+    probed = dataclasses.replace(
+        config, memory_probe=True, exp_dir=str(tmp_path / "probed")
+    )
+    caplog.set_level("INFO")
+    train(probed)
+    assert "memory probe: training on 4.0 s with padding: 2 cuts of 1.90" in caplog.text
+    saved = [load_checkpoint(Path(c.exp_dir) / "epoch-1.pt") for c in (config, probed)]
+    for part in ("model", "heads", "model_avg"):
+        for name, value in saved[0][part].items():
+            assert torch.equal(value, saved[1][part][name]), name
+    for a, b in zip(saved[0]["rng"], saved[1]["rng"]):
+        assert torch.equal(a["torch"], b["torch"]) and a["python"] == b["python"]
+    caplog.clear()
+    train(dataclasses.replace(probed, num_epochs=2))  # a run that goes on was probed
+    assert "memory probe" not in caplog.text
+
+
+def test_the_probe_reaches_heads_and_vocabulary_with_the_longest_cuts(config):
+    setup = prepare(with_data(config, max_duration=6.5))
+    (batch,) = batches_of(setup)
+    assert [c.id for c in batch["cuts"]] == [f"train-noise-{i}" for i in (11, 10, 9)]
+    reached = set()
+    for name, p in setup.student.trainable():
+        p.register_hook(lambda grad, name=name: reached.add(name))
+    probe_memory(
+        setup.student,
+        iter([batch]),
+        device=CPU,
+        autocast=contextlib.nullcontext,
+        max_duration=6.5,
+    )
+    every = {name for name, _ in setup.student.trainable()}
+    assert {n.split(".")[0] for n in every} == {"model", "heads"}
+    assert reached == every
+    assert all(p.grad is None for p in setup.student.parameters())
+
+
+def test_the_longest_cuts_with_text_are_probed_too(only, tmp_path):
+    for name, durations, texts in (("a", [1.0, 1.2], ["A", "B"]), ("b", [2.0], None)):
+        (tmp_path / f"audio-{name}").mkdir()
+        cuts = noise_cuts(tmp_path / f"audio-{name}", durations, texts)
+        cuts = cuts.modify_ids(lambda i, name=name: f"{name}-{i}")
+        write_shar(cuts, tmp_path / "shar" / name)
+    config = only("ctc")
+    data = {"shar_dir": str(tmp_path / "shar"), "max_duration": 2.5, "dev": None}
+    for train_sets, needs_text, ids in (
+        (("a", "b"), True, [["b-noise-0"], ["a-noise-1", "a-noise-0"]]),
+        (("a", "b"), False, [["b-noise-0"]]),
+        (("a",), True, [["a-noise-1", "a-noise-0"]]),
+        (("b",), True, [["b-noise-0"]]),
+    ):
+        batches = batches_of(
+            prepare(with_data(config, train=train_sets, **data)), needs_text
+        )
+        assert [[cut.id for cut in batch["cuts"]] for batch in batches] == ids
+
+
+@contextlib.contextmanager
+def little_memory(spare):
+    """Leave this process ``spare`` bytes more than it has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+    resource.setrlimit(resource.RLIMIT_AS, (used * 1024 + spare, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def test_a_batch_that_does_not_fit_is_named_before_the_first_update(only, tmp_path):
+    """Attention over the 240 s of one cut takes more than a GB."""
+    cuts = noise_cuts(tmp_path, [1.0, 240.0], ["ONE", "TWO"])
+    write_shar(cuts, tmp_path / "shar/train")
+    config = only("ctc", memory_probe=True)
+    config = with_data(config, shar_dir=str(tmp_path / "shar"), dev=None)
+    told = (
+        r"batch of 240.0 s.*1 cuts of.*longest noise-1; lower data.max_duration \(5\)"
+    )
+    with little_memory(500 * 2**20), pytest.raises(OutOfMemory, match=told) as e:
+        train(config)
+    assert "leave this cut out" in str(e.value)
+    assert not (Path(config.exp_dir) / "metrics.jsonl").exists()
+
+
+def test_other_errors_are_left_as_they_are():
+    batch = {"feature_lens": torch.tensor([5])}
+    with pytest.raises(RuntimeError, match="^shapes differ$"):
+        with explaining_memory(batch, 1.0):
+            raise RuntimeError("shapes differ")
