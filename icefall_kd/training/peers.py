@@ -114,10 +114,10 @@ class Peers:
                 logging.debug("no answer from the store: %s", e)
             # An error of our own must not wait for the next beat.
             for _ in range(10):
-                if self._own_words and not self._told.is_set():
-                    break
                 if self._ended.wait(self.beat / 10):
                     return
+                if self._own_words and not self._told.is_set():
+                    break
 
     def _speak_and_listen(self) -> None:
         rank, now = self.world.rank, time.monotonic()
