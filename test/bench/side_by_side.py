@@ -185,6 +185,6 @@ def report(taken: Taken, args: argparse.Namespace) -> Dict[str, object]:
 
 def settings(args: argparse.Namespace) -> Dict[str, object]:
     """Return what a result was measured with."""
-    hidden = ("reference", "worker")
+    hidden = ("reference", "worker", "point")
     options = {k: v for k, v in vars(args).items() if k not in hidden}
     return {**options, "torch": torch.__version__}

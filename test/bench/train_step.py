@@ -20,7 +20,7 @@ import argparse
 import copy
 import json
 import random
-from typing import Callable, Dict, Tuple
+from typing import Callable, Dict, Optional, Tuple
 
 import parts
 import reference
@@ -28,6 +28,7 @@ import side_by_side
 import torch
 from torch import Tensor, nn
 
+from icefall_kd.config import ModelConfig
 from icefall_kd.cpu import tune_cpu
 from icefall_kd.training.optim import ScaledAdam
 from icefall_kd.transducer.build import build_model
@@ -74,12 +75,16 @@ def build_step(args: argparse.Namespace, name: str) -> side_by_side.Turn:
 
 
 def build(
-    args: argparse.Namespace, name: str
+    args: argparse.Namespace, name: str, config: Optional[ModelConfig] = None
 ) -> Tuple[nn.Module, torch.optim.Optimizer, side_by_side.Turn]:
-    """Return the model, the optimiser and the step of ours or of the reference."""
+    """Return the model, the optimiser and the step of ours or of the reference.
+
+    Args:
+      config: of the model; None is what the options say.
+    """
     torch.manual_seed(args.seed)
     random.seed(args.seed)
-    config = side_by_side.model_config(args)
+    config = config or side_by_side.model_config(args)
     model = build_model(config).to(args.device).train()
     set_batch_count(model, args.batch_count)
     generator = random.Random(args.seed)
