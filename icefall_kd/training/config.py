@@ -99,7 +99,8 @@ class TrainConfig:
         those of this run: for fine-tuning.
       seed: of weights, order of data and regularisers.
       device: "auto", "cpu" or "cuda".
-      amp: autocast in "none", "bf16" or "fp16".
+      amp: autocast in "none", "bf16" or "fp16"; on a CPU the encoder's stacks stay in
+        float32, which is faster there.
       num_threads: of torch on the CPU; 0 leaves it as it is.
       average_period: updates between two samples of the averaged model.
       save_every_n: updates between two checkpoints within an epoch; 0 for none.

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from icefall_kd.masks import make_pad_mask
 from icefall_kd.transducer.joiner import Joiner, small_linear
 from icefall_kd.transducer.predictor import Decoder
+from icefall_kd.zipformer.precision import full_on_cpu
 
 
 class AsrModel(nn.Module):
@@ -57,7 +58,8 @@ class AsrModel(nn.Module):
         x, x_lens = self.encoder_embed(x, x_lens)
         mask = make_pad_mask(x_lens, x.size(1))
         x = x.transpose(0, 1)  # (N, T, C) -> (T, N, C)
-        x, x_lens = self.encoder(x, x_lens, src_key_padding_mask=mask)
+        with full_on_cpu(x):
+            x, x_lens = self.encoder(x, x_lens, src_key_padding_mask=mask)
         return x.transpose(0, 1), x_lens
 
     def init_states(self, batch_size: int, device: str = "cpu") -> list[Tensor]:

@@ -113,6 +113,7 @@ def measure_point(args: argparse.Namespace) -> Dict[str, float]:
         device="cpu",
         seed=0,
         batch_count=2000.0,
+        vary=False,
     )
     base = side_by_side.peak_megabytes("cpu")
     model, _, step = train_step.build(options, "ours", sized_model(point["size"]))

@@ -13,14 +13,17 @@ users run it, or after the same with ``--tune-reference``.  Predictor, joiner an
 the losses outside the encoder are shared: what differs is the front end, the encoder
 and the optimiser.  On a CPU the reference runs in float32 whatever ``--autocast`` says.
 
-``--parts`` prints instead the processor seconds of each part of our step.
+Real batches are seldom of the same length twice, for which the libraries behind torch
+prepare anew: ``--vary`` has it so.  ``--parts`` prints instead the processor seconds of
+each part of our step.
 """
 
 import argparse
 import copy
+import itertools
 import json
 import random
-from typing import Callable, Dict, Optional, Tuple
+from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 import parts
 import reference
@@ -42,6 +45,7 @@ def parse() -> argparse.Namespace:
     side_by_side.add_arguments(p)
     p.add_argument("--tokens", type=int, default=12, help="labels of each")
     p.add_argument("--batch-count", type=float, default=2000.0, help="of the schedules")
+    p.add_argument("--vary", action="store_true", help="each step another length")
     p.add_argument("--parts", action="store_true", help="time the parts of our step")
     return p.parse_args()
 
@@ -49,13 +53,14 @@ def parse() -> argparse.Namespace:
 def make_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batch: Dict[str, object],
+    batches: Iterator[Dict[str, object]],
     forward_encoder: Callable[[Tensor, Tensor], tuple],
     args: argparse.Namespace,
 ) -> side_by_side.Turn:
     """Return a function that trains one step and returns the loss of a frame."""
 
     def step() -> float:
+        batch = next(batches)
         optimizer.zero_grad(set_to_none=True)
         with side_by_side.autocast(args):
             out, lens = forward_encoder(batch["x"], batch["x_lens"])
@@ -67,6 +72,29 @@ def make_step(
         return float(loss.detach()) / int(lens.sum())
 
     return step
+
+
+def make_batches(args: argparse.Namespace, vocab_size: int) -> List[Dict[str, object]]:
+    """Return the batch of every step, or with ``--vary`` one for each step.
+
+    Their lengths are from half to one and a half times ``--frames``, and they have as
+    many utterances as make about as much audio.
+    """
+    generator = random.Random(args.seed)
+    batches = []
+    for _ in range(args.rounds + 3 if args.vary else 1):
+        frames = args.frames
+        if args.vary:
+            frames = generator.randrange(frames // 2, frames * 3 // 2)
+        size = max(1, round(args.batch * args.frames / frames))
+        tokens = [
+            [generator.randrange(1, vocab_size) for _ in range(args.tokens)]
+            for _ in range(size)
+        ]
+        x = torch.randn(size, frames, 80, device=args.device) - 6.0
+        x_lens = torch.full((size,), frames, device=args.device)
+        batches.append({"x": x, "x_lens": x_lens, "tokens": tokens})
+    return batches
 
 
 def build_step(args: argparse.Namespace, name: str) -> side_by_side.Turn:
@@ -87,18 +115,10 @@ def build(
     config = config or side_by_side.model_config(args)
     model = build_model(config).to(args.device).train()
     set_batch_count(model, args.batch_count)
-    generator = random.Random(args.seed)
-    batch = {
-        "x": torch.randn(args.batch, args.frames, 80, device=args.device) - 6.0,
-        "x_lens": torch.full((args.batch,), args.frames, device=args.device),
-        "tokens": [
-            [generator.randrange(1, config.vocab_size) for _ in range(args.tokens)]
-            for _ in range(args.batch)
-        ],
-    }
+    batches = itertools.cycle(make_batches(args, config.vocab_size))
     if name == "ours":
         optimizer = ScaledAdam(model.parameters(), lr=0.02, clipping_scale=2.0)
-        step = make_step(model, optimizer, batch, model.forward_encoder, args)
+        step = make_step(model, optimizer, batches, model.forward_encoder, args)
         return model, optimizer, step
     icefall = reference.load(args.reference)
     theirs = copy.deepcopy(model)
@@ -107,7 +127,7 @@ def build(
     encode = reference.forward_encoder(theirs)
     if args.device == "cpu":
         args.autocast = "none"  # its own functions do not run under it on a CPU
-    return theirs, optimizer, make_step(theirs, optimizer, batch, encode, args)
+    return theirs, optimizer, make_step(theirs, optimizer, batches, encode, args)
 
 
 def profile_parts(args: argparse.Namespace) -> Dict[str, object]:
