@@ -39,6 +39,8 @@ EXTRAS = {
     # The last line that runs WavLM, HuBERT, wav2vec 2.0 and Whisper on torch 1.13.1.
     "transformers": ["transformers==4.48.3"],
     "export": ["onnx<1.18", "protobuf<5", "onnxruntime>=1.17", "sherpa-onnx>=1.10"],
+    # Codecs pq and mvq, fields behind a URL, plots of fields.
+    "cache": ["faiss-cpu", "multi_quantization", "universal_pathlib", "matplotlib"],
     # A source package: local/install_kaldifeat.sh builds it where pip alone cannot.
     "kaldifeat": ["kaldifeat>=1.24"],
     "dev": ["pytest", "hypothesis", "ruff"],

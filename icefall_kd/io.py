@@ -1,25 +1,76 @@
-"""Files that are whole or absent: written aside, then renamed."""
+"""Files that are whole or absent: written aside, then renamed.
+
+A path is a local one, or a URL that fsspec knows (``s3://``, ``gs://``, ``https://``,
+``memory://``), see :func:`as_path`.
+"""
 
 import contextlib
 import fcntl
+import gzip
 import hashlib
+import io
 import json
 import logging
 import os
+import shutil
+import tempfile
 from pathlib import Path
-from typing import Any, Iterator, Union
+from typing import Any, Iterator, TextIO, Union
 
 Pathlike = Union[str, Path]
 
 
+def as_path(path: Pathlike) -> Path:
+    """Return a path object for a local path or a URL.
+
+    Raises:
+      ValueError: if it is a URL and the package that opens it is not installed.
+    """
+    if not isinstance(path, str) or "://" not in path:
+        return path if isinstance(path, Path) else Path(path)
+    try:
+        from upath import UPath
+
+        return UPath(path)
+    except ImportError as e:
+        raise ValueError(
+            f"{path} is a URL: pip install universal_pathlib, and the fsspec package "
+            "of its protocol (s3fs, gcsfs, aiohttp)"
+        ) from e
+
+
+def is_local(path: Path) -> bool:
+    """Return whether the file system of this machine holds ``path``."""
+    return not getattr(path, "protocol", "")
+
+
+@contextlib.contextmanager
+def open_text(path: Pathlike) -> Iterator[TextIO]:
+    """Open a UTF-8 text file for reading, compressed (``.gz``) or not."""
+    path = as_path(path)
+    with path.open("rb") as raw:
+        binary = gzip.open(raw) if path.suffix == ".gz" else raw
+        with io.TextIOWrapper(binary, encoding="utf-8") as text:
+            yield text
+
+
 @contextlib.contextmanager
 def write_aside(path: Pathlike) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; rename it to ``path`` on success.
+    """Yield a temporary local path; it becomes ``path`` on success.
 
     The suffix of the name is kept, since writers choose a format by it.  When the
     block raises, the temporary file is removed and ``path`` is what it was before.
+    Beside a local ``path`` the file is renamed; to a URL it is copied, and becomes
+    visible when it is complete if the store works so (object stores do).
     """
-    path = Path(path)
+    path = as_path(path)
+    if not is_local(path):
+        with tempfile.TemporaryDirectory() as folder:
+            aside = Path(folder) / path.name
+            yield aside
+            with aside.open("rb") as source, path.open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{os.getpid()}.partial.{path.name}")
     try:
@@ -95,15 +146,30 @@ def read_json(path: Pathlike) -> Any:
       ValueError: if the file is not JSON; the message names it.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(as_path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as e:
         raise ValueError(f"{path}: not a JSON file ({e})") from e
+
+
+def read_yaml(path: Pathlike) -> Any:
+    """Read a YAML file.
+
+    Raises:
+      FileNotFoundError: if it is missing.
+      ValueError: if the file is not YAML; the message names it.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(as_path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as e:
+        raise ValueError(f"{path}: not a YAML file ({e})") from e
 
 
 def sha256_file(path: Pathlike) -> str:
     """Return the SHA-256 of a file's bytes in hexadecimal."""
     digest = hashlib.sha256()
-    with open(path, "rb") as f:
+    with as_path(path).open("rb") as f:
         while block := f.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

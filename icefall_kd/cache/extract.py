@@ -1,20 +1,20 @@
-"""Runs a teacher over a Shar folder and writes a field, shard by shard.
+"""Runs teachers over a Shar folder and writes their fields, shard by shard.
 
 Killed at any time and started again, it redoes at most the shard that was being
 written: a shard counts as done when its state exists and its checksum holds.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
-from icefall_kd.cache.codecs import get_codec
+from icefall_kd.cache.codec_file import codec_path, codec_sha256, read_codec, save_codec
+from icefall_kd.cache.codecs import Codec, find_codec, make_codec, train_codec
 from icefall_kd.cache.field import (
     FieldInfo,
     ShardState,
@@ -22,23 +22,25 @@ from icefall_kd.cache.field import (
     cuts_path,
     fingerprint_differences,
     info_path,
-    load_shard_state,
+    recording_path,
     save,
     shard_ids,
-    state_path,
-    tar_path,
 )
-from icefall_kd.cache.join import compare_keys, describe, read_keys
+from icefall_kd.cache.join import read_keys
+from icefall_kd.cache.plan import check_disk, predict_bytes
+from icefall_kd.cache.sample import sample_frames
 from icefall_kd.cache.shards import Shard, ShardCuts
 from icefall_kd.cache.teach import teach
+from icefall_kd.cache.verify import verified_state
 from icefall_kd.cache.writer import write_shard
-from icefall_kd.io import sha256_file
-from icefall_kd.teachers.protocol import Teacher
+from icefall_kd.io import Pathlike, as_path
+from icefall_kd.teachers.protocol import Output, Teacher
 
 VERSION = 1  # of the numbers written here; raise it when they change
-_TAR_OVERHEAD = 2560  # bytes a cut: two tar headers, the array's header, its manifest
+CODEC_FRAMES = 20_000  # that a codec is trained on
 
-Pathlike = Union[str, Path]
+Progress = Callable[[float, float], None]  # (s of audio done now, s to do in all)
+Keys = Dict[str, List[list]]  # shard -> keys of its cuts
 
 
 @dataclass
@@ -46,8 +48,8 @@ class Report:
     """What an extraction did.
 
     Attributes:
-      shards_done, shards_kept: written now; found whole.
-      seconds: of audio in the shards written now.
+      shards_done, shards_kept: of all fields: written now; found whole.
+      seconds: of audio that the teachers heard now.
     """
 
     shards_done: int = 0
@@ -55,180 +57,236 @@ class Report:
     seconds: float = 0.0
 
 
+@dataclass
+class _Field:
+    """A field being made: what it is, and its shards that are whole."""
+
+    name: str
+    output: Output
+    codec: Codec
+    fingerprint: Dict[str, Any]
+    states: Dict[str, ShardState]
+
+
 def extract(
     shar_dir: Pathlike,
-    teacher: Teacher,
-    field: Optional[str] = None,
+    teachers: Sequence[Teacher],
     *,
     codec: str = "fp16",
+    codec_dir: Optional[Pathlike] = None,
+    codec_frames: int = CODEC_FRAMES,
     max_batch_duration: float = 60.0,
     overwrite: bool = False,
-    progress: Optional[Callable[[float, float], None]] = None,
-) -> Tuple[FieldInfo, Report]:
-    """Write the field ``field`` of a Shar folder, or what is left of it.
+    progress: Optional[Progress] = None,
+) -> Tuple[Dict[str, FieldInfo], Report]:
+    """Write the fields of the teachers, or what is left of them, in one pass.
 
     Args:
       shar_dir: holds cuts.*.jsonl.gz and recording.*.tar.
-      teacher:  see :class:`icefall_kd.teachers.Teacher`.
-      field:    name of the field; the teacher's when None.
-      codec:    key of :data:`icefall_kd.cache.codecs.CODECS`.
-      max_batch_duration: seconds of padded audio in one call of the teacher.
-      overwrite: replace a field of another fingerprint instead of refusing.
-      progress: called with (seconds of audio done now, seconds to do in all).
+      teachers: see :class:`icefall_kd.teachers.Teacher`; all hear a shard together.
+      codec:    of the embeddings, see :mod:`icefall_kd.cache.codecs`; kind "ctc" is
+                always stored as "topk".
+      codec_dir: another Shar folder whose trained codecs serve here too: the sets of
+                one training must share theirs.
+      codec_frames: frames that a codec is trained on where none is there yet.
+      max_batch_duration: seconds of padded audio in one call of a teacher.
+      overwrite: replace fields of another fingerprint instead of refusing.
+      progress: called as the audio goes by.
     Returns:
-      the field's description and what was done.
+      the fields' descriptions by name, and what was done.
     Raises:
-      ValueError: if the field exists with another fingerprint or codec, or audio is
-        not 16 kHz mono.
+      ValueError: if a field exists with another fingerprint or codec, two teachers
+        claim one field, or audio is not 16 kHz mono.
       OSError: if the disk is too full, before anything is written.
     """
-    field = field or teacher.name
-    shar_dir = Path(shar_dir)
-    check_field_name(field)
-    get_codec(codec)
-    fingerprint = {**teacher.fingerprint(), "codec": codec, "extraction": VERSION}
     keys = {s: read_keys(cuts_path(shar_dir, s)) for s in shard_ids(shar_dir)}
-    states = _finished(shar_dir, field, keys, fingerprint, overwrite)
-    todo = {s: k for s, k in keys.items() if s not in states}
-    report = Report(shards_kept=len(states))
-    if todo:
-        info_path(shar_dir, field).unlink(missing_ok=True)  # absent = unfinished
-        _remove_leftovers(shar_dir, field)
-        check_disk(shar_dir, todo.values(), teacher, codec)
-    seconds = sum(key[3] for k in todo.values() for key in k)
-    for shard, shard_keys in todo.items():
-        arrays = teach(_cuts(shar_dir, shard), teacher, max_batch_duration)
-        states[shard] = write_shard(
-            shar_dir,
-            field,
-            shard,
-            shard_keys,
-            _reported(arrays, shard_keys, report, seconds, progress),
-            frame_shift=teacher.frame_shift,
-            codec=codec,
-            fingerprint=fingerprint,
+    outputs = collect_outputs(teachers)
+    report = Report()
+    fields = []
+    for name, output in outputs.items():
+        spec = codec if output.kind == "embedding" else "topk"
+        code = _obtain_codec(
+            shar_dir, name, spec, codec_dir, codec_frames, teachers, overwrite
         )
-        report.shards_done += 1
-    info = _summarise(field, teacher, codec, [states[s] for s in keys])
-    save(info, info_path(shar_dir, field))
-    return info, report
+        field = _open_field(shar_dir, name, output, code, keys, overwrite)
+        report.shards_kept += len(field.states)
+        fields.append(field)
+    _begin(shar_dir, fields, keys)
+    todo = [s for s in keys if any(s not in f.states for f in fields)]
+    seconds = sum(key[3] for s in todo for key in keys[s])
+
+    def advance(key: list) -> None:
+        report.seconds += key[3]
+        if progress is not None:
+            progress(report.seconds, seconds)
+
+    for shard in todo:
+        missing = [f for f in fields if shard not in f.states]
+        _write(
+            shar_dir, shard, keys[shard], missing, teachers, max_batch_duration, advance
+        )
+        report.shards_done += len(missing)
+    infos = {f.name: _summarise(f, keys) for f in fields}
+    for info in infos.values():
+        save(info, info_path(shar_dir, info.name))
+    return infos, report
 
 
-def predict_bytes(keys: Iterable[List[list]], teacher: Teacher, codec: str) -> int:
-    """Return the bytes that the arrays of cuts will take; keys as in ``read_keys``."""
-    per_frame = get_codec(codec).bytes_per_frame(teacher.dim)
-    cuts = [key for shard in keys for key in shard]
-    frames = sum(key[3] for key in cuts) / teacher.frame_shift
-    return int(frames * per_frame + len(cuts) * _TAR_OVERHEAD)
-
-
-def check_disk(
-    shar_dir: Pathlike, keys: Iterable[List[list]], teacher: Teacher, codec: str
-) -> None:
-    """Refuse to start when the disk cannot hold 1.1 times the prediction.
+def collect_outputs(teachers: Sequence[Teacher]) -> Dict[str, Output]:
+    """Return all outputs of several teachers by field name.
 
     Raises:
-      OSError: naming the bytes needed and free.
+      ValueError: if two of them claim one name, or a name cannot be a field's.
     """
-    needed = int(1.1 * predict_bytes(keys, teacher, codec))
-    free = shutil.disk_usage(shar_dir).free
-    if free < needed:
-        raise OSError(
-            f"{shar_dir}: {needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are "
-            "free; nothing was written. Make room, or put the Shar elsewhere"
-        )
+    outputs: Dict[str, Output] = {}
+    for teacher in teachers:
+        for name, output in teacher.outputs.items():
+            check_field_name(name)
+            if name in outputs:
+                raise ValueError(f"two teachers write the field '{name}'")
+            outputs[name] = output
+    return outputs
 
 
-def verified_state(
-    shar_dir: Pathlike, field: str, shard: str, keys: List[list]
-) -> Optional[ShardState]:
-    """Return the state of a shard that is whole and belongs to its cuts, else None.
-
-    Whole means: the state can be read, the arrays have its size and its SHA-256, and
-    the keys join.
-    """
-    path = state_path(shar_dir, field, shard)
-    tar = tar_path(shar_dir, field, shard)
-    if not (path.is_file() and tar.is_file()):
-        return None
-    try:
-        state = load_shard_state(path)
-    except ValueError as e:
-        logging.warning("%s; the shard is made again", e)
-        return None
-    if tar.stat().st_size != state.bytes or sha256_file(tar) != state.sha256:
-        logging.warning("%s is damaged; the shard is made again", tar)
-        return None
-    problems = compare_keys(keys, state.keys)
-    if problems:
-        logging.warning(
-            "%s does not join its cuts; the shard is made again:\n%s",
-            tar,
-            describe(problems),
-        )
-        return None
-    return state
-
-
-def _finished(
-    shar_dir: Path,
+def _obtain_codec(
+    shar_dir: Pathlike,
     field: str,
-    keys: Dict[str, List[list]],
-    fingerprint: Dict[str, Any],
+    spec: str,
+    codec_dir: Optional[Pathlike],
+    num_frames: int,
+    teachers: Sequence[Teacher],
     overwrite: bool,
-) -> Dict[str, ShardState]:
-    """Return the shards that need not be made; refuse those of another teacher."""
+) -> Codec:
+    """Return the codec of a field: the one that is there, another set's, a new one."""
+    if not find_codec(spec)[0].trained:
+        return make_codec(spec)
+    there = codec_path(shar_dir, field).is_file()
+    if codec_dir is not None and as_path(codec_dir) != as_path(shar_dir):
+        codec = read_codec(codec_dir, field)
+    elif there and not overwrite:
+        codec = read_codec(shar_dir, field)
+    else:
+        teacher = next(t for t in teachers if field in t.outputs)
+        frames = sample_frames(shar_dir, [teacher], num_frames)[field]
+        logging.info("training codec %s of %s on %d frames", spec, field, len(frames))
+        codec = train_codec(spec, frames)
+        there = False
+    if codec.spec != spec:
+        raise ValueError(
+            f"{codec_path(shar_dir, field)} is of codec '{codec.spec}', not '{spec}'; "
+            "give that --codec, another --field, or --overwrite"
+        )
+    if not there or overwrite:
+        save_codec(codec, shar_dir, field)
+    return codec
+
+
+def _open_field(
+    shar_dir: Pathlike,
+    name: str,
+    output: Output,
+    codec: Codec,
+    keys: Keys,
+    overwrite: bool,
+) -> _Field:
+    """Return the field with the shards that need not be made.
+
+    Raises:
+      ValueError: if there are shards of another teacher, or the codec cannot hold
+        the output.
+    """
+    if output.kind not in codec.kinds:
+        raise ValueError(f"codec '{codec.spec}' cannot hold kind '{output.kind}'")
+    fingerprint = {**output.fingerprint, "codec": codec.spec, "extraction": VERSION}
+    sha256 = codec_sha256(codec)
+    if sha256 is not None:
+        fingerprint["codec_sha256"] = sha256
     states = {}
     for shard, shard_keys in keys.items():
-        state = verified_state(shar_dir, field, shard, shard_keys)
+        state = verified_state(shar_dir, name, shard, shard_keys)
         if state is None:
             continue
         if state.fingerprint == fingerprint:
             states[shard] = state
         elif not overwrite:
             raise ValueError(
-                f"{shar_dir}: field '{field}' was made with another fingerprint: "
+                f"{shar_dir}: field '{name}' was made with another fingerprint: "
                 + "; ".join(fingerprint_differences(fingerprint, state.fingerprint))
                 + ". Give another --field, or --overwrite to replace it"
             )
-    return states
+    return _Field(name, output, codec, fingerprint, states)
 
 
-def _cuts(shar_dir: Path, shard: str) -> ShardCuts:
-    recording = Path(shar_dir) / f"recording.{shard}.tar"
+def _begin(shar_dir: Pathlike, fields: Sequence[_Field], keys: Keys) -> None:
+    """Check the room for what is left to write, and sweep what was left behind."""
+    predicted = {}
+    for field in fields:
+        todo = [k for s, k in keys.items() if s not in field.states]
+        if todo:
+            predicted[field.name] = predict_bytes(todo, field.output, field.codec)
+    if predicted:
+        check_disk(shar_dir, predicted)
+    for name in predicted:
+        info_path(shar_dir, name).unlink(missing_ok=True)  # absent = unfinished
+        _remove_leftovers(shar_dir, name)
+
+
+def _write(
+    shar_dir: Pathlike,
+    shard: str,
+    keys: List[list],
+    fields: Sequence[_Field],
+    teachers: Sequence[Teacher],
+    max_batch_duration: float,
+    advance: Callable[[list], None],
+) -> None:
+    """Write one shard of ``fields``, hearing its audio once."""
+    names = {f.name for f in fields}
+    needed = [t for t in teachers if names & set(t.outputs)]
+    with contextlib.ExitStack() as stack:
+        writers = {
+            f.name: stack.enter_context(
+                write_shard(
+                    shar_dir,
+                    f.name,
+                    shard,
+                    keys,
+                    frame_shift=f.output.frame_shift,
+                    codec=f.codec,
+                    fingerprint=f.fingerprint,
+                )
+            )
+            for f in fields
+        }
+        said = teach(_cuts(shar_dir, shard), needed, max_batch_duration)
+        for (cut_id, arrays), key in zip(said, keys):
+            for name, writer in writers.items():
+                writer.write(cut_id, arrays[name])
+            advance(key)
+    for field in fields:
+        field.states[shard] = writers[field.name].state
+
+
+def _cuts(shar_dir: Pathlike, shard: str) -> ShardCuts:
+    recording = recording_path(shar_dir, shard)
     if not recording.is_file():
         raise FileNotFoundError(f"{recording} is missing: the Shar has no audio there")
     return ShardCuts([Shard(cuts_path(shar_dir, shard), {"recording": recording})])
 
 
-def _reported(
-    arrays: Iterable[Tuple[str, np.ndarray]],
-    keys: List[list],
-    report: Report,
-    total: float,
-    progress: Optional[Callable[[float, float], None]],
-) -> Iterator[Tuple[str, np.ndarray]]:
-    for (cut_id, x), key in zip(arrays, keys):
-        yield cut_id, x
-        report.seconds += key[3]
-        if progress is not None:
-            progress(report.seconds, total)
-
-
-def _summarise(
-    field: str, teacher: Teacher, codec: str, states: List[ShardState]
-) -> FieldInfo:
+def _summarise(field: _Field, keys: Mapping[str, Any]) -> FieldInfo:
+    states = [field.states[s] for s in keys]
     frames = sum(s.num_frames for s in states)
     mean = sum(np.array(s.sum) for s in states) / frames
     square = sum(np.array(s.sum_squares) for s in states) / frames
     std = np.sqrt(np.maximum(square - mean**2, 0.0))
     return FieldInfo(
-        name=field,
-        kind="embedding",
-        dim=teacher.dim,
-        frame_shift=teacher.frame_shift,
-        codec=codec,
-        fingerprint=states[0].fingerprint,
+        name=field.name,
+        kind=field.output.kind,
+        dim=field.output.dim,
+        frame_shift=field.output.frame_shift,
+        codec=field.codec.spec,
+        fingerprint=field.fingerprint,
         mean=mean.tolist(),
         std=std.tolist(),
         num_cuts=sum(s.num_cuts for s in states),
@@ -246,12 +304,13 @@ def _summarise(
             }
             for s in states
         ],
+        codec_sha256=codec_sha256(field.codec),
     )
 
 
-def _remove_leftovers(shar_dir: Path, field: str) -> None:
+def _remove_leftovers(shar_dir: Pathlike, field: str) -> None:
     """Delete the partial files of runs of this field that are no longer alive."""
-    for path in Path(shar_dir).glob(f".*.partial.{field}.*"):
+    for path in as_path(shar_dir).glob(f".*.partial.{field}.*"):
         pid = path.name.split(".")[1]
         if pid.isdigit() and not _alive(int(pid)):
             path.unlink(missing_ok=True)

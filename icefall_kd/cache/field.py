@@ -7,17 +7,18 @@ so on.  A field adds, and nothing else changes:
     <field>.000000.json   :class:`ShardState`: written last, so that a shard is whole
                           when this file exists; holds the keys of the join
     <field>.json          :class:`FieldInfo`: written when all shards are whole
+    <field>.codec.npz     state of the codec, where it has one
+
+The folder is a local one or a URL, see :func:`icefall_kd.io.as_path`.
 """
 
 import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Union
+from typing import Any, Dict, List, Optional
 
-from icefall_kd.io import read_json, write_json
-
-Pathlike = Union[str, Path]
+from icefall_kd.io import Pathlike, as_path, read_json, write_json
 
 _CUTS = re.compile(r"cuts\.(\d+)\.jsonl(\.gz)?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -37,7 +38,8 @@ class ShardState:
       cuts_sha256: of the cuts' file that the shard was made from: while it is the
                    same, the join needs no further look.
       keys:        for each cut [cut id, recording id, start, duration, speed].
-      fingerprint: of the teacher; ``codec``: of the arrays.
+      fingerprint: of the teacher's output, with the codec's.
+      codec:       of the arrays.
     """
 
     tar: str
@@ -59,15 +61,16 @@ class FieldInfo:
 
     Attributes:
       name:        the attribute of a cut, ``cut.<name>``.
-      kind:        "embedding", (T, D).
-      dim:         D.
+      kind:        what a frame is, see :class:`icefall_kd.teachers.Output`.
+      dim:         values of a decoded frame.
       frame_shift: seconds between two frames.
-      codec:       key of :data:`icefall_kd.cache.codecs.CODECS`.
-      fingerprint: of the teacher, see :meth:`Teacher.fingerprint`.
-      mean, std:   D float, of each dimension over all frames of the set.
+      codec:       as :func:`icefall_kd.cache.codecs.find_codec` reads it.
+      fingerprint: of the teacher's output, with the codec's.
+      mean, std:   of each dimension over all frames of the set; of an embedding.
       num_cuts, num_frames: in the set.
       content_sha256: over the checksums of all shards.
       shards:      one {name, sha256, num_cuts, bytes, cuts_sha256} a shard.
+      codec_sha256: of the codec's state; None for a codec without.
     """
 
     name: str
@@ -82,6 +85,7 @@ class FieldInfo:
     num_frames: int
     content_sha256: str
     shards: List[Dict[str, Any]]
+    codec_sha256: Optional[str] = None
 
 
 def check_field_name(field: str) -> None:
@@ -118,8 +122,13 @@ def shard_ids(shar_dir: Pathlike) -> List[str]:
 
 def cuts_path(shar_dir: Pathlike, shard: str) -> Path:
     """Return the file of the cuts of one shard, compressed or not."""
-    path = Path(shar_dir) / f"cuts.{shard}.jsonl.gz"
+    path = as_path(shar_dir) / f"cuts.{shard}.jsonl.gz"
     return path if path.exists() else path.with_suffix("")
+
+
+def recording_path(shar_dir: Pathlike, shard: str) -> Path:
+    """Return the path of one shard's audio."""
+    return as_path(shar_dir) / f"recording.{shard}.tar"
 
 
 def list_fields(shar_dir: Pathlike) -> List[str]:
@@ -131,17 +140,17 @@ def list_fields(shar_dir: Pathlike) -> List[str]:
 
 def state_path(shar_dir: Pathlike, field: str, shard: str) -> Path:
     """Return the path of one shard's :class:`ShardState`."""
-    return Path(shar_dir) / f"{field}.{shard}.json"
+    return as_path(shar_dir) / f"{field}.{shard}.json"
 
 
 def tar_path(shar_dir: Pathlike, field: str, shard: str) -> Path:
     """Return the path of one shard's arrays."""
-    return Path(shar_dir) / f"{field}.{shard}.tar"
+    return as_path(shar_dir) / f"{field}.{shard}.tar"
 
 
 def info_path(shar_dir: Pathlike, field: str) -> Path:
     """Return the path of the field's :class:`FieldInfo`."""
-    return Path(shar_dir) / f"{field}.json"
+    return as_path(shar_dir) / f"{field}.json"
 
 
 def load_field_info(shar_dir: Pathlike, field: str) -> FieldInfo:
@@ -196,8 +205,10 @@ def fingerprint_differences(
 
 def _from_json(cls: type, path: Pathlike) -> Any:
     values = read_json(path)
-    names = {f.name for f in dataclasses.fields(cls)}
-    if not isinstance(values, dict) or set(values) != names:
+    fields = dataclasses.fields(cls)
+    known = {f.name for f in fields}
+    needed = {f.name for f in fields if f.default is dataclasses.MISSING}
+    if not isinstance(values, dict) or not needed <= set(values) <= known:
         raise ValueError(
             f"{path} is not a {cls.__name__} of this version; delete it and run "
             "'python -m icefall_kd.bin.extract' again"
@@ -206,6 +217,7 @@ def _from_json(cls: type, path: Pathlike) -> Any:
 
 
 def _listed(shar_dir: Pathlike, pattern: str = "*") -> List[Path]:
-    if not Path(shar_dir).is_dir():
+    folder = as_path(shar_dir)
+    if not folder.is_dir():
         raise FileNotFoundError(f"{shar_dir}: no such Shar folder")
-    return sorted(Path(shar_dir).glob(pattern))
+    return sorted(folder.glob(pattern))

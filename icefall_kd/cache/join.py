@@ -4,11 +4,12 @@ A cut and an array belong together when recording, start, duration (within 1 ms)
 speed agree; a position in a file alone is never trusted.
 """
 
-import gzip
 import json
 import re
 from pathlib import Path
 from typing import Dict, List, Sequence, Union
+
+from icefall_kd.io import open_text
 
 _SPEED = re.compile(r"_sp(\d+(?:\.\d+)?)$")
 TOLERANCE = 1e-3  # s
@@ -23,9 +24,8 @@ def read_keys(cuts_file: Union[str, Path]) -> List[list]:
     Raises:
       ValueError: if a line is no cut with one recording.
     """
-    opener = gzip.open if str(cuts_file).endswith(".gz") else open
     keys = []
-    with opener(cuts_file, "rt", encoding="utf-8") as f:
+    with open_text(cuts_file) as f:
         for number, line in enumerate(f, 1):
             try:
                 cut = json.loads(line)

@@ -1,13 +1,12 @@
 """Opens Shar folders with fields, lazily, after proving that the fields join."""
 
-from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 from lhotse import CutSet
 from lhotse.cut import Cut
 
-from icefall_kd.cache.codecs import get_codec
+from icefall_kd.cache.codecs import Codec
 from icefall_kd.cache.field import (
     FieldInfo,
     cuts_path,
@@ -20,9 +19,8 @@ from icefall_kd.cache.field import (
 )
 from icefall_kd.cache.join import compare_keys, describe, read_keys
 from icefall_kd.cache.shards import Shard, ShardCuts
-from icefall_kd.io import sha256_file
+from icefall_kd.io import Pathlike, sha256_file
 
-Pathlike = Union[str, Path]
 Expectation = Mapping[str, Mapping[str, Any]]
 
 
@@ -75,11 +73,13 @@ def shar_shards(
     return shards
 
 
-def load_field(cut: Cut, field: str, codec: str = "fp16") -> np.ndarray:
-    """Return the field's frames under a cut, (T, D) float32.
+def load_field(cut: Cut, field: str, codec: Codec) -> np.ndarray:
+    """Return the field's frames under a cut, (T, W) float32.
 
     A truncated cut gets the frames of its own time span.
 
+    Args:
+      codec: of the field, see :func:`icefall_kd.cache.codec_file.load_codec`.
     Raises:
       ValueError: if the cut carries no such field.
     """
@@ -87,7 +87,7 @@ def load_field(cut: Cut, field: str, codec: str = "fp16") -> np.ndarray:
         raise ValueError(
             f"cut '{cut.id}' carries no field '{field}'; name it in open_shar(...)"
         )
-    return get_codec(codec).decode(cut.load_custom(field))
+    return codec.decode(cut.load_custom(field))
 
 
 def check_field(

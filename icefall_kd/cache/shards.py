@@ -5,7 +5,6 @@ wanted, and ends a shard quietly where one of its files ends too soon.  Here wha
 wanted is passed over without being read, and a damaged file is told by name.
 """
 
-import gzip
 import json
 import tarfile
 import zlib
@@ -17,6 +16,8 @@ from typing import Any, Optional
 from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 from lhotse.shar.utils import fill_shar_placeholder
+
+from icefall_kd.io import open_text
 
 REMEDY = "copy it again, or make it again with icefall_kd.bin.make_shar or bin.extract"
 
@@ -39,10 +40,9 @@ class Shard:
         Raises:
           ValueError: if the file is damaged; the message names it and the line.
         """
-        opener = gzip.open if self.cuts.suffix == ".gz" else open
         number = 0
         try:
-            with opener(self.cuts, "rt", encoding="utf-8") as f:
+            with open_text(self.cuts) as f:
                 for line in f:
                     number += 1
                     yield json.loads(line)
@@ -123,7 +123,7 @@ class _Pair:
 
 def _members(path: Path) -> Iterator[_Pair]:
     try:
-        with tarfile.open(path, "r:") as tar:
+        with path.open("rb") as f, tarfile.open(str(path), "r:", fileobj=f) as tar:
             while True:
                 data, meta = tar.next(), tar.next()
                 if data is None or meta is None:

@@ -1,6 +1,6 @@
-"""Runs a teacher over cuts in batches of like duration, and keeps their order."""
+"""Runs teachers over cuts in batches of like duration, and keeps their order."""
 
-from typing import Iterable, Iterator, List, Optional, Tuple
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -11,19 +11,22 @@ from icefall_kd.teachers.protocol import Teacher
 
 _LOOKAHEAD = 4  # batches held in memory so that like durations can be put together
 
+Arrays = Dict[str, np.ndarray]  # field -> (T, W) float32
+
 
 def teach(
-    cuts: Iterable[Cut], teacher: Teacher, max_batch_duration: float
-) -> Iterator[Tuple[str, np.ndarray]]:
-    """Yield (cut id, (T, D) float32) in the order of the cuts.
+    cuts: Iterable[Cut], teachers: Sequence[Teacher], max_batch_duration: float
+) -> Iterator[Tuple[str, Arrays]]:
+    """Yield (cut id, field -> (T, W) float32) in the order of the cuts.
 
-    A few batches are read ahead, and cuts of like duration go to the teacher
+    A few batches are read ahead, and cuts of like duration go to the teachers
     together.  The batches depend on the cuts alone, so a shard that is made again
     comes out the same.
 
     Args:
       cuts: with their audio, 16 kHz mono, each starting at 0.
-      max_batch_duration: seconds of padded audio in one call of the teacher.
+      teachers: all hear the same batches; their fields' names differ.
+      max_batch_duration: seconds of padded audio in one call of a teacher.
     Raises:
       ValueError: if the audio is of another form; the message names the cut.
     """
@@ -33,27 +36,38 @@ def teach(
         held.append((cut.id, _load_wave(cut)))
         seconds += cut.duration
         if seconds >= _LOOKAHEAD * max_batch_duration:
-            yield from _teach_held(held, teacher, max_batch_duration)
+            yield from _teach_held(held, teachers, max_batch_duration)
             held, seconds = [], 0.0
-    yield from _teach_held(held, teacher, max_batch_duration)
+    yield from _teach_held(held, teachers, max_batch_duration)
+
+
+def teach_batch(
+    waves: Sequence[torch.Tensor], teachers: Sequence[Teacher]
+) -> List[Arrays]:
+    """Return what the teachers say about each of ``waves``, (S,) float32, at once."""
+    padded = torch.nn.utils.rnn.pad_sequence(list(waves), batch_first=True)
+    lens = torch.tensor([len(w) for w in waves])
+    results: List[Arrays] = [{} for _ in waves]
+    for teacher in teachers:
+        for field, output in teacher.forward(padded, lens).items():
+            for row, n in enumerate(output.lens.tolist()):
+                results[row][field] = output.x[row, :n].cpu().numpy()
+    return results
 
 
 def _teach_held(
-    held: List[Tuple[str, torch.Tensor]], teacher: Teacher, max_batch_duration: float
-) -> Iterator[Tuple[str, np.ndarray]]:
+    held: List[Tuple[str, torch.Tensor]],
+    teachers: Sequence[Teacher],
+    max_batch_duration: float,
+) -> Iterator[Tuple[str, Arrays]]:
     order = sorted(range(len(held)), key=lambda i: (len(held[i][1]), held[i][0]))
     limit = max(1, int(max_batch_duration * SAMPLE_RATE))
-    results: List[Optional[np.ndarray]] = [None] * len(held)
+    results: List[Optional[Arrays]] = [None] * len(held)
     batch: List[int] = []
 
     def run() -> None:
-        waves = [held[i][1] for i in batch]
-        output = teacher.forward(
-            torch.nn.utils.rnn.pad_sequence(waves, batch_first=True),
-            torch.tensor([len(w) for w in waves]),
-        )
-        for row, i in enumerate(batch):
-            results[i] = output.embedding[row, : int(output.lens[row])].cpu().numpy()
+        for i, said in zip(batch, teach_batch([held[i][1] for i in batch], teachers)):
+            results[i] = said
 
     for i in order:
         # Sorted, so this one is the longest and sets the padded size of the batch.

@@ -1,13 +1,14 @@
 """Writes one shard of a field: whole or absent, with its statistics."""
 
+import contextlib
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Union
 
 import numpy as np
 from lhotse.array import Array, TemporalArray
 from lhotse.shar.writers import ArrayTarWriter
 
-from icefall_kd.cache.codecs import get_codec
+from icefall_kd.cache.codecs import Codec
 from icefall_kd.cache.field import (
     ShardState,
     cuts_path,
@@ -18,79 +19,108 @@ from icefall_kd.cache.field import (
 from icefall_kd.io import sha256_file, write_aside
 
 
+class ShardWriter:
+    """Takes the arrays of one shard, cut by cut; see :func:`write_shard`.
+
+    Attributes:
+      state: what was written, once the shard is whole.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        tar: ArrayTarWriter,
+        keys: List[list],
+        frame_shift: float,
+        codec: Codec,
+    ) -> None:
+        self.state: Optional[ShardState] = None
+        self.num_frames = 0
+        self.sum = self.sum_squares = np.zeros(0)
+        self._path, self._tar, self._keys = path, tar, keys
+        self._frame_shift, self._codec = frame_shift, codec
+        self._written = 0
+
+    def write(self, cut_id: str, x: np.ndarray) -> None:
+        """Write the array of the next cut, (T, W) float32.
+
+        Raises:
+          ValueError: if it is not this cut's turn, or the codec cannot hold a value.
+        """
+        n = self._written
+        if n >= len(self._keys) or cut_id != self._keys[n][0]:
+            wanted = [k[0] for k in self._keys[n : n + 1]] or "no more"
+            raise ValueError(
+                f"{self._path}: array {n} is of cut '{cut_id}', expected {wanted}"
+            )
+        try:
+            stored = self._codec.encode(x)
+        except ValueError as e:
+            raise ValueError(f"{self._path}: cut '{cut_id}': {e}") from e
+        self._tar.write(cut_id, stored, _manifest(stored, self._frame_shift))
+        # Statistics are those of what a reader will get.
+        back = self._codec.decode(stored).astype(np.float64)
+        self.sum = back.sum(axis=0) + (self.sum if n else 0.0)
+        self.sum_squares = np.square(back).sum(axis=0) + (self.sum_squares if n else 0)
+        self.num_frames += len(x)
+        self._written += 1
+
+    def check_complete(self) -> None:
+        """Refuse an end before the last cut.
+
+        Raises:
+          ValueError: with the numbers of arrays and cuts.
+        """
+        if self._written != len(self._keys):
+            raise ValueError(
+                f"{self._path}: {self._written} arrays for {len(self._keys)} cuts"
+            )
+
+
+@contextlib.contextmanager
 def write_shard(
     shar_dir: Union[str, Path],
     field: str,
     shard: str,
     keys: List[list],
-    arrays: Iterable[Tuple[str, np.ndarray]],
     *,
     frame_shift: float,
-    codec: str,
+    codec: Codec,
     fingerprint: Dict[str, Any],
-) -> ShardState:
-    """Write the arrays of one shard, then the state that declares it whole.
+) -> Iterator[ShardWriter]:
+    """Write a shard's arrays in the block, then the state that declares it whole.
 
     The bytes depend on the arrays alone: no time, no user, no path enters the tar.
+    When the block raises, nothing of the shard is left.
 
     Args:
-      keys:   of the shard's cuts, see :func:`icefall_kd.cache.join.read_keys`.
-      arrays: (cut id, (T, D) float32) in the order of the keys.
-    Returns:
-      what was written to ``<field>.<shard>.json``.
+      keys: of the shard's cuts, see :func:`icefall_kd.cache.join.read_keys`; their
+        arrays must be written in this order.
     Raises:
       ValueError: if the arrays are not those of the cuts, one by one and in order.
     """
     path = tar_path(shar_dir, field, shard)
     state_path(shar_dir, field, shard).unlink(missing_ok=True)
     with write_aside(path) as aside:
-        num_frames, total, squares = _write_tar(aside, keys, arrays, frame_shift, codec)
-    state = ShardState(
+        with ArrayTarWriter(str(aside), shard_size=None) as tar:
+            writer = ShardWriter(path, tar, keys, frame_shift, codec)
+            yield writer
+            writer.check_complete()
+        sha256, size = sha256_file(aside), aside.stat().st_size
+    writer.state = ShardState(
         tar=path.name,
-        sha256=sha256_file(path),
-        bytes=path.stat().st_size,
+        sha256=sha256,
+        bytes=size,
         num_cuts=len(keys),
-        num_frames=num_frames,
-        sum=total.tolist(),
-        sum_squares=squares.tolist(),
+        num_frames=writer.num_frames,
+        sum=writer.sum.tolist(),
+        sum_squares=writer.sum_squares.tolist(),
         cuts_sha256=sha256_file(cuts_path(shar_dir, shard)),
         keys=keys,
         fingerprint=fingerprint,
-        codec=codec,
+        codec=codec.spec,
     )
-    save(state, state_path(shar_dir, field, shard))
-    return state
-
-
-def _write_tar(
-    path: Path,
-    keys: List[list],
-    arrays: Iterable[Tuple[str, np.ndarray]],
-    frame_shift: float,
-    codec: str,
-) -> Tuple[int, np.ndarray, np.ndarray]:
-    """Return the frames written, their (D,) sum and their (D,) sum of squares."""
-    code = get_codec(codec)
-    total, squares = np.zeros(0), np.zeros(0)
-    num_frames = written = 0
-    with ArrayTarWriter(str(path), shard_size=None) as tar:
-        for cut_id, x in arrays:
-            if written >= len(keys) or cut_id != keys[written][0]:
-                wanted = [k[0] for k in keys[written : written + 1]] or "no more"
-                raise ValueError(
-                    f"{path}: array {written} is of cut '{cut_id}', expected {wanted}"
-                )
-            stored = code.encode(x)
-            tar.write(cut_id, stored, _manifest(stored, frame_shift))
-            # Statistics are those of what a reader will get.
-            back = code.decode(stored).astype(np.float64)
-            total = back.sum(axis=0) + (total if written else 0.0)
-            squares = np.square(back).sum(axis=0) + (squares if written else 0.0)
-            num_frames += len(x)
-            written += 1
-    if written != len(keys):
-        raise ValueError(f"{path}: {written} arrays for {len(keys)} cuts")
-    return num_frames, total, squares
+    save(writer.state, state_path(shar_dir, field, shard))
 
 
 def _manifest(stored: np.ndarray, frame_shift: float) -> TemporalArray:

@@ -1,7 +1,7 @@
 """From cuts to batches: sampling by duration, fbank, tokens, teachers' fields."""
 
 from collections import deque
-from typing import Any, Deque, Dict, Iterator, Mapping, Optional, Sequence
+from typing import Any, Deque, Dict, Iterator, Mapping, Optional
 
 import torch
 from lhotse import CutSet
@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from icefall_kd import LOG_EPS
+from icefall_kd.cache.codecs import Codec
 from icefall_kd.cache.reader import load_field
 from icefall_kd.data.augment import SpecAugment, batch_seed
 from icefall_kd.data.fbank import compute_fbank
@@ -32,12 +33,12 @@ class BatchDataset(Dataset):
     def __init__(
         self,
         *,
-        fields: Sequence[str] = (),
+        fields: Optional[Mapping[str, Codec]] = None,
         tokenizer: Optional[Tokenizer] = None,
         spec_augment: Optional[SpecAugment] = None,
         seed: int = 0,
     ) -> None:
-        self.fields = tuple(fields)
+        self.fields = dict(fields or {})
         self.tokenizer = tokenizer
         self.spec_augment = spec_augment
         self.seed = seed
@@ -71,7 +72,10 @@ class BatchDataset(Dataset):
             "features": x,
             "feature_lens": lens,
             "text": text,
-            "fields": {name: _collate_field(cuts, name) for name in self.fields},
+            "fields": {
+                name: _collate_field(cuts, name, codec)
+                for name, codec in self.fields.items()
+            },
             "cuts": cuts.drop_in_memory_data(),
         }
         if self.tokenizer is not None:
@@ -90,13 +94,13 @@ def _load_wave(cut: Cut) -> torch.Tensor:
         ) from e
 
 
-def _collate_field(cuts: CutSet, name: str) -> Dict[str, Any]:
-    arrays = [torch.from_numpy(load_field(cut, name)) for cut in cuts]
+def _collate_field(cuts: CutSet, name: str, codec: Codec) -> Dict[str, Any]:
+    arrays = [torch.from_numpy(load_field(cut, name, codec)) for cut in cuts]
     shifts = {getattr(cut, name).frame_shift for cut in cuts}
     if len(shifts) != 1:
         raise ValueError(f"field '{name}' has several frame shifts: {sorted(shifts)}")
     return {
-        "x": pad_sequence([a.float() for a in arrays], batch_first=True),
+        "x": pad_sequence(arrays, batch_first=True),
         "lens": torch.tensor([a.size(0) for a in arrays]),
         "frame_shift": shifts.pop(),
     }
@@ -166,7 +170,7 @@ class _Ahead:
 def make_loader(
     stream: CutStream,
     *,
-    fields: Sequence[str] = (),
+    fields: Optional[Mapping[str, Codec]] = None,
     tokenizer: Optional[Tokenizer] = None,
     max_duration: float = 200.0,
     shuffle: bool = True,
@@ -186,7 +190,7 @@ def make_loader(
     than ranks are left out at the end of an epoch.
 
     Args:
-      fields: teachers' fields that a batch carries.
+      fields: teachers' fields that a batch carries, each with its codec.
       tokenizer: gives a batch its "tokens"; None for unlabelled cuts.
       max_duration: s of audio in a batch, padding included; a longer cut is a batch
         of its own.

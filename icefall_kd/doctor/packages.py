@@ -12,7 +12,7 @@ class Package:
       module: what is imported.
       dist: its name in the package index.
       pin: the version of requirements.txt, for Python 3.10 and torch 1.13.1; None for
-        what is optional.
+        what only some users need.
       purpose: what fails without it.
       needs: modules whose fault would be this one's too: it is judged after them.
       torch_1_only: with torch 2 it may be absent.
@@ -87,6 +87,10 @@ PACKAGES: Dict[str, Package] = {
             ("numpy", "ctranslate2", "onnxruntime", "av"),
         ),
         Package("kaldifeat", "kaldifeat", None, "features on CUDA", _TORCH),
-        Package("transformers", "transformers", None, "self-supervised teachers"),
+        Package("transformers", "transformers", None, "Hugging Face teachers", _TORCH),
+        Package("faiss", "faiss-cpu", None, "codec pq", ("numpy",)),
+        Package("multi_quantization", "multi_quantization", None, "codec mvq", _TORCH),
+        Package("upath", "universal_pathlib", None, "fields behind a URL"),
+        Package("matplotlib", "matplotlib", None, "plots of fields", ("numpy",)),
     ]
 }

@@ -7,42 +7,76 @@ about it.  A builder imports its library when it is called, not before.
 """
 
 from pathlib import Path
-from typing import Any, Callable, Dict, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Union
 
-from icefall_kd.teachers.protocol import Teacher, TeacherOutput
+from icefall_kd.teachers.protocol import KINDS, Output, Teacher, TeacherOutput
 
-__all__ = ["TEACHERS", "Teacher", "TeacherOutput", "build_teacher"]
+__all__ = [
+    "KINDS",
+    "TEACHERS",
+    "Output",
+    "Teacher",
+    "TeacherOutput",
+    "build_teacher",
+    "build_teachers",
+]
 
 
-def _whisper(name: str) -> Callable[..., Teacher]:
-    def build(model_dir: Union[str, Path], **options: Any) -> Teacher:
-        from icefall_kd.teachers.whisper_ct2 import WhisperCt2
+def _whisper_ct2(name: str, model_dir: Union[str, Path], **options: Any) -> Teacher:
+    from icefall_kd.teachers.whisper_ct2 import WhisperCt2
 
-        return WhisperCt2(name, model_dir, **options)
-
-    return build
+    return WhisperCt2(name, model_dir, **options)
 
 
 TEACHERS: Dict[str, Callable[..., Teacher]] = {
-    # OpenAI Whisper converted for CTranslate2; the name is also the field's name.
-    "whisper_tiny_en": _whisper("whisper_tiny_en"),
-    "whisper_base": _whisper("whisper_base"),
-    # Any other folder of the same form (small, medium, large-v3, distilled ones).
-    "whisper_ct2": _whisper("whisper_ct2"),
+    # OpenAI Whisper converted for CTranslate2: the two that bin.fetch_teacher knows,
+    # and any other folder of the same form (small, medium, large-v3, distilled ones).
+    "whisper_tiny_en": _whisper_ct2,
+    "whisper_base": _whisper_ct2,
+    "whisper_ct2": _whisper_ct2,
 }
 
 
-def build_teacher(name: str, model_dir: Union[str, Path], **options: Any) -> Teacher:
-    """Return the teacher ``name`` with the weights of ``model_dir``.
+def build_teacher(
+    family: str,
+    model_dir: Union[str, Path],
+    name: Optional[str] = None,
+    **options: Any,
+) -> Teacher:
+    """Return a teacher of ``family`` with the weights of ``model_dir``.
 
     Args:
-      name:      key of :data:`TEACHERS`.
+      family:    key of :data:`TEACHERS`.
       model_dir: folder with the model's files, see the family's module.
+      name:      of the teacher and its fields; the family's when None.
       options:   of the family, for example ``compute_type`` and ``num_threads``.
     Raises:
-      ValueError: if the name is unknown; the message lists the known ones.
+      ValueError: if the family is unknown, or has no such option; the message lists
+        the known families.
       FileNotFoundError: if the folder does not hold the model.
     """
-    if name not in TEACHERS:
-        raise ValueError(f"unknown teacher '{name}'; known are {sorted(TEACHERS)}")
-    return TEACHERS[name](model_dir, **options)
+    if family not in TEACHERS:
+        raise ValueError(f"unknown teacher '{family}'; known are {sorted(TEACHERS)}")
+    return TEACHERS[family](name or family, model_dir, **options)
+
+
+def build_teachers(described: Mapping[str, Mapping[str, Any]]) -> List[Teacher]:
+    """Return several teachers, each as a mapping describes it.
+
+    Args:
+      described: name -> {"family": key of :data:`TEACHERS`, the name itself when
+        absent; "model_dir": its folder; and options of the family}.
+    Raises:
+      ValueError, FileNotFoundError: as :func:`build_teacher`, naming the teacher.
+    """
+    teachers = []
+    for name, given in described.items():
+        options = dict(given)
+        family = options.pop("family", name)
+        if "model_dir" not in options:
+            raise ValueError(f"teacher '{name}' has no model_dir")
+        try:
+            teachers.append(build_teacher(family, name=name, **options))
+        except (ValueError, TypeError) as e:
+            raise ValueError(f"teacher '{name}': {e}") from e
+    return teachers

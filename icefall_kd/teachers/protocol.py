@@ -1,21 +1,41 @@
-"""What every teacher offers: a name, a rate, a size, a fingerprint and ``forward``."""
+"""What every teacher offers: a name, its outputs and ``forward``."""
 
 from dataclasses import dataclass
-from typing import Any, Dict, Protocol
+from typing import Any, Dict, Mapping, Protocol
 
 from torch import Tensor
+
+KINDS = ("embedding", "ctc")
+
+
+@dataclass(frozen=True)
+class Output:
+    """One thing that a teacher says; it becomes one field of the cuts.
+
+    Attributes:
+      kind:        one of :data:`KINDS`: "embedding" is (T, D); "ctc" is (T, 2 k + 1),
+                   the k best tokens of a frame as :mod:`icefall_kd.cache.topk` has it.
+      dim:         values of a frame: D, or 2 k + 1.
+      frame_shift: seconds between two frames.
+      fingerprint: what identifies the numbers: model hash, layer, precision, context.
+    """
+
+    kind: str
+    dim: int
+    frame_shift: float
+    fingerprint: Dict[str, Any]
 
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """What a teacher says about a batch.
+    """What a teacher says about a batch, one of its outputs.
 
     Attributes:
-      embedding: (N, T, D) float32, zero beyond the valid frames.
-      lens:      (N,) int64, valid frames, 1 <= lens <= T.
+      x:    (N, T, W) float32, zero beyond the valid frames; W is the output's ``dim``.
+      lens: (N,) int64, valid frames, 1 <= lens <= T.
     """
 
-    embedding: Tensor
+    x: Tensor
     lens: Tensor
 
 
@@ -26,21 +46,16 @@ class Teacher(Protocol):
     of its batch, so that a stored target does not depend on how it was extracted.
 
     Attributes:
-      name:        key of :data:`icefall_kd.teachers.TEACHERS`.
-      frame_shift: seconds between two frames of the output.
-      dim:         D, size of one frame.
+      name:    of the teacher, for messages.
+      outputs: field name -> what it will hold.  A teacher that says one thing calls
+               the field by its own name.
     """
 
     name: str
-    frame_shift: float
-    dim: int
+    outputs: Mapping[str, Output]
 
-    def fingerprint(self) -> Dict[str, Any]:
-        """Return what identifies the output: model hash, layer, precision, context."""
-        ...
-
-    def forward(self, waves: Tensor, wave_lens: Tensor) -> TeacherOutput:
-        """Return the embeddings of a batch.
+    def forward(self, waves: Tensor, wave_lens: Tensor) -> Mapping[str, TeacherOutput]:
+        """Return all outputs for a batch, by field name.
 
         Args:
           waves:     (N, S) float32, 16 kHz, in [-1, 1], zero-padded.

@@ -28,7 +28,7 @@ context, rounded up to the bucket), and only pieces of equal padded length share
 
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, Dict, List, Tuple, Union
+from typing import Dict, List, Tuple, Union
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from torch import Tensor
 
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.teachers.model_hash import model_sha256
-from icefall_kd.teachers.protocol import TeacherOutput, check_waves
+from icefall_kd.teachers.protocol import Output, TeacherOutput, check_waves
 from icefall_kd.teachers.whisper_mel import log_mel
 
 FRAME = 320  # samples in one encoder frame: mel hop 160, halved by a convolution
@@ -63,8 +63,6 @@ class WhisperCt2:
       FileNotFoundError: if the folder does not hold a model.
     """
 
-    frame_shift = FRAME / SAMPLE_RATE
-
     def __init__(
         self,
         name: str,
@@ -89,9 +87,7 @@ class WhisperCt2:
         self.name = name
         self.context = context
         self.bucket = bucket
-        self.compute_type = compute_type
         self.max_batch = max_batch
-        self._model_dir = model_dir
         self._storage = ctranslate2.StorageView
         self._model = ctranslate2.models.Whisper(
             str(model_dir),
@@ -100,19 +96,18 @@ class WhisperCt2:
             intra_threads=num_threads,
         )
         self._num_mels = self._model.n_mels
-        self.dim = self._encode(torch.zeros(1, FRAME * 2)).shape[2]
-
-    def fingerprint(self) -> Dict[str, Any]:
-        """Return what identifies the embeddings; see :class:`Teacher`."""
-        return {
-            "teacher": self.name,
+        self._dim = self._encode(torch.zeros(1, FRAME * 2)).shape[2]
+        fingerprint = {
+            "teacher": name,
             "family": "whisper_ct2",
-            "model_sha256": model_sha256(self._model_dir / "model.bin"),
+            "model_sha256": model_sha256(model_dir / "model.bin"),
             "layer": "last",
-            "compute_type": self.compute_type,
-            "context": self.context,
-            "bucket": self.bucket,
+            "compute_type": compute_type,
+            "context": context,
+            "bucket": bucket,
         }
+        shift = FRAME / SAMPLE_RATE
+        self.outputs = {name: Output("embedding", self._dim, shift, fingerprint)}
 
     def padded_samples(self, num_samples: int) -> int:
         """Return the samples that are encoded for an utterance of ``num_samples``."""
@@ -121,7 +116,7 @@ class WhisperCt2:
         return min(WINDOW, -(-wanted // step) * step)
 
     @torch.no_grad()
-    def forward(self, waves: Tensor, wave_lens: Tensor) -> TeacherOutput:
+    def forward(self, waves: Tensor, wave_lens: Tensor) -> Dict[str, TeacherOutput]:
         """Return the embeddings of a batch; T = ceil(samples / 320).
 
         Args:
@@ -136,12 +131,12 @@ class WhisperCt2:
             for start, end in windows(total):
                 groups[self.padded_samples(end - start)].append((i, start, end, total))
         lens = torch.div(wave_lens + FRAME - 1, FRAME, rounding_mode="floor")
-        out = torch.zeros(len(waves), int(lens.max()), self.dim)
+        out = torch.zeros(len(waves), int(lens.max()), self._dim)
         for padded, group in sorted(groups.items()):
             size = max(1, int(self.max_batch * SAMPLE_RATE / padded))
             for k in range(0, len(group), size):
                 self._encode_pieces(waves, group[k : k + size], padded, out)
-        return TeacherOutput(out, lens.to(torch.int64))
+        return {self.name: TeacherOutput(out, lens.to(torch.int64))}
 
     def _encode_pieces(
         self, waves: Tensor, pieces: List[_Piece], padded: int, out: Tensor

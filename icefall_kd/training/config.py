@@ -4,13 +4,11 @@ import dataclasses
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Optional
-
-import yaml
 
 from icefall_kd.config import ModelConfig, ZipformerConfig
 from icefall_kd.distill.terms import TermsConfig
+from icefall_kd.io import read_yaml
 
 AMP_DTYPES = ("none", "bf16", "fp16")
 
@@ -194,7 +192,7 @@ def parse_config(arguments: Sequence[str]) -> TrainConfig:
     try:
         namespace = parser.parse_args(arguments)
         for path in namespace.config or []:
-            check_keys(TrainConfig, yaml.safe_load(Path(path).read_text()), str(path))
+            check_keys(TrainConfig, read_yaml(path), str(path))
         make = getattr(parser, "instantiate", None) or parser.instantiate_classes
         values = vars(make(namespace))
     except ArgumentError as e:

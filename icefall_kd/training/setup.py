@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+from icefall_kd.cache.codec_file import load_codecs
+from icefall_kd.cache.codecs import Codec
 from icefall_kd.cache.field import FieldInfo, load_field_info
 from icefall_kd.data.stream import CutStream, open_stream
 from icefall_kd.data.tokens import Tokenizer
@@ -32,7 +34,7 @@ class Setup:
       config: with the vocabulary's size filled in.
       student: model, heads and terms, on the CPU.
       tokenizer: None where no BPE model is given.
-      fields: names of the Shar fields that the terms read.
+      fields: Shar fields that the terms read, each with its codec.
       train_stream: all training sets mixed.
       dev_stream: None where there is no validation.
       train_seconds: s of audio in an epoch, about.
@@ -41,7 +43,7 @@ class Setup:
     config: TrainConfig
     student: DistilledStudent
     tokenizer: Optional[Tokenizer]
-    fields: tuple[str, ...]
+    fields: dict[str, Codec]
     train_stream: CutStream
     dev_stream: Optional[CutStream]
     train_seconds: float
@@ -138,7 +140,7 @@ def prepare(config: TrainConfig, checkpoint: Optional[dict[str, Any]] = None) ->
             model, terms, build_heads(terms, config.model, infos, config.seed)
         ),
         tokenizer=tokenizer,
-        fields=fields,
+        fields=load_codecs(train_dirs[0], infos),
         train_stream=train_stream,
         dev_stream=open_stream(dev_dirs, fields, data.expect) if dev_dirs else None,
         train_seconds=train_stream.seconds(),

@@ -36,11 +36,11 @@ def compare(reference: List[torch.Tensor], found: List[torch.Tensor]) -> Dict:
 
 def embed(teacher, waves: List[torch.Tensor]) -> List[torch.Tensor]:
     """Return the (T, D) embeddings of all waves."""
-    output = teacher.forward(
+    (output,) = teacher.forward(
         torch.nn.utils.rnn.pad_sequence(waves, batch_first=True),
         torch.tensor([len(w) for w in waves]),
-    )
-    return [x[:n] for x, n in zip(output.embedding, output.lens.tolist())]
+    ).values()
+    return [x[:n] for x, n in zip(output.x, output.lens.tolist())]
 
 
 def main() -> None:

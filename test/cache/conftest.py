@@ -37,7 +37,7 @@ def taught_shar(pristine_shar, tiny, tmp_path_factory):
     """The small Shar with the field whisper_tiny_en; not to be written to."""
     folder = tmp_path_factory.mktemp("taught") / "shar"
     shutil.copytree(pristine_shar, folder)
-    extract(folder, tiny)
+    extract(folder, [tiny])
     return folder
 
 

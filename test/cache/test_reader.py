@@ -4,9 +4,11 @@ import os
 import numpy as np
 import pytest
 
+from icefall_kd.cache.codecs import make_codec
 from icefall_kd.cache.reader import check_field, load_field, open_shar
 
 FIELD = "whisper_tiny_en"
+FP16 = make_codec("fp16")
 
 
 def rewrite_cuts(folder, shard, change):
@@ -27,7 +29,7 @@ def test_cuts_come_with_audio_and_the_named_field_only(taught_shar):
 def test_a_field_that_the_cut_lacks_is_named(taught_shar):
     cut = next(iter(open_shar(taught_shar)))
     with pytest.raises(ValueError, match=f"carries no field '{FIELD}'"):
-        load_field(cut, FIELD)
+        load_field(cut, FIELD, FP16)
 
 
 @pytest.mark.parametrize("offset, duration", [(0, 0.5), (0.4, 0.4), (0.33, None)])
@@ -35,7 +37,7 @@ def test_a_truncated_cut_gets_the_frames_of_its_own_time(taught_shar, offset, du
     for cut in open_shar(taught_shar, [FIELD]):
         whole = getattr(cut, FIELD).load()  # all frames, the last partial one too
         part = cut.truncate(offset=offset, duration=duration)
-        found = load_field(part, FIELD)
+        found = load_field(part, FIELD, FP16)
         first = int(np.floor(offset / 0.02 + 0.5))
         assert abs(len(found) - part.duration / 0.02) <= 1
         np.testing.assert_array_equal(found, whole[first : first + len(found)])

@@ -9,6 +9,7 @@ from lhotse import CutSet
 from lhotse.utils import compute_num_frames
 
 from icefall_kd import LOG_EPS
+from icefall_kd.cache.codecs import make_codec
 from icefall_kd.data.augment import SpecAugment
 from icefall_kd.data.batches import BatchDataset, make_loader
 from icefall_kd.data.fbank import compute_fbank
@@ -183,7 +184,7 @@ def test_fields_are_padded_with_zeros_and_told_by_length(tmp_path):
         frames = compute_num_frames(cut.duration, 0.02, 16000)
         array = np.full((frames, 4), float(cut.duration), np.float16)
         cut.teacher = _temporal(cut, array, tmp_path)
-    dataset = BatchDataset(fields=["teacher"])
+    dataset = BatchDataset(fields={"teacher": make_codec("fp16")})
     field = dataset[cuts]["fields"]["teacher"]
     assert field["frame_shift"] == 0.02
     assert field["lens"].tolist() == [45, 35, 25]
@@ -203,7 +204,7 @@ def _temporal(cut, array, folder):
 def test_missing_field_names_cut_and_field(shar):
     cuts = CutSet.from_cuts(islice(shar, 2))
     with pytest.raises(ValueError, match="noise-.*teacher"):
-        BatchDataset(fields=["teacher"])[cuts]
+        BatchDataset(fields={"teacher": make_codec("fp16")})[cuts]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

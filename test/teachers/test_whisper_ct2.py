@@ -7,10 +7,19 @@ from icefall_kd.teachers.whisper_ct2 import windows
 
 
 def embed(teacher, waves):
-    output = teacher.forward(
-        pad_sequence(waves, batch_first=True), torch.tensor([len(w) for w in waves])
-    )
-    return [x[:n] for x, n in zip(output.embedding, output.lens.tolist())]
+    lens = torch.tensor([len(w) for w in waves])
+    output = hear(teacher, pad_sequence(waves, batch_first=True), lens)
+    return [x[:n] for x, n in zip(output.x, output.lens.tolist())]
+
+
+def hear(teacher, waves, lens):
+    (output,) = teacher.forward(waves, lens).values()
+    return output
+
+
+def printed(teacher):
+    (output,) = teacher.outputs.values()
+    return output.fingerprint
 
 
 def mean_cosine(a, b):
@@ -28,27 +37,29 @@ def test_an_utterance_alone_and_in_a_batch_gives_the_same_embeddings(tiny, promp
 def test_what_lies_behind_the_end_of_an_utterance_is_not_heard(tiny, prompts):
     wave = prompts[0][:20000]
     noisy = torch.cat([wave, torch.randn(20000)])
-    found = tiny.forward(noisy[None], torch.tensor([20000]))
-    torch.testing.assert_close(found.embedding[0], embed(tiny, [wave])[0])
+    found = hear(tiny, noisy[None], torch.tensor([20000]))
+    torch.testing.assert_close(found.x[0], embed(tiny, [wave])[0])
 
 
 @pytest.mark.parametrize("samples", [1, 320, 321, 15999, 16000, 16001, 560000])
 def test_frames_are_the_samples_over_320_rounded_up(tiny, samples):
-    output = tiny.forward(torch.randn(1, samples) * 0.1, torch.tensor([samples]))
+    output = hear(tiny, torch.randn(1, samples) * 0.1, torch.tensor([samples]))
     expected = -(-samples // 320)
     assert output.lens.tolist() == [expected]
     assert output.lens.dtype == torch.int64
-    assert output.embedding.shape == (1, expected, 384)
-    assert output.embedding.dtype == torch.float32
-    assert tiny.dim == 384 and tiny.frame_shift == 0.02
+    assert output.x.shape == (1, expected, 384)
+    assert output.x.dtype == torch.float32
+    described = tiny.outputs["whisper_tiny_en"]
+    assert (described.kind, described.dim) == ("embedding", 384)
+    assert described.frame_shift == 0.02
 
 
 def test_frames_beyond_the_valid_ones_are_zero(tiny, prompts):
     waves = [prompts[0][:16000], prompts[1][:17000]]
     lens = torch.tensor([16000, 17000])
-    output = tiny.forward(pad_sequence(waves, batch_first=True), lens)
+    output = hear(tiny, pad_sequence(waves, batch_first=True), lens)
     assert output.lens.tolist() == [50, 54]
-    assert output.embedding[0, 50:].abs().sum() == 0
+    assert output.x[0, 50:].abs().sum() == 0
 
 
 def test_embeddings_are_close_to_those_of_the_padded_30_s(tiny, tiny_dir, prompts):
@@ -61,7 +72,7 @@ def test_int8_is_close_to_float32(tiny, tiny_dir, prompts):
         "whisper_tiny_en", tiny_dir, compute_type="int8", num_threads=1
     )
     assert mean_cosine(embed(int8, prompts), embed(tiny, prompts)) > 0.99
-    assert int8.fingerprint() != tiny.fingerprint()
+    assert printed(int8) != printed(tiny)
 
 
 def test_frames_follow_the_audio_in_time(tiny, prompts):
@@ -116,7 +127,7 @@ def test_an_unknown_teacher_is_refused_with_the_known_ones(tmp_path):
 
 
 def test_the_fingerprint_tells_model_layer_precision_and_context(tiny):
-    found = tiny.fingerprint()
+    found = printed(tiny)
     assert found["model_sha256"].startswith("1a5afae06a4d")
     assert found["layer"] == "last" and found["compute_type"] == "float32"
     assert found["context"] == 1.0

@@ -16,7 +16,7 @@ from icefall_kd.distill.embedding import EmbeddingConfig
 from icefall_kd.distill.terms import TermsConfig
 from icefall_kd.distill.transducer import TransducerConfig
 from icefall_kd.masks import make_pad_mask
-from icefall_kd.teachers.protocol import TeacherOutput
+from icefall_kd.teachers.protocol import Output, TeacherOutput
 from icefall_kd.training.config import DataConfig, OptimConfig, TrainConfig
 
 WORDS = "ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE TEN".split()
@@ -51,21 +51,19 @@ STUDENT = ModelConfig(
 class EnergyTeacher:
     """Says, every 20 ms, fixed random mixtures of the samples."""
 
-    frame_shift = 0.02
-
     def __init__(self, name: str, dim: int) -> None:
-        self.name, self.dim = name, dim
+        self.name = name
+        fingerprint = {"teacher": name, "dim": dim}
+        self.outputs = {name: Output("embedding", dim, 0.02, fingerprint)}
         generator = torch.Generator().manual_seed(dim)
         self.mix = torch.randn(320, dim, generator=generator)
-
-    def fingerprint(self):
-        return {"teacher": self.name, "dim": self.dim}
 
     def forward(self, waves, wave_lens):
         lens = (wave_lens // 320).clamp(min=1)
         frames = waves[:, : int(lens.max()) * 320].unflatten(1, (-1, 320))
         x = (frames @ self.mix).abs().log1p()
-        return TeacherOutput(x * ~make_pad_mask(lens).unsqueeze(-1), lens)
+        x = x * ~make_pad_mask(lens).unsqueeze(-1)
+        return {self.name: TeacherOutput(x, lens)}
 
 
 def sentence(i: int) -> str:
@@ -84,8 +82,8 @@ def data_dir(tmp_path_factory) -> Path:
         cuts = noise_cuts(audio, durations, given, seed=len(name))
         cuts = cuts.modify_ids(lambda i, name=name: f"{name}-{i}")
         write_shar(cuts, root / "shar" / name, shard_size=5)
-        for teacher in (EnergyTeacher("wise", 6), EnergyTeacher("old", 3)):
-            extract(root / "shar" / name, teacher)
+        teachers = [EnergyTeacher("wise", 6), EnergyTeacher("old", 3)]
+        extract(root / "shar" / name, teachers)
     write_lang(train_bpe(texts * 20, VOCAB_SIZE), root / "lang")
     return root
 

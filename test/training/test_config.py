@@ -113,4 +113,5 @@ def test_every_conf_of_every_recipe_builds():
             built[config.model] = build_model(config.model)
         assert to_dict(config)["terms"]
     every = {f for conf in RECIPES for f in conf.rglob("*.yaml")}
+    every = {f for f in every if f.name != "teachers.yaml"}  # of bin.extract
     assert every == used, "a conf that no stage of a recipe uses"

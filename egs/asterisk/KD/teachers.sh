@@ -4,18 +4,19 @@
 #   bash egs/asterisk/KD/teachers.sh [--stage 0] [--stop-stage 1] [--profile full]
 #
 # Stage 0: OpenAI Whisper tiny.en and base  -> download/teachers/<teacher>/
-# Stage 1: their embeddings, 50 Hz, fp16    -> data/shar/<set>/<teacher>.*.tar, .json
+# Stage 1: their embeddings, 50 Hz          -> data/shar/<set>/<teacher>.*.tar, .json
 #
 # Both stages look at what is there and make only what is missing or damaged.
 stage=0              # first stage to run
 stop_stage=1         # last stage to run
 profile=quick        # quick: a slice of the unlabelled pool; full: all of its English
-teachers="whisper_tiny_en whisper_base" # of icefall_kd/teachers/__init__.py
+fetch="whisper_tiny_en whisper_base" # teachers of stage 0; those of stage 1: conf
+conf=conf/teachers.yaml # the teachers and their options
+codec=fp16           # of the embeddings; pq16 takes a sixtieth, see bin.extract --help
 sets=                # folders of data/shar; empty: train, dev and the unlabelled ones
 from_dir=            # folder with one Whisper folder a teacher, instead of the index
-compute_type=int8    # int8: twice as fast, cosine 0.999 to float32; or float32
-num_threads=$(nproc) # CPU threads of the teacher
-max_batch_duration=60 # seconds of audio in one call of the teacher
+num_threads=$(nproc) # CPU threads of the teachers
+max_batch_duration=60 # seconds of audio in one call of a teacher
 overwrite=false      # replace fields that were made with other options
 
 set -euo pipefail
@@ -32,7 +33,7 @@ if [[ -z $sets ]]; then
 fi
 
 if in_stage 0 "Fetch the teachers -> download/teachers"; then
-  for teacher in $teachers; do
+  for teacher in $fetch; do
     python -m icefall_kd.bin.fetch_teacher --teacher "$teacher" \
       --out-dir "download/teachers/$teacher" \
       ${from_dir:+--from-dir "$from_dir/$teacher"}
@@ -44,13 +45,11 @@ if in_stage 1 "Extract embeddings -> data/shar/{${sets// /,}}/<teacher>.*"; then
   for set in $sets; do
     folders+=("data/shar/$set")
   done
-  options=(--compute-type "$compute_type" --num-threads "$num_threads")
+  options=(--codec "$codec" --num-threads "$num_threads")
   options+=(--max-batch-duration "$max_batch_duration")
   if [[ $overwrite == true ]]; then
     options+=(--overwrite)
   fi
-  for teacher in $teachers; do
-    python -m icefall_kd.bin.extract --shar-dir "${folders[@]}" \
-      --teacher "$teacher" --model-dir "download/teachers/$teacher" "${options[@]}"
-  done
+  python -m icefall_kd.bin.extract --shar-dir "${folders[@]}" --teachers "$conf" \
+    "${options[@]}"
 fi

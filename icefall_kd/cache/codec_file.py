@@ -1,0 +1,86 @@
+"""The state of a trained codec, on disk beside the field: ``<field>.codec.npz``."""
+
+import hashlib
+import io
+import zipfile
+from pathlib import Path
+from typing import Dict, Mapping, Optional
+
+import numpy as np
+
+from icefall_kd.cache.codecs import Codec, find_codec, make_codec
+from icefall_kd.cache.field import FieldInfo
+from icefall_kd.io import Pathlike, as_path, write_aside
+
+_SPEC = "spec"  # entry of the file beside the state's arrays
+
+
+def codec_path(shar_dir: Pathlike, field: str) -> Path:
+    """Return the path of the state of a field's codec."""
+    return as_path(shar_dir) / f"{field}.codec.npz"
+
+
+def codec_sha256(codec: Codec) -> Optional[str]:
+    """Return what tells two trainings of a codec apart; None for one without state."""
+    state = codec.state()
+    if not state:
+        return None
+    digest = hashlib.sha256(codec.spec.encode())
+    for name in sorted(state):
+        array = np.ascontiguousarray(state[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def save_codec(codec: Codec, shar_dir: Pathlike, field: str) -> None:
+    """Write the state of a trained codec, whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **{_SPEC: np.array(codec.spec)}, **codec.state())
+    with write_aside(codec_path(shar_dir, field)) as aside:
+        aside.write_bytes(buffer.getvalue())
+
+
+def read_codec(shar_dir: Pathlike, field: str) -> Codec:
+    """Read a trained codec.
+
+    Raises:
+      FileNotFoundError: if the file is missing.
+      ValueError: if it is damaged or of another form.
+    """
+    path = codec_path(shar_dir, field)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: without it the field cannot be decoded. Copy it from "
+            "where the field was made, or extract the field again with --overwrite"
+        )
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            state: Dict[str, np.ndarray] = {name: file[name] for name in file.files}
+        return make_codec(str(state.pop(_SPEC)), state)
+    except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile) as e:
+        raise ValueError(f"{path}: not the state of a codec, or damaged ({e})") from e
+
+
+def load_codec(shar_dir: Pathlike, info: FieldInfo) -> Codec:
+    """Return the codec that decodes a field.
+
+    Raises:
+      FileNotFoundError: if its state is missing.
+      ValueError: if its state is not the one that the field was written with.
+    """
+    if not find_codec(info.codec)[0].trained:
+        return make_codec(info.codec)
+    codec = read_codec(shar_dir, info.name)
+    if codec.spec != info.codec or codec_sha256(codec) != info.codec_sha256:
+        raise ValueError(
+            f"{codec_path(shar_dir, info.name)} is not the codec that the field "
+            f"'{info.name}' was written with ({info.codec}); copy both from one place, "
+            "or extract the field again with --overwrite"
+        )
+    return codec
+
+
+def load_codecs(shar_dir: Pathlike, infos: Mapping[str, FieldInfo]) -> Dict[str, Codec]:
+    """Return the codec of each field of a folder; else as :func:`load_codec`."""
+    return {name: load_codec(shar_dir, info) for name, info in infos.items()}

@@ -1,0 +1,63 @@
+"""How a field's frames are stored.  One file a codec, one dict of names.
+
+A codec is written as its name and, where it has a size, the bytes of a frame:
+``fp16``, ``int8``, ``pq16``.  To add one: a subclass of
+:class:`~icefall_kd.cache.codecs.base.Codec` in a file of its own, and a line in
+:data:`CODECS`.
+"""
+
+import re
+from typing import Dict, Mapping, Optional, Tuple, Type
+
+import numpy as np
+
+from icefall_kd.cache.codecs.base import Codec
+from icefall_kd.cache.codecs.fp16 import Fp16
+from icefall_kd.cache.codecs.int8 import Int8
+from icefall_kd.cache.codecs.topk import TopK
+
+__all__ = ["CODECS", "Codec", "find_codec", "make_codec", "train_codec"]
+
+CODECS: Dict[str, Type[Codec]] = {c.name: c for c in (Fp16, Int8, TopK)}
+
+
+def find_codec(spec: str) -> Tuple[Type[Codec], Optional[int]]:
+    """Return the class and the size that ``spec`` names, for example "pq16".
+
+    Raises:
+      ValueError: if there is none; the message lists those that there are.
+    """
+    if spec in CODECS and not CODECS[spec].sized:
+        return CODECS[spec], None
+    match = re.fullmatch(r"([a-z]+)([1-9]\d*)", spec)
+    if match and match.group(1) in CODECS and CODECS[match.group(1)].sized:
+        return CODECS[match.group(1)], int(match.group(2))
+    known = [name + ("<bytes>" if c.sized else "") for name, c in CODECS.items()]
+    raise ValueError(f"unknown codec '{spec}'; known are {sorted(known)}")
+
+
+def make_codec(spec: str, state: Optional[Mapping[str, np.ndarray]] = None) -> Codec:
+    """Return the codec ``spec``.
+
+    Args:
+      state: what :meth:`Codec.state` of a trained one returned; needed by codecs that
+        are trained.
+    Raises:
+      ValueError: if there is no such codec, or its state is missing.
+    """
+    cls, size = find_codec(spec)
+    if cls.trained and not state:
+        raise ValueError(f"codec '{spec}' must be trained; its state is missing")
+    return cls(size, state or {})
+
+
+def train_codec(spec: str, frames: np.ndarray, seed: int = 0) -> Codec:
+    """Return the codec ``spec`` trained on ``frames``, (F, W) float32.
+
+    Raises:
+      ValueError: if there is no such codec, or the frames are too few or not finite.
+    """
+    cls, size = find_codec(spec)
+    if not np.isfinite(frames).all():
+        raise ValueError(f"frames to train codec '{spec}' on are not finite")
+    return cls(size, cls.train(size, frames, seed) if cls.trained else {})

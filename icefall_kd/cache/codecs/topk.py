@@ -1,0 +1,46 @@
+"""Codec ``topk``: the k best tokens of a frame, 4 bytes each, and the rest's mass."""
+
+import numpy as np
+
+from icefall_kd.cache.codecs.base import Codec, check_finite
+
+
+class TopK(Codec):
+    """Ids as uint16, log-probabilities and the tail's mass in half precision.
+
+    Its frames are those of :mod:`icefall_kd.cache.topk`; a stored frame is the bytes
+    of k uint16, k float16 and one float16 more, little-endian.
+    """
+
+    name = "topk"
+    kinds = ("ctc",)
+
+    def encode(self, x: np.ndarray) -> np.ndarray:
+        """See :class:`Codec`.
+
+        Raises:
+          ValueError: if a value is not finite, or an id does not fit 16 bits.
+        """
+        check_finite(x, self.spec)
+        k = x.shape[1] // 2
+        ids, values = x[:, :k], x[:, k:]
+        if ids.size and not (0 <= ids.min() and ids.max() < 1 << 16):
+            raise ValueError(f"token ids {ids.min()} .. {ids.max()} do not fit 16 bits")
+        return np.concatenate(
+            [
+                np.ascontiguousarray(ids.astype("<u2")).view(np.uint8),
+                np.ascontiguousarray(values.astype("<f2")).view(np.uint8),
+            ],
+            axis=1,
+        )
+
+    def decode(self, stored: np.ndarray) -> np.ndarray:
+        """See :class:`Codec`."""
+        k = (stored.shape[1] - 2) // 4
+        ids = np.ascontiguousarray(stored[:, : 2 * k]).view("<u2")
+        values = np.ascontiguousarray(stored[:, 2 * k :]).view("<f2")
+        return np.concatenate([ids, values], axis=1, dtype=np.float32)
+
+    def bytes_per_frame(self, dim: int) -> float:
+        """See :class:`Codec`."""
+        return 4.0 * (dim // 2) + 2.0
