@@ -125,7 +125,7 @@ class TrainConfig:
     amp: str = "none"
     num_threads: int = 0
     average_period: int = 100
-    save_every_n: int = 0
+    save_every_n: int = 1000
     keep_optimizer: int = 2
     log_interval: int = 50
     max_bad_batches: int = 10
