@@ -65,9 +65,7 @@ class DistilledStudent(nn.Module):
           (loss, scalar with gradient; student frames; output of each term, detached).
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            encoder_out, lens = self.model.forward_encoder(
-                batch["features"], batch["feature_lens"]
-            )
+            encoder_out, lens = self.model.forward_encoder(*self.model.inputs(batch))
         student = StudentOutput(encoder_out, lens, self.model, self.heads)
         frames = int(lens.sum())
         # Zero, but it ties the loss to what is trained where no term found a target,

@@ -1,7 +1,10 @@
 """The student: encoder, predictor, joiner and CTC head."""
 
+from typing import Any, Mapping, Tuple
+
 from torch import Tensor, nn
 
+from icefall_kd import LOG_EPS
 from icefall_kd.masks import make_pad_mask
 from icefall_kd.transducer.joiner import Joiner, small_linear
 from icefall_kd.transducer.predictor import Decoder
@@ -20,7 +23,14 @@ class AsrModel(nn.Module):
     Attributes:
       encoder_dim: C of the encoder's output.
       vocab_size: V, the blank included.
+      fields: Shar fields that the encoder hears; none: it hears the audio.
+      min_frames: of its input, for one frame of its output.
+      padding_value: of its input.
     """
+
+    fields: Tuple[str, ...] = ()
+    min_frames = 9
+    padding_value = LOG_EPS
 
     def __init__(
         self,
@@ -44,6 +54,10 @@ class AsrModel(nn.Module):
         self.ctc_output = nn.Sequential(
             nn.Dropout(0.1), nn.Linear(encoder_dim, vocab_size), nn.LogSoftmax(dim=-1)
         )
+
+    def inputs(self, batch: Mapping[str, Any]) -> Tuple[Tensor, Tensor]:
+        """Return what :meth:`forward_encoder` reads of a batch, and its lengths."""
+        return batch["features"], batch["feature_lens"]
 
     def forward_encoder(self, x: Tensor, x_lens: Tensor) -> tuple[Tensor, Tensor]:
         """Encode whole utterances (chunk-masked when the encoder is causal).
