@@ -69,6 +69,7 @@ class EmbeddingTerm:
 
     name = "embedding"
     options = EmbeddingConfig
+    needs_stacks = False
     needs_text = False
     trains = ()
 
