@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from icefall_kd.cache.topk import split_topk, take_topk
+from icefall_kd.cache.topk import join_path, split_path, split_topk, take_topk
 from icefall_kd.config import ModelConfig, ZipformerConfig
 from icefall_kd.distill.align import pair_means
 from icefall_kd.distill.essence import EssenceConfig, EssenceTerm
 from icefall_kd.distill.inter_ctc import InterCtcConfig, InterCtcTerm
+from icefall_kd.distill.one_best import OneBestConfig, OneBestTerm
 from icefall_kd.distill.term import StudentOutput
 from icefall_kd.transducer.joiner import Joiner
 from icefall_kd.transducer.model import AsrModel
@@ -42,17 +43,27 @@ def ctc_field(seed, k=K, lens=LENS):
     return {"x": x, "lens": torch.tensor(lens), "frame_shift": 0.04}
 
 
+def path_field(seed):
+    """Distributions on a path that emits two or three tokens an utterance."""
+    field = ctc_field(seed)
+    emitted = torch.zeros(2, max(LENS), dtype=torch.int64)
+    emitted[0, [2, 9, 22]] = torch.tensor([3, 1, 4])
+    emitted[1, [0, 5]] = torch.tensor([5, 5])
+    return {**field, "x": join_path(emitted, field["x"])}
+
+
 @pytest.fixture
 def batch():
-    fields = {"judge": ctc_field(1), "second": ctc_field(2)}
+    fields = {"judge": ctc_field(1), "second": ctc_field(2), "walker": path_field(3)}
     return {"tokens": [[3, 1, 4], [5, 5]], "fields": fields}
 
 
 @pytest.fixture
 def infos():
+    kinds = {"judge": "ctc", "second": "ctc", "walker": "path"}
     return {
-        n: SimpleNamespace(name=n, kind="ctc", dim=2 * K + 1)
-        for n in ("judge", "second")
+        name: SimpleNamespace(name=name, kind=kind, dim=2 * K + 1 + (kind == "path"))
+        for name, kind in kinds.items()
     }
 
 
@@ -86,7 +97,8 @@ def make(cls, options, student, infos):
 
 INTER = InterCtcConfig(stacks=(0, -1), teacher="judge", kd_weight=0.3)
 ESSENCE = EssenceConfig(teachers=("judge", "second"), size=3, token_weight=2.5)
-TERMS = [(InterCtcTerm, INTER), (EssenceTerm, ESSENCE)]
+ONE_BEST = OneBestConfig(teacher="walker")
+TERMS = [(InterCtcTerm, INTER), (EssenceTerm, ESSENCE), (OneBestTerm, ONE_BEST)]
 
 
 def slow_ctc(log_probs, tokens):
@@ -143,14 +155,46 @@ def test_essence_equals_the_slow_reference(student, batch, infos, delay):
         log_probs = student.model.ctc_output(student.encoder_out[n : n + 1, :frames])
         for t in range(frames - delay):
             mean = torch.zeros(VOCAB)
-            for field in batch["fields"].values():
-                ids, values, _ = split_topk(field["x"][n, t])
+            for name in ("judge", "second"):
+                ids, values, _ = split_topk(batch["fields"][name]["x"][n, t])
                 mean[ids] += values.exp() / 2
             best, where = mean.topk(3)
             loss = -(best / best.sum() * log_probs[0, t + delay, where]).sum()
             total += float(loss) * (2.5 if int(where[0]) != 0 else 1.0)
     assert float(output.sum) == pytest.approx(total, rel=1e-4)
     assert output.count == sum(LENS) - 2 * delay
+
+
+@pytest.mark.parametrize("shift", [0, 2])
+def test_one_best_equals_the_slow_reference(student, batch, infos, shift):
+    options = dataclasses.replace(ONE_BEST, shift=shift)
+    term, student = make(OneBestTerm, options, student, infos)
+    output = term(student, batch, 0)
+    model, total = student.model, 0.0
+    emitted, frames = split_path(batch["fields"]["walker"]["x"])
+    for n, length in enumerate(LENS):
+        history = [-1, 0]
+        for t in range(length - shift):
+            dec = model.decoder(torch.tensor([history[-2:]]), need_pad=False)[:, 0]
+            logits = model.joiner(student.encoder_out[n, t + shift][None], dec)[0]
+            p = logits.softmax(-1).detach()
+            ids, values, tail = split_topk(frames[n, t])
+            rest = 1 - p[ids].sum()
+            total += float((values.exp() * (values - p[ids].log())).sum())
+            total += float(tail * (tail / rest).log())
+            if emitted[n, t]:
+                history.append(int(emitted[n, t]))
+    assert float(output.sum) == pytest.approx(total, rel=1e-4)
+    assert output.count == sum(LENS) - 2 * shift
+
+
+def test_one_best_comes_in_over_its_warm_up(student, batch, infos):
+    term, student = make(
+        OneBestTerm, dataclasses.replace(ONE_BEST, warm_steps=100), student, infos
+    )
+    full = float(term(student, batch, 100).sum)
+    assert float(term(student, batch, 0).sum) == 0.0
+    assert float(term(student, batch, 50).sum) == pytest.approx(0.5 * full)
 
 
 @pytest.mark.parametrize("cls, options", TERMS)
@@ -165,7 +209,7 @@ def test_padding_is_ignored(student, batch, infos, cls, options):
         for stack in student.stacks:
             stack[1, 2 * LENS[1] :] = 50.0
     for field in batch["fields"].values():
-        field["x"][1, LENS[1] :] = 1.0
+        field["x"][1, LENS[1] :] = 1.0  # token 1 on a path
     assert float(term(student, batch, 0).sum) == pytest.approx(float(before.sum))
 
 
@@ -217,6 +261,8 @@ def test_a_teacher_of_another_rate_or_length_is_refused(student, batch, infos):
         (InterCtcTerm, InterCtcConfig(distance="l9"), "distance is 'l9'"),
         (InterCtcTerm, InterCtcConfig(stacks=(2,)), "no stack 2, there are 2"),
         (InterCtcTerm, InterCtcConfig(delay=-1), "must not be negative"),
+        (OneBestTerm, OneBestConfig(), "teacher is empty"),
+        (OneBestTerm, OneBestConfig(teacher="walker", shift=-1), "not be negative"),
         (EssenceTerm, EssenceConfig(), "teachers is empty"),
         (EssenceTerm, EssenceConfig(teachers=("judge",)), "size is 10.*keep 4 tokens"),
         (EssenceTerm, EssenceConfig(teachers=("judge",), mass=2.0), "mass is 2"),
@@ -229,6 +275,6 @@ def test_impossible_options_are_refused(student, infos, cls, options, match):
 
 @pytest.mark.parametrize("cls, options", TERMS)
 def test_a_field_of_another_kind_is_refused(student, infos, cls, options):
-    infos["judge"].kind = "embedding"
-    with pytest.raises(ValueError, match="'judge' is of kind 'embedding', not 'ctc'"):
+    infos["judge"].kind = infos["walker"].kind = "embedding"
+    with pytest.raises(ValueError, match="is of kind 'embedding', not '(ctc|path)'"):
         make(cls, options, student, infos)

@@ -12,14 +12,16 @@ from icefall_kd.bin.decode import get_parser, run
 from icefall_kd.cache.codecs import make_codec
 from icefall_kd.cache.extract import extract
 from icefall_kd.cache.reader import load_field, open_shar
-from icefall_kd.cache.topk import split_topk
+from icefall_kd.cache.teach import teach_batch
+from icefall_kd.cache.topk import split_path, split_topk
 from icefall_kd.config import AdapterConfig, ModelConfig, to_dict
 from icefall_kd.data.batches import BatchDataset
 from icefall_kd.data.shar import write_shar
+from icefall_kd.decoding import decode
 from icefall_kd.distill.align import align_frames
 from icefall_kd.teachers import build_teachers
 from icefall_kd.training.averaging import write_average
-from icefall_kd.training.checkpoint import load_model
+from icefall_kd.training.checkpoint import load_model, pack_bytes
 from icefall_kd.training.run import train
 from icefall_kd.training.setup import prepare
 from icefall_kd.transducer.adapter import hide_stretches
@@ -111,13 +113,14 @@ def test_a_field_that_is_not_there_is_named(adapted):
 
 
 @pytest.fixture(scope="module")
-def adapter_file(tmp_path_factory):
+def adapter_file(asterisk, tmp_path_factory):
     """An untrained adapter over Whisper tiny.en, as a checkpoint."""
     torch.manual_seed(0)
     fields = AdapterConfig(fields=("whisper_tiny_en",), dims=(384,), dim=32)
-    config = ModelConfig(adapter=fields, vocab_size=40, decoder_dim=8, joiner_dim=8)
+    config = ModelConfig(adapter=fields, vocab_size=150, decoder_dim=8, joiner_dim=8)
     path = tmp_path_factory.mktemp("adapter") / "pretrained.pt"
-    checkpoint = {"model": build_model(config).state_dict(), "bpe_model": None}
+    bpe = pack_bytes((asterisk / "data/lang_bpe_150/bpe.model").read_bytes())
+    checkpoint = {"model": build_model(config).state_dict(), "bpe_model": bpe}
     torch.save({**checkpoint, "model_config": to_dict(config), "info": {}}, path)
     return path
 
@@ -153,6 +156,30 @@ def test_as_a_teacher_it_says_what_it_says_of_cached_fields(
         assert difference[: n - 1].max() < 0.02 and difference[n - 1].max() < 0.2
         rest = 1 - expected.exp().sum(dim=1)
         assert (tail[row, :n] - rest).abs()[: n - 1].max() < 0.02
+
+
+def test_its_paths_spell_the_transcript_or_what_it_recognises(
+    adapter_file, tiny_dir, asterisk
+):
+    described = describe(adapter_file, tiny_dir, outputs=["path"])
+    (judge,) = build_teachers(described)
+    cuts = [c for c in open_shar(asterisk / "data/shar/test") if c.duration < 3][:3]
+    texts = [cuts[0].supervisions[0].text, "", "A" * 999]
+    waves = [torch.from_numpy(c.load_audio()[0]) for c in cuts]
+    (said, silent, long) = teach_batch(waves, [judge], texts)
+    emitted, frames = split_path(torch.from_numpy(said["judge_path"]))
+    tokens = [t for t in emitted.tolist() if t]
+    assert judge.tokenizer.decode(tokens) == texts[0]
+    ids, values, tail = split_topk(frames)
+    assert ids.shape[1] == 5 and ((values.exp().sum(1) + tail) - 1).abs().max() < 1e-4
+    # Without a transcript that fits, the path is that of what the search finds.
+    model, wave = judge.model, waves[1]
+    x, lens = model.inputs(judge._hear(wave[None], torch.tensor([len(wave)])))
+    encoder_out, lens = model.forward_encoder(x, lens)
+    found = decode(model, encoder_out, lens, judge.search)[0].tokens
+    emitted, _ = split_path(torch.from_numpy(silent["judge_path"]))
+    assert [t for t in emitted.tolist() if t] == found
+    assert len(split_path(torch.from_numpy(long["judge_path"]))[0]) > 0
 
 
 def test_an_adapter_without_its_members_is_refused(adapter_file, tiny_dir, tmp_path):
