@@ -1,6 +1,7 @@
 """Terms on a teacher's CTC distributions: slow references, padding, order, delay."""
 
 import dataclasses
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -12,8 +13,15 @@ from icefall_kd.config import ModelConfig, ZipformerConfig
 from icefall_kd.distill.align import pair_means
 from icefall_kd.distill.essence import EssenceConfig, EssenceTerm
 from icefall_kd.distill.inter_ctc import InterCtcConfig, InterCtcTerm
+from icefall_kd.distill.lfmmi import (
+    LfmmiConfig,
+    LfmmiTerm,
+    dense_log_probs,
+    sequence_divergence,
+)
 from icefall_kd.distill.one_best import OneBestConfig, OneBestTerm
 from icefall_kd.distill.term import StudentOutput
+from icefall_kd.transducer.denominator import build_denominator, save_denominator
 from icefall_kd.transducer.joiner import Joiner
 from icefall_kd.transducer.model import AsrModel
 from icefall_kd.transducer.predictor import Decoder
@@ -227,6 +235,98 @@ def test_the_order_of_the_batch_does_not_matter(student, batch, infos, cls, opti
     )
     batch["tokens"] = batch["tokens"][::-1]
     assert float(term(flipped, batch, 0).sum) == pytest.approx(before, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def lfmmi(tmp_path_factory):
+    """Options of the term with a graph of a few texts."""
+    path = tmp_path_factory.mktemp("graph") / "den.pt"
+    texts = [[1, 2, 3], [4, 4], [5, 8, 1], [2]]
+    save_denominator(build_denominator(texts, VOCAB), VOCAB, path)
+    return LfmmiConfig(teacher="judge", graph=str(path), output_beam=100.0)
+
+
+def slow_divergence(student, teacher):
+    """KL over all label sequences of a few frames, one by one."""
+    of_student, of_teacher = [], []
+    for path in itertools.product(range(VOCAB), repeat=len(student)):
+        for log_probs, scores in ((student, of_student), (teacher, of_teacher)):
+            scores.append(sum(float(log_probs[t, p]) for t, p in enumerate(path)))
+    return torch.tensor(of_student).double(), torch.tensor(of_teacher).double()
+
+
+def test_lfmmi_is_the_divergence_of_label_sequences(student, batch, infos, lfmmi):
+    term, student = make(LfmmiTerm, lfmmi, student, infos)
+    lens = [3, 2]
+    log_probs = student.model.ctc_output(student.encoder_out[:, :3]).detach()
+    teacher = dense_log_probs(batch["fields"]["judge"]["x"][:, :3], VOCAB)
+    found = sequence_divergence(log_probs, teacher, torch.tensor(lens), term.graph, 100)
+    for n, frames in enumerate(lens):
+        paths = list(itertools.product(range(VOCAB), repeat=frames))
+        language = torch.tensor([language_score(term.graph, p) for p in paths])
+        s, t = slow_divergence(log_probs[n, :frames], teacher[n, :frames])
+        p, q = ((x + language).log_softmax(0) for x in (s, t))
+        expected = (q.exp() * (q - p)).sum()
+        assert float(found[n]) == pytest.approx(float(expected), abs=1e-3)
+
+
+def language_score(graph, path):
+    """The graph's own weight of a way to label the frames, by walking it."""
+    arcs = graph.arcs.values()[:, :3].tolist()
+    scores = graph.scores.tolist()
+    total = {0: 0.0}
+    for label in [*path, -1]:
+        new = {}
+        for (src, dst, given), score in zip(arcs, scores):
+            if src in total and given == label:
+                new[dst] = float(
+                    torch.logaddexp(
+                        torch.tensor(new.get(dst, float("-inf"))),
+                        torch.tensor(total[src] + score),
+                    )
+                )
+        total = new
+    return sum(total.values())
+
+
+def test_lfmmi_of_a_student_like_its_teacher_is_nothing(student, batch, infos, lfmmi):
+    term, _ = make(LfmmiTerm, lfmmi, student, infos)
+    teacher = dense_log_probs(batch["fields"]["judge"]["x"], VOCAB)
+    same = teacher.clone().requires_grad_()
+    found = sequence_divergence(same, teacher, torch.tensor(LENS), term.graph, 100)
+    torch.testing.assert_close(found, torch.zeros(2).double(), atol=1e-3, rtol=0)
+    found.sum().backward()
+    assert same.grad.abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("delay", [0, 2])
+def test_lfmmi_ignores_padding_and_order(student, batch, infos, lfmmi, delay):
+    options = dataclasses.replace(lfmmi, delay=delay)
+    term, student = make(LfmmiTerm, options, student, infos)
+    before = term(student, batch, 0)
+    before.sum.backward()
+    assert student.encoder_out.grad[1, LENS[1] :].abs().sum() == 0
+    assert before.count == sum(LENS) - 2 * delay and float(before.sum) > 0
+    field = batch["fields"]["judge"]
+    field["x"][1, LENS[1] :] = 1.0
+    field["x"], field["lens"] = field["x"].flip(0), field["lens"].flip(0)
+    out = student.encoder_out.detach().clone()
+    out[1, LENS[1] :] = 50.0
+    flipped = dataclasses.replace(
+        student, encoder_out=out.flip(0), lens=student.lens.flip(0)
+    )
+    after = float(term(flipped, batch, 0).sum)
+    assert after == pytest.approx(float(before.sum), rel=1e-4)
+
+
+def test_a_graph_of_another_vocabulary_is_refused(student, infos, lfmmi, tmp_path):
+    save_denominator(build_denominator([[1]], 5), 5, tmp_path / "den.pt")
+    options = dataclasses.replace(lfmmi, graph=str(tmp_path / "den.pt"))
+    with pytest.raises(ValueError, match="is of 5 tokens, the student has 9"):
+        make(LfmmiTerm, options, student, infos)
+    for options in (LfmmiConfig(), LfmmiConfig(teacher="judge")):
+        with pytest.raises(ValueError, match="terms.lfmmi.(teacher|graph) is empty"):
+            LfmmiTerm(options)
 
 
 def test_inter_ctc_without_a_teacher_is_intermediate_ctc(student, batch, infos):
