@@ -101,7 +101,6 @@ def layers():
                         conf / profile / f"{stage}.yaml",
                     ]
 
-
         yield [conf / "adapter.yaml"]
         for kd in sorted((conf / "kd").glob("*.yaml")):
             stack = ["student", "unified", "finetune", "full/finetune"]
