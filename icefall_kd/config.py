@@ -7,7 +7,7 @@ with the run, and the checkpoint carries :class:`ModelConfig`.
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Mapping, Tuple, Type, TypeVar
+from typing import Any, Mapping, Optional, Tuple, Type, TypeVar, get_args
 
 T = TypeVar("T")
 
@@ -73,10 +73,39 @@ class ZipformerConfig:
 
 
 @dataclass(frozen=True)
+class AdapterConfig:
+    """Shape of an encoder over teachers' embeddings, see ``transducer.adapter``.
+
+    Attributes:
+      fields: Shar fields that it hears, side by side.
+      dims:   values of a frame of each; filled in from the fields when empty.
+      dim:    C of its output; even, half for each direction.
+      num_layers: bidirectional GRU layers.
+      input_dropout: of the embeddings' values; ``dropout``: before each layer.
+      mask_prob: share of an utterance's frames that are hidden in training.
+      mask_frames: length of a hidden stretch, frames of 40 ms.
+    """
+
+    fields: Tuple[str, ...] = ()
+    dims: Tuple[int, ...] = ()
+    dim: int = 256
+    num_layers: int = 2
+    input_dropout: float = 0.2
+    dropout: float = 0.3
+    mask_prob: float = 0.15
+    mask_frames: int = 5
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """Shape of the transducer; ``vocab_size`` includes the blank."""
+    """Shape of the transducer; ``vocab_size`` includes the blank.
+
+    With an ``adapter`` the encoder hears teachers instead of audio, and ``encoder``
+    means nothing.
+    """
 
     encoder: ZipformerConfig = field(default_factory=ZipformerConfig)
+    adapter: Optional[AdapterConfig] = None
     vocab_size: int = 500
     decoder_dim: int = 512
     joiner_dim: int = 512
@@ -111,6 +140,9 @@ def from_dict(cls: Type[T], values: Mapping[str, Any]) -> T:
     arguments = {}
     for name, value in values.items():
         kind = known[name].type
+        for option in get_args(kind):  # Optional[a dataclass]
+            if dataclasses.is_dataclass(option):
+                kind = option
         if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
             value = from_dict(kind, value)
         elif isinstance(value, list):

@@ -61,10 +61,11 @@ def default_duration(args: argparse.Namespace) -> float:
 
 def run(args: argparse.Namespace) -> dict:
     """Decode as ``args`` say; return what the result JSON holds."""
+    from icefall_kd.cache.codec_file import load_codec
+    from icefall_kd.cache.field import load_field_info
     from icefall_kd.cache.reader import open_shar
     from icefall_kd.training.checkpoint import load_model
 
-    cuts = open_shar(args.shar_dir)
     if not args.checkpoint.is_file():
         raise FileNotFoundError(f"{args.checkpoint}: no such checkpoint")
     chunking = Chunking(args.chunk_size, args.left_context) if args.streaming else None
@@ -83,6 +84,11 @@ def run(args: argparse.Namespace) -> dict:
             f"{args.checkpoint} is not causal and cannot stream; train with "
             "encoder.causal=true or leave out --streaming"
         )
+    cuts = open_shar(args.shar_dir, model.fields)
+    codecs = {
+        field: load_codec(args.shar_dir, load_field_info(args.shar_dir, field))
+        for field in model.fields
+    }
     options = dataclasses.replace(options, unk_id=tokenizer.unk_id)
     recognitions, rtf = recognise(
         model,
@@ -92,6 +98,7 @@ def run(args: argparse.Namespace) -> dict:
         chunking,
         max_duration=default_duration(args),
         total=count_cuts(args.shar_dir),
+        codecs=codecs,
     )
     facts = {
         "engine": "pytorch",

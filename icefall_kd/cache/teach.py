@@ -11,6 +11,7 @@ from icefall_kd.teachers.protocol import Teacher
 
 _LOOKAHEAD = 4  # batches held in memory so that like durations can be put together
 
+_Held = Tuple[str, torch.Tensor, str]  # cut id, samples, transcript
 Arrays = Dict[str, np.ndarray]  # field -> (T, W) float32
 
 
@@ -30,10 +31,10 @@ def teach(
     Raises:
       ValueError: if the audio is of another form; the message names the cut.
     """
-    held: List[Tuple[str, torch.Tensor]] = []
+    held: List[_Held] = []
     seconds = 0.0
     for cut in cuts:
-        held.append((cut.id, _load_wave(cut)))
+        held.append((cut.id, _load_wave(cut), text_of(cut)))
         seconds += cut.duration
         if seconds >= _LOOKAHEAD * max_batch_duration:
             yield from _teach_held(held, teachers, max_batch_duration)
@@ -41,22 +42,36 @@ def teach(
     yield from _teach_held(held, teachers, max_batch_duration)
 
 
+def text_of(cut: Cut) -> str:
+    """Return a cut's transcript, "" where it has none."""
+    return " ".join(s.text or "" for s in cut.supervisions).strip()
+
+
 def teach_batch(
-    waves: Sequence[torch.Tensor], teachers: Sequence[Teacher]
+    waves: Sequence[torch.Tensor],
+    teachers: Sequence[Teacher],
+    texts: Optional[Sequence[str]] = None,
 ) -> List[Arrays]:
-    """Return what the teachers say about each of ``waves``, (S,) float32, at once."""
+    """Return what the teachers say about each utterance, all at once.
+
+    Args:
+      waves: each (S,) float32, 16 kHz.
+      texts: their transcripts, for teachers that need them; "" or None where none is.
+    """
     padded = torch.nn.utils.rnn.pad_sequence(list(waves), batch_first=True)
     lens = torch.tensor([len(w) for w in waves])
     results: List[Arrays] = [{} for _ in waves]
     for teacher in teachers:
-        for field, output in teacher.forward(padded, lens).items():
+        given = (list(texts or [""] * len(waves)),)
+        given = given if getattr(teacher, "needs_text", False) else ()
+        for field, output in teacher.forward(padded, lens, *given).items():
             for row, n in enumerate(output.lens.tolist()):
                 results[row][field] = output.x[row, :n].cpu().numpy()
     return results
 
 
 def _teach_held(
-    held: List[Tuple[str, torch.Tensor]],
+    held: List[_Held],
     teachers: Sequence[Teacher],
     max_batch_duration: float,
 ) -> Iterator[Tuple[str, Arrays]]:
@@ -66,7 +81,8 @@ def _teach_held(
     batch: List[int] = []
 
     def run() -> None:
-        for i, said in zip(batch, teach_batch([held[i][1] for i in batch], teachers)):
+        _, waves, texts = zip(*(held[i] for i in batch))
+        for i, said in zip(batch, teach_batch(waves, teachers, texts)):
             results[i] = said
 
     for i in order:
@@ -77,7 +93,7 @@ def _teach_held(
         batch.append(i)
     if batch:
         run()
-    for (cut_id, _), result in zip(held, results):
+    for (cut_id, *_), result in zip(held, results):
         yield cut_id, result
 
 

@@ -1,8 +1,10 @@
-"""Frames of kind ``ctc``: the k most probable tokens and what the others share.
+"""Frames of kinds ``ctc`` and ``path``: the k most probable tokens, and the rest.
 
-A frame is 2 k + 1 float32: k token ids, best first, their k log-probabilities in
-nats, and the probability mass of all other tokens.  Ids below 2^24 are exact in
-float32.
+A frame of kind ``ctc`` is 2 k + 1 float32: k token ids, best first, their k
+log-probabilities in nats, and the probability mass of all other tokens.  A frame of
+kind ``path`` has one more before these: the token that the one-best path of a
+transducer emits there, 0 for the blank; the distribution is the joiner's at the node
+where the path crosses the frame.  Ids below 2^24 are exact in float32.
 """
 
 from typing import Tuple
@@ -39,3 +41,20 @@ def split_topk(x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
     """
     k = x.size(-1) // 2
     return x[..., :k].round().to(torch.int64), x[..., k : 2 * k], x[..., -1]
+
+
+def join_path(emitted: Tensor, frames: Tensor) -> Tensor:
+    """Return the frames of kind ``path``.
+
+    Args:
+      emitted: (...) int64, token of each frame, 0 for the blank.
+      frames:  (..., 2 k + 1) float32, as :func:`take_topk` makes them.
+    Returns:
+      (..., 2 k + 2) float32.
+    """
+    return torch.cat([emitted.unsqueeze(-1).float(), frames], dim=-1)
+
+
+def split_path(x: Tensor) -> Tuple[Tensor, Tensor]:
+    """Return (emitted int64 (...), frames (..., 2 k + 1)) of kind ``path``."""
+    return x[..., 0].round().to(torch.int64), x[..., 1:]

@@ -2,7 +2,7 @@
 
 import gzip
 import time
-from typing import Iterable, Iterator, List, Optional, Tuple
+from typing import Iterable, Iterator, List, Mapping, Optional, Tuple
 
 import torch
 from lhotse.cut import Cut
@@ -10,14 +10,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from icefall_kd import LOG_EPS, SAMPLE_RATE
+from icefall_kd import SAMPLE_RATE
+from icefall_kd.cache.codecs import Codec
 from icefall_kd.decoding import DecodeOptions, Hypothesis, decode
 from icefall_kd.decoding.scoring import Recognition
 from icefall_kd.decoding.setting import Chunking, setting_name
 from icefall_kd.decoding.streaming import decode_streaming, pad_tail
 from icefall_kd.io import Pathlike
-
-MIN_FRAMES = 9  # fbank frames for one encoder frame
 
 
 def count_cuts(shar_dir: Pathlike) -> int:
@@ -79,16 +78,18 @@ def decode_full_context(
 
     Args:
       model: ``AsrModel`` in eval mode, causal or not.
-      features: N tensors (F_n, 80) float32; one with fewer frames than the encoder
-        needs (9) gives an empty hypothesis.
+      features: N tensors (F_n, 80) float32, or what else its encoder reads; one with
+        fewer frames than the encoder needs gives an empty hypothesis.
       options: see :class:`DecodeOptions`.
     """
     model.encoder.set_chunk(-1, -1)
     found = [Hypothesis() for _ in features]
-    rows = [i for i, f in enumerate(features) if f.size(0) >= MIN_FRAMES]
+    rows = [i for i, f in enumerate(features) if f.size(0) >= model.min_frames]
     if rows:
         x = pad_sequence(
-            [features[i] for i in rows], batch_first=True, padding_value=LOG_EPS
+            [features[i] for i in rows],
+            batch_first=True,
+            padding_value=model.padding_value,
         )
         lens = torch.tensor([features[i].size(0) for i in rows], device=x.device)
         encoder_out, lens = model.forward_encoder(x, lens)
@@ -119,6 +120,24 @@ def decode_waves(
     )
 
 
+@torch.no_grad()
+def field_inputs(
+    model: nn.Module, cuts: Iterable[Cut], codecs: Mapping[str, Codec]
+) -> List[Tensor]:
+    """Return what a model over teachers' fields reads of each cut, (T, D) float32."""
+    from lhotse import CutSet
+
+    from icefall_kd.data.batches import BatchDataset
+    from icefall_kd.training.student import to_device
+
+    dataset, device = BatchDataset(fields=codecs), next(model.parameters()).device
+    found = []
+    for cut in cuts:
+        x, lens = model.inputs(to_device(dataset[CutSet.from_cuts([cut])], device))
+        found.append(x[0, : int(lens[0])])
+    return found
+
+
 def recognise(
     model: nn.Module,
     cuts: Iterable[Cut],
@@ -128,6 +147,7 @@ def recognise(
     *,
     max_duration: float = 0.0,
     total: Optional[int] = None,
+    codecs: Optional[Mapping[str, Codec]] = None,
 ) -> Tuple[List[Recognition], float]:
     """Recognise a set.
 
@@ -140,16 +160,23 @@ def recognise(
       max_duration: seconds of audio in a batch, padding included; 0 is a cut at a
         time: the padding of whole utterances moves their scores a little.
       total: number of cuts, for the progress bar.
+      codecs: of the fields that the cuts carry, for a model that hears teachers.
     Returns:
       the recognitions in the order of ``cuts``, and the real-time factor: seconds of
-      features, model and search a second of audio, reading not counted.
+      features, model and search a second of audio, reading not counted; of a model
+      that hears teachers, without these.
     """
     recognitions, seconds, audio = [], 0.0, 0.0
     with tqdm(total=total, desc=setting_name(options, chunking), unit="cut") as bar:
         for group in batches(cuts, max_duration):
             waves = [load_wave(cut) for cut in group]
+            if model.fields:
+                inputs = field_inputs(model, group, codecs or {})
             start = time.perf_counter()
-            hyps = decode_waves(model, waves, options, chunking)
+            if model.fields:
+                hyps = decode_full_context(model, inputs, options)
+            else:
+                hyps = decode_waves(model, waves, options, chunking)
             seconds += time.perf_counter() - start
             audio += sum(len(wave) for wave in waves) / SAMPLE_RATE
             for cut, hyp in zip(group, hyps):

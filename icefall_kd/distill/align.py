@@ -96,6 +96,17 @@ def align_frames(
     return (mean * valid.unsqueeze(-1)).to(x.dtype)
 
 
+def pair_means(x: Tensor) -> Tensor:
+    """Return (N, ceil(T / 2), C): each two frames of (N, T, C) as their mean.
+
+    An odd last frame stands alone.  So the encoder's stacks, at 50 Hz, meet frames of
+    25 Hz, as the encoder itself joins them.
+    """
+    if x.size(1) % 2:
+        x = torch.cat([x, x[:, -1:]], dim=1)
+    return x.unflatten(1, (-1, 2)).mean(dim=2)
+
+
 def _read(running: Tensor, position: Tensor) -> Tensor:
     """Interpolate ``running`` (N, T, D) at fractional ``position`` (N, K)."""
     low = position.floor().clamp(max=running.size(1) - 2)

@@ -1,10 +1,11 @@
 """Term ``ctc``: the CTC loss on the transcripts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from icefall_kd.config import ModelConfig
 from icefall_kd.distill.term import Batch, StudentOutput, TermOutput
@@ -27,6 +28,7 @@ class CtcTerm:
 
     name = "ctc"
     options = CtcConfig
+    needs_stacks = False
     needs_text = True
     fields = ()
     trains = ("ctc_output",)
@@ -41,20 +43,12 @@ class CtcTerm:
 
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
         """Sum the loss over the utterances that have a transcript that fits."""
-        chosen = has_alignment(batch["tokens"], student.lens)
-        # Repeated tokens need a blank between them, hence frames of their own.
-        needed = [
-            len(t) + sum(a == b for a, b in zip(t, t[1:])) for t in batch["tokens"]
-        ]
-        chosen &= student.lens >= torch.tensor(needed, device=chosen.device)
-        rows = chosen.nonzero().flatten()
-        skipped = len(chosen) - len(rows)
+        rows, skipped = ctc_rows(batch["tokens"], student.lens)
         if len(rows) == 0:
             zero = student.encoder_out.new_zeros((), dtype=torch.float32)
             return TermOutput(zero, 0, skipped=skipped)
         log_probs = student.model.ctc_output(student.encoder_out[rows])
-        tokens = [batch["tokens"][i] for i in rows.tolist()]
-        loss = ctc_loss(log_probs, student.lens[rows], tokens, reduction="none")
+        loss = ctc_sum(log_probs, student.lens[rows], batch["tokens"], rows)
         bad = ~torch.isfinite(loss.detach())
         return TermOutput(
             sum=loss.sum(),
@@ -62,3 +56,34 @@ class CtcTerm:
             suspects=tuple(rows[bad].tolist()),
             skipped=skipped,
         )
+
+
+def ctc_rows(tokens: Sequence[Sequence[int]], lens: Tensor) -> tuple[Tensor, int]:
+    """Return the utterances whose transcript fits, and the number of the others.
+
+    Args:
+      tokens: N lists of ids; empty where there is no transcript.
+      lens:   (N,) int64, valid frames.
+    Returns:
+      indexes (M,) int64, and N - M.
+    """
+    chosen = has_alignment(tokens, lens)
+    # Repeated tokens need a blank between them, hence frames of their own.
+    needed = [len(t) + sum(a == b for a, b in zip(t, t[1:])) for t in tokens]
+    chosen &= lens >= torch.tensor(needed, device=chosen.device)
+    rows = chosen.nonzero().flatten()
+    return rows, len(chosen) - len(rows)
+
+
+def ctc_sum(
+    log_probs: Tensor, lens: Tensor, tokens: Sequence[Sequence[int]], rows: Tensor
+) -> Tensor:
+    """Return the CTC loss (M,) of the utterances ``rows`` of a batch, in nats.
+
+    Args:
+      log_probs: (M, T, V) float, of these rows.
+      lens:      (M,) int64, of these rows.
+      tokens:    of the whole batch.
+    """
+    chosen = [tokens[i] for i in rows.tolist()]
+    return ctc_loss(log_probs, lens, chosen, reduction="none")

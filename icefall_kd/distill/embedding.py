@@ -22,6 +22,7 @@ from icefall_kd.distill.align import align_frames
 from icefall_kd.distill.losses import FRAME_LOSSES
 from icefall_kd.distill.term import Batch, StudentOutput, TermOutput
 from icefall_kd.masks import make_pad_mask
+from icefall_kd.transducer.build import encoder_dim
 from icefall_kd.transducer.joiner import small_linear
 
 
@@ -68,6 +69,7 @@ class EmbeddingTerm:
 
     name = "embedding"
     options = EmbeddingConfig
+    needs_stacks = False
     needs_text = False
     trains = ()
 
@@ -105,11 +107,11 @@ class EmbeddingTerm:
           field_infos: ``FieldInfo`` of each field in :attr:`fields`; its mean and
             std, D numbers each, normalise the targets.
         """
-        encoder_dim = max(model_config.encoder.encoder_dim)
+        dim = encoder_dim(model_config)
         return nn.ModuleDict(
             {
                 name: TeacherHead(
-                    encoder_dim,
+                    dim,
                     torch.tensor(field_infos[name].mean),
                     torch.tensor(field_infos[name].std),
                 )

@@ -26,12 +26,15 @@ class StudentOutput:
       lens:        (N,) int64, valid frames of 40 ms.
       model: the student, for terms that go on from its encoder.
       heads: the heads of all terms by term name.
+      stacks: outputs of the encoder's stacks, each (N, T50, C_i) float in frames of
+        20 ms; empty unless a term asks for them.
     """
 
     encoder_out: Tensor
     lens: Tensor
     model: AsrModel
     heads: nn.ModuleDict
+    stacks: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Term(Protocol):
       name: key in ``TERMS``, the config and the logs.
       options: dataclass of its options, ``weight`` among them.
       needs_text: True if batches must carry token ids.
+      needs_stacks: True if it reads the outputs of the encoder's stacks.
       fields: Shar fields read.
       trains: attributes of the model that the term's gradient reaches, beside the
         encoder; what no term trains is left out of the optimiser.
@@ -68,6 +72,7 @@ class Term(Protocol):
     name: str
     options: type
     needs_text: bool
+    needs_stacks: bool
     fields: tuple[str, ...]
     trains: tuple[str, ...]
 

@@ -6,6 +6,10 @@ from typing import Any, Optional
 
 from icefall_kd.distill.ctc import CtcTerm
 from icefall_kd.distill.embedding import EmbeddingTerm
+from icefall_kd.distill.essence import EssenceTerm
+from icefall_kd.distill.inter_ctc import InterCtcTerm
+from icefall_kd.distill.lfmmi import LfmmiTerm
+from icefall_kd.distill.one_best import OneBestTerm
 from icefall_kd.distill.term import Term
 from icefall_kd.distill.transducer import TransducerTerm
 
@@ -14,6 +18,10 @@ TERMS: dict[str, Any] = {
     "embedding": EmbeddingTerm,
     "transducer": TransducerTerm,
     "ctc": CtcTerm,
+    "inter_ctc": InterCtcTerm,
+    "essence": EssenceTerm,
+    "one_best": OneBestTerm,
+    "lfmmi": LfmmiTerm,
 }
 
 TermsConfig = dataclasses.make_dataclass(

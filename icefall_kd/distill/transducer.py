@@ -40,6 +40,7 @@ class TransducerTerm:
 
     name = "transducer"
     options = TransducerConfig
+    needs_stacks = False
     needs_text = True
     fields = ()
     trains = ("decoder", "joiner", "simple_am_proj", "simple_lm_proj")

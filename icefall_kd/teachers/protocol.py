@@ -5,7 +5,7 @@ from typing import Any, Dict, Mapping, Protocol
 
 from torch import Tensor
 
-KINDS = ("embedding", "ctc")
+KINDS = ("embedding", "ctc", "path")
 
 
 @dataclass(frozen=True)
@@ -14,8 +14,9 @@ class Output:
 
     Attributes:
       kind:        one of :data:`KINDS`: "embedding" is (T, D); "ctc" is (T, 2 k + 1),
-                   the k best tokens of a frame as :mod:`icefall_kd.cache.topk` has it.
-      dim:         values of a frame: D, or 2 k + 1.
+                   the k best tokens of a frame as :mod:`icefall_kd.cache.topk` has it;
+                   "path" is (T, 2 k + 2), these on a transducer's one-best path.
+      dim:         values of a frame: D, 2 k + 1, or 2 k + 2.
       frame_shift: seconds between two frames.
       fingerprint: what identifies the numbers: model hash, layer, precision, context.
     """
@@ -44,6 +45,9 @@ class Teacher(Protocol):
 
     The output of an utterance depends on that utterance alone, never on the others
     of its batch, so that a stored target does not depend on how it was extracted.
+
+    A teacher with an attribute ``needs_text`` that is True is given the transcripts as
+    ``forward(waves, wave_lens, texts)``, N strings, "" where there is none.
 
     Attributes:
       name:    of the teacher, for messages.

@@ -59,6 +59,8 @@ class WhisperCt2:
       num_threads:  CPU threads of one call.
       device:       "cpu" or "cuda".
       max_batch:    seconds of padded audio in one call.
+    Attributes:
+      model, storage: CTranslate2's Whisper, and its class of arrays.
     Raises:
       FileNotFoundError: if the folder does not hold a model.
     """
@@ -88,15 +90,15 @@ class WhisperCt2:
         self.context = context
         self.bucket = bucket
         self.max_batch = max_batch
-        self._storage = ctranslate2.StorageView
-        self._model = ctranslate2.models.Whisper(
+        self.storage = ctranslate2.StorageView
+        self.model = ctranslate2.models.Whisper(
             str(model_dir),
             device=device,
             compute_type=compute_type,
             intra_threads=num_threads,
         )
-        self._num_mels = self._model.n_mels
-        self._dim = self._encode(torch.zeros(1, FRAME * 2)).shape[2]
+        self._num_mels = self.model.n_mels
+        self._dim = self.encode(torch.zeros(1, FRAME * 2)).shape[2]
         fingerprint = {
             "teacher": name,
             "family": "whisper_ct2",
@@ -145,7 +147,7 @@ class WhisperCt2:
         batch = torch.zeros(len(pieces), padded)
         for row, (i, start, end, _) in enumerate(pieces):
             batch[row, : end - start] = waves[i, start:end]
-        encoded = self._encode(batch)
+        encoded = self.encode(batch)
         half = OVERLAP // 2 // FRAME
         for row, (i, start, end, total) in enumerate(pieces):
             # Of an overlap, each window gives the half that it hears more around.
@@ -154,10 +156,10 @@ class WhisperCt2:
             last = -(-end // FRAME) - (half if end < total else 0)
             out[i, first:last] = encoded[row, first - offset : last - offset]
 
-    def _encode(self, waves: Tensor) -> Tensor:
+    def encode(self, waves: Tensor) -> Tensor:
         """(N, S) float32, S a multiple of 320 -> (N, S // 320, D) float32."""
         mel = np.ascontiguousarray(log_mel(waves, self._num_mels).numpy())
-        encoded = self._model.encode(self._storage.from_array(mel), to_cpu=True)
+        encoded = self.model.encode(self.storage.from_array(mel), to_cpu=True)
         return torch.from_numpy(np.array(encoded, dtype=np.float32))
 
 

@@ -24,6 +24,7 @@ from icefall_kd.training.preflight import preflight
 from icefall_kd.training.state import seed_everything
 from icefall_kd.training.student import DistilledStudent, build_heads
 from icefall_kd.transducer.build import build_model
+from icefall_kd.transducer.model import AsrModel
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,36 @@ def read_field_infos(
     return infos
 
 
+def fill_adapter(config: TrainConfig) -> TrainConfig:
+    """Return the config with the sizes of an adapter's fields filled in.
+
+    Raises:
+      ValueError: if the adapter has no field.
+      FileNotFoundError: if the first training set lacks one.
+    """
+    adapter = config.model.adapter
+    if adapter is None:
+        return config
+    if not adapter.fields:
+        raise ValueError("model.adapter.fields is empty; name the fields it hears")
+    infos = _adapter_infos(config)
+    adapter = dataclasses.replace(adapter, dims=tuple(i.dim for i in infos))
+    model = dataclasses.replace(config.model, adapter=adapter)
+    return dataclasses.replace(config, model=model)
+
+
+def set_statistics(model: AsrModel, config: TrainConfig) -> None:
+    """Give an adapter the statistics of its fields over the first training set."""
+    if config.model.adapter is not None:
+        infos = _adapter_infos(config)
+        model.encoder.set_statistics([i.mean for i in infos], [i.std for i in infos])
+
+
+def _adapter_infos(config: TrainConfig) -> list[FieldInfo]:
+    first = shar_dirs(config.data, config.data.train[:1])[0]
+    return [load_field_info(first, field) for field in config.model.adapter.fields]
+
+
 def prepare(config: TrainConfig, checkpoint: Optional[dict[str, Any]] = None) -> Setup:
     """Check a run and build what it needs; ``checkpoint`` is what it goes on from.
 
@@ -112,17 +143,21 @@ def prepare(config: TrainConfig, checkpoint: Optional[dict[str, Any]] = None) ->
     terms: list[tuple[float, Term]] = build_terms(config.terms)
     config, tokenizer = load_tokenizer(config)
     needs_text = any(term.needs_text for _, term in terms)
+    config = fill_adapter(config)
     path = config.init_model or config.init_encoder
     start = load_checkpoint(path) if path and checkpoint is None else None
     preflight(config, tokenizer, needs_text, start=start, resume=checkpoint)
     seed_everything(config.seed)
     model = build_model(config.model)
+    set_statistics(model, config)
     if start is not None and config.init_model:
         load_weights(model, start["model"], str(path))
     elif start is not None:
         load_encoder(model, start["model"], str(path))
     data = config.data
-    fields = tuple(dict.fromkeys(f for _, term in terms for f in term.fields))
+    fields = tuple(
+        dict.fromkeys([*model.fields, *(f for _, term in terms for f in term.fields)])
+    )
     train_dirs = shar_dirs(data, (*data.train, *data.mix))
     dev_dirs = shar_dirs(data, [data.dev] if data.dev else [])
     infos = read_field_infos([*train_dirs, *dev_dirs], fields)

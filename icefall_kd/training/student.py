@@ -65,10 +65,8 @@ class DistilledStudent(nn.Module):
           (loss, scalar with gradient; student frames; output of each term, detached).
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            encoder_out, lens = self.model.forward_encoder(
-                batch["features"], batch["feature_lens"]
-            )
-        student = StudentOutput(encoder_out, lens, self.model, self.heads)
+            encoder_out, lens, stacks = self._encode(batch)
+        student = StudentOutput(encoder_out, lens, self.model, self.heads, stacks)
         frames = int(lens.sum())
         # Zero, but it ties the loss to what is trained where no term found a target,
         # so that all processes of a distributed run take part in the backward pass.
@@ -81,6 +79,14 @@ class DistilledStudent(nn.Module):
             loss = loss + weight * output.sum / max(1, frames)
             outputs[term.name] = detached(output)
         return loss, frames, outputs
+
+    def _encode(self, batch: Batch) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Return the encoder's output, its lengths, and its stacks' where needed."""
+        inputs = self.model.inputs(batch)
+        if not any(term.needs_stacks for _, term in self.terms):
+            return (*self.model.forward_encoder(*inputs), ())
+        encoder_out, lens, stacks = self.model.forward_stacks(*inputs)
+        return encoder_out, lens, tuple(stacks)
 
 
 def detached(output: TermOutput) -> TermOutput:

@@ -1,6 +1,7 @@
 """Build the student from its configuration."""
 
 from icefall_kd.config import ModelConfig
+from icefall_kd.transducer.adapter import AdaptedModel
 from icefall_kd.transducer.joiner import Joiner
 from icefall_kd.transducer.model import AsrModel
 from icefall_kd.transducer.predictor import Decoder
@@ -18,17 +19,23 @@ def build_model(config: ModelConfig) -> AsrModel:
             f"vocab_size counts the blank and must be at least 2, got "
             f"{config.vocab_size}"
         )
+    dim = encoder_dim(config)
+    parts = {
+        "decoder": Decoder(config.vocab_size, config.decoder_dim, config.context_size),
+        "joiner": Joiner(dim, config.decoder_dim, config.joiner_dim, config.vocab_size),
+        "encoder_dim": dim,
+        "decoder_dim": config.decoder_dim,
+        "vocab_size": config.vocab_size,
+    }
+    if config.adapter is not None:
+        return AdaptedModel(config.adapter, **parts)
     encoder_embed, encoder = build_encoder(config.encoder)
+    return AsrModel(encoder_embed=encoder_embed, encoder=encoder, **parts)
+
+
+def encoder_dim(config: ModelConfig) -> int:
+    """Return C, the size of a frame of the encoder's output."""
+    if config.adapter is not None:
+        return config.adapter.dim
     # The encoder joins its stacks at full width, so its output has the widest's.
-    encoder_dim = max(config.encoder.encoder_dim)
-    return AsrModel(
-        encoder_embed=encoder_embed,
-        encoder=encoder,
-        decoder=Decoder(config.vocab_size, config.decoder_dim, config.context_size),
-        joiner=Joiner(
-            encoder_dim, config.decoder_dim, config.joiner_dim, config.vocab_size
-        ),
-        encoder_dim=encoder_dim,
-        decoder_dim=config.decoder_dim,
-        vocab_size=config.vocab_size,
-    )
+    return max(config.encoder.encoder_dim)

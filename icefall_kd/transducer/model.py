@@ -1,7 +1,10 @@
 """The student: encoder, predictor, joiner and CTC head."""
 
+from typing import Any, Mapping, Tuple
+
 from torch import Tensor, nn
 
+from icefall_kd import LOG_EPS
 from icefall_kd.masks import make_pad_mask
 from icefall_kd.transducer.joiner import Joiner, small_linear
 from icefall_kd.transducer.predictor import Decoder
@@ -20,7 +23,14 @@ class AsrModel(nn.Module):
     Attributes:
       encoder_dim: C of the encoder's output.
       vocab_size: V, the blank included.
+      fields: Shar fields that the encoder hears; none: it hears the audio.
+      min_frames: of its input, for one frame of its output.
+      padding_value: of its input.
     """
+
+    fields: Tuple[str, ...] = ()
+    min_frames = 9
+    padding_value = LOG_EPS
 
     def __init__(
         self,
@@ -45,6 +55,10 @@ class AsrModel(nn.Module):
             nn.Dropout(0.1), nn.Linear(encoder_dim, vocab_size), nn.LogSoftmax(dim=-1)
         )
 
+    def inputs(self, batch: Mapping[str, Any]) -> Tuple[Tensor, Tensor]:
+        """Return what :meth:`forward_encoder` reads of a batch, and its lengths."""
+        return batch["features"], batch["feature_lens"]
+
     def forward_encoder(self, x: Tensor, x_lens: Tensor) -> tuple[Tensor, Tensor]:
         """Encode whole utterances (chunk-masked when the encoder is causal).
 
@@ -55,12 +69,25 @@ class AsrModel(nn.Module):
           encoder_out (N, T', C) float and its lengths (N,) int64, frames of 40 ms;
           T' = ((T - 7) // 2 + 1) // 2.
         """
+        encoder_out, lens, _ = self.forward_stacks(x, x_lens)
+        return encoder_out, lens
+
+    def forward_stacks(
+        self, x: Tensor, x_lens: Tensor
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Encode as :meth:`forward_encoder`, and return the stacks' outputs as well.
+
+        Returns:
+          encoder_out, its lengths, and of each stack (N, T50, C_i) in frames of 20 ms.
+        """
         x, x_lens = self.encoder_embed(x, x_lens)
         mask = make_pad_mask(x_lens, x.size(1))
         x = x.transpose(0, 1)  # (N, T, C) -> (T, N, C)
         with full_on_cpu(x):
-            x, x_lens = self.encoder(x, x_lens, src_key_padding_mask=mask)
-        return x.transpose(0, 1), x_lens
+            x, x_lens, stacks = self.encoder(
+                x, x_lens, src_key_padding_mask=mask, return_stacks=True
+            )
+        return x.transpose(0, 1), x_lens, [s.transpose(0, 1) for s in stacks]
 
     def init_states(self, batch_size: int, device: str = "cpu") -> list[Tensor]:
         """Return the encoder's states at the start of ``batch_size`` streams."""

@@ -101,6 +101,11 @@ def layers():
                         conf / profile / f"{stage}.yaml",
                     ]
 
+        yield [conf / "adapter.yaml"]
+        for kd in sorted((conf / "kd").glob("*.yaml")):
+            stack = ["student", "unified", "finetune", "full/finetune"]
+            yield [*(conf / f"{name}.yaml" for name in stack), kd]
+
 
 def test_every_conf_of_every_recipe_builds():
     used, built = set(), {}
@@ -113,5 +118,5 @@ def test_every_conf_of_every_recipe_builds():
             built[config.model] = build_model(config.model)
         assert to_dict(config)["terms"]
     every = {f for conf in RECIPES for f in conf.rglob("*.yaml")}
-    every = {f for f in every if f.name != "teachers.yaml"}  # of bin.extract
+    every = {f for f in every if not f.stem.endswith(("teachers", "teacher"))}
     assert every == used, "a conf that no stage of a recipe uses"

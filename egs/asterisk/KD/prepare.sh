@@ -6,6 +6,7 @@
 #   1  audio to 16 kHz flac, text normalised, split    -> data/audio, data/manifests
 #   2  BPE tokens of the training texts                -> data/lang_bpe_<vocab size>
 #   3  data gate, then Shar; train at three speeds     -> data/shar
+#   4  denominator graph, for the term lfmmi           -> data/lang_bpe_<vocab size>
 #
 # The corpus: Allison Smith and Digium/Sangoma, Asterisk core sounds, CC BY-SA 3.0.
 # The pool is described in icefall_kd/corpora; none of it is redistributed here.
@@ -13,7 +14,7 @@
 set -euo pipefail
 
 stage=0           # first stage to run
-stop_stage=3      # last stage to run
+stop_stage=4      # last stage to run
 pool=quick        # unlabelled audio: none, quick (a slice of the English), full
 corpus_dir=       # folder with the English prompts and core-sounds-en.txt; else fetched
 pool_dir=         # folder with what the pool's packages hold; else fetched
@@ -126,4 +127,10 @@ if in_stage 3 "Data gate and Shar -> data/shar"; then
   for name in $unlabelled; do
     shar "$name"
   done
+fi
+
+if in_stage 4 "Denominator graph -> $lang/denominator.pt"; then
+  run_once "$lang/.denominator.done" python -m icefall_kd.bin.make_denominator \
+    --shar-dir data/shar/train --bpe-model "$lang/bpe.model" \
+    --output "$lang/denominator.pt"
 fi

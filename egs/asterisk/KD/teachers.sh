@@ -6,12 +6,20 @@
 # Stage 0: OpenAI Whisper tiny.en and base  -> download/teachers/<teacher>/
 # Stage 1: their embeddings, 50 Hz          -> data/shar/<set>/<teacher>.*.tar, .json
 #
-# Both stages look at what is there and make only what is missing or damaged.
+# A teacher in our vocabulary, for the terms on distributions (--stop-stage 4):
+# Stage 2: train an adapter on the embeddings -> exp/adapter/pretrained.pt
+# Stage 3: its distributions, 25 Hz         -> data/shar/<set>/adapter_{ctc,path}.*
+# Stage 4: decode it                        -> exp/adapter/decode/
+#
+# Every stage looks at what is there and makes only what is missing or damaged.
 stage=0              # first stage to run
 stop_stage=1         # last stage to run
 profile=quick        # quick: a slice of the unlabelled pool; full: all of its English
 fetch="whisper_tiny_en whisper_base" # teachers of stage 0; those of stage 1: conf
 conf=conf/teachers.yaml # the teachers and their options
+adapter_epochs=15    # of the adapter
+judged="train dev"   # sets that the adapter speaks about
+seed=42              # of the adapter
 codec=fp16           # of the embeddings; pq16 takes a sixtieth, see bin.extract --help
 sets=                # folders of data/shar; empty: train, dev and the unlabelled ones
 from_dir=            # folder with one Whisper folder a teacher, instead of the index
@@ -52,4 +60,31 @@ if in_stage 1 "Extract embeddings -> data/shar/{${sets// /,}}/<teacher>.*"; then
   fi
   python -m icefall_kd.bin.extract --shar-dir "${folders[@]}" --teachers "$conf" \
     "${options[@]}"
+fi
+
+if in_stage 2 "Train an adapter on the embeddings -> exp/adapter"; then
+  export OMP_NUM_THREADS=$num_threads MKL_NUM_THREADS=$num_threads
+  python -m icefall_kd.bin.train --exp-dir exp/adapter --config conf/adapter.yaml \
+    --num-epochs "$adapter_epochs" --seed "$seed"
+  run_once exp/adapter/.averaged \
+    python -m icefall_kd.bin.average --exp-dir exp/adapter --avg 5
+fi
+
+if in_stage 3 "What the adapter says -> data/shar/{${judged// /,}}/adapter_*"; then
+  folders=()
+  for set in $judged; do
+    folders+=("data/shar/$set")
+  done
+  python -m icefall_kd.bin.extract --shar-dir "${folders[@]}" \
+    --teachers conf/adapter_teacher.yaml --num-threads "$num_threads"
+fi
+
+if in_stage 4 "Decode the adapter -> exp/adapter/decode"; then
+  python -m icefall_kd.bin.extract --shar-dir data/shar/test --teachers "$conf" \
+    --num-threads "$num_threads"
+  for set in dev test; do
+    python -m icefall_kd.bin.decode --method modified_beam_search \
+      --shar-dir "data/shar/$set" --checkpoint exp/adapter/pretrained.pt \
+      --out-dir exp/adapter/decode
+  done
 fi

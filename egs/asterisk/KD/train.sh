@@ -6,9 +6,12 @@
 #
 # A system is baseline (no pre-training) or the teachers it learns from, tiny_en, base
 # or both, with _pool when pre-training also hears the unlabelled audio.  All systems
-# of a variant have the same parameters and the same fine-tuning.
+# of a variant have the same parameters and the same fine-tuning.  Behind a "+" stands
+# what fine-tuning learns from beside the transcripts, a file of conf/kd, for example
+# baseline+one_best or both_pool+inter_ctc; these need teachers.sh --stop-stage 4.
 #
-# Stage 1: pre-train the encoders  -> exp/<profile>/<variant>/<system>/pretrain/
+# Stage 1: pre-train the encoders  -> exp/<profile>/<variant>/<system>/pretrain/, the
+#          same one for all that follows the "+"
 # Stage 2: fine-tune               -> exp/<profile>/<variant>/<system>/finetune/
 # A run that was stopped goes on; a run that is finished is left alone.  Systems are
 # trained side by side on one CPU thread each: RESULTS.md says what two threads would
@@ -45,13 +48,16 @@ pretrain() {  # variant, system
 }
 
 finetune() {  # variant, system
-  local exp=exp/$profile/$1/$2/finetune init=()
-  if [[ $2 != baseline ]]; then
-    init=(--init-encoder "exp/$profile/$1/$2/pretrain/pretrained.pt")
+  local exp=exp/$profile/$1/$2/finetune init=() kd=()
+  if [[ ${2%%+*} != baseline ]]; then
+    init=(--init-encoder "exp/$profile/$1/${2%%+*}/pretrain/pretrained.pt")
+  fi
+  if [[ $2 == *+* ]]; then
+    kd=(--config "conf/kd/${2#*+}.yaml")
   fi
   python -m icefall_kd.bin.train --exp-dir "$exp" \
     --config conf/student.yaml --config "conf/$1.yaml" \
-    --config conf/finetune.yaml --config "conf/$profile/finetune.yaml" \
+    --config conf/finetune.yaml --config "conf/$profile/finetune.yaml" "${kd[@]}" \
     --num-epochs "$finetune_epochs" "${init[@]}" --seed "$seed"
   run_once "$exp/.averaged" \
     python -m icefall_kd.bin.average --exp-dir "$exp" --avg "$finetune_avg"
@@ -59,8 +65,12 @@ finetune() {  # variant, system
 
 train_system() {  # variant, system
   set -e
-  if ((stage <= 1 && stop_stage >= 1)) && [[ $2 != baseline ]]; then
-    pretrain "$1" "$2"
+  if ((stage <= 1 && stop_stage >= 1)) && [[ ${2%%+*} != baseline ]]; then
+    mkdir -p "exp/$profile/$1/${2%%+*}"
+    (  # one of several systems that begin with the same encoder trains it
+      flock 8
+      pretrain "$1" "${2%%+*}"
+    ) 8>"exp/$profile/$1/${2%%+*}/.pretrain.lock"
   fi
   if ((stage <= 2 && stop_stage >= 2)); then
     finetune "$1" "$2"
@@ -85,8 +95,11 @@ for variant in $variants; do
   for system in $systems; do
     folder=exp/$profile/$variant/$system
     mkdir -p "$folder"
-    if [[ $system != baseline ]]; then
-      teacher_weights "$system" >/dev/null
+    if [[ ${system%%+*} != baseline ]]; then
+      teacher_weights "${system%%+*}" >/dev/null
+    fi
+    if [[ $system == *+* && ! -f conf/kd/${system#*+}.yaml ]]; then
+      die "system \"$system\": there is no conf/kd/${system#*+}.yaml"
     fi
     (set -o pipefail; (train_system "$variant" "$system") 2>&1 |
       show "$variant $system" "$folder/train.log") &

@@ -1,4 +1,4 @@
-"""Codec ``topk``: the k best tokens of a frame, 4 bytes each, and the rest's mass."""
+"""Codec ``topk``: token ids and probabilities of a frame, 2 bytes each."""
 
 import numpy as np
 
@@ -8,12 +8,13 @@ from icefall_kd.cache.codecs.base import Codec, check_finite
 class TopK(Codec):
     """Ids as uint16, log-probabilities and the tail's mass in half precision.
 
-    Its frames are those of :mod:`icefall_kd.cache.topk`; a stored frame is the bytes
-    of k uint16, k float16 and one float16 more, little-endian.
+    Its frames are those of :mod:`icefall_kd.cache.topk`: of W values the first W // 2
+    are ids.  A stored frame is the bytes of these as uint16 and of the others as
+    float16, little-endian.
     """
 
     name = "topk"
-    kinds = ("ctc",)
+    kinds = ("ctc", "path")
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         """See :class:`Codec`.
@@ -36,11 +37,11 @@ class TopK(Codec):
 
     def decode(self, stored: np.ndarray) -> np.ndarray:
         """See :class:`Codec`."""
-        k = (stored.shape[1] - 2) // 4
+        k = stored.shape[1] // 4  # half of the values, rounded down, 2 bytes each
         ids = np.ascontiguousarray(stored[:, : 2 * k]).view("<u2")
         values = np.ascontiguousarray(stored[:, 2 * k :]).view("<f2")
         return np.concatenate([ids, values], axis=1, dtype=np.float32)
 
     def bytes_per_frame(self, dim: int) -> float:
         """See :class:`Codec`."""
-        return 4.0 * (dim // 2) + 2.0
+        return 2.0 * dim

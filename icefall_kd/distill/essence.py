@@ -1,0 +1,135 @@
+"""Term ``essence``: only what matters of an ensemble's distributions, frame by frame.
+
+    - sum_t w_t * sum_{k in E_t} q~_t[k] * log p_student[t, k]
+
+q_t is the mean of the teachers' CTC distributions, E_t its most probable tokens (at
+most ``size``, and of these the fewest that reach ``mass``), q~_t its renormalised part
+there.  ``size`` 1 is a pseudo-label a frame; all tokens is classic distillation.
+Source: essence knowledge distillation, 2019, arXiv:1906.10834;
+the two rules of selection and the weight of frames that are not blank are ours.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from icefall_kd import BLANK_ID
+from icefall_kd.cache.topk import split_topk
+from icefall_kd.config import ModelConfig
+from icefall_kd.distill.distributions import average, cross_entropy, essence
+from icefall_kd.distill.targets import check_kind, delayed
+from icefall_kd.distill.term import Batch, StudentOutput, TermOutput
+from icefall_kd.masks import make_pad_mask
+
+
+@dataclass(frozen=True)
+class EssenceConfig:
+    """Options of the ``essence`` term.
+
+    Attributes:
+      weight: of the term in the loss.
+      teachers: Shar fields of kind ``ctc``, of one vocabulary; the ensemble.
+      size: tokens kept of a frame at most; None keeps all that the fields hold.
+      mass: of probability that is enough; None keeps ``size``.
+      temperature: above 1 flattens the teachers' distribution.
+      token_weight: of frames whose best token is not the blank; of others 1.
+      delay: frames of 40 ms that the student may lag behind the teachers; for
+        streaming students.
+    """
+
+    weight: float = 0.5
+    teachers: tuple[str, ...] = ()
+    size: Optional[int] = 10
+    mass: Optional[float] = None
+    temperature: float = 1.0
+    token_weight: float = 2.0
+    delay: int = 0
+
+
+class EssenceTerm:
+    """See the module's docstring."""
+
+    name = "essence"
+    options = EssenceConfig
+    needs_stacks = False
+    needs_text = False
+    trains = ("ctc_output",)
+
+    def __init__(self, config: EssenceConfig) -> None:
+        """Check the options.
+
+        Raises:
+          ValueError: if there is no teacher, or an option is out of range.
+        """
+        if not config.teachers:
+            raise ValueError("terms.essence.teachers is empty; name fields of kind ctc")
+        if config.delay < 0 or config.token_weight < 0:
+            raise ValueError(
+                "terms.essence: delay and token_weight must not be negative"
+            )
+        essence(torch.zeros(1, config.size or 1), config.size, config.mass)
+        if config.temperature <= 0:
+            raise ValueError(
+                f"terms.essence.temperature is {config.temperature}, must be positive"
+            )
+        self.config = config
+        self.fields = tuple(config.teachers)
+
+    def build_heads(
+        self, model_config: ModelConfig, field_infos: Mapping[str, Any]
+    ) -> None:
+        """Check the fields; the model has what this term needs.
+
+        Raises:
+          ValueError: if a field is of another kind, or keeps too few tokens.
+        """
+        kept = 0
+        for name in self.fields:
+            check_kind("terms.essence.teachers", field_infos[name], "ctc")
+            kept += field_infos[name].dim // 2
+        if self.config.size is not None and self.config.size > kept:
+            raise ValueError(
+                f"terms.essence.size is {self.config.size}, but the fields "
+                f"{list(self.fields)} keep {kept} tokens of a frame"
+            )
+
+    def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
+        """Sum the cross-entropy over the frames that the teachers answer for."""
+        log_probs = student.model.ctc_output(student.encoder_out)
+        ids, values, log_probs, lens = self._targets(log_probs, student.lens, batch)
+        size = min(self.config.size or ids.size(-1), ids.size(-1))
+        weights = essence(values, size, self.config.mass, self.config.temperature)
+        per_frame = cross_entropy(log_probs, ids, weights)
+        spoken = (ids[..., 0] != BLANK_ID).to(per_frame.dtype)
+        per_frame = per_frame * (1.0 + (self.config.token_weight - 1.0) * spoken)
+        mask = make_pad_mask(lens, per_frame.size(1))
+        per_frame = per_frame.masked_fill(mask, 0.0)
+        bad = ~torch.isfinite(per_frame.detach()).all(dim=1)
+        return TermOutput(
+            sum=per_frame.sum(),
+            count=int(lens.sum()),
+            suspects=tuple(bad.nonzero().flatten().tolist()),
+        )
+
+    def _targets(
+        self, log_probs: Tensor, lens: Tensor, batch: Batch
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the ensemble's ids and log-probabilities, and the student's frames."""
+        parts = []
+        for name in self.fields:
+            frames, x, both = delayed(
+                log_probs, lens, batch["fields"][name], self.config.delay
+            )
+            parts.append((frames, split_topk(x), both))
+        if len(parts) == 1:
+            frames, (ids, values, _), both = parts[0]
+            return ids, values, frames, both
+        both = torch.stack([p[2] for p in parts]).amin(dim=0)
+        count = int(both.max())
+        pairs = [(ids[:, :count], v[:, :count]) for _, (ids, v, _), _ in parts]
+        k = max(ids.size(-1) for ids, _ in pairs)
+        ids, values = average(pairs, k)
+        return ids, values, parts[0][0][:, :count], both

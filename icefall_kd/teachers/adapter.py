@@ -1,0 +1,154 @@
+"""A teacher in our vocabulary: foundation models under a trained adapter.
+
+Its members speak, ``transducer.adapter`` listens, and what comes out are the student's
+own tokens at the student's own frame times.
+"""
+
+from pathlib import Path
+from typing import Any, Dict, Mapping, Sequence, Union
+
+import torch
+from torch import Tensor
+
+from icefall_kd import BLANK_ID, ENCODER_SHIFT
+from icefall_kd.cache.topk import join_path, take_topk
+from icefall_kd.data.fbank import num_frames
+from icefall_kd.decoding import DecodeOptions, decode
+from icefall_kd.io import sha256_file
+from icefall_kd.masks import make_pad_mask
+from icefall_kd.teachers.protocol import Output, TeacherOutput, check_waves
+from icefall_kd.training.checkpoint import load_model
+from icefall_kd.transducer.path import best_path, on_path
+
+
+class AdaptedTeacher:
+    """What an adapter over other teachers says, in tokens.
+
+    Its outputs are ``<name>_ctc``, the CTC head's distributions, and ``<name>_path``,
+    the joiner's on the one-best path: of the transcript where there is one, else of
+    what it recognises itself.
+
+    Args:
+      name:      of the teacher.
+      model_dir: checkpoint of the adapter, as ``bin.average`` writes it.
+      members:   name -> description of each teacher that it hears, see
+                 :func:`icefall_kd.teachers.build_teachers`.
+      topk:      tokens kept of each frame.
+      outputs:   kinds wanted, of "ctc" and "path".
+      beam:      hypotheses of the search for paths without transcript.
+      device:    "cpu" or "cuda".
+      num_threads: CPU threads of the members.
+    Raises:
+      FileNotFoundError: if there is no such checkpoint.
+      ValueError: if it is no adapter, its fields are not those of the members, or a
+        kind is unknown.
+    """
+
+    needs_text = True
+
+    def __init__(
+        self,
+        name: str,
+        model_dir: Union[str, Path],
+        members: Mapping[str, Mapping[str, Any]],
+        topk: int = 16,
+        outputs: Sequence[str] = ("ctc",),
+        beam: int = 4,
+        device: str = "cpu",
+        num_threads: int = 1,
+    ) -> None:
+        from icefall_kd.teachers import build_teachers
+
+        path = Path(model_dir)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such checkpoint of an adapter")
+        if not outputs or not set(outputs) <= {"ctc", "path"}:
+            raise ValueError(
+                f"teacher '{name}': outputs {outputs}; it has ctc and path"
+            )
+        self.name = name
+        self.topk = topk
+        self.search = DecodeOptions("modified_beam_search", beam)
+        common = {"device": device, "num_threads": num_threads}
+        self.members = build_teachers({n: {**common, **m} for n, m in members.items()})
+        self.model, self.tokenizer, _ = load_model(path, device)
+        said = {f: o for t in self.members for f, o in t.outputs.items()}
+        if not self.model.fields or not set(self.model.fields) <= set(said):
+            raise ValueError(
+                f"{path} hears the fields {list(self.model.fields)}, its members say "
+                f"{sorted(said)}; give it the members that it was trained on"
+            )
+        self._shifts = {f: o.frame_shift for f, o in said.items()}
+        fingerprint = {
+            "teacher": name,
+            "family": "adapter",
+            "model_sha256": sha256_file(path),
+            "topk": topk,
+            "members": {f: said[f].fingerprint for f in self.model.fields},
+        }
+        widths = {"ctc": 2 * topk + 1, "path": 2 * topk + 2}
+        beams = {"ctc": {}, "path": {"beam": beam}}
+        self.outputs = {
+            f"{name}_{kind}": Output(
+                kind, widths[kind], ENCODER_SHIFT, {**fingerprint, **beams[kind]}
+            )
+            for kind in outputs
+        }
+
+    @torch.no_grad()
+    def forward(
+        self, waves: Tensor, wave_lens: Tensor, texts: Sequence[str]
+    ) -> Dict[str, TeacherOutput]:
+        """Return the k best tokens of each frame of 40 ms.
+
+        Args:
+          waves:     (N, S) float32, 16 kHz, in [-1, 1].
+          wave_lens: (N,) int64, valid samples.
+          texts:     N transcripts; one that is empty, or has more tokens than there
+                     are frames, is not used.
+        Raises:
+          ValueError: if the shapes do not fit.
+        """
+        check_waves(waves, wave_lens)
+        x, lens = self.model.inputs(self._hear(waves, wave_lens))
+        encoder_out, lens = self.model.forward_encoder(x, lens)
+        mask = make_pad_mask(lens, encoder_out.size(1)).unsqueeze(-1)
+        said = {}
+        if f"{self.name}_ctc" in self.outputs:
+            x = take_topk(self.model.ctc_output(encoder_out), self.topk)
+            said[f"{self.name}_ctc"] = TeacherOutput(x.masked_fill(mask, 0.0), lens)
+        if f"{self.name}_path" in self.outputs:
+            emitted = self._paths(encoder_out, lens, texts)
+            logits, _ = on_path(self.model, encoder_out, emitted)
+            x = join_path(emitted, take_topk(logits.log_softmax(-1), self.topk))
+            said[f"{self.name}_path"] = TeacherOutput(x.masked_fill(mask, 0.0), lens)
+        return said
+
+    def _paths(self, encoder_out: Tensor, lens: Tensor, texts: Sequence[str]) -> Tensor:
+        """Return the tokens that the best paths emit, (N, T) int64, 0 for the blank."""
+        emitted = lens.new_zeros(encoder_out.shape[:2])
+        for n, (frames, text) in enumerate(zip(lens.tolist(), texts)):
+            own = encoder_out[n : n + 1, :frames]
+            tokens = self.tokenizer.encode(text) if text else []
+            if not tokens or len(tokens) > frames:
+                found = decode(self.model, own, lens[n : n + 1], self.search)
+                tokens = found[0].tokens
+            labels = torch.tensor([[BLANK_ID, *tokens]], device=own.device)
+            decoder_out = self.model.decoder(labels)
+            logits = self.model.joiner(own.unsqueeze(2), decoder_out.unsqueeze(1))
+            emitted[n, :frames] = best_path(logits[0].log_softmax(-1), tokens)
+        return emitted
+
+    def _hear(self, waves: Tensor, wave_lens: Tensor) -> Dict[str, Any]:
+        """Return the members' outputs in the form of a batch of cached fields."""
+        device = next(self.model.parameters()).device
+        fields: Dict[str, Dict[str, Any]] = {}
+        for member in self.members:
+            for field, output in member.forward(waves, wave_lens).items():
+                fields[field] = {
+                    "x": output.x.to(device),
+                    "lens": output.lens.to(device),
+                    "frame_shift": self._shifts[field],
+                }
+        frames = torch.tensor([num_frames(n) for n in wave_lens.tolist()])
+        return {"fields": fields, "feature_lens": frames.to(device)}

@@ -1,0 +1,156 @@
+"""The graph of all token sequences, weighted by a bigram, and sums over its paths.
+
+A denominator graph as LF-MMI has it: the CTC topology composed with a bigram of tokens.
+Source: Povey et al., Purely sequence-trained neural networks for ASR based on
+lattice-free MMI, 2016, Interspeech; the bigram in the place of phones as in k2's
+recipes.
+"""
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from icefall_kd import BLANK_ID
+from icefall_kd.io import Pathlike, write_aside
+from icefall_kd.training.weights_only import load_weights_only
+
+_END = -1  # in the place of a token: the end of an utterance
+Bigram = Dict[Tuple[int, int], float]
+
+
+def estimate_bigram(
+    sequences: Iterable[Sequence[int]], vocab_size: int
+) -> Tuple[Bigram, Dict[int, float], Dict[int, float]]:
+    """Return a bigram of tokens, smoothed by what follows anywhere.
+
+    Witten and Bell's estimate: after a, which was followed n times by t different
+    tokens, a seen b has (count(a, b) + t p(b)) / (n + t), an unseen one t / (n + t)
+    p(b); p(b) itself is the share of b with one added to every count.
+
+    Args:
+      sequences:  token ids of each text, without blanks.
+      vocab_size: V, the blank included.
+    Returns:
+      log-probability of each seen pair (a, b), with 0 for the start and -1 for the end;
+      of each b alone; and the log-weight with which a falls back on these.
+    Raises:
+      ValueError: if there is no text.
+    """
+    pairs: Counter = Counter()
+    for tokens in sequences:
+        walk = [BLANK_ID, *tokens, _END]
+        pairs.update(zip(walk, walk[1:]))
+    if not pairs:
+        raise ValueError("no text to estimate a bigram of tokens from")
+    ends: Counter = Counter()
+    followers: Dict[int, List[int]] = {}
+    for (a, b), count in pairs.items():
+        ends[b] += count
+        followers.setdefault(a, []).append(count)
+    outcomes = [*range(1, vocab_size), _END]
+    total = sum(ends.values()) + len(outcomes)
+    alone = {b: (ends[b] + 1) / total for b in outcomes}
+    back = {a: len(n) / (sum(n) + len(n)) for a, n in followers.items()}
+    seen = {
+        (a, b): math.log(
+            count / (sum(followers[a]) + len(followers[a])) + back[a] * alone[b]
+        )
+        for (a, b), count in pairs.items()
+    }
+    return (
+        seen,
+        {b: math.log(p) for b, p in alone.items()},
+        {a: math.log(p) for a, p in back.items()},
+    )
+
+
+def build_denominator(
+    sequences: Iterable[Sequence[int]], vocab_size: int, modified: bool = False
+):
+    """Return the denominator graph of a corpus, a ``k2.Fsa``.
+
+    Every pair has an arc of its own, seen or not, so that a sequence has one path: a
+    graph that falls back through epsilons would count the seen ones twice.
+
+    Args:
+      sequences:  token ids of each text of the corpus.
+      vocab_size: V, the blank included.
+      modified:   whether equal neighbours may go without a blank between them, which
+                  makes the graph smaller.
+    """
+    import k2
+
+    seen, alone, back = estimate_bigram(sequences, vocab_size)
+    final = vocab_size  # states 0 .. V - 1: the token before; 0 also the start
+    lines = []
+    for a in range(vocab_size):
+        for b in [*range(1, vocab_size), _END]:
+            weight = seen.get((a, b), back.get(a, 0.0) + alone[b])
+            to, label = (final, -1) if b == _END else (b, b)
+            lines.append(f"{a} {to} {label} {weight:.6f}")
+    lines.append(str(final))
+    bigram = k2.add_epsilon_self_loops(
+        k2.arc_sort(k2.Fsa.from_str("\n".join(lines), acceptor=True))
+    )
+    # Its labels are the tokens, its auxiliary labels what a frame says.
+    topology = k2.invert(k2.ctc_topo(vocab_size - 1, modified=modified))
+    graph = k2.intersect(k2.arc_sort(topology), k2.arc_sort(bigram), False)
+    graph = k2.invert(k2.connect(graph))
+    del graph.aux_labels
+    return k2.arc_sort(graph)
+
+
+def save_denominator(graph, vocab_size: int, path: Pathlike) -> None:
+    """Write a denominator graph, whole or not at all."""
+    with write_aside(path) as aside:
+        torch.save({"vocab_size": vocab_size, "graph": graph.as_dict()}, aside)
+
+
+def load_denominator(path: Pathlike) -> Tuple[Any, int]:
+    """Return the graph, a ``k2.Fsa``, and the vocabulary's size.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it holds something else.
+    """
+    import k2
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"{path}: no such denominator graph; make one with "
+            "'python -m icefall_kd.bin.make_denominator'"
+        )
+    saved = load_weights_only(path)
+    if not isinstance(saved, dict) or set(saved) != {"vocab_size", "graph"}:
+        raise ValueError(f"{path} is no denominator graph")
+    return k2.Fsa.from_dict(saved["graph"]), saved["vocab_size"]
+
+
+def total_scores(
+    log_probs: Tensor, lens: Tensor, graph, output_beam: float = 10.0
+) -> Tensor:
+    """Return the log-sum over all paths of the graph, (N,) float64, with gradient.
+
+    Args:
+      log_probs: (N, T, V) float32.
+      lens:      (N,) int64, valid frames.
+      graph:     of :func:`build_denominator`.
+      output_beam: paths worse than the best by more are left out.
+    """
+    import k2
+
+    order = torch.argsort(lens, descending=True)
+    segments = torch.stack([order, torch.zeros_like(order), lens[order]], dim=1).to(
+        torch.int32
+    )
+    dense = k2.DenseFsaVec(log_probs.float(), segments.cpu())
+    graphs = k2.index_fsa(
+        k2.create_fsa_vec([graph]), torch.zeros(len(lens), dtype=torch.int32)
+    )
+    lattice = k2.intersect_dense(graphs, dense, output_beam=output_beam)
+    scores = lattice.get_tot_scores(log_semiring=True, use_double_scores=True)
+    return scores[torch.argsort(order)]

@@ -1,0 +1,98 @@
+"""The most probable path of a transducer through an utterance.
+
+At most one token a frame: from node (t, u), u tokens emitted so far, the blank leads to
+(t + 1, u) and the next token to (t + 1, u + 1), as the searches of ``decoding`` and of
+sherpa-onnx walk.  So a path has one node in each frame, and what is kept of it lies on
+the axis of time.
+"""
+
+from typing import List, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from icefall_kd import BLANK_ID
+from icefall_kd.transducer.model import AsrModel
+
+
+def best_path(log_probs: Tensor, tokens: Sequence[int]) -> Tensor:
+    """Return the token that the most probable path emits in each frame.
+
+    Viterbi over the nodes (t, u).
+
+    Args:
+      log_probs: (T, U + 1, V) float, of the joiner at every node.
+      tokens:    the U tokens of the utterance.
+    Returns:
+      (T,) int64, 0 for the blank.
+    Raises:
+      ValueError: if there are more tokens than frames.
+    """
+    num_frames, num_tokens = log_probs.size(0), len(tokens)
+    if num_tokens > num_frames:
+        raise ValueError(f"no path: {num_tokens} tokens in {num_frames} frames")
+    y = torch.tensor(list(tokens), dtype=torch.int64, device=log_probs.device)
+    blank = log_probs[:, :, BLANK_ID].double()
+    label = log_probs[:, :num_tokens].gather(
+        2, y.view(1, -1, 1).expand(num_frames, -1, 1)
+    )
+    label = label.squeeze(2).double()
+    score = log_probs.new_full((num_tokens + 1,), float("-inf"), dtype=torch.float64)
+    score[0] = 0.0
+    emits = torch.zeros(num_frames, num_tokens + 1, dtype=torch.bool)
+    for t in range(num_frames):
+        stay = score + blank[t]
+        move = F.pad(score[:-1] + label[t], (1, 0), value=float("-inf"))
+        emits[t] = (move > stay).cpu()  # how the best path came to (t + 1, u)
+        score = torch.maximum(stay, move)
+    emitted, u = torch.zeros(num_frames, dtype=torch.int64), num_tokens
+    for t in range(num_frames - 1, -1, -1):
+        if emits[t, u]:
+            u -= 1
+            emitted[t] = int(tokens[u])
+    return emitted
+
+
+def nodes(emitted: Tensor) -> Tensor:
+    """Return how many tokens a path has emitted before each frame.
+
+    Args:
+      emitted: (..., T) int64, 0 for the blank.
+    Returns:
+      (..., T) int64, the u of the node in each frame.
+    """
+    spoken = (emitted != BLANK_ID).to(torch.int64)
+    return spoken.cumsum(-1) - spoken
+
+
+def on_path(
+    model: AsrModel, encoder_out: Tensor, emitted: Tensor
+) -> Tuple[Tensor, Tensor]:
+    """Return the joiner's logits at the nodes of paths, and the nodes' u.
+
+    Source: one-best path distillation, 2021, arXiv:2110.03334, section 3: T
+    distributions in the place of T x U.
+
+    Args:
+      model:       has ``decoder`` and ``joiner``.
+      encoder_out: (N, T, C) float.
+      emitted:     (N, T) int64, token of each frame, 0 for the blank; 0 at padding.
+    Returns:
+      (N, T, V) float and (N, T) int64.
+    """
+    u = nodes(emitted)
+    labels = pad_labels(emitted)
+    decoder_out = model.joiner.decoder_proj(
+        model.decoder(F.pad(labels, (1, 0), value=BLANK_ID))
+    )
+    index = u.unsqueeze(-1).expand(-1, -1, decoder_out.size(2))
+    chosen = decoder_out.gather(1, index)
+    projected = model.joiner.encoder_proj(encoder_out)
+    return model.joiner(projected, chosen, project_input=False), u
+
+
+def pad_labels(emitted: Tensor) -> Tensor:
+    """Return the tokens of paths without blanks, (N, max U) int64, padded with 0."""
+    rows: List[Tensor] = [row[row != BLANK_ID] for row in emitted]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

@@ -1,0 +1,132 @@
+"""Distances to truncated distributions, against dense ones written out."""
+
+import pytest
+import torch
+
+from icefall_kd.cache.topk import split_topk, take_topk
+from icefall_kd.distill.distributions import (
+    average,
+    cross_entropy,
+    divergence,
+    essence,
+    squared_distance,
+)
+
+VOCAB, K = 12, 4
+
+
+@pytest.fixture
+def frames():
+    torch.manual_seed(0)
+    student = torch.randn(3, 5, VOCAB, requires_grad=True)
+    teacher = (3 * torch.randn(3, 5, VOCAB)).log_softmax(-1)
+    return student, teacher
+
+
+def test_squared_distance_is_that_of_the_dense_vectors(frames):
+    student, teacher = frames
+    ids, values, tail = split_topk(take_topk(teacher, K))
+    found = squared_distance(student.log_softmax(-1), ids, values, tail)
+    for n in range(3):
+        for t in range(5):
+            p, q = student[n, t].softmax(-1), torch.zeros(VOCAB)
+            for i, v in zip(ids[n, t].tolist(), values[n, t].tolist()):
+                q[i] = torch.tensor(v).exp()
+            expected = ((p - q) ** 2).sum()
+            torch.testing.assert_close(found[n, t], expected)
+    assert 0 <= found.min() and found.max() <= 2
+
+
+def test_divergence_takes_the_tail_as_one_token(frames):
+    student, teacher = frames
+    ids, values, tail = split_topk(take_topk(teacher, K))
+    found = divergence(student.log_softmax(-1), ids, values, tail)
+    for n in range(3):
+        for t in range(5):
+            p, q = student[n, t].softmax(-1), teacher[n, t].exp()
+            kept = ids[n, t].tolist()
+            others = [i for i in range(VOCAB) if i not in kept]
+            p = torch.cat([p[kept], p[others].sum()[None]])
+            q = torch.cat([q[kept], q[others].sum()[None]])
+            expected = (q * (q / p).log()).sum()
+            torch.testing.assert_close(found[n, t], expected, atol=1e-5, rtol=1e-4)
+    ids, values, tail = split_topk(take_topk(teacher, VOCAB))
+    found = divergence(student.log_softmax(-1), ids, values, tail)
+    expected = (teacher.exp() * (teacher - student.log_softmax(-1))).sum(-1)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("distance", [squared_distance, divergence])
+def test_a_student_that_says_the_same_is_at_the_minimum(frames, distance):
+    _, teacher = frames
+    ids, values, tail = split_topk(take_topk(teacher, VOCAB))
+    same = teacher.clone().requires_grad_()
+    found = distance(same, ids, values, tail)
+    torch.testing.assert_close(found, torch.zeros(3, 5), atol=1e-5, rtol=0)
+    logits = teacher.clone().requires_grad_()
+    distance(logits.log_softmax(-1), ids, values, tail).sum().backward()
+    assert logits.grad.abs().max() < 1e-4
+
+
+def test_the_essence_is_the_best_tokens_renormalised(frames):
+    _, teacher = frames
+    values = split_topk(take_topk(teacher, 8))[1]
+    weights = essence(values, size=3)
+    assert (weights[..., 3:] == 0).all()
+    expected = values[..., :3].exp() / values[..., :3].exp().sum(-1, keepdim=True)
+    torch.testing.assert_close(weights[..., :3], expected)
+    hard = essence(values, size=1)
+    assert (hard[..., 0] == 1).all() and (hard[..., 1:] == 0).all()
+    flat = essence(values, size=3, temperature=1e4)[..., :3]
+    torch.testing.assert_close(flat, torch.full_like(flat, 1 / 3), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("mass", [0.5, 0.9, 1.0])
+def test_the_essence_by_mass_is_the_fewest_that_reach_it(frames, mass):
+    _, teacher = frames
+    probs = split_topk(take_topk(teacher, VOCAB))[1].exp()
+    kept = essence(probs.log(), mass=mass) > 0
+    for n in range(3):
+        for t in range(5):
+            count = int(kept[n, t].sum())
+            assert count == VOCAB or probs[n, t, :count].sum() >= mass - 1e-5
+            assert probs[n, t, : count - 1].sum() < mass
+
+
+def test_cross_entropy_is_the_weighted_sum(frames):
+    student, teacher = frames
+    ids, values, _ = split_topk(take_topk(teacher, K))
+    weights = essence(values)
+    found = cross_entropy(student.log_softmax(-1), ids, weights)
+    n, t = 1, 2
+    expected = -sum(
+        w * student[n, t].log_softmax(-1)[i]
+        for i, w in zip(ids[n, t].tolist(), weights[n, t])
+    )
+    torch.testing.assert_close(found[n, t], expected)
+
+
+def test_the_average_of_teachers_is_that_of_the_dense_ones(frames):
+    _, first = frames
+    second = torch.randn(3, 5, VOCAB).log_softmax(-1)
+    pairs = [split_topk(take_topk(x, VOCAB))[:2] for x in (first, second)]
+    ids, values = average(pairs, 5)
+    mean = (first.exp() + second.exp()) / 2
+    expected, where = mean.topk(5)
+    torch.testing.assert_close(values.exp(), expected)
+    assert (ids == where).all()
+    # Of truncated ones it is a lower bound, and no token comes twice.
+    pairs = [split_topk(take_topk(x, K))[:2] for x in (first, second)]
+    ids, values = average(pairs, K)
+    assert (values.exp() <= mean.gather(-1, ids) + 1e-6).all()
+    assert all(len(set(row)) == K for row in ids.flatten(0, 1).tolist())
+
+
+def test_what_is_out_of_range_is_refused():
+    values = torch.zeros(1, 4)
+    with pytest.raises(ValueError, match="size is 5, the field keeps 4"):
+        essence(values, size=5)
+    with pytest.raises(ValueError, match="mass is 0"):
+        essence(values, mass=0.0)
+    with pytest.raises(ValueError, match="temperature is -1"):
+        essence(values, temperature=-1)

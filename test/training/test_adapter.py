@@ -1,0 +1,193 @@
+"""A recogniser over teachers' fields, from its training to a teacher of its own."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import real_teachers
+import torch
+from lhotse import CutSet
+
+from icefall_kd.bin.decode import get_parser, run
+from icefall_kd.cache.codecs import make_codec
+from icefall_kd.cache.extract import extract
+from icefall_kd.cache.reader import load_field, open_shar
+from icefall_kd.cache.teach import teach_batch
+from icefall_kd.cache.topk import split_path, split_topk
+from icefall_kd.config import AdapterConfig, ModelConfig, to_dict
+from icefall_kd.data.batches import BatchDataset
+from icefall_kd.data.shar import write_shar
+from icefall_kd.decoding import decode
+from icefall_kd.distill.align import align_frames
+from icefall_kd.teachers import build_teachers
+from icefall_kd.training.averaging import write_average
+from icefall_kd.training.checkpoint import load_model, pack_bytes
+from icefall_kd.training.run import train
+from icefall_kd.training.setup import prepare
+from icefall_kd.transducer.adapter import hide_stretches
+from icefall_kd.transducer.build import build_model
+
+tiny_dir, tiny = real_teachers.tiny_dir, real_teachers.tiny  # fixtures
+ADAPTER = AdapterConfig(fields=("wise", "old"), dim=16, num_layers=2)
+
+
+@pytest.fixture
+def adapted(only):
+    """The run of a small adapter over both teachers, transducer and CTC loss."""
+    config = only("transducer", "ctc")
+    model = ModelConfig(adapter=ADAPTER, vocab_size=24, decoder_dim=16, joiner_dim=16)
+    data = dataclasses.replace(config.data, spec_augment=False)
+    return dataclasses.replace(config, model=model, data=data)
+
+
+def test_its_frames_are_the_student_s_and_hold_the_teachers_frames(adapted, config):
+    setup, student = prepare(adapted), prepare(config)
+    assert setup.config.model.adapter.dims == (6, 3)
+    cuts = list(setup.train_stream)[:4]
+    batch = BatchDataset(fields=setup.fields)[CutSet.from_cuts(cuts)]
+    x, lens = setup.student.model.inputs(batch)
+    _, expected = student.student.model.forward_encoder(
+        batch["features"], batch["feature_lens"]
+    )
+    assert lens.tolist() == expected.tolist()
+    assert x.shape == (4, int(lens.max()), 9)
+    wise = batch["fields"]["wise"]
+    aligned = align_frames(wise["x"], wise["lens"], 0.02, lens)
+    torch.testing.assert_close(x[:, :, :6], aligned)
+
+
+def test_the_fields_are_normalised_by_their_statistics(adapted):
+    setup = prepare(adapted)
+    encoder = setup.student.model.encoder
+    assert encoder.mean.shape == (9,) and encoder.std.min() > 0
+    frames = [load_field(c, "wise", setup.fields["wise"]) for c in setup.train_stream]
+    expected = torch.from_numpy(np.concatenate(frames))
+    torch.testing.assert_close(encoder.mean[:6], expected.mean(0), atol=1e-4, rtol=1e-3)
+
+
+def test_an_utterance_alone_and_in_a_batch_gives_the_same():
+    torch.manual_seed(0)
+    config = dataclasses.replace(ADAPTER, dims=(6, 3))
+    model = build_model(ModelConfig(adapter=config, vocab_size=24, decoder_dim=8))
+    model.eval()
+    x, lens = torch.randn(3, 30, 9), torch.tensor([30, 17, 1])
+    together, _ = model.forward_encoder(x, lens)
+    for row, n in enumerate(lens.tolist()):
+        alone, _ = model.forward_encoder(x[row : row + 1, :n], lens[row : row + 1])
+        torch.testing.assert_close(together[row, :n], alone[0], atol=1e-5, rtol=1e-5)
+        assert (together[row, n:] == 0).all()
+
+
+def test_hidden_stretches_take_the_share_they_should():
+    torch.manual_seed(0)
+    keep = hide_stretches(torch.tensor([1000, 200]), 1000, 0.2, 5)
+    assert 0.1 < 1 - keep[0].mean() <= 0.2 and 0.1 < 1 - keep[1, :200].mean() <= 0.2
+    assert (keep[1, 200:] == 1).all()
+    assert (hide_stretches(torch.tensor([9]), 9, 0.0, 5) == 1).all()
+
+
+def test_it_trains_resumes_and_is_decoded_from_fields(adapted, data_dir, tmp_path):
+    train(dataclasses.replace(adapted, num_epochs=1))
+    train(adapted)  # goes on
+    assert (tmp_path / "exp/epoch-2.pt").is_file()
+    path = tmp_path / "adapter.pt"
+    write_average(tmp_path / "exp", 0, 1, path)
+    model, tokenizer, _ = load_model(path)
+    assert model.fields == ("wise", "old") and tokenizer is not None
+    options = ["--checkpoint", str(path), "--shar-dir", str(data_dir / "shar/dev")]
+    result = run(get_parser().parse_args([*options, "--out-dir", str(tmp_path / "o")]))
+    assert result["utterances"] == 4
+    with pytest.raises(ValueError, match="not causal and cannot stream"):
+        run(get_parser().parse_args([*options, "--out-dir", "o", "--streaming"]))
+
+
+def test_a_field_that_is_not_there_is_named(adapted):
+    adapter = dataclasses.replace(ADAPTER, fields=("nobody",))
+    model = dataclasses.replace(adapted.model, adapter=adapter)
+    with pytest.raises(FileNotFoundError, match="'nobody' does not exist"):
+        prepare(dataclasses.replace(adapted, model=model))
+    adapter = dataclasses.replace(ADAPTER, fields=())
+    model = dataclasses.replace(adapted.model, adapter=adapter)
+    with pytest.raises(ValueError, match="model.adapter.fields is empty"):
+        prepare(dataclasses.replace(adapted, model=model))
+
+
+@pytest.fixture(scope="module")
+def adapter_file(asterisk, tmp_path_factory):
+    """An untrained adapter over Whisper tiny.en, as a checkpoint."""
+    torch.manual_seed(0)
+    fields = AdapterConfig(fields=("whisper_tiny_en",), dims=(384,), dim=32)
+    config = ModelConfig(adapter=fields, vocab_size=150, decoder_dim=8, joiner_dim=8)
+    path = tmp_path_factory.mktemp("adapter") / "pretrained.pt"
+    bpe = pack_bytes((asterisk / "data/lang_bpe_150/bpe.model").read_bytes())
+    checkpoint = {"model": build_model(config).state_dict(), "bpe_model": bpe}
+    torch.save({**checkpoint, "model_config": to_dict(config), "info": {}}, path)
+    return path
+
+
+def describe(adapter_file, tiny_dir, **options):
+    members = {"whisper_tiny_en": {"model_dir": str(tiny_dir)}}
+    options = {"family": "adapter", "model_dir": str(adapter_file), **options}
+    return {"judge": {"members": members, "topk": 5, **options}}
+
+
+def test_as_a_teacher_it_says_what_it_says_of_cached_fields(
+    adapter_file, tiny_dir, tiny, asterisk, tmp_path
+):
+    cuts = [c for c in open_shar(asterisk / "data/shar/test") if c.duration < 3][:5]
+    write_shar(cuts, tmp_path / "shar")
+    (judge,) = build_teachers(describe(adapter_file, tiny_dir))
+    infos, _ = extract(tmp_path / "shar", [tiny, judge])
+    assert infos["judge_ctc"].kind == "ctc" and infos["judge_ctc"].codec == "topk"
+    model, _, _ = load_model(adapter_file)
+    codecs = {"whisper_tiny_en": make_codec("fp16"), "judge_ctc": make_codec("topk")}
+    cuts = CutSet.from_cuts(open_shar(tmp_path / "shar", list(codecs)))
+    batch = BatchDataset(fields=codecs)[cuts]
+    with torch.no_grad():
+        out, lens = model.forward_encoder(*model.inputs(batch))
+        log_probs = model.ctc_output(out)
+    cached = batch["fields"]["judge_ctc"]
+    assert cached["lens"].tolist() == lens.tolist() and cached["frame_shift"] == 0.04
+    ids, values, tail = split_topk(cached["x"])
+    for row, n in enumerate(lens.tolist()):
+        expected = log_probs[row, :n].gather(1, ids[row, :n])
+        difference = (values[row, :n] - expected).abs()
+        # A cached field may lack the half frame that ends a cut: the last differs.
+        assert difference[: n - 1].max() < 0.02 and difference[n - 1].max() < 0.2
+        rest = 1 - expected.exp().sum(dim=1)
+        assert (tail[row, :n] - rest).abs()[: n - 1].max() < 0.02
+
+
+def test_its_paths_spell_the_transcript_or_what_it_recognises(
+    adapter_file, tiny_dir, asterisk
+):
+    described = describe(adapter_file, tiny_dir, outputs=["path"])
+    (judge,) = build_teachers(described)
+    cuts = [c for c in open_shar(asterisk / "data/shar/test") if c.duration < 3][:3]
+    texts = [cuts[0].supervisions[0].text, "", "A" * 999]
+    waves = [torch.from_numpy(c.load_audio()[0]) for c in cuts]
+    (said, silent, long) = teach_batch(waves, [judge], texts)
+    emitted, frames = split_path(torch.from_numpy(said["judge_path"]))
+    tokens = [t for t in emitted.tolist() if t]
+    assert judge.tokenizer.decode(tokens) == texts[0]
+    ids, values, tail = split_topk(frames)
+    assert ids.shape[1] == 5 and ((values.exp().sum(1) + tail) - 1).abs().max() < 1e-4
+    # Without a transcript that fits, the path is that of what the search finds.
+    model, wave = judge.model, waves[1]
+    x, lens = model.inputs(judge._hear(wave[None], torch.tensor([len(wave)])))
+    encoder_out, lens = model.forward_encoder(x, lens)
+    found = decode(model, encoder_out, lens, judge.search)[0].tokens
+    emitted, _ = split_path(torch.from_numpy(silent["judge_path"]))
+    assert [t for t in emitted.tolist() if t] == found
+    assert len(split_path(torch.from_numpy(long["judge_path"]))[0]) > 0
+
+
+def test_an_adapter_without_its_members_is_refused(adapter_file, tiny_dir, tmp_path):
+    described = describe(adapter_file, tiny_dir)
+    described["judge"]["members"] = {
+        "other": {"family": "whisper_tiny_en", "model_dir": str(tiny_dir)}
+    }
+    with pytest.raises(ValueError, match=r"hears the fields \['whisper_tiny_en'\]"):
+        build_teachers(described)
+    with pytest.raises(FileNotFoundError, match="no such checkpoint of an adapter"):
+        build_teachers(describe(tmp_path / "none.pt", tiny_dir))

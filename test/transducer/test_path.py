@@ -1,0 +1,81 @@
+"""One-best paths against all paths, and nodes one by one."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from icefall_kd.transducer.joiner import Joiner
+from icefall_kd.transducer.model import AsrModel
+from icefall_kd.transducer.path import best_path, nodes, on_path
+
+VOCAB = 7
+
+
+def all_paths(num_frames, tokens):
+    """Every choice of the frames in which the tokens are emitted."""
+    for frames in itertools.combinations(range(num_frames), len(tokens)):
+        emitted = [0] * num_frames
+        for frame, token in zip(frames, tokens):
+            emitted[frame] = token
+        yield emitted
+
+
+def score(log_probs, emitted):
+    total, u = 0.0, 0
+    for t, token in enumerate(emitted):
+        total += float(log_probs[t, u, token])
+        u += token != 0
+    return total
+
+
+@pytest.mark.parametrize("num_frames, num_tokens", [(1, 0), (1, 1), (5, 2), (6, 6)])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_best_path_is_the_best_of_all(num_frames, num_tokens, seed):
+    torch.manual_seed(seed)
+    tokens = torch.randint(1, VOCAB, (num_tokens,)).tolist()
+    log_probs = (2 * torch.randn(num_frames, num_tokens + 1, VOCAB)).log_softmax(-1)
+    found = best_path(log_probs, tokens).tolist()
+    expected = max(score(log_probs, p) for p in all_paths(num_frames, tokens))
+    assert [t for t in found if t] == tokens
+    assert score(log_probs, found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_more_tokens_than_frames_have_no_path():
+    with pytest.raises(ValueError, match="3 tokens in 2 frames"):
+        best_path(torch.zeros(2, 4, VOCAB), [1, 2, 3])
+
+
+def test_nodes_count_the_tokens_before_a_frame():
+    emitted = torch.tensor([[0, 3, 0, 4, 5, 0], [2, 0, 0, 0, 0, 1]])
+    assert nodes(emitted).tolist() == [[0, 0, 1, 1, 2, 3], [0, 1, 1, 1, 1, 1]]
+
+
+def test_logits_on_paths_are_the_joiner_s_at_each_node():
+    from icefall_kd.transducer.predictor import Decoder
+
+    torch.manual_seed(0)
+    model = AsrModel(
+        nn.Identity(),
+        nn.Identity(),
+        Decoder(VOCAB, 8),
+        Joiner(5, 8, 6, VOCAB),
+        5,
+        8,
+        VOCAB,
+    ).eval()
+    encoder_out = torch.randn(2, 6, 5)
+    emitted = torch.tensor([[0, 3, 0, 4, 5, 0], [2, 0, 0, 1, 0, 0]])
+    logits, _ = on_path(model, encoder_out, emitted)
+    for n in range(2):
+        history = [0, 0]
+        for t, token in enumerate(emitted[n].tolist()):
+            context = torch.tensor([history[-2:]])
+            if len(history) == 2:
+                context[0, 0] = -1  # nothing stands before the first
+            dec = model.decoder(context, need_pad=False)[:, 0]
+            expected = model.joiner(encoder_out[n, t : t + 1], dec)[0]
+            torch.testing.assert_close(logits[n, t], expected, atol=1e-5, rtol=1e-4)
+            if token:
+                history.append(token)
