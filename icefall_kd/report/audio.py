@@ -4,6 +4,8 @@ import base64
 import io
 from typing import Dict, Iterable
 
+import numpy as np
+
 from icefall_kd.io import Pathlike
 
 
@@ -40,7 +42,8 @@ def flac_uri(cut) -> str:
     import soundfile
 
     buffer = io.BytesIO()
-    samples = cut.load_audio().T  # (C, S) -> (S, C)
+    samples = np.rint(cut.load_audio().T * 32768)  # (C, S) -> (S, C), 16 bits
+    samples = samples.clip(-32768, 32767).astype(np.int16)
     soundfile.write(buffer, samples, cut.sampling_rate, format="FLAC")
     encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
     return f"data:audio/flac;base64,{encoded}"

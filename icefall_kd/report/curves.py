@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from icefall_kd.report.markup import Html, element, join
-from icefall_kd.report.runs import Run, Stage
+from icefall_kd.report.runs import Run, Stage, stage_names
 
 WIDTH, HEIGHT = 440, 280
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 10, 40
@@ -91,10 +91,10 @@ def charts(runs: Mapping[str, Run], metrics: Sequence[str] = ()) -> List[Chart]:
     Raises:
       ValueError: if no run knows one of ``metrics``.
     """
-    by_stage: Dict[str, Dict[str, Stage]] = {}
+    by_stage: Dict[str, Dict[str, Stage]] = {n: {} for n in stage_names(runs.values())}
     for system, run in runs.items():
         for stage in run.stages:
-            by_stage.setdefault(stage.name, {})[system] = stage
+            by_stage[stage.name][system] = stage
     found = [
         chart
         for name, stages in by_stage.items()

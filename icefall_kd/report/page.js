@@ -55,6 +55,8 @@
       option.value = i;
       get("first").append(option);
     });
+    const other = data.results.findIndex((r) => r.system !== data.baseline);
+    get("first").value = Math.max(other, 0);
   }
 
   // Beside it: another result of the same set, at first the baseline's decoded alike.

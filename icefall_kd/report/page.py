@@ -10,7 +10,7 @@ from icefall_kd.report.alignment import utterances
 from icefall_kd.report.curves import Chart, colour_class, draw, legend
 from icefall_kd.report.markup import Html, data_block, element, join
 from icefall_kd.report.results import Result
-from icefall_kd.report.runs import Run, seeds
+from icefall_kd.report.runs import Run, seeds, stage_names
 from icefall_kd.report.table import Column, Row, Table
 
 HERE = Path(__file__).parent
@@ -170,7 +170,7 @@ def _training(
 ) -> Html:
     if not any(run.stages for run in runs.values()):
         return element("p", "No metrics.jsonl was found beside the results.")
-    names = list(dict.fromkeys(s.name for run in runs.values() for s in run.stages))
+    names = stage_names(runs.values())
     rows = []
     for system, run in runs.items():
         told = {s.name: s.describe() for s in run.stages}

@@ -90,7 +90,7 @@ def find_results(system: str, path: Pathlike) -> List[Result]:
       path: a result JSON, a folder of them, or a folder of such folders.
     Raises:
       FileNotFoundError: if there is none.
-      ValueError: if two are of one set and decoding.
+      ValueError: if one cannot be read, see :func:`load_result`.
     """
     path = as_path(path)
     paths = [path] if path.is_file() else sorted(path.glob("result-*.json"))

@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from icefall_kd.io import Pathlike, as_path, read_json, read_yaml
 
@@ -40,7 +40,10 @@ class Stage:
 
     @property
     def sets(self) -> Tuple[str, ...]:
-        return tuple(self.config.get("data", {}).get("train", ()))
+        """What it heard, with the shares of what was mixed in."""
+        data = self.config.get("data", {})
+        mixed = [f"{name} ({share:g})" for name, share in data.get("mix", {}).items()]
+        return (*data.get("train", ()), *mixed)
 
     def describe(self) -> str:
         """Return its budget for people."""
@@ -113,15 +116,15 @@ def _stage_folder(checkpoint: Optional[str], near: Path) -> Optional[Path]:
 
     Args:
       checkpoint: as written down, relative to where that command ran.
-      near: where the run is looked for first, so that a folder may be moved.
+      near: the system's folder, by which it is found when it was moved, or when this
+        command runs elsewhere.
     """
     if not checkpoint:
         return None
     written = as_path(checkpoint).parent
-    places = (near / written.name, near, written)
-    return next(
-        (p for p in places if p.name == written.name and (p / METRICS).is_file()), None
-    )
+    name = written.name
+    places = (written, near.parent / written.parent.name / name, near / name, near)
+    return next((p for p in places if p.name == name and (p / METRICS).is_file()), None)
 
 
 def find_run(result_path: Path, checkpoint: Optional[str]) -> Run:
@@ -136,13 +139,13 @@ def find_run(result_path: Path, checkpoint: Optional[str]) -> Run:
     """
     folder = _stage_folder(checkpoint, result_path.parent.parent)
     stages: Dict[Path, Stage] = {}
-    while folder is not None and folder not in stages:
+    while folder is not None and folder.resolve() not in stages:
         taken = {s.name for s in stages.values()}
         name = folder.name
         stage = _load_stage(
             f"{folder.parent.name}/{name}" if name in taken else name, folder
         )
-        stages[folder] = stage
+        stages[folder.resolve()] = stage
         origin = stage.config.get("init_encoder") or stage.config.get("init_model")
         folder = _stage_folder(origin, folder.parent)
     return Run(tuple(reversed(list(stages.values()))))
@@ -165,6 +168,12 @@ def budget_differences(ours: Run, theirs: Run) -> List[str]:
     if abs(a.updates - b.updates) > NEAR * max(a.updates, b.updates):
         differences.append(f"{a.updates} updates against {b.updates}")
     return differences
+
+
+def stage_names(runs: Iterable[Run]) -> List[str]:
+    """Return the names of all stages, as the longest training had them."""
+    longest_first = sorted(runs, key=lambda run: -len(run.stages))
+    return list(dict.fromkeys(s.name for run in longest_first for s in run.stages))
 
 
 def seeds(run: Run) -> Dict[str, Any]:
