@@ -117,16 +117,21 @@ def _results(table: Table, systems: Sequence[str]) -> Html:
             "the same way; difference: absolute, negative is better; P(better): share "
             "of paired bootstrap test sets with fewer errors."
         )
-    caption = (
+    how = (
         "WER with its 95 % bootstrap interval over utterances; RTF: seconds of work a "
-        f"second of audio. {told} A header sorts."
+        f"second of audio. {told}"
     )
+    grid = _grid(header, rows, "All results; a header sorts")
     items = [
         element("li", text, id=f"note-{number}")
         for number, text in enumerate(table.notes, 1)
     ]
     notes = element("ol", *items, class_="notes") if items else ""
-    return join(element("div", _grid(header, rows, caption), class_="sortable"), notes)
+    return join(
+        element("p", how, class_="how"),
+        element("div", grid, class_="sortable"),
+        notes,
+    )
 
 
 def _result_cell(
@@ -182,7 +187,7 @@ def _training(
     header = ["system", *names, "seed", "commit"]
     drawn = element("div", *(draw(c, systems) for c in charts), class_="charts")
     return join(
-        _grid(header, rows, "What each system was given."),
+        _grid(header, rows, "What each system was given"),
         legend(systems) if charts else "",
         drawn,
         _last_values(charts, systems),
@@ -201,7 +206,7 @@ def _last_values(charts: Sequence[Chart], systems: Sequence[str]) -> Html:
             cells.append(element("td", text, class_="number", data_value=value))
         last[system] = [element("th", system, scope="row"), *cells]
     header = ["system", *(f"{c.stage}: {c.metric}" for c in charts)]
-    return _grid(header, list(last.values()), "Where the curves of dev end.")
+    return _grid(header, list(last.values()), "Where the curves of dev end")
 
 
 def _heard(audio: Union[Audio, None]) -> Html:
