@@ -7,7 +7,7 @@ from typing import Dict, List, Optional, Sequence
 import yaml
 
 from icefall_kd.config import to_dict
-from icefall_kd.decoding.hypothesis import DecodeOptions
+from icefall_kd.decoding import DecodeOptions
 from icefall_kd.decoding.scoring import Recognition, write_results
 from icefall_kd.decoding.setting import Chunking, setting_facts, setting_name
 from icefall_kd.io import write_json, write_text

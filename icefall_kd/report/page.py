@@ -83,9 +83,7 @@ def _about(results: Sequence[Result]) -> Html:
     return element("p", f"{len(results)} results on {sets}.")
 
 
-def _grid(
-    header: Sequence[Cell], rows: Sequence[Sequence[Html]], caption: Cell
-) -> Html:
+def _grid(header: Sequence[Cell], rows: Sequence[Sequence[Html]], caption: str) -> Html:
     """Return a table that scrolls sideways where the screen is narrow."""
     head = element("tr", *(element("th", h, scope="col") for h in header))
     body = [element("tr", *row) for row in rows]
@@ -97,7 +95,7 @@ def _grid(
     )
     # With the keyboard too, hence the focus.
     return element(
-        "div", table, class_="scroll", tabindex=0, role="region", aria_label="table"
+        "div", table, class_="scroll", tabindex=0, role="region", aria_label=caption
     )
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from reported import CHUNKS, REFS, decoded
 
-from icefall_kd.decoding.hypothesis import DecodeOptions
+from icefall_kd.decoding import DecodeOptions
 from icefall_kd.report.results import (
     check_comparable,
     find_results,
