@@ -54,6 +54,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["icefall_kd", "icefall_kd.*"]),
+    package_data={"icefall_kd.report": ["page.html", "page.css", "page.js"]},
     python_requires=">=3.9",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,

@@ -18,7 +18,7 @@ from icefall_kd.decoding.bootstrap import (
     paired_difference,
     wer_interval,
 )
-from icefall_kd.io import Pathlike, read_json, write_json, write_text
+from icefall_kd.io import Pathlike, as_path, write_json, write_text
 
 NO_WORD = "*"  # stands opposite an inserted or a deleted word
 Alignment = List[Tuple[str, str]]
@@ -106,7 +106,7 @@ def read_recogs(path: Pathlike) -> List[Recognition]:
     Raises:
       ValueError: if a line is not of its form; the message names file and line.
     """
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = as_path(path).read_text(encoding="utf-8").splitlines()
     parts = []
     for number, line in enumerate(lines, 1):
         key = "ref=" if number % 2 else "hyp="
@@ -255,24 +255,19 @@ def write_results(
     return result
 
 
-def compare_results(old: Pathlike, new: Pathlike) -> PairedDifference:
-    """Compare two result JSONs, by the recogs files beside them.
+def compare(old: Sequence[Recognition], new: Sequence[Recognition]) -> PairedDifference:
+    """Compare two decodings of a set, utterance by utterance.
 
     Raises:
       ValueError: if they do not hold the same utterances and references.
     """
-    sides = []
-    for path in (old, new):
-        recogs = Path(path).parent / read_json(path)["recogs"]
-        sides.append({r.cut_id: r for r in read_recogs(recogs)})
-    a, b = sides
+    a, b = ({r.cut_id: r for r in side} for side in (old, new))
     if {k: r.ref for k, r in a.items()} != {k: r.ref for k, r in b.items()}:
         raise ValueError(
-            f"{old} and {new} are not of the same utterances and references: decode "
-            "both on one set"
+            "not of the same utterances and references: decode both on one set"
         )
     ids = sorted(a)
-    old_counts, new_counts = (utterance_errors([s[i] for i in ids]) for s in sides)
+    old_counts, new_counts = (utterance_errors([s[i] for i in ids]) for s in (a, b))
     return paired_difference(
         [c.errors for c in old_counts],
         [c.errors for c in new_counts],

@@ -1,4 +1,4 @@
-"""decode, export, transcribe and summarize on real prompts, as a recipe calls them."""
+"""decode, export, transcribe and report on real prompts, as a recipe calls them."""
 
 import copy
 import json
@@ -8,6 +8,7 @@ import shutil
 import pytest
 import soundfile
 import torch
+from reported import Page
 from students import (  # noqa: F401, fixtures
     checkpoint,
     cuts,
@@ -16,7 +17,7 @@ from students import (  # noqa: F401, fixtures
     waves,
 )
 
-from icefall_kd.bin import decode, export, summarize, transcribe
+from icefall_kd.bin import decode, export, report, transcribe
 from icefall_kd.data.shar import write_shar
 from icefall_kd.decoding import DecodeOptions
 from icefall_kd.decoding.recognise import recognise
@@ -216,7 +217,8 @@ def test_transcribe_wants_an_encoder_that_is_there(model_dir, own_words, tmp_pat
         (transcribe, ["--model-dir", "x"], "one of the two"),
         (transcribe, ["--model-dir", "x", "--shar-dir", "y"], "--out-dir"),
         (export, ["--checkpoint", "x", "--out-dir", "y", "--check"], "--check-shar"),
-        (summarize, ["--system", "x"], "NAME=PATH"),
+        (report, ["--system", "x"], "NAME=PATH"),
+        (report, [], "--exp FOLDER or --system"),
     ],
 )
 def test_arguments_that_do_not_belong_together_are_refused(module, arguments, message):
@@ -224,16 +226,36 @@ def test_arguments_that_do_not_belong_together_are_refused(module, arguments, me
         call(module, *arguments)
 
 
-def test_summarize_prints_and_writes_the_table(
+def test_report_writes_a_table_and_a_page_with_audio(
     checkpoint,  # noqa: F811
     own_words,
     tmp_path,
 ):
-    folder = tmp_path / "decode"
-    call_decode(checkpoint, own_words, folder)
-    systems = ["--system", f"baseline={folder}", "--system", f"kd={folder}"]
-    out = tmp_path / "table.md"
-    text = call(summarize, *systems, "--baseline", "baseline", "--out", str(out))
-    assert "full context, greedy" in text
-    assert out.read_text().count("\n") == 4
-    assert "| kd | own |" in out.read_text()
+    exp = tmp_path / "exp"
+    for system, more in (("baseline", ["--blank-penalty", "3"]), ("kd", [])):
+        result = call_decode(checkpoint, own_words, exp / system / "decode", *more)
+    call_decode(checkpoint, own_words, exp / "baseline/decode")
+    out, html = tmp_path / "table.md", tmp_path / "page.html"
+    files = ["--out", str(out), "--html", str(html), "--max-audio", "2"]
+    named = ["--exp", str(exp), "--baseline", "baseline"]
+    text = call(report, *named, *files, "--shar-dir", str(own_words))
+    assert "full context, greedy, blank penalty 3" in text
+    assert out.read_text().count("| own |") == 3
+    page = Page(html.read_text())
+    told = {(r["system"][0], r["decoding"][0]): r for r in page.rows(0)}
+    _, attrs = told["kd", "full context, greedy"]["WER % [95 %]"]
+    assert float(attrs["data-value"]) == result["wer"]
+    audio = json.loads(page.scripts[0])["audio"]["own"]
+    assert len(audio) == 2
+    assert all(uri.startswith("data:audio/flac;base64,") for uri in audio.values())
+    with pytest.raises(ValueError, match="no result is of a set 'decode'"):
+        shar = ["--shar-dir", str(exp / "kd/decode")]
+        call(report, *named, *files, *shar)
+    with pytest.raises(ValueError, match=r"--set dev: there are results of \['own'\]"):
+        call(report, *named, "--set", "dev")
+
+
+def test_report_tells_what_is_wrong_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["report", "--exp", str(tmp_path)])
+    with pytest.raises(SystemExit, match=f"report: {tmp_path}: no result-"):
+        report.main()

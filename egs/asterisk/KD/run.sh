@@ -6,8 +6,8 @@
 #
 # Stage 0: install into .venv                  Stage 4: decode.sh
 # Stage 1: prepare.sh                          Stage 5: export.sh, sherpa-onnx
-# Stage 2: teachers.sh                         Stage 6: the table
-# Stage 3: train.sh                                     -> exp/<profile>/<variant>/summary.md
+# Stage 2: teachers.sh                         Stage 6: a table and a page
+# Stage 3: train.sh                                     -> exp/<profile>/<variant>/{summary.md,report.html}
 # Run again, it goes on where it stopped and repeats nothing that is done.
 stage=0              # first stage to run
 stop_stage=6         # last stage to run
@@ -56,17 +56,17 @@ if in_stage 5 "Export and run sherpa-onnx -> exp/$profile/*/*/{export,sherpa}"; 
   bash export.sh "${chosen[@]}" --blank-penalty "$blank_penalty"
 fi
 
-if in_stage 6 "One table a variant -> exp/$profile/*/summary.md"; then
+if in_stage 6 "A table and a page -> exp/$profile/*/{summary.md,report.html}"; then
   for variant in $variants; do
+    folder=exp/$profile/$variant
     results=()
     for system in $systems; do
-      for engine in decode sherpa; do
-        results+=(--system "$system=exp/$profile/$variant/$system/$engine")
-      done
+      results+=(--system "$system=$folder/$system")
     done
     log "$variant student on the test set"
-    python -m icefall_kd.bin.summarize --baseline baseline --set test \
-      --out "exp/$profile/$variant/summary.md" "${results[@]}"
+    python -m icefall_kd.bin.report --baseline baseline --set test \
+      --out "$folder/summary.md" --html "$folder/report.html" \
+      --shar-dir data/shar/test "${results[@]}"
   done
 fi
 log "run.sh took $(((SECONDS - begin + 30) / 60)) minutes"

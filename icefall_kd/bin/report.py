@@ -1,0 +1,133 @@
+"""Put the results of runs into one table, and into one page.
+
+    python -m icefall_kd.bin.report --exp exp/full/unified --baseline baseline \\
+      --set test --out exp/full/unified/summary.md \\
+      --html exp/full/unified/report.html --shar-dir data/shar/test
+
+--exp takes every system below it, a system being a folder with decode/ or sherpa/;
+--system NAME=PATH takes one: a folder of result-*.json files, or one of them.  The
+training that lies beside the results gives the curves.
+
+A gain is the relative WER reduction with the share of bootstrap test sets on which the
+system beats the baseline; it is shown where the baseline was decoded the same way on
+the same utterances, and nowhere else.  The page is one file that needs no other: send
+it, open it anywhere.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Dict, List
+
+from icefall_kd.io import write_text
+from icefall_kd.logs import setup_logging
+from icefall_kd.report.alignment import hardest
+from icefall_kd.report.audio import load_audio
+from icefall_kd.report.curves import charts
+from icefall_kd.report.page import render
+from icefall_kd.report.results import Result, find_results, find_systems
+from icefall_kd.report.runs import Run, find_run
+from icefall_kd.report.table import markdown, plain, summarise
+
+
+def get_parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--system", action="append", default=[], metavar="NAME=PATH")
+    p.add_argument("--exp", type=Path, action="append", default=[], metavar="FOLDER")
+    p.add_argument("--baseline", metavar="NAME", help="without it no gains are shown")
+    p.add_argument("--set", help="only results of this set")
+    p.add_argument("--out", type=Path, help="a Markdown file for the table")
+    p.add_argument("--html", type=Path, help="a file for the page")
+    p.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="of training, for the page's curves; default: the loss and its terms",
+    )
+    p.add_argument(
+        "--shar-dir",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="a set that was decoded: its audio goes into the page",
+    )
+    p.add_argument("--max-audio", type=int, default=30, help="utterances of each set")
+    return p
+
+
+def named_systems(args: argparse.Namespace) -> List[tuple]:
+    """Return (name, path) of what --exp and --system name, the baseline first."""
+    named = [pair for exp in args.exp for pair in find_systems(exp).items()]
+    for system in args.system:
+        name, equals, path = system.partition("=")
+        if not (name and equals and path):
+            raise ValueError(f"--system {system}: give it as NAME=PATH")
+        named.append((name, path))
+    if not named:
+        raise ValueError("give --exp FOLDER or --system NAME=PATH")
+    return sorted(named, key=lambda pair: pair[0] != args.baseline)
+
+
+def gather(args: argparse.Namespace) -> List[Result]:
+    """Return the results that ``args`` ask for."""
+    found = [r for name, path in named_systems(args) for r in find_results(name, path)]
+    sets = sorted({r.facts["set"] for r in found})
+    if args.set:
+        found = [r for r in found if r.facts["set"] == args.set]
+    if not found:
+        raise ValueError(f"--set {args.set}: there are results of {sets} alone")
+    return found
+
+
+def training_of(results: List[Result]) -> Dict[str, Run]:
+    """Return the run of each system, in the order of the systems."""
+    runs: Dict[str, Run] = {}
+    for result in results:
+        if not runs.setdefault(result.system, Run()).stages:
+            runs[result.system] = find_run(result.path, result.facts.get("checkpoint"))
+    return runs
+
+
+def sounds(args: argparse.Namespace, results: List[Result]) -> Dict[str, dict]:
+    """Return the audio of the hardest utterances of each set that --shar-dir names."""
+    sets = {r.facts["set"] for r in results}
+    audio = {}
+    for shar_dir in args.shar_dir:
+        if shar_dir.name not in sets:
+            raise ValueError(
+                f"--shar-dir {shar_dir}: no result is of a set {shar_dir.name!r}; "
+                f"there are {sorted(sets)}"
+            )
+        ids = hardest(results, shar_dir.name, args.max_audio)
+        audio[shar_dir.name] = load_audio(shar_dir, ids)
+    return audio
+
+
+def run(args: argparse.Namespace) -> str:
+    """Return the table for a terminal, having written the files."""
+    results = gather(args)
+    runs = training_of(results)
+    table = summarise(results, args.baseline, runs)
+    if args.html:
+        page = render(table, runs, charts(runs, args.metric), sounds(args, results))
+        write_text(args.html, page)
+        logging.info("%s: %.2f MB", args.html, len(page.encode("utf-8")) / 1e6)
+    if args.out:
+        write_text(args.out, markdown(table))
+    return plain(table)
+
+
+def main() -> None:
+    setup_logging()
+    try:
+        print(run(get_parser().parse_args()), end="")
+    except (ValueError, FileNotFoundError) as e:
+        raise SystemExit(f"report: {e}") from e
+
+
+if __name__ == "__main__":
+    main()

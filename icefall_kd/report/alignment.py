@@ -1,0 +1,64 @@
+"""What each system made of each utterance, word by word, for the page's script."""
+
+from typing import Any, Dict, List, Sequence, Tuple, Union
+
+from icefall_kd.decoding.scoring import NO_WORD, Recognition, align_words
+from icefall_kd.report.results import Result
+
+Word = Union[str, Tuple[str, str]]
+
+
+def aligned(recognition: Recognition) -> List[Word]:
+    """Return the words of an utterance: one that is right as itself, others as pairs.
+
+    >>> aligned(Recognition("a", ["PRESS", "ONE", "NOW"], ["PRESS", "NINE"]))
+    ['PRESS', ('ONE', 'NINE'), ('NOW', '')]
+    """
+    return [
+        ref if ref == hyp else (_word(ref), _word(hyp))
+        for ref, hyp in align_words(recognition.ref, recognition.hyp)
+    ]
+
+
+def _word(word: str) -> str:
+    return "" if word == NO_WORD else word
+
+
+def label(result: Result) -> str:
+    """Name a result among all of them."""
+    return f"{result.system}: {result.decoding}, {result.engine}"
+
+
+def utterances(results: Sequence[Result]) -> Dict[str, Any]:
+    """Return the alignments of all results.
+
+    Returns:
+      ``sets``: of each set the ids, sorted; ``results``: for each its set, label,
+      setting, system and, in the order of the ids, its aligned utterances.
+    """
+    sets: Dict[str, List[str]] = {}
+    told = []
+    for r in results:
+        by_id = {x.cut_id: x for x in r.recognitions}
+        ids = sets.setdefault(r.facts["set"], sorted(by_id))
+        told.append(
+            {
+                "set": r.facts["set"],
+                "suffix": r.facts["suffix"],
+                "system": r.system,
+                "label": label(r),
+                "words": [aligned(by_id[i]) for i in ids],
+            }
+        )
+    return {"sets": sets, "results": told}
+
+
+def hardest(results: Sequence[Result], set_name: str, count: int) -> List[str]:
+    """Return the ids of the utterances with the most errors over all systems."""
+    errors: Dict[str, int] = {}
+    for r in results:
+        if r.facts["set"] == set_name:
+            for x in r.recognitions:
+                wrong = sum(ref != hyp for ref, hyp in align_words(x.ref, x.hyp))
+                errors[x.cut_id] = errors.get(x.cut_id, 0) + wrong
+    return sorted(errors, key=lambda i: (-errors[i], i))[:count]

@@ -1,0 +1,167 @@
+"""Results of decoding: finding them, and proving that they can be compared."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List, Mapping, Sequence, Tuple
+
+from icefall_kd.decoding.scoring import Recognition, read_recogs, score
+from icefall_kd.io import Pathlike, as_path, read_json
+
+NEEDED = (
+    *("set", "suffix", "wer", "interval", "errors", "utterances", "recogs"),
+    *("engine", "method", "streaming", "parameters", "rtf"),
+)
+FRAME_SECONDS = 0.02  # of the frames in which a chunk is counted
+SHOWN = 5  # examples in a message
+METHODS = {
+    "greedy_search": "greedy",
+    "modified_beam_search": "beam",
+    "ctc_greedy_search": "CTC greedy",
+    "ctc_prefix_beam_search": "CTC prefix beam",
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A result JSON, what it says, and the recognitions that it counts."""
+
+    system: str
+    path: Path
+    facts: Mapping
+    recognitions: Tuple[Recognition, ...]
+
+    @property
+    def setting(self) -> Tuple[str, str]:
+        """Set and way of decoding; results are compared within one."""
+        return self.facts["set"], self.facts["suffix"]
+
+    @property
+    def decoding(self) -> str:
+        """How it was decoded, for people."""
+        facts = self.facts
+        label = METHODS.get(facts["method"], facts["method"])
+        if facts.get("beam"):
+            label += f" {facts['beam']}"
+        if facts.get("blank_penalty"):
+            label += f", blank penalty {facts['blank_penalty']:g}"
+        if not facts["streaming"]:
+            return f"full context, {label}"
+        return f"streaming {1000 * FRAME_SECONDS * facts['chunk_size']:.0f} ms, {label}"
+
+    @property
+    def engine(self) -> str:
+        """What decoded it, with the precision where that is not float32."""
+        return self.facts["engine"] + (" int8" if self.facts.get("int8") else "")
+
+
+def load_result(system: str, path: Pathlike) -> Result:
+    """Read a result JSON and the recogs file beside it.
+
+    Raises:
+      FileNotFoundError: if the recogs file is not there.
+      ValueError: if a key is missing, or the two files are not of one decoding.
+    """
+    path = as_path(path)
+    facts = read_json(path)
+    absent = [key for key in NEEDED if not isinstance(facts, dict) or key not in facts]
+    if absent:
+        raise ValueError(
+            f"{path}: lacks {', '.join(absent)}; bin.decode --force writes it again"
+        )
+    recogs = path.parent / facts["recogs"]
+    if not recogs.is_file():
+        raise FileNotFoundError(f"{recogs}: not there, but {path} counts its errors")
+    found = read_recogs(recogs)
+    errors, ids = score(found).errors, {r.cut_id for r in found}
+    if errors != facts["errors"] or len(ids) != facts["utterances"]:
+        raise ValueError(
+            f"{recogs} holds {errors} errors in {len(ids)} utterances, {path} tells of "
+            f"{facts['errors']} in {facts['utterances']}: not of one decoding; "
+            "bin.decode --force writes both"
+        )
+    return Result(system, path, facts, tuple(found))
+
+
+def find_results(system: str, path: Pathlike) -> List[Result]:
+    """Return the results of a system.
+
+    Args:
+      system: its name.
+      path: a result JSON, a folder of them, or a folder of such folders.
+    Raises:
+      FileNotFoundError: if there is none.
+      ValueError: if one cannot be read, see :func:`load_result`.
+    """
+    path = as_path(path)
+    paths = [path] if path.is_file() else sorted(path.glob("result-*.json"))
+    paths = paths or sorted(path.glob("*/result-*.json"))
+    if not paths:
+        raise FileNotFoundError(
+            f"{path}: no result-*.json for {system}; bin.decode and bin.transcribe "
+            "write them"
+        )
+    return [load_result(system, p) for p in paths]
+
+
+def find_systems(exp_dir: Pathlike) -> Dict[str, Path]:
+    """Return the folder of each system below ``exp_dir``.
+
+    A system is a folder whose subfolders (``decode``, ``sherpa``) hold results; its
+    name is its path below ``exp_dir``.
+
+    Raises:
+      FileNotFoundError: if there is none.
+    """
+    exp_dir = as_path(exp_dir)
+    systems = {}
+    for path in sorted(exp_dir.glob("**/result-*.json")):
+        folder = exp_dir if path.parent == exp_dir else path.parent.parent
+        systems[folder.relative_to(exp_dir).as_posix()] = folder
+    if not systems:
+        raise FileNotFoundError(
+            f"{exp_dir}: no result-*.json below it; bin.decode and bin.transcribe "
+            "write them"
+        )
+    if "." in systems:
+        systems[exp_dir.resolve().name] = systems.pop(".")
+    return systems
+
+
+def check_comparable(results: Sequence[Result]) -> None:
+    """Prove that all results of a set are of the same utterances and references.
+
+    Raises:
+      ValueError: naming the files and the utterances, or two results of one system,
+        set and decoding.
+    """
+    seen: Dict[Tuple[str, str, str], Result] = {}
+    first: Dict[str, Result] = {}
+    for r in results:
+        other = seen.setdefault((r.system, *r.setting), r)
+        if other is not r:
+            raise ValueError(
+                f"{other.path} and {r.path} are both {' '.join(r.setting)} of "
+                f"{r.system}; name one of the two, or give them two names"
+            )
+        _check_same_set(first.setdefault(r.facts["set"], r), r)
+
+
+def _check_same_set(a: Result, b: Result) -> None:
+    ours, theirs = ({r.cut_id: r.ref for r in x.recognitions} for x in (a, b))
+    problems = [
+        f"{len(ids)} {what}: {', '.join(sorted(ids)[:SHOWN])}"
+        for what, ids in (
+            (f"only in {a.path}", ours.keys() - theirs.keys()),
+            (f"only in {b.path}", theirs.keys() - ours.keys()),
+            (
+                "with other references",
+                {i for i in ours.keys() & theirs.keys() if ours[i] != theirs[i]},
+            ),
+        )
+        if ids
+    ]
+    if problems:
+        raise ValueError(
+            f"{a.system} and {b.system} were not decoded on the same {a.facts['set']} "
+            f"set ({'; '.join(problems)}): decode both on one set, or leave one out"
+        )

@@ -1,0 +1,181 @@
+"""What training wrote: its metrics, and how much it was given."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
+
+from icefall_kd.io import Pathlike, as_path, read_json, read_yaml
+
+METRICS = "metrics.jsonl"
+NEAR = 0.05  # relative difference of updates that batching alone brings
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training run.
+
+    Attributes:
+      name: of its folder.
+      lines: of metrics.jsonl, in their order.
+      config: what config.yaml says; empty when it is not there.
+      environment: what environment.json says; empty when it is not there.
+    """
+
+    name: str
+    lines: Tuple[Mapping[str, Any], ...]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def updates(self) -> int:
+        return max((line["step"] for line in self.lines), default=0)
+
+    @property
+    def epochs(self) -> int:
+        """Whole epochs: those after which dev was heard."""
+        dev = [line["epoch"] for line in self.lines if line["kind"] == "dev"]
+        return max(dev, default=0)
+
+    @property
+    def sets(self) -> Tuple[str, ...]:
+        """What it heard, with the shares of what was mixed in."""
+        data = self.config.get("data", {})
+        mixed = [f"{name} ({share:g})" for name, share in data.get("mix", {}).items()]
+        return (*data.get("train", ()), *mixed)
+
+    def describe(self) -> str:
+        """Return its budget for people."""
+        planned = self.config.get("num_epochs")
+        epochs = str(self.epochs)
+        if planned not in (None, self.epochs):
+            epochs += f" of {planned}"
+        told = f"{epochs} epochs, {self.updates} updates"
+        duration = self.config.get("data", {}).get("max_duration")
+        if duration:
+            told += f" of at most {duration:g} s"
+        if self.sets:
+            told += f" on {', '.join(self.sets)}"
+        return told
+
+    def points(self, kind: str, metric: str) -> List[Tuple[int, float]]:
+        """Return (step, value) of a metric on "train" or "dev", finite ones alone."""
+        return [
+            (line["step"], line[metric])
+            for line in self.lines
+            if line["kind"] == kind
+            and isinstance(line.get(metric), (int, float))
+            and math.isfinite(line[metric])
+        ]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The training of a system, stage by stage, the last one that of its checkpoint."""
+
+    stages: Tuple[Stage, ...] = ()
+
+    @property
+    def finetuning(self) -> Optional[Stage]:
+        """The stage that made the recogniser."""
+        return self.stages[-1] if self.stages else None
+
+
+def read_metrics(path: Pathlike) -> Tuple[Mapping[str, Any], ...]:
+    """Read a metrics.jsonl; a last line cut short by a kill is left out.
+
+    Raises:
+      ValueError: naming the file and another line that is not metrics.
+    """
+    lines = as_path(path).read_text(encoding="utf-8").splitlines()
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            values = json.loads(line)
+            values["kind"], values["step"], values["epoch"]
+            found.append(values)
+        except (json.JSONDecodeError, KeyError, TypeError) as e:
+            if number < len(lines):
+                raise ValueError(f"{path}:{number}: not a line of metrics") from e
+    return tuple(found)
+
+
+def _load_stage(name: str, folder: Path) -> Stage:
+    config, environment = folder / "config.yaml", folder / "environment.json"
+    return Stage(
+        name,
+        read_metrics(folder / METRICS),
+        (read_yaml(config) if config.is_file() else None) or {},
+        read_json(environment) if environment.is_file() else {},
+    )
+
+
+def _stage_folder(checkpoint: Optional[str], near: Path) -> Optional[Path]:
+    """Return the folder of the run that wrote a checkpoint, if it is still there.
+
+    Args:
+      checkpoint: as written down, relative to where that command ran.
+      near: the system's folder, by which it is found when it was moved, or when this
+        command runs elsewhere.
+    """
+    if not checkpoint:
+        return None
+    written = as_path(checkpoint).parent
+    name = written.name
+    places = (written, near.parent / written.parent.name / name, near / name, near)
+    return next((p for p in places if p.name == name and (p / METRICS).is_file()), None)
+
+
+def find_run(result_path: Path, checkpoint: Optional[str]) -> Run:
+    """Return the training that led to a result.
+
+    Args:
+      result_path: the JSON, in ``<system>/decode`` beside ``<system>/finetune``, or in
+        a folder below the run's.
+      checkpoint: that was decoded; what it was initialised from is followed.
+    Returns:
+      the stages, the first one first; none where nothing was kept.
+    """
+    folder = _stage_folder(checkpoint, result_path.parent.parent)
+    stages: Dict[Path, Stage] = {}
+    while folder is not None and folder.resolve() not in stages:
+        taken = {s.name for s in stages.values()}
+        name = folder.name
+        stage = _load_stage(
+            f"{folder.parent.name}/{name}" if name in taken else name, folder
+        )
+        stages[folder.resolve()] = stage
+        origin = stage.config.get("init_encoder") or stage.config.get("init_model")
+        folder = _stage_folder(origin, folder.parent)
+    return Run(tuple(reversed(list(stages.values()))))
+
+
+def budget_differences(ours: Run, theirs: Run) -> List[str]:
+    """Say how the fine-tuning of two systems differs in what it was given.
+
+    Updates within 5 % of each other count as equal: batches of random utterances are
+    not of one size.
+    """
+    a, b = ours.finetuning, theirs.finetuning
+    if a is None or b is None:
+        return [] if a is b else ["its fine-tuning or the other's is not known"]
+    differences = []
+    if a.sets != b.sets:
+        differences.append(f"sets {', '.join(a.sets)} against {', '.join(b.sets)}")
+    if a.epochs != b.epochs:
+        differences.append(f"{a.epochs} epochs against {b.epochs}")
+    if abs(a.updates - b.updates) > NEAR * max(a.updates, b.updates):
+        differences.append(f"{a.updates} updates against {b.updates}")
+    return differences
+
+
+def stage_names(runs: Iterable[Run]) -> List[str]:
+    """Return the names of all stages, as the longest training had them."""
+    longest_first = sorted(runs, key=lambda run: -len(run.stages))
+    return list(dict.fromkeys(s.name for run in longest_first for s in run.stages))
+
+
+def seeds(run: Run) -> Dict[str, Any]:
+    """Return the seed of each stage that tells it."""
+    return {s.name: s.config["seed"] for s in run.stages if "seed" in s.config}

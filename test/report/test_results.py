@@ -1,0 +1,99 @@
+"""Results of decoding, found and held against each other."""
+
+import json
+
+import pytest
+from reported import CHUNKS, REFS, decoded
+
+from icefall_kd.decoding import DecodeOptions
+from icefall_kd.report.results import (
+    check_comparable,
+    find_results,
+    find_systems,
+    load_result,
+)
+
+
+def test_every_system_below_a_folder_is_found_by_its_path(exp):
+    decoded(exp / "seed43/kd/decode", 3)
+    assert find_systems(exp) == {
+        "baseline": exp / "baseline",
+        "kd": exp / "kd",
+        "seed43/kd": exp / "seed43/kd",
+    }
+    assert find_systems(exp / "kd") == {"kd": exp / "kd"}
+    assert list(find_systems(exp / "kd/decode")) == ["decode"]
+
+
+def test_a_system_is_a_folder_of_folders_a_folder_or_a_file(exp):
+    everything = find_results("kd", exp / "kd")
+    assert [r.path.parent.name for r in everything] == ["decode", "decode", "sherpa"]
+    assert len(find_results("kd", exp / "kd/decode")) == 2
+    only = find_results("kd", exp / "kd/decode/result-test-greedy_search.json")
+    assert [(r.system, r.setting) for r in only] == [("kd", ("test", "greedy_search"))]
+    assert len(only[0].recognitions) == len(REFS)
+
+
+def test_a_folder_without_results_is_named(tmp_path):
+    for look in (lambda: find_results("x", tmp_path), lambda: find_systems(tmp_path)):
+        with pytest.raises(FileNotFoundError, match=f"{tmp_path}.*result-"):
+            look()
+
+
+def test_the_way_of_decoding_is_told_for_people(tmp_path):
+    beam = DecodeOptions("modified_beam_search", 4, 1.5)
+    decoded(tmp_path, 1, options=beam, chunking=CHUNKS)
+    decoded(tmp_path, 1, prefix="x-", method="ctc_greedy_search", int8=True)
+    decoded(tmp_path, 1, prefix="y-", method="attention")
+    told = {r.decoding: r.engine for r in find_results("a", tmp_path)}
+    assert told == {
+        "streaming 320 ms, beam 4, blank penalty 1.5": "pytorch",
+        "full context, CTC greedy": "pytorch int8",
+        "full context, attention": "pytorch",
+    }
+
+
+def test_a_result_without_a_key_is_named(exp):
+    path = exp / "kd/decode/result-test-greedy_search.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in facts.items() if k != "rtf"}))
+    with pytest.raises(ValueError, match="result-test-greedy_search.json: lacks rtf"):
+        load_result("kd", path)
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match="lacks set, suffix"):
+        load_result("kd", path)
+
+
+def test_recognitions_of_another_decoding_are_refused(exp):
+    folder = exp / "kd/decode"
+    recogs = folder / "recogs-test-greedy_search.txt"
+    recogs.write_text((exp / "baseline/decode" / recogs.name).read_text())
+    with pytest.raises(ValueError, match="32 errors in 40.*tells of 16 in 40"):
+        find_results("kd", folder)
+    recogs.unlink()
+    with pytest.raises(FileNotFoundError, match="recogs-test-greedy_search.txt"):
+        find_results("kd", folder)
+
+
+def test_other_utterances_or_references_are_refused_by_name(exp, tmp_path):
+    results = find_results("kd", exp / "kd/decode/result-test-greedy_search.json")
+    fewer = find_results("fewer", decoded(tmp_path / "a", 3, refs=REFS[:-1]))
+    other = [*REFS[:-1], ["OTHER"]]
+    changed = find_results("changed", decoded(tmp_path / "b", 3, refs=other))
+    check_comparable(results)
+    with pytest.raises(ValueError, match="kd and fewer.*test set.*1 only in .*: u39"):
+        check_comparable(results + fewer)
+    with pytest.raises(ValueError, match="1 with other references: u39"):
+        check_comparable(results + changed)
+
+
+def test_results_of_different_sets_need_not_agree(exp, tmp_path):
+    results = find_results("kd", exp / "kd")
+    other = decoded(tmp_path / "dev", 1, refs=REFS[:3], set_name="dev")
+    check_comparable(results + find_results("kd", other))
+
+
+def test_two_results_of_one_system_and_decoding_are_refused(exp):
+    twice = find_results("a", exp / "kd") + find_results("a", exp / "baseline")
+    with pytest.raises(ValueError, match="both test greedy_search.* of a"):
+        check_comparable(twice)

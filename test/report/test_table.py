@@ -1,0 +1,136 @@
+"""The table: gains with their baseline, and none without."""
+
+import pytest
+from reported import CHUNKS, REFS, decoded, train_set, trained
+
+from icefall_kd.report.results import find_results
+from icefall_kd.report.runs import find_run
+from icefall_kd.report.table import markdown, plain, summarise
+
+
+@pytest.fixture
+def results(exp):
+    found = [r for name in ("baseline", "kd") for r in find_results(name, exp / name)]
+    return found
+
+
+def row_of(table, system, suffix):
+    (row,) = [
+        r
+        for r in table.rows
+        if (r.result.system, r.result.facts["suffix"]) == (system, suffix)
+    ]
+    return row
+
+
+def test_systems_of_one_decoding_stand_side_by_side(results):
+    header, *rows = summarise(results, "baseline").cells()
+    assert [(r[0], r[2], r[3]) for r in rows] == [
+        ("baseline", "streaming 320 ms, greedy", "pytorch"),
+        ("kd", "streaming 320 ms, greedy", "pytorch"),
+        ("baseline", "full context, greedy", "pytorch"),
+        ("kd", "full context, greedy", "pytorch"),
+        ("kd", "full context, greedy", "sherpa-onnx 2.0.1 int8"),
+    ]
+    kd = dict(zip(header, rows[3]))
+    assert kd["WER % [95 %]"].startswith("10.00 [")
+    assert (kd["WERR"], kd["P(better)"]) == ("+50.0 %", "1.000")
+    assert kd["difference [95 %]"].startswith("-10.0 [-1")
+    assert (kd["params"], kd["RTF"]) == ("2.89 M", "0.0123")
+    assert dict(zip(header, rows[2]))["WERR"] == "baseline"
+
+
+def test_a_system_that_the_baseline_was_not_decoded_as_gets_no_gain(results):
+    table = summarise(results, "baseline")
+    row = row_of(table, "kd", "sherpa-greedy_search")
+    assert (row.paired, row.werr, row.notes) == (None, None, (1,))
+    assert table.notes == (
+        "No gain: baseline was not decoded so (full context, greedy, "
+        "sherpa-onnx 2.0.1 int8, set test).",
+    )
+    assert row_of(table, "kd", "greedy_search").notes == ()
+
+
+def test_without_a_baseline_no_gain_is_shown(results):
+    table = summarise(results)
+    assert {"WERR", "P(better)", "difference [95 %]"}.isdisjoint(table.cells()[0])
+    assert all("+" not in cell for row in table.cells() for cell in row)
+
+
+def test_a_baseline_that_is_no_system_is_refused(results):
+    with pytest.raises(ValueError, match=r"'nobody'.*\['baseline', 'kd'\]"):
+        summarise(results, "nobody")
+
+
+def test_a_baseline_that_was_decoded_in_no_common_way_is_refused(exp):
+    path = exp / "baseline/decode/result-test-greedy_search.json"
+    pair = find_results("baseline", path) + find_results("kd", exp / "kd/sherpa")
+    with pytest.raises(ValueError, match=r"nothing of \['kd'\].*'baseline'.*no gain"):
+        summarise(pair, "baseline")
+
+
+def test_a_baseline_on_other_utterances_is_refused(results, tmp_path):
+    other = find_results("other", decoded(tmp_path / "o", 3, refs=REFS[:-1]))
+    with pytest.raises(ValueError, match="same test set.*u39"):
+        summarise(results + other, "other")
+
+
+def test_a_loss_is_shown_as_one(results):
+    table = summarise(results, "kd")
+    row = row_of(table, "baseline", "greedy_search")
+    assert row.werr == pytest.approx(-100.0)
+    assert row.paired.probability < 0.01
+
+
+def test_a_baseline_without_errors_has_no_relative_gain(tmp_path):
+    perfect = find_results("perfect", decoded(tmp_path / "a", 0))
+    worse = find_results("worse", decoded(tmp_path / "b", 4))
+    row = summarise(perfect + worse, "perfect").rows[1]
+    assert row.werr is None and row.paired.difference == pytest.approx(2.5)
+
+
+def test_other_parameters_and_other_budgets_are_marked(exp, results):
+    folder = exp / "large"
+    decoded(folder / "decode", 8, parameters=5_000_000)
+    trained(folder / "finetune", [1.0] * 6, data=train_set("train"))
+    results = results + find_results("large", folder)
+    runs = {r.system: find_run(r.path, r.facts["checkpoint"]) for r in results}
+    table = summarise(results, "baseline", runs)
+    told = [table.notes[i - 1] for i in row_of(table, "large", "greedy_search").notes]
+    assert told == [
+        "Not of one size: large against baseline, 5,000,000 parameters against "
+        "2,890,000.",
+        "Not of one fine-tuning: large against baseline, 6 epochs against 3; "
+        "600 updates against 300.",
+    ]
+    assert row_of(table, "kd", "greedy_search").notes == ()
+    # Without a baseline they are held against the first system.
+    assert set(told) <= set(summarise(results, None, runs).notes)
+
+
+def test_delay_is_shown_where_a_result_has_it(exp, results, tmp_path):
+    assert not any("delay" in name for name in summarise(results).cells()[0])
+    told = {"delay_mean_ms": 212.4, "delay_p90_ms": 333.3}
+    slow = decoded(tmp_path / "s/decode", 20, chunking=CHUNKS, **told)
+    header, *rows = summarise(results + find_results("slow", slow)).cells()
+    column = header.index("delay ms, mean / 90 %")
+    assert {row[0]: row[column] for row in rows if row[column]} == {"slow": "212 / 333"}
+
+
+def test_the_table_is_written_plain_and_as_markdown(results):
+    table = summarise(results, "baseline")
+    lines = plain(table).splitlines()
+    assert len({line.index(" test ") for line in lines if " test " in line}) == 1
+    assert lines[-1] == f"1. {table.notes[0]}"
+    text, notes = markdown(table).split("\n\n")
+    rows = text.splitlines()
+    assert set(rows[1]) == {"|", "-"}
+    assert len({row.count("|") for row in rows}) == 1
+    assert notes == f"1. {table.notes[0]}\n"
+
+
+def test_a_name_cannot_break_out_of_the_markdown(tmp_path):
+    found = find_results("a|b\n<b>&", decoded(tmp_path, 1))
+    header, _, row, *_ = markdown(summarise(found)).splitlines()
+    assert row.startswith("| a\\|b &lt;b>&amp; | test |")
+    assert row.replace("\\|", "").count("|") == header.count("|")

@@ -1,0 +1,145 @@
+"""Systems as decoding and training leave them, by the package's own writers."""
+
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence
+
+import yaml
+
+from icefall_kd.config import to_dict
+from icefall_kd.decoding import DecodeOptions
+from icefall_kd.decoding.scoring import Recognition, write_results
+from icefall_kd.decoding.setting import Chunking, setting_facts, setting_name
+from icefall_kd.io import write_json, write_text
+from icefall_kd.training.config import DataConfig, TrainConfig
+from icefall_kd.training.metrics import MetricsWriter
+
+REFS = [f"W{i} X{i} Y{i} Z{i}".split() for i in range(40)]
+GREEDY = DecodeOptions("greedy_search", 4, 0.0)
+CHUNKS = Chunking(16, 64)
+VOID = {"meta", "input", "line", "circle", "polyline"}
+
+
+def decoded(
+    folder: Path,
+    wrong: int,
+    *,
+    options: DecodeOptions = GREEDY,
+    chunking: Optional[Chunking] = None,
+    refs: Sequence[Sequence[str]] = REFS,
+    prefix: str = "",
+    set_name: str = "test",
+    **more,
+) -> Path:
+    """Write a result in which the first ``wrong`` utterances lack their last word.
+
+    The checkpoint is that of ``finetune`` beside ``folder``; ``more`` goes into the
+    JSON.
+    """
+    found = [
+        Recognition(f"u{i}", list(ref), list(ref[:-1] if i < wrong else ref))
+        for i, ref in enumerate(refs)
+    ]
+    facts = {
+        "engine": "pytorch",
+        **setting_facts(options, chunking),
+        "checkpoint": str(folder.parent / "finetune/pretrained.pt"),
+        "parameters": 2_890_000,
+        "rtf": 0.0123,
+        **more,
+    }
+    suffix = prefix + setting_name(options, chunking)
+    write_results(folder, set_name, suffix, found, facts)
+    return folder
+
+
+def trained(
+    folder: Path, losses: Sequence[float], epochs: int = 0, **config
+) -> List[dict]:
+    """Write what a run of an epoch for each of ``losses`` on dev leaves.
+
+    Args:
+      folder: of the run.
+      losses: of dev; on train it is twice as high.
+      epochs: that were asked for; 0: as many as there are losses.
+      config: further options of training.
+    Returns:
+      the lines of metrics.jsonl for dev.
+    """
+    folder.mkdir(parents=True)
+    asked = TrainConfig(str(folder), num_epochs=epochs or len(losses), **config)
+    write_text(folder / "config.yaml", yaml.safe_dump(to_dict(asked)))
+    write_json(folder / "environment.json", {"commit": "abcdef123456"})
+    writer = MetricsWriter(folder, 0, 0, tensorboard=False)
+    dev = []
+    for epoch, loss in enumerate(losses, 1):
+        values = {"loss": loss, "ctc": loss / 2, "transducer": loss / 3}
+        writer.write("train", 100 * epoch, epoch, {"loss": 2 * loss, "lr": 0.03})
+        writer.write("dev", 100 * epoch, epoch, {**values, "transducer.pruned": 0.1})
+        dev.append({"step": 100 * epoch, **values})
+    writer.close()
+    return dev
+
+
+def train_set(*names: str) -> DataConfig:
+    """Return the data of a run on ``names``."""
+    return DataConfig(train=names)
+
+
+class Page(HTMLParser):
+    """A page taken apart.
+
+    Attributes:
+      tags: (name, attributes) of every element in its order.
+      scripts: text of every script element.
+      tables: of each table its rows, of each row its (text, attributes) cells.
+      text: all that is not in a script or style.
+    """
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags: List[tuple] = []
+        self.scripts: List[str] = []
+        self.styles: List[str] = []
+        self.tables: List[List[List[tuple]]] = []
+        self.text = ""
+        self._open: List[str] = []
+        self.feed(source)
+        self.close()
+        assert self._open == []  # whatever was opened is closed
+
+    def handle_starttag(self, tag: str, attrs) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag in VOID:
+            return
+        self._open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append(("", dict(attrs)))
+        elif tag in ("script", "style"):
+            getattr(self, f"{tag}s").append("")
+
+    def handle_startendtag(self, tag: str, attrs) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        inside = self._open[-1] if self._open else ""
+        if inside in ("script", "style"):
+            getattr(self, f"{inside}s")[-1] += data
+            return
+        self.text += data
+        if any(tag in ("td", "th") for tag in self._open):
+            text, attrs = self.tables[-1][-1][-1]
+            self.tables[-1][-1][-1] = (text + data, attrs)
+
+    def rows(self, table: int) -> List[Dict[str, tuple]]:
+        """Return the rows of a table, each {header: (text, attributes)}."""
+        header, *rows = self.tables[table]
+        return [dict(zip((text for text, _ in header), row)) for row in rows]
