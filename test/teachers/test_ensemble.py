@@ -187,9 +187,9 @@ def test_distributions_over_other_tokens_stay_side_by_side(
     checkpoint, write, cuts, prompts
 ):
     texts = ["ONE TWO THREE FOUR FIVE", "SIX SEVEN EIGHT NINE TEN"] * 3
-    config = dataclasses.replace(students.STUDENT, vocab_size=24)
+    config = dataclasses.replace(students.STUDENT, vocab_size=20)
     members = pair(
-        checkpoint, write(config, train_bpe(texts, 24)), {"outputs": "ctc", "topk": 3}
+        checkpoint, write(config, train_bpe(texts, 20)), {"outputs": "ctc", "topk": 3}
     )
     assert list(ensemble_of(members).outputs) == ["a_ctc", "b_ctc"]
 
@@ -251,12 +251,13 @@ def test_an_ensemble_needs_members(checkpoint, tiny):
 def test_an_ensemble_is_extracted_and_refused_to_other_students(
     checkpoint, other, cuts, tokenizer, tmp_path
 ):
-    write_shar([c for c in cuts if 1.0 < c.duration < 3.0][:4], tmp_path, shard_size=4)
+    folder = tmp_path / "shar"
+    write_shar([c for c in cuts if 1.0 < c.duration < 3.0][:4], folder, shard_size=4)
     both = ensemble_of(pair(checkpoint, other, {"outputs": ["embedding", "ctc"]}))
-    extract(tmp_path, [both])
-    info = load_field_info(tmp_path, "both_ctc")
+    extract(folder, [both])
+    info = load_field_info(folder, "both_ctc")
     check_vocabulary(info, tokenizer)
-    for cut in open_shar(tmp_path, ["both_ctc"]):
+    for cut in open_shar(folder, ["both_ctc"]):
         ids, log_probs, tail = split_topk(
             torch.from_numpy(load_field(cut, "both_ctc", make_codec("topk")))
         )
@@ -271,4 +272,4 @@ def test_an_ensemble_is_extracted_and_refused_to_other_students(
     with pytest.raises(ValueError, match="the student has none"):
         check_vocabulary(info, None)
     with pytest.raises(ValueError, match="'both' of kind 'embedding' is over no voc"):
-        check_vocabulary(load_field_info(tmp_path, "both"), tokenizer)
+        check_vocabulary(load_field_info(folder, "both"), tokenizer)

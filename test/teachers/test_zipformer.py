@@ -17,6 +17,7 @@ from icefall_kd.cache.topk import split_topk
 from icefall_kd.data.batches import BatchDataset
 from icefall_kd.data.fbank import compute_fbank
 from icefall_kd.data.shar import write_shar
+from icefall_kd.data.tokens import train_bpe
 from icefall_kd.distill.align import ENCODER_FIRST_CENTRE
 from icefall_kd.teachers import build_teacher
 from icefall_kd.teachers.zipformer_frames import fbank_and_silence
@@ -290,9 +291,9 @@ def test_ctc_wants_a_head_and_its_tokens(pristine_student, tokenizer, tmp_path):
     (tmp_path / "some.model").write_bytes(tokenizer.model_bytes)
     teacher = teacher_of(tmp_path / "a.pt", bpe_model=tmp_path / "some.model", **heads)
     assert list(teacher.outputs) == ["zip_ctc"]
-    other = students.train_bpe(["ONE TWO THREE FOUR"], 20)
+    other = train_bpe(["ONE TWO THREE FOUR"], 14)
     (tmp_path / "other.model").write_bytes(other)
-    with pytest.raises(ValueError, match="has 90 tokens, its BPE model 20"):
+    with pytest.raises(ValueError, match="has 90 tokens, its BPE model 14"):
         teacher_of(tmp_path / "a.pt", bpe_model=tmp_path / "other.model", **heads)
     bare = {k: v for k, v in weights.items() if not k.startswith("ctc_output")}
     torch.save({"model": bare}, tmp_path / "b.pt")
@@ -313,13 +314,14 @@ def test_a_folder_without_a_checkpoint_is_named_with_what_it_holds(tmp_path):
 def test_embedding_and_ctc_are_extracted_in_one_pass_and_read_back(
     whole, cuts, tmp_path
 ):
-    write_shar([c for c in cuts if 1.0 < c.duration < 3.0][:6], tmp_path, shard_size=4)
+    folder = tmp_path / "shar"
+    write_shar([c for c in cuts if 1.0 < c.duration < 3.0][:6], folder, shard_size=4)
     teacher = teacher_of(whole, outputs=["embedding", "ctc"], topk=4)
-    infos, report = extract(tmp_path, [teacher])
+    infos, report = extract(folder, [teacher])
     assert report.shards_done == 4 and set(infos) == {"zip", "zip_ctc"}
     assert (infos["zip_ctc"].kind, infos["zip_ctc"].codec) == ("ctc", "topk")
     codecs = {"zip": make_codec("fp16"), "zip_ctc": make_codec("topk")}
-    found = list(open_shar(tmp_path, list(codecs)))
+    found = list(open_shar(folder, list(codecs)))
     for cut in found:
         said = hear(teacher, [torch.from_numpy(cut.load_audio()[0])])
         for field, tolerance in (("zip", 2e-3), ("zip_ctc", 1e-2)):
