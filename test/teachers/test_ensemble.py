@@ -120,9 +120,9 @@ def test_layers_are_averaged_one_by_one(checkpoint, other, prompts):
 
 
 def test_members_of_other_sizes_stay_side_by_side(checkpoint, other, tiny_dir, prompts):
-    whisper = {"family": "whisper_tiny_en", "model_dir": tiny_dir, "num_threads": 1}
+    whisper = {"family": "whisper_tiny_en", "model_dir": tiny_dir}
     members = {"tiny": whisper, "b": pair(checkpoint, other)["b"]}
-    both = ensemble_of(members)
+    both = ensemble_of(members, num_threads=1, device="cpu")  # for every member
     assert {f: (o.dim, o.frame_shift) for f, o in both.outputs.items()} == {
         "tiny": (384, 0.02),
         "b": (64, 0.04),

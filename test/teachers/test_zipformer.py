@@ -336,3 +336,15 @@ def test_embedding_and_ctc_are_extracted_in_one_pass_and_read_back(
         read = batch["fields"][field]
         assert read["x"].shape == (6, int(read["lens"].max()), width)
         assert read["frame_shift"] == 0.04
+
+
+@pytest.mark.gpu
+def test_cuda_says_what_the_cpu_says(whole, prompts):
+    expected = hear(teacher_of(whole), prompts[:3])
+    exact = hear(teacher_of(whole, device="cuda"), prompts[:3])
+    for x, y in zip(exact["zip"], expected["zip"]):
+        torch.testing.assert_close(x.cpu(), y, atol=1e-2, rtol=1e-2)
+    half = teacher_of(whole, device="cuda", dtype="float16")
+    for x, y in zip(hear(half, prompts[:3])["zip"], expected["zip"]):
+        assert torch.cosine_similarity(x.cpu(), y).mean() > 0.99
+    assert half.outputs["zip"].fingerprint["dtype"] == "float16"
