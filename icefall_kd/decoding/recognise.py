@@ -16,7 +16,8 @@ from icefall_kd.decoding.scoring import Recognition
 from icefall_kd.decoding.setting import Chunking, setting_name
 from icefall_kd.decoding.streaming import decode_streaming, pad_tail
 from icefall_kd.io import Pathlike
-from icefall_kd.zipformer.subsampling import MIN_FRAMES
+
+MIN_FRAMES = 9  # fbank frames for one encoder frame
 
 
 def count_cuts(shar_dir: Pathlike) -> int:

@@ -167,8 +167,12 @@ def normalised(
 def agree(outputs: Sequence[Output]) -> bool:
     """Return whether outputs can be averaged."""
     first = outputs[0]
-    if first.kind == "ctc" and "vocab_sha256" not in first.fingerprint:
-        return False  # nobody knows what the tokens are
+    if first.kind == "ctc":
+        known = "vocab_sha256" in first.fingerprint  # else nobody knows the tokens
+    else:
+        known = first.kind == "embedding"  # of no other kind is there a mean
+    if not known:
+        return False
     return all(_form(o) == _form(first) for o in outputs[1:])
 
 

@@ -15,13 +15,19 @@ from icefall_kd.cache.topk import take_topk
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.io import Pathlike
 from icefall_kd.teachers.model_hash import tensors_sha256
-from icefall_kd.teachers.protocol import KINDS, Output, TeacherOutput, check_waves
+from icefall_kd.teachers.protocol import Output, TeacherOutput, check_waves
 from icefall_kd.teachers.zipformer_files import checkpoint_path, find_tokenizer
-from icefall_kd.teachers.zipformer_frames import STACK_STEP, fbank_and_silence, on_grid
+from icefall_kd.teachers.zipformer_frames import (
+    STACK_STEP,
+    fbank_and_silence,
+    on_grid,
+    own_frames,
+)
 from icefall_kd.training.checkpoint import load_model
 from icefall_kd.transducer.icefall import HEAD_OPTIONS
 from icefall_kd.zipformer.subsampling import conv2d_subsampling_lens
 
+KINDS = ("embedding", "ctc")
 DTYPES = ("float32", "float16", "bfloat16")
 
 Layers = Union[str, int, Sequence[int]]
@@ -160,7 +166,8 @@ class ZipformerTeacher:
     def forward(self, waves: Tensor, wave_lens: Tensor) -> Dict[str, TeacherOutput]:
         """Return the outputs of a batch, on the model's device.
 
-        T of an output is ceil(samples / samples of a frame).
+        T of an embedding is ceil(samples / samples of a frame), of "ctc" what the model
+        makes, ((F - 7) // 2 + 1) // 2 of F frames of fbank.
 
         Args:
           waves:     (N, S) float32, 16 kHz, in [-1, 1].
@@ -173,13 +180,11 @@ class ZipformerTeacher:
         x, lens = fbank_and_silence(waves, wave_lens, model.encoder, self._device)
         half = self._dtype != torch.float32
         with torch.autocast(self._device.type, self._dtype if half else None, half):
-            y, y_lens, stacks = model.forward_encoder(x, lens, return_stacks=True)
+            y, y_lens, stacks = model.forward_stacks(x, lens)
             said = {}
             if self._ctc_field in self.outputs:
                 ctc = take_topk(model.ctc_output(y), self._topk)
-                said[self._ctc_field] = on_grid(
-                    ctc, y_lens, wave_lens, self._output_step
-                )
+                said[self._ctc_field] = own_frames(ctc, y_lens)
         stack_lens = conv2d_subsampling_lens(lens)
         for field, embedding in self._embeddings.items():
             if not embedding.stacks:

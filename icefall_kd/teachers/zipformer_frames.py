@@ -12,11 +12,12 @@ Time.  A frame of the encoder is centred later than a field's frames begin: with
 :mod:`icefall_kd.distill.align` says of the front end, frame j of a stack (50 Hz) at
 20 j + 45 ms, frame i of the output (25 Hz) at 40 i + 55 ms; so the spans that they
 stand for begin 35 ms after 20 j and 40 i ms.  A field's frame k stands for
-k * shift .. (k + 1) * shift.  Frames are therefore given out later by as many as come
-nearest, two at 50 Hz and one at 25 Hz, which leaves them 5 ms early; the first and the
-last frame are repeated where the utterance begins before them or goes on after them.
-The centre of frame i of a Zipformer student lies in the field's frame of frame i of a
-Zipformer teacher.
+k * shift .. (k + 1) * shift.  Frames of embeddings are therefore given out later by as
+many as come nearest, two at 50 Hz and one at 25 Hz, which leaves them 5 ms early; the
+first and the last frame are repeated where the utterance begins before them or goes on
+after them.  So the centre of a student's frame i lies in the field's frame that holds
+the teacher's frame i.  Distributions cannot be averaged over time and answer a student
+frame by frame: of kind "ctc" the model's own frames are given, from the first on.
 """
 
 import math
@@ -28,6 +29,7 @@ from torch.nn import functional as F
 
 from icefall_kd import LOG_EPS, NUM_MEL_BINS
 from icefall_kd.data.fbank import WINDOW, compute_fbank
+from icefall_kd.masks import make_pad_mask
 from icefall_kd.teachers.protocol import TeacherOutput
 from icefall_kd.zipformer.encoder import Zipformer2
 from icefall_kd.zipformer.subsampling import (
@@ -102,3 +104,15 @@ def on_grid(x: Tensor, lens: Tensor, wave_lens: Tensor, step: int) -> TeacherOut
     source = (k - round(BEGIN / step)).clamp(min=0).minimum(lens.unsqueeze(1) - 1)
     y = x.float().gather(1, source.unsqueeze(2).expand(-1, -1, x.shape[2]))
     return TeacherOutput(y * (k < out_lens.unsqueeze(1)).unsqueeze(2), out_lens)
+
+
+def own_frames(x: Tensor, lens: Tensor) -> TeacherOutput:
+    """Give out the model's frames as they are.
+
+    Args:
+      x:    (N, T, W).
+      lens: (N,) int64, valid ones, 1 <= lens <= T.
+    """
+    x = x[:, : int(lens.max())].float()
+    padding = make_pad_mask(lens, x.shape[1])
+    return TeacherOutput(x.masked_fill(padding.unsqueeze(-1), 0.0), lens)

@@ -1,7 +1,5 @@
 """The student: encoder, predictor, joiner and CTC head."""
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from icefall_kd.masks import make_pad_mask
@@ -47,27 +45,35 @@ class AsrModel(nn.Module):
             nn.Dropout(0.1), nn.Linear(encoder_dim, vocab_size), nn.LogSoftmax(dim=-1)
         )
 
-    def forward_encoder(
-        self, x: Tensor, x_lens: Tensor, return_stacks: bool = False
-    ) -> tuple[Any, ...]:
+    def forward_encoder(self, x: Tensor, x_lens: Tensor) -> tuple[Tensor, Tensor]:
         """Encode whole utterances (chunk-masked when the encoder is causal).
 
         Args:
           x:      (N, T, F) float32, fbank padded with ``LOG_EPS``.
           x_lens: (N,) int64, valid frames of 10 ms.
-          return_stacks: whether to return the stacks' outputs as well.
         Returns:
           encoder_out (N, T', C) float and its lengths (N,) int64, frames of 40 ms;
-          T' = ((T - 7) // 2 + 1) // 2.  With ``return_stacks`` also a list of
-          (N, (T - 7) // 2, C_i), frames of 20 ms.
+          T' = ((T - 7) // 2 + 1) // 2.
+        """
+        encoder_out, lens, _ = self.forward_stacks(x, x_lens)
+        return encoder_out, lens
+
+    def forward_stacks(
+        self, x: Tensor, x_lens: Tensor
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Encode as :meth:`forward_encoder`, and return the stacks' outputs as well.
+
+        Returns:
+          encoder_out, its lengths, and of each stack (N, T50, C_i) in frames of 20 ms.
         """
         x, x_lens = self.encoder_embed(x, x_lens)
         mask = make_pad_mask(x_lens, x.size(1))
         x = x.transpose(0, 1)  # (N, T, C) -> (T, N, C)
         with full_on_cpu(x):
-            x, x_lens, *stacks = self.encoder(x, x_lens, mask, return_stacks)
-        stacks = [[y.transpose(0, 1) for y in outputs] for outputs in stacks]
-        return (x.transpose(0, 1), x_lens, *stacks)
+            x, x_lens, stacks = self.encoder(
+                x, x_lens, src_key_padding_mask=mask, return_stacks=True
+            )
+        return x.transpose(0, 1), x_lens, [s.transpose(0, 1) for s in stacks]
 
     def init_states(self, batch_size: int, device: str = "cpu") -> list[Tensor]:
         """Return the encoder's states at the start of ``batch_size`` streams."""

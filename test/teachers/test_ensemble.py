@@ -16,7 +16,8 @@ from icefall_kd.data.shar import write_shar
 from icefall_kd.data.tokens import Tokenizer, train_bpe
 from icefall_kd.distill.vocabulary import check_vocabulary
 from icefall_kd.teachers import build_teacher, build_teachers
-from icefall_kd.teachers.ensemble import Ensemble, mean_of_topk, shortest
+from icefall_kd.teachers.ensemble import Ensemble, agree, mean_of_topk, shortest
+from icefall_kd.teachers.protocol import Output
 from icefall_kd.training.checkpoint import save_pretrained
 
 cuts, waves = students.cuts, students.waves  # fixtures
@@ -192,6 +193,13 @@ def test_distributions_over_other_tokens_stay_side_by_side(
         checkpoint, write(config, train_bpe(texts, 20)), {"outputs": "ctc", "topk": 3}
     )
     assert list(ensemble_of(members).outputs) == ["a_ctc", "b_ctc"]
+
+
+@pytest.mark.parametrize("kind", ["ctc", "path"])
+def test_what_has_no_mean_does_not_agree(kind):
+    """Tokens of which nobody knows what they are, and kinds of another form."""
+    output = Output(kind, 9, 0.04, {"teacher": "a"})
+    assert not agree([output, output])
 
 
 def test_an_ensemble_is_one_function_of_each_utterance(checkpoint, other, prompts):
