@@ -7,7 +7,7 @@ transducer emits there, 0 for the blank; the distribution is the joiner's at the
 where the path crosses the frame.  Ids below 2^24 are exact in float32.
 """
 
-from typing import Tuple
+from typing import Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -58,3 +58,27 @@ def join_path(emitted: Tensor, frames: Tensor) -> Tensor:
 def split_path(x: Tensor) -> Tuple[Tensor, Tensor]:
     """Return (emitted int64 (...), frames (..., 2 k + 1)) of kind ``path``."""
     return x[..., 0].round().to(torch.int64), x[..., 1:]
+
+
+def mean_of_topk(
+    frames: Sequence[Tensor], weights: Sequence[float], vocab_size: int, k: int
+) -> Tensor:
+    """Return the weighted mean of distributions of one vocabulary.
+
+    Each token that a frame does not tell gets an equal share of its tail, which is the
+    mean of what these tokens had.
+
+    Args:
+      frames:  each (N, T, 2 k' + 1), of kind ``ctc``.
+      weights: of sum 1.
+      k:       tokens kept of the mean.
+    Returns:
+      (N, T, 2 k + 1) float32.
+    """
+    mean = frames[0].new_zeros(*frames[0].shape[:-1], vocab_size)
+    for x, weight in zip(frames, weights):
+        ids, log_probs, tail = split_topk(x)
+        others = max(1, vocab_size - ids.shape[-1])
+        probs = (tail / others).unsqueeze(-1).repeat(1, 1, vocab_size)
+        mean += weight * probs.scatter(-1, ids, log_probs.exp())
+    return take_topk(mean.log(), k)

@@ -20,7 +20,7 @@ from icefall_kd import SAMPLE_RATE
 from icefall_kd.data.progress import progress
 from icefall_kd.data.tokens import UNK_ID
 from icefall_kd.io import write_json
-from icefall_kd.zipformer.subsampling import encoder_output_lens
+from icefall_kd.zipformer.subsampling import MIN_FRAMES, encoder_output_lens
 
 # Reason -> what it means.  A cut is dropped for the first that holds, in this order.
 REASONS: Dict[str, str] = {
@@ -36,7 +36,6 @@ REASONS: Dict[str, str] = {
     "not_finite": "its audio has NaN or infinite samples",
 }
 LOGGED_DROPS = 20  # the report has them all
-MIN_FRAMES = 9  # fbank frames that give one frame after subsampling
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """BPE tokens by sentencepiece: training, files, text to ids and back."""
 
+import hashlib
 import io
 from pathlib import Path
 from typing import List, Sequence, Union
@@ -53,6 +54,7 @@ class Tokenizer:
       blank_id: 0, of ``<blk>``.
       unk_id: of ``<unk>``.
       model_bytes: the serialised model; checkpoints carry it.
+      sha256: of it; what says of two models that their ids mean the same.
     """
 
     def __init__(self, model: Union[str, Path]) -> None:
@@ -76,6 +78,7 @@ class Tokenizer:
 
     def _load(self, model_bytes: bytes, name: str) -> None:
         self.model_bytes = model_bytes
+        self.sha256 = hashlib.sha256(model_bytes).hexdigest()
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model_bytes)

@@ -96,28 +96,5 @@ def essence(
     return scores.softmax(-1)
 
 
-def average(frames: list[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
-    """Return the k best tokens of the mean of several teachers' distributions.
-
-    A token that a teacher did not keep has probability 0 for it: of the true mean
-    that is a lower bound, off by no more than the teachers' tails.
-
-    Args:
-      frames: of each teacher (ids (..., k_m) int64, log-probabilities (..., k_m)).
-      k: tokens to return, at most the sum of all k_m.
-    Returns:
-      (..., k) int64 and their log-probabilities (..., k) float32, best first.
-    """
-    ids = torch.cat([i for i, _ in frames], dim=-1)
-    probs = torch.cat([p.float().exp() for _, p in frames], dim=-1) / len(frames)
-    same = ids.unsqueeze(-1) == ids.unsqueeze(-2)
-    total = (same * probs.unsqueeze(-2)).sum(-1)
-    # Each token once: the first of equal ids speaks for all.
-    order = torch.arange(ids.size(-1), device=ids.device)
-    earlier = (same & (order.unsqueeze(0) < order.unsqueeze(1))).any(-1)
-    best, where = total.masked_fill(earlier, 0.0).topk(k, dim=-1)
-    return ids.gather(-1, where), best.clamp(min=_TINY).log()
-
-
 Distance = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 DISTANCES: dict[str, Distance] = {"l2": squared_distance, "kl": divergence}

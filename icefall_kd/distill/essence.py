@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from icefall_kd import BLANK_ID
-from icefall_kd.cache.topk import split_topk
+from icefall_kd.cache.topk import mean_of_topk, split_topk
 from icefall_kd.config import ModelConfig
-from icefall_kd.distill.distributions import average, cross_entropy, essence
+from icefall_kd.distill.distributions import cross_entropy, essence
 from icefall_kd.distill.targets import check_kind, delayed
 from icefall_kd.distill.term import Batch, StudentOutput, TermOutput
 from icefall_kd.masks import make_pad_mask
@@ -123,13 +123,16 @@ class EssenceTerm:
             frames, x, both = delayed(
                 log_probs, lens, batch["fields"][name], self.config.delay
             )
-            parts.append((frames, split_topk(x), both))
-        if len(parts) == 1:
-            frames, (ids, values, _), both = parts[0]
-            return ids, values, frames, both
+            parts.append((frames, x, both))
         both = torch.stack([p[2] for p in parts]).amin(dim=0)
         count = int(both.max())
-        pairs = [(ids[:, :count], v[:, :count]) for _, (ids, v, _), _ in parts]
-        k = max(ids.size(-1) for ids, _ in pairs)
-        ids, values = average(pairs, k)
+        told = [x[:, :count] for _, x, _ in parts]
+        mean = told[0]
+        if len(told) > 1:
+            shares, k = (
+                [1.0 / len(told)] * len(told),
+                max(x.size(-1) // 2 for x in told),
+            )
+            mean = mean_of_topk(told, shares, log_probs.size(-1), k)
+        ids, values, _ = split_topk(mean)
         return ids, values, parts[0][0][:, :count], both

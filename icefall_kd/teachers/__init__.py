@@ -6,6 +6,7 @@ To add a teacher: write a class with the members of
 about it.  A builder imports its library when it is called, not before.
 """
 
+import inspect
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Union
 
@@ -34,6 +35,26 @@ def _adapter(name: str, model_dir: Union[str, Path], **options: Any) -> Teacher:
     return AdaptedTeacher(name, model_dir, **options)
 
 
+def _zipformer(name: str, model_dir: Union[str, Path], **options: Any) -> Teacher:
+    from icefall_kd.teachers.zipformer import ZipformerTeacher
+
+    return ZipformerTeacher(name, model_dir, **options)
+
+
+def _ensemble(
+    name: str,
+    members: Mapping[str, Mapping[str, Any]],
+    weights: Optional[Mapping[str, float]] = None,
+    topk: Optional[int] = None,
+    **common: Any,
+) -> Teacher:
+    """Build the members; ``common`` serves those that do not say otherwise."""
+    from icefall_kd.teachers.ensemble import Ensemble
+
+    teachers = build_teachers({n: {**common, **given} for n, given in members.items()})
+    return Ensemble(name, teachers, weights, topk)
+
+
 TEACHERS: Dict[str, Callable[..., Teacher]] = {
     # OpenAI Whisper converted for CTranslate2: the two that bin.fetch_teacher knows,
     # and any other folder of the same form (small, medium, large-v3, distilled ones).
@@ -42,30 +63,42 @@ TEACHERS: Dict[str, Callable[..., Teacher]] = {
     "whisper_ct2": _whisper_ct2,
     # Any of the others under an encoder of our own, in our vocabulary.
     "adapter": _adapter,
+    # A Zipformer of this project or of icefall.
+    "zipformer": _zipformer,
+    # Several teachers, averaged where they agree; has members in place of a model_dir.
+    "ensemble": _ensemble,
 }
 
 
 def build_teacher(
     family: str,
-    model_dir: Union[str, Path],
+    model_dir: Optional[Union[str, Path]] = None,
     name: Optional[str] = None,
     **options: Any,
 ) -> Teacher:
-    """Return a teacher of ``family`` with the weights of ``model_dir``.
+    """Return a teacher of ``family``.
 
     Args:
       family:    key of :data:`TEACHERS`.
-      model_dir: folder with the model's files, see the family's module.
+      model_dir: folder with the model's files, see the family's module; None for a
+        family that has none.
       name:      of the teacher and its fields; the family's when None.
       options:   of the family, for example ``compute_type`` and ``num_threads``.
     Raises:
-      ValueError: if the family is unknown, or has no such option; the message lists
-        the known families.
+      ValueError: if the family is unknown, or lacks an option that it needs; the
+        message lists the known families.
       FileNotFoundError: if the folder does not hold the model.
     """
     if family not in TEACHERS:
         raise ValueError(f"unknown teacher '{family}'; known are {sorted(TEACHERS)}")
-    return TEACHERS[family](name or family, model_dir, **options)
+    builder = TEACHERS[family]
+    if model_dir is not None:
+        options["model_dir"] = model_dir
+    try:
+        inspect.signature(builder).bind(name or family, **options)
+    except TypeError as e:
+        raise ValueError(f"family '{family}': {e}") from e
+    return builder(name or family, **options)
 
 
 def build_teachers(described: Mapping[str, Mapping[str, Any]]) -> List[Teacher]:
@@ -73,7 +106,8 @@ def build_teachers(described: Mapping[str, Mapping[str, Any]]) -> List[Teacher]:
 
     Args:
       described: name -> {"family": key of :data:`TEACHERS`, the name itself when
-        absent; "model_dir": its folder; and options of the family}.
+        absent; "model_dir": its folder, or what the family has instead; and options
+        of the family}.
     Raises:
       ValueError, FileNotFoundError: as :func:`build_teacher`, naming the teacher.
     """
@@ -81,8 +115,6 @@ def build_teachers(described: Mapping[str, Mapping[str, Any]]) -> List[Teacher]:
     for name, given in described.items():
         options = dict(given)
         family = options.pop("family", name)
-        if "model_dir" not in options:
-            raise ValueError(f"teacher '{name}' has no model_dir")
         try:
             teachers.append(build_teacher(family, name=name, **options))
         except (ValueError, TypeError) as e:

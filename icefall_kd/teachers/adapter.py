@@ -78,6 +78,8 @@ class AdaptedTeacher:
                 f"{path} hears the fields {list(self.model.fields)}, its members say "
                 f"{sorted(said)}; give it the members that it was trained on"
             )
+        if self.tokenizer is None:
+            raise ValueError(f"{path} carries no BPE model; it saw no text in training")
         self._shifts = {f: o.frame_shift for f, o in said.items()}
         fingerprint = {
             "teacher": name,
@@ -85,6 +87,8 @@ class AdaptedTeacher:
             "model_sha256": sha256_file(path),
             "topk": topk,
             "members": {f: said[f].fingerprint for f in self.model.fields},
+            "vocab_size": self.model.vocab_size,
+            "vocab_sha256": self.tokenizer.sha256,
         }
         widths = {"ctc": 2 * topk + 1, "path": 2 * topk + 2}
         beams = {"ctc": {}, "path": {"beam": beam}}

@@ -1,7 +1,10 @@
-"""The SHA-256 of a model file, remembered beside it."""
+"""The SHA-256 of a model: of its file, remembered beside it, or of its tensors."""
 
+import hashlib
 from pathlib import Path
-from typing import Union
+from typing import Mapping, Union
+
+from torch import Tensor
 
 from icefall_kd.io import read_json, sha256_file, write_json
 
@@ -26,3 +29,17 @@ def model_sha256(path: Union[str, Path]) -> str:
     except OSError:  # a read-only model folder
         pass
     return state["sha256"]
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors with their names, shapes and dtypes.
+
+    It does not depend on the file that they were in: the averaged model has one hash
+    whether it comes from a training checkpoint, from ours or in icefall's form.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        x = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(x.shape)} {x.dtype}\n".encode())
+        digest.update(x.numpy().tobytes())
+    return digest.hexdigest()

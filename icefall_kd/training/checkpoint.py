@@ -9,7 +9,7 @@ All of it is tensors and plain types, and nothing else is ever loaded.
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Optional, Union
 
@@ -21,6 +21,7 @@ from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.io import naming_write, write_aside
 from icefall_kd.training.weights_only import load_weights_only
 from icefall_kd.transducer.build import build_model
+from icefall_kd.transducer.icefall import model_of_icefall
 from icefall_kd.transducer.model import AsrModel
 
 Pathlike = Union[str, Path]
@@ -230,12 +231,20 @@ def save_pretrained(
 
 
 def load_model(
-    path: Pathlike, device: str = "cpu"
+    path: Pathlike,
+    device: str = "cpu",
+    *,
+    heads: Optional[Mapping[str, Any]] = None,
+    needed: Sequence[str] = ("decoder", "joiner"),
 ) -> tuple[AsrModel, Optional[Tokenizer], dict[str, Any]]:
     """Read a student for decoding or export; nothing but the file is needed.
 
     Args:
-      path: written by ``icefall_kd.bin.average``, or a training checkpoint.
+      path: written by ``icefall_kd.bin.average``, or a training checkpoint; or one of
+        icefall, whose shape is read from the weights.
+      heads: of a model of icefall, see :mod:`icefall_kd.transducer.icefall`.
+      needed: parts of the model that a file of icefall must have beside the encoder;
+        any other that it lacks is None.
     Returns:
       (model in evaluation mode, its tokenizer or None where it saw no text, info).
     Raises:
@@ -243,8 +252,19 @@ def load_model(
         are not those of the configuration beside them.
     """
     checkpoint = load_checkpoint(path)
-    model = build_model(from_dict(ModelConfig, checkpoint["model_config"]))
-    load_weights(model, checkpoint["model"], str(path))
+    weights = checkpoint["model"]
+    if "model_config" in checkpoint:
+        if heads:
+            raise ValueError(
+                f"{path} carries its configuration; leave out {sorted(heads)}"
+            )
+        model = build_model(from_dict(ModelConfig, checkpoint["model_config"]))
+    else:
+        try:
+            model, weights = model_of_icefall(checkpoint, heads or {}, needed)
+        except ValueError as e:
+            raise ValueError(f"{path}: {e}") from e
+    load_weights(model, weights, str(path))
     bpe_model = unpack_bytes(checkpoint.get("bpe_model"))
     tokenizer = None if bpe_model is None else Tokenizer.from_bytes(bpe_model)
     return model.to(device).eval(), tokenizer, dict(checkpoint.get("info", {}))

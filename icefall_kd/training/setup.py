@@ -13,6 +13,7 @@ from icefall_kd.data.stream import CutStream, open_stream
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.distill.term import Term
 from icefall_kd.distill.terms import build_terms
+from icefall_kd.distill.vocabulary import check_vocabulary
 from icefall_kd.training.checkpoint import (
     config_differences,
     load_checkpoint,
@@ -161,6 +162,9 @@ def prepare(config: TrainConfig, checkpoint: Optional[dict[str, Any]] = None) ->
     train_dirs = shar_dirs(data, (*data.train, *data.mix))
     dev_dirs = shar_dirs(data, [data.dev] if data.dev else [])
     infos = read_field_infos([*train_dirs, *dev_dirs], fields)
+    for info in infos.values():
+        if info.kind != "embedding":
+            check_vocabulary(info, tokenizer)
     train_stream = open_stream(
         train_dirs,
         fields,

@@ -5,17 +5,20 @@ elsewhere could run anything.  torch has ``weights_only`` against that from 1.13
 that of 1.13 does not know Python's floats and is of no use there.
 """
 
+import contextlib
 import pickle
 import zipfile
-from pathlib import Path
+from pathlib import Path, PosixPath
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ContextManager
 
 import torch
 
 ALLOWED = {
     ("collections", "OrderedDict"),
     ("torch._utils", "_rebuild_tensor_v2"),
+    # icefall keeps its options beside the weights, the experiment's folder among them.
+    ("pathlib", "PosixPath"),
 }
 
 
@@ -32,11 +35,19 @@ def load_weights_only(path: Path) -> Any:
     if damaged is not None:
         raise zipfile.BadZipFile(f"the checksum of {damaged} does not match")
     if int(torch.__version__.split(".")[0]) >= 2:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with _allowing_paths():
+            return torch.load(path, map_location="cpu", weights_only=True)
     # torch 1.13's load() ignores its pickle_module, therefore one level below.
     with torch.serialization._open_zipfile_reader(str(path)) as reader:
         module = SimpleNamespace(Unpickler=_Unpickler)
         return torch.serialization._load(reader, "cpu", module, encoding="utf-8")
+
+
+def _allowing_paths() -> ContextManager:
+    """Return a context in which torch's own loader takes paths (from torch 2.5 on)."""
+    if hasattr(torch.serialization, "safe_globals"):
+        return torch.serialization.safe_globals([PosixPath])
+    return contextlib.nullcontext()
 
 
 class _Unpickler(pickle.Unpickler):

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from icefall_kd.config import ModelConfig, ZipformerConfig, from_dict
 from icefall_kd.transducer.build import build_model
+from icefall_kd.transducer.icefall import frontend_fields
 from icefall_kd.transducer.loss import ctc_loss, pruned_transducer_loss
 from icefall_kd.transducer.model import AsrModel
 from icefall_kd.zipformer.streaming import hop_frames, window_frames
@@ -71,14 +72,13 @@ def read_config(arrays: Arrays) -> ModelConfig:
         default = ZipformerConfig.__dataclass_fields__[name].default
         if isinstance(default, tuple) and not isinstance(fields[name], list):
             fields[name] = [fields[name]]
-    front = {
-        layer: arrays[f"{PREFIX}encoder_embed.{layer}.weight"].shape[0]
-        for layer in ("conv.0", "conv.4", "conv.7", "convnext.pointwise_conv1")
-    }
-    *channels, hidden = front.values()
-    fields.setdefault("frontend_channels", channels)
-    fields.setdefault("convnext_expansion", hidden // channels[-1])
+    fields = {**frontend_fields(_weights(arrays)), **fields}
     return ModelConfig(encoder=from_dict(ZipformerConfig, fields), **model)
+
+
+def _weights(arrays: Arrays) -> Dict[str, np.ndarray]:
+    """Return the file's weights by their names in the model."""
+    return {k[len(PREFIX) :]: v for k, v in arrays.items() if k.startswith(PREFIX)}
 
 
 def load_model(arrays: Arrays) -> AsrModel:
@@ -88,11 +88,7 @@ def load_model(arrays: Arrays) -> AsrModel:
       ValueError: if a weight is missing, unexpected or of another shape.
     """
     model = build_model(read_config(arrays))
-    weights = {
-        name[len(PREFIX) :]: torch.from_numpy(array)
-        for name, array in arrays.items()
-        if name.startswith(PREFIX)
-    }
+    weights = {k: torch.from_numpy(v) for k, v in _weights(arrays).items()}
     try:
         model.load_state_dict(weights, strict=True)
     except RuntimeError as e:

@@ -21,6 +21,7 @@ Frames = TypeVar("Frames", int, Tensor)
 
 CONVNEXT_KERNEL = 7
 CONVNEXT_CONTEXT = CONVNEXT_KERNEL // 2  # frames at 50 Hz on either side
+MIN_FRAMES = 9  # fbank frames that give one frame of the encoder
 # Fbank frames that a window needs beyond two for each 50 Hz frame: 7 for the three
 # convolutions, 6 for the right context of the ConvNeXt layer.
 STREAMING_OVERLAP = 7 + 2 * CONVNEXT_CONTEXT

@@ -5,7 +5,6 @@ import torch
 
 from icefall_kd.cache.topk import split_topk, take_topk
 from icefall_kd.distill.distributions import (
-    average,
     cross_entropy,
     divergence,
     essence,
@@ -104,22 +103,6 @@ def test_cross_entropy_is_the_weighted_sum(frames):
         for i, w in zip(ids[n, t].tolist(), weights[n, t])
     )
     torch.testing.assert_close(found[n, t], expected)
-
-
-def test_the_average_of_teachers_is_that_of_the_dense_ones(frames):
-    _, first = frames
-    second = torch.randn(3, 5, VOCAB).log_softmax(-1)
-    pairs = [split_topk(take_topk(x, VOCAB))[:2] for x in (first, second)]
-    ids, values = average(pairs, 5)
-    mean = (first.exp() + second.exp()) / 2
-    expected, where = mean.topk(5)
-    torch.testing.assert_close(values.exp(), expected)
-    assert (ids == where).all()
-    # Of truncated ones it is a lower bound, and no token comes twice.
-    pairs = [split_topk(take_topk(x, K))[:2] for x in (first, second)]
-    ids, values = average(pairs, K)
-    assert (values.exp() <= mean.gather(-1, ids) + 1e-6).all()
-    assert all(len(set(row)) == K for row in ids.flatten(0, 1).tolist())
 
 
 def test_what_is_out_of_range_is_refused():

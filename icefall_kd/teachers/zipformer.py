@@ -1,0 +1,261 @@
+"""A Zipformer as a teacher: one that this project trained, or one of icefall.
+
+What it says of an utterance depends on that utterance alone, and its frames lie on the
+grid of a field: see :mod:`icefall_kd.teachers.zipformer_frames`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Dict, Optional, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor
+
+from icefall_kd import SAMPLE_RATE
+from icefall_kd.cache.topk import take_topk
+from icefall_kd.data.tokens import Tokenizer
+from icefall_kd.io import Pathlike
+from icefall_kd.teachers.model_hash import tensors_sha256
+from icefall_kd.teachers.protocol import Output, TeacherOutput, check_waves
+from icefall_kd.teachers.zipformer_files import checkpoint_path, find_tokenizer
+from icefall_kd.teachers.zipformer_frames import (
+    STACK_STEP,
+    fbank_and_silence,
+    on_grid,
+    own_frames,
+)
+from icefall_kd.training.checkpoint import load_model
+from icefall_kd.transducer.icefall import HEAD_OPTIONS
+from icefall_kd.zipformer.subsampling import conv2d_subsampling_lens
+
+KINDS = ("embedding", "ctc")
+DTYPES = ("float32", "float16", "bfloat16")
+
+Layers = Union[str, int, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class _Embedding:
+    """Stacks and their weights in a sum; no stack is the encoder's output."""
+
+    stacks: Tuple[int, ...]
+    weights: Tuple[float, ...] = (1.0,)
+
+
+class ZipformerTeacher:
+    """Encoder output, outputs of stacks, and CTC distributions of a Zipformer.
+
+    Args:
+      name:      the teacher's name; its fields are ``<name>``, ``<name>_layer<k>`` for
+                 several stacks, and ``<name>_ctc``.
+      model_dir: a checkpoint, ours or icefall's, or a folder with ``pretrained.pt``.
+      outputs:   any of "embedding" and "ctc".
+      layers:    "last" is the encoder's output at 25 Hz; numbers are stacks at 50 Hz,
+                 counted from 0 or, negative, from the end, each as the stack behind it
+                 gets it, brought back to 50 Hz.  One gives the field ``<name>``,
+                 several one field each.
+      layer_weights: of a sum of ``layers``, which is then the field ``<name>``.
+      topk:      tokens that a frame of "ctc" keeps.
+      chunk_size: 50 Hz frames, -1 is full context; else the model must be causal.
+      left_context: of chunks, 50 Hz frames, -1 is unlimited.
+      bpe_model: file, for "ctc" of a checkpoint that does not carry its own (icefall's)
+                 and has none beside it.
+      dtype:     of autocast on CUDA; on a CPU "float32".
+      device:    "cpu" or "cuda".
+      num_threads: not used: torch has one number of threads for all models.
+      heads:     of a model of icefall, see :mod:`icefall_kd.transducer.icefall`.
+    Raises:
+      FileNotFoundError: if there is no checkpoint.
+      ValueError: if it is none, or has not what the options ask for.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model_dir: Pathlike,
+        *,
+        outputs: Union[str, Sequence[str]] = ("embedding",),
+        layers: Layers = "last",
+        layer_weights: Optional[Sequence[float]] = None,
+        topk: int = 10,
+        chunk_size: int = -1,
+        left_context: int = -1,
+        bpe_model: Optional[Pathlike] = None,
+        dtype: str = "float32",
+        device: str = "cpu",
+        num_threads: Optional[int] = None,
+        **heads: Any,
+    ) -> None:
+        outputs = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+        _check_options(outputs, dtype, device, chunk_size, left_context, heads)
+        path = checkpoint_path(model_dir)
+        self.name = name
+        self._device, self._dtype = torch.device(device), getattr(torch, dtype)
+        model, tokenizer, _ = load_model(path, device, heads=heads, needed=())
+        if model.fields:
+            raise ValueError(f"{path} hears teachers: it is of family 'adapter'")
+        self._model = model.requires_grad_(False)
+        model.encoder.set_chunk(chunk_size, left_context)
+        self._output_step = STACK_STEP * model.encoder.downsample_output.factor
+        self._fingerprint = {
+            "teacher": name,
+            "family": "zipformer",
+            "num_heads": list(model.encoder.num_heads),
+            "chunk_size": chunk_size,
+            "left_context": left_context,
+            "dtype": dtype,
+        }
+        self.outputs: Dict[str, Output] = {}
+        self._embeddings: Dict[str, _Embedding] = {}
+        self._ctc_field, self._topk = f"{name}_ctc", topk
+        if "embedding" in outputs:
+            self._add_embeddings(layers, layer_weights)
+        if "ctc" in outputs:
+            if model.ctc_output is None:
+                raise ValueError(f"{path}: the model has no CTC head")
+            self._add_ctc(find_tokenizer(path, tokenizer, bpe_model, model.vocab_size))
+
+    def _add_embeddings(
+        self, layers: Layers, weights: Optional[Sequence[float]]
+    ) -> None:
+        """Describe the embeddings of ``layers``."""
+        dims = self._model.encoder.encoder_dim
+        stacks = choose_stacks(layers, len(dims))
+        if weights is not None:
+            check_sum(stacks, weights, dims)
+            chosen = {self.name: _Embedding(stacks, tuple(map(float, weights)))}
+        elif len(stacks) < 2:
+            chosen = {self.name: _Embedding(stacks)}
+        else:
+            chosen = {f"{self.name}_layer{k}": _Embedding((k,)) for k in stacks}
+        common = {**self._fingerprint, "model_sha256": self._sha256()}
+        for field, embedding in chosen.items():
+            fingerprint = {**common, "layer": list(embedding.stacks) or "last"}
+            if weights is not None:
+                fingerprint["layer_weights"] = list(embedding.weights)
+            step, dim = self._output_step, self._model.encoder_dim
+            if embedding.stacks:
+                step, dim = STACK_STEP, dims[embedding.stacks[0]]
+            self.outputs[field] = Output(
+                "embedding", dim, step / SAMPLE_RATE, fingerprint
+            )
+        self._embeddings = chosen
+
+    def _add_ctc(self, tokenizer: Tokenizer) -> None:
+        """Describe the CTC output over the tokens of ``tokenizer``."""
+        if not 1 <= self._topk <= tokenizer.vocab_size:
+            raise ValueError(f"topk is {self._topk} of {tokenizer.vocab_size} tokens")
+        fingerprint = {
+            **self._fingerprint,
+            "model_sha256": self._sha256("ctc_output"),
+            "topk": self._topk,
+            "vocab_sha256": tokenizer.sha256,
+            "vocab_size": tokenizer.vocab_size,
+        }
+        shift = self._output_step / SAMPLE_RATE
+        self.outputs[self._ctc_field] = Output(
+            "ctc", 2 * self._topk + 1, shift, fingerprint
+        )
+
+    def _sha256(self, *more: str) -> str:
+        """Return the hash of the encoder's tensors, and those of ``more`` parts."""
+        parts = ("encoder_embed", "encoder", *more)
+        weights = self._model.state_dict()
+        return tensors_sha256(
+            {k: v for k, v in weights.items() if k.split(".")[0] in parts}
+        )
+
+    @torch.no_grad()
+    def forward(self, waves: Tensor, wave_lens: Tensor) -> Dict[str, TeacherOutput]:
+        """Return the outputs of a batch, on the model's device.
+
+        T of an embedding is ceil(samples / samples of a frame), of "ctc" what the model
+        makes, ((F - 7) // 2 + 1) // 2 of F frames of fbank.
+
+        Args:
+          waves:     (N, S) float32, 16 kHz, in [-1, 1].
+          wave_lens: (N,) int64, valid samples.
+        Raises:
+          ValueError: if the shapes do not fit.
+        """
+        check_waves(waves, wave_lens)
+        model, wave_lens = self._model, wave_lens.to(self._device)
+        x, lens = fbank_and_silence(waves, wave_lens, model.encoder, self._device)
+        half = self._dtype != torch.float32
+        with torch.autocast(self._device.type, self._dtype if half else None, half):
+            y, y_lens, stacks = model.forward_stacks(x, lens)
+            said = {}
+            if self._ctc_field in self.outputs:
+                ctc = take_topk(model.ctc_output(y), self._topk)
+                said[self._ctc_field] = own_frames(ctc, y_lens)
+        stack_lens = conv2d_subsampling_lens(lens)
+        for field, embedding in self._embeddings.items():
+            if not embedding.stacks:
+                said[field] = on_grid(y, y_lens, wave_lens, self._output_step)
+                continue
+            pairs = zip(embedding.weights, embedding.stacks)
+            total = sum(weight * stacks[k].float() for weight, k in pairs)
+            said[field] = on_grid(total, stack_lens, wave_lens, STACK_STEP)
+        return {field: said[field] for field in self.outputs}
+
+
+def choose_stacks(layers: Layers, num_stacks: int) -> Tuple[int, ...]:
+    """Return the numbers of the stacks, counted from 0; none for "last".
+
+    Raises:
+      ValueError: if there is no such stack, or one is named twice.
+    """
+    if layers == "last":
+        return ()
+    numbers = (layers,) if isinstance(layers, (int, str)) else tuple(layers)
+    known = range(-num_stacks, num_stacks)
+    if not numbers or not all(isinstance(k, int) and k in known for k in numbers):
+        raise ValueError(
+            f"layers {layers!r}: the model has stacks 0 .. {num_stacks - 1}, and 'last'"
+        )
+    stacks = tuple(k % num_stacks for k in numbers)
+    if len(set(stacks)) != len(stacks):
+        raise ValueError(f"layers {layers!r} name a stack twice")
+    return stacks
+
+
+def check_sum(
+    stacks: Sequence[int], weights: Sequence[float], dims: Sequence[int]
+) -> None:
+    """Refuse a weighted sum of stacks that there cannot be.
+
+    Raises:
+      ValueError: for another number of weights, or stacks of several sizes.
+    """
+    if not stacks or len(weights) != len(stacks):
+        raise ValueError(
+            f"{len(weights)} layer_weights for the layers {list(stacks) or 'last'}; "
+            "give a number for each layer, and layers by their numbers"
+        )
+    if len({dims[k] for k in stacks}) > 1:
+        raise ValueError(
+            f"layers {list(stacks)} have {[dims[k] for k in stacks]} channels and "
+            "cannot be summed; leave out layer_weights for a field each"
+        )
+
+
+def _check_options(
+    outputs: Sequence[str],
+    dtype: str,
+    device: str,
+    chunk_size: int,
+    left_context: int,
+    heads: Dict[str, Any],
+) -> None:
+    if not outputs or set(outputs) - set(KINDS):
+        raise ValueError(f"outputs {outputs}: a Zipformer has {KINDS}")
+    if set(heads) - set(HEAD_OPTIONS):
+        raise ValueError(f"a Zipformer has no option {sorted(heads)}")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype '{dtype}': there are {DTYPES}")
+    kind = torch.device(device).type
+    if kind == "cpu" and dtype != "float32":
+        raise ValueError(f"dtype '{dtype}' is for CUDA; on a CPU it is float32")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device '{device}': torch sees no CUDA device")
+    if chunk_size == -1 and left_context != -1:
+        raise ValueError(f"left_context {left_context} needs a chunk_size")

@@ -1,0 +1,353 @@
+"""Zipformers with random weights as teachers of real prompts."""
+
+import dataclasses
+import hashlib
+
+import pytest
+import students
+import torch
+from lhotse import CutSet
+from torch.nn.utils.rnn import pad_sequence
+
+from icefall_kd import LOG_EPS
+from icefall_kd.cache.codecs import make_codec
+from icefall_kd.cache.extract import extract
+from icefall_kd.cache.reader import load_field, open_shar
+from icefall_kd.cache.topk import split_topk
+from icefall_kd.data.batches import BatchDataset
+from icefall_kd.data.fbank import compute_fbank
+from icefall_kd.data.shar import write_shar
+from icefall_kd.data.tokens import train_bpe
+from icefall_kd.distill.align import ENCODER_FIRST_CENTRE
+from icefall_kd.teachers import build_teacher
+from icefall_kd.teachers.zipformer_frames import fbank_and_silence
+from icefall_kd.training.checkpoint import save_pretrained
+from icefall_kd.transducer.build import build_model
+from icefall_kd.zipformer.subsampling import encoder_output_lens
+
+cuts, waves = students.cuts, students.waves  # fixtures
+checkpoint, tokenizer = students.checkpoint, students.tokenizer
+pristine_student, student = students.pristine_student, students.student
+
+WHOLE = dataclasses.replace(
+    students.STUDENT,
+    encoder=dataclasses.replace(
+        students.STUDENT.encoder,
+        downsampling_factor=(1, 4, 2),
+        causal=False,
+        chunk_size=(-1,),
+        left_context_frames=(-1,),
+    ),
+)
+CHUNKS = {"chunk_size": 16, "left_context": 32}
+
+
+@pytest.fixture(scope="module")
+def whole_student(waves):
+    """A model that hears whole utterances."""
+    some = [torch.from_numpy(w) for w in list(waves.values())[:4]]
+    return students.random_student(WHOLE, some, seed=1)
+
+
+@pytest.fixture(scope="module")
+def whole(whole_student, tokenizer, tmp_path_factory):
+    """Its file."""
+    path = tmp_path_factory.mktemp("whole") / "pretrained.pt"
+    bpe_model = tokenizer.model_bytes
+    save_pretrained(path, whole_student.state_dict(), WHOLE, bpe_model, {})
+    return path
+
+
+@pytest.fixture(params=["whole", "causal", "chunks"])
+def model(request, whole, checkpoint):
+    """File and options of a teacher: whole utterances, causal, causal in chunks."""
+    path = whole if request.param == "whole" else checkpoint
+    return path, CHUNKS if request.param == "chunks" else {}
+
+
+def teacher_of(path, **options):
+    return build_teacher("zipformer", path, "zip", **options)
+
+
+def hear(teacher, waves):
+    """Return field -> the frames of each wave, heard in one batch."""
+    lens = torch.tensor([len(w) for w in waves])
+    said = teacher.forward(pad_sequence(waves, batch_first=True), lens)
+    return {
+        field: [x[:n] for x, n in zip(output.x, output.lens.tolist())]
+        for field, output in said.items()
+    }
+
+
+def test_an_utterance_alone_and_in_a_batch_gives_the_same(model, prompts):
+    path, options = model
+    every = ["embedding", "ctc"]
+    teacher = teacher_of(path, outputs=every, layers=[0, 1, 2], topk=5, **options)
+    mixed = [*prompts[:4], prompts[0][:100], prompts[1][:5000], prompts[2][:17001]]
+    together = hear(teacher, mixed)
+    assert set(together) == {"zip_layer0", "zip_layer1", "zip_layer2", "zip_ctc"}
+    for i, wave in enumerate(mixed):
+        for field, (alone,) in hear(teacher, [wave]).items():
+            found = together[field][i]
+            assert alone.abs().max() > 0.1
+            torch.testing.assert_close(found, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_what_lies_behind_the_end_of_an_utterance_is_not_heard(model, prompts):
+    path, options = model
+    teacher = teacher_of(path, **options)
+    wave = prompts[0][:20000]
+    noisy = torch.cat([wave, torch.randn(20000)])[None]
+    found = teacher.forward(noisy, torch.tensor([20000]))["zip"]
+    torch.testing.assert_close(found.x[0], hear(teacher, [wave])["zip"][0])
+
+
+def test_the_embedding_is_the_models_own_in_a_batch_of_training(
+    model, prompts, whole_student, student
+):
+    """The shortest of a batch whose longest reaches 3 s further."""
+    path, options = model
+    own = whole_student if path.parent.name.startswith("whole") else student
+    own.encoder.set_chunk(*(options.values() or (-1, -1)))
+    short = prompts[0][:24000]
+    longer = torch.cat([short, *prompts])[: 24000 + 3 * 16000]
+    features = compute_fbank([short, longer])
+    x = pad_sequence(features, batch_first=True, padding_value=LOG_EPS)
+    with torch.no_grad():
+        y, y_lens, stacks = own.forward_stacks(
+            x, torch.tensor([len(f) for f in features])
+        )
+    n = int(y_lens[0])
+    (found,) = hear(teacher_of(path, **options), [short])["zip"]
+    torch.testing.assert_close(found[1 : n + 1], y[0, :n], atol=1e-4, rtol=1e-4)
+    middle = (len(features[0]) - 7) // 2
+    (found,) = hear(teacher_of(path, layers=1, **options), [short])["zip"]
+    expected = stacks[1][0, :middle]
+    torch.testing.assert_close(found[2 : middle + 2], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("samples", [1, 399, 400, 640, 641, 1440, 6400, 15999, 16001])
+def test_frames_cover_the_utterance_and_no_more(whole, samples):
+    teacher = teacher_of(whole, outputs=["embedding", "ctc"], layers=[0, -1], topk=3)
+    lens = torch.tensor([samples])
+    said = teacher.forward(torch.randn(1, samples) * 0.1, lens)
+    steps = {"zip_layer0": (320, 32), "zip_layer2": (320, 64), "zip_ctc": (640, 7)}
+    assert set(said) == set(teacher.outputs) == set(steps)
+    for field, (step, width) in steps.items():
+        expected = -(-samples // step)
+        if field == "zip_ctc":  # frame by frame as a student has them
+            expected = max(1, encoder_output_lens((samples + 80) // 160))
+        assert said[field].lens.tolist() == [expected]
+        assert said[field].lens.dtype == torch.int64
+        assert said[field].x.shape == (1, expected, width)
+        assert said[field].x.dtype == torch.float32
+        described = teacher.outputs[field]
+        assert (described.dim, described.frame_shift) == (width, step / 16000)
+        assert described.kind == ("ctc" if field == "zip_ctc" else "embedding")
+
+
+def test_frames_beyond_the_valid_ones_are_zero(whole, prompts):
+    batch = pad_sequence([prompts[0][:16000], prompts[1][:19200]], batch_first=True)
+    output = teacher_of(whole).forward(batch, torch.tensor([16000, 19200]))["zip"]
+    assert output.lens.tolist() == [25, 30]
+    assert output.x[0, 25:].abs().sum() == 0 and output.x[0, 24].abs().sum() > 0
+
+
+def test_the_frame_at_the_time_of_a_students_frame_is_the_teachers_same_frame(
+    whole, whole_student, prompts
+):
+    wave, teacher = prompts[0], teacher_of(whole)
+    (found,) = hear(teacher, [wave])["zip"]
+    x, lens = fbank_and_silence(
+        wave[None], torch.tensor([len(wave)]), whole_student.encoder, "cpu"
+    )
+    with torch.no_grad():
+        y, y_lens = whole_student.forward_encoder(x, lens)
+    shift = teacher.outputs["zip"].frame_shift
+    for i in range(int(y_lens[0])):
+        k = int((ENCODER_FIRST_CENTRE + 0.04 * i) / shift)
+        torch.testing.assert_close(found[k], y[0, i], atol=1e-5, rtol=1e-5)
+
+
+def test_frames_follow_the_audio_in_time(whole, prompts):
+    """Speech 0.4 s later is the same 10 frames later, better than at 9 or 11."""
+    teacher = teacher_of(whole)
+    now = hear(teacher, prompts[:6])["zip"]
+    then = hear(teacher, [torch.cat([torch.zeros(6400), w]) for w in prompts[:6]])
+    apart = {}
+    for shift in (9, 10, 11):
+        pairs = zip(now, then["zip"])
+        apart[shift] = sum(
+            (y[5 + shift : shift + len(x) - 5] - x[5:-5]).norm().item()
+            for x, y in pairs
+        )
+    assert min(apart, key=apart.get) == 10, apart
+
+
+def test_ctc_holds_the_best_tokens_of_the_full_softmax(whole, whole_student, prompts):
+    teacher = teacher_of(whole, outputs="ctc", topk=6)
+    (found,) = hear(teacher, prompts[:1])["zip_ctc"]
+    lens = torch.tensor([len(prompts[0])])
+    x, lens = fbank_and_silence(prompts[0][None], lens, whole_student.encoder, "cpu")
+    with torch.no_grad():
+        y, y_lens = whole_student.forward_encoder(x, lens)
+        probs = whole_student.ctc_output[1](y).softmax(dim=-1)[0, : int(y_lens[0])]
+    ids, log_probs, tail = split_topk(found)
+    best, expected = probs.topk(6, dim=-1)
+    assert torch.equal(ids, expected)
+    torch.testing.assert_close(log_probs.exp(), best, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(tail, 1 - best.sum(dim=-1), atol=1e-5, rtol=1e-4)
+
+
+def test_a_weighted_sum_of_stacks_is_one_field(tmp_path, prompts):
+    encoder = dataclasses.replace(WHOLE.encoder, encoder_dim=(48, 48, 64))
+    config = dataclasses.replace(WHOLE, encoder=encoder)
+    weights = build_model(config).state_dict()
+    save_pretrained(tmp_path / "pretrained.pt", weights, config, None, {})
+    layers = {"layers": [0, -2], "layer_weights": [0.25, 0.75]}
+    summed = teacher_of(tmp_path, **layers)
+    (found,) = hear(summed, prompts[:1])["zip"]
+    each = hear(teacher_of(tmp_path, layers=[0, 1]), prompts[:1])
+    expected = 0.25 * each["zip_layer0"][0] + 0.75 * each["zip_layer1"][0]
+    torch.testing.assert_close(found, expected)
+    assert summed.outputs["zip"].fingerprint["layer_weights"] == [0.25, 0.75]
+    with pytest.raises(ValueError, match=r"\[48, 64\] channels"):
+        teacher_of(tmp_path, layers=[0, 2], layer_weights=[1, 1])
+    with pytest.raises(ValueError, match="1 layer_weights for the layers"):
+        teacher_of(tmp_path, layers=[0, 1], layer_weights=[1])
+    with pytest.raises(ValueError, match="for the layers last"):
+        teacher_of(tmp_path, layer_weights=[1])
+
+
+def test_one_file_in_both_forms_is_one_teacher(
+    checkpoint, pristine_student, tokenizer, tmp_path, prompts
+):
+    ours = teacher_of(checkpoint, outputs=["embedding", "ctc"])
+    torch.save({"model": pristine_student.state_dict()}, tmp_path / "pretrained.pt")
+    (tmp_path / "bpe.model").write_bytes(tokenizer.model_bytes)
+    heads = {"query_head_dim": 8, "value_head_dim": "8,4,8"}
+    theirs = teacher_of(tmp_path, outputs=["embedding", "ctc"], **heads)
+    assert theirs.outputs == ours.outputs
+    expected = hear(ours, prompts[:2])
+    for field, frames in hear(theirs, prompts[:2]).items():
+        for x, y in zip(frames, expected[field]):
+            assert torch.equal(x, y)
+
+
+def test_fingerprints_differ_when_anything_that_matters_does(
+    checkpoint, whole, tokenizer
+):
+    every = {"outputs": ["embedding", "ctc"]}
+    found = [
+        teacher_of(path, **options).outputs["zip"].fingerprint
+        for path, options in [
+            (checkpoint, {}),
+            (checkpoint, CHUNKS),
+            (checkpoint, {**CHUNKS, "left_context": 64}),
+            (checkpoint, {"layers": 0}),
+            (checkpoint, {"layers": 1}),
+            (whole, {}),
+        ]
+    ]
+    assert all(a != b for i, a in enumerate(found) for b in found[:i])
+    ctc = teacher_of(checkpoint, **every).outputs["zip_ctc"].fingerprint
+    assert ctc["vocab_sha256"] == hashlib.sha256(tokenizer.model_bytes).hexdigest()
+    assert (ctc["vocab_size"], ctc["topk"]) == (students.VOCAB_SIZE, 10)
+    assert ctc["model_sha256"] != found[0]["model_sha256"]
+
+
+def test_the_folder_is_no_part_of_the_fingerprint(checkpoint, tmp_path):
+    moved = tmp_path / "elsewhere.pt"
+    moved.write_bytes(checkpoint.read_bytes())
+    assert teacher_of(moved).outputs == teacher_of(checkpoint).outputs
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"layers": 3}, "layers 3: the model has stacks 0 .. 2"),
+        ({"layers": [0, -4]}, "stacks 0 .. 2"),
+        ({"layers": [0, -3]}, "name a stack twice"),
+        ({"layers": "first"}, "layers 'first'"),
+        ({"outputs": ["text"]}, "a Zipformer has"),
+        ({"outputs": []}, "a Zipformer has"),
+        ({"outputs": "ctc", "topk": 91}, "topk is 91 of 90"),
+        ({"chunk_size": 16}, "needs a model with causal"),
+        ({"left_context": 16}, "needs a chunk_size"),
+        ({"dtype": "float16"}, "on a CPU it is float32"),
+        ({"dtype": "int8"}, "there are .*bfloat16"),
+        ({"query_head_dim": 8}, "carries its configuration"),
+        ({"layer": 1}, r"no option \['layer'\]"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(whole, options, message):
+    with pytest.raises(ValueError, match=message):
+        teacher_of(whole, **options)
+
+
+def test_ctc_wants_a_head_and_its_tokens(pristine_student, tokenizer, tmp_path):
+    heads = {"query_head_dim": 8, "value_head_dim": [8, 4, 8], "outputs": "ctc"}
+    weights = pristine_student.state_dict()
+    torch.save({"model": weights}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="a.pt carries no BPE model.*bpe_model"):
+        teacher_of(tmp_path / "a.pt", **heads)
+    (tmp_path / "some.model").write_bytes(tokenizer.model_bytes)
+    teacher = teacher_of(tmp_path / "a.pt", bpe_model=tmp_path / "some.model", **heads)
+    assert list(teacher.outputs) == ["zip_ctc"]
+    other = train_bpe(["ONE TWO THREE FOUR"], 14)
+    (tmp_path / "other.model").write_bytes(other)
+    with pytest.raises(ValueError, match="has 90 tokens, its BPE model 14"):
+        teacher_of(tmp_path / "a.pt", bpe_model=tmp_path / "other.model", **heads)
+    bare = {k: v for k, v in weights.items() if not k.startswith("ctc_output")}
+    torch.save({"model": bare}, tmp_path / "b.pt")
+    with pytest.raises(ValueError, match="b.pt: the model has no CTC head"):
+        teacher_of(tmp_path / "b.pt", **heads)
+
+
+def test_a_folder_without_a_checkpoint_is_named_with_what_it_holds(tmp_path):
+    (tmp_path / "epoch-3.pt").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"holds no pretrained.*epoch-3.pt"):
+        teacher_of(tmp_path)
+    with pytest.raises(FileNotFoundError, match="none.pt: no such checkpoint"):
+        teacher_of(tmp_path / "none.pt")
+    with pytest.raises(ValueError, match="'zipformer'.*model_dir"):
+        build_teacher("zipformer")
+
+
+def test_embedding_and_ctc_are_extracted_in_one_pass_and_read_back(
+    whole, cuts, tmp_path
+):
+    folder = tmp_path / "shar"
+    write_shar([c for c in cuts if 1.0 < c.duration < 3.0][:6], folder, shard_size=4)
+    teacher = teacher_of(whole, outputs=["embedding", "ctc"], topk=4)
+    infos, report = extract(folder, [teacher])
+    assert report.shards_done == 4 and set(infos) == {"zip", "zip_ctc"}
+    assert (infos["zip_ctc"].kind, infos["zip_ctc"].codec) == ("ctc", "topk")
+    codecs = {"zip": make_codec("fp16"), "zip_ctc": make_codec("topk")}
+    found = list(open_shar(folder, list(codecs)))
+    for cut in found:
+        said = hear(teacher, [torch.from_numpy(cut.load_audio()[0])])
+        for field, tolerance in (("zip", 2e-3), ("zip_ctc", 1e-2)):
+            (expected,) = said[field]
+            stored = torch.from_numpy(load_field(cut, field, codecs[field]))
+            assert 0 <= len(expected) - len(stored) <= 1
+            torch.testing.assert_close(
+                stored, expected[: len(stored)], atol=tolerance, rtol=tolerance
+            )
+    batch = BatchDataset(fields=codecs)[CutSet.from_cuts(found)]
+    for field, width in (("zip", 64), ("zip_ctc", 9)):
+        read = batch["fields"][field]
+        assert read["x"].shape == (6, int(read["lens"].max()), width)
+        assert read["frame_shift"] == 0.04
+
+
+@pytest.mark.gpu
+def test_cuda_says_what_the_cpu_says(whole, prompts):
+    expected = hear(teacher_of(whole), prompts[:3])
+    exact = hear(teacher_of(whole, device="cuda"), prompts[:3])
+    for x, y in zip(exact["zip"], expected["zip"]):
+        torch.testing.assert_close(x.cpu(), y, atol=1e-2, rtol=1e-2)
+    half = teacher_of(whole, device="cuda", dtype="float16")
+    for x, y in zip(hear(half, prompts[:3])["zip"], expected["zip"]):
+        assert torch.cosine_similarity(x.cpu(), y).mean() > 0.99
+    assert half.outputs["zip"].fingerprint["dtype"] == "float16"
