@@ -28,12 +28,20 @@ def _whisper_ct2(name: str, model_dir: Union[str, Path], **options: Any) -> Teac
     return WhisperCt2(name, model_dir, **options)
 
 
+def _hugging_face(name: str, model_dir: Union[str, Path], **options: Any) -> Teacher:
+    from icefall_kd.teachers.hugging_face import HuggingFace
+
+    return HuggingFace(name, model_dir, **options)
+
+
 TEACHERS: Dict[str, Callable[..., Teacher]] = {
     # OpenAI Whisper converted for CTranslate2: the two that bin.fetch_teacher knows,
     # and any other folder of the same form (small, medium, large-v3, distilled ones).
     "whisper_tiny_en": _whisper_ct2,
     "whisper_base": _whisper_ct2,
     "whisper_ct2": _whisper_ct2,
+    # wav2vec 2.0, HuBERT, WavLM, data2vec-audio and Whisper's encoder, by transformers.
+    "hugging_face": _hugging_face,
 }
 
 
