@@ -202,18 +202,21 @@ def test_windows_that_do_not_suit_the_model_are_refused(folders):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("time", [1.0, 2.013, 3.987])
-def test_a_click_lands_within_one_frame_of_the_student(kind, folders, waves, time):
+def test_a_click_lands_within_one_frame_of_the_student(kind, folders):
+    """Two waves with a click each, so that no statistic over time tells them apart."""
     teacher = build(folders[kind], layers=0)  # what the convolutions alone make
-    speech = waves[5]
-    click = speech.clone()
-    at = int(time * 16000)
-    click[at - 16 : at + 16] += 0.5
-    outputs = [hear(teacher, [wave])["t"] for wave in (speech, click)]
-    aligned = [align_frames(o.x, o.lens, 0.02, torch.tensor([130])) for o in outputs]
-    change = (aligned[1] - aligned[0])[0].norm(dim=1)
-    found = ENCODER_FIRST_CENTRE + 0.04 * int(change.argmax())
-    assert abs(found - time) <= 0.04
+
+    def aligned(time):
+        wave = 0.01 * torch.randn(80000, generator=torch.Generator().manual_seed(0))
+        wave[int(time * 16000) - 16 :][:32] += 0.5
+        output = hear(teacher, [wave])["t"]
+        return align_frames(output.x, output.lens, 0.02, torch.tensor([123]))[0]
+
+    late = aligned(4.7)
+    for time in (0.3, 1.0, 2.013, 3.387):
+        change = (aligned(time) - late).norm(dim=1)[:100]  # before the late click
+        found = ENCODER_FIRST_CENTRE + 0.04 * int(change.argmax())
+        assert abs(found - time) <= 0.04
 
 
 def test_bf16_is_close_and_fp16_is_refused_on_a_cpu(folders, waves):

@@ -2,14 +2,13 @@ import json
 import logging
 import pickle
 import shutil
-import subprocess
 import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from small_encoders import KINDS, small_extractor, small_model, write_small
+from small_encoders import small_extractor, small_model, write_small
 
 from icefall_kd.teachers import build_teacher, build_teachers
 
@@ -61,7 +60,7 @@ def test_a_checkpoint_with_a_head_loads_as_the_bare_model_does(kind, tmp_path):
     torch.testing.assert_close(embed(build(tmp_path / "full")), expected)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["wav2vec2_large", "data2vec", "whisper"])
 def test_sharded_and_bin_weights_are_those_of_one_safetensors_file(kind, tmp_path):
     whole = write_small(tmp_path / "whole", kind)
     sharded = Path(shutil.copytree(whole, tmp_path / "sharded"))
@@ -204,16 +203,10 @@ def test_a_layer_that_does_not_exist_is_refused_with_their_number(folder):
         build(folder, layers=[1, 4])
 
 
-def test_without_transformers_there_is_one_message_with_the_remedy(folder):
-    code = (
-        "import sys; sys.modules['transformers'] = None\n"
-        "from icefall_kd.teachers import build_teacher\n"
-        f"build_teacher('hugging_face', {str(folder)!r})"
-    )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert "ValueError" in done.stderr
-    assert "pip install 'transformers==4.48.3'" in done.stderr
+def test_without_transformers_there_is_one_message_with_the_remedy(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match="pip install 'transformers==4.48.3'"):
+        build(folder)
 
 
 @pytest.fixture
