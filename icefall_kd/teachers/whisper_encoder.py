@@ -17,7 +17,7 @@ from icefall_kd.teachers.windows import OVERLAP, Piece, padded_samples
 class WhisperEncoder:
     """The blocks of Whisper's encoder up to the highest layer asked for.
 
-    Frame k hears the samples from 320 k - 360 to 320 k + 360 and what the blocks make
+    Frame k hears the samples from 320 k - 520 to 320 k + 520 and what the blocks make
     of the rest; its centre, at 20 k ms, is 10 ms before the one that
     :mod:`icefall_kd.distill.align` takes it for, a quarter of the student's frame.
 

@@ -10,6 +10,7 @@ from icefall_kd import SAMPLE_RATE
 
 WINDOW = 30 * SAMPLE_RATE  # samples, the longest input Whisper was trained on
 OVERLAP = 2 * SAMPLE_RATE  # samples shared by two windows of a longer utterance
+SPREAD = 1.25  # of a batch's lengths at most: padding costs what audio costs
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,14 @@ def batch_pieces(
     Args:
       length:      samples of a piece as the model hears it, with what pads it.
       max_samples: of a batch, padded to its longest; one piece may exceed it.
-      equal:       let only pieces of one length share a batch.
+      equal:       let only pieces of one length share a batch, otherwise those whose
+                   lengths differ by a quarter.
     """
     batches: List[List[Piece]] = []
     for piece in sorted(pieces, key=length):
         last = batches[-1] if batches else []
-        fits = (len(last) + 1) * length(piece) <= max_samples
-        if last and fits and not (equal and length(last[0]) != length(piece)):
+        limit = length(last[0]) * (1.0 if equal else SPREAD) if last else 0
+        if length(piece) <= min(limit, max_samples / (len(last) + 1)):
             last.append(piece)
         else:
             batches.append([piece])
