@@ -105,11 +105,11 @@ class ModelConfig:
     """
 
     encoder: ZipformerConfig = field(default_factory=ZipformerConfig)
-    adapter: Optional[AdapterConfig] = None
     vocab_size: int = 500
     decoder_dim: int = 512
     joiner_dim: int = 512
     context_size: int = 2
+    adapter: Optional[AdapterConfig] = None
 
 
 def to_dict(config: Any) -> dict:

@@ -25,6 +25,8 @@ HEAVY = (
 PLACES = {
     "k2": {"transducer/loss.py"},
     "ctranslate2": {"teachers/whisper_ct2.py"},
+    "transformers": {"teachers/hugging_face_load.py"},
+    "huggingface_hub": {"teachers/hugging_face_load.py"},
     "kaldifeat": {"data/fbank.py"},
     "onnxruntime": {"export/ort.py", "export/quantize.py"},
     "sherpa_onnx": {"export/sherpa.py"},

@@ -55,6 +55,12 @@ def _ensemble(
     return Ensemble(name, teachers, weights, topk)
 
 
+def _hugging_face(name: str, model_dir: Union[str, Path], **options: Any) -> Teacher:
+    from icefall_kd.teachers.hugging_face import HuggingFace
+
+    return HuggingFace(name, model_dir, **options)
+
+
 TEACHERS: Dict[str, Callable[..., Teacher]] = {
     # OpenAI Whisper converted for CTranslate2: the two that bin.fetch_teacher knows,
     # and any other folder of the same form (small, medium, large-v3, distilled ones).
@@ -67,6 +73,8 @@ TEACHERS: Dict[str, Callable[..., Teacher]] = {
     "zipformer": _zipformer,
     # Several teachers, averaged where they agree; has members in place of a model_dir.
     "ensemble": _ensemble,
+    # wav2vec 2.0, HuBERT, WavLM, data2vec-audio and Whisper's encoder, by transformers.
+    "hugging_face": _hugging_face,
 }
 
 

@@ -26,9 +26,8 @@ a function of the utterance alone, its padded length is its own (its duration pl
 context, rounded up to the bucket), and only pieces of equal padded length share a call.
 """
 
-from collections import defaultdict
 from pathlib import Path
-from typing import Dict, List, Tuple, Union
+from typing import Dict, Union
 
 import numpy as np
 import torch
@@ -38,12 +37,16 @@ from icefall_kd import SAMPLE_RATE
 from icefall_kd.teachers.model_hash import model_sha256
 from icefall_kd.teachers.protocol import Output, TeacherOutput, check_waves
 from icefall_kd.teachers.whisper_mel import log_mel
+from icefall_kd.teachers.windows import (
+    Piece,
+    batch_pieces,
+    cut_pieces,
+    gather,
+    padded_samples,
+    stitch,
+)
 
 FRAME = 320  # samples in one encoder frame: mel hop 160, halved by a convolution
-WINDOW = 30 * SAMPLE_RATE  # samples, the longest input Whisper was trained on
-OVERLAP = 2 * SAMPLE_RATE  # samples shared by two windows of a longer utterance
-
-_Piece = Tuple[int, int, int, int]  # utterance, first and end sample, its samples
 
 
 class WhisperCt2:
@@ -111,12 +114,6 @@ class WhisperCt2:
         shift = FRAME / SAMPLE_RATE
         self.outputs = {name: Output("embedding", self._dim, shift, fingerprint)}
 
-    def padded_samples(self, num_samples: int) -> int:
-        """Return the samples that are encoded for an utterance of ``num_samples``."""
-        step = max(FRAME, round(self.bucket * SAMPLE_RATE) // FRAME * FRAME)
-        wanted = num_samples + round(self.context * SAMPLE_RATE)
-        return min(WINDOW, -(-wanted // step) * step)
-
     @torch.no_grad()
     def forward(self, waves: Tensor, wave_lens: Tensor) -> Dict[str, TeacherOutput]:
         """Return the embeddings of a batch; T = ceil(samples / 320).
@@ -128,49 +125,25 @@ class WhisperCt2:
           ValueError: if the shapes do not fit.
         """
         check_waves(waves, wave_lens)
-        groups: Dict[int, List[_Piece]] = defaultdict(list)  # by padded length
-        for i, total in enumerate(wave_lens.tolist()):
-            for start, end in windows(total):
-                groups[self.padded_samples(end - start)].append((i, start, end, total))
         lens = torch.div(wave_lens + FRAME - 1, FRAME, rounding_mode="floor")
         out = torch.zeros(len(waves), int(lens.max()), self._dim)
-        for padded, group in sorted(groups.items()):
-            size = max(1, int(self.max_batch * SAMPLE_RATE / padded))
-            for k in range(0, len(group), size):
-                self._encode_pieces(waves, group[k : k + size], padded, out)
+        limit = int(self.max_batch * SAMPLE_RATE)
+        pieces = cut_pieces(wave_lens)
+        for batch in batch_pieces(pieces, self._heard, limit, equal=True):
+            encoded = self.encode(gather(waves, batch, self._heard(batch[0])))
+            valid = [-(-piece.samples // FRAME) for piece in batch]
+            stitch(encoded, valid, batch, FRAME, out)
         return {self.name: TeacherOutput(out, lens.to(torch.int64))}
 
-    def _encode_pieces(
-        self, waves: Tensor, pieces: List[_Piece], padded: int, out: Tensor
-    ) -> None:
-        """Encode pieces of like length and write their frames to ``out``."""
-        batch = torch.zeros(len(pieces), padded)
-        for row, (i, start, end, _) in enumerate(pieces):
-            batch[row, : end - start] = waves[i, start:end]
-        encoded = self.encode(batch)
-        half = OVERLAP // 2 // FRAME
-        for row, (i, start, end, total) in enumerate(pieces):
-            # Of an overlap, each window gives the half that it hears more around.
-            offset = start // FRAME
-            first = offset + (half if start > 0 else 0)
-            last = -(-end // FRAME) - (half if end < total else 0)
-            out[i, first:last] = encoded[row, first - offset : last - offset]
+    def padded_samples(self, num_samples: int) -> int:
+        """Return the samples that are encoded for an utterance of ``num_samples``."""
+        return padded_samples(num_samples, self.context, self.bucket, FRAME)
+
+    def _heard(self, piece: Piece) -> int:
+        return self.padded_samples(piece.samples)
 
     def encode(self, waves: Tensor) -> Tensor:
         """(N, S) float32, S a multiple of 320 -> (N, S // 320, D) float32."""
-        mel = np.ascontiguousarray(log_mel(waves, self._num_mels).numpy())
+        mel = np.ascontiguousarray(log_mel(waves, self._num_mels).cpu().numpy())
         encoded = self.model.encode(self.storage.from_array(mel), to_cpu=True)
         return torch.from_numpy(np.array(encoded, dtype=np.float32))
-
-
-def windows(num_samples: int) -> List[Tuple[int, int]]:
-    """Cut [0, num_samples) into windows of at most 30 s that overlap by 2 s.
-
-    >>> windows(40 * 16000)
-    [(0, 480000), (448000, 640000)]
-    """
-    spans, start = [], 0
-    while start + WINDOW < num_samples:
-        spans.append((start, start + WINDOW))
-        start += WINDOW - OVERLAP
-    return spans + [(start, num_samples)]

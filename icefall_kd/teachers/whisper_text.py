@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from icefall_kd import SAMPLE_RATE
-from icefall_kd.teachers.whisper_ct2 import WINDOW, WhisperCt2
+from icefall_kd.teachers.whisper_ct2 import WhisperCt2
+from icefall_kd.teachers.windows import WINDOW
 
 TOKENS_PER_SECOND = 8.0  # no speech has more; ends a decoder that repeats itself
 

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 from faster_whisper.feature_extractor import FeatureExtractor
 
@@ -19,6 +20,19 @@ def test_128_filters_are_those_of_faster_whisper(prompts):
     wave = prompts[0][:16000]
     expected = FeatureExtractor(feature_size=128)(wave.numpy(), padding=0)
     assert np.abs(log_mel(wave[None], 128)[0].numpy() - expected).max() < 1e-3
+
+
+@pytest.mark.parametrize("num_mels", [80, 128])
+def test_features_are_those_of_transformers(prompts, num_mels):
+    import transformers
+
+    extractor = transformers.WhisperFeatureExtractor(num_mels, chunk_length=6)
+    for wave in prompts[:4]:
+        expected = extractor(wave.numpy(), sampling_rate=16000).input_features[0]
+        padded = torch.nn.functional.pad(wave, (0, 96000 - len(wave)))
+        found = log_mel(padded[None], num_mels)[0].numpy()
+        assert found.shape == expected.shape == (num_mels, 600)
+        assert np.abs(found - expected).max() < 1e-4
 
 
 def test_a_row_is_the_same_in_any_batch(prompts):
