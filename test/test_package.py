@@ -26,6 +26,7 @@ PLACES = {
     "k2": {"transducer/loss.py"},
     "ctranslate2": {"teachers/whisper_ct2.py"},
     "kaldifeat": {"data/fbank.py"},
+    "matplotlib": {"cache/plot.py"},
     "onnxruntime": {"export/ort.py", "export/quantize.py"},
     "sherpa_onnx": {"export/sherpa.py"},
 }

@@ -110,8 +110,10 @@ def _too_many(shard: Shard) -> List[str]:
     """Return whether the tar goes on behind the last cut's members."""
     tar = next(iter(shard.tars.values()))
     wanted = 2 * sum(1 for _ in shard.lines())  # the data and their description
-    with tar.open("rb") as f, tarfile.open(fileobj=f, mode="r:") as opened:
-        found = sum(1 for _ in opened)
+    with tar.open("rb") as f:
+        mode = "r:" if f.seekable() else "r|"  # some stores give a file only in turn
+        with tarfile.open(fileobj=f, mode=mode) as opened:
+            found = sum(1 for _ in opened)
     return [f"holds {found} members, {wanted} are due"] if found != wanted else []
 
 

@@ -106,7 +106,7 @@ def audit(
         done += sizes[shard]
         if progress is not None:
             progress(done, sum(sizes.values()))
-    if info is not None and len(looked) == len(ids):
+    if info is not None and len(looked) == len(ids) == len(info.shards):
         yield from _description(files, info, looked, codec is not None)
 
 

@@ -9,7 +9,8 @@ from typing import Dict, List, Optional, Tuple
 from icefall_kd.cache.field import RESERVED, check_field_name, load_field_info
 from icefall_kd.io import Pathlike, as_path, is_local
 
-_PARTIAL = re.compile(r"\.\d+\.partial\.(.+)")  # see icefall_kd.io.write_aside
+# See icefall_kd.io.write_aside: machine, where it is told; process; file.
+_PARTIAL = re.compile(r"\.(?:([A-Za-z0-9-]+)\.)?(\d+)\.partial\.(.+)")
 _SHARD = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\.(\d+)\.(tar|json)")
 _WHOLE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\.(json|codec\.npz)")
 
@@ -95,8 +96,8 @@ def field_files(shar_dir: Pathlike, name: str) -> FieldFiles:
 def remove_leftovers(files: FieldFiles) -> None:
     """Delete what killed processes of this machine were writing aside of a field."""
     for path in files.partial:
-        pid = int(path.name.split(".")[1])
-        if is_local(path) and not _alive(pid):
+        machine, pid, _ = _PARTIAL.fullmatch(path.name).groups()
+        if is_local(path) and machine is None and not _alive(int(pid)):
             path.unlink(missing_ok=True)
 
 
@@ -113,7 +114,7 @@ def _alive(pid: int) -> bool:
 def _file(path: Path, found: Dict[str, FieldFiles]) -> None:
     """Put one path where it belongs, if it is of a field."""
     partial = _PARTIAL.fullmatch(path.name)
-    place = _place(partial.group(1) if partial else path.name)
+    place = _place(partial.group(3) if partial else path.name)
     if place is None:
         return
     name, shard, kind = place

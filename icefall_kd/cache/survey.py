@@ -107,7 +107,7 @@ def quick_look(files: FieldFiles, info: FieldInfo, ids: Sequence[str]) -> Proble
     entries = {s["name"]: s for s in info.shards}
     problems: Problems = {}
     for shard in ids:
-        name = f"{info.name}.{shard}.tar"
+        name = f"{files.name}.{shard}.tar"
         tar, entry = files.tars.get(shard), entries.pop(name, None)
         if tar is None or entry is None:
             problems.setdefault("missing shards", []).append(name)
@@ -169,7 +169,7 @@ def _finished(files: FieldFiles, ids: Sequence[str], info: FieldInfo) -> Summary
     lost = {k: v for k, v in problems.items() if k != "shards without cuts"}
     state = "damaged" if lost else "orphan" if problems else "whole"
     return Summary(
-        name=info.name,
+        name=files.name,
         state=state,
         note=_note(problems),
         kind=info.kind,
@@ -240,7 +240,7 @@ def _kind(codec: str) -> Optional[str]:
 def _frame_shift(tar: Path) -> Optional[float]:
     """Return the frame shift of a tar's first array, None if it cannot be read."""
     try:
-        with tar.open("rb") as f, tarfile.open(fileobj=f, mode="r:") as members:
+        with tar.open("rb") as f, tarfile.open(fileobj=f, mode="r|") as members:
             for member in members:
                 if member.name.endswith(".json"):
                     return json.loads(members.extractfile(member).read())["frame_shift"]

@@ -142,8 +142,9 @@ def test_a_tar_that_cannot_be_opened_is_found(taught):
 
 def test_cuts_that_changed_are_found_and_no_target_is_called_damaged(taught):
     path = taught / f"cuts.{SHARD}.jsonl.gz"
-    text = gzip.decompress(path.read_bytes()).decode()
-    path.write_bytes(gzip.compress(text.replace('{"id": "', '{"id": "new-').encode()))
+    lines = gzip.decompress(path.read_bytes()).decode().splitlines(keepends=True)
+    lines = [line.replace('{"id": "', '{"id": "new-', 1) for line in lines]
+    path.write_bytes(gzip.compress("".join(lines).encode()))
     (fault,) = audit(taught, FIELD)
     assert "does not join its cuts, 5 renamed: new-asterisk" in fault.message
     assert fault.damaged == ()

@@ -84,9 +84,10 @@ def test_a_click_is_at_its_time_in_every_panel(figure):
         assert steps.edges[k] <= CLICK < steps.edges[k + 1]
         assert np.diff(steps.edges) == pytest.approx(0.02)
     shown = np.asarray(colours.images[0].get_array())[0]  # (T, 3)
-    loudest = int(np.abs(shown - np.median(shown, axis=0)).sum(axis=1).argmax())
     assert span(colours) == (0.0, pytest.approx(len(shown) * 0.02))
-    assert loudest * 0.02 <= CLICK < (loudest + 1) * 0.02
+    # The click makes the first component; two of 100 frames get its extreme colour.
+    extreme = shown[:, 0] == round(float(shown[int(CLICK / 0.02), 0]))
+    assert extreme[int(CLICK / 0.02)] and extreme.sum() <= 3
     (label,) = tokens.texts
     assert label.get_text() == str(LOUD)
     assert abs(label.get_position()[0] - CLICK) <= 0.01
@@ -117,7 +118,7 @@ def test_the_frames_drawn_are_those_of_the_field(taught):
     std = np.array(load_field_info(taught, FIELD).std)
     shown = np.asarray(colours.images[0].get_array())
     np.testing.assert_allclose(shown[0], project(stored, std), atol=1e-6)
-    assert abs(span(fbank)[1] - span(colours)[1]) <= 0.02
+    assert abs(span(fbank)[1] - span(colours)[1]) < 0.02 + 1e-9
 
 
 def test_a_projection_is_the_principal_components_of_the_frames():
@@ -172,7 +173,7 @@ def test_a_cut_that_is_not_there_is_told_with_those_like_it(taught):
     with pytest.raises(FileNotFoundError, match=f"no cut '{cuts[3]}x'.*{cuts[3]}"):
         find_cut(taught, cuts[3] + "x")
     with pytest.raises(FileNotFoundError, match="like it: none"):
-        find_cut(taught, "0")
+        find_cut(taught, "%%%")
 
 
 def test_a_field_that_does_not_join_is_not_drawn(taught):
