@@ -75,7 +75,7 @@ def audit(
     decoded.
 
     Args:
-      decode: False looks at checksums, keys and the tars' members only.
+      decode: False looks at checksums, keys, the codec and the tars' members only.
     Raises:
       FileNotFoundError: if there is no such folder or field.
     """
@@ -92,11 +92,12 @@ def audit(
         return
     yield from _whole_field(shar_dir, files, info, ids)
     codec = None
-    if info is not None and decode:
+    if info is not None:
         try:
             codec = load_codec(shar_dir, info)
         except (FileNotFoundError, ValueError) as e:
             yield Fault(str(e))
+        codec = codec if decode else None
     sizes = {s: files.tars[s].stat().st_size for s in ids if s in files.tars}
     done, looked = 0, []
     for shard in sizes:

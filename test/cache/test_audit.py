@@ -160,8 +160,9 @@ def test_a_damaged_file_of_cuts_is_named(taught):
 def test_a_codec_of_another_training_is_found(loud):
     other = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
     save_codec(train_codec("int8", other), loud, "loudness")
-    (fault,) = audit(loud, "loudness")
-    assert "loudness.codec.npz is not the codec" in fault.message
+    for decode in (True, False):
+        (fault,) = audit(loud, "loudness", decode=decode)
+        assert "loudness.codec.npz is not the codec" in fault.message
     codec_path(loud, "loudness").unlink()
     (fault,) = audit(loud, "loudness")
     assert "loudness.codec.npz is missing" in fault.message
