@@ -26,6 +26,7 @@ from icefall_kd.cache.listing import field_files, find_fields
 from icefall_kd.cache.manage import copy_field, delete_damaged, removable, remove
 from icefall_kd.cache.survey import survey
 from icefall_kd.cache.text import describe_field, table
+from icefall_kd.io import as_path
 from icefall_kd.logs import setup_logging
 
 
@@ -82,7 +83,9 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 def run_ls(args: argparse.Namespace) -> int:
     """Print a table a folder, or all as JSON."""
-    found = {folder: survey(folder) for folder in args.dir}
+    # "data/shar/*" names the reports beside the folders too.
+    folders = [d for d in args.dir if not as_path(d).is_file()] or args.dir
+    found = {folder: survey(folder) for folder in folders}
     if args.json:
         told = {f: [s.as_dict() for s in fields] for f, fields in found.items()}
         print(json.dumps(told, indent=2))

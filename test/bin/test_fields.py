@@ -31,7 +31,9 @@ def run(capsys):
 
 
 def test_ls_lists_the_fields_of_every_folder(run, taught, pristine_shar):
-    status, out, _ = run("ls", taught, pristine_shar)
+    report = taught.with_name("taught.gate.json")  # beside the folder, as make_shar's
+    report.write_text("{}")
+    status, out, _ = run("ls", taught, report, pristine_shar)
     assert status == 0
     lines = out.splitlines()
     assert lines[0] == f"{taught}: 1 fields, 4 shards"
@@ -139,6 +141,7 @@ def test_plot_writes_the_picture(run, taught, tmp_path):
     "arguments, told",
     [
         (["ls", "{tmp}/none"], "fields ls: {tmp}/none: no such Shar folder"),
+        (["ls", "{shar}/cuts.000000.jsonl.gz"], "jsonl.gz: no such Shar folder"),
         (["ls", "{tmp}"], "holds no cuts.*.jsonl.gz: it is not a Shar folder"),
         (
             ["show", "{shar}", "whisper"],
