@@ -119,7 +119,7 @@ def draw(read: CutWithFields, symbol: Symbol = str) -> Any:
     Args:
       symbol: of a token, to label fields of kind "ctc"; its id by default.
     Raises:
-      ValueError: if matplotlib is not installed.
+      ValueError: if matplotlib is not installed, or a field's kind cannot be drawn.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -139,10 +139,12 @@ def draw(read: CutWithFields, symbol: Symbol = str) -> Any:
     _draw_fbank(axes[0], cut)
     for n, (field, (info, x)) in enumerate(read.frames.items()):
         panels = axes[1 + 2 * n], axes[2 + 2 * n]
-        if info.kind == "ctc":
-            _draw_ctc(*panels, field, info, x, symbol)
-        else:
-            _draw_embedding(*panels, field, info, x)
+        if info.kind not in _DRAWN:
+            raise ValueError(
+                f"field '{field}' is of kind '{info.kind}', which cannot be drawn; "
+                f"leave it out: those that can are {sorted(_DRAWN)}"
+            )
+        _DRAWN[info.kind](*panels, field, info, x, symbol)
     axes[0].set_xlim(0.0, cut.duration)  # of all: they share it
     axes[-1].set_xlabel("s")
     text = " ".join(s.text for s in cut.supervisions if s.text)
@@ -222,7 +224,12 @@ def _draw_fbank(panel: Any, cut: Cut) -> None:
 
 
 def _draw_embedding(
-    upper: Any, lower: Any, field: str, info: FieldInfo, x: np.ndarray
+    upper: Any,
+    lower: Any,
+    field: str,
+    info: FieldInfo,
+    x: np.ndarray,
+    symbol: Symbol,
 ) -> None:
     ends = edges(len(x), info.frame_shift)
     upper.stairs(np.linalg.norm(x, axis=1), ends, baseline=None)
@@ -258,3 +265,6 @@ def _draw_ctc(
         height = 0.3 if n % 2 else 0.7  # so that neighbours do not overlap
         place = ((begin + end) / 2, height)
         lower.text(*place, symbol(token), ha="center", va="center", size=7)
+
+
+_DRAWN = {"embedding": _draw_embedding, "ctc": _draw_ctc}  # by kind

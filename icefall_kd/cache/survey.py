@@ -230,9 +230,9 @@ def _bytes(files: FieldFiles) -> int:
 
 
 def _kind(codec: str) -> Optional[str]:
-    """Return the kind of output that a codec holds, None of an unknown codec."""
+    """Return the kind that a codec holds, or kinds; None of an unknown codec."""
     try:
-        return find_codec(codec)[0].kinds[0]
+        return "/".join(find_codec(codec)[0].kinds)
     except ValueError:
         return None
 

@@ -147,6 +147,8 @@ def _statistics(info: FieldInfo) -> List[str]:
             f"  best token's log-probability  {info.mean[k]:.3f} on average",
             f"  mass beyond the {k} best       {info.mean[-1]:.4f} on average",
         ]
+    if info.kind != "embedding":  # of tokens: means of them tell nothing
+        return []
     found = outstanding(info)
 
     def dims(places: Sequence[int]) -> str:

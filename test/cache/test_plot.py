@@ -1,5 +1,6 @@
 """A cut's picture: every panel over the same time, each frame where it belongs."""
 
+import dataclasses
 import gzip
 import json
 import struct
@@ -103,6 +104,14 @@ def test_the_text_is_the_title_and_tokens_have_their_symbols(clicked):
     assert figure.axes[2].texts[0].get_text() == f"<{LOUD}>"
     read.cut.supervisions = []
     assert draw(read).get_suptitle() == "click"
+
+
+def test_a_field_of_another_kind_is_refused_by_name(clicked):
+    read = read_cut(clicked, "click", ["loudness"])
+    info, x = read.frames["loudness"]
+    read.frames["loudness"] = (dataclasses.replace(info, kind="text"), x)
+    with pytest.raises(ValueError, match="'loudness' is of kind 'text'.*ctc"):
+        draw(read)
 
 
 def test_the_frames_drawn_are_those_of_the_field(taught):
