@@ -26,8 +26,10 @@ def as_path(path: Pathlike) -> Path:
     Raises:
       ValueError: if it is a URL and the package that opens it is not installed.
     """
-    if not isinstance(path, str) or "://" not in path:
-        return path if isinstance(path, Path) else Path(path)
+    if not isinstance(path, str):
+        return path
+    if "://" not in path:
+        return Path(path)
     try:
         from upath import UPath
 

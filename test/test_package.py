@@ -28,6 +28,7 @@ PLACES = {
     "transformers": {"teachers/hugging_face_load.py"},
     "huggingface_hub": {"teachers/hugging_face_load.py"},
     "kaldifeat": {"data/fbank.py"},
+    "matplotlib": {"cache/plot.py"},
     "onnxruntime": {"export/ort.py", "export/quantize.py"},
     "sherpa_onnx": {"export/sherpa.py"},
 }

@@ -1,47 +1,8 @@
 """A small Shar of real prompts, with and without a real teacher's field."""
 
-import shutil
-from pathlib import Path
-
-import pytest
+import real_shar
 import real_teachers
 
-from icefall_kd.cache.extract import extract
-from icefall_kd.cache.reader import open_shar
-from icefall_kd.data.shar import at_speeds, write_shar
-
 tiny_dir, tiny = real_teachers.tiny_dir, real_teachers.tiny  # fixtures
-
-SHARD_SIZE = 5
-NUM_CUTS = 18  # so that the last of 4 shards is not full
-
-
-@pytest.fixture(scope="session")
-def pristine_shar(asterisk, tmp_path_factory):
-    """6 test prompts at 3 speeds, 5 cuts a shard; not to be written to."""
-    cuts = open_shar(asterisk / "data/shar/test")
-    prompts = [c for c in cuts if 1.0 < c.duration < 4.0][: NUM_CUTS // 3]
-    folder = tmp_path_factory.mktemp("shar") / "prompts"
-    write_shar(at_speeds(prompts, (0.9, 1.0, 1.1)), folder, shard_size=SHARD_SIZE)
-    return folder
-
-
-@pytest.fixture
-def shar(pristine_shar, tmp_path):
-    """The small Shar, without fields, to do with as one likes."""
-    return Path(shutil.copytree(pristine_shar, tmp_path / "shar"))
-
-
-@pytest.fixture(scope="session")
-def taught_shar(pristine_shar, tiny, tmp_path_factory):
-    """The small Shar with the field whisper_tiny_en; not to be written to."""
-    folder = tmp_path_factory.mktemp("taught") / "shar"
-    shutil.copytree(pristine_shar, folder)
-    extract(folder, [tiny])
-    return folder
-
-
-@pytest.fixture
-def taught(taught_shar, tmp_path):
-    """The small Shar with the field whisper_tiny_en, to be damaged."""
-    return Path(shutil.copytree(taught_shar, tmp_path / "taught"))
+pristine_shar, shar = real_shar.pristine_shar, real_shar.shar
+taught_shar, taught = real_shar.taught_shar, real_shar.taught

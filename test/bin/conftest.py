@@ -1,0 +1,8 @@
+"""The small Shar with a real teacher's field."""
+
+import real_shar
+import real_teachers
+
+tiny_dir, tiny = real_teachers.tiny_dir, real_teachers.tiny  # fixtures
+pristine_shar = real_shar.pristine_shar
+taught_shar, taught = real_shar.taught_shar, real_shar.taught

@@ -1,0 +1,170 @@
+"""The command ``fields``: what it prints, and its exit status."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from damage import change_array, flip_a_bit
+
+from icefall_kd.bin import fields
+from icefall_kd.cache.field import load_field_info
+from icefall_kd.cache.reader import open_shar
+
+FIELD = "whisper_tiny_en"
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command in this process; return its status, output and messages."""
+
+    def command(*arguments):
+        try:
+            status = fields.main([str(a) for a in arguments])
+        except SystemExit as e:
+            status = e.code
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return command
+
+
+def test_ls_lists_the_fields_of_every_folder(run, taught, pristine_shar):
+    report = taught.with_name("taught.gate.json")  # beside the folder, as make_shar's
+    report.write_text("{}")
+    status, out, _ = run("ls", taught, report, pristine_shar)
+    assert status == 0
+    lines = out.splitlines()
+    assert lines[0] == f"{taught}: 1 fields, 4 shards"
+    assert lines[1].split()[:4] == ["field", "state", "kind", "dim"]
+    assert lines[2].split()[:4] == [FIELD, "whole", "embedding", "384"]
+    assert lines[3:] == ["", f"{pristine_shar}: 0 fields, 4 shards", "  no fields"]
+
+
+def test_ls_as_json_holds_what_the_description_holds(run, taught):
+    (taught / f"{FIELD}.000003.json").unlink()
+    whole = load_field_info(taught, FIELD)
+    (taught / f"{FIELD}.json").unlink()
+    status, out, _ = run("ls", "--json", taught)
+    (told,) = json.loads(out)[str(taught)]
+    assert status == 0
+    assert (told["state"], told["shards_done"], told["shards"]) == ("unfinished", 3, 4)
+    assert told["fingerprint"] == whole.fingerprint
+    assert 0 < told["hours"] < whole.num_frames * 0.02 / 3600
+
+
+def test_show_fails_where_cuts_have_no_target(run, taught):
+    status, out, _ = run("show", taught, FIELD)
+    assert status == 0 and "model_sha256" in out
+    (taught / f"{FIELD}.000001.tar").unlink()
+    status, out, _ = run("show", taught, FIELD)
+    assert status == 1
+    assert "targets: 13 of 18 cuts have theirs" in out
+    assert "missing: 5, for example asterisk" in out
+
+
+def test_verify_names_faults_deletes_what_is_damaged_and_fails(taught):
+    """As users run it; ``--quick`` in the same process as the others."""
+    flip_a_bit(taught / f"{FIELD}.000001.tar")
+    command = [sys.executable, "-m", "icefall_kd.bin.fields", "verify", str(taught)]
+    done = subprocess.run(
+        [*command, "--delete-damaged"], capture_output=True, text=True
+    )
+    assert done.returncode == 1, done.stderr
+    fault, count, *deleted = done.stdout.splitlines()
+    assert fault.startswith(f"{taught / FIELD}.000001.tar: damaged, the SHA-256")
+    assert count == f"{taught} {FIELD}: 1 faults (every array)"
+    assert sorted(deleted) == [
+        f"deleted {taught / FIELD}.{end}"
+        for end in ("000001.json", "000001.tar", "json")
+    ]
+    assert f"verify {FIELD}: 100%" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_verify_quick_reads_no_arrays_and_says_so(run, taught):
+    change_array(taught, FIELD, "000001", 0, lambda x: x * float("nan"))
+    assert run("verify", "--quick", taught)[0] == 0
+    status, out, _ = run("verify", taught, FIELD)
+    assert status == 1 and "1 arrays are not finite: asterisk" in out
+    assert (taught / f"{FIELD}.000001.tar").is_file()  # nothing was asked of it
+
+
+def test_verify_of_a_whole_folder_is_quiet_and_succeeds(run, taught, pristine_shar):
+    status, out, _ = run("verify", taught)
+    assert (status, out) == (0, f"{taught} {FIELD}: no faults (every array)\n")
+    assert run("verify", pristine_shar)[:2] == (0, f"{pristine_shar}: no fields\n")
+
+
+def test_rm_lists_asks_and_removes(run, taught, monkeypatch):
+    names = sorted(p.name for p in taught.iterdir())
+    status, out, _ = run("rm", taught, FIELD, "--dry-run")
+    assert status == 0 and out.endswith("9 files would be removed\n")
+    asked = []
+    for answer in ("", "n"):
+        monkeypatch.setattr("builtins.input", lambda q, a=answer: asked.append(q) or a)
+        assert "nothing was removed" in run("rm", taught, FIELD)[1]
+    assert asked == ["remove these 9 files? [y/N] "] * 2
+    assert sorted(p.name for p in taught.iterdir()) == names
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    assert run("rm", taught, FIELD)[1].endswith("9 files removed\n")
+    left = sorted(p.name for p in taught.iterdir())
+    assert left == [n for n in names if not n.startswith(f"{FIELD}.")]
+
+
+def test_rm_without_a_terminal_removes_nothing(run, taught, monkeypatch):
+    def nobody(question):
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", nobody)
+    assert "nothing was removed" in run("rm", taught, FIELD)[1]
+    assert (taught / f"{FIELD}.json").is_file()
+
+
+def test_copy_makes_the_field_whole_elsewhere(run, taught, pristine_shar, tmp_path):
+    target = tmp_path / "target"
+    shutil.copytree(pristine_shar, target)
+    assert run("copy", taught, target, FIELD)[0] == 0
+    assert run("verify", target)[0] == 0
+    assert len(list(open_shar(target, [FIELD]))) == 18
+
+
+def test_plot_writes_the_picture(run, taught, tmp_path):
+    pytest.importorskip("matplotlib")
+    cut = next(iter(open_shar(taught))).id
+    out = tmp_path / "cut.png"
+    assert run("plot", taught, cut, FIELD, "--out", out)[0] == 0
+    assert out.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["ls", "{tmp}/none"], "fields ls: {tmp}/none: no such Shar folder"),
+        (["ls", "{shar}/cuts.000000.jsonl.gz"], "jsonl.gz: no such Shar folder"),
+        (["ls", "{tmp}"], "holds no cuts.*.jsonl.gz: it is not a Shar folder"),
+        (
+            ["show", "{shar}", "whisper"],
+            f"'whisper' does not exist; there are: {FIELD}",
+        ),
+        (["verify", "{shar}", "whisper"], "'whisper' does not exist"),
+        (["rm", "{shar}", "recording"], "'recording' cannot name a field"),
+        (["copy", "{shar}", "{tmp}", FIELD], "{tmp} holds no cuts"),
+        (["plot", "{shar}", "asterisk", FIELD, "--out", "a.png"], "like it: asterisk-"),
+        (["plot", "{shar}", "asterisk", FIELD], "required: --out"),
+        (["mv", "{shar}"], "invalid choice: 'mv'"),
+    ],
+    ids=lambda x: x[0] if isinstance(x, list) else "",
+)
+def test_what_does_not_exist_is_told_with_status_2(
+    run, taught_shar, tmp_path, arguments, told
+):
+    places = {"tmp": tmp_path, "shar": taught_shar}
+    status, out, err = run(*(a.format(**places) for a in arguments))
+    assert (status, out) == (2, "")
+    assert told.format(**places) in err
+
+
+def test_a_copy_that_is_refused_has_status_1(run, taught):
+    status, _, err = run("copy", taught, taught, FIELD)
+    assert status == 1 and "source and target of a copy are one folder" in err

@@ -1,0 +1,43 @@
+"""A teacher that says how loud each 20 ms are: cheap, of both kinds, and on time."""
+
+from typing import Dict, Mapping
+
+import torch
+from torch import Tensor
+
+from icefall_kd.cache.topk import take_topk
+from icefall_kd.teachers import Output, TeacherOutput
+
+FRAME = 320  # samples
+VOCABULARY = 6
+LOUD = 4  # the token of frames above THRESHOLD; the others are blank
+THRESHOLD = 0.05  # root mean square
+
+
+class Loudness:
+    """Fields: ``loudness``, of kind "embedding", and ``loud_ctc``, of kind "ctc"."""
+
+    name = "loudness"
+
+    def __init__(self, version: int = 1) -> None:
+        told = {"teacher": "loudness", "version": version}
+        self.outputs: Mapping[str, Output] = {
+            "loudness": Output("embedding", 4, 0.02, {**told, "layer": "rms"}),
+            "loud_ctc": Output("ctc", 7, 0.02, {**told, "layer": "head"}),
+        }
+
+    def forward(self, waves: Tensor, wave_lens: Tensor) -> Dict[str, TeacherOutput]:
+        """See :class:`icefall_kd.teachers.Teacher`."""
+        waves = torch.nn.functional.pad(waves, (0, -waves.shape[1] % FRAME))
+        blocks = waves.unflatten(1, (-1, FRAME))  # (N, T, S)
+        rms = blocks.square().mean(dim=2).sqrt()
+        peak = blocks.abs().amax(dim=2)
+        spread, mean = blocks.std(dim=2), blocks.mean(dim=2)
+        logits = torch.zeros(*rms.shape, VOCABULARY)
+        logits[..., 0] = 6.0 * (rms < THRESHOLD)
+        logits[..., LOUD] = 6.0 * (rms >= THRESHOLD)
+        lens = -(-wave_lens // FRAME)
+        return {
+            "loudness": TeacherOutput(torch.stack([rms, peak, spread, mean], 2), lens),
+            "loud_ctc": TeacherOutput(take_topk(logits.log_softmax(-1), 3), lens),
+        }
