@@ -122,7 +122,7 @@ class _Pair:
         self, tar: tarfile.TarFile, data: tarfile.TarInfo, meta: tarfile.TarInfo
     ) -> None:
         self._tar, self._data, self._meta = tar, data, meta
-        self.key = str(Path(data.name).with_suffix(""))
+        self.key = data.name.rpartition(".")[0]
 
     @property
     def empty(self) -> bool:
@@ -134,15 +134,22 @@ class _Pair:
         if self.empty:
             return None
         try:
-            data = self._tar.extractfile(self._data).read()
-            text = self._tar.extractfile(self._meta).read()
-            manifest = deserialize_item(json.loads(text))
+            data = self._bytes(self._data)
+            manifest = deserialize_item(json.loads(self._bytes(self._meta)))
         except (tarfile.TarError, OSError, ValueError, KeyError) as e:
             raise ValueError(
                 f"{self._tar.name}: cut '{self.key}' is damaged: {e}; {REMEDY}"
             ) from e
         fill_shar_placeholder(manifest, data, self._data.name)
         return manifest
+
+    def _bytes(self, member: tarfile.TarInfo) -> bytes:
+        # As tarfile's extractfile() does, at half its price.
+        self._tar.fileobj.seek(member.offset_data)
+        data = self._tar.fileobj.read(member.size)
+        if len(data) < member.size:
+            raise tarfile.ReadError("unexpected end of data")
+        return data
 
 
 def stored_ids(path: Path) -> list[str]:
