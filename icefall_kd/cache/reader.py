@@ -1,6 +1,7 @@
 """Opens Shar folders with fields, lazily, after proving that the fields join."""
 
 import logging
+import re
 from typing import Any, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
@@ -22,12 +23,18 @@ __all__ = [
     "check_field",
     "frames_of",
     "load_field",
+    "load_stored",
     "open_shar",
     "shar_shards",
 ]
 
 Expectation = Mapping[str, Mapping[str, Any]]
 MISSING = ("error", "skip")  # what to do about cuts without a target
+_NPY = re.compile(  # a header as np.save writes it: type, then shape
+    rb"\x93NUMPY\x01\x00..\{'descr': '([<|]\w\d+)', 'fortran_order': False, "
+    rb"'shape': \(([\d, ]+)\), \} *\n",
+    re.DOTALL,
+)
 _CHANGES_TIME = {"Speed", "Tempo"}  # lhotse's transforms of a recording
 
 
@@ -132,12 +139,22 @@ def _join_what_is_there(
 def load_field(cut: Cut, name: str, codec: Codec) -> np.ndarray:
     """Return the field's frames under a cut, (T, W) float32, T >= 1.
 
-    A truncated cut gets the frames of its own time span.
-
     Args:
       codec: of the field, see :func:`icefall_kd.cache.codec_file.load_codec`.
     Raises:
-      ValueError: if the cut carries no such field, or not one of its own audio.
+      ValueError: as :func:`load_stored`.
+    """
+    return codec.decode(load_stored(cut, name))
+
+
+def load_stored(cut: Cut, name: str) -> np.ndarray:
+    """Return the field's frames under a cut as they are stored, T >= 1.
+
+    A truncated cut gets the frames of its own time span.
+
+    Raises:
+      ValueError: if the cut carries no such field, or a damaged one, or not one of
+        its own audio; the message names the cut.
     """
     if not isinstance(cut, DataCut):
         raise ValueError(
@@ -150,7 +167,7 @@ def load_field(cut: Cut, name: str, codec: Codec) -> np.ndarray:
             f"cut '{cut.id}' carries no field '{name}'; name it in open_shar(...)"
         )
     _check_time(cut, name)
-    return codec.decode(_frames_under(cut, name, getattr(cut, name)))
+    return _frames_under(cut, name, getattr(cut, name))
 
 
 def _check_time(cut: DataCut, name: str) -> None:
@@ -171,7 +188,13 @@ def frames_of(duration: float, frame_shift: float) -> int:
 
 def _frames_under(cut: DataCut, name: str, array: TemporalArray) -> np.ndarray:
     """Return the stored frames of a cut's own time, the nearest one at least."""
-    frames = array.load()
+    try:
+        frames = _whole_array(array)
+    except (ValueError, EOFError, OSError) as e:
+        raise ValueError(
+            f"cut '{cut.id}': its field '{name}' is damaged ({e}); make it again with "
+            "'python -m icefall_kd.bin.extract'"
+        ) from e
     offset = cut.start - array.start
     if offset < -1e-5 or not len(frames):
         raise ValueError(
@@ -179,4 +202,19 @@ def _frames_under(cut: DataCut, name: str, array: TemporalArray) -> np.ndarray:
             f"frames (it has {len(frames)} from {array.start} s on)"
         )
     first = seconds_to_frames(max(0.0, offset), array.frame_shift, len(frames) - 1)
-    return frames[first : first + frames_of(cut.duration, array.frame_shift)]
+    return frames[first : first + frames_of(cut.duration, array.frame_shift)].copy()
+
+
+def _whole_array(array: TemporalArray) -> np.ndarray:
+    """Return all stored frames; those of a Shar without a copy.
+
+    np.load interprets the header as a Python expression, which takes as long as all
+    else that is done with the array of a short cut.
+    """
+    data = array.array.storage_key
+    header = _NPY.match(data) if isinstance(data, bytes) else None
+    if header is None:
+        return array.load()
+    shape = [int(n) for n in header[2].split(b",") if n.strip()]
+    frames = np.frombuffer(data, header[1].decode(), offset=header.end())
+    return frames.reshape(shape)

@@ -5,36 +5,48 @@ int64, "frame_shift": s}``.  An utterance without a target has the length 0.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Optional
+from typing import Any, Callable, Optional, Union
 
+import numpy as np
 import torch
 from lhotse import CutSet
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.cache.codecs import Codec
-from icefall_kd.cache.reader import frames_of, load_field
+from icefall_kd.cache.reader import frames_of, load_stored
 from icefall_kd.teachers.protocol import Teacher
 
+Frames = Union[np.ndarray, Tensor]
 _SECONDS = 60.0  # of padded audio in one call of a teacher, as in the extraction
 
 
-def pad_field(frames: Sequence[Optional[Tensor]], frame_shift: float) -> dict[str, Any]:
+def pad_field(
+    frames: Sequence[Optional[Frames]],
+    frame_shift: float,
+    decode: Callable[[Frames], Tensor],
+) -> dict[str, Any]:
     """Return a field of a batch.
 
     Args:
-      frames: of each utterance (T, W) float32, or None for one without a target.
-        Where none has one, x is (N, 0, 0).
+      frames: of each utterance, time first; None for one without a target.  Where
+        none has one, x is (N, 0, 0).
       frame_shift: s.
+      decode: frames -> (T, W) float32.
     """
-    some = next((f for f in frames if f is not None), torch.zeros(0, 0))
-    filled = [some[:0] if f is None else f for f in frames]
-    return {
-        "x": pad_sequence(filled, batch_first=True),
-        "lens": torch.tensor([f.size(0) for f in filled]),
-        "frame_shift": frame_shift,
-    }
+    lens = [0 if f is None else len(f) for f in frames]
+    x = torch.zeros(len(frames), 0, 0)
+    for row, some in enumerate(frames):
+        if some is None:
+            continue
+        decoded = decode(some)
+        if not x.numel():
+            x = decoded.new_empty(len(frames), max(lens), decoded.size(1))
+        # At once, while the decoded frames are in the processor's cache.
+        x[row, : lens[row]] = decoded
+    for row, length in enumerate(lens):
+        x[row, length:] = 0.0
+    return {"x": x, "lens": torch.tensor(lens), "frame_shift": frame_shift}
 
 
 def collate_field(
@@ -48,15 +60,21 @@ def collate_field(
       ValueError: if a cut has no target and must have one, or the cuts' frame shifts
         differ.
     """
-    taught = [missing == "error" or cut.has_custom(name) for cut in cuts]
-    frames = [
-        torch.from_numpy(load_field(cut, name, codec)) if has else None
-        for cut, has in zip(cuts, taught)
-    ]
-    shifts = {getattr(cut, name).frame_shift for cut, has in zip(cuts, taught) if has}
+    frames: list[Optional[np.ndarray]] = []
+    shifts = set()
+    for cut in cuts:
+        if missing == "skip" and not cut.has_custom(name):
+            frames.append(None)
+            continue
+        frames.append(load_stored(cut, name))
+        shifts.add(getattr(cut, name).frame_shift)
     if len(shifts) > 1:
         raise ValueError(f"field '{name}' has several frame shifts: {sorted(shifts)}")
-    return pad_field(frames, shifts.pop() if shifts else 0.0)
+    return pad_field(
+        frames,
+        shifts.pop() if shifts else 0.0,
+        lambda stored: torch.from_numpy(codec.decode(stored)),
+    )
 
 
 class LiveFields:
@@ -96,7 +114,7 @@ class LiveFields:
                     )
             for name, frames in said.items():
                 shift = teacher.outputs[name].frame_shift
-                batch["fields"][name] = pad_field(frames, shift)
+                batch["fields"][name] = pad_field(frames, shift, Tensor.float)
         return batch
 
 

@@ -31,6 +31,7 @@ from icefall_kd.cache.codec_file import load_codec
 from icefall_kd.cache.extract import extract
 from icefall_kd.cache.field import load_field_info
 from icefall_kd.cache.reader import open_shar
+from icefall_kd.cpu import tune_cpu
 from icefall_kd.data.augment import SpecAugment
 from icefall_kd.data.batches import Loader, make_loader
 from icefall_kd.data.shar import write_shar
@@ -135,6 +136,7 @@ def profile(folder: Path, fields: Sequence[str], args: argparse.Namespace) -> No
 def main() -> None:
     """Make the fields, then read them."""
     args = parse()
+    tune_cpu()  # as bin.train does: else the padded fields' pages cost the most
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         root = args.folder or Path(temporary)
