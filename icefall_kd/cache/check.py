@@ -1,4 +1,9 @@
-"""Which targets of a field belong to which cuts of its folder."""
+"""Which targets of a field belong to which cuts of its folder.
+
+This is done before every training, so no array is read: a shard of the size that it was
+written with counts as whole (``icefall_kd.cache.verify`` reads every byte).  Of one of
+another size, the targets that are still there are used where that is allowed.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Sequence
