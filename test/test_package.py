@@ -23,7 +23,7 @@ HEAVY = (
 )
 # The one place of each import that few machines have or that takes long.
 PLACES = {
-    "k2": {"transducer/loss.py"},
+    "k2": {"transducer/loss.py", "transducer/denominator.py"},
     "ctranslate2": {"teachers/whisper_ct2.py"},
     "transformers": {"teachers/hugging_face_load.py"},
     "huggingface_hub": {"teachers/hugging_face_load.py"},

@@ -4,7 +4,7 @@ import hashlib
 import io
 import zipfile
 from pathlib import Path
-from typing import Dict, Mapping, Optional
+from typing import Dict, Optional
 
 import numpy as np
 
@@ -79,8 +79,3 @@ def load_codec(shar_dir: Pathlike, info: FieldInfo) -> Codec:
             "or extract the field again with --overwrite"
         )
     return codec
-
-
-def load_codecs(shar_dir: Pathlike, infos: Mapping[str, FieldInfo]) -> Dict[str, Codec]:
-    """Return the codec of each field of a folder; else as :func:`load_codec`."""
-    return {name: load_codec(shar_dir, info) for name, info in infos.items()}

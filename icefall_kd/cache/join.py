@@ -1,13 +1,14 @@
 """The strict join: which target belongs to which cut.
 
 A cut and an array belong together when recording, start, duration (within 1 ms) and
-speed agree; a position in a file alone is never trusted.
+speed agree; a position in a file alone is never trusted.  The id of a cut leads to its
+array fast; where a cut was renamed, its audio leads there, if to one array only.
 """
 
 import json
 import re
 from pathlib import Path
-from typing import Dict, List, Sequence, Union
+from typing import Dict, List, Optional, Sequence, Union
 
 from icefall_kd.io import open_text
 
@@ -90,6 +91,41 @@ def compare_keys(cuts: Sequence[list], stored: Sequence[list]) -> Dict[str, List
         extra = [str(k[0]) for k in stored[len(cuts) :]]
         problems["out of order"] = moved or [f"{e} (no such cut)" for e in extra]
     return problems
+
+
+def join_keys(cuts: Sequence[list], stored: Sequence[list]) -> Dict[str, Optional[str]]:
+    """Return the cuts whose target is not stored under their own id.
+
+    A renamed cut gets the only target of its audio, unless that is another cut's.
+    Targets are read in step with the cuts, so one that would have to be looked for
+    behind the place of reading counts as none.
+
+    Args:
+      cuts, stored: as :func:`compare_keys` has them.
+    Returns:
+      cut id -> the id that its target is stored under, None for a cut without.
+    """
+    places = {key[0]: n for n, key in enumerate(stored)}
+    by_audio: Dict[tuple, List[str]] = {}
+    for key in stored:
+        by_audio.setdefault(_audio(key), []).append(key[0])
+    ids = {key[0] for key in cuts}
+    found: Dict[str, Optional[str]] = {}
+    last = -1
+    for key in cuts:
+        name: Optional[str] = key[0]
+        if name in places:
+            name = name if _same(key, stored[places[name]]) else None
+        else:
+            same = by_audio.get(_audio(key), [])
+            name = same[0] if len(same) == 1 and same[0] not in ids else None
+        if name is not None and places[name] <= last:
+            name = None
+        if name is not None:
+            last = places[name]
+        if name != key[0]:
+            found[key[0]] = name
+    return found
 
 
 def describe(problems: Dict[str, List[str]], examples: int = 5) -> str:

@@ -1,33 +1,48 @@
 """Opens Shar folders with fields, lazily, after proving that the fields join."""
 
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+import logging
+import re
+from typing import Any, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 from lhotse import CutSet
+from lhotse.array import TemporalArray, seconds_to_frames
 from lhotse.cut import Cut
+from lhotse.cut.data import DataCut
 
+from icefall_kd.cache.check import Join, check_field, join_field
 from icefall_kd.cache.codecs import Codec
-from icefall_kd.cache.field import (
-    FieldInfo,
-    cuts_path,
-    fingerprint_differences,
-    load_field_info,
-    load_shard_state,
-    shard_ids,
-    state_path,
-    tar_path,
-)
-from icefall_kd.cache.join import compare_keys, describe, read_keys
+from icefall_kd.cache.field import cuts_path, shard_ids, tar_path
+from icefall_kd.cache.join import describe, read_keys
 from icefall_kd.cache.shards import Shard, ShardCuts
-from icefall_kd.io import Pathlike, sha256_file
+from icefall_kd.io import Pathlike
+
+__all__ = [
+    "MISSING",
+    "Expectation",
+    "check_field",
+    "frames_of",
+    "load_field",
+    "load_stored",
+    "open_shar",
+    "shar_shards",
+]
 
 Expectation = Mapping[str, Mapping[str, Any]]
+MISSING = ("error", "skip")  # what to do about cuts without a target
+_NPY = re.compile(  # a header as np.save writes it: type, then shape
+    rb"\x93NUMPY\x01\x00..\{'descr': '([<|]\w\d+)', 'fortran_order': False, "
+    rb"'shape': \(([\d, ]+)\), \} *\n",
+    re.DOTALL,
+)
+_CHANGES_TIME = {"Speed", "Tempo"}  # lhotse's transforms of a recording
 
 
 def open_shar(
     shar_dir: Pathlike,
     fields: Sequence[str] = (),
     expect: Optional[Expectation] = None,
+    missing: str = "error",
 ) -> CutSet:
     """Return the cuts of a Shar folder with audio and the fields named.
 
@@ -39,31 +54,37 @@ def open_shar(
       fields:   read these and no others.
       expect:   field -> the part of its fingerprint that it must have, for example
                 {"whisper_base": {"layer": "last"}}.
+      missing:  "error" refuses a field that does not join in every cut; "skip" leaves
+                the cuts without a target as they are, tells how many, and finds that
+                of a renamed cut by its audio.
     Returns:
       a lazy CutSet; ``load_field(cut, name)`` gives a field's array.
     Raises:
-      FileNotFoundError: if the folder, a field or a shard is missing.
+      FileNotFoundError: if the folder or a shard of audio is missing, or a field.
       ValueError: if a field does not join the cuts, or its fingerprint differs.
     """
-    return CutSet(ShardCuts(shar_shards(shar_dir, fields, expect)))
+    return CutSet(ShardCuts(shar_shards(shar_dir, fields, expect, missing)))
 
 
 def shar_shards(
     shar_dir: Pathlike,
     fields: Sequence[str] = (),
     expect: Optional[Expectation] = None,
+    missing: str = "error",
 ) -> Tuple[Shard, ...]:
     """Return the shards of a Shar folder in order; else as :func:`open_shar`."""
+    if missing not in MISSING:
+        raise ValueError(f"missing is '{missing}'; it can be one of {MISSING}")
     ids = shard_ids(shar_dir)
-    for field in fields:
-        check_field(shar_dir, field, (expect or {}).get(field))
-    shards = tuple(
-        Shard(
-            cuts_path(shar_dir, s),
-            {f: tar_path(shar_dir, f, s) for f in ("recording", *fields)},
-        )
-        for s in ids
-    )
+    joins = {}
+    for name in fields:
+        expected = (expect or {}).get(name)
+        if missing == "error":
+            check_field(shar_dir, name, expected)
+            joins[name] = Join()
+        else:
+            joins[name] = _join_what_is_there(shar_dir, name, expected)
+    shards = tuple(_make_shard(shar_dir, shard, joins) for shard in ids)
     audio = [shard.tars["recording"] for shard in shards]
     absent = [str(path) for path in audio if not path.is_file()]
     if absent:
@@ -73,78 +94,127 @@ def shar_shards(
     return shards
 
 
-def load_field(cut: Cut, field: str, codec: Codec) -> np.ndarray:
-    """Return the field's frames under a cut, (T, W) float32.
+def _make_shard(shar_dir: Pathlike, shard: str, joins: Mapping[str, Join]) -> Shard:
+    tars = {"recording": tar_path(shar_dir, "recording", shard)}
+    exceptions = {}
+    for name, join in joins.items():
+        stored_as = join.stored_as.get(shard, {})
+        if stored_as is None:
+            continue
+        tars[name] = tar_path(shar_dir, name, shard)
+        if shard in join.stored_as:
+            exceptions[name] = stored_as
+    return Shard(cuts_path(shar_dir, shard), tars, exceptions)
 
-    A truncated cut gets the frames of its own time span.
+
+def _join_what_is_there(
+    shar_dir: Pathlike, name: str, expected: Optional[Mapping[str, Any]]
+) -> Join:
+    """Join a field as far as it goes, and log what has no target.
+
+    Raises:
+      ValueError: if its fingerprint is not the one expected.
+    """
+    try:
+        join = join_field(shar_dir, name, expected)
+    except FileNotFoundError as e:
+        join = Join()
+        for shard in shard_ids(shar_dir):
+            cut_ids = [key[0] for key in read_keys(cuts_path(shar_dir, shard))]
+            join.add(shard, cut_ids, {}, None)
+        join.problems = {"no field": [str(e)]}
+    if join.problems:
+        logging.warning(
+            "%s: field '%s': %d of %d cuts have no target%s\n%s",
+            shar_dir,
+            name,
+            join.num_missing,
+            join.num_cuts,
+            f", for example {'; '.join(join.missing)}" if join.missing else "",
+            describe(join.problems),
+        )
+    return join
+
+
+def load_field(cut: Cut, name: str, codec: Codec) -> np.ndarray:
+    """Return the field's frames under a cut, (T, W) float32, T >= 1.
 
     Args:
       codec: of the field, see :func:`icefall_kd.cache.codec_file.load_codec`.
     Raises:
-      ValueError: if the cut carries no such field.
+      ValueError: as :func:`load_stored`.
     """
-    if not cut.has_custom(field):
-        raise ValueError(
-            f"cut '{cut.id}' carries no field '{field}'; name it in open_shar(...)"
-        )
-    return codec.decode(cut.load_custom(field))
+    return codec.decode(load_stored(cut, name))
 
 
-def check_field(
-    shar_dir: Pathlike, field: str, expected: Optional[Mapping[str, Any]] = None
-) -> FieldInfo:
-    """Prove that a field belongs to the cuts of its folder.
+def load_stored(cut: Cut, name: str) -> np.ndarray:
+    """Return the field's frames under a cut as they are stored, T >= 1.
 
-    While the file of the cuts is the one that the field was made from, its checksum
-    proves it; otherwise each cut is compared by recording, start, duration and speed.
+    A truncated cut gets the frames of its own time span.
 
-    Returns:
-      the field's description.
     Raises:
-      FileNotFoundError: if the field is missing or unfinished.
-      ValueError: with counts and five examples of each problem.
+      ValueError: if the cut carries no such field, or a damaged one, or not one of
+        its own audio; the message names the cut.
     """
-    info = load_field_info(shar_dir, field)
-    differences = fingerprint_differences(
-        dict(expected or {}), info.fingerprint, only_wanted=True
-    )
-    if differences:
+    if not isinstance(cut, DataCut):
         raise ValueError(
-            f"{shar_dir}: field '{field}' is not what the configuration expects: "
-            + "; ".join(differences)
-            + ". Correct the configuration, or extract the field again with --overwrite"
+            f"cut '{cut.id}' is a {type(cut).__name__}: field '{name}' can be read of "
+            "single cuts alone; mix, pad or append cuts before bin.make_shar, and "
+            "extract the result"
         )
-    known = {s["name"]: s for s in info.shards}
-    problems: Dict[str, List[str]] = {}
-    for shard in shard_ids(shar_dir):
-        tar = tar_path(shar_dir, field, shard)
-        entry = known.pop(tar.name, None)
-        for kind, cases in _check_shard(shar_dir, field, shard, entry).items():
-            problems.setdefault(kind, []).extend(cases)
-    if known:
-        problems["shards without cuts"] = sorted(known)
-    if problems:
+    if not cut.has_custom(name):
         raise ValueError(
-            f"{shar_dir}: field '{field}' does not join its cuts:\n"
-            f"{describe(problems)}\nRemedy: 'python -m icefall_kd.bin.extract "
-            f"--shar-dir {shar_dir} --field {field} ...' makes the shards concerned "
-            "again"
+            f"cut '{cut.id}' carries no field '{name}'; name it in open_shar(...)"
         )
-    return info
+    _check_time(cut, name)
+    return _frames_under(cut, name, getattr(cut, name))
 
 
-def _check_shard(
-    shar_dir: Pathlike, field: str, shard: str, entry: Optional[Dict[str, Any]]
-) -> Dict[str, List[str]]:
-    tar = tar_path(shar_dir, field, shard)
-    if entry is None or not tar.is_file():
-        return {"missing shards": [tar.name]}
-    if tar.stat().st_size != entry["bytes"]:
-        return {"damaged shards": [tar.name]}
-    cuts = cuts_path(shar_dir, shard)
-    if sha256_file(cuts) == entry["cuts_sha256"]:
-        return {}
-    path = state_path(shar_dir, field, shard)
-    if not path.is_file():
-        return {"shards without keys": [path.name]}
-    return compare_keys(read_keys(cuts), load_shard_state(path).keys)
+def _check_time(cut: DataCut, name: str) -> None:
+    transforms = (cut.recording.transforms if cut.has_recording else None) or ()
+    names = [t["name"] if isinstance(t, dict) else type(t).__name__ for t in transforms]
+    changed = [n for n in names if n in _CHANGES_TIME]
+    if changed:
+        raise ValueError(
+            f"cut '{cut.id}' has field '{name}' of its audio before {changed[0]}; "
+            "change the speed in bin.make_shar, and extract the result"
+        )
+
+
+def frames_of(duration: float, frame_shift: float) -> int:
+    """Return the teacher's frames that belong to ``duration`` s, at least one."""
+    return max(1, seconds_to_frames(duration, frame_shift))
+
+
+def _frames_under(cut: DataCut, name: str, array: TemporalArray) -> np.ndarray:
+    """Return the stored frames of a cut's own time, the nearest one at least."""
+    try:
+        frames = _whole_array(array)
+    except (ValueError, EOFError, OSError) as e:
+        raise ValueError(
+            f"cut '{cut.id}': its field '{name}' is damaged ({e}); make it again with "
+            "'python -m icefall_kd.bin.extract'"
+        ) from e
+    offset = cut.start - array.start
+    if offset < -1e-5 or not len(frames):
+        raise ValueError(
+            f"cut '{cut.id}' starts at {cut.start} s, where field '{name}' has no "
+            f"frames (it has {len(frames)} from {array.start} s on)"
+        )
+    first = seconds_to_frames(max(0.0, offset), array.frame_shift, len(frames) - 1)
+    return frames[first : first + frames_of(cut.duration, array.frame_shift)].copy()
+
+
+def _whole_array(array: TemporalArray) -> np.ndarray:
+    """Return all stored frames; those of a Shar without a copy.
+
+    np.load interprets the header as a Python expression, which takes as long as all
+    else that is done with the array of a short cut.
+    """
+    data = array.array.storage_key
+    header = _NPY.match(data) if isinstance(data, bytes) else None
+    if header is None:
+        return array.load()
+    shape = [int(n) for n in header[2].split(b",") if n.strip()]
+    frames = np.frombuffer(data, header[1].decode(), offset=header.end())
+    return frames.reshape(shape)

@@ -5,11 +5,12 @@ wanted, and ends a shard quietly where one of its files ends too soon.  Here wha
 wanted is passed over without being read, and a damaged file is told by name.
 """
 
+import contextlib
 import json
 import tarfile
 import zlib
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
@@ -29,10 +30,13 @@ class Shard:
     Attributes:
       cuts: JSON lines, compressed or not.
       tars: field -> tar of its data, in the order of the cuts; "recording" is one.
+      stored_as: field that does not hold just the data of these cuts under their ids
+        -> the cuts that are exceptions, see :func:`icefall_kd.cache.join.join_keys`.
     """
 
     cuts: Path
     tars: Mapping[str, Path]
+    stored_as: Mapping[str, Mapping[str, Optional[str]]] = field(default_factory=dict)
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """Yield every cut as plain JSON, without data.
@@ -65,25 +69,40 @@ class Shard:
           ValueError: if a file is damaged, or a tar does not hold the data of these
             cuts; the message names the file and the cut.
         """
-        names = list(self.tars)
-        members = [_members(self.tars[name]) for name in names]
+        members = {name: _members(tar) for name, tar in self.tars.items()}
         for place, line in enumerate(self.lines()):
-            found = [next(m, None) for m in members]
-            for name, pair in zip(names, found):
-                if pair is None or pair.key != line["id"]:
-                    raise ValueError(
-                        f"{self.tars[name]}: holds {pair.key if pair else 'no more'} "
-                        f"where {self.cuts.name} has cut '{line['id']}': it is cut "
-                        f"short or of other cuts; {REMEDY}"
-                    )
+            found = {
+                name: self._find(name, pairs, line["id"])
+                for name, pairs in members.items()
+            }
             if place < start or (wanted is not None and place not in wanted):
                 continue
             cut = deserialize_item(line)
-            for name, pair in zip(names, found):
-                manifest = pair.read()
+            for name, pair in found.items():
+                manifest = pair.read() if pair is not None else None
                 if manifest is not None:
                     setattr(cut, name, manifest)
             yield place, cut
+
+    def _find(
+        self, name: str, pairs: Iterator["_Pair"], cut_id: str
+    ) -> Optional["_Pair"]:
+        """Return what is stored of a cut, the next in turn; None where it has none."""
+        exceptions = self.stored_as.get(name)
+        stored_id = cut_id if exceptions is None else exceptions.get(cut_id, cut_id)
+        if stored_id is None:
+            return None
+        pair = next(pairs, None)
+        # What belongs to no cut is passed over, but only where that is expected.
+        while exceptions is not None and pair is not None and pair.key != stored_id:
+            pair = next(pairs, None)
+        if pair is None or pair.key != stored_id:
+            raise ValueError(
+                f"{self.tars[name]}: holds {pair.key if pair else 'no more'} where "
+                f"{self.cuts.name} has cut '{cut_id}': it is cut short or of other "
+                f"cuts; {REMEDY}"
+            )
+        return pair
 
 
 @dataclass(frozen=True)
@@ -103,22 +122,44 @@ class _Pair:
         self, tar: tarfile.TarFile, data: tarfile.TarInfo, meta: tarfile.TarInfo
     ) -> None:
         self._tar, self._data, self._meta = tar, data, meta
-        self.key = str(Path(data.name).with_suffix(""))
+        self.key = data.name.rpartition(".")[0]
+
+    @property
+    def empty(self) -> bool:
+        """True where lhotse wrote that a cut has no data."""
+        return self._meta.name.endswith(".nometa")
 
     def read(self) -> Any:
         """Return lhotse's manifest with the data in it, None where there are none."""
-        if self._meta.name.endswith(".nometa"):
+        if self.empty:
             return None
         try:
-            data = self._tar.extractfile(self._data).read()
-            text = self._tar.extractfile(self._meta).read()
-            manifest = deserialize_item(json.loads(text))
+            data = self._bytes(self._data)
+            manifest = deserialize_item(json.loads(self._bytes(self._meta)))
         except (tarfile.TarError, OSError, ValueError, KeyError) as e:
             raise ValueError(
                 f"{self._tar.name}: cut '{self.key}' is damaged: {e}; {REMEDY}"
             ) from e
         fill_shar_placeholder(manifest, data, self._data.name)
         return manifest
+
+    def _bytes(self, member: tarfile.TarInfo) -> bytes:
+        # As tarfile's extractfile() does, at half its price.
+        self._tar.fileobj.seek(member.offset_data)
+        data = self._tar.fileobj.read(member.size)
+        if len(data) < member.size:
+            raise tarfile.ReadError("unexpected end of data")
+        return data
+
+
+def stored_ids(path: Path) -> list[str]:
+    """Return the ids that a tar holds data of, as far as it can be read."""
+    ids = []
+    with contextlib.suppress(ValueError):
+        for pair in _members(path):
+            if not pair.empty:
+                ids.append(pair.key)
+    return ids
 
 
 def _members(path: Path) -> Iterator[_Pair]:

@@ -1,7 +1,8 @@
 """From cuts to batches: sampling by duration, fbank, tokens, teachers' fields."""
 
+import logging
 from collections import deque
-from typing import Any, Deque, Dict, Iterator, Mapping, Optional
+from typing import Any, Callable, Deque, Dict, Iterator, Mapping, Optional
 
 import torch
 from lhotse import CutSet
@@ -11,9 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from icefall_kd import LOG_EPS
 from icefall_kd.cache.codecs import Codec
-from icefall_kd.cache.reader import load_field
 from icefall_kd.data.augment import SpecAugment, batch_seed
 from icefall_kd.data.fbank import compute_fbank
+from icefall_kd.data.fields import LiveFields, collate_field
 from icefall_kd.data.sampler import BucketSampler, SamplerPlace, bucket_edges
 from icefall_kd.data.stream import CutStream
 from icefall_kd.data.tokens import Tokenizer
@@ -37,11 +38,20 @@ class BatchDataset(Dataset):
         tokenizer: Optional[Tokenizer] = None,
         spec_augment: Optional[SpecAugment] = None,
         seed: int = 0,
+        missing: str = "error",
+        waves: bool = False,
     ) -> None:
+        """Describe the batches; see :func:`make_loader`.
+
+        Args:
+          waves: let a batch carry its audio.
+        """
         self.fields = dict(fields or {})
         self.tokenizer = tokenizer
         self.spec_augment = spec_augment
         self.seed = seed
+        self.missing = missing
+        self.waves = waves
         self.epoch = 0
 
     def __getitem__(self, cuts: CutSet) -> Dict[str, Any]:
@@ -53,8 +63,9 @@ class BatchDataset(Dataset):
           text: N strings, "" for a cut without supervision.
           tokens: N lists of ids; only with a tokenizer.
           fields: name -> {"x": (N, T', D) float32, zero-padded, "lens": (N,) int64,
-            "frame_shift": s}.
+            0 for a cut without a target, "frame_shift": s}.
           cuts: the CutSet in the order of the batch.
+          waves: (N, S) float32, zero-padded, and wave_lens: (N,) int64; only if asked.
         Raises:
           ValueError: if a cut lacks a field or its audio is damaged; the message
             names the cut.
@@ -73,13 +84,16 @@ class BatchDataset(Dataset):
             "feature_lens": lens,
             "text": text,
             "fields": {
-                name: _collate_field(cuts, name, codec)
+                name: collate_field(cuts, name, codec, self.missing)
                 for name, codec in self.fields.items()
             },
             "cuts": cuts.drop_in_memory_data(),
         }
         if self.tokenizer is not None:
             batch["tokens"] = [self.tokenizer.encode(t) for t in text]
+        if self.waves:
+            batch["waves"] = pad_sequence(waves, batch_first=True)
+            batch["wave_lens"] = torch.tensor([len(wave) for wave in waves])
         return batch
 
 
@@ -92,18 +106,6 @@ def _load_wave(cut: Cut) -> torch.Tensor:
             f"cut '{cut.id}': its audio is damaged, as a bad disk or copy leaves it; "
             f"copy its shard again, or make it again ({reason})"
         ) from e
-
-
-def _collate_field(cuts: CutSet, name: str, codec: Codec) -> Dict[str, Any]:
-    arrays = [torch.from_numpy(load_field(cut, name, codec)) for cut in cuts]
-    shifts = {getattr(cut, name).frame_shift for cut in cuts}
-    if len(shifts) != 1:
-        raise ValueError(f"field '{name}' has several frame shifts: {sorted(shifts)}")
-    return {
-        "x": pad_sequence(arrays, batch_first=True),
-        "lens": torch.tensor([a.size(0) for a in arrays]),
-        "frame_shift": shifts.pop(),
-    }
 
 
 class Loader:
@@ -120,12 +122,18 @@ class Loader:
         sampler: BucketSampler,
         num_workers: int = 0,
         start_method: Optional[str] = None,
+        finish: Optional[Callable[[Mapping[str, Any]], Dict[str, Any]]] = None,
     ) -> None:
         self.dataset = dataset
         self.sampler = sampler
         self.num_workers = num_workers
         self.start_method = start_method
+        self.finish = finish or dict
         self._place: Optional[SamplerPlace] = None
+
+    def load(self, cuts: CutSet) -> Dict[str, Any]:
+        """Return the batch of some cuts, in this process."""
+        return self.finish(self.dataset[cuts])
 
     def state_dict(self) -> Dict[str, Any]:
         """Return the place behind the batch that was yielded last.
@@ -148,10 +156,42 @@ class Loader:
             num_workers=self.num_workers,
             multiprocessing_context=self.start_method if self.num_workers else None,
         )
+        missing = _Missing()
         for batch in loader:
             self._place = ahead.places.popleft()
-            yield batch
+            missing.add(batch)
+            yield self.finish(batch)
         self._place = self.sampler.place = None
+        missing.log(self.sampler)
+
+
+class _Missing:
+    """Counts the utterances without a target in the batches of an epoch."""
+
+    def __init__(self) -> None:
+        self._missing: Dict[str, int] = {}
+        self._utterances = 0
+
+    def add(self, batch: Mapping[str, Any]) -> None:
+        """Count a batch."""
+        self._utterances += len(batch["feature_lens"])
+        for name, field in batch["fields"].items():
+            missing = int((field["lens"] == 0).sum())
+            self._missing[name] = self._missing.get(name, 0) + missing
+
+    def log(self, sampler: BucketSampler) -> None:
+        """Tell the fields that lacked targets."""
+        for name, missing in self._missing.items():
+            if missing:
+                logging.info(
+                    "epoch %d, rank %d: %d of %d utterances had no target in field "
+                    "'%s'",
+                    sampler.epoch + 1,
+                    sampler.rank,
+                    missing,
+                    self._utterances,
+                    name,
+                )
 
 
 class _Ahead:
@@ -183,6 +223,8 @@ def make_loader(
     spec_augment: Optional[SpecAugment] = None,
     buffer_size: int = BUFFER_SIZE,
     start_method: Optional[str] = None,
+    missing: str = "error",
+    live: Optional[LiveFields] = None,
 ) -> Loader:
     """Return the batches of ``stream``, the same for the same seed and epoch.
 
@@ -199,6 +241,8 @@ def make_loader(
       num_buckets: groups of similar duration.
       buffer_size: cuts that wait in memory to be drawn from.
       start_method: of the workers, "fork" or "spawn"; None is the system's.
+      missing: "error", or "skip" to let cuts lack targets, see ``open_shar``.
+      live: gives a batch its fields in this process, in place of ``fields``.
     Raises:
       ValueError: if ``rank`` is not below ``world_size``.
     """
@@ -216,6 +260,11 @@ def make_loader(
     )
     sampler.set_epoch(epoch)
     dataset = BatchDataset(
-        fields=fields, tokenizer=tokenizer, spec_augment=spec_augment, seed=seed
+        fields=fields,
+        tokenizer=tokenizer,
+        spec_augment=spec_augment,
+        seed=seed,
+        missing=missing,
+        waves=live is not None,
     )
-    return Loader(dataset, sampler, num_workers, start_method)
+    return Loader(dataset, sampler, num_workers, start_method, live)

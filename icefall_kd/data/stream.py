@@ -260,11 +260,13 @@ def open_stream(
     shares: Optional[Mapping[str, float]] = None,
     seed: int = 0,
     shuffle: bool = False,
+    missing: str = "error",
 ) -> CutStream:
     """Return the cuts of Shar folders as one stream; see :class:`CutStream`.
 
     Args:
-      shar_dirs, fields, expect: as ``icefall_kd.cache.reader.open_shar`` has them.
+      shar_dirs, fields, expect, missing: as ``icefall_kd.cache.reader.open_shar`` has
+        them.
       shares: name of a folder -> its share of the cuts; the others are read once.
     Raises:
       FileNotFoundError, ValueError: as ``open_shar`` and :class:`CutStream`.
@@ -272,7 +274,9 @@ def open_stream(
     shares = shares or {}
     sources = [
         Source(
-            Path(d).name, shar_shards(d, fields, expect), shares.get(Path(d).name, 0)
+            Path(d).name,
+            shar_shards(d, fields, expect, missing),
+            shares.get(Path(d).name, 0),
         )
         for d in shar_dirs
     ]

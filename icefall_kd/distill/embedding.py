@@ -120,7 +120,7 @@ class EmbeddingTerm:
         )
 
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
-        """Sum the losses over valid student frames."""
+        """Sum the losses over valid student frames of utterances with a target."""
         total = student.encoder_out.new_zeros((), dtype=torch.float32)
         extras, suspects = {}, set()
         lens = (student.lens - self.delay).clamp(min=0)
@@ -128,15 +128,19 @@ class EmbeddingTerm:
             return TermOutput(total, 0)
         # Student frame i + delay answers for target frame i.
         encoder_out = student.encoder_out[:, self.delay :]
-        mask = make_pad_mask(lens, encoder_out.size(1))
-        count = int(lens.sum())
+        taught = torch.zeros_like(lens, dtype=torch.bool)  # by any teacher
         for name, weight in self.teachers.items():
-            head = student.heads[self.name][name]
             target = batch["fields"][name]
             target_lens = target["lens"].to(encoder_out.device)
+            has_target = target_lens > 0
+            if not has_target.any():
+                continue
+            taught |= has_target
+            head = student.heads[self.name][name]
+            mask = make_pad_mask(lens * has_target, encoder_out.size(1))
             aligned = align_frames(
                 target["x"].to(encoder_out.device),
-                target_lens,
+                target_lens.clamp(min=1),
                 target["frame_shift"],
                 student.lens,
             )[:, : encoder_out.size(1)]
@@ -147,7 +151,13 @@ class EmbeddingTerm:
                 extras[f"{name}_{kind}"] = (value.detach(), frames)
             if not torch.isfinite(total.detach()):
                 suspects.update(not_finite(guess.detach(), goal, mask))
-        return TermOutput(total, count, extras, tuple(sorted(suspects)))
+        return TermOutput(
+            total,
+            int((lens * taught).sum()),
+            extras,
+            tuple(sorted(suspects)),
+            skipped=int((~taught).sum()),
+        )
 
 
 def not_finite(guess: Tensor, goal: Tensor, mask: Tensor) -> list[int]:

@@ -20,7 +20,7 @@ from icefall_kd import BLANK_ID
 from icefall_kd.cache.topk import mean_of_topk, split_topk
 from icefall_kd.config import ModelConfig
 from icefall_kd.distill.distributions import cross_entropy, essence
-from icefall_kd.distill.targets import check_kind, delayed
+from icefall_kd.distill.targets import check_kind, delayed, has_targets, nothing
 from icefall_kd.distill.term import Batch, StudentOutput, TermOutput
 from icefall_kd.masks import make_pad_mask
 
@@ -98,6 +98,8 @@ class EssenceTerm:
 
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
         """Sum the cross-entropy over the frames that the teachers answer for."""
+        if not all(has_targets(batch["fields"][name]) for name in self.fields):
+            return nothing(student)
         log_probs = student.model.ctc_output(student.encoder_out)
         ids, values, log_probs, lens = self._targets(log_probs, student.lens, batch)
         size = min(self.config.size or ids.size(-1), ids.size(-1))
@@ -112,6 +114,7 @@ class EssenceTerm:
             sum=per_frame.sum(),
             count=int(lens.sum()),
             suspects=tuple(bad.nonzero().flatten().tolist()),
+            skipped=int((lens == 0).sum()),
         )
 
     def _targets(

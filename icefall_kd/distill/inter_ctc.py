@@ -22,7 +22,7 @@ from icefall_kd.config import ModelConfig
 from icefall_kd.distill.align import pair_means
 from icefall_kd.distill.ctc import ctc_rows, ctc_sum
 from icefall_kd.distill.distributions import DISTANCES
-from icefall_kd.distill.targets import check_kind, delayed
+from icefall_kd.distill.targets import check_kind, delayed, has_targets
 from icefall_kd.distill.term import Batch, StudentOutput, TermOutput
 from icefall_kd.masks import make_pad_mask
 
@@ -117,6 +117,9 @@ class InterCtcTerm:
         frames, extras = int(lens.sum()), {}
         suspects: set[int] = set()
         heads = self._heads(student)
+        taught = bool(self.config.teacher and self.config.kd_weight) and has_targets(
+            batch["fields"][self.config.teacher]
+        )
         for name, (scale, log_probs) in heads.items():
             if len(rows):
                 losses = ctc_sum(log_probs[rows], lens[rows], batch["tokens"], rows)
@@ -125,7 +128,7 @@ class InterCtcTerm:
                 suspects.update(rows[bad].tolist())
                 count = int(lens[rows].sum())
                 extras[f"{name}_ctc"] = (losses.detach().sum(), count)
-            if self.config.teacher and self.config.kd_weight:
+            if taught:
                 value, count = self._distance(log_probs, lens, batch)
                 total = total + scale * self.config.kd_weight * value
                 extras[f"{name}_kd"] = (value.detach(), count)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from icefall_kd.cache.topk import split_topk
 from icefall_kd.config import ModelConfig
-from icefall_kd.distill.targets import check_kind, delayed
+from icefall_kd.distill.targets import check_kind, delayed, has_targets, nothing
 from icefall_kd.distill.term import Batch, StudentOutput, TermOutput
 from icefall_kd.masks import make_pad_mask
 from icefall_kd.transducer.denominator import load_denominator, total_scores
@@ -136,6 +136,8 @@ class LfmmiTerm:
 
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
         """Sum the divergence over the utterances."""
+        if not has_targets(batch["fields"][self.config.teacher]):
+            return nothing(student)
         log_probs = student.model.ctc_output(student.encoder_out)
         log_probs, x, lens = delayed(
             log_probs,
@@ -145,8 +147,7 @@ class LfmmiTerm:
         )
         rows = (lens > 0).nonzero().flatten()
         if len(rows) == 0:
-            zero = student.encoder_out.new_zeros((), dtype=torch.float32)
-            return TermOutput(zero, 0)
+            return nothing(student)
         teacher = dense_log_probs(x[rows], self.vocab_size)
         values = sequence_divergence(
             self.config.scale * log_probs[rows],
@@ -160,4 +161,5 @@ class LfmmiTerm:
             sum=values.sum().float(),
             count=int(lens.sum()),
             suspects=tuple(rows[bad].tolist()),
+            skipped=len(lens) - len(rows),
         )

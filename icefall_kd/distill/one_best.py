@@ -18,7 +18,7 @@ import torch
 from icefall_kd.cache.topk import split_path, split_topk
 from icefall_kd.config import ModelConfig
 from icefall_kd.distill.distributions import divergence
-from icefall_kd.distill.targets import check_kind, delayed
+from icefall_kd.distill.targets import check_kind, delayed, has_targets, nothing
 from icefall_kd.distill.term import Batch, StudentOutput, TermOutput
 from icefall_kd.masks import make_pad_mask
 from icefall_kd.transducer.path import on_path
@@ -80,6 +80,8 @@ class OneBestTerm:
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
         """Sum the divergence over the nodes of the paths."""
         target = batch["fields"][self.config.teacher]
+        if not has_targets(target):
+            return nothing(student)
         encoder_out, x, lens = delayed(
             student.encoder_out, student.lens, target, self.config.shift
         )
@@ -96,6 +98,7 @@ class OneBestTerm:
             count=int(lens.sum()),
             extras={"kl": (value.detach(), int(lens.sum()))},
             suspects=tuple(bad.nonzero().flatten().tolist()),
+            skipped=int((lens == 0).sum()),
         )
 
     def scale(self, step: int) -> float:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from icefall_kd import ENCODER_SHIFT
+from icefall_kd.distill.term import StudentOutput, TermOutput
 
 _TOLERANCE = 2  # frames that a teacher may have more or less than the student
 
@@ -23,6 +24,17 @@ def check_kind(option: str, info: Any, kind: str) -> None:
         )
 
 
+def has_targets(target: Mapping[str, Any]) -> bool:
+    """Return whether any utterance of a batch has a target in this field."""
+    return int(target["lens"].max()) > 0
+
+
+def nothing(student: StudentOutput) -> TermOutput:
+    """Return what a term says of a batch without any target."""
+    zero = student.encoder_out.new_zeros((), dtype=torch.float32)
+    return TermOutput(zero, 0, skipped=len(student.lens))
+
+
 def delayed(
     student: Tensor, lens: Tensor, target: Mapping[str, Any], delay: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,6 +42,8 @@ def delayed(
 
     Student frame i + delay answers for teacher frame i.  Distributions cannot be
     averaged over time as embeddings are: the teacher must have the student's rate.
+
+    An utterance of which the teacher has no frame has none in the result.
 
     Args:
       student: (N, T, ...) float.
@@ -48,7 +62,7 @@ def delayed(
             f"student's every {ENCODER_SHIFT} s; use a teacher of the student's rate"
         )
     theirs = target["lens"].to(lens.device)
-    if ((theirs - lens).abs() > _TOLERANCE).any():
+    if (((theirs - lens).abs() > _TOLERANCE) & (theirs > 0)).any():
         raise ValueError(
             f"the teacher has {theirs.tolist()} frames, the student {lens.tolist()}"
         )

@@ -60,7 +60,7 @@ class WhisperCt2:
                     that utterances of about one length share a batch.
       compute_type: "float32", "int8" or another of CTranslate2's.
       num_threads:  CPU threads of one call.
-      device:       "cpu" or "cuda".
+      device:       "cpu", "cuda", or "cuda:1" for the second of several.
       max_batch:    seconds of padded audio in one call.
     Attributes:
       model, storage: CTranslate2's Whisper, and its class of arrays.
@@ -94,9 +94,11 @@ class WhisperCt2:
         self.bucket = bucket
         self.max_batch = max_batch
         self.storage = ctranslate2.StorageView
+        kind, _, index = device.partition(":")
         self.model = ctranslate2.models.Whisper(
             str(model_dir),
-            device=device,
+            device=kind,
+            device_index=int(index or 0),
             compute_type=compute_type,
             intra_threads=num_threads,
         )

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Optional
 
+from icefall_kd.cache.reader import MISSING
 from icefall_kd.config import ModelConfig, ZipformerConfig
 from icefall_kd.distill.terms import TermsConfig
 from icefall_kd.io import read_yaml
 
 AMP_DTYPES = ("none", "bf16", "fp16")
+CACHES = ("shar", "none")
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,12 @@ class DataConfig:
       dev: name of the set for validation; null for none.
       bpe_model: sentencepiece model; null where no term needs text.
       expect: field -> part of the teacher's fingerprint that the field must have.
+      missing: what to do about cuts without a target: "error" refuses the run, "skip"
+        trains them without the terms concerned.
+      cache: "shar" reads what teachers said from the fields of the sets; "none" lets
+        the teachers below speak while training runs.
+      teachers: name -> its family, model_dir and options, as bin.extract has them;
+        for ``cache: none``.
       max_duration: s of audio in a batch, padding included.
       num_buckets: groups of similar duration that batches are drawn from.
       num_workers: processes that load data; 0 loads in the training process.
@@ -41,6 +49,9 @@ class DataConfig:
     dev: Optional[str] = "dev"
     bpe_model: Optional[str] = None
     expect: dict[str, dict[str, Any]] = field(default_factory=dict)
+    missing: str = "error"
+    cache: str = "shar"
+    teachers: dict[str, dict[str, Any]] = field(default_factory=dict)
     max_duration: float = 200.0
     num_buckets: int = 10
     num_workers: int = 0
@@ -133,8 +144,13 @@ class TrainConfig:
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
-        if self.amp not in AMP_DTYPES:
-            raise ValueError(f"amp is '{self.amp}'; it can be one of {AMP_DTYPES}")
+        for option, value, known in (
+            ("amp", self.amp, AMP_DTYPES),
+            ("data.cache", self.data.cache, CACHES),
+            ("data.missing", self.data.missing, MISSING),
+        ):
+            if value not in known:
+                raise ValueError(f"{option} is '{value}'; it can be one of {known}")
         for name in (
             "num_epochs",
             "average_period",

@@ -23,18 +23,23 @@ def make_train_loader(setup: Setup, world: World) -> Loader:
         num_workers=data.num_workers,
         num_buckets=data.num_buckets,
         spec_augment=augment,
+        missing=data.missing,
+        live=setup.live,
     )
 
 
 def make_dev_loader(setup: Setup, world: World) -> Loader:
     """Return this process's batches of the dev set, in order and unchanged."""
+    data = setup.config.data
     return make_loader(
         setup.dev_stream,
         fields=setup.fields,
         tokenizer=setup.tokenizer,
-        max_duration=setup.config.data.max_duration,
+        max_duration=data.max_duration,
         shuffle=False,
         seed=setup.config.seed,
         rank=world.rank,
         world_size=world.size,
+        missing=data.missing,
+        live=setup.live,
     )

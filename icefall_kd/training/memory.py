@@ -74,7 +74,7 @@ def costliest_batches(
             return
         count = max(1, int(max_duration // longest[0][0]))
         cuts = stream.fetch([key for _, key in longest[:count]])
-        yield loader.dataset[CutSet.from_cuts(cuts)]
+        yield loader.load(CutSet.from_cuts(cuts))
         if not needs_text or all(cut.supervisions for cut in cuts):
             return
 

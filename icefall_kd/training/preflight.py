@@ -1,7 +1,7 @@
 """What does not fit together in a run, told at once and before data is read."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -21,6 +21,7 @@ def preflight(
     config: TrainConfig,
     tokenizer: Optional[Tokenizer],
     needs_text: bool,
+    fields: Sequence[str] = (),
     *,
     start: Optional[Checkpoint] = None,
     resume: Optional[Checkpoint] = None,
@@ -31,12 +32,14 @@ def preflight(
       config: with ``model.vocab_size`` settled where it was 0.
       tokenizer: of ``data.bpe_model``; None if that is not set.
       needs_text: a term needs transcripts.
+      fields: that the terms need.
       start: content of ``init_encoder`` or ``init_model``.
       resume: checkpoint that the run goes on from.
     Raises:
       ValueError: naming every problem and its remedy.
     """
     problems = vocabulary_problems(config, tokenizer, needs_text)
+    problems += teacher_problems(config, fields)
     if start is not None:
         problems += start_problems(config, tokenizer, start)
     if resume is not None:
@@ -83,6 +86,21 @@ def vocabulary_problems(
                 "bpe.model); write both again with icefall_kd.bin.train_bpe"
             )
     return problems
+
+
+def teacher_problems(config: TrainConfig, fields: Sequence[str]) -> list[str]:
+    """Return what is wrong with the teachers that are to speak while training runs.
+
+    Whether they can be built is found out next, see ``training.targets``.
+    """
+    data = config.data
+    if data.cache != "none" or not fields or data.teachers:
+        return []
+    return [
+        f"data.cache is none, so teachers have to say {list(fields)} while training "
+        "runs, but data.teachers names none; give it what bin.extract has in "
+        "--teachers, or set data.cache to shar"
+    ]
 
 
 def start_problems(

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from icefall_kd.cache.codec_file import load_codecs
 from icefall_kd.cache.codecs import Codec
 from icefall_kd.cache.field import FieldInfo, load_field_info
+from icefall_kd.data.fields import LiveFields
 from icefall_kd.data.stream import CutStream, open_stream
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.distill.term import Term
 from icefall_kd.distill.terms import build_terms
 from icefall_kd.distill.vocabulary import check_vocabulary
 from icefall_kd.training.checkpoint import (
-    config_differences,
     load_checkpoint,
     load_encoder,
     load_weights,
@@ -24,6 +23,7 @@ from icefall_kd.training.config import DataConfig, TrainConfig
 from icefall_kd.training.preflight import preflight
 from icefall_kd.training.state import seed_everything
 from icefall_kd.training.student import DistilledStudent, build_heads
+from icefall_kd.training.targets import build_live, live_infos, read_fields
 from icefall_kd.transducer.build import build_model
 from icefall_kd.transducer.model import AsrModel
 
@@ -37,6 +37,7 @@ class Setup:
       student: model, heads and terms, on the CPU.
       tokenizer: None where no BPE model is given.
       fields: Shar fields that the terms read, each with its codec.
+      live: says them where they are not read; None where they are.
       train_stream: all training sets mixed.
       dev_stream: None where there is no validation.
       train_seconds: s of audio in an epoch, about.
@@ -46,6 +47,7 @@ class Setup:
     student: DistilledStudent
     tokenizer: Optional[Tokenizer]
     fields: dict[str, Codec]
+    live: Optional[LiveFields]
     train_stream: CutStream
     dev_stream: Optional[CutStream]
     train_seconds: float
@@ -80,29 +82,6 @@ def shar_dirs(data: DataConfig, names: Sequence[str]) -> list[Path]:
                 f"{root}: no set '{name}'; there are {there or 'none'}"
             )
     return [root / name for name in names]
-
-
-def read_field_infos(
-    dirs: Sequence[Path], fields: Sequence[str]
-) -> dict[str, FieldInfo]:
-    """Return each field's description; its statistics are those of the first set.
-
-    Raises:
-      FileNotFoundError: if a set lacks a field.
-      ValueError: if two sets hold a field of different teachers.
-    """
-    infos = {}
-    for field in fields:
-        infos[field] = load_field_info(dirs[0], field)
-        for other in dirs[1:]:
-            info = load_field_info(other, field)
-            differences = config_differences(info.fingerprint, infos[field].fingerprint)
-            if differences:
-                raise ValueError(
-                    f"field '{field}' of {other} is not from the teacher of {dirs[0]}: "
-                    + "; ".join(differences)
-                )
-    return infos
 
 
 def fill_adapter(config: TrainConfig) -> TrainConfig:
@@ -147,7 +126,14 @@ def prepare(config: TrainConfig, checkpoint: Optional[dict[str, Any]] = None) ->
     config = fill_adapter(config)
     path = config.init_model or config.init_encoder
     start = load_checkpoint(path) if path and checkpoint is None else None
-    preflight(config, tokenizer, needs_text, start=start, resume=checkpoint)
+    heard = config.model.adapter.fields if config.model.adapter else ()
+    fields = tuple(
+        dict.fromkeys([*heard, *(f for _, term in terms for f in term.fields)])
+    )
+    preflight(config, tokenizer, needs_text, fields, start=start, resume=checkpoint)
+    data = config.data
+    cached = data.cache == "shar"
+    live = None if cached else build_live(config, fields)
     seed_everything(config.seed)
     model = build_model(config.model)
     set_statistics(model, config)
@@ -155,32 +141,36 @@ def prepare(config: TrainConfig, checkpoint: Optional[dict[str, Any]] = None) ->
         load_weights(model, start["model"], str(path))
     elif start is not None:
         load_encoder(model, start["model"], str(path))
-    data = config.data
-    fields = tuple(
-        dict.fromkeys([*model.fields, *(f for _, term in terms for f in term.fields)])
-    )
     train_dirs = shar_dirs(data, (*data.train, *data.mix))
     dev_dirs = shar_dirs(data, [data.dev] if data.dev else [])
-    infos = read_field_infos([*train_dirs, *dev_dirs], fields)
+    read = fields if cached else ()
+    infos, codecs = read_fields(train_dirs, dev_dirs, read, data.missing)
+    if live is not None:
+        infos = live_infos(live, train_dirs)
     for info in infos.values():
         if info.kind != "embedding":
             check_vocabulary(info, tokenizer)
     train_stream = open_stream(
         train_dirs,
-        fields,
+        read,
         data.expect,
         shares=data.mix,
         seed=config.seed,
         shuffle=True,
+        missing=data.missing,
     )
+    dev_stream = None
+    if dev_dirs:
+        dev_stream = open_stream(dev_dirs, read, data.expect, missing=data.missing)
     return Setup(
         config=config,
         student=DistilledStudent(
             model, terms, build_heads(terms, config.model, infos, config.seed)
         ),
         tokenizer=tokenizer,
-        fields=load_codecs(train_dirs[0], infos),
+        fields=codecs,
+        live=live,
         train_stream=train_stream,
-        dev_stream=open_stream(dev_dirs, fields, data.expect) if dev_dirs else None,
+        dev_stream=dev_stream,
         train_seconds=train_stream.seconds(),
     )

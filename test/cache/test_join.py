@@ -3,7 +3,13 @@ import json
 
 import pytest
 
-from icefall_kd.cache.join import compare_keys, describe, read_keys, speed_of
+from icefall_kd.cache.join import (
+    compare_keys,
+    describe,
+    join_keys,
+    read_keys,
+    speed_of,
+)
 
 KEYS = [[f"cut{i}", f"rec{i}", 0.0, 1.0 + i, 1.0] for i in range(10)]
 
@@ -48,6 +54,35 @@ def test_another_order_is_told():
 def test_targets_left_over_are_told():
     # Arrays are read in step with the cuts, so nothing may stand between.
     assert "cut1" in compare_keys(KEYS[:1], KEYS)["out of order"][0]
+
+
+def test_equal_keys_need_no_exception():
+    assert join_keys(KEYS, KEYS) == {}
+    assert join_keys(KEYS[2:5], KEYS) == {}, "targets left over are passed over"
+
+
+def test_a_cut_without_its_own_audio_has_no_target():
+    assert join_keys(changed(2, 3, 9.5), KEYS) == {"cut2": None}
+    assert join_keys(KEYS, KEYS[:2] + KEYS[3:]) == {"cut2": None}
+
+
+def test_a_renamed_cut_keeps_its_target():
+    assert join_keys(changed(3, 0, "new"), KEYS) == {"new": "cut3"}
+    swapped = changed(3, 0, "cut4")
+    swapped[4][0] = "cut3"  # the ids tell of other audio: neither is trusted
+    assert join_keys(swapped, KEYS) == {"cut4": None, "cut3": None}
+
+
+def test_a_renamed_cut_of_several_like_it_has_no_target():
+    twins = [*KEYS[:3], ["twin", *KEYS[2][1:]], *KEYS[3:]]
+    assert join_keys(changed(2, 0, "new"), twins) == {"new": None}
+    copy = [*KEYS, ["copy", *KEYS[9][1:]]]
+    assert join_keys(copy, KEYS) == {"copy": None}, "cut9 has the target already"
+
+
+def test_a_target_behind_the_place_of_reading_is_none():
+    moved = [KEYS[1], KEYS[0], *KEYS[2:]]
+    assert join_keys(moved, KEYS) == {"cut0": None}
 
 
 def test_keys_are_read_from_the_manifest(shar):

@@ -1,21 +1,32 @@
+import os
 import pickle
+import random
+import shutil
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import real_teachers
 import torch
 from dummies import noise_cuts
 from lhotse import CutSet
 from lhotse.utils import compute_num_frames
 
 from icefall_kd import LOG_EPS
+from icefall_kd.cache.codec_file import load_codec
 from icefall_kd.cache.codecs import make_codec
+from icefall_kd.cache.extract import extract
+from icefall_kd.cache.field import load_field_info
 from icefall_kd.data.augment import SpecAugment
 from icefall_kd.data.batches import BatchDataset, make_loader
 from icefall_kd.data.fbank import compute_fbank
+from icefall_kd.data.fields import LiveFields
 from icefall_kd.data.shar import write_shar
 from icefall_kd.data.stream import open_stream
 from icefall_kd.data.tokens import Tokenizer
+
+tiny_dir, tiny = real_teachers.tiny_dir, real_teachers.tiny  # fixtures
 
 
 @pytest.fixture(scope="module")
@@ -123,19 +134,75 @@ def same(a, b):
     )
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_workers_change_nothing(shar, num_workers):
-    def batches(num_workers):
-        loader = make_loader(
-            shar,
-            max_duration=3.0,
-            spec_augment=SpecAugment(p=1.0),
-            num_workers=num_workers,
-        )
-        loader.sampler.set_epoch(1)
-        return list(loader)
+@pytest.fixture(scope="module")
+def taught(asterisk, tiny, tmp_path_factory):
+    """Real prompts, 5 of a shard, with the real tiny.en in fp16 and in int8."""
+    prompts = open_stream([asterisk / "data/shar/test"])
+    cuts = CutSet.from_cuts(c for c in prompts if c.duration < 2.0)
+    folder = tmp_path_factory.mktemp("taught") / "shar"
+    write_shar(cuts.subset(first=24), folder, shard_size=5)
+    extract(folder, [tiny])
+    eight = SimpleNamespace(
+        name="eight",
+        outputs={"eight": tiny.outputs[tiny.name]},
+        forward=lambda *audio: {"eight": tiny.forward(*audio)[tiny.name]},
+    )
+    extract(folder, [eight], codec="int8")
+    return folder
 
-    assert all(same(a, b) for a, b in zip(batches(0), batches(num_workers)))
+
+def batches_of(folder, **options):
+    """The batches of the second epoch, with both fields."""
+    fields = ["whisper_tiny_en", "eight"]
+    codecs = {f: load_codec(folder, load_field_info(folder, f)) for f in fields}
+    loader = make_loader(
+        open_stream([folder], fields, shuffle=True),
+        fields=codecs,
+        max_duration=8.0,
+        num_buckets=2,
+        spec_augment=SpecAugment(p=1.0),
+        epoch=1,
+        **options,
+    )
+    return list(loader)
+
+
+def assert_same_batches(some, others):
+    assert len(some) == len(others) > 3
+    for a, b in zip(some, others):
+        assert same(a, b) and [c.id for c in a["cuts"]] == [c.id for c in b["cuts"]]
+        for name in ("whisper_tiny_en", "eight"):
+            x, y = a["fields"][name], b["fields"][name]
+            assert torch.equal(x["x"], y["x"]) and torch.equal(x["lens"], y["lens"])
+            assert x["frame_shift"] == y["frame_shift"] == 0.02
+
+
+@pytest.mark.parametrize(
+    "num_workers, start_method",
+    [
+        (2, "fork"),
+        (8, "fork"),
+        (2, "spawn"),
+        pytest.param(8, "spawn", marks=pytest.mark.slow),
+    ],
+)
+def test_workers_change_nothing(taught, num_workers, start_method):
+    alone = batches_of(taught)
+    assert max(float(b["fields"]["eight"]["x"].abs().max()) for b in alone) > 1
+    options = {"num_workers": num_workers, "start_method": start_method}
+    assert_same_batches(alone, batches_of(taught, **options))
+
+
+def test_the_order_of_the_directory_changes_nothing(taught, tmp_path, monkeypatch):
+    names = sorted(p.name for p in taught.iterdir())
+    random.Random(0).shuffle(names)
+    (tmp_path / "shar").mkdir()
+    for name in names:
+        shutil.copy(taught / name, tmp_path / "shar")
+    before = batches_of(taught)
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: sorted(listdir(path))[::-1])
+    assert_same_batches(before, batches_of(tmp_path / "shar"))
 
 
 def test_dataset_can_be_sent_to_a_spawned_worker(asterisk, shar):
@@ -199,6 +266,51 @@ def _temporal(cut, array, folder):
         return writer.store_array(
             cut.id, array, frame_shift=0.02, temporal_dim=0, start=0.0
         )
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_cuts_without_a_target_have_length_zero(taught, tmp_path, caplog, num_workers):
+    folder = tmp_path / "shar"
+    shutil.copytree(taught, folder)
+    (folder / "eight.000001.tar").unlink()
+    for n in range(1, 5):
+        (folder / f"whisper_tiny_en.{n:06d}.tar").unlink()
+    fields = ["whisper_tiny_en", "eight"]
+    codecs = {f: load_codec(folder, load_field_info(folder, f)) for f in fields}
+    stream = open_stream([folder], fields, missing="skip")
+    have = {cut.id: [cut.has_custom(f) for f in fields] for cut in stream}
+    assert [sum(h) for h in zip(*have.values())] == [5, 19]
+    caplog.set_level("INFO")
+    options = {"shuffle": False, "missing": "skip", "num_workers": num_workers}
+    batches = list(make_loader(stream, fields=codecs, max_duration=8.0, **options))
+    for batch in batches:
+        for f, name in enumerate(fields):
+            field, ids = batch["fields"][name], [cut.id for cut in batch["cuts"]]
+            assert (field["lens"] > 0).tolist() == [have[i][f] for i in ids]
+            none = (field["lens"] == 0).all()
+            assert field["x"].shape[2] == (0 if none else 384)
+            assert (field["x"][field["lens"] == 0] == 0).all()
+    assert any((b["fields"]["whisper_tiny_en"]["lens"] == 0).all() for b in batches)
+    assert "rank 0: 19 of 24 utterances had no target in field 'whisper" in caplog.text
+    assert "rank 0: 5 of 24 utterances had no target in field 'eight'" in caplog.text
+    with pytest.raises(ValueError, match="carries no field"):
+        list(make_loader(stream, fields=codecs, shuffle=False))
+
+
+def test_teachers_that_speak_at_once_say_what_was_stored(taught, tiny):
+    live = LiveFields([tiny], [tiny.name])
+    options = {"max_duration": 80.0, "shuffle": False}
+    said = list(make_loader(open_stream([taught]), live=live, **options))
+    codecs = {tiny.name: make_codec("fp16")}
+    stream = open_stream([taught], [tiny.name])
+    stored = list(make_loader(stream, fields=codecs, **options))
+    assert len(said) == len(stored) == 1
+    for a, b in zip(said, stored):
+        assert same(a, b) and a.keys() == b.keys()
+        x, y = a["fields"][tiny.name], b["fields"][tiny.name]
+        assert torch.equal(x["lens"], y["lens"]) and x["frame_shift"] == 0.02
+        assert x["x"].dtype == y["x"].dtype == torch.float32
+        torch.testing.assert_close(x["x"], y["x"], atol=2e-2, rtol=2e-3)
 
 
 def test_missing_field_names_cut_and_field(shar):

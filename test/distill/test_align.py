@@ -1,13 +1,28 @@
 """Alignment of teacher frames to student frames by time."""
 
+import io
+
+import numpy as np
 import pytest
+import real_teachers
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lhotse import CutSet, MonoCut, Recording
+from lhotse.array import Array, TemporalArray
+from lhotse.cut import Cut
 
-from icefall_kd import ENCODER_SHIFT
+from icefall_kd import ENCODER_SHIFT, SAMPLE_RATE
+from icefall_kd.cache.codecs import make_codec
+from icefall_kd.cache.extract import extract
+from icefall_kd.cache.reader import load_field, open_shar
+from icefall_kd.data.fbank import num_frames
+from icefall_kd.data.shar import write_shar
 from icefall_kd.distill.align import ENCODER_FIRST_CENTRE, align_frames
+from icefall_kd.zipformer.subsampling import encoder_output_lens
 
+tiny_dir, tiny = real_teachers.tiny_dir, real_teachers.tiny  # fixtures
+FP16 = make_codec("fp16")
 SHIFTS = st.sampled_from([0.01, 0.02, 0.04])
 
 
@@ -94,3 +109,96 @@ def test_lengths_outside_the_input_are_refused():
             align_frames(x, torch.tensor([bad]), 0.02, torch.tensor([2]))
     with pytest.raises(ValueError, match="positive"):
         align_frames(x, torch.tensor([4]), 0.0, torch.tensor([2]))
+
+
+def timed_cut(samples: int, shift: float) -> Cut:
+    """A cut whose teacher says of each frame the middle of its time, in s."""
+    duration = samples / SAMPLE_RATE
+    frames = -(-samples // round(shift * SAMPLE_RATE))
+    times = (np.arange(frames, dtype=np.float32)[:, None] + 0.5) * shift
+    buffer = io.BytesIO()
+    np.save(buffer, times)
+    array = Array("memory_npy", "", buffer.getvalue(), list(times.shape))
+    recording = Recording("a", [], SAMPLE_RATE, samples, duration, [0])
+    cut = MonoCut("a", 0.0, duration, 0, recording=recording)
+    cut.teacher = TemporalArray(array, 0, shift, 0.0)
+    return cut
+
+
+class AsItIs:
+    """Reads times as they were stored, in full precision."""
+
+    def decode(self, stored):
+        return stored
+
+
+def aligned_part(cut, offset, duration, name, codec):
+    """What the student is to learn from a part of a cut, (T, W)."""
+    part = cut.truncate(offset=offset, duration=duration)
+    x = torch.from_numpy(load_field(part, name, codec)).unsqueeze(0)
+    frames = encoder_output_lens(num_frames(part.num_samples))
+    lens, shift = torch.tensor([x.size(1)]), getattr(part, name).frame_shift
+    return align_frames(x, lens, shift, torch.tensor([frames]))[0], frames
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1600, 35 * 16000), SHIFTS, st.floats(0, 1), st.floats(0, 1))
+def test_any_part_of_a_cut_gets_the_frames_of_its_own_time(samples, shift, at, share):
+    """Lengths are the student's, times right within a student frame."""
+    count = 1600 + int(share * (samples - 1600))
+    start = int(at * (samples - count))
+    offset, duration = start / SAMPLE_RATE, count / SAMPLE_RATE
+    cut = timed_cut(samples, shift)
+    y, frames = aligned_part(cut, offset, duration, "teacher", AsItIs())
+    assert y.shape == (frames, 1) and frames >= 1
+    centres = offset + ENCODER_FIRST_CENTRE + ENCODER_SHIFT * torch.arange(frames)
+    error = (y[:, 0] - centres).abs()
+    assert (error[1:-1] <= ENCODER_SHIFT / 2 + 1e-3).all()
+    # The first averages all that is before it too, the last what follows: up to three.
+    assert error[0] <= ENCODER_SHIFT or frames == 1
+    assert error[-1] <= 1.5 * ENCODER_SHIFT + 1e-3
+
+
+@pytest.fixture(scope="module")
+def clicked(asterisk, tiny, tmp_path_factory):
+    """A real prompt as it is, and with a click at some s: {s or None: its cut}."""
+    folder = tmp_path_factory.mktemp("clicks")
+    prompts = open_shar(asterisk / "data/shar/test")
+    cut = next(c for c in prompts if 2.5 < c.duration < 3.5)
+    wave = cut.load_audio()[0]
+    times = (None, 0.31, 0.77, 1.234, 1.6, 2.2)
+    cuts = []
+    for time in times:
+        noisy = wave.copy()
+        if time is not None:
+            first = round(time * SAMPLE_RATE)
+            noisy[first : first + 32] += 0.9 * (-1.0) ** np.arange(32)
+        path = folder / f"{time}.wav"
+        _write(path, noisy)
+        cuts.append(Recording.from_file(path, str(time)).to_cut().with_id(str(time)))
+    write_shar(CutSet.from_cuts(cuts), folder / "shar")
+    extract(folder / "shar", [tiny])
+    by_id = {c.id: c for c in open_shar(folder / "shar", ["whisper_tiny_en"])}
+    return {time: by_id[str(time)] for time in times}
+
+
+def _write(path, wave):
+    import soundfile
+
+    soundfile.write(path, np.clip(wave, -1, 1), SAMPLE_RATE, subtype="FLOAT")
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.13, 0.25])
+def test_a_click_is_where_whisper_hears_it(clicked, offset):
+    """Through the stored field of the real teacher, and a part of the cut."""
+    plain = clicked[None]
+    for time, cut in clicked.items():
+        if time is None:
+            continue
+        with_click, without = (
+            aligned_part(c, offset, plain.duration - offset, "whisper_tiny_en", FP16)[0]
+            for c in (cut, plain)
+        )
+        reaction = (with_click - without).norm(dim=1)
+        heard = offset + ENCODER_FIRST_CENTRE + ENCODER_SHIFT * int(reaction.argmax())
+        assert abs(heard - time) <= ENCODER_SHIFT, (time, heard)

@@ -346,6 +346,26 @@ def test_utterances_without_text_still_hear_the_teacher(student, batch, infos):
     assert set(output.extras) == {"final_kd", "stack0_kd", "stack-1_kd"}
 
 
+def test_utterances_without_a_target_are_counted_and_add_nothing(
+    student, batch, infos, lfmmi
+):
+    for cls, options in [*TERMS, (LfmmiTerm, lfmmi)]:
+        term, student = make(cls, options, student, infos)
+        fields = {n: dict(f) for n, f in batch["fields"].items()}
+        for field in fields.values():
+            field["lens"] = torch.tensor([0, LENS[1]])
+            field["x"] = field["x"][:, : LENS[1]]
+        one = term(student, {**batch, "fields": fields}, 0)
+        assert torch.isfinite(one.sum) and (cls is InterCtcTerm or one.skipped == 1)
+        empty = {"x": torch.zeros(2, 0, 0), "lens": torch.tensor([0, 0])}
+        none = {n: {**empty, "frame_shift": 0.0} for n in fields}
+        output = term(student, {**batch, "fields": none}, 0)
+        if cls is InterCtcTerm:
+            assert set(output.extras) == {"final_ctc", "stack0_ctc", "stack-1_ctc"}
+        else:
+            assert float(output.sum) == 0.0 and output.skipped == 2
+
+
 def test_a_teacher_of_another_rate_or_length_is_refused(student, batch, infos):
     term, student = make(EssenceTerm, ESSENCE, student, infos)
     batch["fields"]["judge"]["frame_shift"] = 0.02

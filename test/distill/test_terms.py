@@ -170,6 +170,61 @@ def test_a_perfect_student_has_no_loss(student, infos, batch):
     assert float(term(perfect, batch, 0).sum) == pytest.approx(0.0, abs=1e-5)
 
 
+def without_target(field, row):
+    """The field with utterance ``row`` as a batch has it that lacks its target."""
+    field["lens"][row] = 0
+    field["x"][row] = 0.0
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_embedding_uses_the_utterances_with_a_target_alone(student, infos, batch, row):
+    term, student = embedding(student, infos, losses={"l1": 1.0, "cosine": 0.5})
+    for field in batch["fields"].values():
+        without_target(field, row)
+    output = term(student, batch, 0)
+    other = 1 - row
+    fields = {
+        name: {
+            "x": field["x"][other : other + 1],
+            "lens": field["lens"][other : other + 1],
+            "frame_shift": field["frame_shift"],
+        }
+        for name, field in batch["fields"].items()
+    }
+    alone = dataclasses.replace(
+        student,
+        encoder_out=student.encoder_out[other : other + 1, : LENS[other]],
+        lens=student.lens[other : other + 1],
+    )
+    expected = term(alone, {**batch, "fields": fields}, 0)
+    assert float(output.sum) == pytest.approx(float(expected.sum), rel=1e-5)
+    assert output.count == expected.count == LENS[other]
+    assert (output.skipped, expected.skipped) == (1, 0)
+    for name, (value, frames) in expected.extras.items():
+        assert output.extras[name][1] == frames == LENS[other]
+        assert float(output.extras[name][0]) == pytest.approx(float(value), rel=1e-5)
+    output.sum.backward()
+    gradient = student.encoder_out.grad
+    assert gradient[row].abs().sum() == 0 and gradient[other].abs().sum() > 0
+
+
+def test_each_teacher_counts_its_own_targets(student, infos, batch):
+    term, student = embedding(student, infos)
+    without_target(batch["fields"]["old"], 1)
+    output = term(student, batch, 0)
+    assert output.extras["old_l1"][1] == LENS[0]
+    assert output.extras["wise_l1"][1] == sum(LENS)
+    assert output.count == sum(LENS) and output.skipped == 0
+
+
+def test_a_batch_without_any_target_counts_nothing(student, infos, batch):
+    term, student = embedding(student, infos)
+    empty = {"x": torch.zeros(2, 0, 0), "lens": torch.zeros(2).long()}
+    batch["fields"]["wise"] = batch["fields"]["old"] = {**empty, "frame_shift": 0.0}
+    output = term(student, batch, 0)
+    assert (output.count, output.skipped, float(output.sum)) == (0, 2, 0.0)
+
+
 def test_a_delay_longer_than_the_audio_counts_nothing(student, infos, batch):
     term, student = embedding(student, infos, delay=40)
     output = term(student, batch, 0)

@@ -7,6 +7,7 @@ rest; one scale for all would leave the others nothing.
 from typing import Dict, Optional
 
 import numpy as np
+import torch
 
 from icefall_kd.cache.codecs.base import Codec, check_finite
 
@@ -50,7 +51,11 @@ class Int8(Codec):
 
     def decode(self, stored: np.ndarray) -> np.ndarray:
         """See :class:`Codec`."""
-        return stored.astype(np.float32) * self._state["scale"] + self._state["mean"]
+        # As fast as copying, where numpy takes several times as long.
+        x = torch.from_numpy(stored).float()
+        x *= torch.from_numpy(self._state["scale"])
+        x += torch.from_numpy(self._state["mean"])
+        return x.numpy()
 
     def bytes_per_frame(self, dim: int) -> float:
         """See :class:`Codec`."""

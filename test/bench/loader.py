@@ -1,0 +1,157 @@
+"""What do the teachers' fields cost the loader of training?
+
+    python test/bench/loader.py [--codecs fp16 int8] [--workers 0 2] [--profile]
+
+Reads the same cuts with the fields of two teachers and without, in turn, decoding and
+padding included, and prints one JSON object.  ``throughput`` is the loader's with the
+fields over that without: the median over the rounds, each of which reads both.  It is
+given by the clock and by the processor's time, which other programs disturb less.
+Not collected by pytest.
+
+The fields are made first, from the recipe's own cuts by its own teachers (prepare.sh,
+and stage 0 of teachers.sh), in a temporary folder, or in ``--folder`` to be used again.
+``--profile`` prints instead where the time goes with the first codec.
+"""
+
+import argparse
+import cProfile
+import json
+import os
+import pstats
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+import torch
+from lhotse import CutSet
+
+from icefall_kd.cache.codec_file import load_codec
+from icefall_kd.cache.extract import extract
+from icefall_kd.cache.field import load_field_info
+from icefall_kd.cache.reader import open_shar
+from icefall_kd.cpu import tune_cpu
+from icefall_kd.data.augment import SpecAugment
+from icefall_kd.data.batches import Loader, make_loader
+from icefall_kd.data.shar import write_shar
+from icefall_kd.data.stream import open_stream
+from icefall_kd.io import read_yaml
+from icefall_kd.teachers import Teacher, build_teachers
+
+RECIPE = Path(__file__).resolve().parents[2] / "egs/asterisk/KD"
+
+
+def parse() -> argparse.Namespace:
+    """Parse the command line."""
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--shar-dir", default=RECIPE / "data/shar/train")
+    p.add_argument("--teachers", default=RECIPE / "conf/teachers.yaml")
+    p.add_argument("--codecs", nargs="+", default=["fp16", "int8"])
+    p.add_argument("--workers", nargs="+", type=int, default=[0, 2])
+    p.add_argument("--cuts", type=int, default=300)
+    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--max-duration", type=float, default=60.0, help="s in a batch")
+    p.add_argument("--no-spec-augment", action="store_true", help="plain features")
+    p.add_argument("--folder", type=Path, help="of the fields; absent: a temporary one")
+    p.add_argument("--profile", action="store_true")
+    return p.parse_args()
+
+
+def build(file: Path) -> List[Teacher]:
+    """Return the teachers of a recipe, whose paths are relative to its folder."""
+    here = os.getcwd()
+    os.chdir(Path(file).resolve().parents[1])
+    try:
+        described = read_yaml(file)
+        return build_teachers(
+            {n: {"num_threads": 1, **d} for n, d in described.items()}
+        )
+    finally:
+        os.chdir(here)
+
+
+def write_fields(folder: Path, args: argparse.Namespace) -> List[str]:
+    """Write the cuts once for each codec, with all fields; return the fields' names."""
+    cuts = list(open_shar(args.shar_dir).subset(first=args.cuts))
+    teachers = build(args.teachers)
+    for codec in args.codecs:
+        if not (folder / codec).exists():
+            write_shar(CutSet.from_cuts(cuts), folder / codec)
+        extract(folder / codec, teachers, codec=codec)
+    return [name for teacher in teachers for name in teacher.outputs]
+
+
+def loader_of(
+    folder: Path, fields: Sequence[str], workers: int, args: argparse.Namespace
+) -> Loader:
+    """Return the loader as training has it."""
+    return make_loader(
+        open_stream([folder], fields, shuffle=True),
+        fields={f: load_codec(folder, load_field_info(folder, f)) for f in fields},
+        max_duration=args.max_duration,
+        spec_augment=None if args.no_spec_augment else SpecAugment(),
+        num_workers=workers,
+    )
+
+
+def read(loader: Loader) -> Dict[str, float]:
+    """Read an epoch; return the s by the clock, of the processor, and of audio."""
+    before, clock = sum(os.times()[:4]), time.perf_counter()
+    frames = sum(int(batch["feature_lens"].sum()) for batch in loader)
+    return {
+        "clock": time.perf_counter() - clock,
+        "processor": sum(os.times()[:4]) - before,
+        "audio": frames / 100,
+    }
+
+
+def compare(
+    folder: Path, fields: Sequence[str], workers: int, args: argparse.Namespace
+) -> Dict[str, Any]:
+    """Return the throughput with fields over that without, and its parts."""
+    without = loader_of(folder, (), workers, args)
+    with_fields = loader_of(folder, fields, workers, args)
+    read(with_fields)  # into the page cache
+    rounds = [(read(without), read(with_fields)) for _ in range(args.rounds)]
+    result: Dict[str, Any] = {"codec": folder.name, "workers": workers}
+    for kind in ("clock", "processor"):
+        ratios = [a[kind] / b[kind] for a, b in rounds]
+        result[f"throughput_{kind}"] = round(statistics.median(ratios), 3)
+    for name, n in (("without", 0), ("with", 1)):
+        speeds = [pair[n]["audio"] / pair[n]["clock"] for pair in rounds]
+        result[f"x_real_time_{name}"] = round(statistics.median(speeds))
+    return result
+
+
+def profile(folder: Path, fields: Sequence[str], args: argparse.Namespace) -> None:
+    """Print the functions that take the time of the loader."""
+    loader = loader_of(folder, fields, 0, args)
+    read(loader)
+    profiler = cProfile.Profile()
+    profiler.runcall(read, loader)
+    pstats.Stats(profiler).sort_stats("cumulative").print_stats(60)
+
+
+def main() -> None:
+    """Make the fields, then read them."""
+    args = parse()
+    tune_cpu()  # as bin.train does: else the padded fields' pages cost the most
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        root = args.folder or Path(temporary)
+        fields = write_fields(root, args)
+        folders = [root / codec for codec in args.codecs]
+        if args.profile:
+            profile(folders[0], fields, args)
+            return
+        results = [
+            compare(folder, fields, workers, args)
+            for folder in folders
+            for workers in args.workers
+        ]
+    print(json.dumps({"fields": fields, "cuts": args.cuts, "results": results}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,300 @@
+"""Targets that are missing, stale or wrong, and teachers that speak in training."""
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import ranks
+import real_teachers
+import torch
+from lhotse import CutSet
+from shar_faults import rename_cuts, rewrite_cuts, rewrite_tar
+
+from icefall_kd.bin import train as command
+from icefall_kd.cache.extract import extract
+from icefall_kd.cache.reader import open_shar
+from icefall_kd.data.shar import write_shar
+from icefall_kd.distill.embedding import EmbeddingConfig
+from icefall_kd.distill.terms import TermsConfig
+from icefall_kd.training import loop
+from icefall_kd.training.checkpoint import load_checkpoint
+from icefall_kd.training.run import train
+from icefall_kd.training.setup import prepare
+
+tiny_dir, tiny = real_teachers.tiny_dir, real_teachers.tiny  # fixtures
+FIELD = "whisper_tiny_en"
+
+
+def with_data(config, **changes):
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
+
+
+def metrics(config, kind="train"):
+    lines = (Path(config.exp_dir) / "metrics.jsonl").read_text().splitlines()
+    lines = [json.loads(line) for line in lines]
+    return [
+        {k: v for k, v in line.items() if k not in ("speed", "eta")}
+        for line in lines
+        if line["kind"] == kind
+    ]
+
+
+@pytest.fixture
+def faulty(only, data_dir, tmp_path):
+    """A config of the embedding term alone, and sets to be damaged."""
+    shar = Path(shutil.copytree(data_dir / "shar", tmp_path / "shar"))
+    return with_data(only("embedding", num_epochs=1), shar_dir=str(shar)), shar
+
+
+def ids_of(folder):
+    return [cut.id for cut in open_shar(folder)]
+
+
+def missing_shard(folder, ids):
+    (folder / "wise.000001.tar").unlink()
+    return ids[5:10], "missing shards: 1, for example wise.000001.tar"
+
+
+def missing_arrays(folder, ids):
+    tar, lost = folder / "wise.000000.tar", ids[2:5]
+    rewrite_tar(tar, lambda i: None if i in lost else i)
+    return lost, "damaged shards: 1"
+
+
+def renamed(folder, ids):
+    rename_cuts(folder, "000001", lambda i: f"new-{i}")
+    return [], "renamed: 5, for example new-train-noise-"
+
+
+def shorter_audio(folder, ids):
+    def change(lines):
+        return [re.sub(r'("duration": )[\d.]+', r"\g<1>0.7", x, count=1) for x in lines]
+
+    rewrite_cuts(folder, "000002", change)
+    return ids[10:], "different audio: 2, for example train-noise-"
+
+
+def another_recording(folder, ids):
+    def change(lines):
+        return [x.replace('ng": {"id": "', 'ng": {"id": "re-', 1) for x in lines]
+
+    rewrite_cuts(folder, "000000", change)
+    return ids[:5], "different audio: 5, for example train-noise-"
+
+
+FAULTS = [missing_shard, missing_arrays, renamed, shorter_audio, another_recording]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_told_before_step_0_and_refused(faulty, fault):
+    config, shar = faulty
+    _, told = fault(shar / "train", ids_of(shar / "train"))
+    path = ranks.save_config(config, shar / "config.yaml")
+    with pytest.raises(SystemExit) as e:
+        command.main(["--config", path])
+    assert re.match("train: .*/train: field '(wise|old)' does not join", str(e.value))
+    assert told in str(e.value) and "data.missing: skip" in str(e.value)
+    assert not Path(config.exp_dir).exists()
+
+
+@pytest.mark.parametrize("fault", FAULTS[:4])
+def test_a_fault_is_counted_and_the_rest_is_learned_from(faulty, fault, caplog):
+    caplog.set_level("INFO")
+    config, shar = faulty
+    missing, told = fault(shar / "train", ids_of(shar / "train"))
+    train(with_data(config, missing="skip", dev=None))
+    text, count = caplog.text, len(missing)
+    before_step_0 = text[: text.index("parameters in the student")]
+    assert f"train: field 'wise': {count} of 12 cuts have no target" in before_step_0
+    assert told in before_step_0 and all(i in before_step_0 for i in missing)
+    lost = f"{count} of 12 utterances had no target in field 'wise'"
+    assert (lost in text[len(before_step_0) :]) == (count > 0)
+    assert any("embedding.wise_l1" in line for line in metrics(config))
+
+
+def test_a_set_without_the_field_trains_beside_one_that_has_it(faulty, caplog):
+    config, shar = faulty
+    for name in ("pool", "dev"):
+        (shar / name / "wise.json").unlink()
+    config = with_data(config, train=("pool", "train"), missing="skip")
+    train(config)
+    assert "pool: field 'wise': 6 of 6 cuts have no target" in caplog.text
+    assert "dev: field 'wise': 4 of 4 cuts have no target" in caplog.text
+    (dev,) = metrics(config, "dev")
+    assert "embedding.wise_l1" not in dev and dev["embedding.old_l1"] > 0
+    (shar / "train/wise.json").unlink()
+    with pytest.raises(FileNotFoundError, match="pool: field 'wise' is unfinished"):
+        prepare(config)
+
+
+def test_a_wrong_layer_is_never_skipped(faulty):
+    config, _ = faulty
+    config = with_data(config, missing="skip", expect={"wise": {"layer": 3}})
+    with pytest.raises(ValueError, match="layer is None, wanted 3"):
+        prepare(config)
+
+
+def test_an_unknown_choice_is_refused_with_those_that_exist(faulty):
+    for name in ("missing", "cache"):
+        with pytest.raises(ValueError, match=rf"data.{name} is 'x'.*one of \("):
+            with_data(faulty[0], **{name: "x"})
+
+
+def test_a_rank_without_any_target_does_not_hang(faulty, tmp_path):
+    """Of two processes one often has a batch that no teacher spoke about."""
+    config, shar = faulty
+    for field in ("wise", "old"):
+        for number in ("000000", "000001"):
+            (shar / f"train/{field}.{number}.tar").unlink()
+    config = with_data(config, missing="skip", max_duration=2.0)
+    path = ranks.save_config(config, tmp_path / "config.yaml")
+    with ranks.Job(ranks.run_command, (path,), tmp_path) as job:
+        assert [job.end(rank) for rank in range(2)] == [0, 0], job.log(0)
+    counted = [
+        int(re.search(rf"rank {r}: (\d+) of \d+ .* 'wise'", job.log(r))[1])
+        for r in range(2)
+    ]
+    assert sum(counted) in (9, 10), "an odd cut at the end may be left out"
+    assert len(metrics(config)) > 2
+    saved = load_checkpoint(Path(config.exp_dir) / "epoch-1.pt")
+    assert all(torch.isfinite(v).all() for v in saved["model"].values())
+
+
+@pytest.fixture(scope="session")
+def prompts(asterisk, tiny, tmp_path_factory):
+    """Shar sets train and dev of real prompts, with the field of the real tiny.en."""
+    root = tmp_path_factory.mktemp("prompts")
+    cuts = [c for c in open_shar(asterisk / "data/shar/test") if 0.8 < c.duration < 2.0]
+    for name, some in (("train", cuts[:12]), ("dev", cuts[12:15])):
+        write_shar(CutSet.from_cuts(some), root / name, shard_size=5)
+        extract(root / name, [tiny])
+    return root
+
+
+@pytest.fixture
+def cached(only, prompts):
+    """A config that reads the field of tiny.en."""
+    config = only("embedding", num_epochs=2, save_every_n=2)
+    losses = {"l1": 1.0, "cosine": 1.0}
+    term = EmbeddingConfig(teachers={FIELD: 1.0}, losses=losses)
+    config = dataclasses.replace(config, terms=TermsConfig(embedding=term))
+    return with_data(config, shar_dir=str(prompts))
+
+
+@pytest.fixture
+def live(cached, tiny_dir, tmp_path):
+    """The same, where tiny.en speaks while training runs."""
+    config = dataclasses.replace(cached, exp_dir=str(tmp_path / "live"))
+    return with_data(
+        config, cache="none", teachers={FIELD: {"model_dir": str(tiny_dir)}}
+    )
+
+
+def assert_same_losses(some, others, rel):
+    assert len(some) == len(others) > 0
+    for a, b in zip(some, others):
+        assert a.keys() == b.keys()
+        for name in set(a) - {"kind"}:
+            assert a[name] == pytest.approx(b[name], rel=rel), (a["step"], name)
+
+
+def test_the_losses_are_those_of_the_cached_run(cached, live, caplog):
+    caplog.set_level("INFO")
+    train(cached)
+    train(with_data(live, num_workers=2))
+    assert f"statistics of '{FIELD}' are those of" in caplog.text
+    assert len(metrics(live)) > 6
+    for kind in ("train", "dev"):
+        assert_same_losses(metrics(live, kind), metrics(cached, kind), 5e-3)
+
+
+class Stop(Exception):
+    """Stands for the end of the machine."""
+
+
+def test_a_live_run_goes_on_as_if_never_stopped(live, tmp_path, monkeypatch):
+    train(live)
+    broken = dataclasses.replace(live, exp_dir=str(tmp_path / "broken"))
+    original, taken = loop.Trainer._train_batch, []
+
+    def train_batch(self, batch):
+        if len(taken) == 5:
+            raise Stop
+        taken.append(batch)
+        return original(self, batch)
+
+    with monkeypatch.context() as m:
+        m.setattr(loop.Trainer, "_train_batch", train_batch)
+        with pytest.raises(Stop):
+            train(broken)
+    train(broken)
+    for kind in ("train", "dev"):
+        assert metrics(broken, kind) == metrics(live, kind)
+    a, b = (load_checkpoint(Path(c.exp_dir) / "epoch-2.pt") for c in (live, broken))
+    for part in ("model", "heads"):
+        assert all(torch.equal(a[part][k], v) for k, v in b[part].items())
+
+
+def test_without_a_stored_field_statistics_come_from_a_sample(
+    cached, live, prompts, tmp_path, caplog
+):
+    caplog.set_level("INFO")
+    shutil.copytree(prompts, tmp_path / "shar")
+    for path in (tmp_path / "shar").glob(f"*/{FIELD}*"):
+        path.unlink()
+    alone = prepare(with_data(live, shar_dir=str(tmp_path / "shar")))
+    assert re.search(rf"statistics of '{FIELD}' are those of \d+ frames", caplog.text)
+    stored = prepare(cached)
+    heads = [s.student.heads["embedding"][FIELD] for s in (alone, stored)]
+    for name in ("mean", "std"):  # the sample is as large as the set
+        a, b = (getattr(head, name) for head in heads)
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
+
+
+def test_the_memory_probe_asks_the_teacher_too(live, caplog):
+    caplog.set_level("INFO")
+    live = dataclasses.replace(live, memory_probe=True, num_epochs=1)
+    train(with_data(live, dev=None))
+    assert "memory probe: training on" in caplog.text
+
+
+@pytest.mark.slow
+def test_every_rank_has_a_teacher_of_its_own(live, tmp_path):
+    config = dataclasses.replace(with_data(live, max_duration=3.0), num_epochs=1)
+    path = ranks.save_config(config, tmp_path / "config.yaml")
+    with ranks.Job(ranks.run_command, (path,), tmp_path) as job:
+        assert [job.end(rank) for rank in range(2)] == [0, 0], job.log(0)
+    assert len(metrics(config)) > 1 and metrics(config, "dev")[0]["embedding"] > 0
+
+
+def assert_refused_before_data(config, match, error=ValueError):
+    with pytest.raises(error, match=match):
+        train(with_data(config, shar_dir="/no/data"))
+    assert not Path(config.exp_dir).exists()
+
+
+def test_teachers_that_cannot_be_built_are_told_before_data_is_read(live, tmp_path):
+    assert_refused_before_data(
+        with_data(live, teachers={}), rf"cache is none.*{FIELD}.*data.teachers names"
+    )
+    assert_refused_before_data(
+        with_data(live, teachers={FIELD: {"family": "oracle", "model_dir": "x"}}),
+        rf"teacher '{FIELD}': unknown teacher 'oracle'; known are",
+    )
+    empty = {FIELD: {"model_dir": str(tmp_path / "nothing")}}
+    assert_refused_before_data(
+        with_data(live, teachers=empty), "nothing/model.bin is missing", OSError
+    )
+    folder = live.data.teachers[FIELD]["model_dir"]
+    other = {"tiny": {"family": FIELD, "model_dir": folder}}
+    assert_refused_before_data(
+        with_data(live, teachers=other),
+        rf"no teacher of data.teachers says \['{FIELD}'\]; they say \['tiny'\]",
+    )
+    assert_refused_before_data(
+        with_data(live, expect={FIELD: {"layer": 3}}),
+        f"'{FIELD}' is not what data.expect has: layer is 'last', wanted 3",
+    )
