@@ -18,7 +18,7 @@ that is trained is trained on the first folder and serves the others too.
 import argparse
 import logging
 import time
-from typing import List
+from typing import Any, Dict, List, Sequence
 
 import torch
 import yaml
@@ -51,6 +51,13 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add("--codec", default="fp16", help=f"of embeddings: {', '.join(sorted(CODECS))}")
     add("--codec-frames", type=int, default=CODEC_FRAMES, help="to train a codec on")
+    add(
+        "--codec-option",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="options of that training, for example iterations=20000 of mvq8",
+    )
     add("--num-threads", type=int, default=2, help="CPU threads of a teacher")
     add("--device", default="cpu", help="cpu or cuda")
     add("--max-batch-duration", type=float, default=60.0, help="s of padded audio")
@@ -87,13 +94,23 @@ def build(args: argparse.Namespace) -> List[Teacher]:
         return build_teachers({n: {**common, **d} for n, d in described.items()})
     if args.model_dir is None:
         raise ValueError("--teacher needs --model-dir")
-    options = dict(common)
-    for option in args.option:
+    options = {**common, **read_options("--option", args.option)}
+    return [build_teacher(args.teacher, args.model_dir, args.field, **options)]
+
+
+def read_options(argument: str, given: Sequence[str]) -> Dict[str, Any]:
+    """Return the values of several KEY=VALUE, each read as YAML.
+
+    Raises:
+      ValueError: if one is of another form; the message names the ``argument``.
+    """
+    options = {}
+    for option in given:
         name, equals, value = option.partition("=")
         if not equals:
-            raise ValueError(f"--option {option}: expected KEY=VALUE")
+            raise ValueError(f"{argument} {option}: expected KEY=VALUE")
         options[name] = yaml.safe_load(value)
-    return [build_teacher(args.teacher, args.model_dir, args.field, **options)]
+    return options
 
 
 def run(shar_dir: str, teachers: List[Teacher], args: argparse.Namespace) -> None:
@@ -115,6 +132,7 @@ def run(shar_dir: str, teachers: List[Teacher], args: argparse.Namespace) -> Non
             codec=args.codec,
             codec_dir=args.shar_dir[0],
             codec_frames=args.codec_frames,
+            codec_options=read_options("--codec-option", args.codec_option),
             max_batch_duration=args.max_batch_duration,
             overwrite=args.overwrite,
             progress=progress,
