@@ -107,7 +107,9 @@ class Pq(Codec):
     def decode(self, stored: np.ndarray) -> np.ndarray:
         """See :class:`Codec`."""
         y = np.take(self._rows, stored + self._first, axis=0)
-        return y.reshape(len(stored), -1) @ self._back + self._state["mean"]
+        return (
+            y.reshape(len(stored), len(self._back)) @ self._back + self._state["mean"]
+        )
 
     def bytes_per_frame(self, dim: int) -> float:
         """See :class:`Codec`."""
