@@ -4,7 +4,7 @@ Source: Jegou et al., Product quantization for nearest neighbor search, 2011,
 doi:10.1109/TPAMI.2010.57; the rotation: Ge et al., Optimized product quantization for
 approximate nearest neighbor search, 2013, doi:10.1109/CVPR.2013.379 (begun with the
 principal components, spread over the sub-quantisers so that the product of the
-variances is about the same in each).  The k-means and the rotation are faiss's.
+variances is about the same in each).  The k-means is faiss's.
 TABLE
 """
 
@@ -124,16 +124,25 @@ class Pq(Codec):
 
 
 def _train_rotation(quantizer: Any, z: np.ndarray) -> np.ndarray:
-    """Return (W, P) float32 after which ``quantizer`` loses little of ``z``, (F, W)."""
-    faiss = _faiss()
-    start = _spread_components(z, quantizer.M, quantizer.dsub)
-    rotation = faiss.OPQMatrix(z.shape[1], quantizer.M, quantizer.d)
-    faiss.copy_array_to_vector(start.T.ravel(), rotation.A)
-    rotation.niter = _ITERATIONS
-    rotation.pq = quantizer  # its seed counts here too
-    rotation.train(z)
-    quantizer.train_type = quantizer.Train_default  # not from where that ended
-    return faiss.vector_to_array(rotation.A).reshape(start.T.shape).T
+    """Return (W, P) float32 after which ``quantizer`` loses little of ``z``, (F, W).
+
+    In turns: the best centroids for the rotation, the best rotation for what they make
+    of the frames (orthogonal Procrustes; Ge et al., section 3.1).  faiss can do it too,
+    but its LAPACK crashes in a process that has loaded CTranslate2.
+    """
+    rotation = _spread_components(z, quantizer.M, quantizer.dsub)
+    first, quantizer.cp.niter = quantizer.cp.niter, 4
+    for n in range(_ITERATIONS):
+        quantizer.train_type = (
+            quantizer.Train_hot_start if n else quantizer.Train_default
+        )
+        y = z @ rotation
+        quantizer.train(y)
+        y = quantizer.decode(quantizer.compute_codes(y))
+        u, _, vt = np.linalg.svd(z.T @ y, full_matrices=False)
+        rotation = u @ vt
+    quantizer.cp.niter, quantizer.train_type = first, quantizer.Train_default
+    return rotation
 
 
 def _spread_components(z: np.ndarray, groups: int, size: int) -> np.ndarray:
