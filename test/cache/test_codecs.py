@@ -20,8 +20,8 @@ from icefall_kd.cache.topk import split_topk, take_topk
 
 DIM = 96
 # spec -> relative error that it may have on correlated frames with large dimensions
-ERRORS = {"fp16": 1e-3, "int8": 1e-2, "pq16": 0.2, "pq7": 0.4, "mvq2": 0.6}
-FEW = {"mvq2": {"iterations": 20}}  # options that make the training short
+ERRORS = {"fp16": 1e-3, "int8": 1e-2, "pq16": 0.2, "pq7": 0.4, "mvq2": 0.5}
+FEW = {"mvq2": {"iterations": 60}}  # options that make the training short
 
 
 def embeddings(frames: int, dim: int, seed: int = 0) -> np.ndarray:
@@ -46,7 +46,7 @@ def _again(codec: Codec, x: np.ndarray) -> np.ndarray:
 @pytest.fixture(params=sorted(ERRORS), scope="module")
 def codec(request):
     spec = request.param
-    frames = 300 if spec.startswith("mvq") else 2000
+    frames = 256 if spec in FEW else 2000
     return train_codec(spec, embeddings(frames, DIM), **FEW.get(spec, {}))
 
 
@@ -108,15 +108,15 @@ def test_frames_of_another_dimension_are_refused(codec):
 
 
 def test_more_bytes_keep_more():
-    frames, x = embeddings(3000, DIM), embeddings(300, DIM, seed=1)
+    frames, x = embeddings(1000, 32), embeddings(300, 32, seed=1)
     errors = [normalised_error(train_codec(f"pq{n}", frames), x) for n in (2, 4, 16)]
     assert 1 > errors[0] > errors[1] > errors[2]
 
 
 def test_pq_counts_every_dimension_the_same():
     """Large dimensions must not take the bytes of all others."""
-    frames, x = embeddings(3000, DIM), embeddings(300, DIM, seed=1)
-    back = _again(train_codec("pq16", frames), x)
+    frames, x = embeddings(1000, DIM), embeddings(300, DIM, seed=1)
+    back = _again(train_codec("pq8", frames), x)
     error = np.linalg.norm(back - x, axis=0) / np.linalg.norm(x - x.mean(0), axis=0)
     assert error.max() < 2 * np.median(error)
 
@@ -132,8 +132,8 @@ def test_pq_decodes_what_faiss_decodes():
 
 @pytest.mark.parametrize("spec", ["int8", "pq4", "mvq2"])
 def test_a_training_repeated_is_the_same_and_its_seed_counts(spec):
-    frames = embeddings(300, 32)
-    few = FEW.get(spec, {})
+    frames = embeddings(256, 32)
+    few = {"iterations": 4} if spec == "mvq2" else {}
     a, b = (codec_sha256(train_codec(spec, frames, **few)) for _ in range(2))
     assert a == b
     if spec != "int8":
@@ -218,7 +218,7 @@ def test_mvq_refuses_a_number_of_codebooks_that_its_package_cannot_train():
     "spec, module, package",
     [
         ("pq4", "faiss", "faiss-cpu"),
-        ("mvq2", "multi_quantization", "multi_quantizatio"),
+        ("mvq2", "multi_quantization", "multi_quantization"),
     ],
 )
 def test_a_package_that_is_absent_is_named(spec, module, package, monkeypatch):

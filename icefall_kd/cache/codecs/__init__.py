@@ -86,6 +86,7 @@ def train_codec(spec: str, frames: np.ndarray, seed: int = 0, **options: Any) ->
     """
     cls, size = find_codec(spec)
     options = training_options(spec, options)
+    cls(size, {})  # refuses a size that it cannot have
     if not np.isfinite(frames).all():
         raise ValueError(f"frames to train codec '{spec}' on are not finite")
     return cls(size, cls.train(size, frames, seed, **options) if cls.trained else {})
