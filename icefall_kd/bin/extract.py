@@ -24,7 +24,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from icefall_kd.cache.codecs import CODECS
+from icefall_kd.cache.codecs import CODECS, training_options
 from icefall_kd.cache.extract import CODEC_FRAMES, extract
 from icefall_kd.io import read_yaml
 from icefall_kd.logs import setup_logging
@@ -71,6 +71,8 @@ def main() -> None:
     setup_logging()
     torch.set_num_threads(args.num_threads)
     try:
+        options = read_options("--codec-option", args.codec_option)
+        training_options(args.codec, options)  # refuses what there is not, at once
         teachers = build(args)
         for shar_dir in args.shar_dir:
             run(shar_dir, teachers, args)

@@ -132,7 +132,7 @@ def test_pq_decodes_what_faiss_decodes():
 
 @pytest.mark.parametrize("spec", ["int8", "pq4", "mvq2"])
 def test_a_training_repeated_is_the_same_and_its_seed_counts(spec):
-    frames = embeddings(256, 32)
+    frames = embeddings(600, 32)
     few = {"iterations": 4} if spec == "mvq2" else {}
     a, b = (codec_sha256(train_codec(spec, frames, **few)) for _ in range(2))
     assert a == b
