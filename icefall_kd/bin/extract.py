@@ -30,6 +30,12 @@ from icefall_kd.io import read_yaml
 from icefall_kd.logs import setup_logging
 from icefall_kd.teachers import TEACHERS, Teacher, build_teacher, build_teachers
 
+CODEC_NAMES = ", ".join(
+    name + ("<bytes>" if cls.sized else "")
+    for name, cls in sorted(CODECS.items())
+    if "embedding" in cls.kinds
+)
+
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
@@ -49,7 +55,7 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="options of its family, for example compute_type=int8 context=1.0",
     )
-    add("--codec", default="fp16", help=f"of embeddings: {', '.join(sorted(CODECS))}")
+    add("--codec", default="fp16", help=f"of embeddings: {CODEC_NAMES}")
     add("--codec-frames", type=int, default=CODEC_FRAMES, help="to train a codec on")
     add(
         "--codec-option",

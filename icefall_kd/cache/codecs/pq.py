@@ -5,7 +5,18 @@ doi:10.1109/TPAMI.2010.57; the rotation: Ge et al., Optimized product quantizati
 approximate nearest neighbor search, 2013, doi:10.1109/CVPR.2013.379 (begun with the
 principal components, spread over the sub-quantisers so that the product of the
 variances is about the same in each).  The k-means is faiss's.
-TABLE
+
+What comes before the sub-quantisers decides what they lose.  Error |x' - x| / |x| after
+each dimension's mean and standard deviation, where targets are compared, of Whisper on
+the dev set of the Asterisk recipe, trained on 20,000 frames of its train set:
+
+                                     tiny.en       base
+    bytes a frame                       16       16       32
+    frames as they are                0.759    0.780    0.712
+    each dimension normalised         0.720    0.742    0.675
+    and principal components, spread  0.662    0.683    0.583
+    the first half of them            0.665    0.683    0.584
+    and 10 turns of OPQ               0.655    0.671    0.581
 """
 
 import logging
