@@ -86,7 +86,7 @@ class Pq(Codec):
             )
         mean, std = mean_and_std(frames)
         z = (frames - mean) / std
-        dim = size * max(1, round(_KEPT * z.shape[1] / size))
+        dim = size * _values_held(_KEPT * z.shape[1] / size)
         z = np.pad(z, ((0, 0), (0, max(0, dim - z.shape[1]))))
         quantizer = faiss.ProductQuantizer(dim, size, 8)
         quantizer.cp.seed = seed
@@ -132,6 +132,16 @@ class Pq(Codec):
         quantizer = faiss.ProductQuantizer(self.size * centroids.shape[2], self.size, 8)
         faiss.copy_array_to_vector(centroids.ravel(), quantizer.centroids)
         return quantizer
+
+
+def _values_held(wanted: float) -> int:
+    """Return what a sub-quantiser holds: a multiple of 4 near ``wanted`` if it is more.
+
+    faiss encodes 4 or 8 values seven times as fast as 6.
+    """
+    if wanted < 4:
+        return max(1, round(wanted))
+    return 4 * round(wanted / 4)
 
 
 def _train_rotation(quantizer: Any, z: np.ndarray) -> np.ndarray:
