@@ -20,6 +20,8 @@ HEAVY = (
     "onnx",
     "onnxruntime",
     "sherpa_onnx",
+    "faiss",
+    "multi_quantization",
 )
 # The one place of each import that few machines have or that takes long.
 PLACES = {
@@ -31,6 +33,8 @@ PLACES = {
     "matplotlib": {"cache/plot.py"},
     "onnxruntime": {"export/ort.py", "export/quantize.py"},
     "sherpa_onnx": {"export/sherpa.py"},
+    "faiss": {"cache/codecs/pq.py"},
+    "multi_quantization": {"cache/codecs/mvq.py"},
 }
 
 

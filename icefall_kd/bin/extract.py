@@ -18,17 +18,23 @@ that is trained is trained on the first folder and serves the others too.
 import argparse
 import logging
 import time
-from typing import List
+from typing import Any, Dict, List, Sequence
 
 import torch
 import yaml
 from tqdm import tqdm
 
-from icefall_kd.cache.codecs import CODECS
+from icefall_kd.cache.codecs import CODECS, training_options
 from icefall_kd.cache.extract import CODEC_FRAMES, extract
 from icefall_kd.io import read_yaml
 from icefall_kd.logs import setup_logging
 from icefall_kd.teachers import TEACHERS, Teacher, build_teacher, build_teachers
+
+CODEC_NAMES = ", ".join(
+    name + ("<bytes>" if cls.sized else "")
+    for name, cls in sorted(CODECS.items())
+    if "embedding" in cls.kinds
+)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -49,8 +55,15 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="options of its family, for example compute_type=int8 context=1.0",
     )
-    add("--codec", default="fp16", help=f"of embeddings: {', '.join(sorted(CODECS))}")
+    add("--codec", default="fp16", help=f"of embeddings: {CODEC_NAMES}")
     add("--codec-frames", type=int, default=CODEC_FRAMES, help="to train a codec on")
+    add(
+        "--codec-option",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="options of that training, for example iterations=20000 of mvq8",
+    )
     add("--num-threads", type=int, default=2, help="CPU threads of a teacher")
     add("--device", default="cpu", help="cpu or cuda")
     add("--max-batch-duration", type=float, default=60.0, help="s of padded audio")
@@ -64,6 +77,8 @@ def main() -> None:
     setup_logging()
     torch.set_num_threads(args.num_threads)
     try:
+        options = read_options("--codec-option", args.codec_option)
+        training_options(args.codec, options)  # refuses what there is not, at once
         teachers = build(args)
         for shar_dir in args.shar_dir:
             run(shar_dir, teachers, args)
@@ -87,13 +102,23 @@ def build(args: argparse.Namespace) -> List[Teacher]:
         return build_teachers({n: {**common, **d} for n, d in described.items()})
     if args.model_dir is None:
         raise ValueError("--teacher needs --model-dir")
-    options = dict(common)
-    for option in args.option:
+    options = {**common, **read_options("--option", args.option)}
+    return [build_teacher(args.teacher, args.model_dir, args.field, **options)]
+
+
+def read_options(argument: str, given: Sequence[str]) -> Dict[str, Any]:
+    """Return the values of several KEY=VALUE, each read as YAML.
+
+    Raises:
+      ValueError: if one is of another form; the message names the ``argument``.
+    """
+    options = {}
+    for option in given:
         name, equals, value = option.partition("=")
         if not equals:
-            raise ValueError(f"--option {option}: expected KEY=VALUE")
+            raise ValueError(f"{argument} {option}: expected KEY=VALUE")
         options[name] = yaml.safe_load(value)
-    return [build_teacher(args.teacher, args.model_dir, args.field, **options)]
+    return options
 
 
 def run(shar_dir: str, teachers: List[Teacher], args: argparse.Namespace) -> None:
@@ -115,6 +140,7 @@ def run(shar_dir: str, teachers: List[Teacher], args: argparse.Namespace) -> Non
             codec=args.codec,
             codec_dir=args.shar_dir[0],
             codec_frames=args.codec_frames,
+            codec_options=read_options("--codec-option", args.codec_option),
             max_batch_duration=args.max_batch_duration,
             overwrite=args.overwrite,
             progress=progress,

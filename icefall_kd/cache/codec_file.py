@@ -2,9 +2,10 @@
 
 import hashlib
 import io
+import json
 import zipfile
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Any, Dict, Mapping, Optional, Tuple
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from icefall_kd.cache.codecs import Codec, find_codec, make_codec
 from icefall_kd.cache.field import FieldInfo
 from icefall_kd.io import Pathlike, as_path, write_aside
 
-_SPEC = "spec"  # entry of the file beside the state's arrays
+_SPEC, _ORIGIN = "spec", "origin"  # entries of the file beside the state's arrays
 
 
 def codec_path(shar_dir: Pathlike, field: str) -> Path:
@@ -33,10 +34,21 @@ def codec_sha256(codec: Codec) -> Optional[str]:
     return digest.hexdigest()
 
 
-def save_codec(codec: Codec, shar_dir: Pathlike, field: str) -> None:
-    """Write the state of a trained codec, whole or not at all."""
+def save_codec(
+    codec: Codec,
+    shar_dir: Pathlike,
+    field: str,
+    origin: Optional[Mapping[str, Any]] = None,
+) -> None:
+    """Write the state of a trained codec, whole or not at all.
+
+    Args:
+      origin: what it was trained on and how, fit for JSON; see :func:`read_origin`.
+    """
     buffer = io.BytesIO()
-    np.savez(buffer, **{_SPEC: np.array(codec.spec)}, **codec.state())
+    entries = {_SPEC: codec.spec, _ORIGIN: json.dumps(origin or {}, sort_keys=True)}
+    arrays = {name: np.array(text) for name, text in entries.items()}
+    np.savez(buffer, **arrays, **codec.state())
     with write_aside(codec_path(shar_dir, field)) as aside:
         aside.write_bytes(buffer.getvalue())
 
@@ -48,6 +60,19 @@ def read_codec(shar_dir: Pathlike, field: str) -> Codec:
       FileNotFoundError: if the file is missing.
       ValueError: if it is damaged or of another form.
     """
+    return _read(shar_dir, field)[0]
+
+
+def read_origin(shar_dir: Pathlike, field: str) -> Dict[str, Any]:
+    """Return what a codec was trained on and how; empty when that was not told.
+
+    Raises:
+      FileNotFoundError, ValueError: as :func:`read_codec`.
+    """
+    return _read(shar_dir, field)[1]
+
+
+def _read(shar_dir: Pathlike, field: str) -> Tuple[Codec, Dict[str, Any]]:
     path = codec_path(shar_dir, field)
     if not path.is_file():
         raise FileNotFoundError(
@@ -57,7 +82,8 @@ def read_codec(shar_dir: Pathlike, field: str) -> Codec:
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             state: Dict[str, np.ndarray] = {name: file[name] for name in file.files}
-        return make_codec(str(state.pop(_SPEC)), state)
+        origin = json.loads(str(state.pop(_ORIGIN)))
+        return make_codec(str(state.pop(_SPEC)), state), origin
     except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile) as e:
         raise ValueError(f"{path}: not the state of a codec, or damaged ({e})") from e
 

@@ -13,8 +13,25 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
-from icefall_kd.cache.codec_file import codec_path, codec_sha256, read_codec, save_codec
-from icefall_kd.cache.codecs import Codec, find_codec, make_codec, train_codec
+from icefall_kd.cache.codec_file import (
+    codec_path,
+    codec_sha256,
+    read_codec,
+    read_origin,
+    save_codec,
+)
+from icefall_kd.cache.codec_origin import (
+    check_origin,
+    check_training,
+    is_trained_so,
+    origin_of,
+)
+from icefall_kd.cache.codecs import (
+    Codec,
+    find_codec,
+    make_codec,
+    train_codec,
+)
 from icefall_kd.cache.field import (
     FieldInfo,
     ShardState,
@@ -75,6 +92,7 @@ def extract(
     codec: str = "fp16",
     codec_dir: Optional[Pathlike] = None,
     codec_frames: int = CODEC_FRAMES,
+    codec_options: Optional[Mapping[str, Any]] = None,
     max_batch_duration: float = 60.0,
     overwrite: bool = False,
     progress: Optional[Progress] = None,
@@ -89,6 +107,7 @@ def extract(
       codec_dir: another Shar folder whose trained codecs serve here too: the sets of
                 one training must share theirs.
       codec_frames: frames that a codec is trained on where none is there yet.
+      codec_options: of that training, see :class:`icefall_kd.cache.codecs.Codec`.
       max_batch_duration: seconds of padded audio in one call of a teacher.
       overwrite: replace fields of another fingerprint instead of refusing.
       progress: called as the audio goes by.
@@ -106,7 +125,15 @@ def extract(
     for name, output in outputs.items():
         spec = codec if output.kind == "embedding" else "topk"
         code = _obtain_codec(
-            shar_dir, name, spec, codec_dir, codec_frames, teachers, overwrite
+            shar_dir,
+            name,
+            spec,
+            codec_dir,
+            codec_frames,
+            dict(codec_options or {}),
+            teachers,
+            keys,
+            overwrite,
         )
         field = _open_field(shar_dir, name, output, code, keys, overwrite)
         report.shards_kept += len(field.states)
@@ -154,30 +181,36 @@ def _obtain_codec(
     spec: str,
     codec_dir: Optional[Pathlike],
     num_frames: int,
+    options: Mapping[str, Any],
     teachers: Sequence[Teacher],
+    keys: Keys,
     overwrite: bool,
 ) -> Codec:
     """Return the codec of a field: the one that is there, another set's, a new one."""
     if not find_codec(spec)[0].trained:
         return make_codec(spec)
-    there = codec_path(shar_dir, field).is_file()
-    if codec_dir is not None and as_path(codec_dir) != as_path(shar_dir):
-        codec = read_codec(codec_dir, field)
-    elif there and not overwrite:
-        codec = read_codec(shar_dir, field)
+    teacher = next(t for t in teachers if field in t.outputs)
+    output = teacher.outputs[field]
+    origin = origin_of(output, spec, num_frames, options)
+    shared = codec_dir is not None and as_path(codec_dir) != as_path(shar_dir)
+    home = codec_dir if shared else shar_dir
+    there = codec_path(home, field).is_file()
+    if shared or (there and not overwrite) or is_trained_so(home, field, spec, origin):
+        check_origin(home, field, output)
+        codec = read_codec(home, field)
     else:
-        teacher = next(t for t in teachers if field in t.outputs)
+        check_training(shar_dir, field, spec, output, keys, overwrite)
         frames = sample_frames(shar_dir, [teacher], num_frames)[field]
         logging.info("training codec %s of %s on %d frames", spec, field, len(frames))
-        codec = train_codec(spec, frames)
-        there = False
+        codec = train_codec(spec, frames, **options)
+        save_codec(codec, shar_dir, field, origin)
     if codec.spec != spec:
         raise ValueError(
-            f"{codec_path(shar_dir, field)} is of codec '{codec.spec}', not '{spec}'; "
+            f"{codec_path(home, field)} is of codec '{codec.spec}', not '{spec}'; "
             "give that --codec, another --field, or --overwrite"
         )
-    if not there or overwrite:
-        save_codec(codec, shar_dir, field)
+    if shared and (overwrite or not codec_path(shar_dir, field).is_file()):
+        save_codec(codec, shar_dir, field, read_origin(home, field))
     return codec
 
 

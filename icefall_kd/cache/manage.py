@@ -3,7 +3,7 @@
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Optional
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional
 
 from icefall_kd.cache.audit import Fault
 from icefall_kd.cache.codec_file import (
@@ -11,6 +11,7 @@ from icefall_kd.cache.codec_file import (
     codec_sha256,
     load_codec,
     read_codec,
+    read_origin,
     save_codec,
 )
 from icefall_kd.cache.codecs import Codec
@@ -119,7 +120,8 @@ def copy_field(
     if todo:
         check_disk(target, {field: total})
         info_path(target, field).unlink(missing_ok=True)  # absent = unfinished
-    _begin(target, field, codec)
+    origin = read_origin(source, field) if codec.state() else None
+    _begin(target, field, codec, origin)
     copied = {s: _renewed(target, s, states[s]) for s in ids}
     for shard in todo:
         _copy_shard(source, target, field, shard, copied[shard])
@@ -212,13 +214,15 @@ def _is_copied(target: Pathlike, field: str, shard: str, state: ShardState) -> b
     return same and sha256_file(tar) == state.sha256
 
 
-def _begin(target: Pathlike, field: str, codec: Codec) -> None:
+def _begin(
+    target: Pathlike, field: str, codec: Codec, origin: Optional[Mapping[str, Any]]
+) -> None:
     """Write the codec before the arrays that need it, and sweep what was left."""
     files = find_fields(target).get(field)
     if files is not None:
         remove_leftovers(files)
     if codec.state():
-        save_codec(codec, target, field)
+        save_codec(codec, target, field, origin)
     else:
         codec_path(target, field).unlink(missing_ok=True)
 

@@ -31,8 +31,8 @@ def test_a_folder_without_weights_ends_with_the_remedy(monkeypatch, tmp_path):
     assert "model.bin is missing" in text and "fetch_teacher" in text
 
 
-def test_an_unknown_codec_is_refused(monkeypatch, capsys, tmp_path):
-    fail(
+def test_an_unknown_codec_is_refused(monkeypatch, tmp_path):
+    text = fail(
         monkeypatch,
         "--shar-dir",
         tmp_path,
@@ -43,5 +43,13 @@ def test_an_unknown_codec_is_refused(monkeypatch, capsys, tmp_path):
         "--codec",
         "lzma",
     )
-    message = capsys.readouterr().err
-    assert "lzma" in message and "fp16" in message
+    assert "unknown codec 'lzma'" in text and "fp16" in text and "pq<bytes>" in text
+
+
+def test_an_unknown_option_of_a_codec_is_refused(monkeypatch, tmp_path):
+    arguments = ("--shar-dir", tmp_path, "--teacher", "whisper_base")
+    arguments += ("--model-dir", tmp_path, "--codec", "mvq8")
+    text = fail(monkeypatch, *arguments, "--codec-option", "steps=3")
+    assert "no options ['steps']; it has ['iterations']" in text
+    text = fail(monkeypatch, *arguments, "--codec-option", "iterations")
+    assert "--codec-option iterations: expected KEY=VALUE" in text

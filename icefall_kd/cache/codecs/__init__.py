@@ -7,18 +7,27 @@ A codec is written as its name and, where it has a size, the bytes of a frame:
 """
 
 import re
-from typing import Dict, Mapping, Optional, Tuple, Type
+from typing import Any, Dict, Mapping, Optional, Tuple, Type
 
 import numpy as np
 
 from icefall_kd.cache.codecs.base import Codec
 from icefall_kd.cache.codecs.fp16 import Fp16
 from icefall_kd.cache.codecs.int8 import Int8
+from icefall_kd.cache.codecs.mvq import Mvq
+from icefall_kd.cache.codecs.pq import Pq
 from icefall_kd.cache.codecs.topk import TopK
 
-__all__ = ["CODECS", "Codec", "find_codec", "make_codec", "train_codec"]
+__all__ = [
+    "CODECS",
+    "Codec",
+    "find_codec",
+    "make_codec",
+    "train_codec",
+    "training_options",
+]
 
-CODECS: Dict[str, Type[Codec]] = {c.name: c for c in (Fp16, Int8, TopK)}
+CODECS: Dict[str, Type[Codec]] = {c.name: c for c in (Fp16, Int8, Pq, Mvq, TopK)}
 
 
 def find_codec(spec: str) -> Tuple[Type[Codec], Optional[int]]:
@@ -51,13 +60,33 @@ def make_codec(spec: str, state: Optional[Mapping[str, np.ndarray]] = None) -> C
     return cls(size, state or {})
 
 
-def train_codec(spec: str, frames: np.ndarray, seed: int = 0) -> Codec:
-    """Return the codec ``spec`` trained on ``frames``, (F, W) float32.
+def training_options(spec: str, given: Mapping[str, Any]) -> Dict[str, Any]:
+    """Return all options of a training of ``spec``: those given, and the defaults.
 
     Raises:
-      ValueError: if there is no such codec, or the frames are too few or not finite.
+      ValueError: if there is no such codec or option.
+    """
+    cls, _ = find_codec(spec)
+    unknown = sorted(set(given) - set(cls.options))
+    if unknown:
+        raise ValueError(
+            f"codec '{spec}' has no options {unknown}; it has {sorted(cls.options)}"
+        )
+    return {**cls.options, **given}
+
+
+def train_codec(spec: str, frames: np.ndarray, seed: int = 0, **options: Any) -> Codec:
+    """Return the codec ``spec`` trained on ``frames``, (F, W) float32.
+
+    Args:
+      options: as :func:`training_options`.
+    Raises:
+      ValueError: as :func:`training_options`; if the frames are too few or not finite;
+        if the package that trains it is not installed.
     """
     cls, size = find_codec(spec)
+    options = training_options(spec, options)
+    cls(size, {})  # refuses a size that it cannot have
     if not np.isfinite(frames).all():
         raise ValueError(f"frames to train codec '{spec}' on are not finite")
-    return cls(size, cls.train(size, frames, seed) if cls.trained else {})
+    return cls(size, cls.train(size, frames, seed, **options) if cls.trained else {})

@@ -1,6 +1,6 @@
 """What a codec is."""
 
-from typing import ClassVar, Dict, Mapping, Optional, Tuple
+from typing import Any, ClassVar, Dict, Mapping, Optional, Tuple
 
 import numpy as np
 
@@ -8,24 +8,32 @@ import numpy as np
 class Codec:
     """Turns a teacher's frames into what is stored, and back.
 
-    Decoding needs numpy alone, so that training needs no library of the encoder's; it
-    works on any slice of the stored array in time.  A codec can be pickled.
+    Decoding needs numpy and torch alone, so that training needs no library of the
+    encoder's; it
+    works on any slice of the stored array in time.  A codec can be pickled: its size
+    and its state are what travels.
 
     Attributes:
       name:    in :data:`icefall_kd.cache.codecs.CODECS`.
       sized:   True if a spec is the name and a number of bytes.
       trained: True if it has a state that is learned from frames.
       kinds:   kinds of output that it can hold.
+      options: of its training, each with its default.
     """
 
     name: ClassVar[str]
     sized: ClassVar[bool] = False
     trained: ClassVar[bool] = False
     kinds: ClassVar[Tuple[str, ...]] = ("embedding",)
+    options: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, size: Optional[int], state: Mapping[str, np.ndarray]) -> None:
         self.size = size
         self._state = dict(state)
+
+    def __reduce__(self) -> tuple:
+        # What a codec keeps beside its state may be large, or not fit to travel.
+        return type(self), (self.size, self._state)
 
     @property
     def spec(self) -> str:
@@ -38,10 +46,22 @@ class Codec:
 
     @classmethod
     def train(
-        cls, size: Optional[int], frames: np.ndarray, seed: int
+        cls, size: Optional[int], frames: np.ndarray, seed: int, **options: Any
     ) -> Dict[str, np.ndarray]:
-        """Return the state learned from ``frames``, (F, W) float32."""
+        """Return the state learned from ``frames``, (F, W) float32.
+
+        Args:
+          options: all of :attr:`options`, as given or by default.
+        """
         raise NotImplementedError(f"codec '{cls.name}' is not trained")
+
+    @classmethod
+    def prepare(cls) -> None:
+        """Import what training needs, so that what is absent is told before it.
+
+        Raises:
+          ValueError: naming the package to install.
+        """
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         """(T, W) float32 -> the stored array; its first axis is time."""
@@ -67,3 +87,42 @@ def check_finite(x: np.ndarray, spec: str) -> None:
             f"the teacher's output holds a value that is not finite, which {spec} "
             "cannot store"
         )
+
+
+def check_dim(x: np.ndarray, dim: int, spec: str) -> None:
+    """Refuse frames of another dimension than the codec was trained on.
+
+    Raises:
+      ValueError: with both dimensions.
+    """
+    if x.ndim != 2 or x.shape[1] != dim:
+        raise ValueError(
+            f"frames are {x.shape}, but {spec} was trained on frames of {dim} values; "
+            "it belongs to another teacher"
+        )
+
+
+def check_number(frames: np.ndarray, centroids: int, spec: str) -> None:
+    """Refuse to train on fewer frames than there are centroids.
+
+    Raises:
+      ValueError: with both numbers.
+    """
+    if len(frames) < centroids:
+        raise ValueError(
+            f"{spec} learns {centroids} centroids and cannot do with {len(frames)} "
+            f"frames: give the codec at least {centroids}, better 20,000, of a larger "
+            "set, or take fp16"
+        )
+
+
+def mean_and_std(frames: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """Return the mean and the standard deviation of each dimension, (W,) float32.
+
+    They make the space in which targets are compared: there every dimension counts
+    the same, where Whisper and its like have a few that dwarf the rest.
+    """
+    mean = frames.mean(axis=0, dtype=np.float64)
+    std = frames.std(axis=0, dtype=np.float64)
+    # A dimension that never moves must not become a division by zero.
+    return mean.astype(np.float32), np.maximum(std, 1e-5).astype(np.float32)

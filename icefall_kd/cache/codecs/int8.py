@@ -4,12 +4,12 @@ Whisper and its like have a few dimensions that are a hundred times larger than 
 rest; one scale for all would leave the others nothing.
 """
 
-from typing import Dict, Optional
+from typing import Any, Dict, Optional
 
 import numpy as np
 import torch
 
-from icefall_kd.cache.codecs.base import Codec, check_finite
+from icefall_kd.cache.codecs.base import Codec, check_dim, check_finite
 
 _LEVELS = 127
 _OUTSIDE = 1e-4  # share of the values of a dimension that may be clipped
@@ -26,7 +26,7 @@ class Int8(Codec):
 
     @classmethod
     def train(
-        cls, size: Optional[int], frames: np.ndarray, seed: int
+        cls, size: Optional[int], frames: np.ndarray, seed: int, **options: Any
     ) -> Dict[str, np.ndarray]:
         """Learn the middle of each dimension and its largest distance from there.
 
@@ -43,9 +43,10 @@ class Int8(Codec):
         """See :class:`Codec`.
 
         Raises:
-          ValueError: if a value is not finite.
+          ValueError: if a value is not finite, or the dimension is another.
         """
         check_finite(x, self.spec)
+        check_dim(x, len(self._state["mean"]), self.spec)
         q = np.rint((x - self._state["mean"]) / self._state["scale"])
         return np.clip(q, -_LEVELS, _LEVELS).astype(np.int8)
 

@@ -1,0 +1,153 @@
+"""What does each codec cost in bytes, error and time?
+
+    OMP_NUM_THREADS=1 python test/bench/codecs.py --train-dir data/shar/train \\
+        --shar-dir data/shar/dev --field whisper_base [--codecs int8 pq32 pq16 mvq8]
+
+Both Shar folders hold the field as fp16, which therefore counts as the truth.  Each
+codec is trained on whole cuts of the first, drawn at random, and measured on the
+second, cut by cut, on one thread.  Prints JSON and a Markdown table:
+
+- error: |x' - x| / |x| over all frames, of the teacher's values;
+- normalised error: the same after the mean and the standard deviation of each dimension
+  over the training frames: the space in which the term "embedding" compares, where 1 is
+  what a codec that stores nothing has;
+- cosine: mean over the frames, in that space;
+- encode, decode: seconds of audio in a second of processor time, the best of the
+  rounds (which other load on the machine disturbs less than elapsed time).
+
+Not collected by pytest.
+"""
+
+import argparse
+import json
+import logging
+import random
+import sys
+import time
+from typing import Any, Callable, Dict, List
+
+import numpy as np
+import torch
+from markdown import table
+
+from icefall_kd.cache.codec_file import load_codec
+from icefall_kd.cache.codecs import Codec, find_codec, train_codec
+from icefall_kd.cache.codecs.base import mean_and_std
+from icefall_kd.cache.field import load_field_info
+from icefall_kd.cache.reader import load_field, open_shar
+
+
+def parse() -> argparse.Namespace:
+    """Parse the command line."""
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--train-dir", required=True, help="Shar folder to train on")
+    p.add_argument("--shar-dir", required=True, help="Shar folder to measure on")
+    p.add_argument("--field", required=True)
+    p.add_argument("--codecs", nargs="+", default=["fp16", "int8", "pq32", "pq16"])
+    p.add_argument("--frames", type=int, default=20_000, help="to train on")
+    p.add_argument("--mvq-iterations", type=int, default=1000)
+    p.add_argument("--rounds", type=int, default=3, help="of the measurement of speed")
+    p.add_argument("--limit", type=int, default=10**9, help="cuts to measure on")
+    return p.parse_args()
+
+
+def read_arrays(shar_dir: str, field: str) -> List[np.ndarray]:
+    """Return the frames of every cut, (T, D) float32."""
+    codec = load_codec(shar_dir, load_field_info(shar_dir, field))
+    return [load_field(cut, field, codec) for cut in open_shar(shar_dir, [field])]
+
+
+def draw(arrays: List[np.ndarray], num_frames: int) -> np.ndarray:
+    """Return the frames of cuts drawn at random until there are enough."""
+    arrays = random.Random(0).sample(arrays, len(arrays))
+    ends = np.cumsum([len(a) for a in arrays])
+    return np.concatenate(arrays[: int(np.searchsorted(ends, num_frames)) + 1])
+
+
+def best_time(call: Callable[[], Any], rounds: int) -> float:
+    """Return the least seconds of processor time that ``call`` took."""
+    seconds = []
+    for _ in range(rounds):
+        start = time.process_time()
+        call()
+        seconds.append(time.process_time() - start)
+    return min(seconds)
+
+
+def measure(
+    codec: Codec,
+    arrays: List[np.ndarray],
+    mean: np.ndarray,
+    std: np.ndarray,
+    frame_shift: float,
+    rounds: int,
+) -> Dict[str, float]:
+    """Return errors and speeds of one codec."""
+    stored: List[np.ndarray] = []
+    # An encoder may take 0.3 s for a second of audio: one round must do there.
+    encode = best_time(lambda: stored.extend(map(codec.encode, arrays)), 1)
+    decode = best_time(lambda: [codec.decode(s) for s in stored], rounds)
+    x = np.concatenate(arrays)
+    back = np.concatenate([codec.decode(s) for s in stored])
+    a, b = (x - mean) / std, (back - mean) / std
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    seconds = len(x) * frame_shift
+    return {
+        "error": float(np.linalg.norm(back - x) / np.linalg.norm(x)),
+        "normalised error": float(np.linalg.norm(b - a) / np.linalg.norm(a)),
+        "cosine": float(((a * b).sum(axis=1) / norms).mean()),
+        "encode": seconds / encode,
+        "decode": seconds / decode,
+    }
+
+
+def main() -> None:
+    """Run the comparison."""
+    args = parse()
+    torch.set_num_threads(1)
+    logging.basicConfig(level=logging.WARNING)
+    info = load_field_info(args.shar_dir, args.field)
+    frames = draw(read_arrays(args.train_dir, args.field), args.frames)
+    arrays = read_arrays(args.shar_dir, args.field)[: args.limit]
+    mean, std = mean_and_std(frames)
+    results = []
+    for spec in args.codecs:
+        cls, _ = find_codec(spec)
+        options = {"iterations": args.mvq_iterations} if cls.name == "mvq" else {}
+        start = time.process_time()
+        codec = train_codec(spec, frames, **options)
+        results.append(
+            {
+                "codec": spec,
+                "bytes a frame": codec.bytes_per_frame(info.dim),
+                "trained on": len(frames) if cls.trained else 0,
+                "training": time.process_time() - start if cls.trained else 0.0,
+                **measure(codec, arrays, mean, std, info.frame_shift, args.rounds),
+            }
+        )
+        print(json.dumps(results[-1]), file=sys.stderr)
+    seconds = sum(map(len, arrays)) * info.frame_shift
+    report = {"field": args.field, "dim": info.dim, "cuts": len(arrays)}
+    print(json.dumps({**report, "seconds": seconds, "codecs": results}, indent=2))
+    print(table([row(r) for r in results]))
+
+
+def row(result: Dict[str, Any]) -> Dict[str, str]:
+    """Return a result as it is shown."""
+    trained = result["trained on"]
+    return {
+        "codec": result["codec"],
+        "bytes a frame": f"{result['bytes a frame']:.0f}",
+        "error": f"{result['error']:.4f}",
+        "normalised error": f"{result['normalised error']:.4f}",
+        "cosine": f"{result['cosine']:.4f}",
+        "encode": f"{result['encode']:,.0f}x",
+        "decode": f"{result['decode']:,.0f}x",
+        "trained on": f"{trained:,} frames, {result['training']:.0f} s"
+        if trained
+        else "",
+    }
+
+
+if __name__ == "__main__":
+    main()
