@@ -57,7 +57,7 @@ class WhisperCt2:
                     that utterances of about one length share a batch.
       compute_type: "float32", "int8" or another of CTranslate2's.
       num_threads:  CPU threads of one call.
-      device:       "cpu" or "cuda".
+      device:       "cpu", "cuda" or one of several, "cuda:1".
       max_batch:    seconds of padded audio in one call.
     Raises:
       FileNotFoundError: if the folder does not hold a model.
@@ -89,9 +89,11 @@ class WhisperCt2:
         self.bucket = bucket
         self.max_batch = max_batch
         self._storage = ctranslate2.StorageView
+        device, _, index = device.partition(":")
         self._model = ctranslate2.models.Whisper(
             str(model_dir),
             device=device,
+            device_index=int(index or 0),
             compute_type=compute_type,
             intra_threads=num_threads,
         )
