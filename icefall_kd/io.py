@@ -40,8 +40,10 @@ def as_path(path: Pathlike) -> Path:
             f"{path}: a pipe cannot be listed; give the folder itself, as a local path "
             "or a URL"
         )
-    if not isinstance(path, str) or "://" not in path:
-        return path if isinstance(path, Path) else Path(path)
+    if not isinstance(path, str):
+        return path  # a Path or a UPath, which need not be a Path
+    if "://" not in path:
+        return Path(path)
     try:
         from upath import UPath
 

@@ -58,6 +58,7 @@ def test_a_probe_times_reading_teachers_and_codecs(shar, tiny):
 
 def run(monkeypatch, capsys, *arguments):
     monkeypatch.setattr("sys.argv", ["extract", "--dry-run", *map(str, arguments)])
+    monkeypatch.setattr(command, "setup_logging", lambda: None)  # keep pytest's
     command.main()
     return capsys.readouterr().out
 
