@@ -47,6 +47,7 @@ from icefall_kd.cache.making import collect_outputs
 from icefall_kd.cache.obtain import CODEC_FRAMES
 from icefall_kd.cache.plan import Volume, free_bytes, volume_of
 from icefall_kd.cache.probe import probe_speed
+from icefall_kd.cpu import keep_freed_memory
 from icefall_kd.data.progress import AudioProgress
 from icefall_kd.io import read_yaml
 from icefall_kd.logs import setup_logging
@@ -282,4 +283,6 @@ def dry_run(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    # Of this process as a whole, so not in main(), which others may call.
+    keep_freed_memory(one_arena=True)
     main()
