@@ -39,7 +39,7 @@ from typing import Dict, List
 import torch
 import yaml
 
-from icefall_kd.cache.codecs import CODECS
+from icefall_kd.cache.codecs import CODECS, find_codec
 from icefall_kd.cache.extract import Report, extract, train_codecs
 from icefall_kd.cache.field import FieldInfo
 from icefall_kd.cache.forecast import as_table, forecast, parse_dims
@@ -124,11 +124,13 @@ def main() -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse options that do not go together.
+    """Refuse options that do not go together, before a teacher is loaded.
 
     Raises:
       ValueError: naming them.
     """
+    for codec in args.codec:
+        find_codec(codec)
     if not args.shar_dir and not (args.dry_run and args.dims and args.hours):
         raise ValueError(
             "give --shar-dir; only --dry-run with --dims and --hours does without"

@@ -153,11 +153,11 @@ def as_table(result: Mapping[str, Any]) -> str:
 
 def _hours(result: Mapping[str, Any]) -> List[str]:
     hours = result["hours"]
-    rows = [["reading audio", f"{hours['reading']:,.2f}"]]
-    rows += [[name, f"{h:,.2f}"] for name, h in hours["teachers"].items()]
+    rows = [["reading audio", f"{hours['reading']:,.3f}"]]
+    rows += [[name, f"{h:,.3f}"] for name, h in hours["teachers"].items()]
     for codec, h in hours["codecs"].items():
-        rows.append([f"codec {codec}", "not timed" if h is None else f"{h:,.2f}"])
-    rows += [[f"all, {t['codec']}", f"{t['hours']:,.2f}"] for t in result["totals"]]
+        rows.append([f"codec {codec}", "not timed" if h is None else f"{h:,.3f}"])
+    rows += [[f"all, {t['codec']}", f"{t['hours']:,.3f}"] for t in result["totals"]]
     title = f"hours of one process (from a probe of {hours['probed_s']:.0f} s of audio)"
     return [title, *_aligned(rows)]
 

@@ -31,17 +31,24 @@ def test_a_folder_without_weights_ends_with_the_remedy(monkeypatch, tmp_path):
     assert "model.bin is missing" in text and "fetch_teacher" in text
 
 
-def test_an_unknown_codec_is_refused(monkeypatch, capsys, tmp_path):
-    fail(
-        monkeypatch,
-        "--shar-dir",
-        tmp_path,
-        "--teacher",
-        "whisper_base",
-        "--model-dir",
-        tmp_path,
-        "--codec",
-        "lzma",
-    )
-    message = capsys.readouterr().err
-    assert "lzma" in message and "fp16" in message
+def test_an_unknown_codec_is_refused(monkeypatch, tmp_path):
+    options = ["--shar-dir", tmp_path, "--teacher", "whisper_base"]
+    text = fail(monkeypatch, *options, "--model-dir", tmp_path, "--codec", "lzma")
+    assert text.startswith("extract: unknown codec 'lzma'") and "fp16" in text
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ([], "give --shar-dir"),
+        (["--shar-dir", "a", "--codec", "fp16", "int8"], "are of a --dry-run"),
+        (["--shar-dir", "a", "--hours", "10"], "are of a --dry-run"),
+        (["--shar-dir", "a", "b", "--shards", "0:1"], "goes with one --shar-dir"),
+        (
+            ["--shar-dir", "a", "--shards", "0:1", "--train-codec-only"],
+            "leave --shards out",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(monkeypatch, options, message):
+    assert message in fail(monkeypatch, *options)
