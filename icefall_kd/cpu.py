@@ -11,6 +11,7 @@ from typing import Optional
 # Parameters of glibc's mallopt(3).
 M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4
+M_ARENA_MAX = -8
 
 # Values of MKL_DEBUG_CPU_TYPE, and the processor flags that the last one needs.
 MKL_CPU_TYPES = {"AVX2": "5", "AVX-512": "7"}
@@ -27,16 +28,24 @@ def tune_cpu() -> None:
     let_old_mkl_use_avx()
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(one_arena: bool = False) -> bool:
     """Let freed memory be used again instead of being returned to the system.
 
     By default glibc maps every large tensor anew and the system clears it page by
     page: that costs 1.6 ns an element, more than most operations on it.  Returns
     whether it was done (glibc only).
+
+    Args:
+      one_arena: for threads other than the main one too.  Theirs are small memories of
+        their own, which give back whatever is larger than 64 MB.  CTranslate2 computes
+        in such a thread: encoding 28 s with Whisper base took 29 ms of CPU for a second
+        of audio without this function, 15 with it (int8, AMD EPYC).
     """
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
+    if one_arena:
+        libc.mallopt(M_ARENA_MAX, 1)
     return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, -1))
 
 

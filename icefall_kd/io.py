@@ -12,22 +12,36 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
+import socket
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, Iterator, TextIO, Union
 
 Pathlike = Union[str, Path]
 
+_ASIDE = re.compile(r"\.([A-Za-z0-9-]*)\.(\d+)\.partial\..+")
+_ABANDONED = 24 * 3600  # s without a change, after which a partial file is nobody's
+
 
 def as_path(path: Pathlike) -> Path:
     """Return a path object for a local path or a URL.
 
+    lhotse's ``pipe:<command>`` forms are no paths here: a folder must be listed and its
+    files looked at, which a command that writes to a pipe cannot do.
+
     Raises:
       ValueError: if it is a URL and the package that opens it is not installed.
     """
+    if isinstance(path, str) and path.startswith("pipe:"):
+        raise ValueError(
+            f"{path}: a pipe cannot be listed; give the folder itself, as a local path "
+            "or a URL"
+        )
     if not isinstance(path, str):
-        return path
+        return path  # a Path or a UPath, which need not be a Path
     if "://" not in path:
         return Path(path)
     try:
@@ -74,7 +88,7 @@ def write_aside(path: Pathlike) -> Iterator[Path]:
                 shutil.copyfileobj(source, target, 1 << 20)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    aside = path.with_name(f".{_host()}.{os.getpid()}.partial.{path.name}")
     try:
         yield aside
         with open(aside, "rb") as f:
@@ -83,6 +97,41 @@ def write_aside(path: Pathlike) -> Iterator[Path]:
     finally:
         if aside.exists():
             aside.unlink()
+
+
+def _host() -> str:
+    """Return this machine's name, without what a file name could be misread by."""
+    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
+
+
+def remove_abandoned(folder: Pathlike, name: str) -> None:
+    """Remove what dead processes were writing aside of the file ``name``.
+
+    For a folder that others may write to at the same time.  A process of this machine
+    is asked for; one of another counts as dead when it wrote nothing for a day.
+    """
+    folder = as_path(folder)
+    if not is_local(folder):  # nothing is written aside there
+        return
+    for path in folder.glob(f".*.partial.{name}"):
+        match = _ASIDE.fullmatch(path.name)
+        try:
+            if match and match[1] == _host() and not _alive(int(match[2])):
+                path.unlink()
+            elif time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink()
+        except FileNotFoundError:  # another one was faster
+            pass
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # alive, and another user's
+        return True
+    return True
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import contextlib
 import resource
+import socket
 from typing import Iterator, List, Optional, Sequence
 
 import numpy as np
@@ -54,3 +55,10 @@ def full_disk(num_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with contextlib.closing(socket.socket()) as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]

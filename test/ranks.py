@@ -7,12 +7,11 @@ seconds that every new process would take; the server itself computes nothing.
 import json
 import multiprocessing
 import os
-import socket
 import time
-from contextlib import closing
 from pathlib import Path
 
 import yaml
+from dummies import free_port
 
 from icefall_kd.bin import train as command
 from icefall_kd.config import to_dict
@@ -36,9 +35,7 @@ class Job:
     def __init__(self, target, arguments, folder: Path, size: int = 2) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
-        with closing(socket.socket()) as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
+        port = free_port()
         folder.mkdir(parents=True, exist_ok=True)
         self.logs = [folder / f"log.{port}.{rank}" for rank in range(size)]
         self.processes = [

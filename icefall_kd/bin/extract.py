@@ -13,22 +13,48 @@ Several teachers hear the audio in one pass when a YAML file names them:
 
 Run again after a crash, it goes on with the shard that was being written.  A codec
 that is trained is trained on the first folder and serves the others too.
+
+Many processes share the shards: those that torchrun starts (with --device cuda each
+takes a GPU of its own), or jobs with --shards that know nothing of each other.  The
+last one writes the field's description.  Such jobs need a codec trained before:
+
+    torchrun --nproc-per-node 8 -m icefall_kd.bin.extract --device cuda ...
+    python -m icefall_kd.bin.extract --codec pq16 --train-codec-only ...
+    python -m icefall_kd.bin.extract --codec pq16 --shards 0:100 ...
+
+What it will take, before it is begun, here or for a corpus that is elsewhere:
+
+    python -m icefall_kd.bin.extract --dry-run --codec fp16 int8 pq16 ...
+    python -m icefall_kd.bin.extract --dry-run --hours 60000 --cut-duration 12 \\
+        --dims whisper_large_v3=1280@50 wavlm_large=1024@50 --codec fp16 pq16
 """
 
 import argparse
+import json
 import logging
+import os
 import time
 from typing import Any, Dict, List, Sequence
 
 import torch
 import yaml
-from tqdm import tqdm
 
-from icefall_kd.cache.codecs import CODECS, training_options
-from icefall_kd.cache.extract import CODEC_FRAMES, extract
+from icefall_kd.cache.codecs import CODECS, find_codec, training_options
+from icefall_kd.cache.extract import Report, extract, train_codecs
+from icefall_kd.cache.field import FieldInfo
+from icefall_kd.cache.forecast import as_table, forecast, parse_dims
+from icefall_kd.cache.making import collect_outputs
+from icefall_kd.cache.obtain import CODEC_FRAMES
+from icefall_kd.cache.plan import Volume, free_bytes, volume_of
+from icefall_kd.cache.probe import probe_speed
+from icefall_kd.cpu import keep_freed_memory
+from icefall_kd.data.progress import AudioProgress
 from icefall_kd.io import read_yaml
 from icefall_kd.logs import setup_logging
 from icefall_kd.teachers import TEACHERS, Teacher, build_teacher, build_teachers
+from icefall_kd.training.distributed import World, close_world, init_world
+
+CODEC_TIMEOUT = 6 * 3600  # s that the other processes wait for a codec's training
 
 CODEC_NAMES = ", ".join(
     name + ("<bytes>" if cls.sized else "")
@@ -43,7 +69,7 @@ def get_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--shar-dir", required=True, nargs="+", help="Shar folders, one or more")
+    add("--shar-dir", nargs="+", default=[], help="Shar folders or URLs of them")
     add("--teachers", help="YAML file with the teachers; or:")
     add("--teacher", help=f"family of one teacher: {', '.join(sorted(TEACHERS))}")
     add("--model-dir", help="folder with its weights")
@@ -55,7 +81,12 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="options of its family, for example compute_type=int8 context=1.0",
     )
-    add("--codec", default="fp16", help=f"of embeddings: {CODEC_NAMES}")
+    add(
+        "--codec",
+        nargs="+",
+        default=["fp16"],
+        help=f"of embeddings: {CODEC_NAMES}; several in a --dry-run",
+    )
     add("--codec-frames", type=int, default=CODEC_FRAMES, help="to train a codec on")
     add(
         "--codec-option",
@@ -68,6 +99,25 @@ def get_parser() -> argparse.ArgumentParser:
     add("--device", default="cpu", help="cpu or cuda")
     add("--max-batch-duration", type=float, default=60.0, help="s of padded audio")
     add("--overwrite", action="store_true", help="replace fields made otherwise")
+    add("--shards", help="those of this job, as 0:100, ::4 or 3,7,10:20")
+    add(
+        "--verify",
+        choices=("full", "size"),
+        default="full",
+        help="what is looked at of shards that are there: size leaves out the SHA-256",
+    )
+    add("--train-codec-only", action="store_true", help="stop when codecs are there")
+    add("--dry-run", action="store_true", help="only say what it will take")
+    add("--json", action="store_true", help="of a --dry-run: JSON, no table")
+    add("--probe", type=float, default=240.0, help="s of audio to time teachers with")
+    add("--hours", type=float, help="of a corpus that is not here")
+    add("--cut-duration", type=float, default=12.0, help="s, mean of its cuts")
+    add(
+        "--dims",
+        nargs="+",
+        metavar="NAME=VALUES@HZ",
+        help="outputs of teachers that are not here, in place of --teachers",
+    )
     return parser
 
 
@@ -77,13 +127,68 @@ def main() -> None:
     setup_logging()
     torch.set_num_threads(args.num_threads)
     try:
-        options = read_options("--codec-option", args.codec_option)
-        training_options(args.codec, options)  # refuses what there is not, at once
-        teachers = build(args)
-        for shar_dir in args.shar_dir:
-            run(shar_dir, teachers, args)
+        check(args)
+        if args.dry_run:
+            dry_run(args)
+        else:
+            make(args)
     except (ValueError, OSError) as e:
         raise SystemExit(f"extract: {e}") from e
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse options that do not go together, before a teacher is loaded.
+
+    Raises:
+      ValueError: naming them.
+    """
+    options = read_options("--codec-option", args.codec_option)
+    for codec in args.codec:
+        find_codec(codec)
+        training_options(codec, options)  # refuses what there is not
+    if not args.shar_dir and not (args.dry_run and args.dims and args.hours):
+        raise ValueError(
+            "give --shar-dir; only --dry-run with --dims and --hours does without"
+        )
+    if not args.dry_run and (args.dims or args.hours or len(args.codec) > 1):
+        raise ValueError("--dims, --hours and several --codec are of a --dry-run")
+    if args.shards is not None and len(args.shar_dir) != 1:
+        raise ValueError(
+            "--shards goes with one --shar-dir: it counts that one's shards"
+        )
+    if args.train_codec_only and args.shards is not None:
+        raise ValueError(
+            "--train-codec-only makes one codec for all: leave --shards out"
+        )
+
+
+def make(args: argparse.Namespace) -> None:
+    """Extract, or only train the codecs."""
+    world = join(args)
+    teachers = build(args)
+    for shar_dir in args.shar_dir:
+        if args.train_codec_only:
+            train_codecs(
+                shar_dir,
+                teachers,
+                codec=args.codec[0],
+                codec_dir=args.shar_dir[0],
+                codec_frames=args.codec_frames,
+                codec_options=read_options("--codec-option", args.codec_option),
+                world=world,
+                overwrite=args.overwrite,
+            )
+        else:
+            run(shar_dir, teachers, args, world)
+    close_world()
+
+
+def join(args: argparse.Namespace) -> World:
+    """Return this process's place among those of torchrun; each gets its own GPU."""
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if args.device == "cuda" and torch.cuda.device_count() > 1:
+        args.device = f"cuda:{local_rank % torch.cuda.device_count()}"
+    return init_world("cpu", timeout=CODEC_TIMEOUT)
 
 
 def build(args: argparse.Namespace) -> List[Teacher]:
@@ -121,46 +226,39 @@ def read_options(argument: str, given: Sequence[str]) -> Dict[str, Any]:
     return options
 
 
-def run(shar_dir: str, teachers: List[Teacher], args: argparse.Namespace) -> None:
-    """Extract one folder with a progress bar and log what was done."""
-    form = "{l_bar}{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]"
-    bars = []
-
-    def progress(done: float, total: float) -> None:
-        if not bars:  # none when there is nothing to do
-            names = " ".join(t.name for t in teachers)
-            bars.append(tqdm(desc=f"{shar_dir} {names}", bar_format=form, total=total))
-        bars[0].update(done - bars[0].n)
-
+def run(
+    shar_dir: str, teachers: List[Teacher], args: argparse.Namespace, world: World
+) -> None:
+    """Extract one folder, telling the progress, and log what was done."""
+    names = " ".join(t.name for t in teachers)
+    place = f" (process 1 of {world.size})" if world.size > 1 else ""
+    progress = AudioProgress(f"{shar_dir} {names}{place}")
     start = time.perf_counter()
     try:
         infos, report = extract(
             shar_dir,
             teachers,
-            codec=args.codec,
+            codec=args.codec[0],
             codec_dir=args.shar_dir[0],
             codec_frames=args.codec_frames,
             codec_options=read_options("--codec-option", args.codec_option),
             max_batch_duration=args.max_batch_duration,
+            shards=args.shards,
+            world=world,
+            verify=args.verify,
+            num_threads=args.num_threads,
             overwrite=args.overwrite,
-            progress=progress,
+            progress=progress if world.is_main else None,
         )
     finally:
-        for bar in bars:
-            bar.close()
-    elapsed = time.perf_counter() - start
-    for field, info in infos.items():
-        size = sum(s["bytes"] for s in info.shards) / 1e6
-        logging.info(
-            "%s/%s.json: %d cuts, %d frames of %d values, %s, %.1f MB",
-            shar_dir,
-            field,
-            info.num_cuts,
-            info.num_frames,
-            info.dim,
-            info.codec,
-            size,
-        )
+        progress.close()
+    tell(shar_dir, infos, report, time.perf_counter() - start)
+
+
+def tell(
+    shar_dir: str, infos: Dict[str, FieldInfo], report: Report, elapsed: float
+) -> None:
+    """Log what an extraction did, and what is left for others to do."""
     if report.shards_done:
         logging.info(
             "%d shards written, %d kept; %.0f hours of audio an hour",
@@ -170,7 +268,50 @@ def run(shar_dir: str, teachers: List[Teacher], args: argparse.Namespace) -> Non
         )
     else:
         logging.info("%d shards are whole, nothing to do", report.shards_kept)
+    for field, info in infos.items():
+        logging.info(
+            "%s/%s.json: %d cuts, %d frames of %d values, %s, %.1f MB",
+            shar_dir,
+            field,
+            info.num_cuts,
+            info.num_frames,
+            info.dim,
+            info.codec,
+            sum(s["bytes"] for s in info.shards) / 1e6,
+        )
+    for field, missing in report.missing.items():
+        logging.info(
+            "%s/%s.json: not written, %d shards are missing: they are other "
+            "processes' to make; the last one writes it",
+            shar_dir,
+            field,
+            missing,
+        )
+
+
+def dry_run(args: argparse.Namespace) -> None:
+    """Print what the extraction would take."""
+    teachers = [] if args.dims else build(args)
+    outputs = parse_dims(args.dims) if args.dims else collect_outputs(teachers)
+    speed = None
+    if teachers:
+        speed = probe_speed(
+            args.shar_dir[0],
+            teachers,
+            args.codec,
+            max_batch_duration=args.max_batch_duration,
+            seconds=args.probe,
+        )
+    if args.hours:
+        volume = Volume.of_corpus(args.hours, args.cut_duration)
+    else:
+        volume = volume_of(args.shar_dir, args.shards)
+    free = free_bytes(args.shar_dir[0]) if args.shar_dir else None
+    result = forecast(volume, outputs, args.codec, free=free, speed=speed)
+    print(json.dumps(result, indent=2) if args.json else as_table(result))
 
 
 if __name__ == "__main__":
+    # Of this process as a whole, so not in main(), which others may call.
+    keep_freed_memory(one_arena=True)
     main()

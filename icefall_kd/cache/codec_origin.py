@@ -6,16 +6,17 @@ another teacher's output does not serve this one's unnoticed.
 """
 
 import json
-from typing import Any, Dict, List, Mapping
+from typing import Any, Dict, Mapping
 
 from icefall_kd.cache.codec_file import codec_path, read_codec, read_origin
 from icefall_kd.cache.codecs import find_codec, training_options
 from icefall_kd.cache.field import (
     fingerprint_differences,
     load_shard_state,
+    shard_ids,
     state_path,
 )
-from icefall_kd.cache.plan import check_disk, predict_bytes
+from icefall_kd.cache.plan import check_disk, predict_bytes, volume_of
 from icefall_kd.io import Pathlike
 from icefall_kd.teachers.protocol import Output
 
@@ -74,7 +75,6 @@ def check_training(
     field: str,
     spec: str,
     output: Output,
-    keys: Mapping[str, List[list]],
     overwrite: bool,
 ) -> None:
     """Refuse to train a codec that could not be used, before minutes are spent on it.
@@ -82,8 +82,6 @@ def check_training(
     The codec that is there stays what it is, too: what was written with it can still
     be read when the disk turns out to be too full for what shall replace it.
 
-    Args:
-      keys: shard -> keys of its cuts, see :func:`icefall_kd.cache.join.read_keys`.
     Raises:
       ValueError: if the field has shards of another codec, unless ``overwrite``; if
         the codec cannot have this size, or its package is not installed.
@@ -93,7 +91,8 @@ def check_training(
     cls, size = find_codec(spec)
     untrained = cls(size, {})
     cls.prepare()
-    for path in (state_path(shar_dir, field, shard) for shard in keys):
+    shards = shard_ids(shar_dir)
+    for path in (state_path(shar_dir, field, shard) for shard in shards):
         if overwrite or not path.is_file():
             continue
         codec = load_shard_state(path).codec
@@ -106,5 +105,6 @@ def check_training(
             f"{codec_path(shar_dir, field)} is missing, and there are shards that were "
             "written with it: copy it back, or give --overwrite to make them again"
         )
-    predicted = predict_bytes(keys.values(), output, untrained)
+    per_frame = untrained.bytes_per_frame(output.dim)
+    predicted = predict_bytes(volume_of([shar_dir]), output, per_frame)
     check_disk(shar_dir, {field: predicted})

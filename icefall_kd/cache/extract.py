@@ -2,62 +2,49 @@
 
 Killed at any time and started again, it redoes at most the shard that was being
 written: a shard counts as done when its state exists and its checksum holds.
+
+Several processes share the work without talking: each makes the shards that are its
+own, and whoever finds all of them whole at its end writes the field's description.
 """
 
 import contextlib
-import hashlib
 import logging
-import os
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
-import numpy as np
+import torch
 
-from icefall_kd.cache.codec_file import (
-    codec_path,
-    codec_sha256,
-    read_codec,
-    read_origin,
-    save_codec,
-)
-from icefall_kd.cache.codec_origin import (
-    check_origin,
-    check_training,
-    is_trained_so,
-    origin_of,
-)
-from icefall_kd.cache.codecs import (
-    Codec,
-    find_codec,
-    make_codec,
-    train_codec,
-)
 from icefall_kd.cache.field import (
     FieldInfo,
-    ShardState,
-    check_field_name,
     cuts_path,
-    fingerprint_differences,
-    info_path,
+    load_field_info,
     recording_path,
-    save,
     shard_ids,
 )
 from icefall_kd.cache.join import read_keys
-from icefall_kd.cache.plan import check_disk, predict_bytes
-from icefall_kd.cache.sample import sample_frames
+from icefall_kd.cache.making import (
+    Making,
+    begin_field,
+    clear,
+    collect_outputs,
+    finish_field,
+    keep_whole,
+)
+from icefall_kd.cache.obtain import CODEC_FRAMES, obtain_codecs
+from icefall_kd.cache.plan import Volume, check_disk, predict_bytes
 from icefall_kd.cache.shards import Shard, ShardCuts
+from icefall_kd.cache.share import select_shards
 from icefall_kd.cache.teach import teach
-from icefall_kd.cache.verify import verified_state
+from icefall_kd.cache.verify import verified_fingerprints
 from icefall_kd.cache.writer import write_shard
-from icefall_kd.io import Pathlike, as_path
-from icefall_kd.teachers.protocol import Output, Teacher
+from icefall_kd.io import Pathlike
+from icefall_kd.teachers.protocol import Teacher
+from icefall_kd.training.distributed import World
 
-VERSION = 1  # of the numbers written here; raise it when they change
-CODEC_FRAMES = 20_000  # that a codec is trained on
+ALONE = World(0, 1, torch.device("cpu"))
 
 Progress = Callable[[float, float], None]  # (s of audio done now, s to do in all)
-Keys = Dict[str, List[list]]  # shard -> keys of its cuts
 
 
 @dataclass
@@ -67,22 +54,13 @@ class Report:
     Attributes:
       shards_done, shards_kept: of all fields: written now; found whole.
       seconds: of audio that the teachers heard now.
+      missing: field -> shards that others have yet to make; absent when there are none.
     """
 
     shards_done: int = 0
     shards_kept: int = 0
     seconds: float = 0.0
-
-
-@dataclass
-class _Field:
-    """A field being made: what it is, and its shards that are whole."""
-
-    name: str
-    output: Output
-    codec: Codec
-    fingerprint: Dict[str, Any]
-    states: Dict[str, ShardState]
+    missing: Dict[str, int] = field(default_factory=dict)
 
 
 def extract(
@@ -94,6 +72,10 @@ def extract(
     codec_frames: int = CODEC_FRAMES,
     codec_options: Optional[Mapping[str, Any]] = None,
     max_batch_duration: float = 60.0,
+    shards: Optional[str] = None,
+    world: World = ALONE,
+    verify: str = "full",
+    num_threads: int = 1,
     overwrite: bool = False,
     progress: Optional[Progress] = None,
 ) -> Tuple[Dict[str, FieldInfo], Report]:
@@ -107,40 +89,46 @@ def extract(
       codec_dir: another Shar folder whose trained codecs serve here too: the sets of
                 one training must share theirs.
       codec_frames: frames that a codec is trained on where none is there yet.
-      codec_options: of that training, see :class:`icefall_kd.cache.codecs.Codec`.
+      codec_options: of that training, for example ``iterations`` of "mvq8".
       max_batch_duration: seconds of padded audio in one call of a teacher.
+      shards:   those that this job makes, as
+                :func:`icefall_kd.cache.share.select_shards` reads it; None is all.
+      world:    processes that share them: each takes every ``world.size``-th.
+      verify:   "full" hashes what is there of the own shards; "size" does not, and
+                does not find a flipped bit.
+      num_threads: that hash at the same time.
       overwrite: replace fields of another fingerprint instead of refusing.
       progress: called as the audio goes by.
     Returns:
-      the fields' descriptions by name, and what was done.
+      the descriptions, by name, of the fields that are finished, and what was done.
     Raises:
       ValueError: if a field exists with another fingerprint or codec, two teachers
         claim one field, or audio is not 16 kHz mono.
-      OSError: if the disk is too full, before anything is written.
+      FileNotFoundError: if audio is missing, or the codec for a job with ``shards``.
+      OSError: if the disk is too full, before anything is written; or it becomes full.
     """
-    keys = {s: read_keys(cuts_path(shar_dir, s)) for s in shard_ids(shar_dir)}
+    every = shard_ids(shar_dir)
+    own = select_shards(every, shards)[world.rank :: world.size]
     outputs = collect_outputs(teachers)
-    report = Report()
-    fields = []
-    for name, output in outputs.items():
-        spec = codec if output.kind == "embedding" else "topk"
-        code = _obtain_codec(
-            shar_dir,
-            name,
-            spec,
-            codec_dir,
-            codec_frames,
-            dict(codec_options or {}),
-            teachers,
-            keys,
-            overwrite,
-        )
-        field = _open_field(shar_dir, name, output, code, keys, overwrite)
-        report.shards_kept += len(field.states)
-        fields.append(field)
-    _begin(shar_dir, fields, keys)
-    todo = [s for s in keys if any(s not in f.states for f in fields)]
-    seconds = sum(key[3] for s in todo for key in keys[s])
+    codecs = obtain_codecs(
+        shar_dir,
+        teachers,
+        outputs,
+        codec,
+        world=world,
+        codec_dir=codec_dir,
+        num_frames=codec_frames,
+        options=codec_options,
+        may_train=shards is None,
+        overwrite=overwrite,
+    )
+    fields = [begin_field(n, output, codecs[n]) for n, output in outputs.items()]
+    _look(shar_dir, fields, own, verify, num_threads, overwrite)
+    report = Report(shards_kept=sum(len(f.whole) for f in fields))
+    todo = [s for s in own if any(s not in f.whole for f in fields)]
+    volumes = {s: Volume.of_cuts(read_keys(cuts_path(shar_dir, s))) for s in todo}
+    _begin(shar_dir, fields, volumes, world)
+    seconds = sum(v.seconds for v in volumes.values())
 
     def advance(key: list) -> None:
         report.seconds += key[3]
@@ -148,127 +136,105 @@ def extract(
             progress(report.seconds, seconds)
 
     for shard in todo:
-        missing = [f for f in fields if shard not in f.states]
-        _write(
-            shar_dir, shard, keys[shard], missing, teachers, max_batch_duration, advance
-        )
+        missing = [f for f in fields if shard not in f.whole]
+        _write(shar_dir, shard, missing, teachers, max_batch_duration, advance)
         report.shards_done += len(missing)
-    infos = {f.name: _summarise(f, keys) for f in fields}
-    for info in infos.values():
-        save(info, info_path(shar_dir, info.name))
-    return infos, report
+    return _finish(shar_dir, fields, every, report), report
 
 
-def collect_outputs(teachers: Sequence[Teacher]) -> Dict[str, Output]:
-    """Return all outputs of several teachers by field name.
-
-    Raises:
-      ValueError: if two of them claim one name, or a name cannot be a field's.
-    """
-    outputs: Dict[str, Output] = {}
-    for teacher in teachers:
-        for name, output in teacher.outputs.items():
-            check_field_name(name)
-            if name in outputs:
-                raise ValueError(f"two teachers write the field '{name}'")
-            outputs[name] = output
-    return outputs
-
-
-def _obtain_codec(
+def train_codecs(
     shar_dir: Pathlike,
-    field: str,
-    spec: str,
-    codec_dir: Optional[Pathlike],
-    num_frames: int,
-    options: Mapping[str, Any],
     teachers: Sequence[Teacher],
-    keys: Keys,
-    overwrite: bool,
-) -> Codec:
-    """Return the codec of a field: the one that is there, another set's, a new one."""
-    if not find_codec(spec)[0].trained:
-        return make_codec(spec)
-    teacher = next(t for t in teachers if field in t.outputs)
-    output = teacher.outputs[field]
-    origin = origin_of(output, spec, num_frames, options)
-    shared = codec_dir is not None and as_path(codec_dir) != as_path(shar_dir)
-    home = codec_dir if shared else shar_dir
-    there = codec_path(home, field).is_file()
-    if shared or (there and not overwrite) or is_trained_so(home, field, spec, origin):
-        check_origin(home, field, output)
-        codec = read_codec(home, field)
-    else:
-        check_training(shar_dir, field, spec, output, keys, overwrite)
-        frames = sample_frames(shar_dir, [teacher], num_frames)[field]
-        logging.info("training codec %s of %s on %d frames", spec, field, len(frames))
-        codec = train_codec(spec, frames, **options)
-        save_codec(codec, shar_dir, field, origin)
-    if codec.spec != spec:
-        raise ValueError(
-            f"{codec_path(home, field)} is of codec '{codec.spec}', not '{spec}'; "
-            "give that --codec, another --field, or --overwrite"
-        )
-    if shared and (overwrite or not codec_path(shar_dir, field).is_file()):
-        save_codec(codec, shar_dir, field, read_origin(home, field))
-    return codec
-
-
-def _open_field(
-    shar_dir: Pathlike,
-    name: str,
-    output: Output,
-    codec: Codec,
-    keys: Keys,
-    overwrite: bool,
-) -> _Field:
-    """Return the field with the shards that need not be made.
+    *,
+    codec: str,
+    codec_dir: Optional[Pathlike] = None,
+    codec_frames: int = CODEC_FRAMES,
+    codec_options: Optional[Mapping[str, Any]] = None,
+    world: World = ALONE,
+    overwrite: bool = False,
+) -> None:
+    """Only train the codecs that an extraction with these arguments would train.
 
     Raises:
-      ValueError: if there are shards of another teacher, or the codec cannot hold
-        the output.
+      ValueError, FileNotFoundError: as :func:`extract`.
     """
-    if output.kind not in codec.kinds:
-        raise ValueError(f"codec '{codec.spec}' cannot hold kind '{output.kind}'")
-    fingerprint = {**output.fingerprint, "codec": codec.spec, "extraction": VERSION}
-    sha256 = codec_sha256(codec)
-    if sha256 is not None:
-        fingerprint["codec_sha256"] = sha256
-    states = {}
-    for shard, shard_keys in keys.items():
-        state = verified_state(shar_dir, name, shard, shard_keys)
-        if state is None:
-            continue
-        if state.fingerprint == fingerprint:
-            states[shard] = state
-        elif not overwrite:
-            raise ValueError(
-                f"{shar_dir}: field '{name}' was made with another fingerprint: "
-                + "; ".join(fingerprint_differences(fingerprint, state.fingerprint))
-                + ". Give another --field, or --overwrite to replace it"
-            )
-    return _Field(name, output, codec, fingerprint, states)
+    obtain_codecs(
+        shar_dir,
+        teachers,
+        collect_outputs(teachers),
+        codec,
+        world=world,
+        codec_dir=codec_dir,
+        num_frames=codec_frames,
+        options=codec_options,
+        overwrite=overwrite,
+    )
 
 
-def _begin(shar_dir: Pathlike, fields: Sequence[_Field], keys: Keys) -> None:
+def _look(
+    shar_dir: Pathlike,
+    fields: Sequence[Making],
+    own: Sequence[str],
+    verify: str,
+    num_threads: int,
+    overwrite: bool,
+) -> None:
+    """Find the shards that are whole, and say how fast they were hashed."""
+    if verify not in ("full", "size"):
+        raise ValueError(f"verify is '{verify}'; it can be full or size")
+    places = [(f.name, shard) for f in fields for shard in own]
+    sizes: List[int] = []
+    start = time.perf_counter()
+    found = verified_fingerprints(
+        shar_dir,
+        places,
+        full=verify == "full",
+        num_threads=num_threads,
+        progress=sizes.append,
+    )
+    keep_whole(shar_dir, fields, found, overwrite)
+    if found:
+        megabytes, elapsed = sum(sizes) / 1e6, time.perf_counter() - start
+        logging.info(
+            "%s: %d shards of %.1f MB are whole (%s check, %.0f MB/s)",
+            shar_dir,
+            len(found),
+            megabytes,
+            verify,
+            megabytes / elapsed,
+        )
+
+
+def _begin(
+    shar_dir: Pathlike,
+    fields: Sequence[Making],
+    volumes: Mapping[str, Volume],
+    world: World,
+) -> None:
     """Check the room for what is left to write, and sweep what was left behind."""
-    predicted = {}
-    for field in fields:
-        todo = [k for s, k in keys.items() if s not in field.states]
-        if todo:
-            predicted[field.name] = predict_bytes(todo, field.output, field.codec)
+    todo = {f.name: [s for s in volumes if s not in f.whole] for f in fields}
+    # The others write to the same disk, each about as much.
+    predicted = {
+        f.name: world.size
+        * predict_bytes(
+            Volume.sum(volumes[s] for s in todo[f.name]),
+            f.output,
+            f.codec.bytes_per_frame(f.output.dim),
+        )
+        for f in fields
+        if todo[f.name]
+    }
     if predicted:
         check_disk(shar_dir, predicted)
-    for name in predicted:
-        info_path(shar_dir, name).unlink(missing_ok=True)  # absent = unfinished
-        _remove_leftovers(shar_dir, name)
+    for making in fields:
+        if todo[making.name]:
+            clear(shar_dir, making, todo[making.name])
 
 
 def _write(
     shar_dir: Pathlike,
     shard: str,
-    keys: List[list],
-    fields: Sequence[_Field],
+    fields: Sequence[Making],
     teachers: Sequence[Teacher],
     max_batch_duration: float,
     advance: Callable[[list], None],
@@ -276,6 +242,7 @@ def _write(
     """Write one shard of ``fields``, hearing its audio once."""
     names = {f.name for f in fields}
     needed = [t for t in teachers if names & set(t.outputs)]
+    keys = read_keys(cuts_path(shar_dir, shard))
     with contextlib.ExitStack() as stack:
         writers = {
             f.name: stack.enter_context(
@@ -296,8 +263,6 @@ def _write(
             for name, writer in writers.items():
                 writer.write(cut_id, arrays[name])
             advance(key)
-    for field in fields:
-        field.states[shard] = writers[field.name].state
 
 
 def _cuts(shar_dir: Pathlike, shard: str) -> ShardCuts:
@@ -307,53 +272,15 @@ def _cuts(shar_dir: Pathlike, shard: str) -> ShardCuts:
     return ShardCuts([Shard(cuts_path(shar_dir, shard), {"recording": recording})])
 
 
-def _summarise(field: _Field, keys: Mapping[str, Any]) -> FieldInfo:
-    states = [field.states[s] for s in keys]
-    frames = sum(s.num_frames for s in states)
-    mean = sum(np.array(s.sum) for s in states) / frames
-    square = sum(np.array(s.sum_squares) for s in states) / frames
-    std = np.sqrt(np.maximum(square - mean**2, 0.0))
-    return FieldInfo(
-        name=field.name,
-        kind=field.output.kind,
-        dim=field.output.dim,
-        frame_shift=field.output.frame_shift,
-        codec=field.codec.spec,
-        fingerprint=field.fingerprint,
-        mean=mean.tolist(),
-        std=std.tolist(),
-        num_cuts=sum(s.num_cuts for s in states),
-        num_frames=frames,
-        content_sha256=hashlib.sha256(
-            "".join(s.sha256 for s in states).encode()
-        ).hexdigest(),
-        shards=[
-            {
-                "name": s.tar,
-                "sha256": s.sha256,
-                "num_cuts": s.num_cuts,
-                "bytes": s.bytes,
-                "cuts_sha256": s.cuts_sha256,
-            }
-            for s in states
-        ],
-        codec_sha256=codec_sha256(field.codec),
-    )
-
-
-def _remove_leftovers(shar_dir: Pathlike, field: str) -> None:
-    """Delete the partial files of runs of this field that are no longer alive."""
-    for path in as_path(shar_dir).glob(f".*.partial.{field}.*"):
-        pid = path.name.split(".")[1]
-        if pid.isdigit() and not _alive(int(pid)):
-            path.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # alive, and another user's
-        return True
-    return True
+def _finish(
+    shar_dir: Pathlike, fields: Sequence[Making], every: List[str], report: Report
+) -> Dict[str, FieldInfo]:
+    """Describe the fields that are whole; note what the others lack."""
+    infos = {}
+    for making in fields:
+        missing = finish_field(shar_dir, making, every)
+        if missing:
+            report.missing[making.name] = missing
+        else:
+            infos[making.name] = load_field_info(shar_dir, making.name)
+    return infos

@@ -1,13 +1,12 @@
 """Which files of a Shar folder belong to which field, whole or not."""
 
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
 from icefall_kd.cache.field import RESERVED, check_field_name, load_field_info
-from icefall_kd.io import Pathlike, as_path, is_local
+from icefall_kd.io import Pathlike, as_path
 
 # See icefall_kd.io.write_aside: machine, where it is told; process; file.
 _PARTIAL = re.compile(r"\.(?:([A-Za-z0-9-]+)\.)?(\d+)\.partial\.(.+)")
@@ -91,24 +90,6 @@ def field_files(shar_dir: Pathlike, name: str) -> FieldFiles:
             f"{', '.join(fields) or 'none'}"
         )
     return fields[name]
-
-
-def remove_leftovers(files: FieldFiles) -> None:
-    """Delete what killed processes of this machine were writing aside of a field."""
-    for path in files.partial:
-        machine, pid, _ = _PARTIAL.fullmatch(path.name).groups()
-        if is_local(path) and machine is None and not _alive(int(pid)):
-            path.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # alive, and another user's
-        return True
-    return True
 
 
 def _file(path: Path, found: Dict[str, FieldFiles]) -> None:

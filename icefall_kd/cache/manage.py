@@ -28,10 +28,17 @@ from icefall_kd.cache.field import (
     tar_path,
 )
 from icefall_kd.cache.join import compare_keys, describe, read_keys
-from icefall_kd.cache.listing import field_files, find_fields, remove_leftovers
+from icefall_kd.cache.listing import field_files, find_fields
 from icefall_kd.cache.plan import check_disk
 from icefall_kd.cache.reader import check_field
-from icefall_kd.io import Pathlike, as_path, is_local, sha256_file, write_aside
+from icefall_kd.io import (
+    Pathlike,
+    as_path,
+    is_local,
+    remove_abandoned,
+    sha256_file,
+    write_aside,
+)
 
 Progress = Callable[[int, int], None]  # (bytes copied now, bytes to copy)
 
@@ -218,9 +225,7 @@ def _begin(
     target: Pathlike, field: str, codec: Codec, origin: Optional[Mapping[str, Any]]
 ) -> None:
     """Write the codec before the arrays that need it, and sweep what was left."""
-    files = find_fields(target).get(field)
-    if files is not None:
-        remove_leftovers(files)
+    remove_abandoned(target, f"{field}.*")
     if codec.state():
         save_codec(codec, target, field, origin)
     else:

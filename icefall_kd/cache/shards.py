@@ -6,13 +6,14 @@ wanted is passed over without being read, and a damaged file is told by name.
 """
 
 import contextlib
+import io
 import json
 import tarfile
 import zlib
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, BinaryIO, Optional
 
 from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
@@ -164,7 +165,7 @@ def stored_ids(path: Path) -> list[str]:
 
 def _members(path: Path) -> Iterator[_Pair]:
     try:
-        with path.open("rb") as f, tarfile.open(str(path), "r:", fileobj=f) as tar:
+        with _seekable(path) as f, tarfile.open(str(path), "r:", fileobj=f) as tar:
             while True:
                 data, meta = tar.next(), tar.next()
                 if data is None or meta is None:
@@ -173,3 +174,10 @@ def _members(path: Path) -> Iterator[_Pair]:
                 tar.members = []  # tarfile would keep them all
     except (tarfile.TarError, EOFError) as e:
         raise ValueError(f"{path}: damaged ({e}); {REMEDY}") from e
+
+
+@contextlib.contextmanager
+def _seekable(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to read; in memory where its store gives it in one piece alone."""
+    with path.open("rb") as f:
+        yield f if f.seekable() else io.BytesIO(f.read())

@@ -7,6 +7,7 @@ import torch
 from lhotse.cut import Cut
 
 from icefall_kd import SAMPLE_RATE
+from icefall_kd.cache.ahead import ahead
 from icefall_kd.teachers.protocol import Teacher
 
 _LOOKAHEAD = 4  # batches held in memory so that like durations can be put together
@@ -22,7 +23,8 @@ def teach(
 
     A few batches are read ahead, and cuts of like duration go to the teachers
     together.  The batches depend on the cuts alone, so a shard that is made again
-    comes out the same.
+    comes out the same.  A thread reads and decodes the audio of the next ones while
+    the teachers hear these.
 
     Args:
       cuts: with their audio, 16 kHz mono, each starting at 0.
@@ -31,15 +33,22 @@ def teach(
     Raises:
       ValueError: if the audio is of another form; the message names the cut.
     """
+    for held in ahead(_hold(cuts, _LOOKAHEAD * max_batch_duration)):
+        yield from _teach_held(held, teachers, max_batch_duration)
+
+
+def _hold(cuts: Iterable[Cut], limit: float) -> Iterator[List[_Held]]:
+    """Yield the waves of successive cuts, about ``limit`` s of them at a time."""
     held: List[_Held] = []
     seconds = 0.0
     for cut in cuts:
         held.append((cut.id, _load_wave(cut), text_of(cut)))
         seconds += cut.duration
-        if seconds >= _LOOKAHEAD * max_batch_duration:
-            yield from _teach_held(held, teachers, max_batch_duration)
+        if seconds >= limit:
+            yield held
             held, seconds = [], 0.0
-    yield from _teach_held(held, teachers, max_batch_duration)
+    if held:
+        yield held
 
 
 def text_of(cut: Cut) -> str:

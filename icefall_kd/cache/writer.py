@@ -1,8 +1,9 @@
 """Writes one shard of a field: whole or absent, with its statistics."""
 
 import contextlib
+import errno
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Union
+from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 from lhotse.array import Array, TemporalArray
@@ -16,7 +17,12 @@ from icefall_kd.cache.field import (
     state_path,
     tar_path,
 )
-from icefall_kd.io import sha256_file, write_aside
+from icefall_kd.io import naming_write, sha256_file, write_aside
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_MAKE_ROOM = (
+    "the shards that are finished stay valid: make room and run the same command again"
+)
 
 
 class ShardWriter:
@@ -46,6 +52,7 @@ class ShardWriter:
 
         Raises:
           ValueError: if it is not this cut's turn, or the codec cannot hold a value.
+          OSError: if there is no room; the message names the file.
         """
         n = self._written
         if n >= len(self._keys) or cut_id != self._keys[n][0]:
@@ -57,11 +64,11 @@ class ShardWriter:
             stored = self._codec.encode(x)
         except ValueError as e:
             raise ValueError(f"{self._path}: cut '{cut_id}': {e}") from e
-        self._tar.write(cut_id, stored, _manifest(stored, self._frame_shift))
-        # Statistics are those of what a reader will get.
-        back = self._codec.decode(stored).astype(np.float64)
-        self.sum = back.sum(axis=0) + (self.sum if n else 0.0)
-        self.sum_squares = np.square(back).sum(axis=0) + (self.sum_squares if n else 0)
+        with naming_write(self._path, _MAKE_ROOM):
+            self._tar.write(cut_id, stored, _manifest(stored, self._frame_shift))
+        total, squares = moments(self._codec, stored)
+        self.sum = total + (self.sum if n else 0.0)
+        self.sum_squares = squares + (self.sum_squares if n else 0.0)
         self.num_frames += len(x)
         self._written += 1
 
@@ -75,6 +82,12 @@ class ShardWriter:
             raise ValueError(
                 f"{self._path}: {self._written} arrays for {len(self._keys)} cuts"
             )
+
+
+def moments(codec: Codec, stored: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """Return sum and sum of squares, (W,) float64, of what a reader will get."""
+    back = codec.decode(stored).astype(np.float64)
+    return back.sum(axis=0), np.square(back).sum(axis=0)
 
 
 @contextlib.contextmanager
@@ -100,27 +113,42 @@ def write_shard(
       ValueError: if the arrays are not those of the cuts, one by one and in order.
     """
     path = tar_path(shar_dir, field, shard)
-    state_path(shar_dir, field, shard).unlink(missing_ok=True)
-    with write_aside(path) as aside:
-        with ArrayTarWriter(str(aside), shard_size=None) as tar:
-            writer = ShardWriter(path, tar, keys, frame_shift, codec)
-            yield writer
-            writer.check_complete()
-        sha256, size = sha256_file(aside), aside.stat().st_size
-    writer.state = ShardState(
-        tar=path.name,
-        sha256=sha256,
-        bytes=size,
-        num_cuts=len(keys),
-        num_frames=writer.num_frames,
-        sum=writer.sum.tolist(),
-        sum_squares=writer.sum_squares.tolist(),
-        cuts_sha256=sha256_file(cuts_path(shar_dir, shard)),
-        keys=keys,
-        fingerprint=fingerprint,
-        codec=codec.spec,
-    )
-    save(writer.state, state_path(shar_dir, field, shard))
+    with _naming_full_disk(path):
+        state_path(shar_dir, field, shard).unlink(missing_ok=True)
+        with write_aside(path) as aside:
+            with ArrayTarWriter(str(aside), shard_size=None) as tar:
+                writer = ShardWriter(path, tar, keys, frame_shift, codec)
+                yield writer
+                writer.check_complete()
+            sha256, size = sha256_file(aside), aside.stat().st_size
+        writer.state = ShardState(
+            tar=path.name,
+            sha256=sha256,
+            bytes=size,
+            num_cuts=len(keys),
+            num_frames=writer.num_frames,
+            sum=writer.sum.tolist(),
+            sum_squares=writer.sum_squares.tolist(),
+            cuts_sha256=sha256_file(cuts_path(shar_dir, shard)),
+            keys=keys,
+            fingerprint=fingerprint,
+            codec=codec.spec,
+        )
+        save(writer.state, state_path(shar_dir, field, shard))
+
+
+@contextlib.contextmanager
+def _naming_full_disk(path: Path) -> Iterator[None]:
+    """Give an error that only a full disk makes the file's name and the remedy.
+
+    Closing a file writes too, and its error would hide the one that was named.
+    """
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in _FULL:
+            raise
+        raise OSError(f"{path}: could not be written ({e}); {_MAKE_ROOM}") from e
 
 
 def _manifest(stored: np.ndarray, frame_shift: float) -> TemporalArray:

@@ -9,13 +9,13 @@ import heapq
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 from lhotse.cut import Cut
 
 from icefall_kd.cache.reader import Expectation, shar_shards
 from icefall_kd.cache.shards import Shard
+from icefall_kd.io import Pathlike, as_path
 
 SAMPLED_SHARDS = 50  # of each set, to know its durations by
 Key = tuple[int, int, int]  # set, shard of it, cut in the shard: where a cut lies
@@ -253,7 +253,7 @@ class _SetReader:
 
 
 def open_stream(
-    shar_dirs: Sequence[Union[str, Path]],
+    shar_dirs: Sequence[Pathlike],
     fields: Sequence[str] = (),
     expect: Optional[Expectation] = None,
     *,
@@ -272,12 +272,8 @@ def open_stream(
       FileNotFoundError, ValueError: as ``open_shar`` and :class:`CutStream`.
     """
     shares = shares or {}
-    sources = [
-        Source(
-            Path(d).name,
-            shar_shards(d, fields, expect, missing),
-            shares.get(Path(d).name, 0),
-        )
-        for d in shar_dirs
-    ]
+    sources = []
+    for shar_dir in map(as_path, shar_dirs):
+        shards = shar_shards(shar_dir, fields, expect, missing)
+        sources.append(Source(shar_dir.name, shards, shares.get(shar_dir.name, 0)))
     return CutStream(sources, seed=seed, shuffle=shuffle)

@@ -19,7 +19,9 @@ AMD EPYC (40 of the prompts), by ``test/bench/whisper_context.py``:
     1 s, int8     0.986    0.966    0.007        0.975    0.953    0.015
 
 So 1 s is the default: the end of the clip gains most up to there, at a twelfth of the
-cost of padding.  int8 halves the cost again and changes the cosine by 0.0005.
+cost of padding.  int8 halves the cost again and changes the cosine by 0.0005.  A cosine
+of 0.98 takes 2 s of context with base, and 0.5 s with tiny.en; what that costs beside
+a loop that pads to 30 s is in ``test/bench/extract.py``.
 
 Whisper has no mask: what pads a batch is context too.  To keep an utterance's embedding
 a function of the utterance alone, its padded length is its own (its duration plus the

@@ -14,6 +14,7 @@ from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.distill.term import Term
 from icefall_kd.distill.terms import build_terms
 from icefall_kd.distill.vocabulary import check_vocabulary
+from icefall_kd.io import as_path
 from icefall_kd.training.checkpoint import (
     load_checkpoint,
     load_encoder,
@@ -74,7 +75,7 @@ def shar_dirs(data: DataConfig, names: Sequence[str]) -> list[Path]:
     Raises:
       FileNotFoundError: if one is missing; the message lists those that exist.
     """
-    root = Path(data.shar_dir)
+    root = as_path(data.shar_dir)
     for name in names:
         if not (root / name).is_dir():
             there = sorted(p.name for p in root.glob("*") if p.is_dir())

@@ -53,3 +53,23 @@ def test_an_unknown_option_of_a_codec_is_refused(monkeypatch, tmp_path):
     assert "no options ['steps']; it has ['iterations']" in text
     text = fail(monkeypatch, *arguments, "--codec-option", "iterations")
     assert "--codec-option iterations: expected KEY=VALUE" in text
+    options = ["--shar-dir", tmp_path, "--teacher", "whisper_base"]
+    text = fail(monkeypatch, *options, "--model-dir", tmp_path, "--codec", "lzma")
+    assert text.startswith("extract: unknown codec 'lzma'") and "fp16" in text
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ([], "give --shar-dir"),
+        (["--shar-dir", "a", "--codec", "fp16", "int8"], "are of a --dry-run"),
+        (["--shar-dir", "a", "--hours", "10"], "are of a --dry-run"),
+        (["--shar-dir", "a", "b", "--shards", "0:1"], "goes with one --shar-dir"),
+        (
+            ["--shar-dir", "a", "--shards", "0:1", "--train-codec-only"],
+            "leave --shards out",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(monkeypatch, options, message):
+    assert message in fail(monkeypatch, *options)

@@ -173,6 +173,6 @@ def test_a_package_that_is_absent_is_told_before_the_teacher_is_heard(
     shar, tiny, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    monkeypatch.setattr("icefall_kd.cache.extract.sample_frames", None)
+    monkeypatch.setattr("icefall_kd.cache.obtain.sample_frames", None)
     with pytest.raises(ValueError, match="pip install faiss-cpu"):
         extract(shar, [tiny], codec="pq16")

@@ -21,6 +21,7 @@ from icefall_kd.cache.codecs.topk import TopK
 __all__ = [
     "CODECS",
     "Codec",
+    "bytes_per_frame",
     "find_codec",
     "make_codec",
     "train_codec",
@@ -43,6 +44,16 @@ def find_codec(spec: str) -> Tuple[Type[Codec], Optional[int]]:
         return CODECS[match.group(1)], int(match.group(2))
     known = [name + ("<bytes>" if c.sized else "") for name, c in CODECS.items()]
     raise ValueError(f"unknown codec '{spec}'; known are {sorted(known)}")
+
+
+def bytes_per_frame(spec: str, dim: int) -> float:
+    """Return the bytes that a frame of ``dim`` values takes, trained or not yet.
+
+    Raises:
+      ValueError: if there is no such codec, or it cannot hold such frames.
+    """
+    cls, size = find_codec(spec)
+    return cls(size, {}).bytes_per_frame(dim)
 
 
 def make_codec(spec: str, state: Optional[Mapping[str, np.ndarray]] = None) -> Codec:

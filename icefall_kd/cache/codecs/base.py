@@ -9,9 +9,8 @@ class Codec:
     """Turns a teacher's frames into what is stored, and back.
 
     Decoding needs numpy and torch alone, so that training needs no library of the
-    encoder's; it
-    works on any slice of the stored array in time.  A codec can be pickled: its size
-    and its state are what travels.
+    encoder's; it works on any slice of the stored array in time.  A codec can be
+    pickled: its size and its state are what travels.
 
     Attributes:
       name:    in :data:`icefall_kd.cache.codecs.CODECS`.

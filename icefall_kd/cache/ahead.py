@@ -1,0 +1,48 @@
+"""Makes items in a thread ahead of their use."""
+
+import queue
+import threading
+from typing import Iterable, Iterator, TypeVar
+
+T = TypeVar("T")
+
+_LOOK = 0.1  # s after which a thread that waits looks whether it is still wanted
+
+
+def ahead(items: Iterable[T], size: int = 1) -> Iterator[T]:
+    """Yield ``items`` in their order, up to ``size`` of them made before they are used.
+
+    An error in making one is raised where its turn would have been.  The thread ends
+    with the items, or soon after the caller stops taking them.
+    """
+    made: queue.Queue = queue.Queue(maxsize=size)
+    unwanted = threading.Event()
+
+    def hand_over(item: object, last: bool = False) -> None:
+        while not unwanted.is_set():
+            try:
+                return made.put((item, last), timeout=_LOOK)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                hand_over(item)
+                if unwanted.is_set():
+                    return
+            hand_over(None, last=True)
+        except BaseException as e:  # told in the thread that asks for items
+            hand_over(e, last=True)
+
+    threading.Thread(target=work, name="ahead", daemon=True).start()
+    try:
+        while True:
+            item, last = made.get()
+            if last and item is not None:
+                raise item
+            if last:
+                return
+            yield item
+    finally:
+        unwanted.set()

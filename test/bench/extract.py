@@ -1,0 +1,200 @@
+"""How much faster is our extraction than the loops that people write?
+
+    python test/bench/extract.py --model-dir DIR --shar-dir DIR [DIR ...]
+
+Prints JSON.  "short": utterances as they are, against the naive Whisper loop that pads
+each to 30 s and encodes one at a time; how much faster, and the mean cosine of all
+frames to those of that loop.  "long": prompts put together to 20 to 30 s, in batches
+against that loop and against our own with batches of one.
+
+The command keeps freed memory (icefall_kd.cpu.keep_freed_memory), which a loop that
+people write does not: the system then clears the same memory for every call.  The loop
+is timed without, as it is, and once more with it.
+
+The same CTranslate2 model on one thread throughout.  "cpu_s" is what the process used,
+which other load on the machine disturbs less than the time that went by, "wall_s";
+the ratios are those of "cpu_s".  Ours is everything up to the arrays: decoding flac,
+log-mel, encoder; the naive loop begins with the decoded audio.
+"""
+
+import argparse
+import json
+import time
+from typing import Callable, Dict, List, Sequence, Tuple
+
+import torch
+
+from icefall_kd import SAMPLE_RATE
+from icefall_kd.cache.reader import open_shar
+from icefall_kd.cache.teach import teach, teach_batch
+from icefall_kd.cpu import keep_freed_memory
+from icefall_kd.teachers import Teacher, build_teacher
+
+NAIVE = {"context": 30.0, "bucket": 30.0}  # every utterance is padded to the window
+LONG = (20.0, 30.0)  # s
+
+
+def load_cuts(shar_dirs: Sequence[str], limit: int) -> List:
+    """Return the first cuts of Shar folders, with their audio as flac."""
+    cuts = [cut for d in shar_dirs for cut in open_shar(d) if cut.duration <= 20]
+    return cuts[:limit]
+
+
+def load_wave(cut) -> torch.Tensor:
+    """Return (S,) float32."""
+    return torch.from_numpy(cut.load_audio()[0])
+
+
+def put_together(waves: Sequence[torch.Tensor]) -> List[torch.Tensor]:
+    """Return utterances of 20 to 30 s made of several."""
+    out, held = [], []
+    for wave in waves:
+        seconds = sum(map(len, [*held, wave])) / SAMPLE_RATE
+        if seconds > LONG[1] - 1.0:
+            if sum(map(len, held)) >= LONG[0] * SAMPLE_RATE:
+                out.append(torch.cat(held))
+            held = []
+        held.append(wave)
+    return out
+
+
+def timed(function: Callable) -> Tuple[List[torch.Tensor], Dict[str, float]]:
+    """Return what ``function`` returns, and the s that it took."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    found = function()
+    cost = {
+        "cpu_s": round(time.process_time() - cpu, 2),
+        "wall_s": round(time.perf_counter() - wall, 2),
+    }
+    return found, cost
+
+
+def one_by_one(teacher: Teacher, waves: Sequence[torch.Tensor]) -> List[torch.Tensor]:
+    """Encode each utterance in a call of its own."""
+    return [x for wave in waves for x in arrays(teacher, [wave])]
+
+
+def arrays(teacher: Teacher, waves: Sequence[torch.Tensor]) -> List[torch.Tensor]:
+    """Encode utterances in one call."""
+    said = teach_batch(waves, [teacher])
+    return [torch.from_numpy(a[teacher.name]) for a in said]
+
+
+def cosine(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> float:
+    """Return the mean cosine over all frames."""
+    each = [torch.cosine_similarity(x, y, dim=1) for x, y in zip(a, b)]
+    return round(torch.cat(each).mean().item(), 4)
+
+
+def naive_loops(
+    build: Callable, short: List[torch.Tensor], long: List[torch.Tensor], compute: str
+) -> Dict[str, object]:
+    """Return what the loop that pads to 30 s says, and what it costs."""
+    naive = build(compute_type=compute, **NAIVE)
+    one_by_one(naive, [*short, *long][:2])
+    said, short_cost = timed(lambda: one_by_one(naive, short))
+    _, long_cost = timed(lambda: one_by_one(naive, long))
+    return {"said": said, "short": short_cost, "long": long_cost}
+
+
+def short_rows(
+    build: Callable,
+    cuts: List,
+    compute: str,
+    naive: Dict,
+    kept: Dict,
+    args: argparse.Namespace,
+) -> List[Dict]:
+    """Compare settings with the naive loop over the same utterances."""
+    rows = []
+    for context in args.context:
+        ours = build(compute_type=compute, context=context)
+        list(teach(cuts[:4], [ours], args.max_batch_duration))
+        said, cost = timed(
+            lambda ours=ours: list(teach(cuts, [ours], args.max_batch_duration))
+        )
+        arrays = [torch.from_numpy(said_of[ours.name]) for _, said_of in said]
+        rows.append(
+            {
+                "compute_type": compute,
+                "context": context,
+                "times_faster": faster(naive["short"], cost),
+                "times_faster_than_loop_keeping_memory": faster(kept["short"], cost),
+                "cosine": cosine(naive["said"], arrays),
+                "ours": cost,
+                "naive": naive["short"],
+            }
+        )
+    return rows
+
+
+def long_row(
+    build: Callable, waves: List[torch.Tensor], compute: str, naive: Dict, kept: Dict
+) -> Dict:
+    """Compare batches of long utterances with one at a time."""
+    ours = build(compute_type=compute)
+    arrays(ours, waves[:1])
+    alone, single = timed(lambda: one_by_one(ours, waves))
+    said, batch = timed(lambda: arrays(ours, waves))
+    return {
+        "compute_type": compute,
+        "times_faster": faster(naive["long"], batch),
+        "times_faster_than_loop_keeping_memory": faster(kept["long"], batch),
+        "times_faster_than_own_batches_of_1": faster(single, batch),
+        "largest_difference": max(
+            (a - b).abs().max().item() for a, b in zip(alone, said)
+        ),
+        "ours": batch,
+        "naive": naive["long"],
+    }
+
+
+def faster(slow: Dict[str, float], fast: Dict[str, float]) -> float:
+    """Return the ratio of the CPU seconds."""
+    return round(slow["cpu_s"] / fast["cpu_s"], 2)
+
+
+def main() -> None:
+    """Run the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--shar-dir", nargs="+", required=True)
+    add("--model-dir", required=True)
+    add("--short", type=int, default=24, help="short utterances")
+    add("--long", type=int, default=4, help="long ones")
+    add("--compute-type", nargs="+", default=["float32", "int8"])
+    add("--context", type=float, nargs="+", default=[1.0, 2.0])
+    add("--max-batch-duration", type=float, default=60.0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+
+    def build(**options: object) -> Teacher:
+        return build_teacher("whisper_ct2", args.model_dir, num_threads=1, **options)
+
+    cuts = load_cuts(args.shar_dir, max(args.short, 12 * args.long))
+    waves = put_together([load_wave(cut) for cut in cuts])[: args.long]
+    cuts = cuts[: args.short]
+    short = [load_wave(cut) for cut in cuts]
+    loops = {c: naive_loops(build, short, waves, c) for c in args.compute_type}
+    keep_freed_memory(one_arena=True)  # as the command does; it cannot be taken back
+    kept = {c: naive_loops(build, short, waves, c) for c in args.compute_type}
+    result = {
+        "model_dir": args.model_dir,
+        "short_utterances": len(cuts),
+        "short_seconds": round(sum(cut.duration for cut in cuts), 1),
+        "long_utterances": len(waves),
+        "long_seconds": round(sum(map(len, waves)) / SAMPLE_RATE, 1),
+        "short": [
+            row
+            for c in args.compute_type
+            for row in short_rows(build, cuts, c, loops[c], kept[c], args)
+        ],
+        "long": [
+            long_row(build, waves, c, loops[c], kept[c]) for c in args.compute_type
+        ],
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
