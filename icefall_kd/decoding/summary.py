@@ -10,6 +10,12 @@ from icefall_kd.io import Pathlike, read_json
 HEADER = ("system", "set", "decoding", "engine", "WER % [95 %]", "params", "RTF")
 GAIN_HEADER = ("relative gain", "P(better)")
 CHUNK_SECONDS = 0.02  # of a 50 Hz frame
+METHOD_LABELS = {
+    "greedy_search": "greedy",
+    "modified_beam_search": "beam",
+    "ctc_greedy_search": "CTC greedy",
+    "ctc_prefix_beam_search": "CTC prefix beam",
+}
 
 
 @dataclass(frozen=True)
@@ -44,9 +50,9 @@ def find_results(system: str, path: Pathlike) -> List[Result]:
 
 def decoding_label(facts: Mapping) -> str:
     """Say for people how a result was decoded."""
-    label = "greedy" if facts["method"] == "greedy_search" else facts["method"]
+    label = METHOD_LABELS.get(facts["method"], facts["method"])
     if facts.get("beam"):
-        label = f"beam {facts['beam']}"
+        label += f" {facts['beam']}"
     if facts.get("blank_penalty"):
         label += f", blank penalty {facts['blank_penalty']:g}"
     if not facts["streaming"]:

@@ -238,16 +238,21 @@ def load_model(
       path: written by ``icefall_kd.bin.average``, or a training checkpoint.
     Returns:
       (model in evaluation mode, its tokenizer or None where it saw no text, info).
+      ``ctc_output`` of the model is None where the file holds a transducer alone; the
+      info of a training checkpoint is its ``config``.
     Raises:
       FileNotFoundError, ValueError: as :func:`load_checkpoint`, or if the weights
         are not those of the configuration beside them.
     """
     checkpoint = load_checkpoint(path)
     model = build_model(from_dict(ModelConfig, checkpoint["model_config"]))
+    if not any(name.startswith("ctc_output.") for name in checkpoint["model"]):
+        model.ctc_output = None
     load_weights(model, checkpoint["model"], str(path))
     bpe_model = unpack_bytes(checkpoint.get("bpe_model"))
     tokenizer = None if bpe_model is None else Tokenizer.from_bytes(bpe_model)
-    return model.to(device).eval(), tokenizer, dict(checkpoint.get("info", {}))
+    info = checkpoint.get("info", {"config": checkpoint.get("config")})
+    return model.to(device).eval(), tokenizer, dict(info)
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
