@@ -47,7 +47,7 @@ def collapse(path):
 
 
 def all_paths(log_probs):
-    """Return prefix -> (sum over its paths, its best path's score, the frames of that)."""
+    """Return prefix -> (sum over its paths, its best path's score and frames)."""
     rows = log_probs.tolist()
     found = defaultdict(lambda: (-math.inf, -math.inf, ()))
     for path in itertools.product(range(len(rows[0])), repeat=len(rows)):

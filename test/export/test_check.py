@@ -10,7 +10,6 @@ from icefall_kd.export.check import (
     Report,
     compare,
     first_difference,
-    parting_margin,
 )
 from icefall_kd.export.flips import FEATURE_TOLERANCE, find_flip, greedy_logits
 from icefall_kd.export.onnx import export_joiner
