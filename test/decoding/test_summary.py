@@ -3,7 +3,13 @@
 import pytest
 
 from icefall_kd.decoding.scoring import Recognition, write_results
-from icefall_kd.decoding.summary import find_results, markdown, plain, summarise
+from icefall_kd.decoding.summary import (
+    decoding_label,
+    find_results,
+    markdown,
+    plain,
+    summarise,
+)
 
 FACTS = {
     "engine": "pytorch",
@@ -52,6 +58,19 @@ def test_the_table_sets_systems_of_one_setting_side_by_side(systems):
     assert rows[2][4].startswith("20.00 [")
     assert rows[3][4:] == (rows[3][4], "2.89 M", "0.0123", "+50.0 %", "1.000")
     assert rows[2][-2:] == ("", "")
+
+
+@pytest.mark.parametrize(
+    "method, beam, label",
+    [
+        ("greedy_search", None, "full context, greedy"),
+        ("modified_beam_search", 4, "full context, beam 4"),
+        ("ctc_greedy_search", None, "full context, CTC greedy"),
+        ("ctc_prefix_beam_search", 8, "full context, CTC prefix beam 8"),
+    ],
+)
+def test_every_method_has_its_label(method, beam, label):
+    assert decoding_label({**FACTS, "method": method, "beam": beam}) == label
 
 
 def test_without_a_baseline_no_gain_is_shown(systems):
