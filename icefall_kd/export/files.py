@@ -8,8 +8,6 @@ from icefall_kd.decoding.setting import Chunking
 from icefall_kd.io import Pathlike
 
 INFO = "export.json"  # checkpoint, parameters and what else a result JSON repeats
-
-
 MAIN = {"transducer": "encoder", "ctc": "model"}  # the file that reads the features
 
 

@@ -149,7 +149,10 @@ class OrtCtc(OrtModel):
 
     def __init__(self, files: ModelFiles, options: DecodeOptions, threads: int = 1):
         if options.blank_penalty:
-            raise ValueError("an exported CTC model is searched without blank_penalty")
+            raise ValueError(
+                "an exported CTC model is searched without blank_penalty, as "
+                "sherpa-onnx does; leave it out"
+            )
         super().__init__(files, options, threads)
 
     def search(self, encoder_out: np.ndarray) -> OrtHypothesis:
