@@ -52,16 +52,28 @@ def random_student(config: ModelConfig, waves, seed: int = 0):
             p.copy_(torch.randn_like(p) * p[0].numel() ** -0.5)
     model.encoder.set_chunk(-1, -1)
     projection, output = model.joiner.encoder_proj, model.joiner.output_linear
-    frames = [
-        projection(model.forward_encoder(f[None], torch.tensor([len(f)]))[0][0])
-        for f in compute_fbank(waves)
-    ]
-    std, mean = torch.std_mean(torch.cat(frames), dim=0)
-    projection.weight.div_(std[:, None])
-    projection.bias.sub_(mean).div_(std)
+    frames = torch.cat(
+        [
+            model.forward_encoder(f[None], torch.tensor([len(f)]))[0][0]
+            for f in compute_fbank(waves)
+        ]
+    )
+    standardise(projection, projection(frames))
     output.weight.normal_()
     output.bias[0] += 8.0  # blanks: about four frames of ten
+    ctc = model.ctc_output[1]
+    standardise(ctc, ctc(frames))
+    ctc.weight.mul_(4.0)
+    ctc.bias.mul_(4.0)
+    ctc.bias[0] += 8.0  # and as many here
     return model
+
+
+def standardise(layer, outputs):
+    """Give every output of a linear layer mean 0 and deviation 1 over ``outputs``."""
+    std, mean = torch.std_mean(outputs, dim=0)
+    layer.weight.div_(std[:, None])
+    layer.bias.sub_(mean).div_(std)
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,9 @@
       --shar-dir data/shar/test --method greedy_search --out-dir exp/decode
 
 decodes with full context; add ``--streaming --chunk-size 16 --left-context 64`` to feed
-a causal model chunk by chunk.  Writes recogs-, errs-, wer-summary- and result- files
-into --out-dir.  A result of the same checkpoint that is there already is kept.
+a causal model chunk by chunk.  The methods ctc_* search over the CTC head, the others
+over the transducer.  Writes recogs-, errs-, wer-summary- and result- files into
+--out-dir.  A result of the same checkpoint that is there already is kept.
 """
 
 import argparse
@@ -16,7 +17,8 @@ import torch
 
 from icefall_kd.cpu import tune_cpu
 from icefall_kd.decoding import DECODERS, DecodeOptions
-from icefall_kd.decoding.recognise import count_cuts, count_parameters, recognise
+from icefall_kd.decoding.heads import count_parameters, require_head
+from icefall_kd.decoding.recognise import count_cuts, recognise
 from icefall_kd.decoding.scoring import result_path, write_results
 from icefall_kd.decoding.setting import (
     Chunking,
@@ -76,9 +78,11 @@ def run(args: argparse.Namespace) -> dict:
     kept = kept_result(done, digest, args.force)
     if kept:
         return kept
-    model, tokenizer, _ = load_model(args.checkpoint, args.device)
+    model, tokenizer, info = load_model(args.checkpoint, args.device)
     if tokenizer is None:
         raise ValueError(f"{args.checkpoint}: saw no text in training, cannot decode")
+    head = DECODERS[args.method].head
+    require_head(model, head, info, str(args.checkpoint))
     if chunking and not model.encoder.causal:
         raise ValueError(
             f"{args.checkpoint} is not causal and cannot stream; train with "
@@ -105,7 +109,7 @@ def run(args: argparse.Namespace) -> dict:
         **setting_facts(options, chunking),
         "checkpoint": str(args.checkpoint),
         "checkpoint_sha256": digest,
-        "parameters": count_parameters(model),
+        "parameters": count_parameters(model, head),
         "rtf": round(rtf, 5),
         "device": str(args.device),
         "threads": torch.get_num_threads(),

@@ -6,7 +6,10 @@
 writes encoder.onnx (whole utterances), decoder.onnx, joiner.onnx, tokens.txt, bpe.vocab
 and export.json; with ``--streaming --chunk-size 16 --left-context 64`` the encoder is
 encoder-streaming-chunk-16-left-64.onnx and reads chunks; run it twice for both.  With
---check-shar also the .int8.onnx files, unless they lose more than --max-int8-loss
+``--head ctc`` one file takes the place of the three: model.onnx, or
+model-streaming-chunk-16-left-64.onnx; both heads may go to one folder.
+
+With --check-shar also the .int8.onnx files, unless they lose more than --max-int8-loss
 percent WER on those cuts: then they are removed, the figure is told and the command
 ends with status 3 (1 is any other failure); the float32 files stay.
 ``--check`` compares PyTorch, ONNX Runtime and sherpa-onnx on the set, token for token.
@@ -16,6 +19,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from icefall_kd.decoding.heads import HEADS
 from icefall_kd.decoding.setting import Chunking
 from icefall_kd.logs import setup_logging
 
@@ -28,6 +32,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--checkpoint", type=Path, required=True)
     p.add_argument("--out-dir", type=Path, required=True)
+    p.add_argument("--head", choices=sorted(HEADS), default="transducer")
     p.add_argument("--streaming", action="store_true", help="an encoder of chunks")
     p.add_argument("--chunk-size", type=int, default=16, help="20 ms frames")
     p.add_argument("--left-context", type=int, default=64, help="20 ms frames")
@@ -50,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
             "--check needs --check-shar, the set to compare the engines on"
         )
     cuts = [cut for folder in args.check_shar for cut in open_shar(folder)]
-    conversion = Conversion(args.checkpoint, args.out_dir)
+    conversion = Conversion(args.checkpoint, args.out_dir, args.head)
     chunking = Chunking(args.chunk_size, args.left_context) if args.streaming else None
     files = conversion.write(chunking)
     print(f"wrote {files.encoder}")

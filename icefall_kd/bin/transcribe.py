@@ -14,7 +14,7 @@ factor measured one utterance at a time on --threads threads.
 import argparse
 from pathlib import Path
 
-from icefall_kd.decoding import DECODERS, DecodeOptions
+from icefall_kd.decoding import DECODERS, DecodeOptions, search_class
 from icefall_kd.decoding.scoring import result_path, write_results
 from icefall_kd.decoding.setting import Chunking, kept_result
 from icefall_kd.logs import setup_logging
@@ -52,7 +52,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("--shar-dir needs --out-dir for its results")
     chunking = Chunking(args.chunk_size, args.left_context) if args.streaming else None
     options = DecodeOptions(args.method, args.beam, args.blank_penalty)
-    files = ModelFiles.of(args.model_dir, chunking, args.int8)
+    head = search_class(args.method).head
+    files = ModelFiles.of(args.model_dir, chunking, args.int8, head)
     if args.audio:
         for path, text in transcribe.files(files, args.audio, options, args.threads):
             print(f"{path}\t{text}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from icefall_kd.decoding.beam import ModifiedBeamSearch
+from icefall_kd.decoding.ctc import CtcGreedySearch, CtcPrefixBeamSearch
 from icefall_kd.decoding.greedy import GreedySearch
 from icefall_kd.decoding.hypothesis import DecodeOptions, Hypothesis
 from icefall_kd.decoding.search import Search
@@ -17,22 +18,43 @@ from icefall_kd.decoding.search import Search
 DECODERS: Dict[str, Type[Search]] = {
     "greedy_search": GreedySearch,
     "modified_beam_search": ModifiedBeamSearch,
+    "ctc_greedy_search": CtcGreedySearch,
+    "ctc_prefix_beam_search": CtcPrefixBeamSearch,
 }
+# The search of each head that every engine runs.
+GREEDY = {"transducer": "greedy_search", "ctc": "ctc_greedy_search"}
 
-__all__ = ["DECODERS", "DecodeOptions", "Hypothesis", "decode", "make_search"]
+__all__ = [
+    "DECODERS",
+    "GREEDY",
+    "DecodeOptions",
+    "Hypothesis",
+    "decode",
+    "make_search",
+    "search_class",
+]
+
+
+def search_class(method: str) -> Type[Search]:
+    """Return the search of this name.
+
+    Raises:
+      ValueError: if the method is unknown; the message lists the known ones.
+    """
+    if method not in DECODERS:
+        raise ValueError(
+            f"unknown decoding method {method!r}; known: {sorted(DECODERS)}"
+        )
+    return DECODERS[method]
 
 
 def make_search(model: nn.Module, batch_size: int, options: DecodeOptions) -> Search:
     """Start the search that ``options.method`` names over ``batch_size`` utterances.
 
     Raises:
-      ValueError: if the method is unknown; the message lists the known ones.
+      ValueError: if the method is unknown, or the model lacks the head it reads.
     """
-    if options.method not in DECODERS:
-        raise ValueError(
-            f"unknown decoding method {options.method!r}; known: {sorted(DECODERS)}"
-        )
-    return DECODERS[options.method](model, batch_size, options)
+    return search_class(options.method)(model, batch_size, options)
 
 
 @torch.no_grad()
@@ -42,14 +64,16 @@ def decode(
     """Search a batch of complete utterances.
 
     Args:
-      model: has ``decoder`` and ``joiner``, in eval mode.
-      encoder_out: (N, T, D) float32, before ``joiner.encoder_proj``.
+      model: has ``decoder`` and ``joiner``, or ``ctc_output`` for the ``ctc_*``
+        methods, in eval mode.
+      encoder_out: (N, T, D) float32, as the encoder gives it.
       lens: (N,) int64, valid frames (40 ms each), 0 <= lens <= T, in any order.
       options: see :class:`DecodeOptions`.
     Returns:
       N hypotheses in the order of the batch.
     Raises:
-      ValueError: if the method is unknown or the shapes disagree.
+      ValueError: if the method is unknown, the model lacks the head it reads, or the
+        shapes disagree.
     """
     order = torch.argsort(lens, descending=True, stable=True)
     search = make_search(model, len(order), options)

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from icefall_kd.decoding.hypothesis import DecodeOptions, Hypothesis
-from icefall_kd.decoding.search import Search, start_context
+from icefall_kd.decoding.search import TransducerSearch, start_context
 from icefall_kd.transducer.predictor import NO_TOKEN
 
 # Odd, so that multiplying modulo 2^64 loses nothing (Knuth's constant for hashing).
 HASH_FACTOR = -7046029254386353131
 
 
-class ModifiedBeamSearch(Search):
+class ModifiedBeamSearch(TransducerSearch):
     """Keep ``beam`` hypotheses an utterance; all utterances move in one batch.
 
     The best ``beam`` extensions of a frame are taken first and those with the same
@@ -26,6 +26,8 @@ class ModifiedBeamSearch(Search):
     live: the dead ones have a score of -inf.  The winner has the best score divided
     by its number of tokens, the start context counted, as in icefall and sherpa-onnx.
     """
+
+    uses_beam = True
 
     def __init__(self, model: nn.Module, batch_size: int, options: DecodeOptions):
         super().__init__(model, batch_size, options)

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from icefall_kd.decoding.hypothesis import DecodeOptions, Hypothesis
-from icefall_kd.decoding.search import Search, start_context
+from icefall_kd.decoding.search import TransducerSearch, collect, start_context
 from icefall_kd.transducer.predictor import NO_TOKEN
 
 
-class GreedySearch(Search):
+class GreedySearch(TransducerSearch):
     """At most one symbol a frame, the arg max of the joiner."""
 
     def __init__(self, model: nn.Module, batch_size: int, options: DecodeOptions):
@@ -35,10 +35,4 @@ class GreedySearch(Search):
             self.predicted[rows] = self._predict(moved)
 
     def hypotheses(self) -> List[Hypothesis]:
-        found = [Hypothesis(score=score) for score in self.scores.tolist()]
-        for frame, tokens in enumerate(self.emitted):
-            for row, token in enumerate(tokens.tolist()):
-                if token != NO_TOKEN:
-                    found[row].tokens.append(token)
-                    found[row].timestamps.append(frame)
-        return found
+        return collect(self.scores, self.emitted)

@@ -10,8 +10,8 @@ class DecodeOptions:
 
     Attributes:
       method: a name in :data:`icefall_kd.decoding.DECODERS`.
-      beam: hypotheses kept a frame (modified_beam_search); sherpa-onnx calls it
-        max_active_paths.
+      beam: hypotheses kept a frame (modified_beam_search, ctc_prefix_beam_search);
+        sherpa-onnx calls it max_active_paths.
       blank_penalty: subtracted from the blank's logit before anything else, >= 0.
       unk_id: id of ``<unk>``; it is treated as a blank, so it is never emitted and
         leaves the context as it was.  None: the vocabulary has none.
@@ -35,7 +35,8 @@ class Hypothesis:
 
     Attributes:
       tokens: ids without blanks and without the start context.
-      timestamps: the encoder output frame (40 ms each) of every token.
+      timestamps: the encoder output frame (40 ms each) of every token; of a CTC head
+        the first of the token's frames, by the best path.
       score: log-probability in nats: of the path for greedy search, of all paths
         that merged into it for the beam.
     """

@@ -44,12 +44,6 @@ def load_wave(cut: Cut) -> Tensor:
     return torch.from_numpy(cut.load_audio()[0])
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Return the parameters that decoding uses, heads of training left out."""
-    parts = (model.encoder_embed, model.encoder, model.decoder, model.joiner)
-    return sum(p.numel() for part in parts for p in part.parameters())
-
-
 def reference(cut: Cut) -> List[str]:
     """Return the words of a cut's transcript, none when it has no supervision."""
     return " ".join(s.text or "" for s in cut.supervisions).split()

@@ -1,4 +1,4 @@
-"""What every frame-synchronous transducer search shares.
+"""What every frame-synchronous search shares, and every one over the transducer.
 
 The searches follow sherpa-onnx, so that a file decoded here and a file decoded by
 the deployed recogniser read the same: the context starts as ``-1, ..., -1, 0`` (the
@@ -7,12 +7,13 @@ predictor reads -1 as a zero embedding), a frame gives at most one symbol, and
 """
 
 from abc import ABC, abstractmethod
-from typing import List
+from typing import List, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from icefall_kd import BLANK_ID
+from icefall_kd.decoding.heads import require_parts
 from icefall_kd.decoding.hypothesis import DecodeOptions, Hypothesis
 from icefall_kd.transducer.predictor import NO_TOKEN
 
@@ -31,21 +32,28 @@ class Search(ABC):
 
     The utterances are the rows, the longest first: when the shorter ones have ended,
     the rows that go on are a prefix, and nothing is computed for the others.
+
+    Attributes:
+      head: of the student, in :data:`icefall_kd.decoding.heads.HEADS`.
+      uses_beam: whether ``options.beam`` matters.
     """
+
+    head: str
+    uses_beam = False
 
     def __init__(self, model: nn.Module, batch_size: int, options: DecodeOptions):
         """Start N empty hypotheses.
 
         Args:
-          model: has ``decoder`` (with ``context_size``) and ``joiner``, in eval mode.
+          model: has the parts of the head, in eval mode.
           batch_size: N.
           options: see :class:`DecodeOptions`.
+        Raises:
+          ValueError: if the model lacks the head.
         """
-        self.decoder = model.decoder
-        self.joiner = model.joiner
+        require_parts(model, self.head)
         self.options = options
         self.batch_size = batch_size
-        self.device = next(model.joiner.parameters()).device
 
     def advance(self, encoder_out: Tensor, lens: Tensor) -> None:
         """Consume the next frames of the first n rows.
@@ -65,12 +73,39 @@ class Search(ABC):
             )
         if ends != sorted(ends, reverse=True):
             raise ValueError(f"the longest utterance must come first, got {ends}")
-        projected = self.joiner.encoder_proj(encoder_out)
+        projected = self._project(encoder_out)
         for t in range(num_frames):
             active = sum(end > t for end in ends)
             if active == 0:
                 break
             self._step(projected[:active, t])
+
+    @abstractmethod
+    def _project(self, encoder_out: Tensor) -> Tensor:
+        """Return what :meth:`_step` reads of (n, T, D), all frames at once."""
+
+    @abstractmethod
+    def _step(self, frame: Tensor) -> None:
+        """Consume one projected frame of the first n rows."""
+
+    @abstractmethod
+    def hypotheses(self) -> List[Hypothesis]:
+        """Return the best hypothesis of each of the N rows so far."""
+
+
+class TransducerSearch(Search):
+    """A search over predictor and joiner."""
+
+    head = "transducer"
+
+    def __init__(self, model: nn.Module, batch_size: int, options: DecodeOptions):
+        super().__init__(model, batch_size, options)
+        self.decoder = model.decoder
+        self.joiner = model.joiner
+        self.device = next(model.joiner.parameters()).device
+
+    def _project(self, encoder_out: Tensor) -> Tensor:
+        return self.joiner.encoder_proj(encoder_out)
 
     def _predict(self, context: Tensor) -> Tensor:
         """Return the projected predictor output (M, D) of (M, context_size) ids."""
@@ -91,10 +126,18 @@ class Search(ABC):
             emits = emits & (tokens != self.options.unk_id)
         return emits
 
-    @abstractmethod
-    def _step(self, encoder_frame: Tensor) -> None:
-        """Consume one projected frame (n, D) of the first n rows."""
 
-    @abstractmethod
-    def hypotheses(self) -> List[Hypothesis]:
-        """Return the best hypothesis of each of the N rows so far."""
+def collect(scores: Tensor, emitted: Sequence[Tensor]) -> List[Hypothesis]:
+    """Return what rows with one hypothesis each have emitted.
+
+    Args:
+      scores: (N,) of the hypotheses.
+      emitted: a frame each, (n,) ids or ``NO_TOKEN``.
+    """
+    found = [Hypothesis(score=score) for score in scores.tolist()]
+    for frame, tokens in enumerate(emitted):
+        for row, token in enumerate(tokens.tolist()):
+            if token != NO_TOKEN:
+                found[row].tokens.append(token)
+                found[row].timestamps.append(frame)
+    return found

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from icefall_kd.decoding.hypothesis import DecodeOptions
+from icefall_kd.decoding import DecodeOptions, search_class
 from icefall_kd.decoding.streaming import tail_padding
 from icefall_kd.io import Pathlike, read_json
 
@@ -21,7 +21,7 @@ class Chunking:
 def setting_name(options: DecodeOptions, chunking: Optional[Chunking]) -> str:
     """Return the part of the result files' names that says how it was decoded."""
     name = options.method
-    if options.method == "modified_beam_search":
+    if search_class(options.method).uses_beam:
         name += f"-beam-{options.beam}"
     if options.blank_penalty:
         name += f"-blank-penalty-{options.blank_penalty:g}"
@@ -32,7 +32,7 @@ def setting_name(options: DecodeOptions, chunking: Optional[Chunking]) -> str:
 
 def setting_facts(options: DecodeOptions, chunking: Optional[Chunking]) -> dict:
     """Return what a result JSON says of the search and the chunks."""
-    beam = options.beam if options.method == "modified_beam_search" else None
+    beam = options.beam if search_class(options.method).uses_beam else None
     return {
         "method": options.method,
         "beam": beam,

@@ -2,9 +2,8 @@
 
 On the same features they must, token for token and frame for frame; only two scores
 that are equal but for rounding may come out in either order, and are listed as a tie.
-From the audio, where lhotse's fbank differs from sherpa-onnx's in the last digits, a
-decision may flip, but only at a frame whose two best scores are closer than the
-features move them.
+From the audio, whose features are not quite the same, a decision may flip (see
+``flips``).
 """
 
 from dataclasses import asdict, dataclass, field
@@ -14,20 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from icefall_kd import BLANK_ID, ENCODER_SHIFT
 from icefall_kd.data.fbank import compute_fbank
 from icefall_kd.decoding import DecodeOptions, Hypothesis
-from icefall_kd.decoding.greedy import GreedySearch
 from icefall_kd.decoding.recognise import decode_full_context
 from icefall_kd.decoding.setting import Chunking
-from icefall_kd.decoding.streaming import decode_streaming, encode_chunks, pad_tail
+from icefall_kd.decoding.streaming import decode_streaming, pad_tail
 from icefall_kd.export.files import ModelFiles
-from icefall_kd.export.ort import OrtTransducer
+from icefall_kd.export.flips import FeatureFlip, find_flip, greedy_logits
+from icefall_kd.export.ort import OrtHypothesis, open_model
 from icefall_kd.export.sherpa import SherpaRecogniser, sherpa_features
 
-# Largest difference of two fbank values, natural log, that counts as rounding: in the
-# quietest bins of quiet frames float32 leaves a few thousandths.
-FEATURE_TOLERANCE = 0.01
 SCORE_TOLERANCE = 5e-5  # logits; float32 sums in another order differ by a tenth of it
 
 
@@ -37,7 +32,7 @@ class Difference:
 
     Attributes:
       frame: the first that differs, 40 ms each.
-      margin: between the two best logits of that frame, by ONNX Runtime.
+      margin: between the two best logits where they part, by ONNX Runtime.
     """
 
     cut_id: str
@@ -50,36 +45,6 @@ class Difference:
     def tie(self) -> bool:
         """Whether rounding alone accounts for it."""
         return self.margin <= SCORE_TOLERANCE
-
-
-@dataclass(frozen=True)
-class FeatureFlip:
-    """A prompt whose tokens depend on whose fbank was read.
-
-    Attributes:
-      frame, time: where the first decision flips (40 ms frames, s); None if none does.
-      symbols: the two candidates there: from lhotse's and from sherpa-onnx's features.
-      margin: between them with lhotse's features.
-      shift: by which the features move the two scores against each other.
-      feature_difference: the largest difference of two fbank values of the prompt.
-    """
-
-    cut_id: str
-    frame: Optional[int]
-    time: Optional[float]
-    symbols: Tuple[int, int]
-    margin: float
-    shift: float
-    feature_difference: float
-
-    @property
-    def explained(self) -> bool:
-        """Whether the features alone account for it."""
-        return (
-            self.frame is not None
-            and self.margin <= self.shift
-            and self.feature_difference <= FEATURE_TOLERANCE
-        )
 
 
 @dataclass
@@ -133,41 +98,6 @@ class Report:
         return out
 
 
-class _Recorder(GreedySearch):
-    """Greedy search that keeps the logits of every frame."""
-
-    def __init__(self, model: nn.Module, batch_size: int, options: DecodeOptions):
-        self.logits: List[Tensor] = []
-        super().__init__(model, batch_size, options)
-
-    def _logits(self, encoder_frame: Tensor, predicted: Tensor) -> Tensor:
-        logits = super()._logits(encoder_frame, predicted)
-        self.logits.append(logits[0])
-        return logits
-
-
-@torch.no_grad()
-def greedy_logits(
-    model: nn.Module,
-    features: Tensor,
-    options: DecodeOptions,
-    chunking: Optional[Chunking],
-) -> np.ndarray:
-    """Return the logits (T, V) float32 that greedy search saw of fbank (F, 80)."""
-    search = _Recorder(model, 1, options)
-    if chunking:
-        chunks = encode_chunks(
-            model, [features], chunking.chunk_size, chunking.left_context
-        )
-    else:
-        model.encoder.set_chunk(-1, -1)
-        lens = torch.tensor([features.size(0)])
-        chunks = [model.forward_encoder(features[None], lens)]
-    for encoder_out, lens in chunks:
-        search.advance(encoder_out, lens)
-    return torch.stack(search.logits).numpy()
-
-
 def first_difference(a: Hypothesis, b: Hypothesis) -> Optional[int]:
     """Return the first frame at which two hypotheses differ, None when none does."""
     events = [dict(zip(h.timestamps, h.tokens)) for h in (a, b)]
@@ -175,29 +105,16 @@ def first_difference(a: Hypothesis, b: Hypothesis) -> Optional[int]:
     return next((t for t in frames if events[0].get(t) != events[1].get(t)), None)
 
 
-def find_flip(
-    cut_id: str,
-    logits: Tuple[np.ndarray, np.ndarray],
-    unk_id: Optional[int],
-    feature_difference: float,
-) -> FeatureFlip:
-    """Find where greedy search decides otherwise with other features, and how closely.
+def parting_margin(hyp: OrtHypothesis, frame: int, head: str) -> float:
+    """Return the margin of the decision that led to a difference at ``frame``.
 
-    Args:
-      logits: (T, V) each, of lhotse's and of sherpa-onnx's features.  Up to the first
-        flip both were computed with the same context, so they can be compared there.
+    A transducer decides on a token at its frame alone.  Where a CTC token begins is
+    also up to the frames since the token before it, one of which may have ended that.
     """
-    silent = (BLANK_ID, unk_id)
-    for t, (a, b) in enumerate(zip(*logits)):
-        i, j = int(a.argmax()), int(b.argmax())
-        if i == j or (i in silent and j in silent):
-            continue
-        margin = float(a[i] - a[j])
-        shift = float((a[i] - a[j]) - (b[i] - b[j]))
-        time = round(t * ENCODER_SHIFT, 2)
-        return FeatureFlip(cut_id, t, time, (i, j), margin, shift, feature_difference)
-    nan = float("nan")
-    return FeatureFlip(cut_id, None, None, (-1, -1), nan, nan, feature_difference)
+    if head == "transducer":
+        return float(hyp.margins[frame])
+    before = max((t for t in hyp.timestamps if t < frame), default=-1)
+    return float(hyp.margins[before + 1 : frame + 1].min())
 
 
 @torch.no_grad()
@@ -231,7 +148,7 @@ def compare(
       model: the PyTorch ``AsrModel`` on the CPU, in eval mode.
       files: float32 files exported from it.
       waves: id -> (S,) float32 in [-1, 1]; streams are given their tail here.
-      options: greedy search.
+      options: greedy search over the head that the files hold.
     """
     chunking = files.chunking
     padded = [torch.from_numpy(w) for w in waves.values()]
@@ -239,7 +156,7 @@ def compare(
         padded = [pad_tail(w, chunking.chunk_size) for w in padded]
     same = [torch.from_numpy(sherpa_features(w.numpy())) for w in padded]
     own = compute_fbank(padded)
-    ort = OrtTransducer(files, options)
+    ort = open_model(files, options)
     answers = zip(
         waves,
         decode_features(model, own, options, chunking),
@@ -263,7 +180,7 @@ def compare(
                         cut_id,
                         f"PyTorch and {engine}",
                         frame,
-                        float(ort_hyp.margins[frame]),
+                        parting_margin(ort_hyp, frame, files.head),
                         (torch_hyp.tokens, hyp.tokens),
                     )
                 )

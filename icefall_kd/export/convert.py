@@ -9,15 +9,16 @@ from lhotse.cut import Cut
 from torch import Tensor
 from tqdm import tqdm
 
-from icefall_kd.decoding import DecodeOptions
-from icefall_kd.decoding.recognise import count_parameters, load_wave, reference
+from icefall_kd.decoding import GREEDY, DecodeOptions
+from icefall_kd.decoding.heads import count_parameters, require_head
+from icefall_kd.decoding.recognise import load_wave, reference
 from icefall_kd.decoding.scoring import Recognition, score
 from icefall_kd.decoding.setting import Chunking
 from icefall_kd.decoding.streaming import pad_tail
 from icefall_kd.export.check import Report, compare
 from icefall_kd.export.files import INFO, ModelFiles
 from icefall_kd.export.onnx import export_model
-from icefall_kd.export.ort import OrtTransducer
+from icefall_kd.export.ort import open_model
 from icefall_kd.export.quantize import MAX_WER_LOSS, Int8Report, quantize_checked
 from icefall_kd.export.sherpa import sherpa_features
 from icefall_kd.io import Pathlike, read_json, sha256_file, write_json
@@ -30,17 +31,23 @@ class EnginesDisagree(ValueError):
 class Conversion:
     """One checkpoint and the folder that its exported files go to."""
 
-    def __init__(self, checkpoint: Pathlike, folder: Pathlike):
+    def __init__(
+        self, checkpoint: Pathlike, folder: Pathlike, head: str = "transducer"
+    ):
         """Load the checkpoint.
 
+        Args:
+          head: of the student, "transducer" or "ctc".
         Raises:
           FileNotFoundError: if there is none.
-          ValueError: if it carries no tokenizer, or one of another vocabulary.
+          ValueError: if it carries no tokenizer, or one of another vocabulary, or has
+            no trained head of this kind.
         """
         from icefall_kd.training.checkpoint import load_model
 
         self.folder = Path(folder)
-        self.model, self.tokenizer, _ = load_model(checkpoint, "cpu")
+        self.head = head
+        self.model, self.tokenizer, info = load_model(checkpoint, "cpu")
         if self.tokenizer is None:
             raise ValueError(
                 f"{checkpoint}: saw no text in training and has no tokens; export a "
@@ -51,11 +58,11 @@ class Conversion:
                 f"{checkpoint}: the model has {self.model.vocab_size} tokens, its BPE "
                 f"model {self.tokenizer.vocab_size}; train with the bpe.model it needs"
             )
-        self.options = DecodeOptions(unk_id=self.tokenizer.unk_id)
+        require_head(self.model, head, info, str(checkpoint))
+        self.options = DecodeOptions(GREEDY[head], unk_id=self.tokenizer.unk_id)
         self.info = {
             "checkpoint": str(checkpoint),
             "checkpoint_sha256": sha256_file(checkpoint),
-            "parameters": count_parameters(self.model),
             "encoders": {},
         }
 
@@ -70,8 +77,10 @@ class Conversion:
         info = self.folder / INFO
         old = read_json(info) if info.exists() else {}
         if old.get("checkpoint_sha256") == self.info["checkpoint_sha256"]:
-            self.info["encoders"] = old["encoders"]
-        files = export_model(self.model, self.folder, [chunking])[0]
+            self.info = {**old, **self.info, "encoders": old["encoders"]}
+        files = export_model(
+            self.model, self.folder, [chunking], self.head, self.options.unk_id
+        )[0]
         if not self.info["encoders"]:
             keep = {path.name for path in files.onnx}
             for path in self.folder.glob("*.onnx"):
@@ -79,7 +88,7 @@ class Conversion:
                     logging.info("removed %s, of another checkpoint", path)
                     path.unlink()
         write_lang(self.tokenizer.model_bytes, self.folder)
-        self._note(files, {})
+        self._note(files, {"parameters": count_parameters(self.model, self.head)})
         return files
 
     def _note(self, files: ModelFiles, facts: dict) -> None:
@@ -127,7 +136,7 @@ class Conversion:
         references: Dict[str, List[str]],
     ) -> float:
         """Return the WER in percent of exported files by ONNX Runtime."""
-        engine = OrtTransducer(files, self.options, torch.get_num_threads())
+        engine = open_model(files, self.options, torch.get_num_threads())
         recognitions = []
         for cut_id, x in tqdm(features.items(), desc=files.encoder.name, unit="cut"):
             words = self.tokenizer.decode(engine.decode(x).tokens).split()

@@ -8,46 +8,70 @@ from icefall_kd.decoding.setting import Chunking
 from icefall_kd.io import Pathlike
 
 INFO = "export.json"  # checkpoint, parameters and what else a result JSON repeats
+MAIN = {"transducer": "encoder", "ctc": "model"}  # the file that reads the features
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The four files that make a recogniser.
+    """The files that make a recogniser.
 
     Attributes:
+      encoder: reads the features; of a CTC recogniser the whole model.
+      decoder, joiner: of a transducer; None: a CTC recogniser.
       chunking: of the streaming encoder; None: the encoder reads whole utterances.
     """
 
     encoder: Path
-    decoder: Path
-    joiner: Path
     tokens: Path
+    decoder: Optional[Path] = None
+    joiner: Optional[Path] = None
     chunking: Optional[Chunking] = None
 
     @classmethod
     def of(
-        cls, folder: Pathlike, chunking: Optional[Chunking] = None, int8: bool = False
+        cls,
+        folder: Pathlike,
+        chunking: Optional[Chunking] = None,
+        int8: bool = False,
+        head: str = "transducer",
     ) -> "ModelFiles":
         """Name the files in ``folder``; they need not exist."""
         folder = Path(folder)
         end = ".int8.onnx" if int8 else ".onnx"
-        encoder = "encoder"
+        encoder = MAIN[head]
         if chunking:
             encoder += (
                 f"-streaming-chunk-{chunking.chunk_size}-left-{chunking.left_context}"
             )
+        transducer = head == "transducer"
         return cls(
             encoder=folder / (encoder + end),
-            decoder=folder / ("decoder" + end),
-            joiner=folder / ("joiner" + end),
             tokens=folder / "tokens.txt",
+            decoder=folder / ("decoder" + end) if transducer else None,
+            joiner=folder / ("joiner" + end) if transducer else None,
             chunking=chunking,
         )
 
     @property
-    def onnx(self) -> Tuple[Path, Path, Path]:
-        """Encoder, decoder and joiner."""
-        return self.encoder, self.decoder, self.joiner
+    def head(self) -> str:
+        """What of the student the files hold beside its encoder."""
+        return "ctc" if self.decoder is None else "transducer"
+
+    @property
+    def int8(self) -> "ModelFiles":
+        """The 8-bit files beside these."""
+        return ModelFiles.of(self.encoder.parent, self.chunking, True, self.head)
+
+    @property
+    def float32(self) -> "ModelFiles":
+        """The float32 files beside these."""
+        return ModelFiles.of(self.encoder.parent, self.chunking, False, self.head)
+
+    @property
+    def onnx(self) -> Tuple[Path, ...]:
+        """Encoder, decoder and joiner, or the CTC model."""
+        files = (self.encoder, self.decoder, self.joiner)
+        return tuple(path for path in files if path is not None)
 
     def require(self) -> "ModelFiles":
         """Return self.
@@ -57,9 +81,10 @@ class ModelFiles:
         """
         missing = [p for p in (*self.onnx, self.tokens) if not p.is_file()]
         if missing:
-            there = sorted(p.name for p in self.encoder.parent.glob("encoder*.onnx"))
+            folder, name = self.encoder.parent, MAIN[self.head]
+            there = sorted(path.name for path in folder.glob(f"{name}*.onnx"))
             raise FileNotFoundError(
-                f"{', '.join(map(str, missing))}: not there; bin.export writes them "
-                f"(encoders in the folder: {there or 'none'})"
+                f"{', '.join(map(str, missing))}: not there; bin.export --head "
+                f"{self.head} writes them ({name}s in the folder: {there or 'none'})"
             )
         return self

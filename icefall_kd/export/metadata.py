@@ -4,7 +4,7 @@ It ends the process, without a Python exception, when a key is missing or an enc
 of the other kind.  So the keys are written in one place and checked in one place.
 """
 
-from typing import Dict, Mapping, Sequence
+from typing import Dict, List, Mapping, Sequence
 
 from icefall_kd.decoding.setting import Chunking
 from icefall_kd.decoding.streaming import hop_frames, window_frames
@@ -13,6 +13,8 @@ from icefall_kd.io import Pathlike, write_aside
 from icefall_kd.zipformer.encoder import Zipformer2
 
 MODEL_TYPE = "zipformer2"
+OFFLINE_CTC = "zipformer2_ctc"  # icefall's name; a streaming one has MODEL_TYPE
+OUTPUTS = {"transducer": "encoder_out", "ctc": "log_probs"}  # first of an encoder
 STREAMING_KEYS = (
     "encoder_dims",
     "query_head_dims",
@@ -31,18 +33,23 @@ def _join(values: Sequence[int]) -> str:
     return ",".join(map(str, values))
 
 
-def offline_encoder_metadata() -> Dict[str, str]:
+def model_type(streaming: bool, head: str) -> str:
+    """Return what sherpa-onnx calls this kind of encoder."""
+    return OFFLINE_CTC if head == "ctc" and not streaming else MODEL_TYPE
+
+
+def offline_encoder_metadata(head: str) -> Dict[str, str]:
     """Return the metadata of an encoder that reads whole utterances."""
     return {
-        "model_type": MODEL_TYPE,
+        "model_type": model_type(False, head),
         "version": "1",
         "model_author": "icefall_kd",
-        "comment": "non-streaming zipformer2",
+        "comment": f"non-streaming zipformer2 {head}",
     }
 
 
 def streaming_encoder_metadata(
-    encoder: Zipformer2, chunking: Chunking
+    encoder: Zipformer2, chunking: Chunking, head: str
 ) -> Dict[str, str]:
     """Return the metadata of an encoder that reads chunks.
 
@@ -51,8 +58,9 @@ def streaming_encoder_metadata(
     """
     left = [chunking.left_context // d for d in encoder.downsampling_factor]
     return {
-        **offline_encoder_metadata(),
-        "comment": "streaming zipformer2",
+        **offline_encoder_metadata(head),
+        "model_type": model_type(True, head),
+        "comment": f"streaming zipformer2 {head}",
         "T": str(window_frames(chunking.chunk_size)),
         "decode_chunk_len": str(hop_frames(chunking.chunk_size)),
         "num_encoder_layers": _join(encoder.num_encoder_layers),
@@ -83,6 +91,14 @@ def read_metadata(path: Pathlike) -> Dict[str, str]:
     return {p.key: p.value for p in model.metadata_props}
 
 
+def read_outputs(path: Pathlike) -> List[str]:
+    """Read the names of an ONNX file's outputs."""
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    return [output.name for output in model.graph.output]
+
+
 def require_sherpa_metadata(files: ModelFiles) -> None:
     """See that sherpa-onnx can open the files as the kind of recogniser they name.
 
@@ -93,19 +109,28 @@ def require_sherpa_metadata(files: ModelFiles) -> None:
     """
     files.require()
     encoder = read_metadata(files.encoder)
-    if encoder.get("model_type") != MODEL_TYPE:
+    output = read_outputs(files.encoder)[0]
+    if output != OUTPUTS[files.head]:
         raise ValueError(
-            f"{files.encoder}: model_type is {encoder.get('model_type')!r}, not "
-            f"{MODEL_TYPE!r}; export the model again"
+            f"{files.encoder}: gives {output}, a {files.head} recogniser needs "
+            f"{OUTPUTS[files.head]}; export it with --head {files.head}"
         )
     streaming = "decode_chunk_len" in encoder
+    expected = model_type(streaming, files.head)
+    if encoder.get("model_type") != expected:
+        raise ValueError(
+            f"{files.encoder}: model_type is {encoder.get('model_type')!r}, not "
+            f"{expected!r}; export the model again"
+        )
     if streaming != (files.chunking is not None):
         kinds = ("whole utterances", "chunks")
         raise ValueError(
             f"{files.encoder}: this encoder reads {kinds[streaming]}, wanted is one "
             f"for {kinds[not streaming]}; export that kind"
         )
-    wanted = [(files.decoder, read_metadata(files.decoder), DECODER_KEYS)]
+    wanted = []
+    if files.decoder:
+        wanted.append((files.decoder, read_metadata(files.decoder), DECODER_KEYS))
     if streaming:
         wanted.append((files.encoder, encoder, STREAMING_KEYS))
     for path, metadata, keys in wanted:

@@ -1,8 +1,9 @@
 """Export to ONNX in the layout that sherpa-onnx reads.
 
-Three files: the encoder with the joiner's ``encoder_proj``, the predictor with
-``decoder_proj``, and the rest of the joiner.  Inputs and outputs have icefall's names;
-opset 13 by the TorchScript exporter, which torch 1.13 and 2.x both have.
+A transducer is three files: the encoder with the joiner's ``encoder_proj``, the
+predictor with ``decoder_proj``, and the rest of the joiner.  A CTC recogniser is one:
+the encoder with the CTC head.  Inputs and outputs have icefall's names; opset 13 by the
+TorchScript exporter, which torch 1.13 and 2.x both have.
 """
 
 import inspect
@@ -14,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from icefall_kd import NUM_MEL_BINS
+from icefall_kd.decoding.ctc import silence_unk
+from icefall_kd.decoding.heads import require_parts
 from icefall_kd.decoding.setting import Chunking
 from icefall_kd.decoding.streaming import window_frames
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.export.metadata import (
+    OUTPUTS,
     add_metadata,
     offline_encoder_metadata,
     streaming_encoder_metadata,
@@ -26,6 +30,7 @@ from icefall_kd.io import Pathlike, write_aside
 from icefall_kd.zipformer.streaming import state_batch_dims
 
 OPSET = 13
+OUTPUT_LENS = {"transducer": "encoder_out_lens", "ctc": "log_probs_len"}
 STATE_NAMES = (
     "cached_key",
     "cached_nonlin_attn",
@@ -37,28 +42,42 @@ STATE_NAMES = (
 SHERPA_EMBED_STATE = (128, 3, 19)  # channels, left frames, bins: fixed in sherpa-onnx
 
 
-class OfflineEncoder(nn.Module):
-    """(N, T, 80) and lengths to projected encoder output (N, T', D) and lengths."""
+class CtcLogProbs(nn.Module):
+    """Encoder output (N, T, C) to log-probabilities (N, T, V), without ``<unk>``."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, unk_id: Optional[int]):
+        super().__init__()
+        self.ctc_output = model.ctc_output
+        self.unk_id = unk_id
+
+    def forward(self, encoder_out: Tensor) -> Tensor:
+        return silence_unk(self.ctc_output(encoder_out), self.unk_id)
+
+
+class OfflineEncoder(nn.Module):
+    """(N, T, 80) and lengths to what ``top`` makes of them (N, T', D) and lengths."""
+
+    def __init__(self, model: nn.Module, top: nn.Module):
         super().__init__()
         self.model = model
+        self.top = top
 
     def forward(self, x: Tensor, x_lens: Tensor) -> Tuple[Tensor, Tensor]:
         encoder_out, lens = self.model.forward_encoder(x, x_lens)
-        return self.model.joiner.encoder_proj(encoder_out), lens
+        return self.top(encoder_out), lens
 
 
 class StreamingEncoder(nn.Module):
-    """A chunk (N, T, 80) and the states to projected output (N, C/2, D) and states."""
+    """A chunk (N, T, 80) and the states to ``top``'s (N, C/2, D) and states."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, top: nn.Module):
         super().__init__()
         self.model = model
+        self.top = top
 
     def forward(self, x: Tensor, *states: Tensor) -> Tuple[Tensor, ...]:
         encoder_out, _, new_states = self.model.streaming_forward(x, list(states))
-        return (self.model.joiner.encoder_proj(encoder_out), *new_states)
+        return (self.top(encoder_out), *new_states)
 
 
 class Predictor(nn.Module):
@@ -118,22 +137,25 @@ def _export(
     logging.info("wrote %s", path)
 
 
-def export_offline_encoder(model: nn.Module, path: Pathlike) -> None:
+def export_offline_encoder(
+    model: nn.Module, path: Pathlike, head: str, top: nn.Module
+) -> None:
     """Write the encoder that reads whole utterances, full context in every frame."""
     model.encoder.set_chunk(-1, -1)
     lens = torch.tensor([300, 211])
+    axes = {0: "N", 1: "T"}
     _export(
-        OfflineEncoder(model),
+        OfflineEncoder(model, top),
         (torch.randn(2, 300, NUM_MEL_BINS), lens),
         path,
-        {"x": {0: "N", 1: "T"}, "x_lens": {0: "N"}},
-        {"encoder_out": {0: "N", 1: "T"}, "encoder_out_lens": {0: "N"}},
-        offline_encoder_metadata(),
+        {"x": axes, "x_lens": {0: "N"}},
+        {OUTPUTS[head]: axes, OUTPUT_LENS[head]: {0: "N"}},
+        offline_encoder_metadata(head),
     )
 
 
 def export_streaming_encoder(
-    model: nn.Module, chunking: Chunking, path: Pathlike
+    model: nn.Module, chunking: Chunking, path: Pathlike, head: str, top: nn.Module
 ) -> None:
     """Write the encoder that reads chunks and carries states.
 
@@ -154,12 +176,12 @@ def export_streaming_encoder(
     names += ["embed_states", "processed_lens"]
     axes = {n: {dim: "N"} for n, dim in zip(names, state_batch_dims(len(states)))}
     _export(
-        StreamingEncoder(model),
+        StreamingEncoder(model, top),
         (torch.randn(2, window_frames(chunking.chunk_size), NUM_MEL_BINS), *states),
         path,
         {"x": {0: "N"}, **axes},
-        {"encoder_out": {0: "N"}, **{f"new_{n}": axis for n, axis in axes.items()}},
-        streaming_encoder_metadata(model.encoder, chunking),
+        {OUTPUTS[head]: {0: "N"}, **{f"new_{n}": axis for n, axis in axes.items()}},
+        streaming_encoder_metadata(model.encoder, chunking, head),
     )
 
 
@@ -213,6 +235,8 @@ def export_model(
     model: nn.Module,
     folder: Pathlike,
     chunkings: Sequence[Optional[Chunking]] = (None,),
+    head: str = "transducer",
+    unk_id: Optional[int] = None,
 ) -> List[ModelFiles]:
     """Write float32 files: one encoder for each chunking (None: whole utterances).
 
@@ -220,20 +244,27 @@ def export_model(
       model: ``AsrModel`` on the CPU, in eval mode.
       folder: is made when absent; ``tokens.txt`` is not written here.
       chunkings: of the encoders.
+      head: "transducer" or "ctc".
+      unk_id: of a CTC recogniser, which must never emit it; None: there is none.
     Returns:
       the files, one entry for each chunking.
     Raises:
-      ValueError: if a chunking does not fit the model; nothing is written then.
+      ValueError: if a chunking does not fit the model, or it lacks the head; nothing
+        is written then.
     """
+    require_parts(model, head)
     for chunking in chunkings:
         if chunking:
             require_streamable(model, chunking)
-    written = [ModelFiles.of(folder, chunking) for chunking in chunkings]
+    ctc = head == "ctc"
+    top = CtcLogProbs(model, unk_id) if ctc else model.joiner.encoder_proj
+    written = [ModelFiles.of(folder, chunking, head=head) for chunking in chunkings]
     for files in written:
         if files.chunking:
-            export_streaming_encoder(model, files.chunking, files.encoder)
+            export_streaming_encoder(model, files.chunking, files.encoder, head, top)
         else:
-            export_offline_encoder(model, files.encoder)
-    export_decoder(model, written[0].decoder)
-    export_joiner(model, written[0].joiner)
+            export_offline_encoder(model, files.encoder, head, top)
+    if not ctc:
+        export_decoder(model, written[0].decoder)
+        export_joiner(model, written[0].joiner)
     return written

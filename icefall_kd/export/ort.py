@@ -4,13 +4,14 @@ The loop follows sherpa-onnx and keeps the scores of every frame, so that the th
 check can say how close a decision was.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Iterator, List, Sequence
 
 import numpy as np
 
 from icefall_kd import BLANK_ID, NUM_MEL_BINS
-from icefall_kd.decoding.hypothesis import DecodeOptions, Hypothesis
+from icefall_kd.decoding import GREEDY, DecodeOptions, Hypothesis
 from icefall_kd.decoding.streaming import hop_frames, num_steps, window_frames
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.io import Pathlike, write_aside
@@ -22,6 +23,13 @@ class OrtHypothesis(Hypothesis):
     (T,) float32 of every frame."""
 
     margins: np.ndarray = None
+
+    def note(self, frame: int, logits: np.ndarray) -> int:
+        """Return the best of a frame's (V,) logits; keep its score and margin."""
+        second, first = np.partition(logits, -2)[-2:]
+        self.margins[frame] = first - second
+        self.score -= float(np.log(np.exp(logits - first).sum()))
+        return int(logits.argmax())
 
 
 def open_session(path: Pathlike, threads: int = 1):
@@ -36,8 +44,10 @@ def open_session(path: Pathlike, threads: int = 1):
     )
 
 
-class OrtTransducer:
-    """An exported transducer run by ONNX Runtime, one utterance or stream at a time."""
+class OrtModel(ABC):
+    """An exported recogniser run by ONNX Runtime, an utterance or stream at a time."""
+
+    method: str  # the one search that runs here
 
     def __init__(self, files: ModelFiles, options: DecodeOptions, threads: int = 1):
         """Open the files.
@@ -46,19 +56,15 @@ class OrtTransducer:
           FileNotFoundError: if one is missing.
           ValueError: if the options ask for more than greedy search.
         """
-        if options.method != "greedy_search":
-            raise ValueError(f"only greedy_search runs here, not {options.method}")
+        if options.method != self.method:
+            raise ValueError(f"only {self.method} runs here, not {options.method}")
         files.require()
         self.chunking = files.chunking
         self.options = options
-        self.encoder, self.decoder, self.joiner = (
-            open_session(path, threads) for path in files.onnx
-        )
-        metadata = self.decoder.get_modelmeta().custom_metadata_map
-        self.context_size = int(metadata["context_size"])
+        self.encoder, *self.sessions = (open_session(p, threads) for p in files.onnx)
 
     def encode(self, features: np.ndarray) -> np.ndarray:
-        """Return projected encoder output (T', D) of fbank features (F, 80)."""
+        """Return the first output (T', D) of the encoder for fbank (F, 80)."""
         if self.chunking is None:
             x = features[None].astype(np.float32)
             lens = np.array([len(features)], dtype=np.int64)
@@ -90,6 +96,30 @@ class OrtTransducer:
         shape = [d if isinstance(d, int) else batch_size for d in node.shape]
         return np.zeros(shape, np.int64 if "int64" in node.type else np.float32)
 
+    @abstractmethod
+    def search(self, encoder_out: np.ndarray) -> OrtHypothesis:
+        """Greedy search over the first output (T', D) of the encoder."""
+
+    def decode(self, features: np.ndarray) -> OrtHypothesis:
+        """Decode fbank features (F, 80)."""
+        if features.ndim != 2 or features.shape[1] != NUM_MEL_BINS:
+            raise ValueError(
+                f"features must be (F, {NUM_MEL_BINS}), got {features.shape}"
+            )
+        return self.search(self.encode(features))
+
+
+class OrtTransducer(OrtModel):
+    """An exported transducer."""
+
+    method = GREEDY["transducer"]
+
+    def __init__(self, files: ModelFiles, options: DecodeOptions, threads: int = 1):
+        super().__init__(files, options, threads)
+        self.decoder, self.joiner = self.sessions
+        metadata = self.decoder.get_modelmeta().custom_metadata_map
+        self.context_size = int(metadata["context_size"])
+
     def search(self, encoder_out: np.ndarray) -> OrtHypothesis:
         """Greedy search over projected encoder output (T', D)."""
         context = [-1] * (self.context_size - 1) + [BLANK_ID]
@@ -100,10 +130,7 @@ class OrtTransducer:
                 None, {"encoder_out": frame[None], "decoder_out": predicted}
             )[0][0]
             logits[BLANK_ID] -= self.options.blank_penalty
-            best = int(logits.argmax())
-            second, first = np.partition(logits, -2)[-2:]
-            hyp.margins[t] = first - second
-            hyp.score -= float(np.log(np.exp(logits - first).sum()))
+            best = hyp.note(t, logits)
             if best not in (BLANK_ID, self.options.unk_id):
                 hyp.tokens.append(best)
                 hyp.timestamps.append(t)
@@ -114,13 +141,36 @@ class OrtTransducer:
     def _predict(self, context: List[int]) -> np.ndarray:
         return self.decoder.run(None, {"y": np.array([context], dtype=np.int64)})[0]
 
-    def decode(self, features: np.ndarray) -> OrtHypothesis:
-        """Decode fbank features (F, 80)."""
-        if features.ndim != 2 or features.shape[1] != NUM_MEL_BINS:
+
+class OrtCtc(OrtModel):
+    """An exported CTC model."""
+
+    method = GREEDY["ctc"]
+
+    def __init__(self, files: ModelFiles, options: DecodeOptions, threads: int = 1):
+        if options.blank_penalty:
             raise ValueError(
-                f"features must be (F, {NUM_MEL_BINS}), got {features.shape}"
+                "an exported CTC model is searched without blank_penalty, as "
+                "sherpa-onnx does; leave it out"
             )
-        return self.search(self.encode(features))
+        super().__init__(files, options, threads)
+
+    def search(self, encoder_out: np.ndarray) -> OrtHypothesis:
+        hyp = OrtHypothesis(margins=np.zeros(len(encoder_out), np.float32))
+        last = BLANK_ID
+        for t, log_probs in enumerate(encoder_out):
+            best = hyp.note(t, log_probs)
+            if best not in (BLANK_ID, last):
+                hyp.tokens.append(best)
+                hyp.timestamps.append(t)
+            last = best
+        return hyp
+
+
+def open_model(files: ModelFiles, options: DecodeOptions, threads: int = 1) -> OrtModel:
+    """Open exported files by their head; see :class:`OrtModel`."""
+    engines = {"transducer": OrtTransducer, "ctc": OrtCtc}
+    return engines[files.head](files, options, threads)
 
 
 def quantize_file(

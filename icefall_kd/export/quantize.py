@@ -90,12 +90,13 @@ def quantize_model(files: ModelFiles, excluded_share: float = 0.0) -> ModelFiles
     Returns:
       the int8 files.
     """
-    int8 = ModelFiles.of(files.encoder.parent, files.chunking, int8=True)
+    int8 = files.int8
     ranked = [name for name, _ in matrix_errors(files.encoder)]
     exclude = ranked[: round(excluded_share * len(ranked))]
     quantize_file(files.encoder, int8.encoder, OPERATORS, exclude)
-    quantize_file(files.decoder, int8.decoder, DECODER_OPERATORS)
-    quantize_file(files.joiner, int8.joiner, OPERATORS)
+    if files.head == "transducer":
+        quantize_file(files.decoder, int8.decoder, DECODER_OPERATORS)
+        quantize_file(files.joiner, int8.joiner, OPERATORS)
     return int8
 
 
@@ -103,7 +104,7 @@ def remove_int8(files: ModelFiles) -> None:
     """Delete the int8 encoder; the rest too unless another encoder uses it."""
     folder = files.encoder.parent
     files.encoder.unlink(missing_ok=True)
-    if not any(folder.glob("encoder*.int8.onnx")):
+    if files.head == "transducer" and not any(folder.glob("encoder*.int8.onnx")):
         files.decoder.unlink(missing_ok=True)
         files.joiner.unlink(missing_ok=True)
 

@@ -5,16 +5,23 @@ so everything it needs is checked before it is called.
 """
 
 from dataclasses import dataclass
-from typing import Dict, List, Sequence
+from typing import Any, Dict, List, Sequence
 
 import numpy as np
 
 from icefall_kd import ENCODER_SHIFT, NUM_MEL_BINS, SAMPLE_RATE
-from icefall_kd.decoding.hypothesis import DecodeOptions, Hypothesis
+from icefall_kd.decoding import DecodeOptions, Hypothesis, search_class
 from icefall_kd.decoding.streaming import tail_padding
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.export.metadata import require_sherpa_metadata
 from icefall_kd.io import Pathlike
+
+# Of ours, what sherpa-onnx calls them: the others it does not have.
+METHODS = {
+    "greedy_search": "greedy_search",
+    "modified_beam_search": "modified_beam_search",
+    "ctc_greedy_search": "greedy_search",
+}
 
 
 @dataclass
@@ -72,28 +79,19 @@ class SherpaRecogniser:
         Raises:
           FileNotFoundError, ValueError: what sherpa-onnx would end the process for.
         """
+        require_method(files, options)
         require_sherpa_metadata(files)
-        import sherpa_onnx
-
         self.chunking = files.chunking
         self.ids = read_tokens(files.tokens)
-        kind = (
-            sherpa_onnx.OfflineRecognizer
-            if files.chunking is None
-            else sherpa_onnx.OnlineRecognizer
-        )
-        self.recogniser = kind.from_transducer(
-            encoder=str(files.encoder),
-            decoder=str(files.decoder),
-            joiner=str(files.joiner),
-            tokens=str(files.tokens),
-            num_threads=threads,
-            sample_rate=SAMPLE_RATE,
-            feature_dim=NUM_MEL_BINS,
-            decoding_method=options.method,
-            max_active_paths=options.beam,
-            blank_penalty=options.blank_penalty,
-        )
+        common = {
+            "tokens": str(files.tokens),
+            "num_threads": threads,
+            "sample_rate": SAMPLE_RATE,
+            "feature_dim": NUM_MEL_BINS,
+            "decoding_method": METHODS[options.method],
+        }
+        build = _open_ctc if files.head == "ctc" else _open_transducer
+        self.recogniser = build(files, options, common)
 
     def decode(self, waves: Sequence[np.ndarray]) -> List[SherpaHypothesis]:
         """Decode waves (S,) float32 in [-1, 1] together; streams get their tail."""
@@ -135,6 +133,56 @@ class SherpaRecogniser:
             timestamps=[round(t / ENCODER_SHIFT) for t in times],
             text=text,
         )
+
+
+def require_method(files: ModelFiles, options: DecodeOptions) -> None:
+    """Raise ValueError if sherpa-onnx cannot search the files as ``options`` say."""
+    if options.method not in METHODS:
+        raise ValueError(
+            f"sherpa-onnx has no {options.method}; it has {sorted(METHODS)}, and "
+            "bin.decode all methods"
+        )
+    head = search_class(options.method).head
+    if head != files.head:
+        raise ValueError(
+            f"{files.encoder}: a {files.head} recogniser, {options.method} needs a "
+            f"{head} one; export it with --head {head}"
+        )
+    if head == "ctc" and options.blank_penalty:
+        raise ValueError(
+            f"sherpa-onnx has no blank penalty for CTC, got {options.blank_penalty:g}; "
+            "leave it out, or use greedy_search over the transducer"
+        )
+
+
+def _open_transducer(files: ModelFiles, options: DecodeOptions, common: Dict) -> Any:
+    """Return a recogniser of sherpa-onnx; ``common`` is what all of them take."""
+    import sherpa_onnx
+
+    kind = (
+        sherpa_onnx.OnlineRecognizer
+        if files.chunking
+        else sherpa_onnx.OfflineRecognizer
+    )
+    return kind.from_transducer(
+        encoder=str(files.encoder),
+        decoder=str(files.decoder),
+        joiner=str(files.joiner),
+        max_active_paths=options.beam,
+        blank_penalty=options.blank_penalty,
+        **common,
+    )
+
+
+def _open_ctc(files: ModelFiles, options: DecodeOptions, common: Dict) -> Any:
+    """Do the same for a CTC model."""
+    import sherpa_onnx
+
+    if files.chunking:
+        build = sherpa_onnx.OnlineRecognizer.from_zipformer2_ctc
+    else:
+        build = sherpa_onnx.OfflineRecognizer.from_zipformer_ctc
+    return build(model=str(files.encoder), **common)
 
 
 def _check_wave(wave: np.ndarray) -> np.ndarray:

@@ -35,13 +35,14 @@ def facts(
     if not info_path.is_file():
         raise FileNotFoundError(f"{info_path}: not there; bin.export writes it")
     info = read_json(info_path)
+    entry = info["encoders"].get(model_files.float32.encoder.name, {})
     return {
         "engine": f"sherpa-onnx {sherpa_version()}",
         **setting_facts(options, model_files.chunking),
         "int8": int8,
         "checkpoint": info["checkpoint"],
         "checkpoint_sha256": info["checkpoint_sha256"],
-        "parameters": info["parameters"],
+        "parameters": entry.get("parameters") or info["parameters"],
         "device": "cpu",
         "threads": threads,
     }

@@ -247,6 +247,8 @@ def load_model(
         any other that it lacks is None.
     Returns:
       (model in evaluation mode, its tokenizer or None where it saw no text, info).
+      ``ctc_output`` of the model is None where the file holds a transducer alone; the
+      info of a training checkpoint is its ``config``.
     Raises:
       FileNotFoundError, ValueError: as :func:`load_checkpoint`, or if the weights
         are not those of the configuration beside them.
@@ -259,6 +261,8 @@ def load_model(
                 f"{path} carries its configuration; leave out {sorted(heads)}"
             )
         model = build_model(from_dict(ModelConfig, checkpoint["model_config"]))
+        if not any(name.startswith("ctc_output.") for name in weights):
+            model.ctc_output = None
     else:
         try:
             model, weights = model_of_icefall(checkpoint, heads or {}, needed)
@@ -267,7 +271,8 @@ def load_model(
     load_weights(model, weights, str(path))
     bpe_model = unpack_bytes(checkpoint.get("bpe_model"))
     tokenizer = None if bpe_model is None else Tokenizer.from_bytes(bpe_model)
-    return model.to(device).eval(), tokenizer, dict(checkpoint.get("info", {}))
+    info = checkpoint.get("info", {"config": checkpoint.get("config")})
+    return model.to(device).eval(), tokenizer, dict(info)
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:

@@ -137,6 +137,41 @@ def test_a_missing_checkpoint_or_set_is_one_message(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_ctc_head_is_decoded_exported_and_transcribed(
+    checkpoint,  # noqa: F811
+    own_words,
+    tmp_path,
+):
+    out, folder = tmp_path / "decode", tmp_path / "export"
+    beam = ["--method", "ctc_prefix_beam_search", "--beam", "3", *STREAMING]
+    assert call_decode(checkpoint, own_words, out, *beam)["beam"] == 3
+    greedy = ["--method", "ctc_greedy_search"]
+    ours = call_decode(checkpoint, own_words, out, *greedy)
+    assert KEYS <= set(ours)
+    suffixes = (
+        "ctc_greedy_search",
+        "ctc_prefix_beam_search-beam-3-chunk-16-left-64",
+    )
+    assert {p.name for p in out.iterdir()} == {
+        f"{kind}-own-{suffix}.{'json' if kind == 'result' else 'txt'}"
+        for kind in ("recogs", "errs", "wer-summary", "result")
+        for suffix in suffixes
+    }
+    call(
+        export,
+        *("--checkpoint", str(checkpoint), "--out-dir", str(folder), "--head", "ctc"),
+        *("--check", "--check-shar", str(own_words), "--no-int8"),
+    )
+    paths = ["--model-dir", str(folder), "--shar-dir", str(own_words)]
+    call(transcribe, *paths, "--out-dir", str(out), *greedy)
+    path = out / "result-own-sherpa-ctc_greedy_search.json"
+    theirs = json.loads(path.read_text())
+    assert theirs["parameters"] == ours["parameters"]
+    assert abs(theirs["errors"] - ours["errors"]) <= 1  # a frame may flip
+    with pytest.raises(FileNotFoundError, match="--head transducer"):
+        call(transcribe, *paths, "--out-dir", str(out))
+
+
 def test_a_lossy_int8_export_is_refused_with_the_figure(
     checkpoint,  # noqa: F811
     own_words,

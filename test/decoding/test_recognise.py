@@ -7,10 +7,10 @@ import torch
 
 from icefall_kd.cache.reader import open_shar
 from icefall_kd.decoding import DecodeOptions
+from icefall_kd.decoding.heads import count_parameters
 from icefall_kd.decoding.recognise import (
     batches,
     count_cuts,
-    count_parameters,
     decode_full_context,
     load_wave,
     recognise,
@@ -76,10 +76,19 @@ def test_cuts_are_counted_without_their_audio(asterisk):
     assert count_cuts(folder) == len(list(open_shar(folder))) == 100
 
 
-def test_heads_of_training_are_no_parameters_of_decoding(student):
+@pytest.mark.parametrize(
+    "head, unused",
+    [
+        ("transducer", ("ctc_output", "simple_am_proj", "simple_lm_proj")),
+        ("ctc", ("decoder", "joiner", "simple_am_proj", "simple_lm_proj")),
+    ],
+)
+def test_only_parameters_that_decoding_uses_are_counted(student, head, unused):
     bare = copy.deepcopy(student)
-    bare.ctc_output = bare.simple_am_proj = bare.simple_lm_proj = None
-    assert count_parameters(student) == sum(p.numel() for p in bare.parameters())
+    for name in unused:
+        setattr(bare, name, None)
+    counted = count_parameters(student, head)
+    assert counted == sum(p.numel() for p in bare.parameters())
 
 
 def test_a_setting_has_its_name():
@@ -88,3 +97,6 @@ def test_a_setting_has_its_name():
     assert setting_name(beam, Chunking(32, 128)) == (
         "modified_beam_search-beam-8-blank-penalty-0.5-chunk-32-left-128"
     )
+    assert setting_name(DecodeOptions("ctc_greedy_search"), None) == "ctc_greedy_search"
+    prefixes = DecodeOptions("ctc_prefix_beam_search", beam=8)
+    assert setting_name(prefixes, None) == "ctc_prefix_beam_search-beam-8"

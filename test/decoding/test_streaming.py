@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from icefall_kd.data.fbank import compute_fbank, num_frames
-from icefall_kd.decoding import DecodeOptions
+from icefall_kd.decoding import DECODERS, DecodeOptions
 from icefall_kd.decoding.streaming import (
     decode_streaming,
     encode_chunks,
@@ -49,7 +49,7 @@ def test_padded_silence_has_the_floor_of_the_log():
     assert features[-20:].allclose(torch.tensor(-15.9424), atol=1e-3)
 
 
-@pytest.mark.parametrize("method", ["greedy_search", "modified_beam_search"])
+@pytest.mark.parametrize("method", sorted(DECODERS))
 @pytest.mark.parametrize("chunk_size", [16, 32])
 def test_streams_in_a_batch_are_as_streams_alone(student, waves, method, chunk_size):
     chosen = [torch.from_numpy(w) for w in list(waves.values())[:6]]

@@ -21,3 +21,10 @@ def exported(checkpoint, tmp_path_factory):  # noqa: F811
     """Name of the encoder's kind -> float32 files, in one folder."""
     conversion = Conversion(checkpoint, tmp_path_factory.mktemp("export"))
     return {name: conversion.write(c) for name, c in CHUNKINGS.items()}
+
+
+@pytest.fixture(scope="session")
+def exported_ctc(checkpoint, tmp_path_factory):  # noqa: F811
+    """The same of the CTC head."""
+    conversion = Conversion(checkpoint, tmp_path_factory.mktemp("ctc"), "ctc")
+    return {name: conversion.write(c) for name, c in CHUNKINGS.items()}

@@ -6,14 +6,12 @@ import torch
 
 from icefall_kd.decoding import DecodeOptions, Hypothesis
 from icefall_kd.export.check import (
-    FEATURE_TOLERANCE,
     Difference,
     Report,
     compare,
-    find_flip,
     first_difference,
-    greedy_logits,
 )
+from icefall_kd.export.flips import FEATURE_TOLERANCE, find_flip, greedy_logits
 from icefall_kd.export.onnx import export_joiner
 
 GREEDY = DecodeOptions(unk_id=2)

@@ -2,10 +2,11 @@
 # Decode with PyTorch: full context, and chunk by chunk as a stream.
 #
 #   bash egs/asterisk/KD/decode.sh [--profile full] [--variants unified] \
-#     [--systems "baseline both_pool"] [--sets "dev test"]
+#     [--systems "baseline both_pool"] [--sets "dev test"] [--head ctc]
 #
 # Stage 1: greedy search               -> exp/<profile>/<variant>/<system>/decode/
 # Stage 2: modified beam search, beam 4 -> the same folder
+# With --head ctc both are over the CTC head: greedy search, prefix beam search.
 # A result of the same checkpoint is kept.
 stage=1              # first stage to run
 stop_stage=2         # last stage to run
@@ -13,6 +14,7 @@ profile=quick        # quick or full
 variants=            # unified, non_streaming, streaming; empty: those of the profile
 systems=             # as in train.sh; empty: those of the profile
 sets=test            # folders of data/shar
+head=transducer      # transducer or ctc
 chunk_size=16        # streaming: frames of 20 ms
 left_context=128     # streaming: frames of 20 ms
 blank_penalty=0      # taken from the blank's logit; choose it with --sets dev
@@ -22,6 +24,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 source ../../../local/env.sh
 source ../../../local/parse_options.sh
 source local/profiles.sh
+
+case $head in
+  transducer) methods=(greedy_search modified_beam_search) ;;
+  ctc) methods=(ctc_greedy_search ctc_prefix_beam_search) ;;
+  *) die "--head is \"$head\"; it can be transducer or ctc" ;;
+esac
 
 decode_all() {  # method
   local variant system set decoding
@@ -41,9 +49,9 @@ decode_all() {  # method
 }
 
 if in_stage 1 "Greedy search -> exp/$profile/*/*/decode"; then
-  decode_all greedy_search
+  decode_all "${methods[0]}"
 fi
 
-if in_stage 2 "Modified beam search -> exp/$profile/*/*/decode"; then
-  decode_all modified_beam_search
+if in_stage 2 "Beam search -> exp/$profile/*/*/decode"; then
+  decode_all "${methods[1]}"
 fi

@@ -2,13 +2,13 @@
 # Export to ONNX for sherpa-onnx, and transcribe the test set with sherpa-onnx.
 #
 #   bash egs/asterisk/KD/export.sh [--profile full] [--variants unified] \
-#     [--systems "baseline both_pool"]
+#     [--systems "baseline both_pool"] [--head ctc]
 #
 # Stage 1: encoder, decoder, joiner (.onnx, .int8.onnx), tokens.txt, bpe.vocab
 #                                     -> exp/<profile>/<variant>/<system>/export/
 #          PyTorch, ONNX Runtime and sherpa-onnx are compared token for token on dev
 #          and test; int8 is refused, and float32 kept, when it costs more than 0.3 %
-#          WER absolute there.
+#          WER absolute there.  With --head ctc one model.onnx in place of the three.
 # Stage 2: sherpa-onnx on the test set -> exp/<profile>/<variant>/<system>/sherpa/
 stage=1              # first stage to run
 stop_stage=2         # last stage to run
@@ -18,7 +18,8 @@ systems=             # as in train.sh; empty: those of the profile
 set=test             # folder of data/shar that sherpa-onnx transcribes
 chunk_size=16        # streaming: frames of 20 ms
 left_context=128     # streaming: frames of 20 ms
-blank_penalty=0      # of stage 2, as in decode.sh
+blank_penalty=0      # of stage 2, as in decode.sh; sherpa-onnx has none for CTC
+head=transducer      # transducer or ctc
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -26,11 +27,18 @@ source ../../../local/env.sh
 source ../../../local/parse_options.sh
 source local/profiles.sh
 
+case $head in
+  transducer) method=greedy_search mark= ;;
+  ctc) method=ctc_greedy_search mark=ctc- ;;
+  *) die "--head is \"$head\"; it can be transducer or ctc" ;;
+esac
+
 export_one() {  # folder of a system, decoding
   local status=0
   # shellcheck disable=SC2046  # several options
   python -m icefall_kd.bin.export --checkpoint "$1/finetune/pretrained.pt" \
-    --out-dir "$1/export" --check --check-shar data/shar/dev data/shar/test \
+    --head "$head" --out-dir "$1/export" \
+    --check --check-shar data/shar/dev data/shar/test \
     $(chunking "$2") || status=$?
   if ((status == 3)); then  # the figure has been told; float32 is complete
     log "no int8 files in $1/export for $2"
@@ -42,7 +50,7 @@ export_one() {  # folder of a system, decoding
 transcribe_one() {  # folder of a system, decoding
   # shellcheck disable=SC2046  # several options
   python -m icefall_kd.bin.transcribe --model-dir "$1/export" \
-    --shar-dir "data/shar/$set" --out-dir "$1/sherpa" \
+    --shar-dir "data/shar/$set" --out-dir "$1/sherpa" --method "$method" \
     --blank-penalty "$blank_penalty" $(chunking "$2")
 }
 
@@ -51,7 +59,7 @@ if in_stage 1 "Export and compare three engines -> exp/$profile/*/*/export"; the
     for system in $systems; do
       folder=exp/$profile/$variant/$system
       for decoding in $(decodings "$variant"); do
-        run_once "$folder/export/.$decoding.done" export_one "$folder" "$decoding"
+        run_once "$folder/export/.$mark$decoding.done" export_one "$folder" "$decoding"
       done
     done
   done

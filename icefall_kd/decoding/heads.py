@@ -1,0 +1,65 @@
+"""The heads of a student, and which of its parts the searches over each read."""
+
+from typing import Any, Mapping
+
+from torch import nn
+
+HEADS = {"transducer": ("decoder", "joiner"), "ctc": ("ctc_output",)}
+ENCODER = ("encoder_embed", "encoder")
+
+
+def require_parts(model: nn.Module, head: str) -> None:
+    """Raise ValueError if the model lacks a part of ``head``."""
+    missing = [part for part in HEADS[head] if getattr(model, part, None) is None]
+    if missing:
+        raise ValueError(
+            f"the model has no {head} head ({', '.join(missing)} is missing); train "
+            f"one with terms.{head}.weight above 0, or use another head"
+        )
+
+
+def require_head(
+    model: nn.Module, head: str, info: Mapping[str, Any], where: str
+) -> None:
+    """See that a student's head is there and was trained.
+
+    Args:
+      info: as a checkpoint holds it; where it has the ``config`` of the run, a head
+        that no term of that run trained is refused, unless the run went on from a
+        whole student, whose head this may be.
+      where: for the message, whose head it is.
+    Raises:
+      ValueError: if it is not.
+    """
+    try:
+        require_parts(model, head)
+    except ValueError as e:
+        raise ValueError(f"{where}: {e}") from e
+    config = info.get("config") or {}
+    if "terms" not in config or config.get("init_model"):
+        return
+    untrained = set(HEADS[head]) - trained_parts(config["terms"])
+    if untrained:
+        raise ValueError(
+            f"{where}: no term of its training reached its {head} head "
+            f"({', '.join(sorted(untrained))}), which is as random as it began; train "
+            f"with terms.{head}.weight above 0, or use another head"
+        )
+
+
+def trained_parts(terms: Mapping[str, Any]) -> set:
+    """Return the parts of a student that the terms of a saved config train."""
+    from icefall_kd.distill.terms import TERMS
+
+    return {
+        part
+        for name, options in terms.items()
+        if options and options.get("weight", 1.0) > 0 and name in TERMS
+        for part in TERMS[name].trains
+    }
+
+
+def count_parameters(model: nn.Module, head: str = "transducer") -> int:
+    """Return the parameters that decoding by ``head`` uses, all others left out."""
+    parts = [getattr(model, name) for name in (*ENCODER, *HEADS[head])]
+    return sum(p.numel() for part in parts for p in part.parameters())
