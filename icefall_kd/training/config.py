@@ -208,7 +208,7 @@ def parse_config(arguments: Sequence[str]) -> TrainConfig:
     try:
         namespace = parser.parse_args(arguments)
         for path in namespace.config or []:
-            check_keys(TrainConfig, read_yaml(path), str(path))
+            check_keys(TrainConfig, read_yaml(str(path)), str(path))
         make = getattr(parser, "instantiate", None) or parser.instantiate_classes
         values = vars(make(namespace))
     except ArgumentError as e:
