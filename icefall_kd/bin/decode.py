@@ -64,10 +64,11 @@ def default_duration(args: argparse.Namespace) -> float:
 def run(args: argparse.Namespace) -> dict:
     """Decode as ``args`` say; return what the result JSON holds."""
     from icefall_kd.cache.codec_file import load_codec
-    from icefall_kd.cache.field import load_field_info
+    from icefall_kd.cache.field import load_field_info, shard_ids
     from icefall_kd.cache.reader import open_shar
     from icefall_kd.training.checkpoint import load_model
 
+    shard_ids(args.shar_dir)  # a folder that is no Shar is told
     if not args.checkpoint.is_file():
         raise FileNotFoundError(f"{args.checkpoint}: no such checkpoint")
     chunking = Chunking(args.chunk_size, args.left_context) if args.streaming else None
