@@ -57,6 +57,7 @@ class InterCtcTerm:
     name = "inter_ctc"
     options = InterCtcConfig
     needs_text = True
+    trains = ("ctc_output",)  # unless the final head is none of the term's
 
     def __init__(self, config: InterCtcConfig) -> None:
         """Check the options.
@@ -78,7 +79,8 @@ class InterCtcTerm:
         self.config = config
         self.needs_stacks = bool(config.stacks)
         self.fields = (config.teacher,) if config.teacher else ()
-        self.trains = ("ctc_output",) if config.final else ()
+        if not config.final:
+            self.trains = ()
 
     def build_heads(
         self, model_config: ModelConfig, field_infos: Mapping[str, Any]

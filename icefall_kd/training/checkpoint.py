@@ -271,7 +271,9 @@ def load_model(
     load_weights(model, weights, str(path))
     bpe_model = unpack_bytes(checkpoint.get("bpe_model"))
     tokenizer = None if bpe_model is None else Tokenizer.from_bytes(bpe_model)
-    info = checkpoint.get("info", {"config": checkpoint.get("config")})
+    info = checkpoint.get("info", {})
+    if not info and "config" in checkpoint:  # of training
+        info = {"config": checkpoint["config"]}
     return model.to(device).eval(), tokenizer, dict(info)
 
 

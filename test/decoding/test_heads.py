@@ -62,3 +62,12 @@ def test_terms_of_no_weight_train_nothing():
     assert "ctc_output" not in trained_parts(TRANSDUCER)
     assert trained_parts(CTC) == {"ctc_output"}
     assert trained_parts({"of another version": {"weight": 1.0}}) == set()
+
+
+def test_every_term_says_which_heads_it_trains():
+    from icefall_kd.distill.terms import TERMS
+
+    parts = {name: trained_parts({name: {"weight": 1.0}}) for name in TERMS}
+    assert parts["embedding"] == set() and "ctc_output" in parts["inter_ctc"]
+    assert {"decoder", "joiner"} <= parts["one_best"]
+    assert trained_parts({"ctc": {"weight": 0.0}}) == set()
