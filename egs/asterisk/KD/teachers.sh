@@ -18,6 +18,7 @@ profile=quick        # quick: a slice of the unlabelled pool; full: all of its E
 fetch="whisper_tiny_en whisper_base" # teachers of stage 0; those of stage 1: conf
 conf=conf/teachers.yaml # the teachers and their options
 adapter_epochs=15    # of the adapter
+adapter_avg=5        # of its last epochs are averaged
 judged="train dev"   # sets that the adapter speaks about
 seed=42              # of the adapter
 codec=fp16           # of the embeddings; pq16 takes a sixtieth, see bin.extract --help
@@ -67,7 +68,7 @@ if in_stage 2 "Train an adapter on the embeddings -> exp/adapter"; then
   python -m icefall_kd.bin.train --exp-dir exp/adapter --config conf/adapter.yaml \
     --num-epochs "$adapter_epochs" --seed "$seed"
   run_once exp/adapter/.averaged \
-    python -m icefall_kd.bin.average --exp-dir exp/adapter --avg 5
+    python -m icefall_kd.bin.average --exp-dir exp/adapter --avg "$adapter_avg"
 fi
 
 if in_stage 3 "What the adapter says -> data/shar/{${judged// /,}}/adapter_*"; then
