@@ -8,6 +8,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from icefall_kd.cache.reader import open_shar
 from icefall_kd.config import ModelConfig, ZipformerConfig
@@ -16,6 +17,9 @@ from icefall_kd.data.tokens import Tokenizer, train_bpe
 from icefall_kd.decoding.recognise import load_wave, reference
 from icefall_kd.training.checkpoint import save_pretrained
 from icefall_kd.transducer.build import build_model
+from icefall_kd.transducer.joiner import Joiner
+from icefall_kd.transducer.model import AsrModel
+from icefall_kd.transducer.predictor import Decoder
 
 VOCAB_SIZE = 90
 STUDENT = ModelConfig(
@@ -115,3 +119,16 @@ def checkpoint(pristine_student, tokenizer, tmp_path_factory):
         path, pristine_student.state_dict(), STUDENT, tokenizer.model_bytes, {}
     )
     return path
+
+
+def behind_an_encoder(vocab_size: int, encoder_dim: int, size: int = 8) -> AsrModel:
+    """Return a model, in evaluation mode, whose encoder is left out, the rest real."""
+    return AsrModel(
+        encoder_embed=nn.Identity(),
+        encoder=nn.Identity(),
+        decoder=Decoder(vocab_size, size),
+        joiner=Joiner(encoder_dim, size, size, vocab_size),
+        encoder_dim=encoder_dim,
+        decoder_dim=size,
+        vocab_size=vocab_size,
+    ).eval()

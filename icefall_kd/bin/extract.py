@@ -168,19 +168,21 @@ def make(args: argparse.Namespace) -> None:
     teachers = build(args)
     for shar_dir in args.shar_dir:
         if args.train_codec_only:
-            train_codecs(
-                shar_dir,
-                teachers,
-                codec=args.codec[0],
-                codec_dir=args.shar_dir[0],
-                codec_frames=args.codec_frames,
-                codec_options=read_options("--codec-option", args.codec_option),
-                world=world,
-                overwrite=args.overwrite,
-            )
+            train_codecs(shar_dir, teachers, world=world, **codec_arguments(args))
         else:
             run(shar_dir, teachers, args, world)
     close_world()
+
+
+def codec_arguments(args: argparse.Namespace) -> Dict[str, Any]:
+    """Return what extracting and only training the codecs have in common."""
+    return {
+        "codec": args.codec[0],
+        "codec_dir": args.shar_dir[0],
+        "codec_frames": args.codec_frames,
+        "codec_options": read_options("--codec-option", args.codec_option),
+        "overwrite": args.overwrite,
+    }
 
 
 def join(args: argparse.Namespace) -> World:
@@ -238,17 +240,13 @@ def run(
         infos, report = extract(
             shar_dir,
             teachers,
-            codec=args.codec[0],
-            codec_dir=args.shar_dir[0],
-            codec_frames=args.codec_frames,
-            codec_options=read_options("--codec-option", args.codec_option),
             max_batch_duration=args.max_batch_duration,
             shards=args.shards,
             world=world,
             verify=args.verify,
             num_threads=args.num_threads,
-            overwrite=args.overwrite,
             progress=progress if world.is_main else None,
+            **codec_arguments(args),
         )
     finally:
         progress.close()

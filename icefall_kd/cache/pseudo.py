@@ -9,7 +9,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Protocol, Sequence, Tuple
 
-import torch
 from lhotse.cut import Cut
 from lhotse.supervision import SupervisionSegment
 from torch import Tensor
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from icefall_kd.cache.field import cuts_path, recording_path, shard_ids
 from icefall_kd.cache.shards import Shard
+from icefall_kd.cache.teach import load_wave
 from icefall_kd.data.normalise import normalise
 from icefall_kd.io import Pathlike, read_json, write_aside, write_json
 
@@ -138,11 +138,7 @@ def _transcripts(
     cuts: Iterator[Cut], reader: Transcriber, batch_size: int
 ) -> Iterator[Tuple[str, Any]]:
     """Yield (cut id, transcript) of the cuts that are not too long."""
-    fit = [
-        (cut.id, torch.from_numpy(cut.load_audio()[0]))
-        for cut in cuts
-        if cut.duration <= MAX_SECONDS
-    ]
+    fit = [(cut.id, load_wave(cut)) for cut in cuts if cut.duration <= MAX_SECONDS]
     fit.sort(key=lambda pair: len(pair[1]))  # a batch is decoded as long as its longest
     for k in range(0, len(fit), batch_size):
         names, waves = zip(*fit[k : k + batch_size])

@@ -42,7 +42,7 @@ def _hold(cuts: Iterable[Cut], limit: float) -> Iterator[List[_Held]]:
     held: List[_Held] = []
     seconds = 0.0
     for cut in cuts:
-        held.append((cut.id, _load_wave(cut), text_of(cut)))
+        held.append((cut.id, load_wave(cut), text_of(cut)))
         seconds += cut.duration
         if seconds >= limit:
             yield held
@@ -106,7 +106,13 @@ def _teach_held(
         yield cut_id, result
 
 
-def _load_wave(cut: Cut) -> torch.Tensor:
+def load_wave(cut: Cut) -> torch.Tensor:
+    """Return a cut's samples (S,) float32, as teachers hear them.
+
+    Raises:
+      ValueError: if it is not 16 kHz mono, or not the whole of its recording; the
+        message names the cut.
+    """
     if cut.sampling_rate != SAMPLE_RATE or cut.num_channels != 1:
         raise ValueError(
             f"cut '{cut.id}' is {cut.sampling_rate} Hz with {cut.num_channels} "

@@ -121,8 +121,19 @@ def _row(s: Summary) -> List[str]:
 
 def _speaker(s: Summary) -> str:
     """Return the teacher and its layer, as far as the fingerprint tells."""
-    told = [s.fingerprint.get("teacher"), s.fingerprint.get("layer")]
+    told = [s.fingerprint.get("teacher"), _layers(s.fingerprint)]
     return ", ".join(str(x) for x in told if x is not None) or "-"
+
+
+def _layers(fingerprint: Mapping[str, Any]) -> Optional[str]:
+    """Return the layers of a teacher of one family or the other, with their weights."""
+    layers = fingerprint.get("layers", fingerprint.get("layer"))
+    if not isinstance(layers, list):
+        return layers
+    weights = fingerprint.get("layer_weights")
+    if weights is None:
+        return " ".join(map(str, layers))
+    return " + ".join(f"{w:g} x {k}" for k, w in zip(layers, weights))
 
 
 def _facts(s: Summary) -> List[str]:

@@ -18,16 +18,10 @@ from torch import Tensor
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.teachers.hugging_face_load import Loaded, load_encoder
 from icefall_kd.teachers.layers import LayerChoice, Layers, choose_layers
-from icefall_kd.teachers.protocol import Output, TeacherOutput, check_waves
+from icefall_kd.teachers.protocol import DTYPES, Output, TeacherOutput, check_waves
 from icefall_kd.teachers.wave_encoder import WaveEncoder
 from icefall_kd.teachers.whisper_encoder import WhisperEncoder
 from icefall_kd.teachers.windows import Piece, batch_pieces, cut_pieces, gather, stitch
-
-DTYPES = {
-    "float32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-}
 
 
 class HuggingFace:

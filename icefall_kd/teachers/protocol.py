@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from typing import Any, Dict, Mapping, Protocol
 
+import torch
 from torch import Tensor
 
 KINDS = ("embedding", "ctc", "path")
+# Values of the option ``dtype`` of teachers that PyTorch runs.
+DTYPES = {"float32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)

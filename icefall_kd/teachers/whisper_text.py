@@ -43,6 +43,8 @@ class WhisperText:
       language:  code of the audio's language, for a multilingual model.
       beam:      hypotheses of the search; 1 is greedy.
       options:   of :class:`icefall_kd.teachers.whisper_ct2.WhisperCt2`.
+    Attributes:
+      silence: (1500, D) float32, the encoding of 30 s of silence.
     Raises:
       FileNotFoundError: if the folder does not hold a model with its tokenizer.
       ValueError: if the model does not know the language.
@@ -67,7 +69,7 @@ class WhisperText:
         self.beam = beam
         self._tokenizer = Tokenizer.from_file(str(path))
         self._prompt = self._make_prompt(language)
-        self._silence = self.encoder.encode(torch.zeros(1, WINDOW))[0].numpy()
+        self.silence = self.encoder.encode(torch.zeros(1, WINDOW))[0].numpy()
 
     def fingerprint(self) -> Dict[str, Any]:
         """Return what identifies the transcripts."""
@@ -117,4 +119,4 @@ class WhisperText:
         padded = torch.zeros(1, self.encoder.padded_samples(len(wave)))
         padded[0, : len(wave)] = wave
         encoded = self.encoder.encode(padded)[0].numpy()
-        return np.concatenate([encoded, self._silence[len(encoded) :]])
+        return np.concatenate([encoded, self.silence[len(encoded) :]])

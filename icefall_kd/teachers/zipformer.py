@@ -4,7 +4,6 @@ What it says of an utterance depends on that utterance alone, and its frames lie
 grid of a field: see :mod:`icefall_kd.teachers.zipformer_frames`.
 """
 
-from dataclasses import dataclass
 from typing import Any, Dict, Optional, Sequence, Tuple, Union
 
 import torch
@@ -14,8 +13,9 @@ from icefall_kd import SAMPLE_RATE
 from icefall_kd.cache.topk import take_topk
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.io import Pathlike
+from icefall_kd.teachers.layers import LayerChoice, Layers
 from icefall_kd.teachers.model_hash import tensors_sha256
-from icefall_kd.teachers.protocol import Output, TeacherOutput, check_waves
+from icefall_kd.teachers.protocol import DTYPES, Output, TeacherOutput, check_waves
 from icefall_kd.teachers.zipformer_files import checkpoint_path, find_tokenizer
 from icefall_kd.teachers.zipformer_frames import (
     STACK_STEP,
@@ -28,17 +28,6 @@ from icefall_kd.transducer.icefall import HEAD_OPTIONS
 from icefall_kd.zipformer.subsampling import conv2d_subsampling_lens
 
 KINDS = ("embedding", "ctc")
-DTYPES = ("float32", "float16", "bfloat16")
-
-Layers = Union[str, int, Sequence[int]]
-
-
-@dataclass(frozen=True)
-class _Embedding:
-    """Stacks and their weights in a sum; no stack is the encoder's output."""
-
-    stacks: Tuple[int, ...]
-    weights: Tuple[float, ...] = (1.0,)
 
 
 class ZipformerTeacher:
@@ -89,7 +78,7 @@ class ZipformerTeacher:
         _check_options(outputs, dtype, device, chunk_size, left_context, heads)
         path = checkpoint_path(model_dir)
         self.name = name
-        self._device, self._dtype = torch.device(device), getattr(torch, dtype)
+        self._device, self._dtype = torch.device(device), DTYPES[dtype]
         model, tokenizer, _ = load_model(path, device, heads=heads, needed=())
         if model.fields:
             raise ValueError(f"{path} hears teachers: it is of family 'adapter'")
@@ -105,7 +94,7 @@ class ZipformerTeacher:
             "dtype": dtype,
         }
         self.outputs: Dict[str, Output] = {}
-        self._embeddings: Dict[str, _Embedding] = {}
+        self._stacks: Optional[LayerChoice] = None  # None: the encoder's output
         self._ctc_field, self._topk = f"{name}_ctc", topk
         if "embedding" in outputs:
             self._add_embeddings(layers, layer_weights)
@@ -122,23 +111,19 @@ class ZipformerTeacher:
         stacks = choose_stacks(layers, len(dims))
         if weights is not None:
             check_sum(stacks, weights, dims)
-            chosen = {self.name: _Embedding(stacks, tuple(map(float, weights)))}
-        elif len(stacks) < 2:
-            chosen = {self.name: _Embedding(stacks)}
-        else:
-            chosen = {f"{self.name}_layer{k}": _Embedding((k,)) for k in stacks}
+            weights = tuple(map(float, weights))
+        chosen: Dict[str, Dict[str, Any]] = {self.name: {"layers": "last"}}
+        if stacks:
+            self._stacks = LayerChoice(stacks, weights)
+            chosen = self._stacks.fields(self.name)
         common = {**self._fingerprint, "model_sha256": self._sha256()}
-        for field, embedding in chosen.items():
-            fingerprint = {**common, "layer": list(embedding.stacks) or "last"}
-            if weights is not None:
-                fingerprint["layer_weights"] = list(embedding.weights)
+        for field, layers in chosen.items():
             step, dim = self._output_step, self._model.encoder_dim
-            if embedding.stacks:
-                step, dim = STACK_STEP, dims[embedding.stacks[0]]
+            if stacks:
+                step, dim = STACK_STEP, dims[layers["layers"][0]]
             self.outputs[field] = Output(
-                "embedding", dim, step / SAMPLE_RATE, fingerprint
+                "embedding", dim, step / SAMPLE_RATE, {**common, **layers}
             )
-        self._embeddings = chosen
 
     def _add_ctc(self, tokenizer: Tokenizer) -> None:
         """Describe the CTC output over the tokens of ``tokenizer``."""
@@ -187,14 +172,13 @@ class ZipformerTeacher:
             if self._ctc_field in self.outputs:
                 ctc = take_topk(model.ctc_output(y), self._topk)
                 said[self._ctc_field] = own_frames(ctc, y_lens)
-        stack_lens = conv2d_subsampling_lens(lens)
-        for field, embedding in self._embeddings.items():
-            if not embedding.stacks:
-                said[field] = on_grid(y, y_lens, wave_lens, self._output_step)
-                continue
-            pairs = zip(embedding.weights, embedding.stacks)
-            total = sum(weight * stacks[k].float() for weight, k in pairs)
-            said[field] = on_grid(total, stack_lens, wave_lens, STACK_STEP)
+        if self._stacks is not None:
+            stack_lens = conv2d_subsampling_lens(lens)
+            picked = self._stacks.pick(self.name, dict(enumerate(stacks)))
+            for field, frames in picked.items():
+                said[field] = on_grid(frames, stack_lens, wave_lens, STACK_STEP)
+        elif self.name in self.outputs:
+            said[self.name] = on_grid(y, y_lens, wave_lens, self._output_step)
         return {field: said[field] for field in self.outputs}
 
 
@@ -251,7 +235,7 @@ def _check_options(
     if set(heads) - set(HEAD_OPTIONS):
         raise ValueError(f"a Zipformer has no option {sorted(heads)}")
     if dtype not in DTYPES:
-        raise ValueError(f"dtype '{dtype}': there are {DTYPES}")
+        raise ValueError(f"dtype '{dtype}': there are {', '.join(DTYPES)}")
     kind = torch.device(device).type
     if kind == "cpu" and dtype != "float32":
         raise ValueError(f"dtype '{dtype}' is for CUDA; on a CPU it is float32")

@@ -1,5 +1,6 @@
 """What is told of fields, finished or not, without reading their arrays."""
 
+import dataclasses
 import gzip
 
 import numpy as np
@@ -168,3 +169,19 @@ def test_folders_and_fields_that_are_not_there_are_named(taught, tmp_path):
         survey(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="'whisper' does not exist.*tiny_en"):
         describe_field(taught, "whisper")
+
+
+@pytest.mark.parametrize(
+    "fingerprint, expected",
+    [
+        ({"layer": "last"}, "whisper, last"),
+        ({"layers": [9]}, "whisper, 9"),
+        ({"layers": [6, 9], "layer_weights": [0.5, 2.0]}, "whisper, 0.5 x 6 + 2 x 9"),
+        ({"layers": [9], "layer_weights": None}, "whisper, 9"),
+        ({}, "whisper"),
+    ],
+)
+def test_the_layers_of_every_family_are_shown(taught, fingerprint, expected):
+    told = {"teacher": "whisper", **fingerprint}
+    lines = table([dataclasses.replace(only(taught), fingerprint=told)])
+    assert lines[1].endswith(expected)

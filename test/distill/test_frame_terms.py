@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from students import behind_an_encoder
 from torch import nn
 
 from icefall_kd.cache.topk import join_path, split_path, split_topk, take_topk
@@ -22,9 +23,6 @@ from icefall_kd.distill.lfmmi import (
 from icefall_kd.distill.one_best import OneBestConfig, OneBestTerm
 from icefall_kd.distill.term import StudentOutput
 from icefall_kd.transducer.denominator import build_denominator, save_denominator
-from icefall_kd.transducer.joiner import Joiner
-from icefall_kd.transducer.model import AsrModel
-from icefall_kd.transducer.predictor import Decoder
 
 DIM, VOCAB, K = 6, 9, 4
 LENS = [23, 13]
@@ -78,15 +76,7 @@ def infos():
 @pytest.fixture
 def student():
     torch.manual_seed(0)
-    model = AsrModel(
-        encoder_embed=nn.Identity(),
-        encoder=nn.Identity(),
-        decoder=Decoder(VOCAB, 8),
-        joiner=Joiner(DIM, 8, 8, VOCAB),
-        encoder_dim=DIM,
-        decoder_dim=8,
-        vocab_size=VOCAB,
-    ).eval()
+    model = behind_an_encoder(VOCAB, DIM)
     stacks = tuple(
         torch.randn(2, 2 * max(LENS) - 1, dim, requires_grad=True) for dim in STACKS
     )

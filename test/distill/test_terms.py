@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from students import behind_an_encoder
 from torch import nn
 
 from icefall_kd.config import ModelConfig, ZipformerConfig
@@ -16,9 +17,6 @@ from icefall_kd.distill.losses import FRAME_LOSSES
 from icefall_kd.distill.term import StudentOutput
 from icefall_kd.distill.terms import TERMS, TermsConfig, build_terms
 from icefall_kd.distill.transducer import TransducerConfig, TransducerTerm
-from icefall_kd.transducer.joiner import Joiner
-from icefall_kd.transducer.model import AsrModel
-from icefall_kd.transducer.predictor import Decoder
 
 DIM, VOCAB = 6, 9
 LENS = [23, 13]  # student frames of 1 s and 0.6 s
@@ -70,15 +68,7 @@ def batch():
 def student():
     """A student behind its encoder; the rest of it is real."""
     torch.manual_seed(1)
-    model = AsrModel(
-        encoder_embed=nn.Identity(),
-        encoder=nn.Identity(),
-        decoder=Decoder(VOCAB, 8),
-        joiner=Joiner(DIM, 8, 8, VOCAB),
-        encoder_dim=DIM,
-        decoder_dim=8,
-        vocab_size=VOCAB,
-    ).eval()
+    model = behind_an_encoder(VOCAB, DIM)
     encoder_out = torch.randn(2, max(LENS), DIM, requires_grad=True)
     return StudentOutput(encoder_out, torch.tensor(LENS), model, nn.ModuleDict())
 

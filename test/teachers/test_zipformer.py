@@ -274,8 +274,8 @@ def test_the_folder_is_no_part_of_the_fingerprint(checkpoint, tmp_path):
         ({"outputs": "ctc", "topk": 91}, "topk is 91 of 90"),
         ({"chunk_size": 16}, "needs a model with causal"),
         ({"left_context": 16}, "needs a chunk_size"),
-        ({"dtype": "float16"}, "on a CPU it is float32"),
-        ({"dtype": "int8"}, "there are .*bfloat16"),
+        ({"dtype": "fp16"}, "on a CPU it is float32"),
+        ({"dtype": "int8"}, "there are .*bf16"),
         ({"query_head_dim": 8}, "carries its configuration"),
         ({"layer": 1}, r"no option \['layer'\]"),
     ],
@@ -347,7 +347,7 @@ def test_cuda_says_what_the_cpu_says(whole, prompts):
     exact = hear(teacher_of(whole, device="cuda"), prompts[:3])
     for x, y in zip(exact["zip"], expected["zip"]):
         torch.testing.assert_close(x.cpu(), y, atol=1e-2, rtol=1e-2)
-    half = teacher_of(whole, device="cuda", dtype="float16")
+    half = teacher_of(whole, device="cuda", dtype="fp16")
     for x, y in zip(hear(half, prompts[:3])["zip"], expected["zip"]):
         assert torch.cosine_similarity(x.cpu(), y).mean() > 0.99
-    assert half.outputs["zip"].fingerprint["dtype"] == "float16"
+    assert half.outputs["zip"].fingerprint["dtype"] == "fp16"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from dummies import noise_cuts
+from run_metrics import metrics
 
 from icefall_kd.config import to_dict
 from icefall_kd.data.gate import gate
@@ -26,17 +27,6 @@ from icefall_kd.training.checkpoint import (
 from icefall_kd.training.faults import TrainingStoppedError
 from icefall_kd.training.gradients import clip_gradients
 from icefall_kd.training.run import train
-
-
-def metrics(config, kind="train"):
-    """Lines of the run without what depends on the machine's speed."""
-    lines = (Path(config.exp_dir) / "metrics.jsonl").read_text().splitlines()
-    lines = [json.loads(line) for line in lines]
-    return [
-        {k: v for k, v in line.items() if k not in ("speed", "eta")}
-        for line in lines
-        if line["kind"] == kind
-    ]
 
 
 def final(config):

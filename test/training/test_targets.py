@@ -1,7 +1,6 @@
 """Targets that are missing, stale or wrong, and teachers that speak in training."""
 
 import dataclasses
-import json
 import re
 import shutil
 from pathlib import Path
@@ -11,6 +10,7 @@ import ranks
 import real_teachers
 import torch
 from lhotse import CutSet
+from run_metrics import metrics
 from shar_faults import rename_cuts, rewrite_cuts, rewrite_tar
 
 from icefall_kd.bin import train as command
@@ -30,16 +30,6 @@ FIELD = "whisper_tiny_en"
 
 def with_data(config, **changes):
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
-
-
-def metrics(config, kind="train"):
-    lines = (Path(config.exp_dir) / "metrics.jsonl").read_text().splitlines()
-    lines = [json.loads(line) for line in lines]
-    return [
-        {k: v for k, v in line.items() if k not in ("speed", "eta")}
-        for line in lines
-        if line["kind"] == kind
-    ]
 
 
 @pytest.fixture
