@@ -1,10 +1,11 @@
 """Transcripts by OpenAI Whisper, run by CTranslate2, without padding to 30 s.
 
 The decoder was trained on encodings of 30 s.  Given a short one it repeats itself: on
-the 30 dev prompts of the Asterisk recipe base reads 34.9 % wrong after 1 s of appended
+the 30 dev prompts of the Asterisk recipe base reads 38.9 % wrong after 1 s of appended
 silence (beam 5), 2.4 % after silence up to 30 s.  What the encoder makes of silence
 hardly depends on the speech before it, so it is computed once, and its end completes
-the encoding of every utterance: 2.8 %, at a quarter of the cost of the padding.
+the encoding of every utterance: 2.8 %, at a quarter of the cost of the padding
+(``test/bench/whisper_text.py``).
 """
 
 from dataclasses import dataclass
