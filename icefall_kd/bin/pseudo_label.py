@@ -17,6 +17,7 @@ from collections import Counter
 import torch
 
 from icefall_kd.cache.pseudo import pseudo_label
+from icefall_kd.cpu import keep_freed_memory
 from icefall_kd.logs import setup_logging
 from icefall_kd.teachers.whisper_text import WhisperText
 
@@ -49,6 +50,7 @@ def main() -> None:
     """Run the command."""
     args = get_parser().parse_args()
     setup_logging()
+    keep_freed_memory(one_arena=True)  # before the first model: its buffers come again
     torch.set_num_threads(args.num_threads)
     try:
         reader = WhisperText(
