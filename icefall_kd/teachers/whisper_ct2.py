@@ -23,13 +23,18 @@ cost of padding.  int8 halves the cost again and changes the cosine by 0.0005.  
 of 0.98 takes 2 s of context with base, and 0.5 s with tiny.en; what that costs beside
 a loop that pads to 30 s is in ``test/bench/extract.py``.
 
+On a CPU two calls of one thread each take a fifth less time than one call of two
+threads, and a batch of long utterances no less than as many calls: so calls are small
+there, and run side by side (``test/bench/extract.py``).
+
 Whisper has no mask: what pads a batch is context too.  To keep an utterance's embedding
 a function of the utterance alone, its padded length is its own (its duration plus the
 context, rounded up to the bucket), and only pieces of equal padded length share a call.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Dict, Union
+from typing import Callable, Dict, Iterable, List, Optional, TypeVar, Union
 
 import numpy as np
 import torch
@@ -48,6 +53,8 @@ from icefall_kd.teachers.windows import (
     stitch,
 )
 
+Item = TypeVar("Item")
+Said = TypeVar("Said")
 FRAME = 320  # samples in one encoder frame: mel hop 160, halved by a convolution
 
 
@@ -61,11 +68,13 @@ class WhisperCt2:
       bucket:       seconds; the padded length is rounded up to a multiple of it, so
                     that utterances of about one length share a batch.
       compute_type: "float32", "int8" or another of CTranslate2's.
-      num_threads:  CPU threads of one call.
+      num_threads:  calls that run side by side on a CPU, each on one thread.
       device:       "cpu", "cuda", or "cuda:1" for the second of several.
-      max_batch:    seconds of padded audio in one call.
+      max_batch:    seconds of padded audio in one call; None for 30 on a CPU and 60
+                    elsewhere.
     Attributes:
       model, storage: CTranslate2's Whisper, and its class of arrays.
+      calls:        that may run side by side.
     Raises:
       FileNotFoundError: if the folder does not hold a model.
     """
@@ -79,7 +88,7 @@ class WhisperCt2:
         compute_type: str = "float32",
         num_threads: int = 2,
         device: str = "cpu",
-        max_batch: float = 60.0,
+        max_batch: Optional[float] = None,
     ) -> None:
         model_dir = Path(model_dir)
         for file in ("model.bin", "config.json"):
@@ -94,15 +103,17 @@ class WhisperCt2:
         self.name = name
         self.context = context
         self.bucket = bucket
-        self.max_batch = max_batch
         self.storage = ctranslate2.StorageView
         kind, _, index = device.partition(":")
+        self.calls = num_threads if kind == "cpu" else 1
+        self.max_batch = max_batch or (30.0 if kind == "cpu" else 60.0)
         self.model = ctranslate2.models.Whisper(
             str(model_dir),
             device=kind,
             device_index=int(index or 0),
             compute_type=compute_type,
-            intra_threads=num_threads,
+            inter_threads=self.calls,
+            intra_threads=1,
         )
         self._num_mels = self.model.n_mels
         self._dim = self.encode(torch.zeros(1, FRAME * 2)).shape[2]
@@ -133,11 +144,28 @@ class WhisperCt2:
         out = torch.zeros(len(waves), int(lens.max()), self._dim)
         limit = int(self.max_batch * SAMPLE_RATE)
         pieces = cut_pieces(wave_lens)
-        for batch in batch_pieces(pieces, self._heard, limit, equal=True):
-            encoded = self.encode(gather(waves, batch, self._heard(batch[0])))
+        batches = batch_pieces(pieces, self._heard, limit, equal=True)
+
+        def encode(batch: List[Piece]) -> Tensor:
+            return self.encode(gather(waves, batch, self._heard(batch[0])))
+
+        for batch, encoded in zip(batches, self.side_by_side(encode, batches)):
             valid = [-(-piece.samples // FRAME) for piece in batch]
             stitch(encoded, valid, batch, FRAME, out)
         return {self.name: TeacherOutput(out, lens.to(torch.int64))}
+
+    def side_by_side(
+        self, function: Callable[[Item], Said], items: Iterable[Item]
+    ) -> Iterable[Said]:
+        """Call ``function`` on every item, as many at once as there are threads.
+
+        CTranslate2 lets go of Python's lock while it computes.
+        """
+        items = list(items)
+        if min(self.calls, len(items)) < 2:
+            return map(function, items)
+        with ThreadPoolExecutor(self.calls) as pool:
+            return pool.map(function, items)
 
     def padded_samples(self, num_samples: int) -> int:
         """Return the samples that are encoded for an utterance of ``num_samples``."""

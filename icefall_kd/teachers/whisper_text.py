@@ -97,9 +97,21 @@ class WhisperText:
         Raises:
           ValueError: if one is longer.
         """
-        if max(len(w) for w in waves) > WINDOW:
+        if any(len(w) > WINDOW for w in waves):
             raise ValueError("an utterance is longer than the 30 s that Whisper hears")
-        encoded = np.stack([self._complete(wave) for wave in waves])
+        if not waves:
+            return []
+        encoded = list(self.encoder.side_by_side(self._complete, waves))
+        size = -(-len(waves) // self.encoder.calls)
+        parts = [slice(k, k + size) for k in range(0, len(waves), size)]
+
+        def read(part: slice) -> List[Transcript]:
+            return self._read(np.stack(encoded[part]), waves[part])
+
+        return [t for said in self.encoder.side_by_side(read, parts) for t in said]
+
+    def _read(self, encoded: np.ndarray, waves: Sequence[Tensor]) -> List[Transcript]:
+        """Decode encodings, (N, 1500, D), of these waves."""
         seconds = max(len(w) for w in waves) / SAMPLE_RATE
         results = self.encoder.model.generate(
             self.encoder.storage.from_array(encoded),

@@ -10,6 +10,7 @@ from kaldialign import edit_distance
 
 from icefall_kd.cache.pseudo import Limits, pseudo_label
 from icefall_kd.cache.reader import check_field, open_shar
+from icefall_kd.cache.teach import load_wave
 from icefall_kd.teachers.whisper_text import WhisperText
 
 tiny_dir = real_teachers.tiny_dir  # fixture
@@ -98,6 +99,16 @@ def test_what_is_not_taken_is_counted_and_has_no_text(taught_shar, tmp_path):
     assert sorted(texts(tmp_path / "out").values()) == [""] * 3 + ["YES"] * 15
     with gzip.open(tmp_path / "out/cuts.000000.jsonl.gz", "rt") as f:
         assert len(f.readlines()) == 5
+
+
+def test_threads_read_what_one_reads(tiny_dir, pristine_shar):
+    waves = [load_wave(cut) for cut in open_shar(pristine_shar)][:3]
+    options = {"compute_type": "int8"}
+    one = WhisperText(tiny_dir, num_threads=1, **options).transcribe(waves)
+    two = WhisperText(tiny_dir, num_threads=2, **options).transcribe(waves)
+    assert [t.text for t in one] == [t.text for t in two]
+    assert [t.confidence for t in one] == pytest.approx([t.confidence for t in two])
+    assert WhisperText(tiny_dir, num_threads=2, **options).transcribe([]) == []
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,15 @@ def test_int8_is_close_to_float32(tiny, tiny_dir, prompts):
     assert printed(int8) != printed(tiny)
 
 
+def test_calls_side_by_side_say_what_calls_in_turn_say(tiny_dir, prompts):
+    options = {"compute_type": "int8", "max_batch": 5.0}
+    one = build_teacher("whisper_tiny_en", tiny_dir, num_threads=1, **options)
+    three = build_teacher("whisper_tiny_en", tiny_dir, num_threads=3, **options)
+    assert (one.calls, three.calls) == (1, 3)
+    for alone, together in zip(embed(one, prompts), embed(three, prompts)):
+        assert torch.equal(alone, together)
+
+
 def test_frames_follow_the_audio_in_time(tiny, prompts):
     """Speech 0.4 s later is the same 20 frames later, better than at 18 or 22."""
     late = [torch.cat([torch.zeros(6400), w]) for w in prompts]
