@@ -59,13 +59,17 @@ class Shard:
             ) from e
 
     def read(
-        self, start: int = 0, wanted: Optional[Container[int]] = None
+        self,
+        start: int = 0,
+        wanted: Optional[Container[int]] = None,
+        labelled: bool = False,
     ) -> Iterator[tuple[int, Cut]]:
         """Yield (place in the shard, cut with its data in memory).
 
         Args:
           start: place of the first one that is wanted.
           wanted: places; None is all from ``start`` on.
+          labelled: pass over cuts without a supervision.
         Raises:
           ValueError: if a file is damaged, or a tar does not hold the data of these
             cuts; the message names the file and the cut.
@@ -77,6 +81,8 @@ class Shard:
                 for name, pairs in members.items()
             }
             if place < start or (wanted is not None and place not in wanted):
+                continue
+            if labelled and not line.get("supervisions"):
                 continue
             cut = deserialize_item(line)
             for name, pair in found.items():

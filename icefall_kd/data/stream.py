@@ -51,12 +51,18 @@ class CutStream:
     """
 
     def __init__(
-        self, sources: Sequence[Source], *, seed: int = 0, shuffle: bool = False
+        self,
+        sources: Sequence[Source],
+        *,
+        seed: int = 0,
+        shuffle: bool = False,
+        labelled: bool = False,
     ) -> None:
         """Describe the stream; nothing is read yet.
 
         Args:
           shuffle: read the shards of each set in an order of the epoch's own.
+          labelled: leave out cuts without a supervision.
         Raises:
           ValueError: if there is no set to read once, or the shares are not between 0
             and 1 in sum.
@@ -72,6 +78,7 @@ class CutStream:
         self.sources = tuple(sources)
         self.seed = seed
         self.shuffle = shuffle
+        self.labelled = labelled
         self._sizes = [s.size for s in sources]
 
     def __iter__(self) -> Iterator[Cut]:
@@ -139,12 +146,32 @@ class CutStream:
         return numbers
 
     @functools.cached_property
+    def _sample(self) -> list[list[tuple[float, bool]]]:
+        """(s, taken?) of the cuts of each set; of a large one, of its first shards."""
+        return [
+            [
+                (line["duration"], self.takes(line))
+                for shard in source.shards[:SAMPLED_SHARDS]
+                for line in shard.lines()
+            ]
+            for source in self.sources
+        ]
+
+    @functools.cached_property
     def durations(self) -> list[list[float]]:
         """s of the cuts of each set; of a large one those of its first shards."""
-        return [
-            [line["duration"] for shard in some for line in shard.lines()]
-            for some in (source.shards[:SAMPLED_SHARDS] for source in self.sources)
-        ]
+        return [[s for s, taken in cuts if taken] for cuts in self._sample]
+
+    def counts(self) -> tuple[int, int]:
+        """Return how many cuts the stream takes, and of how many.
+
+        Of large sets the first shards are counted.
+        """
+        return sum(map(len, self.durations)), sum(map(len, self._sample))
+
+    def takes(self, line: Mapping[str, Any]) -> bool:
+        """Return whether a cut, as plain JSON, is one of the stream's."""
+        return not self.labelled or bool(line.get("supervisions"))
 
     def seconds(self) -> float:
         """Return the s of audio in an epoch; large sets are estimated."""
@@ -159,14 +186,14 @@ class CutStream:
         """Return (s, key) of the ``count`` longest cuts; every cuts' file is read.
 
         Args:
-          labelled: only of cuts with a supervision.
+          labelled: only of cuts with a supervision, whatever the stream takes.
         """
         every = (
             (line["duration"], (s, n, place))
             for s, source in enumerate(self.sources)
             for n, shard in enumerate(source.shards)
             for place, line in enumerate(shard.lines())
-            if not labelled or line.get("supervisions")
+            if self.takes(line) and (not labelled or line.get("supervisions"))
         )
         return heapq.nlargest(count, every)
 
@@ -241,7 +268,8 @@ class _SetReader:
             found = 0
             while self._nth < len(order):
                 number = order[self._nth]
-                for place, cut in source.shards[number].read(self._cut):
+                shard = source.shards[number]
+                for place, cut in shard.read(self._cut, labelled=self._stream.labelled):
                     self._cut, found = place + 1, found + 1
                     yield (self._source, number, place), cut
                 self._nth, self._cut = self._nth + 1, 0
@@ -261,12 +289,14 @@ def open_stream(
     seed: int = 0,
     shuffle: bool = False,
     missing: str = "error",
+    labelled: bool = False,
 ) -> CutStream:
     """Return the cuts of Shar folders as one stream; see :class:`CutStream`.
 
     Args:
       shar_dirs, fields, expect, missing: as ``icefall_kd.cache.reader.open_shar`` has
         them.
+      seed, shuffle, labelled: as :class:`CutStream` has them.
       shares: name of a folder -> its share of the cuts; the others are read once.
     Raises:
       FileNotFoundError, ValueError: as ``open_shar`` and :class:`CutStream`.
@@ -276,4 +306,4 @@ def open_stream(
     for shar_dir in map(as_path, shar_dirs):
         shards = shar_shards(shar_dir, fields, expect, missing)
         sources.append(Source(shar_dir.name, shards, shares.get(shar_dir.name, 0)))
-    return CutStream(sources, seed=seed, shuffle=shuffle)
+    return CutStream(sources, seed=seed, shuffle=shuffle, labelled=labelled)

@@ -1,6 +1,7 @@
 """Everything that can be wrong with a run is found here, before the first batch."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,28 @@ def _adapter_infos(config: TrainConfig) -> list[FieldInfo]:
     return [load_field_info(first, field) for field in config.model.adapter.fields]
 
 
+def _check_labelled(stream: CutStream) -> None:
+    """Tell how many cuts without transcript are left out, where they are.
+
+    Raises:
+      ValueError: if nothing is left.
+    """
+    taken, known = stream.counts()
+    if not taken:
+        raise ValueError(
+            f"none of {known} cuts of {[s.name for s in stream.sources]} has a "
+            "transcript, which every term needs; train on sets with transcripts "
+            "(bin.pseudo_label writes them), or on terms that need none"
+        )
+    if taken < known:
+        logging.info(
+            "%d of the first %d cuts have no transcript and are left out, as every "
+            "term needs one",
+            known - taken,
+            known,
+        )
+
+
 def prepare(config: TrainConfig, checkpoint: Optional[dict[str, Any]] = None) -> Setup:
     """Check a run and build what it needs; ``checkpoint`` is what it goes on from.
 
@@ -159,7 +182,9 @@ def prepare(config: TrainConfig, checkpoint: Optional[dict[str, Any]] = None) ->
         seed=config.seed,
         shuffle=True,
         missing=data.missing,
+        labelled=all(term.needs_text for _, term in terms),
     )
+    _check_labelled(train_stream)
     dev_stream = None
     if dev_dirs:
         dev_stream = open_stream(dev_dirs, read, data.expect, missing=data.missing)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -223,3 +224,25 @@ def test_heads_do_not_disturb_the_students_first_weights(config, only):
 
 def test_the_length_of_an_epoch_is_that_of_its_cuts(config, data_dir):
     assert prepare(config).train_seconds == pytest.approx(17.4, abs=0.01)
+
+
+def test_cuts_without_transcript_are_left_out_where_every_term_needs_one(
+    config, only, caplog
+):
+    both = {"data": {"train": ("train", "pool")}}
+    assert prepare(change(config, **both)).train_stream.counts() == (18, 18)
+    caplog.set_level(logging.INFO)
+    stream = prepare(change(only("transducer", "ctc"), **both)).train_stream
+    assert stream.counts() == (12, 18)
+    assert "6 of the first 18 cuts have no transcript and are left out" in caplog.text
+    taken = [cut for _, cut in stream.read(0)]
+    assert len(taken) == 12 and all(cut.supervisions for cut in taken)
+    reader = stream.read(0)
+    for _ in range(5):
+        next(reader)
+    assert [c.id for _, c in stream.read(0, reader.place())] == [
+        c.id for c in taken[5:]
+    ]
+    assert all(key[0] == 0 for _, key in stream.longest(100))
+    pool_only = change(only("ctc"), data={"train": ("pool",)})
+    assert_refused(pool_only, r"none of 6 cuts of \['pool'\] has a transcript")
