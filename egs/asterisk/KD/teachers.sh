@@ -6,10 +6,12 @@
 # Stage 0: OpenAI Whisper tiny.en and base  -> download/teachers/<teacher>/
 # Stage 1: their embeddings, 50 Hz          -> data/shar/<set>/<teacher>.*.tar, .json
 #
-# A teacher in our vocabulary, for the terms on distributions (--stop-stage 4):
-# Stage 2: train an adapter on the embeddings -> exp/adapter/pretrained.pt
-# Stage 3: its distributions, 25 Hz         -> data/shar/<set>/adapter_{ctc,path}.*
-# Stage 4: decode it                        -> exp/adapter/decode/
+# Transcripts of the unlabelled audio, and a teacher in our vocabulary, for the terms on
+# distributions (--stop-stage 5):
+# Stage 2: what Whisper base reads          -> data/shar/<pool>_whisper_base/
+# Stage 3: train an adapter on the embeddings -> exp/adapter/pretrained.pt
+# Stage 4: its distributions, 25 Hz         -> data/shar/<set>/adapter_{ctc,path}.*
+# Stage 5: decode it                        -> exp/adapter/decode/
 #
 # Every stage looks at what is there and makes only what is missing or damaged.
 stage=0              # first stage to run
@@ -17,9 +19,10 @@ stop_stage=1         # last stage to run
 profile=quick        # quick: a slice of the unlabelled pool; full: all of its English
 fetch="whisper_tiny_en whisper_base" # teachers of stage 0; those of stage 1: conf
 conf=conf/teachers.yaml # the teachers and their options
-adapter_epochs=15    # of the adapter
-adapter_avg=5        # of its last epochs are averaged
-judged="train dev"   # sets that the adapter speaks about
+adapter_sets=        # that the adapter learns from; empty: train and stage 2's
+adapter_epochs=6     # of the adapter
+adapter_avg=3        # of its last epochs are averaged
+judged=              # sets that the adapter speaks about; empty: train, dev, stage 2's
 seed=42              # of the adapter
 codec=fp16           # of the embeddings; pq16 takes a sixtieth, see bin.extract --help
 sets=                # folders of data/shar; empty: train, dev and the unlabelled ones
@@ -33,13 +36,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 source ../../../local/env.sh
 source ../../../local/parse_options.sh
 
-if [[ -z $sets ]]; then
-  case $profile in
-    quick) sets="train dev unlabelled_en_quick" ;;
-    full) sets="train dev unlabelled_en" ;;
-    *) die "--profile is \"$profile\"; it can be quick or full" ;;
-  esac
-fi
+case $profile in
+  quick) pool=unlabelled_en_quick ;;
+  full) pool=unlabelled_en ;;
+  *) die "--profile is \"$profile\"; it can be quick or full" ;;
+esac
+sets=${sets:-train dev $pool}
+adapter_sets=${adapter_sets:-train ${pool}_whisper_base}
+judged=${judged:-train dev ${pool}_whisper_base}
 
 if in_stage 0 "Fetch the teachers -> download/teachers"; then
   for teacher in $fetch; do
@@ -63,15 +67,21 @@ if in_stage 1 "Extract embeddings -> data/shar/{${sets// /,}}/<teacher>.*"; then
     "${options[@]}"
 fi
 
-if in_stage 2 "Train an adapter on the embeddings -> exp/adapter"; then
+if in_stage 2 "What Whisper base reads -> data/shar/${pool}_whisper_base"; then
+  python -m icefall_kd.bin.pseudo_label --shar-dir "data/shar/$pool" \
+    --model-dir download/teachers/whisper_base --num-threads "$num_threads" \
+    --output "data/shar/${pool}_whisper_base"
+fi
+
+if in_stage 3 "Train an adapter on the embeddings -> exp/adapter"; then
   export OMP_NUM_THREADS=$num_threads MKL_NUM_THREADS=$num_threads
   python -m icefall_kd.bin.train --exp-dir exp/adapter --config conf/adapter.yaml \
-    --num-epochs "$adapter_epochs" --seed "$seed"
+    --data.train "[${adapter_sets// /, }]" --num-epochs "$adapter_epochs" --seed "$seed"
   run_once exp/adapter/.averaged \
     python -m icefall_kd.bin.average --exp-dir exp/adapter --avg "$adapter_avg"
 fi
 
-if in_stage 3 "What the adapter says -> data/shar/{${judged// /,}}/adapter_*"; then
+if in_stage 4 "What the adapter says -> data/shar/{${judged// /,}}/adapter_*"; then
   folders=()
   for set in $judged; do
     folders+=("data/shar/$set")
@@ -80,7 +90,7 @@ if in_stage 3 "What the adapter says -> data/shar/{${judged// /,}}/adapter_*"; t
     --teachers conf/adapter_teacher.yaml --num-threads "$num_threads"
 fi
 
-if in_stage 4 "Decode the adapter -> exp/adapter/decode"; then
+if in_stage 5 "Decode the adapter -> exp/adapter/decode"; then
   python -m icefall_kd.bin.extract --shar-dir data/shar/test --teachers "$conf" \
     --num-threads "$num_threads"
   for set in dev test; do

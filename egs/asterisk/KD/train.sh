@@ -6,9 +6,10 @@
 #
 # A system is baseline (no pre-training) or the teachers it learns from, tiny_en, base
 # or both, with _pool when pre-training also hears the unlabelled audio.  All systems
-# of a variant have the same parameters and the same fine-tuning.  Behind a "+" stands
-# what fine-tuning learns from beside the transcripts, a file of conf/kd, for example
-# baseline+one_best or both_pool+inter_ctc; these need teachers.sh --stop-stage 4.
+# of a variant have the same parameters and the same fine-tuning.  Behind each "+" stands
+# what fine-tuning learns from beside the transcripts, files of conf/kd laid one over the
+# other, for example baseline+one_best, both_pool+inter_ctc or both_pool+pseudo+one_best;
+# "pseudo" is Whisper's transcripts of the pool.  They need teachers.sh --stop-stage 5.
 #
 # Stage 1: pre-train the encoders  -> exp/<profile>/<variant>/<system>/pretrain/, the
 #          same one for all that follows the "+"
@@ -48,17 +49,18 @@ pretrain() {  # variant, system
 }
 
 finetune() {  # variant, system
-  local exp=exp/$profile/$1/$2/finetune init=() kd=()
+  local exp=exp/$profile/$1/$2/finetune init=() kd=() part
   if [[ ${2%%+*} != baseline ]]; then
     init=(--init-encoder "exp/$profile/$1/${2%%+*}/pretrain/pretrained.pt")
   fi
-  if [[ $2 == *+* ]]; then
-    kd=(--config "conf/kd/${2#*+}.yaml")
-  fi
+  for part in $(kd_parts "$2"); do
+    kd+=(--config "conf/kd/$part.yaml")
+  done
   python -m icefall_kd.bin.train --exp-dir "$exp" \
     --config conf/student.yaml --config "conf/$1.yaml" \
     --config conf/finetune.yaml --config "conf/$profile/finetune.yaml" "${kd[@]}" \
-    --num-epochs "$finetune_epochs" "${init[@]}" --seed "$seed"
+    --data.train "$(finetune_sets "$2")" \
+    --num-epochs "$(finetune_epochs "$2")" "${init[@]}" --seed "$seed"
   run_once "$exp/.averaged" \
     python -m icefall_kd.bin.average --exp-dir "$exp" --avg "$finetune_avg"
 }
@@ -98,9 +100,11 @@ for variant in $variants; do
     if [[ ${system%%+*} != baseline ]]; then
       teacher_weights "${system%%+*}" >/dev/null
     fi
-    if [[ $system == *+* && ! -f conf/kd/${system#*+}.yaml ]]; then
-      die "system \"$system\": there is no conf/kd/${system#*+}.yaml"
-    fi
+    for part in $(kd_parts "$system"); do
+      if [[ ! -f conf/kd/$part.yaml ]]; then
+        die "system \"$system\": there is no conf/kd/$part.yaml"
+      fi
+    done
     (set -o pipefail; (train_system "$variant" "$system") 2>&1 |
       show "$variant $system" "$folder/train.log") &
     running+=("$!:$folder")

@@ -7,7 +7,6 @@ case $profile in
     variants=${variants:-unified}
     systems=${systems:-baseline both_pool}
     pool=unlabelled_en_quick
-    finetune_epochs=8
     finetune_avg=3
     pretrain_avg=1
     ;;
@@ -15,7 +14,6 @@ case $profile in
     variants=${variants:-unified non_streaming streaming}
     systems=${systems:-baseline tiny_en base both both_pool}
     pool=unlabelled_en
-    finetune_epochs=12
     finetune_avg=3
     pretrain_avg=2
     ;;
@@ -43,6 +41,28 @@ train_sets() {  # system: what its pre-training hears
     *_pool) echo "[train, $pool]" ;;
     *) echo "[train]" ;;
   esac
+}
+
+finetune_sets() {  # system: what its fine-tuning hears
+  case $1+ in
+    *+pseudo+*) echo "[train, ${pool}_whisper_base]" ;;
+    *) echo "[train]" ;;
+  esac
+}
+
+finetune_epochs() {  # system
+  case $profile-$1+ in
+    quick-*+pseudo+*) echo 4 ;;
+    quick-*) echo 8 ;;
+    full-*+pseudo+*) echo 6 ;;
+    full-*) echo 12 ;;
+  esac
+}
+
+kd_parts() {  # system: the files of conf/kd that its fine-tuning adds
+  if [[ $1 == *+* ]]; then
+    tr + ' ' <<<"${1#*+}"
+  fi
 }
 
 teacher_weights() {  # system: Shar fields and their weights
