@@ -4,12 +4,13 @@
 #   bash egs/asterisk/KD/train.sh [--profile full] [--variants unified] \
 #     [--systems "baseline both_pool"]
 #
-# A system is baseline (no pre-training) or the teachers it learns from, tiny_en, base
-# or both, with _pool when pre-training also hears the unlabelled audio.  All systems
-# of a variant have the same parameters and the same fine-tuning.  Behind each "+" stands
-# what fine-tuning learns from beside the transcripts, files of conf/kd laid one over the
-# other, for example baseline+one_best, both_pool+inter_ctc or both_pool+pseudo+one_best;
-# "pseudo" is Whisper's transcripts of the pool.  They need teachers.sh --stop-stage 5.
+# A system is baseline (no pre-training) or the teachers it learns from: tiny_en, base (in
+# general X for a field whisper_X) or both, with _pool when pre-training also hears the
+# unlabelled audio.  All systems of a variant have the same parameters and the same
+# fine-tuning.  Behind each "+" stands what fine-tuning learns from beside the
+# transcripts, files of conf/kd laid one over the other, for example baseline+one_best,
+# both_pool+inter_ctc or both_pool+pseudo+one_best; "pseudo" is Whisper's transcripts of
+# the pool.  They need teachers.sh --stop-stage 5.
 #
 # Stage 1: pre-train the encoders  -> exp/<profile>/<variant>/<system>/pretrain/, the
 #          same one for all that follows the "+"

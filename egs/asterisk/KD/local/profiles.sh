@@ -66,12 +66,15 @@ kd_parts() {  # system: the files of conf/kd that its fine-tuning adds
 }
 
 teacher_weights() {  # system: Shar fields and their weights
-  case ${1%_pool} in
-    tiny_en) echo '{"whisper_tiny_en": 1.0}' ;;
-    base) echo '{"whisper_base": 1.0}' ;;
-    both) echo '{"whisper_tiny_en": 0.5, "whisper_base": 0.5}' ;;
-    *) die "system \"$1\" is unknown; baseline, or tiny_en, base, both, or these with _pool" ;;
-  esac
+  local name=${1%_pool}
+  if [[ $name == both ]]; then
+    echo '{"whisper_tiny_en": 0.5, "whisper_base": 0.5}'
+  elif [[ -f data/shar/train/whisper_$name.json ]]; then
+    echo "{\"whisper_$name\": 1.0}"
+  else
+    die "system \"$1\" is unknown: it is no baseline, not both or both_pool, and there is" \
+      "no field data/shar/train/whisper_$name.json (teachers.sh writes fields)"
+  fi
 }
 
 # How a variant is decoded: full (context) and/or streaming (in chunks).
