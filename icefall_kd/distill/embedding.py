@@ -10,7 +10,7 @@ end-to-end speech recognition, 2023, arXiv:2303.10917 (pre-training by regressio
 separate heads and normalised targets are ours).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +19,16 @@ from torch import Tensor, nn
 
 from icefall_kd.config import ModelConfig
 from icefall_kd.distill.align import align_frames
-from icefall_kd.distill.losses import FRAME_LOSSES
+from icefall_kd.distill.regression import (
+    Lesson,
+    TeacherHead,
+    chosen_losses,
+    regress,
+    taught_by,
+)
 from icefall_kd.distill.term import Batch, StudentOutput, TermOutput
 from icefall_kd.masks import make_pad_mask
 from icefall_kd.transducer.build import encoder_dim
-from icefall_kd.transducer.joiner import small_linear
 
 
 @dataclass(frozen=True)
@@ -44,26 +49,6 @@ class EmbeddingConfig:
     delay: int = 0
 
 
-class TeacherHead(nn.Module):
-    """Linear map from the student to one teacher's normalised embedding."""
-
-    def __init__(self, encoder_dim: int, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        # Small, so that it starts near the targets' mean, which is zero.
-        self.proj = small_linear(encoder_dim, mean.numel())
-        self.register_buffer("mean", mean.float())
-        # A dimension that never moves must not become a division by zero.
-        self.register_buffer("std", std.float().clamp(min=1e-5))
-
-    def forward(self, encoder_out: Tensor) -> Tensor:
-        """Map (N, T, C) to (N, T, D) in the normalised space."""
-        return self.proj(encoder_out)
-
-    def normalise(self, target: Tensor) -> Tensor:
-        """Map a teacher's (N, T, D) into the normalised space."""
-        return (target - self.mean) / self.std
-
-
 class EmbeddingTerm:
     """See the module's docstring."""
 
@@ -79,14 +64,8 @@ class EmbeddingTerm:
         Raises:
           ValueError: if no teacher or no loss has a weight, or a loss is unknown.
         """
-        unknown = sorted(set(config.losses) - set(FRAME_LOSSES))
-        if unknown:
-            raise ValueError(
-                f"terms.embedding.losses: unknown {unknown}; known are "
-                f"{sorted(FRAME_LOSSES)}"
-            )
+        self.losses = chosen_losses("terms.embedding.losses", config.losses)
         self.teachers = {k: w for k, w in config.teachers.items() if w != 0}
-        self.losses = {k: w for k, w in config.losses.items() if w != 0}
         if not self.teachers or not self.losses:
             raise ValueError(
                 "terms.embedding needs at least one teacher and one loss with a "
@@ -108,64 +87,52 @@ class EmbeddingTerm:
             std, D numbers each, normalise the targets.
         """
         dim = encoder_dim(model_config)
+        infos = {name: field_infos[name] for name in self.teachers}
         return nn.ModuleDict(
             {
-                name: TeacherHead(
-                    dim,
-                    torch.tensor(field_infos[name].mean),
-                    torch.tensor(field_infos[name].std),
-                )
-                for name in self.teachers
+                name: TeacherHead(dim, info.mean, info.std, project=True)
+                for name, info in infos.items()
             }
         )
 
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
         """Sum the losses over valid student frames of utterances with a target."""
-        total = student.encoder_out.new_zeros((), dtype=torch.float32)
-        extras, suspects = {}, set()
         lens = (student.lens - self.delay).clamp(min=0)
-        if lens.max() == 0:
-            return TermOutput(total, 0)
-        # Student frame i + delay answers for target frame i.
-        encoder_out = student.encoder_out[:, self.delay :]
         taught = torch.zeros_like(lens, dtype=torch.bool)  # by any teacher
-        for name, weight in self.teachers.items():
-            target = batch["fields"][name]
-            target_lens = target["lens"].to(encoder_out.device)
-            has_target = target_lens > 0
-            if not has_target.any():
-                continue
-            taught |= has_target
-            head = student.heads[self.name][name]
-            mask = make_pad_mask(lens * has_target, encoder_out.size(1))
-            aligned = align_frames(
-                target["x"].to(encoder_out.device),
-                target_lens.clamp(min=1),
-                target["frame_shift"],
-                student.lens,
-            )[:, : encoder_out.size(1)]
-            goal, guess = head.normalise(aligned), head(encoder_out)
-            for kind, scale in self.losses.items():
-                value, frames = FRAME_LOSSES[kind](guess, goal, mask)
-                total = total + weight * scale * value
-                extras[f"{name}_{kind}"] = (value.detach(), frames)
-            if not torch.isfinite(total.detach()):
-                suspects.update(not_finite(guess.detach(), goal, mask))
+        for name in self.teachers:
+            taught |= taught_by(batch["fields"][name], lens)
+        lessons = self._lessons(student, batch, lens) if lens.max() > 0 else ()
+        result = regress(lessons, self.losses, student.encoder_out)
         return TermOutput(
-            total,
+            result.sum,
             int((lens * taught).sum()),
-            extras,
-            tuple(sorted(suspects)),
+            result.extras,
+            result.suspects,
             skipped=int((~taught).sum()),
         )
 
-
-def not_finite(guess: Tensor, goal: Tensor, mask: Tensor) -> list[int]:
-    """Return the utterances with a valid frame that is not finite on either side.
-
-    Args:
-      guess, goal: (N, T, D) float.
-      mask: (N, T) bool, True is padding.
-    """
-    bad = ~(torch.isfinite(guess) & torch.isfinite(goal)).all(dim=2) & ~mask
-    return bad.any(dim=1).nonzero().flatten().tolist()
+    def _lessons(
+        self, student: StudentOutput, batch: Batch, lens: Tensor
+    ) -> Iterator[Lesson]:
+        """Yield one lesson a teacher; ``lens`` (N,) are the frames that it fills."""
+        # Student frame i + delay answers for target frame i.
+        encoder_out = student.encoder_out[:, self.delay :]
+        for name, weight in self.teachers.items():
+            target = batch["fields"][name]
+            has_target = taught_by(target, lens)
+            if not has_target.any():
+                continue
+            head = student.heads[self.name][name]
+            aligned = align_frames(
+                target["x"].to(encoder_out.device),
+                target["lens"].to(encoder_out.device).clamp(min=1),
+                target["frame_shift"],
+                student.lens,
+            )[:, : encoder_out.size(1)]
+            yield Lesson(
+                name,
+                weight,
+                guess=head(encoder_out),
+                goal=head.normalise(aligned),
+                mask=make_pad_mask(lens * has_target, encoder_out.size(1)),
+            )
