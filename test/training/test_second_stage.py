@@ -1,0 +1,64 @@
+"""A trained student as the teacher of another that begins as it, and streams."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from run_metrics import metrics
+
+from icefall_kd.cache.extract import extract
+from icefall_kd.distill.hidden import HiddenConfig
+from icefall_kd.distill.lfmmi import LfmmiConfig
+from icefall_kd.distill.terms import TermsConfig
+from icefall_kd.teachers import build_teacher
+from icefall_kd.training.averaging import write_average
+from icefall_kd.training.checkpoint import load_checkpoint
+from icefall_kd.training.run import train
+from icefall_kd.transducer.denominator import build_denominator, save_denominator
+
+
+@pytest.fixture
+def second(only, config, data_dir, tmp_path):
+    """The config of a second stage, and the file of the student that it begins as."""
+    first = only("ctc", exp_dir=str(tmp_path / "first"), num_epochs=1)
+    train(first)
+    path = tmp_path / "student.pt"
+    write_average(tmp_path / "first", 0, 1, path)
+    shar = Path(shutil.copytree(data_dir / "shar", tmp_path / "shar"))
+    options = {"outputs": ["embedding", "ctc"], "layers": [0, 1], "topk": 4}
+    teacher = build_teacher("zipformer", path, "student", **options)
+    for name in ("train", "dev"):
+        extract(shar / name, [teacher])
+    graph = build_denominator([[1, 2, 3]], config.model.vocab_size)
+    save_denominator(graph, config.model.vocab_size, tmp_path / "den.pt")
+    stacks = {0: "student_layer0", 1: "student_layer1"}
+    encoder = dataclasses.replace(config.model.encoder, chunk_size=(16,))
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, encoder=encoder),
+        data=dataclasses.replace(config.data, shar_dir=str(shar)),
+        terms=TermsConfig(
+            ctc=config.terms.ctc,
+            hidden=HiddenConfig(stacks=stacks),
+            lfmmi=LfmmiConfig(teacher="student_ctc", graph=str(tmp_path / "den.pt")),
+        ),
+        init_model=str(path),
+    )
+
+
+def test_it_begins_as_its_teacher_and_goes_on_where_it_stopped(second, tmp_path):
+    train(dataclasses.replace(second, num_epochs=1))
+    at_once = dataclasses.replace(second, exp_dir=str(tmp_path / "at_once"))
+    train(second)  # goes on
+    train(at_once)
+    found = load_checkpoint(tmp_path / "exp/epoch-2.pt")["model"]
+    for name, value in load_checkpoint(tmp_path / "at_once/epoch-2.pt")[
+        "model"
+    ].items():
+        torch.testing.assert_close(found[name], value, msg=name)
+    dev = metrics(second, "dev")[0]
+    # In chunks it cannot hear all that its teacher did, but it is nearer than a mean.
+    assert 0.0 < dev["hidden.stack0_l2"] < 0.5
+    assert dev["lfmmi"] >= 0.0
