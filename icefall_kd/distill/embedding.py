@@ -5,12 +5,18 @@
 with h the encoder's output, e_m what teacher m said, brought to the student's frame
 times, P_m a linear head of its own, and mean and std over the training set, which
 make teachers of different scale comparable.  It needs no text.
+
+With ``choose: random`` an utterance is taught by one of its teachers at a time, drawn
+with probabilities w_m, and by all of them in evaluation; with ``choose: average`` by
+the mean of their normalised embeddings, through one head.  Both count as much as all
+teachers do together, the sum of w_m.
 Source: Yang et al., Knowledge distillation from multiple foundation models for
 end-to-end speech recognition, 2023, arXiv:2303.10917 (pre-training by regression;
-separate heads and normalised targets are ours).
+separate heads and normalised targets are ours, the other choices its ablations).
 """
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +36,8 @@ from icefall_kd.distill.term import Batch, StudentOutput, TermOutput
 from icefall_kd.masks import make_pad_mask
 from icefall_kd.transducer.build import encoder_dim
 
+CHOICES = ("all", "random", "average")
+
 
 @dataclass(frozen=True)
 class EmbeddingConfig:
@@ -41,12 +49,15 @@ class EmbeddingConfig:
       losses: weight of each frame loss: l1, l2, cosine.
       delay: frames of 40 ms that the student may lag behind the teacher; for
         streaming students.
+      choose: "all" teachers at once, one drawn at "random" for each utterance, or
+        their "average", where they are of one size.
     """
 
     weight: float = 1.0
     teachers: dict[str, float] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=lambda: {"l1": 1.0})
     delay: int = 0
+    choose: str = "all"
 
 
 class EmbeddingTerm:
@@ -74,7 +85,17 @@ class EmbeddingTerm:
             )
         if config.delay < 0:
             raise ValueError(f"terms.embedding.delay is {config.delay}, must be >= 0")
-        self.delay = config.delay
+        if config.choose not in CHOICES:
+            raise ValueError(
+                f"terms.embedding.choose is '{config.choose}'; it can be one of "
+                f"{CHOICES}"
+            )
+        if config.choose != "all" and min(self.teachers.values()) < 0:
+            raise ValueError(
+                f"terms.embedding.choose is '{config.choose}', and a weight of "
+                f"teachers is negative: {config.teachers}"
+            )
+        self.delay, self.choose = config.delay, config.choose
         self.fields = tuple(self.teachers)
 
     def build_heads(
@@ -82,15 +103,30 @@ class EmbeddingTerm:
     ) -> nn.Module:
         """Return a :class:`TeacherHead` for each teacher.
 
+        Of an average only the first has a map of the student: it serves the mean.
+
         Args:
           field_infos: ``FieldInfo`` of each field in :attr:`fields`; its mean and
             std, D numbers each, normalise the targets.
+        Raises:
+          ValueError: if teachers of several sizes are to be averaged.
         """
         dim = encoder_dim(model_config)
         infos = {name: field_infos[name] for name in self.teachers}
+        sizes = {name: len(info.mean) for name, info in infos.items()}
+        if self.choose == "average" and len(set(sizes.values())) > 1:
+            raise ValueError(
+                f"terms.embedding.choose is 'average', but the teachers' embeddings "
+                f"have different sizes: {sizes}; choose all or random"
+            )
         return nn.ModuleDict(
             {
-                name: TeacherHead(dim, info.mean, info.std, project=True)
+                name: TeacherHead(
+                    dim,
+                    info.mean,
+                    info.std,
+                    project=self.choose != "average" or name == self.fields[0],
+                )
                 for name, info in infos.items()
             }
         )
@@ -98,10 +134,14 @@ class EmbeddingTerm:
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
         """Sum the losses over valid student frames of utterances with a target."""
         lens = (student.lens - self.delay).clamp(min=0)
-        taught = torch.zeros_like(lens, dtype=torch.bool)  # by any teacher
-        for name in self.teachers:
-            taught |= taught_by(batch["fields"][name], lens)
-        lessons = self._lessons(student, batch, lens) if lens.max() > 0 else ()
+        told = {n: taught_by(batch["fields"][n], lens) for n in self.teachers}
+        taught = torch.stack(list(told.values())).any(dim=0)
+        lessons: Iterable[Lesson] = ()
+        if lens.max() > 0 and taught.any():
+            if self.choose == "average":
+                lessons = [self._average(student, batch, lens, told)]
+            else:
+                lessons = self._separate(student, batch, lens, told, step)
         result = regress(lessons, self.losses, student.encoder_out)
         return TermOutput(
             result.sum,
@@ -111,28 +151,102 @@ class EmbeddingTerm:
             skipped=int((~taught).sum()),
         )
 
-    def _lessons(
-        self, student: StudentOutput, batch: Batch, lens: Tensor
+    def _separate(
+        self,
+        student: StudentOutput,
+        batch: Batch,
+        lens: Tensor,
+        told: Mapping[str, Tensor],
+        step: int,
     ) -> Iterator[Lesson]:
-        """Yield one lesson a teacher; ``lens`` (N,) are the frames that it fills."""
+        """Yield one lesson a teacher.
+
+        Args:
+          lens: (N,) int64, frames of the student that have a target.
+          told: teacher -> (N,) bool, whether it has a target.
+        """
         # Student frame i + delay answers for target frame i.
         encoder_out = student.encoder_out[:, self.delay :]
-        for name, weight in self.teachers.items():
-            target = batch["fields"][name]
-            has_target = taught_by(target, lens)
-            if not has_target.any():
+        weights = self.teachers
+        if self.choose == "random" and student.model.training:
+            ids = [cut.id for cut in batch["cuts"]]
+            told = draw_teachers(told, self.teachers, ids, step)
+            weights = dict.fromkeys(told, sum(self.teachers.values()))
+        for name, chosen in told.items():
+            if not chosen.any():
                 continue
-            head = student.heads[self.name][name]
-            aligned = align_frames(
-                target["x"].to(encoder_out.device),
-                target["lens"].to(encoder_out.device).clamp(min=1),
-                target["frame_shift"],
-                student.lens,
-            )[:, : encoder_out.size(1)]
             yield Lesson(
                 name,
-                weight,
-                guess=head(encoder_out),
-                goal=head.normalise(aligned),
-                mask=make_pad_mask(lens * has_target, encoder_out.size(1)),
+                weights[name],
+                guess=student.heads[self.name][name](encoder_out),
+                goal=self._goal(name, student, batch),
+                mask=make_pad_mask(lens * chosen, encoder_out.size(1)),
             )
+
+    def _average(
+        self,
+        student: StudentOutput,
+        batch: Batch,
+        lens: Tensor,
+        told: Mapping[str, Tensor],
+    ) -> Lesson:
+        """Return the lesson of the mean of the teachers that have a target."""
+        encoder_out = student.encoder_out[:, self.delay :]
+        total, share = torch.zeros(()), torch.zeros(())
+        for name, weight in self.teachers.items():
+            if told[name].any():
+                weighted = (weight * told[name]).view(-1, 1, 1)
+                total = total + weighted * self._goal(name, student, batch)
+                share = share + weighted
+        taught = share.flatten() > 0
+        return Lesson(
+            "average",
+            sum(self.teachers.values()),
+            guess=student.heads[self.name][self.fields[0]](encoder_out),
+            goal=total / share.masked_fill(share == 0, 1.0),
+            mask=make_pad_mask(lens * taught, encoder_out.size(1)),
+        )
+
+    def _goal(self, name: str, student: StudentOutput, batch: Batch) -> Tensor:
+        """Return a teacher's normalised frames at the student's times, (N, T, D)."""
+        target, device = batch["fields"][name], student.encoder_out.device
+        aligned = align_frames(
+            target["x"].to(device),
+            target["lens"].to(device).clamp(min=1),
+            target["frame_shift"],
+            student.lens,
+        )
+        num_frames = student.encoder_out.size(1) - self.delay
+        return student.heads[self.name][name].normalise(aligned[:, :num_frames])
+
+
+def draw_teachers(
+    told: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+    ids: Sequence[str],
+    step: int,
+) -> dict[str, Tensor]:
+    """Return teacher -> (N,) bool, with one of its teachers for each utterance.
+
+    The choice depends on the step and the utterance alone: not on the rest of the
+    batch, the process, or whether the run was stopped before.
+
+    Args:
+      told: teacher -> (N,) bool, whether it has a target.
+      weights: of the teachers, in proportion to their probabilities.
+      ids: of the utterances.
+    """
+    names = list(told)
+    has = torch.stack([told[name] for name in names], dim=1).cpu()  # (N, teachers)
+    shares = has * torch.tensor([weights[name] for name in names], dtype=torch.float64)
+    draws = torch.tensor([[_uniform(f"{step} {i}")] for i in ids], dtype=torch.float64)
+    ends = shares.cumsum(dim=1)
+    # The first whose share ends behind the draw; of no teacher the share is 0.
+    chosen = (draws * ends[:, -1:] < ends).cumsum(dim=1) == 1
+    return {name: chosen[:, k].to(told[name].device) for k, name in enumerate(names)}
+
+
+def _uniform(key: str) -> float:
+    """Return a number in [0, 1) that only this key has."""
+    digest = hashlib.sha256(key.encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48

@@ -36,6 +36,9 @@ from icefall_kd.zipformer.subsampling import conv2d_subsampling_lens
 
 PROJECT = ("auto", "always")
 _PER_FRAME = 2  # frames of a stack in one of the student
+# Of the teacher's mean deviation.  A student that is normalised as its teacher may
+# move where that one hardly does, and what it does there must not outweigh all else.
+_LEAST_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,8 @@ class HiddenTerm:
         for stack, dim in zip(self.shares, dims):
             info = field_infos[self.config.stacks[stack]]
             project = self.config.project == "always" or dim != len(info.mean)
-            heads[str(stack)] = TeacherHead(dim, info.mean, info.std, project)
+            least = 0.0 if project else _LEAST_SHARE
+            heads[str(stack)] = TeacherHead(dim, info.mean, info.std, project, least)
         return nn.ModuleDict(heads)
 
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:

@@ -11,7 +11,6 @@ from icefall_kd.distill.losses import FRAME_LOSSES
 from icefall_kd.transducer.joiner import small_linear
 
 _LEAST_STD = 1e-5  # a dimension that never moves must not become a division by zero
-_LEAST_SHARE = 0.01  # of the mean deviation, where a student is divided by it too
 
 
 class TeacherHead(nn.Module):
@@ -25,7 +24,12 @@ class TeacherHead(nn.Module):
     """
 
     def __init__(
-        self, dim: int, mean: Sequence[float], std: Sequence[float], project: bool
+        self,
+        dim: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        project: bool = True,
+        least_share: float = 0.0,
     ) -> None:
         """Describe the space.
 
@@ -33,14 +37,11 @@ class TeacherHead(nn.Module):
           dim: of the student's frames.
           mean, std: D numbers each, over the teacher's set.
           project: whether the student is mapped; else ``dim`` must be D.
+          least_share: of the mean deviation, what a dimension has at least.
         """
         super().__init__()
         deviation = torch.tensor(std, dtype=torch.float32)
-        least = _LEAST_STD
-        if not project:
-            # The student may move where the teacher hardly does; what it does there
-            # must not outweigh all else.
-            least = max(least, _LEAST_SHARE * float(deviation.mean()))
+        least = max(_LEAST_STD, least_share * float(deviation.mean()))
         # Small, so that it starts near the targets' mean, which is zero.
         self.proj = small_linear(dim, len(mean)) if project else None
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
