@@ -129,8 +129,8 @@ if in_stage 3 "Data gate and Shar -> data/shar"; then
   done
 fi
 
-if in_stage 4 "Denominator graph -> $lang/denominator.pt"; then
+if in_stage 4 "Denominator graph and its bigram -> $lang/{denominator,bigram}.pt"; then
   run_once "$lang/.denominator.done" python -m icefall_kd.bin.make_denominator \
     --shar-dir data/shar/train --bpe-model "$lang/bpe.model" \
-    --output "$lang/denominator.pt"
+    --output "$lang/denominator.pt" --bigram "$lang/bigram.pt"
 fi
