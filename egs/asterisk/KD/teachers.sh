@@ -11,6 +11,12 @@
 # Stage 3: its distributions, 25 Hz         -> data/shar/<set>/adapter_{ctc,path}.*
 # Stage 4: decode it                        -> exp/adapter/decode/
 #
+# For systems C and D:
+# Stage 5: a trained student as a teacher   -> exp/student/pretrained.pt and
+#          data/shar/<set>/student_{layer<k>,ctc}.*
+# Stage 6: adapters on one Whisper each     -> exp/adapter_{base,tiny_en}/pretrained.pt
+# Stage 7: their distributions and WER      -> data/shar/<set>/adapter_<whisper>_ctc.*
+#
 # Every stage looks at what is there and makes only what is missing or damaged.
 stage=0              # first stage to run
 stop_stage=1         # last stage to run
@@ -20,6 +26,8 @@ conf=conf/teachers.yaml # the teachers and their options
 adapter_epochs=15    # of the adapter
 adapter_avg=5        # of its last epochs are averaged
 judged="train dev"   # sets that the adapter speaks about
+judges=conf/adapter_teacher.yaml # of stage 3; conf/adapter_lm_teacher.yaml: with an LM
+student=             # of stage 5; empty: exp/<profile>/unified/both_pool/finetune/pretrained.pt
 seed=42              # of the adapter
 codec=fp16           # of the embeddings; pq16 takes a sixtieth, see bin.extract --help
 sets=                # folders of data/shar; empty: train, dev and the unlabelled ones
@@ -63,29 +71,64 @@ if in_stage 1 "Extract embeddings -> data/shar/{${sets// /,}}/<teacher>.*"; then
     "${options[@]}"
 fi
 
-if in_stage 2 "Train an adapter on the embeddings -> exp/adapter"; then
+train_adapter() {  # folder, further options
   export OMP_NUM_THREADS=$num_threads MKL_NUM_THREADS=$num_threads
-  python -m icefall_kd.bin.train --exp-dir exp/adapter --config conf/adapter.yaml \
-    --num-epochs "$adapter_epochs" --seed "$seed"
-  run_once exp/adapter/.averaged \
-    python -m icefall_kd.bin.average --exp-dir exp/adapter --avg "$adapter_avg"
-fi
+  python -m icefall_kd.bin.train --exp-dir "$1" --config conf/adapter.yaml \
+    --num-epochs "$adapter_epochs" --seed "$seed" "${@:2}"
+  run_once "$1/.averaged" \
+    python -m icefall_kd.bin.average --exp-dir "$1" --avg "$adapter_avg"
+}
 
-if in_stage 3 "What the adapter says -> data/shar/{${judged// /,}}/adapter_*"; then
-  folders=()
+judge() {  # file of teachers: what they say about the sets that are judged
+  local set folders=() options=(--num-threads "$num_threads")
   for set in $judged; do
     folders+=("data/shar/$set")
   done
-  python -m icefall_kd.bin.extract --shar-dir "${folders[@]}" \
-    --teachers conf/adapter_teacher.yaml --num-threads "$num_threads"
-fi
+  if [[ $overwrite == true ]]; then
+    options+=(--overwrite)
+  fi
+  python -m icefall_kd.bin.extract --shar-dir "${folders[@]}" --teachers "$1" \
+    "${options[@]}"
+}
 
-if in_stage 4 "Decode the adapter -> exp/adapter/decode"; then
+decode_adapter() {  # folder
+  local set
   python -m icefall_kd.bin.extract --shar-dir data/shar/test --teachers "$conf" \
     --num-threads "$num_threads"
   for set in dev test; do
     python -m icefall_kd.bin.decode --method modified_beam_search \
-      --shar-dir "data/shar/$set" --checkpoint exp/adapter/pretrained.pt \
-      --out-dir exp/adapter/decode
+      --shar-dir "data/shar/$set" --checkpoint "$1/pretrained.pt" --out-dir "$1/decode"
+  done
+}
+
+if in_stage 2 "Train an adapter on the embeddings -> exp/adapter"; then
+  train_adapter exp/adapter
+fi
+
+if in_stage 3 "What the adapter says -> data/shar/{${judged// /,}}/adapter_*"; then
+  judge "$judges"
+fi
+
+if in_stage 4 "Decode the adapter -> exp/adapter/decode"; then
+  decode_adapter exp/adapter
+fi
+
+if in_stage 5 "A student as a teacher -> exp/student"; then
+  mkdir -p exp/student
+  cp "${student:-exp/$profile/unified/both_pool/finetune/pretrained.pt}" \
+    exp/student/pretrained.pt
+  judge conf/student_teacher.yaml
+fi
+
+if in_stage 6 "Train adapters on one Whisper each -> exp/adapter_{base,tiny_en}"; then
+  for one in base tiny_en; do
+    train_adapter "exp/adapter_$one" --model.adapter.fields "[whisper_$one]"
+  done
+fi
+
+if in_stage 7 "What they say -> data/shar/{${judged// /,}}/adapter_{base,tiny_en}_ctc"; then
+  judge conf/adapter_ensemble_teachers.yaml
+  for one in base tiny_en; do
+    decode_adapter "exp/adapter_$one"
   done
 fi

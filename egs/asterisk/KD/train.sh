@@ -9,6 +9,9 @@
 # of a variant have the same parameters and the same fine-tuning.  Behind a "+" stands
 # what fine-tuning learns from beside the transcripts, a file of conf/kd, for example
 # baseline+one_best or both_pool+inter_ctc; these need teachers.sh --stop-stage 4.
+# The system student begins as a whole student that is trained, the one that teachers.sh
+# --stage 5 took for a teacher: student+hidden, with --variants streaming, is the second
+# stage of system C, and student alone its control.
 #
 # Stage 1: pre-train the encoders  -> exp/<profile>/<variant>/<system>/pretrain/, the
 #          same one for all that follows the "+"
@@ -49,8 +52,10 @@ pretrain() {  # variant, system
 
 finetune() {  # variant, system
   local exp=exp/$profile/$1/$2/finetune init=() kd=()
-  if [[ ${2%%+*} != baseline ]]; then
+  if pretrains "${2%%+*}"; then
     init=(--init-encoder "exp/$profile/$1/${2%%+*}/pretrain/pretrained.pt")
+  elif [[ ${2%%+*} == student ]]; then
+    init=(--config conf/from_student.yaml)
   fi
   if [[ $2 == *+* ]]; then
     kd=(--config "conf/kd/${2#*+}.yaml")
@@ -65,7 +70,7 @@ finetune() {  # variant, system
 
 train_system() {  # variant, system
   set -e
-  if ((stage <= 1 && stop_stage >= 1)) && [[ ${2%%+*} != baseline ]]; then
+  if ((stage <= 1 && stop_stage >= 1)) && pretrains "${2%%+*}"; then
     mkdir -p "exp/$profile/$1/${2%%+*}"
     (  # one of several systems that begin with the same encoder trains it
       flock 8
@@ -95,8 +100,10 @@ for variant in $variants; do
   for system in $systems; do
     folder=exp/$profile/$variant/$system
     mkdir -p "$folder"
-    if [[ ${system%%+*} != baseline ]]; then
+    if pretrains "${system%%+*}"; then
       teacher_weights "${system%%+*}" >/dev/null
+    elif [[ ${system%%+*} == student && ! -f exp/student/pretrained.pt ]]; then
+      die "system \"$system\": there is no exp/student/pretrained.pt; run teachers.sh --stage 5 --stop-stage 5"
     fi
     if [[ $system == *+* && ! -f conf/kd/${system#*+}.yaml ]]; then
       die "system \"$system\": there is no conf/kd/${system#*+}.yaml"

@@ -22,6 +22,10 @@ case $profile in
   *) die "--profile is \"$profile\"; it can be quick or full" ;;
 esac
 
+pretrains() {  # system: whether its encoder is pre-trained first
+  [[ $1 != baseline && $1 != student ]]
+}
+
 pretrain_epochs() {  # system
   case $profile-$1 in
     quick-*) echo 5 ;;
@@ -50,7 +54,7 @@ teacher_weights() {  # system: Shar fields and their weights
     tiny_en) echo '{"whisper_tiny_en": 1.0}' ;;
     base) echo '{"whisper_base": 1.0}' ;;
     both) echo '{"whisper_tiny_en": 0.5, "whisper_base": 0.5}' ;;
-    *) die "system \"$1\" is unknown; baseline, or tiny_en, base, both, or these with _pool" ;;
+    *) die "system \"$1\" is unknown; baseline, student, or tiny_en, base, both, or these with _pool" ;;
   esac
 }
 
