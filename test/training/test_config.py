@@ -84,7 +84,9 @@ def test_time_warp_is_refused_with_terms_on_frames(term):
 def test_the_saved_configuration_reads_back_the_same(tmp_path):
     import yaml
 
-    config = parse_config(["--exp-dir", "x", "--terms.ctc", "{}", "--seed", "9"])
+    arguments = ["--exp-dir", "x", "--terms.ctc", "{}", "--seed", "9"]
+    config = parse_config([*arguments, "--terms.hidden.stacks", "{0: a, -1: b}"])
+    assert config.terms.hidden.stacks == {0: "a", -1: "b"}
     path = write(tmp_path, yaml.safe_dump(to_dict(config)))
     assert parse_config(["--config", path]) == config
 
