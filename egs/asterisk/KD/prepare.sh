@@ -6,7 +6,7 @@
 #   1  audio to 16 kHz flac, text normalised, split    -> data/audio, data/manifests
 #   2  BPE tokens of the training texts                -> data/lang_bpe_<vocab size>
 #   3  data gate, then Shar; train at three speeds     -> data/shar
-#   4  denominator graph, for the term lfmmi; its bigram -> data/lang_bpe_<vocab size>
+#   4  denominator graph of lfmmi, and its bigram      -> data/lang_bpe_<vocab size>
 #
 # The corpus: Allison Smith and Digium/Sangoma, Asterisk core sounds, CC BY-SA 3.0.
 # The pool is described in icefall_kd/corpora; none of it is redistributed here.
