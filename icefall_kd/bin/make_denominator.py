@@ -1,19 +1,23 @@
-"""Write the denominator graph that the term ``lfmmi`` needs.
+"""Write the denominator graph that the term ``lfmmi`` needs, and its bigram.
 
     python -m icefall_kd.bin.make_denominator --shar-dir data/shar/train \\
         --bpe-model data/lang_bpe_150/bpe.model \\
-        --output data/lang_bpe_150/denominator.pt
+        --output data/lang_bpe_150/denominator.pt \\
+        --bigram data/lang_bpe_150/bigram.pt
 
-A bigram of the tokens of the transcripts, composed with the CTC topology.
+The graph is a bigram of the tokens of the transcripts, composed with the CTC topology.
+The bigram alone is what the teachers of family ``adapter`` take as ``lm``.
 """
 
 import argparse
 import logging
+from typing import List, Sequence
 
 from icefall_kd.cache.field import cuts_path, shard_ids
 from icefall_kd.cache.shards import Shard
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.logs import setup_logging
+from icefall_kd.transducer.bigram import bigram_table, save_bigram
 from icefall_kd.transducer.denominator import build_denominator, save_denominator
 
 
@@ -24,7 +28,8 @@ def get_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--shar-dir", required=True, nargs="+", help="labelled Shar folders")
     p.add_argument("--bpe-model", required=True)
-    p.add_argument("--output", required=True, help="receives the graph")
+    p.add_argument("--output", help="receives the graph")
+    p.add_argument("--bigram", help="receives the bigram")
     p.add_argument(
         "--modified",
         action="store_true",
@@ -35,27 +40,42 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Run the command."""
-    args = get_parser().parse_args()
+    parser = get_parser()
+    args = parser.parse_args()
+    if not args.output and not args.bigram:
+        parser.error("give --output, --bigram, or both")
     setup_logging()
     try:
         tokenizer = Tokenizer(args.bpe_model)
-        texts = sorted(
-            {
-                supervision["text"]
-                for shar_dir in args.shar_dir
-                for shard in shard_ids(shar_dir)
-                for line in Shard(cuts_path(shar_dir, shard), {}).lines()
-                for supervision in line.get("supervisions") or []
-                if supervision.get("text")
-            }
-        )
-        tokens = [tokenizer.encode(text) for text in texts]
-        graph = build_denominator(tokens, tokenizer.vocab_size, args.modified)
-        save_denominator(graph, tokenizer.vocab_size, args.output)
+        tokens = [tokenizer.encode(text) for text in texts_of(args.shar_dir)]
+        if args.bigram:
+            table = bigram_table(tokens, tokenizer.vocab_size)
+            save_bigram(table, tokenizer.sha256, args.bigram)
+            logging.info("%s: from %d different texts", args.bigram, len(tokens))
+        if args.output:
+            graph = build_denominator(tokens, tokenizer.vocab_size, args.modified)
+            save_denominator(graph, tokenizer.vocab_size, args.output)
+            logging.info(
+                "%s: %d arcs, from %d different texts",
+                args.output,
+                graph.num_arcs,
+                len(tokens),
+            )
     except (ValueError, OSError) as e:
         raise SystemExit(f"make_denominator: {e}") from e
-    logging.info(
-        "%s: %d arcs, from %d different texts", args.output, graph.num_arcs, len(texts)
+
+
+def texts_of(shar_dirs: Sequence[str]) -> List[str]:
+    """Return the different transcripts of Shar folders, sorted."""
+    return sorted(
+        {
+            supervision["text"]
+            for shar_dir in shar_dirs
+            for shard in shard_ids(shar_dir)
+            for line in Shard(cuts_path(shar_dir, shard), {}).lines()
+            for supervision in line.get("supervisions") or []
+            if supervision.get("text")
+        }
     )
 
 

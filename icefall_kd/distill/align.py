@@ -3,7 +3,8 @@
 Where a student frame lies.  Fbank frame f is centred at (f + 0.5) * 10 ms.  The
 front end's three convolutions (kernel 3; strides 1, 2, 1; no padding in time) let
 its output frame j see fbank frames 2j .. 2j+8, centre 2j+4; the encoder then joins
-frames 2i and 2i+1, centre 4i+5.  So output frame i is centred at 40 * i + 55 ms.
+frames 2i and 2i+1, centre 4i+5.  So output frame i is centred at 40 * i + 55 ms, and
+frame j of a stack of the encoder, 50 Hz, at 20 * j + 45 ms.
 
 A teacher's frame k stands for the time k * shift .. (k + 1) * shift.
 """
@@ -14,6 +15,8 @@ from torch import Tensor
 from icefall_kd import ENCODER_SHIFT, FBANK_SHIFT
 
 ENCODER_FIRST_CENTRE = 5.5 * FBANK_SHIFT  # s, centre of the student's frame 0
+STACK_SHIFT = 2 * FBANK_SHIFT  # s, of the outputs of the encoder's stacks
+STACK_FIRST_CENTRE = 4.5 * FBANK_SHIFT  # s, centre of their frame 0
 
 
 def frame_windows(
@@ -94,6 +97,24 @@ def align_frames(
     mean = (_read(running, end) - _read(running, begin)) / (end - begin).unsqueeze(-1)
     valid = torch.arange(num_out, device=x.device) < out_lens.unsqueeze(1)
     return (mean * valid.unsqueeze(-1)).to(x.dtype)
+
+
+def align_to_stack(
+    x: Tensor, lens: Tensor, frame_shift: float, out_lens: Tensor
+) -> Tensor:
+    """Bring input frames to those of a stack; arguments as in :func:`align_frames`.
+
+    Input of the stacks' own rate is not averaged: each frame is the one nearest in
+    time.  So a Zipformer's own stacks come back as they were, as the family
+    ``zipformer`` of teachers lays them on the grid of a field.
+
+    Returns:
+      (N, max(out_lens), D) of x's dtype, frames of 20 ms; zero at padding.
+    """
+    centre = STACK_FIRST_CENTRE
+    if abs(frame_shift - STACK_SHIFT) < 1e-6:
+        centre = (round(centre / frame_shift - 0.5) + 0.5) * frame_shift
+    return align_frames(x, lens, frame_shift, out_lens, STACK_SHIFT, centre)
 
 
 def pair_means(x: Tensor) -> Tensor:

@@ -5,12 +5,18 @@
 with h the encoder's output, e_m what teacher m said, brought to the student's frame
 times, P_m a linear head of its own, and mean and std over the training set, which
 make teachers of different scale comparable.  It needs no text.
+
+With ``choose: random`` an utterance is taught by one of its teachers at a time, drawn
+with probabilities w_m, and by all of them in evaluation; with ``choose: average`` by
+the mean of their normalised embeddings, through one head.  Both count as much as all
+teachers do together, the sum of w_m.
 Source: Yang et al., Knowledge distillation from multiple foundation models for
 end-to-end speech recognition, 2023, arXiv:2303.10917 (pre-training by regression;
-separate heads and normalised targets are ours).
+separate heads and normalised targets are ours, the other choices its ablations).
 """
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +25,18 @@ from torch import Tensor, nn
 
 from icefall_kd.config import ModelConfig
 from icefall_kd.distill.align import align_frames
-from icefall_kd.distill.losses import FRAME_LOSSES
+from icefall_kd.distill.regression import (
+    Lesson,
+    TeacherHead,
+    chosen_losses,
+    regress,
+    taught_by,
+)
 from icefall_kd.distill.term import Batch, StudentOutput, TermOutput
 from icefall_kd.masks import make_pad_mask
 from icefall_kd.transducer.build import encoder_dim
-from icefall_kd.transducer.joiner import small_linear
+
+CHOICES = ("all", "random", "average")
 
 
 @dataclass(frozen=True)
@@ -36,32 +49,15 @@ class EmbeddingConfig:
       losses: weight of each frame loss: l1, l2, cosine.
       delay: frames of 40 ms that the student may lag behind the teacher; for
         streaming students.
+      choose: "all" teachers at once, one drawn at "random" for each utterance, or
+        their "average", where they are of one size.
     """
 
     weight: float = 1.0
     teachers: dict[str, float] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=lambda: {"l1": 1.0})
     delay: int = 0
-
-
-class TeacherHead(nn.Module):
-    """Linear map from the student to one teacher's normalised embedding."""
-
-    def __init__(self, encoder_dim: int, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        # Small, so that it starts near the targets' mean, which is zero.
-        self.proj = small_linear(encoder_dim, mean.numel())
-        self.register_buffer("mean", mean.float())
-        # A dimension that never moves must not become a division by zero.
-        self.register_buffer("std", std.float().clamp(min=1e-5))
-
-    def forward(self, encoder_out: Tensor) -> Tensor:
-        """Map (N, T, C) to (N, T, D) in the normalised space."""
-        return self.proj(encoder_out)
-
-    def normalise(self, target: Tensor) -> Tensor:
-        """Map a teacher's (N, T, D) into the normalised space."""
-        return (target - self.mean) / self.std
+    choose: str = "all"
 
 
 class EmbeddingTerm:
@@ -79,14 +75,8 @@ class EmbeddingTerm:
         Raises:
           ValueError: if no teacher or no loss has a weight, or a loss is unknown.
         """
-        unknown = sorted(set(config.losses) - set(FRAME_LOSSES))
-        if unknown:
-            raise ValueError(
-                f"terms.embedding.losses: unknown {unknown}; known are "
-                f"{sorted(FRAME_LOSSES)}"
-            )
+        self.losses = chosen_losses("terms.embedding.losses", config.losses)
         self.teachers = {k: w for k, w in config.teachers.items() if w != 0}
-        self.losses = {k: w for k, w in config.losses.items() if w != 0}
         if not self.teachers or not self.losses:
             raise ValueError(
                 "terms.embedding needs at least one teacher and one loss with a "
@@ -95,7 +85,17 @@ class EmbeddingTerm:
             )
         if config.delay < 0:
             raise ValueError(f"terms.embedding.delay is {config.delay}, must be >= 0")
-        self.delay = config.delay
+        if config.choose not in CHOICES:
+            raise ValueError(
+                f"terms.embedding.choose is '{config.choose}'; it can be one of "
+                f"{CHOICES}"
+            )
+        if config.choose != "all" and min(self.teachers.values()) < 0:
+            raise ValueError(
+                f"terms.embedding.choose is '{config.choose}', and a weight of "
+                f"teachers is negative: {config.teachers}"
+            )
+        self.delay, self.choose = config.delay, config.choose
         self.fields = tuple(self.teachers)
 
     def build_heads(
@@ -103,69 +103,150 @@ class EmbeddingTerm:
     ) -> nn.Module:
         """Return a :class:`TeacherHead` for each teacher.
 
+        Of an average only the first has a map of the student: it serves the mean.
+
         Args:
           field_infos: ``FieldInfo`` of each field in :attr:`fields`; its mean and
             std, D numbers each, normalise the targets.
+        Raises:
+          ValueError: if teachers of several sizes are to be averaged.
         """
         dim = encoder_dim(model_config)
+        infos = {name: field_infos[name] for name in self.teachers}
+        sizes = {name: len(info.mean) for name, info in infos.items()}
+        if self.choose == "average" and len(set(sizes.values())) > 1:
+            raise ValueError(
+                f"terms.embedding.choose is 'average', but the teachers' embeddings "
+                f"have different sizes: {sizes}; choose all or random"
+            )
         return nn.ModuleDict(
             {
                 name: TeacherHead(
                     dim,
-                    torch.tensor(field_infos[name].mean),
-                    torch.tensor(field_infos[name].std),
+                    info.mean,
+                    info.std,
+                    project=self.choose != "average" or name == self.fields[0],
                 )
-                for name in self.teachers
+                for name, info in infos.items()
             }
         )
 
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
         """Sum the losses over valid student frames of utterances with a target."""
-        total = student.encoder_out.new_zeros((), dtype=torch.float32)
-        extras, suspects = {}, set()
         lens = (student.lens - self.delay).clamp(min=0)
-        if lens.max() == 0:
-            return TermOutput(total, 0)
-        # Student frame i + delay answers for target frame i.
-        encoder_out = student.encoder_out[:, self.delay :]
-        taught = torch.zeros_like(lens, dtype=torch.bool)  # by any teacher
-        for name, weight in self.teachers.items():
-            target = batch["fields"][name]
-            target_lens = target["lens"].to(encoder_out.device)
-            has_target = target_lens > 0
-            if not has_target.any():
-                continue
-            taught |= has_target
-            head = student.heads[self.name][name]
-            mask = make_pad_mask(lens * has_target, encoder_out.size(1))
-            aligned = align_frames(
-                target["x"].to(encoder_out.device),
-                target_lens.clamp(min=1),
-                target["frame_shift"],
-                student.lens,
-            )[:, : encoder_out.size(1)]
-            goal, guess = head.normalise(aligned), head(encoder_out)
-            for kind, scale in self.losses.items():
-                value, frames = FRAME_LOSSES[kind](guess, goal, mask)
-                total = total + weight * scale * value
-                extras[f"{name}_{kind}"] = (value.detach(), frames)
-            if not torch.isfinite(total.detach()):
-                suspects.update(not_finite(guess.detach(), goal, mask))
+        told = {n: taught_by(batch["fields"][n], lens) for n in self.teachers}
+        taught = torch.stack(list(told.values())).any(dim=0)
+        lessons: Iterable[Lesson] = ()
+        if lens.max() > 0 and taught.any():
+            if self.choose == "average":
+                lessons = [self._average(student, batch, lens, told)]
+            else:
+                lessons = self._separate(student, batch, lens, told, step)
+        result = regress(lessons, self.losses, student.encoder_out)
         return TermOutput(
-            total,
+            result.sum,
             int((lens * taught).sum()),
-            extras,
-            tuple(sorted(suspects)),
+            result.extras,
+            result.suspects,
             skipped=int((~taught).sum()),
         )
 
+    def _separate(
+        self,
+        student: StudentOutput,
+        batch: Batch,
+        lens: Tensor,
+        told: Mapping[str, Tensor],
+        step: int,
+    ) -> Iterator[Lesson]:
+        """Yield one lesson a teacher.
 
-def not_finite(guess: Tensor, goal: Tensor, mask: Tensor) -> list[int]:
-    """Return the utterances with a valid frame that is not finite on either side.
+        Args:
+          lens: (N,) int64, frames of the student that have a target.
+          told: teacher -> (N,) bool, whether it has a target.
+        """
+        # Student frame i + delay answers for target frame i.
+        encoder_out = student.encoder_out[:, self.delay :]
+        weights = self.teachers
+        if self.choose == "random" and student.model.training:
+            ids = [cut.id for cut in batch["cuts"]]
+            told = draw_teachers(told, self.teachers, ids, step)
+            weights = dict.fromkeys(told, sum(self.teachers.values()))
+        for name, chosen in told.items():
+            if not chosen.any():
+                continue
+            yield Lesson(
+                name,
+                weights[name],
+                guess=student.heads[self.name][name](encoder_out),
+                goal=self._goal(name, student, batch),
+                mask=make_pad_mask(lens * chosen, encoder_out.size(1)),
+            )
+
+    def _average(
+        self,
+        student: StudentOutput,
+        batch: Batch,
+        lens: Tensor,
+        told: Mapping[str, Tensor],
+    ) -> Lesson:
+        """Return the lesson of the mean of the teachers that have a target."""
+        encoder_out = student.encoder_out[:, self.delay :]
+        total, share = torch.zeros(()), torch.zeros(())
+        for name, weight in self.teachers.items():
+            if told[name].any():
+                weighted = (weight * told[name]).view(-1, 1, 1)
+                total = total + weighted * self._goal(name, student, batch)
+                share = share + weighted
+        taught = share.flatten() > 0
+        return Lesson(
+            "average",
+            sum(self.teachers.values()),
+            guess=student.heads[self.name][self.fields[0]](encoder_out),
+            goal=total / share.masked_fill(share == 0, 1.0),
+            mask=make_pad_mask(lens * taught, encoder_out.size(1)),
+        )
+
+    def _goal(self, name: str, student: StudentOutput, batch: Batch) -> Tensor:
+        """Return a teacher's normalised frames at the student's times, (N, T, D)."""
+        target, device = batch["fields"][name], student.encoder_out.device
+        aligned = align_frames(
+            target["x"].to(device),
+            target["lens"].to(device).clamp(min=1),
+            target["frame_shift"],
+            student.lens,
+        )
+        num_frames = student.encoder_out.size(1) - self.delay
+        return student.heads[self.name][name].normalise(aligned[:, :num_frames])
+
+
+def draw_teachers(
+    told: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+    ids: Sequence[str],
+    step: int,
+) -> dict[str, Tensor]:
+    """Return teacher -> (N,) bool, with one of its teachers for each utterance.
+
+    The choice depends on the step and the utterance alone: not on the rest of the
+    batch, the process, or whether the run was stopped before.
 
     Args:
-      guess, goal: (N, T, D) float.
-      mask: (N, T) bool, True is padding.
+      told: teacher -> (N,) bool, whether it has a target.
+      weights: of the teachers, in proportion to their probabilities.
+      ids: of the utterances.
     """
-    bad = ~(torch.isfinite(guess) & torch.isfinite(goal)).all(dim=2) & ~mask
-    return bad.any(dim=1).nonzero().flatten().tolist()
+    names = list(told)
+    has = torch.stack([told[name] for name in names], dim=1).cpu()  # (N, teachers)
+    shares = has * torch.tensor([weights[name] for name in names], dtype=torch.float64)
+    draws = torch.tensor([[_uniform(f"{step} {i}")] for i in ids], dtype=torch.float64)
+    ends = shares.cumsum(dim=1)
+    # The first whose share ends behind the draw; of no teacher the share is 0.
+    chosen = (draws * ends[:, -1:] < ends).cumsum(dim=1) == 1
+    return {name: chosen[:, k].to(told[name].device) for k, name in enumerate(names)}
+
+
+def _uniform(key: str) -> float:
+    """Return a number in [0, 1) that only this key has."""
+    digest = hashlib.sha256(key.encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48

@@ -25,6 +25,7 @@ from icefall_kd.distill.distributions import DISTANCES
 from icefall_kd.distill.targets import check_kind, delayed, has_targets
 from icefall_kd.distill.term import Batch, StudentOutput, TermOutput
 from icefall_kd.masks import make_pad_mask
+from icefall_kd.transducer.build import stack_dims
 
 
 @dataclass(frozen=True)
@@ -92,22 +93,17 @@ class InterCtcTerm:
         """
         for name in self.fields:
             check_kind("terms.inter_ctc.teacher", field_infos[name], "ctc")
-        dims = model_config.encoder.encoder_dim
-        for stack in self.config.stacks:
-            if not -len(dims) <= stack < len(dims):
-                raise ValueError(
-                    f"terms.inter_ctc.stacks: no stack {stack}, there are {len(dims)}"
-                )
         if not self.config.stacks:
             return None
+        dims = stack_dims(model_config, self.config.stacks, "terms.inter_ctc.stacks")
         return nn.ModuleDict(
             {
                 str(stack): nn.Sequential(
                     nn.Dropout(0.1),
-                    nn.Linear(dims[stack], model_config.vocab_size),
+                    nn.Linear(dim, model_config.vocab_size),
                     nn.LogSoftmax(dim=-1),
                 )
-                for stack in self.config.stacks
+                for stack, dim in zip(self.config.stacks, dims)
             }
         )
 

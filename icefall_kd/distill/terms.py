@@ -7,6 +7,7 @@ from typing import Any, Optional
 from icefall_kd.distill.ctc import CtcTerm
 from icefall_kd.distill.embedding import EmbeddingTerm
 from icefall_kd.distill.essence import EssenceTerm
+from icefall_kd.distill.hidden import HiddenTerm
 from icefall_kd.distill.inter_ctc import InterCtcTerm
 from icefall_kd.distill.lfmmi import LfmmiTerm
 from icefall_kd.distill.one_best import OneBestTerm
@@ -16,6 +17,7 @@ from icefall_kd.distill.transducer import TransducerTerm
 # A new term is its own file and one line here.
 TERMS: dict[str, Any] = {
     "embedding": EmbeddingTerm,
+    "hidden": HiddenTerm,
     "transducer": TransducerTerm,
     "ctc": CtcTerm,
     "inter_ctc": InterCtcTerm,

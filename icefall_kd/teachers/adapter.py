@@ -5,7 +5,7 @@ own tokens at the student's own frame times.
 """
 
 from pathlib import Path
-from typing import Any, Dict, Mapping, Sequence, Union
+from typing import Any, Dict, Mapping, Optional, Sequence, Union
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from icefall_kd.io import sha256_file
 from icefall_kd.masks import make_pad_mask
 from icefall_kd.teachers.protocol import Output, TeacherOutput, check_waves
 from icefall_kd.training.checkpoint import load_model
-from icefall_kd.transducer.path import best_path, on_path
+from icefall_kd.transducer.bigram import fuse, load_bigram
+from icefall_kd.transducer.path import best_path, on_path, tokens_before
 
 
 class AdaptedTeacher:
@@ -36,12 +37,16 @@ class AdaptedTeacher:
       topk:      tokens kept of each frame.
       outputs:   kinds wanted, of "ctc" and "path".
       beam:      hypotheses of the search for paths without transcript.
+      lm:        bigram of tokens, a file of ``bin.make_denominator --bigram``, that has
+                 a say in the distributions on paths, see
+                 :func:`icefall_kd.transducer.bigram.fuse`; the paths are without it.
+      lm_scale:  of the bigram.
       device:    "cpu" or "cuda".
       num_threads: CPU threads of the members.
     Raises:
-      FileNotFoundError: if there is no such checkpoint.
-      ValueError: if it is no adapter, its fields are not those of the members, or a
-        kind is unknown.
+      FileNotFoundError: if there is no such checkpoint, or bigram.
+      ValueError: if it is no adapter, its fields are not those of the members, a kind
+        is unknown, or the bigram is of other tokens or has nothing to say.
     """
 
     needs_text = True
@@ -54,6 +59,8 @@ class AdaptedTeacher:
         topk: int = 16,
         outputs: Sequence[str] = ("ctc",),
         beam: int = 4,
+        lm: Optional[Union[str, Path]] = None,
+        lm_scale: float = 0.3,
         device: str = "cpu",
         num_threads: int = 1,
     ) -> None:
@@ -65,6 +72,12 @@ class AdaptedTeacher:
         if not outputs or not set(outputs) <= {"ctc", "path"}:
             raise ValueError(
                 f"teacher '{name}': outputs {outputs}; it has ctc and path"
+            )
+        if lm is not None and ("path" not in outputs or lm_scale < 0):
+            raise ValueError(
+                f"teacher '{name}': lm has a say in the output path alone, with an "
+                f"lm_scale that is not negative; outputs are {list(outputs)}, lm_scale "
+                f"is {lm_scale}"
             )
         self.name = name
         self.topk = topk
@@ -90,11 +103,17 @@ class AdaptedTeacher:
             "vocab_size": self.model.vocab_size,
             "vocab_sha256": self.tokenizer.sha256,
         }
+        self.lm: Optional[Tensor] = None
+        self.lm_scale = lm_scale
+        of_path: Dict[str, Any] = {"beam": beam}
+        if lm is not None and lm_scale > 0:
+            self.lm = load_bigram(lm, self.tokenizer.sha256)
+            of_path.update(lm_sha256=sha256_file(lm), lm_scale=lm_scale)
         widths = {"ctc": 2 * topk + 1, "path": 2 * topk + 2}
-        beams = {"ctc": {}, "path": {"beam": beam}}
+        more = {"ctc": {}, "path": of_path}
         self.outputs = {
             f"{name}_{kind}": Output(
-                kind, widths[kind], ENCODER_SHIFT, {**fingerprint, **beams[kind]}
+                kind, widths[kind], ENCODER_SHIFT, {**fingerprint, **more[kind]}
             )
             for kind in outputs
         }
@@ -124,7 +143,11 @@ class AdaptedTeacher:
         if f"{self.name}_path" in self.outputs:
             emitted = self._paths(encoder_out, lens, texts)
             logits, _ = on_path(self.model, encoder_out, emitted)
-            x = join_path(emitted, take_topk(logits.log_softmax(-1), self.topk))
+            log_probs = logits.log_softmax(-1)
+            if self.lm is not None:
+                before = tokens_before(emitted)
+                log_probs = fuse(log_probs, before, self.lm, self.lm_scale)
+            x = join_path(emitted, take_topk(log_probs, self.topk))
             said[f"{self.name}_path"] = TeacherOutput(x.masked_fill(mask, 0.0), lens)
         return said
 

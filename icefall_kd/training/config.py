@@ -174,12 +174,13 @@ class TrainConfig:
         twice = sorted(set(self.data.train) & set(mix))
         if twice:
             raise ValueError(f"data.train and data.mix both name {twice}; choose one")
-        if self.data.time_warp_factor > 0 and self.terms.embedding is not None:
-            raise ValueError(
-                f"data.time_warp_factor is {self.data.time_warp_factor}, but "
-                "terms.embedding compares the student's frames with a teacher's, "
-                "which were not warped; set it to 0"
-            )
+        for term in ("embedding", "hidden"):
+            if self.data.time_warp_factor > 0 and getattr(self.terms, term) is not None:
+                raise ValueError(
+                    f"data.time_warp_factor is {self.data.time_warp_factor}, but "
+                    f"terms.{term} compares the student's frames with a teacher's, "
+                    "which were not warped; set it to 0"
+                )
 
 
 def parse_config(arguments: Sequence[str]) -> TrainConfig:

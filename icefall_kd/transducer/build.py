@@ -1,5 +1,7 @@
 """Build the student from its configuration."""
 
+from collections.abc import Sequence
+
 from icefall_kd.config import ModelConfig
 from icefall_kd.transducer.adapter import AdaptedModel
 from icefall_kd.transducer.joiner import Joiner
@@ -39,3 +41,23 @@ def encoder_dim(config: ModelConfig) -> int:
         return config.adapter.dim
     # The encoder joins its stacks at full width, so its output has the widest's.
     return max(config.encoder.encoder_dim)
+
+
+def stack_dims(config: ModelConfig, stacks: Sequence[int], option: str) -> list[int]:
+    """Return C_i, the size of a frame of some stacks of the encoder.
+
+    Args:
+      stacks: counted from 0; negative from the end.
+      option: for the message, what named them.
+    Raises:
+      ValueError: if there is no such stack, or the encoder has none.
+    """
+    if config.adapter is not None:
+        raise ValueError(
+            f"{option}: an encoder over teachers' embeddings has no stacks"
+        )
+    dims = config.encoder.encoder_dim
+    for stack in stacks:
+        if not -len(dims) <= stack < len(dims):
+            raise ValueError(f"{option}: no stack {stack}, there are {len(dims)}")
+    return [dims[stack] for stack in stacks]

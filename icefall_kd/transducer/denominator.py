@@ -6,66 +6,15 @@ lattice-free MMI, 2016, Interspeech; the bigram in the place of phones as in k2'
 recipes.
 """
 
-import math
-from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Sequence, Tuple
+from typing import Any, Iterable, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
-from icefall_kd import BLANK_ID
 from icefall_kd.io import Pathlike, write_aside
 from icefall_kd.training.weights_only import load_weights_only
-
-_END = -1  # in the place of a token: the end of an utterance
-Bigram = Dict[Tuple[int, int], float]
-
-
-def estimate_bigram(
-    sequences: Iterable[Sequence[int]], vocab_size: int
-) -> Tuple[Bigram, Dict[int, float], Dict[int, float]]:
-    """Return a bigram of tokens, smoothed by what follows anywhere.
-
-    Witten and Bell's estimate: after a, which was followed n times by t different
-    tokens, a seen b has (count(a, b) + t p(b)) / (n + t), an unseen one t / (n + t)
-    p(b); p(b) itself is the share of b with one added to every count.
-
-    Args:
-      sequences:  token ids of each text, without blanks.
-      vocab_size: V, the blank included.
-    Returns:
-      log-probability of each seen pair (a, b), with 0 for the start and -1 for the end;
-      of each b alone; and the log-weight with which a falls back on these.
-    Raises:
-      ValueError: if there is no text.
-    """
-    pairs: Counter = Counter()
-    for tokens in sequences:
-        walk = [BLANK_ID, *tokens, _END]
-        pairs.update(zip(walk, walk[1:]))
-    if not pairs:
-        raise ValueError("no text to estimate a bigram of tokens from")
-    ends: Counter = Counter()
-    followers: Dict[int, List[int]] = {}
-    for (a, b), count in pairs.items():
-        ends[b] += count
-        followers.setdefault(a, []).append(count)
-    outcomes = [*range(1, vocab_size), _END]
-    total = sum(ends.values()) + len(outcomes)
-    alone = {b: (ends[b] + 1) / total for b in outcomes}
-    back = {a: len(n) / (sum(n) + len(n)) for a, n in followers.items()}
-    seen = {
-        (a, b): math.log(
-            count / (sum(followers[a]) + len(followers[a])) + back[a] * alone[b]
-        )
-        for (a, b), count in pairs.items()
-    }
-    return (
-        seen,
-        {b: math.log(p) for b, p in alone.items()},
-        {a: math.log(p) for a, p in back.items()},
-    )
+from icefall_kd.transducer.bigram import END, estimate_bigram
 
 
 def build_denominator(
@@ -88,9 +37,9 @@ def build_denominator(
     final = vocab_size  # states 0 .. V - 1: the token before; 0 also the start
     lines = []
     for a in range(vocab_size):
-        for b in [*range(1, vocab_size), _END]:
+        for b in [*range(1, vocab_size), END]:
             weight = seen.get((a, b), back.get(a, 0.0) + alone[b])
-            to, label = (final, -1) if b == _END else (b, b)
+            to, label = (final, -1) if b == END else (b, b)
             lines.append(f"{a} {to} {label} {weight:.6f}")
     lines.append(str(final))
     bigram = k2.add_epsilon_self_loops(

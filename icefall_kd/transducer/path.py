@@ -66,6 +66,17 @@ def nodes(emitted: Tensor) -> Tensor:
     return spoken.cumsum(-1) - spoken
 
 
+def tokens_before(emitted: Tensor) -> Tensor:
+    """Return the token that a path emitted last before each frame, 0 for none.
+
+    Args:
+      emitted: (N, T) int64, 0 for the blank.
+    Returns:
+      (N, T) int64.
+    """
+    return F.pad(pad_labels(emitted), (1, 0), value=BLANK_ID).gather(1, nodes(emitted))
+
+
 def on_path(
     model: AsrModel, encoder_out: Tensor, emitted: Tensor
 ) -> Tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from icefall_kd.cache.topk import split_path, split_topk
 from icefall_kd.config import AdapterConfig, ModelConfig, to_dict
 from icefall_kd.data.batches import BatchDataset
 from icefall_kd.data.shar import write_shar
+from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.decoding import decode
 from icefall_kd.distill.align import align_frames
 from icefall_kd.teachers import build_teachers
@@ -25,6 +26,7 @@ from icefall_kd.training.checkpoint import load_model, pack_bytes
 from icefall_kd.training.run import train
 from icefall_kd.training.setup import prepare
 from icefall_kd.transducer.adapter import hide_stretches
+from icefall_kd.transducer.bigram import bigram_table, fuse, load_bigram, save_bigram
 from icefall_kd.transducer.build import build_model
 
 tiny_dir, tiny = real_teachers.tiny_dir, real_teachers.tiny  # fixtures
@@ -180,6 +182,72 @@ def test_its_paths_spell_the_transcript_or_what_it_recognises(
     emitted, _ = split_path(torch.from_numpy(silent["judge_path"]))
     assert [t for t in emitted.tolist() if t] == found
     assert len(split_path(torch.from_numpy(long["judge_path"]))[0]) > 0
+
+
+@pytest.fixture(scope="module")
+def bigram(asterisk, tmp_path_factory):
+    """Counted in the transcripts of the test prompts, with the adapter's tokens."""
+    tokenizer = Tokenizer(asterisk / "data/lang_bpe_150/bpe.model")
+    cuts = open_shar(asterisk / "data/shar/test")
+    tokens = [tokenizer.encode(cut.supervisions[0].text) for cut in cuts]
+    path = tmp_path_factory.mktemp("lm") / "bigram.pt"
+    save_bigram(bigram_table(tokens, 150), tokenizer.sha256, path)
+    return path
+
+
+def test_a_language_model_has_its_say_on_paths_and_leaves_the_blank(
+    adapter_file, tiny_dir, asterisk, bigram
+):
+    outputs = {"outputs": ["ctc", "path"], "topk": 150}
+    described = describe(adapter_file, tiny_dir, **outputs)["judge"]
+    lms = {"off": {"lm_scale": 0.0}, "on": {"lm_scale": 0.7}}
+    lms = {name: {**described, "lm": str(bigram), **lm} for name, lm in lms.items()}
+    plain, off, on = build_teachers({"plain": described, **lms})
+    cut = next(
+        iter(c for c in open_shar(asterisk / "data/shar/test") if c.duration < 3)
+    )
+    wave, texts = torch.from_numpy(cut.load_audio()[0]), [cut.supervisions[0].text]
+    (said,) = teach_batch([wave], [plain, off, on], texts)
+    assert np.array_equal(said["off_path"], said["plain_path"])
+    assert np.array_equal(said["on_ctc"], said["plain_ctc"])
+    dense = {}
+    for name in ("plain", "on"):
+        emitted, frames = split_path(torch.from_numpy(said[f"{name}_path"]))
+        ids, values, _ = split_topk(frames)
+        dense[name] = torch.zeros(len(ids), 150).scatter(1, ids, values)
+        assert [t for t in emitted.tolist() if t] == on.tokenizer.encode(texts[0])
+    table = load_bigram(bigram, on.tokenizer.sha256)
+    before = 0
+    for t, token in enumerate(emitted.tolist()):  # one frame at a time
+        expected = fuse(dense["plain"][t], torch.tensor(before), table, 0.7)
+        torch.testing.assert_close(dense["on"][t], expected, atol=1e-3, rtol=1e-3)
+        before = token or before
+    assert (dense["on"] - dense["plain"]).abs().max() > 0.1
+
+
+def test_a_language_model_is_in_the_fingerprint_of_paths_alone(
+    adapter_file, tiny_dir, bigram
+):
+    found = []
+    for options in ({}, {"lm_scale": 0.0}, {}, {"lm_scale": 0.5}):
+        lm = {"lm": str(bigram)} if found else {}
+        outputs = {"outputs": ["ctc", "path"], **lm, **options}
+        (judge,) = build_teachers(describe(adapter_file, tiny_dir, **outputs))
+        found.append({n: o.fingerprint for n, o in judge.outputs.items()})
+    none, zero, some, more = found
+    assert none == zero and none["judge_ctc"] == some["judge_ctc"]
+    paths = [f["judge_path"] for f in (none, some, more)]
+    assert all(a != b for i, a in enumerate(paths) for b in paths[:i])
+    assert paths[1]["lm_scale"] == 0.3 and len(paths[1]["lm_sha256"]) == 64
+
+
+@pytest.mark.parametrize("options", [{"outputs": ["ctc"]}, {"lm_scale": -0.1}])
+def test_a_language_model_with_nothing_to_say_is_refused(
+    adapter_file, tiny_dir, bigram, options
+):
+    options = {"outputs": ["path"], "lm": str(bigram), **options}
+    with pytest.raises(ValueError, match="teacher 'judge'.*has a say in the output"):
+        build_teachers(describe(adapter_file, tiny_dir, **options))
 
 
 def test_an_adapter_without_its_members_is_refused(adapter_file, tiny_dir, tmp_path):

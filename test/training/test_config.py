@@ -73,17 +73,20 @@ def test_wrong_options_are_refused_by_name(arguments, match):
         parse_config(["--exp-dir", "x", *arguments])
 
 
-def test_time_warp_is_refused_with_embedding_terms():
+@pytest.mark.parametrize("term", ["embedding.teachers {a: 1}", "hidden.stacks {0: a}"])
+def test_time_warp_is_refused_with_embedding_terms(term):
     arguments = ["--exp-dir", "x", "--data.time_warp_factor", "80"]
     assert parse_config([*arguments, "--terms.ctc", "{}"]).data.time_warp_factor == 80
     with pytest.raises(ValueError, match="time_warp_factor is 80.*set it to 0"):
-        parse_config([*arguments, "--terms.embedding.teachers", "{a: 1}"])
+        parse_config([*arguments, *f"--terms.{term}".split(" ", 1)])
 
 
 def test_the_saved_configuration_reads_back_the_same(tmp_path):
     import yaml
 
-    config = parse_config(["--exp-dir", "x", "--terms.ctc", "{}", "--seed", "9"])
+    arguments = ["--exp-dir", "x", "--terms.ctc", "{}", "--seed", "9"]
+    config = parse_config([*arguments, "--terms.hidden.stacks", "{0: a, -1: b}"])
+    assert config.terms.hidden.stacks == {0: "a", -1: "b"}
     path = write(tmp_path, yaml.safe_dump(to_dict(config)))
     assert parse_config(["--config", path]) == config
 
@@ -105,6 +108,8 @@ def layers():
         for kd in sorted((conf / "kd").glob("*.yaml")):
             stack = ["student", "unified", "finetune", "full/finetune"]
             yield [*(conf / f"{name}.yaml" for name in stack), kd]
+        stack = ["student", "streaming", "finetune", "full/finetune", "kd/hidden"]
+        yield [conf / f"{name}.yaml" for name in (*stack, "from_student")]
 
 
 def test_every_conf_of_every_recipe_builds():

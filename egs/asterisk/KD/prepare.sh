@@ -6,7 +6,7 @@
 #   1  audio to 16 kHz flac, text normalised, split    -> data/audio, data/manifests
 #   2  BPE tokens of the training texts                -> data/lang_bpe_<vocab size>
 #   3  data gate, then Shar; train at three speeds     -> data/shar
-#   4  denominator graph, for the term lfmmi           -> data/lang_bpe_<vocab size>
+#   4  denominator graph of lfmmi, and its bigram      -> data/lang_bpe_<vocab size>
 #
 # The corpus: Allison Smith and Digium/Sangoma, Asterisk core sounds, CC BY-SA 3.0.
 # The pool is described in icefall_kd/corpora; none of it is redistributed here.
@@ -129,8 +129,8 @@ if in_stage 3 "Data gate and Shar -> data/shar"; then
   done
 fi
 
-if in_stage 4 "Denominator graph -> $lang/denominator.pt"; then
+if in_stage 4 "Denominator graph and its bigram -> $lang/{denominator,bigram}.pt"; then
   run_once "$lang/.denominator.done" python -m icefall_kd.bin.make_denominator \
     --shar-dir data/shar/train --bpe-model "$lang/bpe.model" \
-    --output "$lang/denominator.pt"
+    --output "$lang/denominator.pt" --bigram "$lang/bigram.pt"
 fi

@@ -13,6 +13,12 @@
 # Stage 4: its distributions, 25 Hz         -> data/shar/<set>/adapter_{ctc,path}.*
 # Stage 5: decode it                        -> exp/adapter/decode/
 #
+# For systems C and D:
+# Stage 6: a trained student as a teacher   -> exp/student/pretrained.pt and
+#          data/shar/<set>/student_{layer<k>,ctc}.*
+# Stage 7: adapters on one Whisper each     -> exp/adapter_{base,tiny_en}/pretrained.pt
+# Stage 8: their distributions and WER      -> data/shar/<set>/adapter_<whisper>_ctc.*
+#
 # Every stage looks at what is there and makes only what is missing or damaged.
 stage=0              # first stage to run
 stop_stage=1         # last stage to run
@@ -23,6 +29,8 @@ adapter_sets=        # that the adapter learns from; empty: train and stage 2's
 adapter_epochs=6     # of the adapter
 adapter_avg=3        # of its last epochs are averaged
 judged=              # sets that the adapter speaks about; empty: train, dev, stage 2's
+judges=conf/adapter_teacher.yaml # of stage 4; conf/adapter_lm_teacher.yaml: with an LM
+student=             # of stage 6; empty: exp/<profile>/unified/both_pool/finetune/pretrained.pt
 seed=42              # of the adapter
 codec=fp16           # of the embeddings; pq16 takes a sixtieth, see bin.extract --help
 sets=                # folders of data/shar; empty: train, dev and the unlabelled ones
@@ -67,6 +75,37 @@ if in_stage 1 "Extract embeddings -> data/shar/{${sets// /,}}/<teacher>.*"; then
     "${options[@]}"
 fi
 
+train_adapter() {  # folder, further options
+  export OMP_NUM_THREADS=$num_threads MKL_NUM_THREADS=$num_threads
+  python -m icefall_kd.bin.train --exp-dir "$1" --config conf/adapter.yaml \
+    --data.train "[${adapter_sets// /, }]" --num-epochs "$adapter_epochs" \
+    --seed "$seed" "${@:2}"
+  run_once "$1/.averaged" \
+    python -m icefall_kd.bin.average --exp-dir "$1" --avg "$adapter_avg"
+}
+
+judge() {  # file of teachers: what they say about the sets that are judged
+  local set folders=() options=(--num-threads "$num_threads")
+  for set in $judged; do
+    folders+=("data/shar/$set")
+  done
+  if [[ $overwrite == true ]]; then
+    options+=(--overwrite)
+  fi
+  python -m icefall_kd.bin.extract --shar-dir "${folders[@]}" --teachers "$1" \
+    "${options[@]}"
+}
+
+decode_adapter() {  # folder
+  local set
+  python -m icefall_kd.bin.extract --shar-dir data/shar/test --teachers "$conf" \
+    --num-threads "$num_threads"
+  for set in dev test; do
+    python -m icefall_kd.bin.decode --method modified_beam_search \
+      --shar-dir "data/shar/$set" --checkpoint "$1/pretrained.pt" --out-dir "$1/decode"
+  done
+}
+
 if in_stage 2 "What Whisper base reads -> data/shar/${pool}_whisper_base"; then
   python -m icefall_kd.bin.pseudo_label --shar-dir "data/shar/$pool" \
     --model-dir download/teachers/whisper_base --num-threads "$num_threads" \
@@ -74,28 +113,33 @@ if in_stage 2 "What Whisper base reads -> data/shar/${pool}_whisper_base"; then
 fi
 
 if in_stage 3 "Train an adapter on the embeddings -> exp/adapter"; then
-  export OMP_NUM_THREADS=$num_threads MKL_NUM_THREADS=$num_threads
-  python -m icefall_kd.bin.train --exp-dir exp/adapter --config conf/adapter.yaml \
-    --data.train "[${adapter_sets// /, }]" --num-epochs "$adapter_epochs" --seed "$seed"
-  run_once exp/adapter/.averaged \
-    python -m icefall_kd.bin.average --exp-dir exp/adapter --avg "$adapter_avg"
+  train_adapter exp/adapter
 fi
 
 if in_stage 4 "What the adapter says -> data/shar/{${judged// /,}}/adapter_*"; then
-  folders=()
-  for set in $judged; do
-    folders+=("data/shar/$set")
-  done
-  python -m icefall_kd.bin.extract --shar-dir "${folders[@]}" \
-    --teachers conf/adapter_teacher.yaml --num-threads "$num_threads"
+  judge "$judges"
 fi
 
 if in_stage 5 "Decode the adapter -> exp/adapter/decode"; then
-  python -m icefall_kd.bin.extract --shar-dir data/shar/test --teachers "$conf" \
-    --num-threads "$num_threads"
-  for set in dev test; do
-    python -m icefall_kd.bin.decode --method modified_beam_search \
-      --shar-dir "data/shar/$set" --checkpoint exp/adapter/pretrained.pt \
-      --out-dir exp/adapter/decode
+  decode_adapter exp/adapter
+fi
+
+if in_stage 6 "A student as a teacher -> exp/student"; then
+  mkdir -p exp/student
+  cp "${student:-exp/$profile/unified/both_pool/finetune/pretrained.pt}" \
+    exp/student/pretrained.pt
+  judge conf/student_teacher.yaml
+fi
+
+if in_stage 7 "Train adapters on one Whisper each -> exp/adapter_{base,tiny_en}"; then
+  for one in base tiny_en; do
+    train_adapter "exp/adapter_$one" --model.adapter.fields "[whisper_$one]"
+  done
+fi
+
+if in_stage 8 "What they say -> data/shar/{${judged// /,}}/adapter_{base,tiny_en}_ctc"; then
+  judge conf/adapter_ensemble_teachers.yaml
+  for one in base tiny_en; do
+    decode_adapter "exp/adapter_$one"
   done
 fi

@@ -11,6 +11,9 @@
 # transcripts, files of conf/kd laid one over the other, for example baseline+one_best,
 # both_pool+inter_ctc or both_pool+pseudo+one_best; "pseudo" is Whisper's transcripts of
 # the pool.  They need teachers.sh --stop-stage 5.
+# The system student begins as a whole student that is trained, the one that teachers.sh
+# --stage 6 took for a teacher: student+hidden, with --variants streaming, is the second
+# stage of system C, and student alone its control.
 #
 # Stage 1: pre-train the encoders  -> exp/<profile>/<variant>/<system>/pretrain/, the
 #          same one for all that follows the "+"
@@ -51,8 +54,10 @@ pretrain() {  # variant, system
 
 finetune() {  # variant, system
   local exp=exp/$profile/$1/$2/finetune init=() kd=() part
-  if [[ ${2%%+*} != baseline ]]; then
+  if pretrains "${2%%+*}"; then
     init=(--init-encoder "exp/$profile/$1/${2%%+*}/pretrain/pretrained.pt")
+  elif [[ ${2%%+*} == student ]]; then
+    init=(--config conf/from_student.yaml)
   fi
   for part in $(kd_parts "$2"); do
     kd+=(--config "conf/kd/$part.yaml")
@@ -68,7 +73,7 @@ finetune() {  # variant, system
 
 train_system() {  # variant, system
   set -e
-  if ((stage <= 1 && stop_stage >= 1)) && [[ ${2%%+*} != baseline ]]; then
+  if ((stage <= 1 && stop_stage >= 1)) && pretrains "${2%%+*}"; then
     mkdir -p "exp/$profile/$1/${2%%+*}"
     (  # one of several systems that begin with the same encoder trains it
       flock 8
@@ -98,8 +103,10 @@ for variant in $variants; do
   for system in $systems; do
     folder=exp/$profile/$variant/$system
     mkdir -p "$folder"
-    if [[ ${system%%+*} != baseline ]]; then
+    if pretrains "${system%%+*}"; then
       teacher_weights "${system%%+*}" >/dev/null
+    elif [[ ${system%%+*} == student && ! -f exp/student/pretrained.pt ]]; then
+      die "system \"$system\": there is no exp/student/pretrained.pt; run teachers.sh --stage 6 --stop-stage 6"
     fi
     for part in $(kd_parts "$system"); do
       if [[ ! -f conf/kd/$part.yaml ]]; then

@@ -20,6 +20,10 @@ case $profile in
   *) die "--profile is \"$profile\"; it can be quick or full" ;;
 esac
 
+pretrains() {  # system: whether its encoder is pre-trained first
+  [[ $1 != baseline && $1 != student ]]
+}
+
 pretrain_epochs() {  # system
   case $profile-$1 in
     quick-*) echo 5 ;;

@@ -1,0 +1,97 @@
+"""What the recipe's train.sh asks for, by the commands that it runs."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = "egs/asterisk/KD"
+PYTHON = '#!/usr/bin/env bash\nprintf "%s\\n" "$*" >>"$COMMANDS"\n'
+
+
+@pytest.fixture
+def train_sh(tmp_path):
+    """``train_sh("student+hidden")``: the run, and the commands of Python in order."""
+    shutil.copytree(ROOT / "local", tmp_path / "local")
+    for name in ("conf", "local"):
+        shutil.copytree(ROOT / RECIPE / name, tmp_path / RECIPE / name)
+    shutil.copy(ROOT / RECIPE / "train.sh", tmp_path / RECIPE)
+    python = tmp_path / "venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    told = tmp_path / "commands"
+    env = {"ICEFALL_KD_VENV": str(tmp_path / "venv"), "COMMANDS": str(told)}
+
+    def run(systems, *options):
+        done = subprocess.run(
+            ["bash", str(tmp_path / RECIPE / "train.sh"), "--jobs", "1"]
+            + ["--systems", systems, *options],
+            env={**os.environ, **env},
+            text=True,
+            capture_output=True,
+        )
+        commands = told.read_text().splitlines() if told.is_file() else []
+        return done, [c for c in commands if "bin.train " in c]
+
+    run.recipe = tmp_path / RECIPE
+    return run
+
+
+def confs(command):
+    """The files of a command, in the order in which they are laid."""
+    words = command.split()
+    return [b for a, b in zip(words, words[1:]) if a == "--config"]
+
+
+def test_a_system_of_teachers_is_pre_trained_first(train_sh):
+    done, (pretrain, finetune) = train_sh("both_pool+essence")
+    assert done.returncode == 0, done.stderr
+    assert "both_pool/pretrain" in pretrain and "embedding.teachers" in pretrain
+    assert "--init-encoder exp/quick/unified/both_pool/pretrain" in finetune
+    assert confs(finetune)[-1] == "conf/kd/essence.yaml"
+
+
+def test_the_parts_behind_a_system_are_laid_one_over_the_other(train_sh):
+    done, (finetune,) = train_sh(
+        "baseline+pseudo+one_best", "--profile", "full", "--variants", "unified"
+    )
+    assert done.returncode == 0, done.stderr
+    assert confs(finetune)[-2:] == ["conf/kd/pseudo.yaml", "conf/kd/one_best.yaml"]
+    assert "--data.train [train, unlabelled_en_whisper_base]" in finetune
+    assert "baseline+pseudo+one_best/finetune" in finetune
+    done, commands = train_sh("baseline+one_best")
+    assert "--data.train [train] " in commands[-1]
+
+
+def test_the_baseline_begins_with_random_weights(train_sh):
+    done, (finetune,) = train_sh("baseline")
+    assert done.returncode == 0, done.stderr
+    assert "init" not in finetune and "from_student" not in finetune
+
+
+def test_a_student_begins_as_the_one_that_is_its_teacher(train_sh):
+    options = ("--variants", "streaming")
+    done, commands = train_sh("student student+hidden", *options)
+    assert done.returncode != 0 and commands == []
+    assert "no exp/student/pretrained.pt; run teachers.sh --stage 6" in done.stderr
+    checkpoint = train_sh.recipe / "exp/student/pretrained.pt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"")
+    done, (alone, taught) = train_sh("student student+hidden", *options)
+    assert done.returncode == 0, done.stderr
+    for command in (alone, taught):
+        assert confs(command)[-1] == "conf/from_student.yaml"
+        assert "conf/streaming.yaml" in confs(command)
+        assert "init-encoder" not in command
+    assert set(confs(taught)) - set(confs(alone)) == {"conf/kd/hidden.yaml"}
+
+
+@pytest.mark.parametrize("system", ["nobody", "both+nothing"])
+def test_an_unknown_system_is_named(train_sh, system):
+    done, commands = train_sh(system)
+    assert done.returncode != 0 and commands == []
+    assert f'system "{system}"' in done.stderr

@@ -1,0 +1,79 @@
+"""A trained student as the teacher of another that begins as it, and streams."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from run_metrics import metrics
+
+from icefall_kd.cache.extract import extract
+from icefall_kd.distill.hidden import HiddenConfig
+from icefall_kd.distill.lfmmi import LfmmiConfig
+from icefall_kd.distill.terms import TermsConfig
+from icefall_kd.teachers import build_teacher
+from icefall_kd.training.averaging import write_average
+from icefall_kd.training.checkpoint import load_checkpoint
+from icefall_kd.training.distributed import World
+from icefall_kd.training.loaders import make_dev_loader
+from icefall_kd.training.run import train
+from icefall_kd.training.setup import prepare
+from icefall_kd.transducer.denominator import build_denominator, save_denominator
+
+
+@pytest.fixture
+def second(only, config, data_dir, tmp_path):
+    """The config of a second stage, and the file of the student that it begins as."""
+    first = only("ctc", exp_dir=str(tmp_path / "first"), num_epochs=1)
+    train(first)
+    path = tmp_path / "student.pt"
+    write_average(tmp_path / "first", 0, 1, path)
+    shar = Path(shutil.copytree(data_dir / "shar", tmp_path / "shar"))
+    options = {"outputs": ["embedding", "ctc"], "layers": [0, 1], "topk": 4}
+    teacher = build_teacher("zipformer", path, "student", **options)
+    for name in ("train", "dev"):
+        extract(shar / name, [teacher])
+    graph = build_denominator([[1, 2, 3]], config.model.vocab_size)
+    save_denominator(graph, config.model.vocab_size, tmp_path / "den.pt")
+    stacks = {0: "student_layer0", 1: "student_layer1"}
+    encoder = dataclasses.replace(config.model.encoder, chunk_size=(16,))
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, encoder=encoder),
+        data=dataclasses.replace(config.data, shar_dir=str(shar)),
+        terms=TermsConfig(
+            ctc=config.terms.ctc,
+            hidden=HiddenConfig(stacks=stacks),
+            lfmmi=LfmmiConfig(teacher="student_ctc", graph=str(tmp_path / "den.pt")),
+        ),
+        init_model=str(path),
+    )
+
+
+@torch.no_grad()
+def dev_loss(config):
+    """The hidden term before the first update, in full context, per frame."""
+    setup = prepare(config)
+    student = setup.student.eval()
+    student.model.encoder.set_chunk(-1, -1)
+    total, frames = 0.0, 0
+    for batch in make_dev_loader(setup, World(0, 1, torch.device("cpu"))):
+        output = student(batch, 0)[2]["hidden"]
+        total, frames = total + float(output.sum), frames + output.count
+    return total / frames
+
+
+def test_it_begins_as_its_teacher_and_goes_on_where_it_stopped(second, tmp_path):
+    at_random = dataclasses.replace(second, init_model=None)
+    assert dev_loss(second) < 0.1 * dev_loss(at_random)
+    train(dataclasses.replace(second, num_epochs=1))
+    at_once = dataclasses.replace(second, exp_dir=str(tmp_path / "at_once"))
+    train(second)  # goes on
+    train(at_once)
+    expected = load_checkpoint(tmp_path / "at_once/epoch-2.pt")["model"]
+    found = load_checkpoint(tmp_path / "exp/epoch-2.pt")["model"]
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, msg=name)
+    for line in metrics(second):
+        assert line["hidden.stack0_l2"] > 0.0 and line["lfmmi"] > -1e-2
