@@ -21,8 +21,8 @@ ASR, 2020, arXiv:2004.05009; Yu et al., FastEmit, 2021, arXiv:2010.11148.
 
 Only words that are right are counted, those that the scorer's alignment pairs with the
 same word of the reference: a system that recognises more words is measured on more of
-them.  With a beam, the frame is where the winner emitted the token; that it won may have
-shown later.
+them, and where most words are wrong some pairs are chance, seconds apart.  With a beam,
+the frame is where the winner emitted the token; that it won may have shown later.
 """
 
 from dataclasses import dataclass

