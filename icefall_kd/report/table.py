@@ -203,11 +203,17 @@ def _marks(
         marks.append(
             f"Not of one size: {name}, {ours:,} parameters against {theirs:,}."
         )
+    if _alignment(result) and _alignment(yardstick) not in (None, _alignment(result)):
+        marks.append(f"Delays held against different alignments: {name}.")
     if runs is not None and result.system != yardstick.system:
         budget = budget_differences(runs[result.system], runs[yardstick.system])
         if budget:
             marks.append(f"Not of one fine-tuning: {name}, {'; '.join(budget)}.")
     return marks
+
+
+def _alignment(result: Result) -> Optional[str]:
+    return result.facts.get("alignment_sha256")
 
 
 def _row(

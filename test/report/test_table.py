@@ -124,6 +124,16 @@ def test_delays_are_shown_where_a_result_has_them(results, tmp_path):
     assert cells["kd"] == cells["baseline"] == ["", ""]
 
 
+def test_delays_of_different_alignments_are_marked(tmp_path):
+    systems = []
+    for name, digest in (("a", "1"), ("b", "1"), ("c", "2"), ("d", None)):
+        told = {"alignment_sha256": digest} if digest else {}
+        systems += find_results(name, decoded(tmp_path / name, 1, **told))
+    table = summarise(systems, "a")
+    assert table.notes == ("Delays held against different alignments: c against a.",)
+    assert [row.notes for row in table.rows] == [(), (), (1,), ()]
+
+
 def test_a_result_without_a_word_that_is_right_has_no_delay(tmp_path):
     nothing = dict.fromkeys(("emission_delay_mean_ms", "emission_delay_p90_ms"))
     found = find_results("mute", decoded(tmp_path, 1, **nothing, delay_words=0))
