@@ -14,8 +14,9 @@ latency
     user sees, but for the time of the computation and of the transport; a full-context
     decoding has none, since it waits for the end of the utterance.
 
-The latency exceeds the emission delay by about half a chunk on average, so it says more
-of the chunk size than of the model.  Source of mean and 90th percentile over words:
+A frame waits 112.5 ms where it is the last of its chunk, and 40 ms more for every frame
+behind it: the latency is the larger by 252.5 ms on average in chunks of 320 ms, which
+says more of the chunk size than of the model.  Source of mean and 90th percentile over words:
 Inaguma et al., Minimum latency training strategies for streaming sequence-to-sequence
 ASR, 2020, arXiv:2004.05009; Yu et al., FastEmit, 2021, arXiv:2010.11148.
 

@@ -244,10 +244,8 @@ def write_results(
     recogs = out_dir / f"recogs-{set_name}-{suffix}.txt"
     write_text(recogs, recogs_text(recognitions))
     write_text(out_dir / f"errs-{set_name}-{suffix}.txt", errs_text(recognitions))
-    write_text(
-        out_dir / f"wer-summary-{set_name}-{suffix}.txt",
-        summary_text(suffix, total.wer, figures or {}),
-    )
+    summary = summary_text(suffix, total.wer, figures or {})
+    write_text(out_dir / f"wer-summary-{set_name}-{suffix}.txt", summary)
     empty = sum(not r.hyp for r in recognitions)
     result = {
         "set": set_name,
