@@ -14,11 +14,13 @@ latency
     user sees, but for the time of the computation and of the transport; a full-context
     decoding has none, since it waits for the end of the utterance.
 
-A frame waits 112.5 ms where it is the last of its chunk, and 40 ms more for every frame
-behind it: the latency is the larger by 252.5 ms on average in chunks of 320 ms, which
-says more of the chunk size than of the model.  Source of mean and 90th percentile over words:
-Inaguma et al., Minimum latency training strategies for streaming sequence-to-sequence
-ASR, 2020, arXiv:2004.05009; Yu et al., FastEmit, 2021, arXiv:2010.11148.
+A frame waits 112.5 ms if it is the last of its chunk, and 40 ms more for every frame
+that follows it there: in chunks of 320 ms the latency is the larger by 252.5 ms where
+words end evenly, which says more of the chunk size than of the model.
+
+Source of mean and 90th percentile over words: Inaguma et al., Minimum latency training
+strategies for streaming sequence-to-sequence ASR, 2020, arXiv:2004.05009; Yu et al.,
+FastEmit, 2021, arXiv:2010.11148.
 
 Only words that are right are counted, those that the scorer's alignment pairs with the
 same word of the reference: a system that recognises more words is measured on more of
