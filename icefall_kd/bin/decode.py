@@ -7,19 +7,27 @@ decodes with full context; add ``--streaming --chunk-size 16 --left-context 64``
 a causal model chunk by chunk.  The methods ctc_* search over the CTC head, the others
 over the transducer.  Writes recogs-, errs-, wer-summary- and result- files into
 --out-dir.  A result of the same checkpoint that is there already is kept.
+
+--alignment, a CTM file of bin.align, adds how late words are recognised, mean and 90th
+percentile in ms: the emission delay, and the latency when streaming; what they are is
+said in icefall_kd/decoding/delay.py.
 """
 
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Dict, List, Optional
 
 import torch
 
 from icefall_kd.cpu import tune_cpu
 from icefall_kd.decoding import DECODERS, DecodeOptions
-from icefall_kd.decoding.heads import count_parameters, require_head
-from icefall_kd.decoding.recognise import count_cuts, recognise
-from icefall_kd.decoding.scoring import result_path, write_results
+from icefall_kd.decoding.ctm import alignment_facts, load_word_times
+from icefall_kd.decoding.delay import delay_figures, measure_delays
+from icefall_kd.decoding.forced_alignment import WordTimes
+from icefall_kd.decoding.heads import count_parameters
+from icefall_kd.decoding.recognise import count_cuts, load_recogniser, recognise
+from icefall_kd.decoding.scoring import Recognition, result_path, write_results
 from icefall_kd.decoding.setting import (
     Chunking,
     kept_result,
@@ -49,6 +57,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="s in a batch; default: 200 when streaming, else one utterance at a time, "
         "because padding moves the scores of a Zipformer a little",
     )
+    p.add_argument("--alignment", type=Path, help="of the set, a file of bin.align")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--force", action="store_true", help="decode again")
     return p
@@ -61,61 +70,71 @@ def default_duration(args: argparse.Namespace) -> float:
     return 200.0 if args.streaming else 0.0
 
 
+def load_model(args: argparse.Namespace) -> tuple:
+    """Return the model that ``args`` name, fit for what they ask, and its tokenizer."""
+    head = DECODERS[args.method].head
+    model, tokenizer = load_recogniser(args.checkpoint, head, args.device)
+    if args.streaming and not model.encoder.causal:
+        raise ValueError(
+            f"{args.checkpoint} is not causal and cannot stream; train with "
+            "encoder.causal=true or leave out --streaming"
+        )
+    return model, tokenizer
+
+
+def delays(
+    args: argparse.Namespace, recognitions: List[Recognition], times: WordTimes
+) -> Dict[str, Optional[float]]:
+    """Return how late words were recognised, as the result JSON says it."""
+    chunk_size = args.chunk_size if args.streaming else None
+    return delay_figures(measure_delays(recognitions, times, chunk_size))
+
+
 def run(args: argparse.Namespace) -> dict:
     """Decode as ``args`` say; return what the result JSON holds."""
-    from icefall_kd.cache.codec_file import load_codec
-    from icefall_kd.cache.field import load_field_info, shard_ids
+    from icefall_kd.cache.codec_file import load_codecs
+    from icefall_kd.cache.field import shard_ids
     from icefall_kd.cache.reader import open_shar
-    from icefall_kd.training.checkpoint import load_model
 
     shard_ids(args.shar_dir)  # a folder that is no Shar is told
     if not args.checkpoint.is_file():
         raise FileNotFoundError(f"{args.checkpoint}: no such checkpoint")
     chunking = Chunking(args.chunk_size, args.left_context) if args.streaming else None
     options = DecodeOptions(args.method, args.beam, args.blank_penalty)
-    suffix = setting_name(options, chunking)
+    set_name, suffix = args.shar_dir.name, setting_name(options, chunking)
     digest = sha256_file(args.checkpoint)
-    done = result_path(args.out_dir, args.shar_dir.name, suffix)
-    kept = kept_result(done, digest, args.force)
+    times, source = None, {}
+    if args.alignment:
+        times = load_word_times(args.alignment, args.shar_dir)
+        source = alignment_facts(args.alignment)
+    done = result_path(args.out_dir, set_name, suffix)
+    kept = kept_result(done, digest, args.force, source.get("alignment_sha256"))
     if kept:
         return kept
-    model, tokenizer, info = load_model(args.checkpoint, args.device)
-    if tokenizer is None:
-        raise ValueError(f"{args.checkpoint}: saw no text in training, cannot decode")
-    head = DECODERS[args.method].head
-    require_head(model, head, info, str(args.checkpoint))
-    if chunking and not model.encoder.causal:
-        raise ValueError(
-            f"{args.checkpoint} is not causal and cannot stream; train with "
-            "encoder.causal=true or leave out --streaming"
-        )
-    cuts = open_shar(args.shar_dir, model.fields)
-    codecs = {
-        field: load_codec(args.shar_dir, load_field_info(args.shar_dir, field))
-        for field in model.fields
-    }
-    options = dataclasses.replace(options, unk_id=tokenizer.unk_id)
+    model, tokenizer = load_model(args)
     recognitions, rtf = recognise(
         model,
-        cuts,
+        open_shar(args.shar_dir, model.fields),
         tokenizer,
-        options,
+        dataclasses.replace(options, unk_id=tokenizer.unk_id),
         chunking,
         max_duration=default_duration(args),
         total=count_cuts(args.shar_dir),
-        codecs=codecs,
+        codecs=load_codecs(args.shar_dir, model.fields),
     )
     facts = {
         "engine": "pytorch",
         **setting_facts(options, chunking),
         "checkpoint": str(args.checkpoint),
         "checkpoint_sha256": digest,
-        "parameters": count_parameters(model, head),
+        **source,
+        "parameters": count_parameters(model, DECODERS[args.method].head),
         "rtf": round(rtf, 5),
         "device": str(args.device),
         "threads": torch.get_num_threads(),
     }
-    return write_results(args.out_dir, args.shar_dir.name, suffix, recognitions, facts)
+    figures = delays(args, recognitions, times) if times is not None else {}
+    return write_results(args.out_dir, set_name, suffix, recognitions, facts, figures)
 
 
 def main() -> None:

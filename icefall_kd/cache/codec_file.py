@@ -5,12 +5,12 @@ import io
 import json
 import zipfile
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
 from icefall_kd.cache.codecs import Codec, find_codec, make_codec
-from icefall_kd.cache.field import FieldInfo
+from icefall_kd.cache.field import FieldInfo, load_field_info
 from icefall_kd.io import Pathlike, as_path, write_aside
 
 _SPEC, _ORIGIN = "spec", "origin"  # entries of the file beside the state's arrays
@@ -105,3 +105,8 @@ def load_codec(shar_dir: Pathlike, info: FieldInfo) -> Codec:
             "or extract the field again with --overwrite"
         )
     return codec
+
+
+def load_codecs(shar_dir: Pathlike, fields: Sequence[str]) -> Dict[str, Codec]:
+    """Return the codecs of fields of a folder; else as :func:`load_codec`."""
+    return {f: load_codec(shar_dir, load_field_info(shar_dir, f)) for f in fields}

@@ -3,7 +3,7 @@
 import hashlib
 import io
 from pathlib import Path
-from typing import List, Sequence, Union
+from typing import List, Sequence, Tuple, Union
 
 import sentencepiece
 
@@ -12,6 +12,7 @@ from icefall_kd.io import write_aside, write_text
 
 BLANK, SOS_EOS, UNK = "<blk>", "<sos/eos>", "<unk>"  # ids 0, 1, 2, as in icefall
 UNK_ID = 2
+WORD_START = "\u2581"  # sentencepiece's sign for the space before a word
 
 
 def train_bpe(texts: Sequence[str], vocab_size: int) -> bytes:
@@ -100,6 +101,23 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ``ids``; an unknown token reads as sentencepiece's ⁇."""
         return self._processor.decode([int(i) for i in ids])
+
+    def word_spans(self, ids: Sequence[int]) -> List[Tuple[int, int]]:
+        """Return the place of the first and of the last token of each word.
+
+        The words are those of ``decode(ids).split()``, if no token is ``<unk>``.
+        """
+        spans: List[Tuple[int, int]] = []
+        first, empty = 0, True
+        for place, piece in enumerate(map(self.piece, ids)):
+            if piece.startswith(WORD_START):
+                first, empty = place, True
+            if empty and piece.strip(WORD_START):
+                spans.append((first, place))
+                empty = False
+            elif not empty:
+                spans[-1] = (first, place)
+        return spans
 
     def piece(self, id: int) -> str:
         """Return the symbol of one id, as ``tokens.txt`` has it."""

@@ -12,11 +12,31 @@ from tqdm import tqdm
 
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.cache.codecs import Codec
+from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.decoding import DecodeOptions, Hypothesis, decode
+from icefall_kd.decoding.heads import require_head
 from icefall_kd.decoding.scoring import Recognition
 from icefall_kd.decoding.setting import Chunking, setting_name
 from icefall_kd.decoding.streaming import decode_streaming, pad_tail
 from icefall_kd.io import Pathlike
+
+
+def load_recogniser(
+    checkpoint: Pathlike, head: str, device: str = "cpu"
+) -> Tuple[nn.Module, Tokenizer]:
+    """Return a model that can recognise by ``head``, in eval mode, and its tokenizer.
+
+    Raises:
+      FileNotFoundError: if there is no such checkpoint.
+      ValueError: if it is damaged, saw no text, or its head is not there or untrained.
+    """
+    from icefall_kd.training.checkpoint import load_model
+
+    model, tokenizer, info = load_model(checkpoint, device)
+    if tokenizer is None:
+        raise ValueError(f"{checkpoint}: saw no text in training, knows no words")
+    require_head(model, head, info, str(checkpoint))
+    return model, tokenizer
 
 
 def count_cuts(shar_dir: Pathlike) -> int:
@@ -65,6 +85,23 @@ def batches(cuts: Iterable[Cut], max_duration: float) -> Iterator[List[Cut]]:
 
 
 @torch.no_grad()
+def encode_full_context(
+    model: nn.Module, features: List[Tensor]
+) -> Tuple[Tensor, Tensor]:
+    """Return encoder_out (N, T, D) and lens (N,) of N whole utterances.
+
+    Args:
+      model: ``AsrModel`` in eval mode, causal or not.
+      features: N tensors (F_n, 80) float32, or what else its encoder reads; each has
+        at least ``model.min_frames``.
+    """
+    model.encoder.set_chunk(-1, -1)
+    x = pad_sequence(features, batch_first=True, padding_value=model.padding_value)
+    lens = torch.tensor([f.size(0) for f in features], device=x.device)
+    return model.forward_encoder(x, lens)
+
+
+@torch.no_grad()
 def decode_full_context(
     model: nn.Module, features: List[Tensor], options: DecodeOptions
 ) -> List[Hypothesis]:
@@ -76,17 +113,10 @@ def decode_full_context(
         fewer frames than the encoder needs gives an empty hypothesis.
       options: see :class:`DecodeOptions`.
     """
-    model.encoder.set_chunk(-1, -1)
     found = [Hypothesis() for _ in features]
     rows = [i for i, f in enumerate(features) if f.size(0) >= model.min_frames]
     if rows:
-        x = pad_sequence(
-            [features[i] for i in rows],
-            batch_first=True,
-            padding_value=model.padding_value,
-        )
-        lens = torch.tensor([features[i].size(0) for i in rows], device=x.device)
-        encoder_out, lens = model.forward_encoder(x, lens)
+        encoder_out, lens = encode_full_context(model, [features[i] for i in rows])
         for i, hyp in zip(rows, decode(model, encoder_out, lens, options)):
             found[i] = hyp
     return found
@@ -175,6 +205,8 @@ def recognise(
             audio += sum(len(wave) for wave in waves) / SAMPLE_RATE
             for cut, hyp in zip(group, hyps):
                 words = tokenizer.decode(hyp.tokens).split()
-                recognitions.append(Recognition(cut.id, reference(cut), words))
+                spans = tokenizer.word_spans(hyp.tokens)
+                frames = [hyp.timestamps[last] for _, last in spans]
+                recognitions.append(Recognition(cut.id, reference(cut), words, frames))
             bar.update(len(group))
     return recognitions, seconds / max(audio, 1e-9)

@@ -9,9 +9,9 @@ result-<set>-<suffix>.json      the same for machines, with its bootstrap interv
 import ast
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from icefall_kd.decoding.bootstrap import (
     PairedDifference,
@@ -26,11 +26,17 @@ Alignment = List[Tuple[str, str]]
 
 @dataclass(frozen=True)
 class Recognition:
-    """What was said and what was recognised in one utterance, as words."""
+    """What was said and what was recognised in one utterance, as words.
+
+    Attributes:
+      frames: of the encoder's output (40 ms each), in which the last token of each
+        word of ``hyp`` was emitted; empty where that is not known.
+    """
 
     cut_id: str
     ref: List[str]
     hyp: List[str]
+    frames: List[int] = field(default_factory=list, compare=False)
 
 
 @dataclass
@@ -190,6 +196,15 @@ def _error_sections(pairs: Mapping[Tuple[str, str], int]) -> List[str]:
     ]
 
 
+def summary_text(
+    suffix: str, wer: float, figures: Mapping[str, Optional[float]]
+) -> str:
+    """Return the wer-summary file: a header, and a line of figures."""
+    told = ["-" if value is None else f"{value:g}" for value in figures.values()]
+    header = "\t".join(("settings", "WER", *figures))
+    return f"{header}\n" + "\t".join((suffix, f"{wer:.2f}", *told)) + "\n"
+
+
 def result_path(out_dir: Pathlike, set_name: str, suffix: str) -> Path:
     """Return where the JSON of a decoding lies."""
     return Path(out_dir) / f"result-{set_name}-{suffix}.json"
@@ -201,6 +216,7 @@ def write_results(
     suffix: str,
     recognitions: Sequence[Recognition],
     info: Mapping[str, Any],
+    figures: Optional[Mapping[str, Optional[float]]] = None,
 ) -> Dict[str, Any]:
     """Score a decoding and write its four files, the JSON last.
 
@@ -210,6 +226,8 @@ def write_results(
       recognitions: in any order; the files are sorted by id.
       info: goes into the JSON as it is: ``method``, ``checkpoint``, ``parameters``,
         ``rtf`` and whatever else says how the figure came about.
+      figures: of the whole set, that stand in the summary beside the WER, and in the
+        JSON.
     Returns:
       What the JSON holds; ``wer`` and ``interval`` are in percent, the empty rate is
       the share of utterances with an empty hypothesis.
@@ -226,10 +244,8 @@ def write_results(
     recogs = out_dir / f"recogs-{set_name}-{suffix}.txt"
     write_text(recogs, recogs_text(recognitions))
     write_text(out_dir / f"errs-{set_name}-{suffix}.txt", errs_text(recognitions))
-    write_text(
-        out_dir / f"wer-summary-{set_name}-{suffix}.txt",
-        f"settings\tWER\n{suffix}\t{total.wer:.2f}\n",
-    )
+    summary = summary_text(suffix, total.wer, figures or {})
+    write_text(out_dir / f"wer-summary-{set_name}-{suffix}.txt", summary)
     empty = sum(not r.hyp for r in recognitions)
     result = {
         "set": set_name,
@@ -244,6 +260,7 @@ def write_results(
         "utterances": len(recognitions),
         "empty_rate": empty / len(recognitions),
         "recogs": recogs.name,
+        **(figures or {}),
         **info,
     }
     write_json(result_path(out_dir, set_name, suffix), result)

@@ -44,12 +44,21 @@ def setting_facts(options: DecodeOptions, chunking: Optional[Chunking]) -> dict:
     }
 
 
-def kept_result(path: Pathlike, digest: str, force: bool) -> Optional[dict]:
-    """Return the result at ``path`` if it is of the checkpoint with this digest."""
+def kept_result(
+    path: Pathlike, digest: str, force: bool, alignment: Optional[str] = None
+) -> Optional[dict]:
+    """Return the result at ``path`` if it is of the checkpoint with this digest.
+
+    Args:
+      alignment: digest of the one that it must be measured against; None: of any or
+        none.
+    """
     if force or not Path(path).exists():
         return None
     result = read_json(path)
     if result.get("checkpoint_sha256") != digest:
+        return None
+    if alignment is not None and result.get("alignment_sha256") != alignment:
         return None
     logging.info("%s is of this checkpoint, kept; --force redoes it", path)
     return result

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from icefall_kd import FBANK_SHIFT, SAMPLE_RATE
+from icefall_kd.data.fbank import WINDOW
 from icefall_kd.decoding import DecodeOptions, Hypothesis, make_search
 from icefall_kd.zipformer.streaming import state_batch_dims
 
@@ -32,6 +33,17 @@ def num_steps(num_frames: int, chunk_size: int) -> int:
     """Return how many steps sherpa-onnx runs over ``num_frames`` fbank frames."""
     spare = num_frames - window_frames(chunk_size) - 1
     return 0 if spare < 0 else spare // hop_frames(chunk_size) + 1
+
+
+def step_time(step: int, chunk_size: int) -> float:
+    """Return the seconds of a stream that must be there before a step can run.
+
+    The last of the T + 1 fbank frames that it waits for, number 2C * step + T, is
+    centred at (number + 0.5) * 10 ms and reads 25 ms: for chunks of 16 frames the
+    steps run at 0.4675 s, 0.7875 s, ...  The time of the computation is not in it.
+    """
+    last = step * hop_frames(chunk_size) + window_frames(chunk_size)
+    return (last + 0.5) * FBANK_SHIFT + WINDOW / SAMPLE_RATE / 2
 
 
 def tail_padding(chunk_size: int) -> float:

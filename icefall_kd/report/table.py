@@ -77,12 +77,18 @@ def _difference(row: Row) -> str:
     return f"{row.paired.difference:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def _delay(row: Row) -> str:
-    """Write the mean delay and its 90th percentile, either of which may be unknown."""
-    told = [row.result.facts.get(f"delay_{x}_ms") for x in ("mean", "p90")]
-    if told == [None, None]:
-        return ""
-    return " / ".join("?" if ms is None else f"{ms:.0f}" for ms in told)
+def _delay(name: str) -> Column:
+    """Return the column of a delay: its mean and its 90th percentile, if known."""
+
+    def text(row: Row) -> str:
+        told = [row.result.facts.get(f"{name}_{x}_ms") for x in ("mean", "p90")]
+        return "" if None in told else " / ".join(f"{ms:.0f}" for ms in told)
+
+    return Column(
+        f"{name.replace('_', ' ')} ms, mean / 90 %",
+        text,
+        lambda row: row.result.facts.get(f"{name}_mean_ms"),
+    )
 
 
 COLUMNS = (
@@ -112,11 +118,8 @@ COLUMNS = (
         lambda row: f"{row.result.facts['rtf']:.4f}",
         lambda row: row.result.facts["rtf"],
     ),
-    Column(
-        "delay ms, mean / 90 %",
-        _delay,
-        lambda row: row.result.facts.get("delay_mean_ms"),
-    ),
+    _delay("emission_delay"),
+    _delay("latency"),
     Column("notes", lambda row: ", ".join(map(str, row.notes))),
 )
 
@@ -200,11 +203,17 @@ def _marks(
         marks.append(
             f"Not of one size: {name}, {ours:,} parameters against {theirs:,}."
         )
+    if _alignment(result) and _alignment(yardstick) not in (None, _alignment(result)):
+        marks.append(f"Delays held against different alignments: {name}.")
     if runs is not None and result.system != yardstick.system:
         budget = budget_differences(runs[result.system], runs[yardstick.system])
         if budget:
             marks.append(f"Not of one fine-tuning: {name}, {'; '.join(budget)}.")
     return marks
+
+
+def _alignment(result: Result) -> Optional[str]:
+    return result.facts.get("alignment_sha256")
 
 
 def _row(

@@ -1,9 +1,10 @@
 import pickle
+import random
 
 import pytest
 from lhotse import CutSet
 
-from icefall_kd.data.tokens import Tokenizer, train_bpe, write_lang
+from icefall_kd.data.tokens import WORD_START, Tokenizer, train_bpe, write_lang
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +75,30 @@ def test_file_that_is_no_model_is_named(tmp_path):
     (tmp_path / "bpe.model").write_bytes(b"not a model")
     with pytest.raises(ValueError, match="not a sentencepiece model"):
         Tokenizer(tmp_path / "bpe.model")
+
+
+def test_words_have_their_first_and_last_token(tokenizer):
+    ids = tokenizer.encode("PLEASE ENTER YOUR EXTENSION")
+    spans = tokenizer.word_spans(ids)
+    words = [tokenizer.decode(ids[first : last + 1]) for first, last in spans]
+    assert words == ["PLEASE", "ENTER", "YOUR", "EXTENSION"]
+    assert [first for first, _ in spans[1:]] == [last + 1 for _, last in spans[:-1]]
+    assert (spans[0][0], spans[-1][1]) == (0, len(ids) - 1)
+    assert tokenizer.word_spans([]) == []
+
+
+def test_words_of_any_tokens_are_those_of_the_text(tokenizer):
+    """Also where a word begins within one, or where a space stands alone."""
+    draw = random.Random(0)
+    space = [i for i in range(150) if tokenizer.piece(i) == WORD_START]
+    assert space
+    for _ in range(500):
+        spoken = [*range(3, 150)] + space * 20
+        ids = draw.choices(spoken, k=draw.randrange(12))
+        words = tokenizer.decode(ids).split()
+        spans = tokenizer.word_spans(ids)
+        assert len(spans) == len(words)
+        for word, (_, last) in enumerate(spans):
+            # Complete with its last token, and not before.
+            assert tokenizer.decode(ids[: last + 1]).split() == words[: word + 1]
+            assert tokenizer.decode(ids[:last]).split() != words[: word + 1]

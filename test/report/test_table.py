@@ -108,13 +108,36 @@ def test_other_parameters_and_other_budgets_are_marked(exp, results):
     assert set(told) <= set(summarise(results, None, runs).notes)
 
 
-def test_delay_is_shown_where_a_result_has_it(exp, results, tmp_path):
-    assert not any("delay" in name for name in summarise(results).cells()[0])
-    told = {"delay_mean_ms": 212.4, "delay_p90_ms": 333.3}
-    slow = decoded(tmp_path / "s/decode", 20, chunking=CHUNKS, **told)
-    header, *rows = summarise(results + find_results("slow", slow)).cells()
-    column = header.index("delay ms, mean / 90 %")
-    assert {row[0]: row[column] for row in rows if row[column]} == {"slow": "212 / 333"}
+def test_delays_are_shown_where_a_result_has_them(results, tmp_path):
+    names = ["emission delay ms, mean / 90 %", "latency ms, mean / 90 %"]
+    assert set(names).isdisjoint(summarise(results).cells()[0])
+    told = {"emission_delay_mean_ms": -12.4, "emission_delay_p90_ms": 33.3}
+    full = decoded(tmp_path / "full/decode", 20, **told)
+    told.update(latency_mean_ms=212.4, latency_p90_ms=333.3)
+    slow = decoded(tmp_path / "slow/decode", 20, chunking=CHUNKS, **told)
+    found = find_results("full", full) + find_results("slow", slow)
+    header, *rows = summarise(results + found).cells()
+    columns = [header.index(name) for name in names]
+    cells = {row[0]: [row[i] for i in columns] for row in rows}
+    assert cells["slow"] == ["-12 / 33", "212 / 333"]
+    assert cells["full"] == ["-12 / 33", ""]
+    assert cells["kd"] == cells["baseline"] == ["", ""]
+
+
+def test_delays_of_different_alignments_are_marked(tmp_path):
+    systems = []
+    for name, digest in (("a", "1"), ("b", "1"), ("c", "2"), ("d", None)):
+        told = {"alignment_sha256": digest} if digest else {}
+        systems += find_results(name, decoded(tmp_path / name, 1, **told))
+    table = summarise(systems, "a")
+    assert table.notes == ("Delays held against different alignments: c against a.",)
+    assert [row.notes for row in table.rows] == [(), (), (1,), ()]
+
+
+def test_a_result_without_a_word_that_is_right_has_no_delay(tmp_path):
+    nothing = dict.fromkeys(("emission_delay_mean_ms", "emission_delay_p90_ms"))
+    found = find_results("mute", decoded(tmp_path, 1, **nothing, delay_words=0))
+    assert not any("delay" in name for name in summarise(found).cells()[0])
 
 
 def test_the_table_is_written_plain_and_as_markdown(results):

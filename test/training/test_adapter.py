@@ -8,6 +8,7 @@ import real_teachers
 import torch
 from lhotse import CutSet
 
+from icefall_kd.bin import align
 from icefall_kd.bin.decode import get_parser, run
 from icefall_kd.cache.codecs import make_codec
 from icefall_kd.cache.extract import extract
@@ -99,6 +100,9 @@ def test_it_trains_resumes_and_is_decoded_from_fields(adapted, data_dir, tmp_pat
     options = ["--checkpoint", str(path), "--shar-dir", str(data_dir / "shar/dev")]
     result = run(get_parser().parse_args([*options, "--out-dir", str(tmp_path / "o")]))
     assert result["utterances"] == 4
+    ctm = ["--output", str(tmp_path / "dev.ctm")]
+    times = align.run(align.get_parser().parse_args([*options, *ctm]))
+    assert sum(map(len, times.values())) == result["words"]
     with pytest.raises(ValueError, match="not causal and cannot stream"):
         run(get_parser().parse_args([*options, "--out-dir", "o", "--streaming"]))
 

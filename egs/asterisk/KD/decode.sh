@@ -8,6 +8,14 @@
 # Stage 2: modified beam search, beam 4 -> the same folder
 # With --head ctc both are over the CTC head: greedy search, prefix beam search.
 # A result of the same checkpoint is kept.
+#
+# How late words are recognised is added with --alignment FILE, the words' times; align
+# a set once, with the best model there is, and hold all systems against that:
+#
+#   python -m icefall_kd.bin.align --shar-dir data/shar/test \
+#     --checkpoint exp/full/unified/both_pool/finetune/pretrained.pt \
+#     --output data/alignment/test.ctm
+#   bash decode.sh --profile full --alignment data/alignment/test.ctm
 stage=1              # first stage to run
 stop_stage=2         # last stage to run
 profile=quick        # quick or full
@@ -18,6 +26,7 @@ head=transducer      # transducer or ctc
 chunk_size=16        # streaming: frames of 20 ms
 left_context=128     # streaming: frames of 20 ms
 blank_penalty=0      # taken from the blank's logit; choose it with --sets dev
+alignment=           # CTM file of bin.align, seen from this folder; empty: no delays
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -31,6 +40,10 @@ case $head in
   *) die "--head is \"$head\"; it can be transducer or ctc" ;;
 esac
 
+if [[ -n $alignment && $sets == *" "* ]]; then
+  die "--alignment is of one set, but --sets are \"$sets\"; decode one after the other"
+fi
+
 decode_all() {  # method
   local variant system set decoding
   for variant in $variants; do
@@ -41,7 +54,8 @@ decode_all() {  # method
           python -m icefall_kd.bin.decode --method "$1" --shar-dir "data/shar/$set" \
             --blank-penalty "$blank_penalty" \
             --checkpoint "exp/$profile/$variant/$system/finetune/pretrained.pt" \
-            --out-dir "exp/$profile/$variant/$system/decode" $(chunking "$decoding")
+            --out-dir "exp/$profile/$variant/$system/decode" $(chunking "$decoding") \
+            ${alignment:+--alignment "$alignment"}
         done
       done
     done

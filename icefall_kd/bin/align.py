@@ -1,0 +1,63 @@
+"""Find when each word of a Shar set was said, by the CTC head of a checkpoint.
+
+    python -m icefall_kd.bin.align --checkpoint exp/pretrained.pt \\
+      --shar-dir data/shar/test --output data/alignment/test.ctm
+
+aligns the transcripts with full context and writes a CTM file.  ``bin.decode
+--alignment`` measures against it how late words are recognised; align a set once, with
+the best model there is, and hold all systems against that.  A checkpoint over teachers'
+fields (an adapter) reads them from the folder.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+
+from icefall_kd.cpu import tune_cpu
+from icefall_kd.logs import setup_logging
+
+
+def get_parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--checkpoint", type=Path, required=True)
+    p.add_argument("--shar-dir", required=True, help="folder or URL")
+    p.add_argument("--output", required=True, help="CTM file")
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return p
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Align as ``args`` say; return the words of each cut."""
+    from icefall_kd.cache.codec_file import load_codecs
+    from icefall_kd.cache.reader import open_shar
+    from icefall_kd.decoding.ctm import channels_of, write_ctm
+    from icefall_kd.decoding.forced_alignment import align_cuts
+    from icefall_kd.decoding.recognise import load_recogniser
+
+    channels = channels_of(args.shar_dir)  # a folder that is no Shar is told
+    model, tokenizer = load_recogniser(args.checkpoint, "ctc", args.device)
+    cuts = open_shar(args.shar_dir, model.fields)
+    codecs = load_codecs(args.shar_dir, model.fields)
+    times = align_cuts(model, cuts, tokenizer, codecs, len(channels))
+    write_ctm(args.output, times, channels)
+    return times
+
+
+def main() -> None:
+    setup_logging()
+    args = get_parser().parse_args()
+    try:
+        times = run(args)
+    except (ValueError, OSError) as e:
+        raise SystemExit(f"align: {e}") from e
+    words = sum(len(items) for items in times.values())
+    logging.info("%s: %d words of %d cuts", args.output, words, len(times))
+
+
+if __name__ == "__main__":
+    tune_cpu()  # of this process as a whole, so not in main(), which others may call
+    main()

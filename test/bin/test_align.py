@@ -1,0 +1,154 @@
+"""align, then decode against the alignment, on real prompts as a recipe calls them."""
+
+import copy
+import json
+
+import pytest
+from students import (  # noqa: F401, fixtures
+    checkpoint,
+    cuts,
+    pristine_student,
+    tokenizer,
+    waves,
+)
+
+from icefall_kd.bin import align, decode
+from icefall_kd.data.shar import write_shar
+from icefall_kd.decoding import DecodeOptions
+from icefall_kd.decoding.ctm import read_ctm
+from icefall_kd.decoding.recognise import recognise
+from icefall_kd.decoding.setting import Chunking
+
+STREAMING = ["--streaming", "--chunk-size", "16", "--left-context", "64"]
+FIGURES = [f"emission_delay_{x}_ms" for x in ("mean", "p90")]
+LATENCY = [f"latency_{x}_ms" for x in ("mean", "p90")]
+
+
+@pytest.fixture(scope="module")
+def say(cuts, pristine_student, tokenizer, tmp_path_factory):  # noqa: F811
+    """Writes two real prompts; the transcripts are what the student says of them."""
+
+    def write(name, chunking=None):
+        some = copy.deepcopy(cuts[:2])
+        greedy = DecodeOptions("ctc_greedy_search", unk_id=tokenizer.unk_id)
+        found, _ = recognise(pristine_student, some, tokenizer, greedy, chunking)
+        for cut, recognition in zip(some, found):
+            cut.supervisions[0].text = " ".join(recognition.hyp)
+        folder = tmp_path_factory.mktemp("own") / name
+        write_shar(some, folder)
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def own_words(say):
+    return say("own")
+
+
+def call(module, *arguments):
+    arguments = [str(argument) for argument in arguments]
+    return module.run(module.get_parser().parse_args(arguments))
+
+
+def aligned(checkpoint, shar, folder):  # noqa: F811
+    common = ["--checkpoint", checkpoint, "--shar-dir", shar]
+    call(align, *common, "--output", folder / "new/words.ctm")
+    return folder / "new/words.ctm"
+
+
+@pytest.fixture(scope="module")
+def ctm(checkpoint, own_words, tmp_path_factory):  # noqa: F811
+    return aligned(checkpoint, own_words, tmp_path_factory.mktemp("ctm"))
+
+
+@pytest.fixture
+def call_decode(checkpoint, own_words, tmp_path):  # noqa: F811
+    paths = ["--checkpoint", checkpoint, "--shar-dir", own_words]
+    paths += ["--out-dir", tmp_path, "--method", "ctc_greedy_search"]
+    return lambda *more: call(decode, *paths, *more)
+
+
+def test_a_stream_is_held_against_the_alignment(
+    checkpoint,  # noqa: F811
+    call_decode,
+    say,
+    tmp_path,
+):
+    streamed = say("streamed", Chunking(16, 64))
+    words = aligned(checkpoint, streamed, tmp_path)
+    more = ["--shar-dir", streamed, "--alignment", words]
+    result = call_decode(*STREAMING, *more)
+    stored = json.loads(next(tmp_path.glob("result-*.json")).read_text())
+    assert stored == result
+    assert result["delay_words"] == result["words"] > 10
+    for mean, p90 in (FIGURES, LATENCY):
+        assert result[mean] <= result[p90]
+    # A frame waits for its chunk at least 112.5 ms and at most 392.5 ms.
+    assert 112.5 < result[LATENCY[0]] - result[FIGURES[0]] < 392.5
+    assert result["alignment"] == str(words)
+    header, line = next(tmp_path.glob("wer-summary-*")).read_text().splitlines()
+    told = dict(zip(header.split("\t"), line.split("\t")))
+    assert float(told["WER"]) == pytest.approx(result["wer"], abs=0.01)
+    for name in (*FIGURES, *LATENCY, "delay_words"):
+        assert float(told[name]) == pytest.approx(result[name], rel=1e-4)
+
+
+def test_what_the_aligner_says_itself_has_no_delay(call_decode, ctm):
+    result = call_decode("--alignment", ctm)
+    assert result["delay_words"] == result["words"] > 10
+    # A token of several frames is emitted in the first and ends with the last.
+    assert -80 < result[FIGURES[0]] <= 0 and result[FIGURES[1]] == 0
+    assert LATENCY[0] not in result
+
+
+def test_without_an_alignment_a_result_is_what_it_was(call_decode, ctm, tmp_path):
+    plain = call_decode()
+    names = {*FIGURES, *LATENCY, "delay_words", "alignment", "alignment_sha256"}
+    assert names.isdisjoint(plain)
+    (summary,) = tmp_path.glob("wer-summary-*")
+    assert summary.read_text().startswith("settings\tWER\n")
+    measured = call_decode("--alignment", ctm)
+    changed = {k: v for k, v in measured.items() if k not in names}
+    assert {**changed, "rtf": 0} == {**plain, "rtf": 0}
+    assert call_decode() == measured  # kept: it says more than was asked for
+
+
+def test_a_result_is_made_again_for_another_alignment(call_decode, ctm, tmp_path):
+    first = call_decode("--alignment", ctm)
+    path = tmp_path / "result-own-ctc_greedy_search.json"
+    path.write_text(json.dumps({**first, "mark": 1}))
+    assert "mark" in call_decode("--alignment", ctm)
+    other = tmp_path / "other.ctm"
+    other.write_text(ctm.read_text() + ";; of another aligner\n")
+    again = call_decode("--alignment", other)
+    assert "mark" not in again and again["alignment"] == str(other)
+
+
+def test_an_alignment_of_another_set_ends_in_one_message(
+    checkpoint,  # noqa: F811
+    own_words,
+    ctm,
+    tmp_path,
+    monkeypatch,
+):
+    lines = ctm.read_text().splitlines(keepends=True)
+    first = sorted(read_ctm(ctm))[0]
+    bad = tmp_path / "bad.ctm"
+    bad.write_text("".join(x for x in lines if not x.startswith(f"{first} ")))
+    arguments = ["--checkpoint", str(checkpoint), "--shar-dir", str(own_words)]
+    arguments += ["--out-dir", str(tmp_path / "out"), "--alignment", str(bad)]
+    monkeypatch.setattr("sys.argv", ["decode", *arguments])
+    with pytest.raises(SystemExit, match=f"^decode: .*1 of 2 cuts .*{first}"):
+        decode.main()
+    assert not (tmp_path / "out").exists()
+
+
+def test_align_tells_what_is_wrong_in_one_message(tmp_path, monkeypatch, own_words):
+    arguments = ["align", "--checkpoint", str(tmp_path / "no.pt")]
+    arguments += ["--output", str(tmp_path / "a.ctm"), "--shar-dir"]
+    for shar, name in ((own_words, "no.pt"), (tmp_path / "none", "none")):
+        monkeypatch.setattr("sys.argv", [*arguments, str(shar)])
+        with pytest.raises(SystemExit, match=f"^align: .*{name}"):
+            align.main()
+    assert list(tmp_path.iterdir()) == []
