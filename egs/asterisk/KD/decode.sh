@@ -4,19 +4,14 @@
 #   bash egs/asterisk/KD/decode.sh [--profile full] [--variants unified] \
 #     [--systems "baseline both_pool"] [--sets "dev test"] [--head ctc]
 #
+# Stage 0: when each word was said      -> exp/<profile>/alignment/<set>.ctm
 # Stage 1: greedy search               -> exp/<profile>/<variant>/<system>/decode/
 # Stage 2: modified beam search, beam 4 -> the same folder
 # With --head ctc both are over the CTC head: greedy search, prefix beam search.
-# A result of the same checkpoint is kept.
-#
-# How late words are recognised is added with --alignment FILE, the words' times; align
-# a set once, with the best model there is, and hold all systems against that:
-#
-#   python -m icefall_kd.bin.align --shar-dir data/shar/test \
-#     --checkpoint exp/full/unified/both_pool/finetune/pretrained.pt \
-#     --output data/alignment/test.ctm
-#   bash decode.sh --profile full --alignment data/alignment/test.ctm
-stage=1              # first stage to run
+# A result of the same checkpoint is kept.  How late words are recognised is measured
+# against stage 0's times, which one model finds for all systems; delete the file, and
+# name a better --aligner, to measure anew.
+stage=0              # first stage to run
 stop_stage=2         # last stage to run
 profile=quick        # quick or full
 variants=            # unified, non_streaming, streaming; empty: those of the profile
@@ -26,7 +21,7 @@ head=transducer      # transducer or ctc
 chunk_size=16        # streaming: frames of 20 ms
 left_context=128     # streaming: frames of 20 ms
 blank_penalty=0      # taken from the blank's logit; choose it with --sets dev
-alignment=           # CTM file of bin.align, seen from this folder; empty: no delays
+aligner=             # checkpoint of stage 0; empty: that of the last of the systems
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -40,10 +35,6 @@ case $head in
   *) die "--head is \"$head\"; it can be transducer or ctc" ;;
 esac
 
-if [[ -n $alignment && $sets == *" "* ]]; then
-  die "--alignment is of one set, but --sets are \"$sets\"; decode one after the other"
-fi
-
 decode_all() {  # method
   local variant system set decoding
   for variant in $variants; do
@@ -55,12 +46,22 @@ decode_all() {  # method
             --blank-penalty "$blank_penalty" \
             --checkpoint "exp/$profile/$variant/$system/finetune/pretrained.pt" \
             --out-dir "exp/$profile/$variant/$system/decode" $(chunking "$decoding") \
-            ${alignment:+--alignment "$alignment"}
+            --alignment "exp/$profile/alignment/$set.ctm"
         done
       done
     done
   done
 }
+
+if in_stage 0 "When each word was said -> exp/$profile/alignment"; then
+  aligner=${aligner:-exp/$profile/${variants%% *}/${systems##* }/finetune/pretrained.pt}
+  for set in $sets; do
+    if [[ ! -f exp/$profile/alignment/$set.ctm ]]; then
+      python -m icefall_kd.bin.align --checkpoint "$aligner" \
+        --shar-dir "data/shar/$set" --output "exp/$profile/alignment/$set.ctm"
+    fi
+  done
+fi
 
 if in_stage 1 "Greedy search -> exp/$profile/*/*/decode"; then
   decode_all "${methods[0]}"
