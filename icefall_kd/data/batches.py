@@ -2,7 +2,8 @@
 
 import logging
 from collections import deque
-from typing import Any, Callable, Deque, Dict, Iterator, Mapping, Optional
+from functools import partial
+from typing import Any, Callable, Deque, Dict, Iterator, Mapping, Optional, Union
 
 import torch
 from lhotse import CutSet
@@ -14,13 +15,13 @@ from icefall_kd import LOG_EPS
 from icefall_kd.cache.codecs import Codec
 from icefall_kd.data.augment import SpecAugment, batch_seed
 from icefall_kd.data.fbank import compute_fbank
-from icefall_kd.data.fields import LiveFields, collate_field
+from icefall_kd.data.fields import LiveFields, collate_field, decode_fields
 from icefall_kd.data.sampler import BucketSampler, SamplerPlace, bucket_edges
 from icefall_kd.data.stream import CutStream
 from icefall_kd.data.tokens import Tokenizer
 
-# Cuts of a Shar hold their audio and fields in memory while they wait in a bucket:
-# about 0.2 MB each for 2.5 s with one 512-dimensional teacher.
+# Cuts of a Shar hold their audio in memory while they wait in a bucket: about 50 kB
+# each for 2.5 s.  Their fields are there too unless they lie in local files.
 BUFFER_SIZE = 8000
 
 
@@ -70,6 +71,10 @@ class BatchDataset(Dataset):
           ValueError: if a cut lacks a field or its audio is damaged; the message
             names the cut.
         """
+        return decode_fields(self.read(cuts), self.fields)
+
+    def read(self, cuts: CutSet) -> Dict[str, Any]:
+        """Return the batch with its fields as :func:`collate_field` has them."""
         cuts = cuts.sort_by_duration(ascending=False)
         waves = [_load_wave(cut) for cut in cuts]
         features = compute_fbank(waves)
@@ -84,10 +89,9 @@ class BatchDataset(Dataset):
             "feature_lens": lens,
             "text": text,
             "fields": {
-                name: collate_field(cuts, name, codec, self.missing)
-                for name, codec in self.fields.items()
+                name: collate_field(cuts, name, self.missing) for name in self.fields
             },
-            "cuts": cuts.drop_in_memory_data(),
+            "cuts": cuts.map(self._bare),
         }
         if self.tokenizer is not None:
             batch["tokens"] = [self.tokenizer.encode(t) for t in text]
@@ -95,6 +99,23 @@ class BatchDataset(Dataset):
             batch["waves"] = pad_sequence(waves, batch_first=True)
             batch["wave_lens"] = torch.tensor([len(wave) for wave in waves])
         return batch
+
+    def _bare(self, cut: Cut) -> Cut:
+        """Return a cut without the data that the batch holds."""
+        cut = cut.drop_in_memory_data()
+        for name in self.fields:
+            (cut.custom or {}).pop(name, None)
+        return cut
+
+
+class _Reading(Dataset):
+    """What a worker does: it leaves the fields as they are stored."""
+
+    def __init__(self, dataset: BatchDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, cuts: CutSet) -> Dict[str, Any]:
+        return self.dataset.read(cuts)
 
 
 def _load_wave(cut: Cut) -> torch.Tensor:
@@ -128,12 +149,12 @@ class Loader:
         self.sampler = sampler
         self.num_workers = num_workers
         self.start_method = start_method
-        self.finish = finish or dict
+        self.finish = finish or partial(decode_fields, codecs=dataset.fields)
         self._place: Optional[SamplerPlace] = None
 
     def load(self, cuts: CutSet) -> Dict[str, Any]:
         """Return the batch of some cuts, in this process."""
-        return self.finish(self.dataset[cuts])
+        return self.finish(self.dataset.read(cuts))
 
     def state_dict(self) -> Dict[str, Any]:
         """Return the place behind the batch that was yielded last.
@@ -150,7 +171,7 @@ class Loader:
         self.dataset.epoch = self.sampler.epoch
         ahead = _Ahead(self.sampler)
         loader = DataLoader(
-            self.dataset,
+            _Reading(self.dataset),
             sampler=ahead,
             batch_size=None,
             num_workers=self.num_workers,
@@ -176,7 +197,7 @@ class _Missing:
         """Count a batch."""
         self._utterances += len(batch["feature_lens"])
         for name, field in batch["fields"].items():
-            missing = int((field["lens"] == 0).sum())
+            missing = field["lens"].count(0)
             self._missing[name] = self._missing.get(name, 0) + missing
 
     def log(self, sampler: BucketSampler) -> None:
@@ -225,6 +246,7 @@ def make_loader(
     start_method: Optional[str] = None,
     missing: str = "error",
     live: Optional[LiveFields] = None,
+    device: Union[str, torch.device] = "cpu",
 ) -> Loader:
     """Return the batches of ``stream``, the same for the same seed and epoch.
 
@@ -243,6 +265,7 @@ def make_loader(
       start_method: of the workers, "fork" or "spawn"; None is the system's.
       missing: "error", or "skip" to let cuts lack targets, see ``open_shar``.
       live: gives a batch its fields in this process, in place of ``fields``.
+      device: where ``fields`` are decoded, and stay.
     Raises:
       ValueError: if ``rank`` is not below ``world_size``.
     """
@@ -267,4 +290,5 @@ def make_loader(
         missing=missing,
         waves=live is not None,
     )
-    return Loader(dataset, sampler, num_workers, start_method, live)
+    finish = live or partial(decode_fields, codecs=dataset.fields, device=device)
+    return Loader(dataset, sampler, num_workers, start_method, finish)
