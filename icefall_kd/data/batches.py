@@ -3,7 +3,18 @@
 import logging
 from collections import deque
 from functools import partial
-from typing import Any, Callable, Deque, Dict, Iterator, Mapping, Optional, Union
+from typing import (
+    Any,
+    Callable,
+    Collection,
+    Deque,
+    Dict,
+    Iterator,
+    Mapping,
+    Optional,
+    Tuple,
+    Union,
+)
 
 import torch
 from lhotse import CutSet
@@ -15,7 +26,13 @@ from icefall_kd import LOG_EPS
 from icefall_kd.cache.codecs import Codec
 from icefall_kd.data.augment import SpecAugment, batch_seed
 from icefall_kd.data.fbank import compute_fbank
-from icefall_kd.data.fields import LiveFields, collate_field, decode_fields
+from icefall_kd.data.fields import (
+    LiveFields,
+    collate_field,
+    decode_fields,
+    prefetch_fields,
+    without_fields,
+)
 from icefall_kd.data.sampler import BucketSampler, SamplerPlace, bucket_edges
 from icefall_kd.data.stream import CutStream
 from icefall_kd.data.tokens import Tokenizer
@@ -71,11 +88,15 @@ class BatchDataset(Dataset):
           ValueError: if a cut lacks a field or its audio is damaged; the message
             names the cut.
         """
-        return decode_fields(self.read(cuts), self.fields)
+        return decode_fields(self.stored(cuts), self.fields)
 
-    def read(self, cuts: CutSet) -> Dict[str, Any]:
-        """Return the batch with its fields as :func:`collate_field` has them."""
-        cuts = cuts.sort_by_duration(ascending=False)
+    def stored(self, cuts: CutSet) -> Dict[str, Any]:
+        """Return the batch of ``cuts`` with its fields as they are stored."""
+        cuts = longest_first(cuts)
+        return self.join(self.hear(cuts), cuts, without_fields(cuts, self.fields))
+
+    def hear(self, cuts: CutSet) -> Dict[str, Any]:
+        """Return what a worker makes of ordered cuts: all but their fields."""
         waves = [_load_wave(cut) for cut in cuts]
         features = compute_fbank(waves)
         lens = torch.tensor([f.size(0) for f in features])
@@ -84,15 +105,7 @@ class BatchDataset(Dataset):
             seed = batch_seed(self.seed, self.epoch, [cut.id for cut in cuts])
             x = self.spec_augment(x, lens, seed)
         text = [c.supervisions[0].text or "" if c.supervisions else "" for c in cuts]
-        batch: Dict[str, Any] = {
-            "features": x,
-            "feature_lens": lens,
-            "text": text,
-            "fields": {
-                name: collate_field(cuts, name, self.missing) for name in self.fields
-            },
-            "cuts": cuts.map(self._bare),
-        }
+        batch: Dict[str, Any] = {"features": x, "feature_lens": lens, "text": text}
         if self.tokenizer is not None:
             batch["tokens"] = [self.tokenizer.encode(t) for t in text]
         if self.waves:
@@ -100,22 +113,31 @@ class BatchDataset(Dataset):
             batch["wave_lens"] = torch.tensor([len(wave) for wave in waves])
         return batch
 
-    def _bare(self, cut: Cut) -> Cut:
-        """Return a cut without the data that the batch holds."""
-        cut = cut.drop_in_memory_data()
-        for name in self.fields:
-            (cut.custom or {}).pop(name, None)
-        return cut
+    def join(
+        self, heard: Mapping[str, Any], cuts: CutSet, bare: CutSet
+    ) -> Dict[str, Any]:
+        """Return what :meth:`hear` said with the fields of the cuts.
+
+        Args:
+          bare: the cuts without fields.
+        """
+        fields = {n: collate_field(cuts, n, self.missing) for n in self.fields}
+        return {**heard, "fields": fields, "cuts": bare.drop_in_memory_data()}
 
 
-class _Reading(Dataset):
-    """What a worker does: it leaves the fields as they are stored."""
+class _Hearing(Dataset):
+    """The part of a :class:`BatchDataset` that a worker does."""
 
     def __init__(self, dataset: BatchDataset) -> None:
         self.dataset = dataset
 
     def __getitem__(self, cuts: CutSet) -> Dict[str, Any]:
-        return self.dataset.read(cuts)
+        return self.dataset.hear(cuts)
+
+
+def longest_first(cuts: CutSet) -> CutSet:
+    """Return cuts in the order of a batch."""
+    return cuts.sort_by_duration(ascending=False)
 
 
 def _load_wave(cut: Cut) -> torch.Tensor:
@@ -154,7 +176,7 @@ class Loader:
 
     def load(self, cuts: CutSet) -> Dict[str, Any]:
         """Return the batch of some cuts, in this process."""
-        return self.finish(self.dataset.read(cuts))
+        return self.finish(self.dataset.stored(cuts))
 
     def state_dict(self) -> Dict[str, Any]:
         """Return the place behind the batch that was yielded last.
@@ -169,9 +191,9 @@ class Loader:
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         self.dataset.epoch = self.sampler.epoch
-        ahead = _Ahead(self.sampler)
+        ahead = _Ahead(self.sampler, self.dataset.fields, self.num_workers > 0)
         loader = DataLoader(
-            _Reading(self.dataset),
+            _Hearing(self.dataset),
             sampler=ahead,
             batch_size=None,
             num_workers=self.num_workers,
@@ -179,7 +201,8 @@ class Loader:
         )
         missing = _Missing()
         for batch in loader:
-            self._place = ahead.places.popleft()
+            self._place, *cuts = ahead.batches.popleft()
+            batch = self.dataset.join(batch, *cuts)
             missing.add(batch)
             yield self.finish(batch)
         self._place = self.sampler.place = None
@@ -216,16 +239,28 @@ class _Missing:
 
 
 class _Ahead:
-    """A sampler that remembers its place behind every batch still being loaded."""
+    """A sampler that remembers every batch still being loaded.
 
-    def __init__(self, sampler: BucketSampler) -> None:
-        self.sampler = sampler
-        self.places: Deque[SamplerPlace] = deque()
+    Workers get the cuts without their fields: what has to cross to another process,
+    and back, costs more than it does to read it here, and it is read ahead.
+
+    Attributes:
+      batches: the sampler's place behind each, its cuts with and without fields.
+    """
+
+    def __init__(
+        self, sampler: BucketSampler, fields: Collection[str], prefetch: bool
+    ) -> None:
+        self.sampler, self.fields, self.prefetch = sampler, fields, prefetch
+        self.batches: Deque[Tuple[SamplerPlace, CutSet, CutSet]] = deque()
 
     def __iter__(self) -> Iterator[CutSet]:
-        for cuts in self.sampler:
-            self.places.append(self.sampler.place)
-            yield cuts
+        for cuts in map(longest_first, self.sampler):
+            if self.prefetch:
+                prefetch_fields(cuts, self.fields)
+            bare = without_fields(cuts, self.fields)
+            self.batches.append((self.sampler.place, cuts, bare))
+            yield bare
 
 
 def make_loader(

@@ -3,24 +3,27 @@
 Either way a field of a batch is ``{"x": (N, T, W) float32, zero-padded, "lens": (N,)
 int64, "frame_shift": s}``.  An utterance without a target has the length 0.
 
-What was stored is collated as it is, which is small: so it leaves a worker, so it goes
-to a device, and it is decoded there.
+What was stored is collated as it is, which is small: so it goes to a device, and it is
+decoded there.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Optional, Union
 
 import numpy as np
 import torch
 from lhotse import CutSet
+from lhotse.cut import Cut
+from lhotse.cut.data import DataCut
+from lhotse.utils import fastcopy
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.cache.codecs import Codec
-from icefall_kd.cache.frames import Frames
+from icefall_kd.cache.frames import Frames, find_frames
 from icefall_kd.cache.reader import find_stored, frames_of, read_stored
-from icefall_kd.masks import make_pad_mask
 from icefall_kd.teachers.protocol import Teacher
 
 _SECONDS = 60.0  # of padded audio in one call of a teacher, as in the extraction
@@ -64,16 +67,38 @@ def collate_field(cuts: CutSet, name: str, missing: str = "error") -> dict[str, 
     }
 
 
+def prefetch_fields(cuts: CutSet, names: Collection[str]) -> None:
+    """Let the system read ahead what :func:`collate_field` will ask for."""
+    for cut in cuts:
+        for name in names:
+            if cut.has_custom(name):
+                find_frames(cut.custom[name].array).prefetch()
+
+
+def without_fields(cuts: CutSet, names: Collection[str]) -> CutSet:
+    """Return cuts that carry none of the fields ``names``."""
+    return cuts.map(partial(_without, names=frozenset(names))) if names else cuts
+
+
+def _without(cut: Cut, names: Collection[str]) -> Cut:
+    if not isinstance(cut, DataCut) or not cut.custom:
+        return cut
+    custom = {k: v for k, v in cut.custom.items() if k not in names}
+    return fastcopy(cut, custom=custom)
+
+
 def decode_field(
     field: Mapping[str, Any], codec: Codec, device: Union[str, torch.device] = "cpu"
 ) -> dict[str, Any]:
     """Return a field of a batch, on ``device``, of what :func:`collate_field` said."""
-    x, lens = field["stored"].to(device), torch.tensor(field["lens"])
+    x, lens = field["stored"].to(device), field["lens"]
     if x.numel():
         x = codec.decode_tensor(x)
-        padding = make_pad_mask(lens, x.size(1)).nonzero().to(device)
-        x[padding[:, 0], padding[:, 1]] = 0.0
-    return {"x": x, "lens": lens.to(device), "frame_shift": field["frame_shift"]}
+        for row, length in zip(x, lens):  # a mask would pass over all of it
+            if length < len(row):
+                row[length:] = 0.0
+    lens = torch.tensor(lens, device=device)
+    return {"x": x, "lens": lens, "frame_shift": field["frame_shift"]}
 
 
 def decode_fields(
