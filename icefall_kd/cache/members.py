@@ -45,15 +45,15 @@ def members(f: BinaryIO) -> Iterator[Member]:
         block = f.read(_BLOCK + _HEAD)
         if not block[:_BLOCK].strip(b"\0"):
             return
-        name, offset, size = _plain(block, place) or _any(f, place)
-        if offset + size > end:
+        member = _plain(block, place) or _any(f, place)
+        if member.offset + member.size > end:
             raise tarfile.ReadError("unexpected end of data")
-        yield Member(name, offset, size, block[_BLOCK : _BLOCK + size])
-        place = offset + -(-size // _BLOCK) * _BLOCK
+        yield member
+        place = member.offset + -(-member.size // _BLOCK) * _BLOCK
 
 
-def _plain(block: bytes, place: int) -> Optional[tuple[str, int, int]]:
-    """Return name, offset and size of a file whose header is one block and whole.
+def _plain(block: bytes, place: int) -> Optional[Member]:
+    """Return the file behind a header that is one block and whole, None if it is not.
 
     The layout is that of POSIX.1-1988 (ustar).
     """
@@ -68,14 +68,16 @@ def _plain(block: bytes, place: int) -> Optional[tuple[str, int, int]]:
     found = zlib.adler32(block[156:_BLOCK], zlib.adler32(block[:148])) & 0xFFFF
     if (found - 1 + 8 * ord(" ") - told) % 65521:
         return None
-    name = block[:100].split(b"\0", 1)[0]
-    return name.decode("utf-8", "surrogateescape"), place + _BLOCK, size
+    name = block[:100].split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+    return Member(name, place + _BLOCK, size, block[_BLOCK : _BLOCK + size])
 
 
-def _any(f: BinaryIO, place: int) -> tuple[str, int, int]:
+def _any(f: BinaryIO, place: int) -> Member:
     """Let tarfile read a header: one of a long name, say, or a damaged one."""
     f.seek(place)
     info = tarfile.TarFile(fileobj=f).firstmember
     if info is None:
         raise tarfile.ReadError(f"no header of a member at byte {place}")
-    return info.name, info.offset_data, info.size
+    f.seek(info.offset_data)
+    head = f.read(min(info.size, _HEAD))
+    return Member(info.name, info.offset_data, info.size, head)

@@ -34,9 +34,11 @@ def test_a_cut_carries_no_frames(taught_shar):
 
 def test_lhotse_reads_the_frames_from_their_place(taught_shar):
     for cut in open_shar(taught_shar, [FIELD]):
-        whole = cut.load_custom(FIELD)
-        np.testing.assert_array_equal(whole, cut.custom[FIELD].load())
-        np.testing.assert_array_equal(load_stored(cut, FIELD), whole[: len(whole)])
+        whole = cut.load_custom(FIELD)  # of the cut's time, which may end in a frame
+        every = cut.custom[FIELD].load()
+        assert len(whole) in (len(every), len(every) - 1)
+        np.testing.assert_array_equal(whole, every[: len(whole)])
+        np.testing.assert_array_equal(whole, load_stored(cut, FIELD))
         part = cut.truncate(offset=0.2, duration=0.4)
         np.testing.assert_array_equal(part.load_custom(FIELD), whole[10:30])
         again = pickle.loads(pickle.dumps(cut)).move_to_memory()
