@@ -66,14 +66,6 @@ class Frames(NamedTuple):
             if f.readinto(out) != out.nbytes:
                 raise EOFError(f"{self.path} ends within the frames")
 
-    def prefetch(self) -> None:
-        """Let the system read them into its memory, where it can; nothing is told."""
-        if self.array is not None or not hasattr(os, "posix_fadvise"):
-            return
-        size = self.dtype.itemsize * math.prod(self.shape)
-        with contextlib.suppress(OSError), io.FileIO(self.path) as f:
-            os.posix_fadvise(f.fileno(), self.offset, size, os.POSIX_FADV_WILLNEED)
-
 
 @register_reader
 class InFile(FeaturesReader):
@@ -122,6 +114,16 @@ def find_frames(array: Array) -> Frames:
         dtype, shape, start = found
         frames = np.frombuffer(data, dtype, offset=start).reshape(shape)
     return Frames(frames.dtype, frames.shape, array=frames)
+
+
+def prefetch(array: Array) -> None:
+    """Let the system read ahead an array's frames, where it can; nothing is told."""
+    if array.storage_type != InFile.name or not hasattr(os, "posix_fadvise"):
+        return
+    frames = find_frames(array)
+    size = frames.dtype.itemsize * math.prod(frames.shape)
+    with contextlib.suppress(OSError), io.FileIO(frames.path) as f:
+        os.posix_fadvise(f.fileno(), frames.offset, size, os.POSIX_FADV_WILLNEED)
 
 
 def place_in_file(array: Array, path: str, offset: int, size: int, head: bytes) -> bool:

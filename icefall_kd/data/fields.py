@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.cache.codecs import Codec
-from icefall_kd.cache.frames import Frames, find_frames
+from icefall_kd.cache.frames import Frames, prefetch
 from icefall_kd.cache.reader import find_stored, frames_of, read_stored
 from icefall_kd.teachers.protocol import Teacher
 
@@ -71,8 +71,8 @@ def prefetch_fields(cuts: CutSet, names: Collection[str]) -> None:
     """Let the system read ahead what :func:`collate_field` will ask for."""
     for cut in cuts:
         for name in names:
-            if cut.has_custom(name):
-                find_frames(cut.custom[name].array).prefetch()
+            if isinstance(cut, DataCut) and cut.has_custom(name):
+                prefetch(cut.custom[name].array)
 
 
 def without_fields(cuts: CutSet, names: Collection[str]) -> CutSet:

@@ -9,7 +9,7 @@ from lhotse.array import Array
 from shar_files import digest
 
 from icefall_kd.cache.codecs import make_codec
-from icefall_kd.cache.frames import InFile, find_frames, place_in_file
+from icefall_kd.cache.frames import InFile, find_frames, place_in_file, prefetch
 from icefall_kd.cache.reader import load_field, load_stored, open_shar
 
 FIELD = "whisper_tiny_en"
@@ -88,11 +88,19 @@ def test_frames_whose_file_is_gone_name_the_cut(taught):
     tar.unlink()
     with pytest.raises(ValueError, match=f"cut '{cut.id}': its field .*No such file"):
         load_field(cut, FIELD, make_codec("fp16"))
-    find_frames(cut.custom[FIELD].array).prefetch()  # only a hint to the system
+    prefetch(cut.custom[FIELD].array)  # only a hint to the system
 
 
 def test_reading_ahead_changes_no_file(taught):
     before = digest(taught)
     for cut in open_shar(taught, [FIELD]):
-        find_frames(cut.custom[FIELD].array).prefetch()
+        prefetch(cut.custom[FIELD].array)
     assert digest(taught) == before
+
+
+def test_frames_in_memory_are_not_looked_at_ahead_of_their_turn():
+    damaged = empty()
+    damaged.storage_type, damaged.storage_key = "memory_npy", b"no array"
+    prefetch(damaged)
+    with pytest.raises(ValueError):
+        find_frames(damaged)
