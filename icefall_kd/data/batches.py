@@ -1,6 +1,5 @@
 """From cuts to batches: sampling by duration, fbank, tokens, teachers' fields."""
 
-import logging
 from collections import deque
 from functools import partial
 from typing import (
@@ -33,6 +32,7 @@ from icefall_kd.data.fields import (
     prefetch_fields,
     without_fields,
 )
+from icefall_kd.data.missing import MissingTargets
 from icefall_kd.data.sampler import BucketSampler, SamplerPlace, bucket_edges
 from icefall_kd.data.stream import CutStream
 from icefall_kd.data.tokens import Tokenizer
@@ -199,7 +199,7 @@ class Loader:
             num_workers=self.num_workers,
             multiprocessing_context=self.start_method if self.num_workers else None,
         )
-        missing = _Missing()
+        missing = MissingTargets()
         for batch in loader:
             self._place, *cuts = ahead.batches.popleft()
             batch = self.dataset.join(batch, *cuts)
@@ -207,35 +207,6 @@ class Loader:
             yield self.finish(batch)
         self._place = self.sampler.place = None
         missing.log(self.sampler)
-
-
-class _Missing:
-    """Counts the utterances without a target in the batches of an epoch."""
-
-    def __init__(self) -> None:
-        self._missing: Dict[str, int] = {}
-        self._utterances = 0
-
-    def add(self, batch: Mapping[str, Any]) -> None:
-        """Count a batch."""
-        self._utterances += len(batch["feature_lens"])
-        for name, field in batch["fields"].items():
-            missing = field["lens"].count(0)
-            self._missing[name] = self._missing.get(name, 0) + missing
-
-    def log(self, sampler: BucketSampler) -> None:
-        """Tell the fields that lacked targets."""
-        for name, missing in self._missing.items():
-            if missing:
-                logging.info(
-                    "epoch %d, rank %d: %d of %d utterances had no target in field "
-                    "'%s'",
-                    sampler.epoch + 1,
-                    sampler.rank,
-                    missing,
-                    self._utterances,
-                    name,
-                )
 
 
 class _Ahead:
