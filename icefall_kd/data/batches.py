@@ -37,8 +37,7 @@ from icefall_kd.data.sampler import BucketSampler, SamplerPlace, bucket_edges
 from icefall_kd.data.stream import CutStream
 from icefall_kd.data.tokens import Tokenizer
 
-# Cuts of a Shar hold their audio in memory while they wait in a bucket: about 50 kB
-# each for 2.5 s.  Their fields are there too unless they lie in local files.
+# Cuts hold their audio while they wait, 50 kB for 2.5 s, and fields not of local files.
 BUFFER_SIZE = 8000
 
 
