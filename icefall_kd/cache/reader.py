@@ -1,18 +1,18 @@
 """Opens Shar folders with fields, lazily, after proving that the fields join."""
 
 import logging
-import re
+import math
 from typing import Any, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 from lhotse import CutSet
-from lhotse.array import TemporalArray, seconds_to_frames
 from lhotse.cut import Cut
 from lhotse.cut.data import DataCut
 
 from icefall_kd.cache.check import Join, check_field, join_field
 from icefall_kd.cache.codecs import Codec
 from icefall_kd.cache.field import cuts_path, shard_ids, tar_path
+from icefall_kd.cache.frames import Frames, find_frames
 from icefall_kd.cache.join import describe, read_keys
 from icefall_kd.cache.shards import Shard, ShardCuts
 from icefall_kd.io import Pathlike
@@ -21,20 +21,17 @@ __all__ = [
     "MISSING",
     "Expectation",
     "check_field",
+    "find_stored",
     "frames_of",
     "load_field",
     "load_stored",
     "open_shar",
+    "read_stored",
     "shar_shards",
 ]
 
 Expectation = Mapping[str, Mapping[str, Any]]
 MISSING = ("error", "skip")  # what to do about cuts without a target
-_NPY = re.compile(  # a header as np.save writes it: type, then shape
-    rb"\x93NUMPY\x01\x00..\{'descr': '([<|]\w\d+)', 'fortran_order': False, "
-    rb"'shape': \(([\d, ]+)\), \} *\n",
-    re.DOTALL,
-)
 _CHANGES_TIME = {"Speed", "Tempo"}  # lhotse's transforms of a recording
 
 
@@ -153,6 +150,18 @@ def load_stored(cut: Cut, name: str) -> np.ndarray:
     A truncated cut gets the frames of its own time span.
 
     Raises:
+      ValueError: as :func:`find_stored` and :func:`read_stored`.
+    """
+    frames = find_stored(cut, name)
+    out = np.empty(frames.shape, frames.dtype)
+    read_stored(cut, name, frames, out)
+    return out
+
+
+def find_stored(cut: Cut, name: str) -> Frames:
+    """Return where the field's frames under a cut lie; nothing need be read.
+
+    Raises:
       ValueError: if the cut carries no such field, or a damaged one, or not one of
         its own audio; the message names the cut.
     """
@@ -167,7 +176,19 @@ def load_stored(cut: Cut, name: str) -> np.ndarray:
             f"cut '{cut.id}' carries no field '{name}'; name it in open_shar(...)"
         )
     _check_time(cut, name)
-    return _frames_under(cut, name, getattr(cut, name))
+    return _frames_under(cut, name)
+
+
+def read_stored(cut: Cut, name: str, frames: Frames, out: np.ndarray) -> None:
+    """Read what :func:`find_stored` found into ``out``, of its shape and type.
+
+    Raises:
+      ValueError: if it cannot be read; the message names the cut.
+    """
+    try:
+        frames.read_into(out)
+    except (EOFError, OSError) as e:
+        raise _damaged(cut, name, e) from e
 
 
 def _check_time(cut: DataCut, name: str) -> None:
@@ -183,38 +204,33 @@ def _check_time(cut: DataCut, name: str) -> None:
 
 def frames_of(duration: float, frame_shift: float) -> int:
     """Return the teacher's frames that belong to ``duration`` s, at least one."""
-    return max(1, seconds_to_frames(duration, frame_shift))
+    return max(1, _nearest_frame(duration, frame_shift))
 
 
-def _frames_under(cut: DataCut, name: str, array: TemporalArray) -> np.ndarray:
+def _nearest_frame(seconds: float, frame_shift: float) -> int:
+    """Return the nearest frame, the later of two, as lhotse's ``seconds_to_frames``."""
+    return math.floor(round(seconds / frame_shift, 8) + 0.5)
+
+
+def _frames_under(cut: DataCut, name: str) -> Frames:
     """Return the stored frames of a cut's own time, the nearest one at least."""
+    array = cut.custom[name]
     try:
-        frames = _whole_array(array)
+        frames = find_frames(array.array)
     except (ValueError, EOFError, OSError) as e:
-        raise ValueError(
-            f"cut '{cut.id}': its field '{name}' is damaged ({e}); make it again with "
-            "'python -m icefall_kd.bin.extract'"
-        ) from e
-    offset = cut.start - array.start
-    if offset < -1e-5 or not len(frames):
+        raise _damaged(cut, name, e) from e
+    total, offset = frames.shape[0], cut.start - array.start
+    if offset < -1e-5 or not total:
         raise ValueError(
             f"cut '{cut.id}' starts at {cut.start} s, where field '{name}' has no "
-            f"frames (it has {len(frames)} from {array.start} s on)"
+            f"frames (it has {total} from {array.start} s on)"
         )
-    first = seconds_to_frames(max(0.0, offset), array.frame_shift, len(frames) - 1)
-    return frames[first : first + frames_of(cut.duration, array.frame_shift)].copy()
+    first = min(_nearest_frame(max(0.0, offset), array.frame_shift), total - 1)
+    return frames.part(first, frames_of(cut.duration, array.frame_shift))
 
 
-def _whole_array(array: TemporalArray) -> np.ndarray:
-    """Return all stored frames; those of a Shar without a copy.
-
-    np.load interprets the header as a Python expression, which takes as long as all
-    else that is done with the array of a short cut.
-    """
-    data = array.array.storage_key
-    header = _NPY.match(data) if isinstance(data, bytes) else None
-    if header is None:
-        return array.load()
-    shape = [int(n) for n in header[2].split(b",") if n.strip()]
-    frames = np.frombuffer(data, header[1].decode(), offset=header.end())
-    return frames.reshape(shape)
+def _damaged(cut: Cut, name: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"cut '{cut.id}': its field '{name}' is damaged ({error}); make it again with "
+        "'python -m icefall_kd.bin.extract'"
+    )

@@ -2,7 +2,8 @@
 
 lhotse's own reader goes through every byte of every shard before the place that is
 wanted, and ends a shard quietly where one of its files ends too soon.  Here what is not
-wanted is passed over without being read, and a damaged file is told by name.
+wanted is passed over without being read, and a damaged file is told by name.  The
+frames of a field stay where they are until a batch is made of their cut.
 """
 
 import contextlib
@@ -15,11 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Optional
 
+from lhotse.array import TemporalArray
 from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 from lhotse.shar.utils import fill_shar_placeholder
 
-from icefall_kd.io import open_text
+from icefall_kd.cache.frames import place_in_file
+from icefall_kd.cache.members import BUFFER, Member, members
+from icefall_kd.io import is_local, open_text
 
 REMEDY = "copy it again, or make it again with icefall_kd.bin.make_shar or bin.extract"
 
@@ -64,7 +68,9 @@ class Shard:
         wanted: Optional[Container[int]] = None,
         labelled: bool = False,
     ) -> Iterator[tuple[int, Cut]]:
-        """Yield (place in the shard, cut with its data in memory).
+        """Yield (place in the shard, cut with its data).
+
+        Audio is in memory; frames of a local file are named by their place in it.
 
         Args:
           start: place of the first one that is wanted.
@@ -74,11 +80,11 @@ class Shard:
           ValueError: if a file is damaged, or a tar does not hold the data of these
             cuts; the message names the file and the cut.
         """
-        members = {name: _members(tar) for name, tar in self.tars.items()}
+        pairs = {name: _pairs(tar) for name, tar in self.tars.items()}
         for place, line in enumerate(self.lines()):
             found = {
-                name: self._find(name, pairs, line["id"])
-                for name, pairs in members.items()
+                name: self._find(name, of_field, line["id"])
+                for name, of_field in pairs.items()
             }
             if place < start or (wanted is not None and place not in wanted):
                 continue
@@ -125,10 +131,8 @@ class ShardCuts:
 class _Pair:
     """What a tar holds of one cut: its data and, behind that, their description."""
 
-    def __init__(
-        self, tar: tarfile.TarFile, data: tarfile.TarInfo, meta: tarfile.TarInfo
-    ) -> None:
-        self._tar, self._data, self._meta = tar, data, meta
+    def __init__(self, path: Path, f: BinaryIO, data: Member, meta: Member) -> None:
+        self._path, self._file, self._data, self._meta = path, f, data, meta
         self.key = data.name.rpartition(".")[0]
 
     @property
@@ -137,47 +141,58 @@ class _Pair:
         return self._meta.name.endswith(".nometa")
 
     def read(self) -> Any:
-        """Return lhotse's manifest with the data in it, None where there are none."""
+        """Return lhotse's manifest of the data, None where there are none.
+
+        It has audio in it, but of frames in a local file it names the place.
+        """
         if self.empty:
             return None
         try:
+            line = json.loads(self._bytes(self._meta))
+            if "array" in line:
+                manifest = TemporalArray.from_dict(line)
+                if self._is_named_by_place(manifest):
+                    return manifest
+            else:
+                manifest = deserialize_item(line)
             data = self._bytes(self._data)
-            manifest = deserialize_item(json.loads(self._bytes(self._meta)))
-        except (tarfile.TarError, OSError, ValueError, KeyError) as e:
+        except (OSError, ValueError, KeyError, TypeError) as e:
             raise ValueError(
-                f"{self._tar.name}: cut '{self.key}' is damaged: {e}; {REMEDY}"
+                f"{self._path}: cut '{self.key}' is damaged: {e}; {REMEDY}"
             ) from e
         fill_shar_placeholder(manifest, data, self._data.name)
         return manifest
 
-    def _bytes(self, member: tarfile.TarInfo) -> bytes:
-        # As tarfile's extractfile() does, at half its price.
-        self._tar.fileobj.seek(member.offset_data)
-        data = self._tar.fileobj.read(member.size)
-        if len(data) < member.size:
-            raise tarfile.ReadError("unexpected end of data")
-        return data
+    def _is_named_by_place(self, manifest: TemporalArray) -> bool:
+        _, offset, size, head = self._data
+        return is_local(self._path) and place_in_file(
+            manifest.array, str(self._path), offset, size, head
+        )
+
+    def _bytes(self, member: Member) -> bytes:
+        self._file.seek(member.offset)
+        return self._file.read(member.size)
 
 
 def stored_ids(path: Path) -> list[str]:
     """Return the ids that a tar holds data of, as far as it can be read."""
     ids = []
     with contextlib.suppress(ValueError):
-        for pair in _members(path):
+        for pair in _pairs(path):
             if not pair.empty:
                 ids.append(pair.key)
     return ids
 
 
-def _members(path: Path) -> Iterator[_Pair]:
+def _pairs(path: Path) -> Iterator[_Pair]:
     try:
-        with _seekable(path) as f, tarfile.open(str(path), "r:", fileobj=f) as tar:
-            while True:
-                data, meta = tar.next(), tar.next()
-                if data is None or meta is None:
+        with _seekable(path) as f:
+            found = members(f)
+            for data in found:
+                meta = next(found, None)
+                if meta is None:
                     return
-                yield _Pair(tar, data, meta)
-                tar.members = []  # tarfile would keep them all
+                yield _Pair(path, f, data, meta)
     except (tarfile.TarError, EOFError) as e:
         raise ValueError(f"{path}: damaged ({e}); {REMEDY}") from e
 
@@ -185,5 +200,9 @@ def _members(path: Path) -> Iterator[_Pair]:
 @contextlib.contextmanager
 def _seekable(path: Path) -> Iterator[BinaryIO]:
     """Open a file to read; in memory where its store gives it in one piece alone."""
+    if is_local(path):
+        with path.open("rb", buffering=BUFFER) as f:
+            yield f
+        return
     with path.open("rb") as f:
         yield f if f.seekable() else io.BytesIO(f.read())

@@ -2,79 +2,116 @@
 
 Either way a field of a batch is ``{"x": (N, T, W) float32, zero-padded, "lens": (N,)
 int64, "frame_shift": s}``.  An utterance without a target has the length 0.
+
+What was stored is collated as it is, which is small: so it goes to a device, and it is
+decoded there.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Callable, Optional, Union
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Optional, Union
 
 import numpy as np
 import torch
 from lhotse import CutSet
+from lhotse.cut import Cut
+from lhotse.cut.data import DataCut
+from lhotse.utils import fastcopy
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.cache.codecs import Codec
-from icefall_kd.cache.reader import frames_of, load_stored
+from icefall_kd.cache.frames import Frames, prefetch
+from icefall_kd.cache.reader import find_stored, frames_of, read_stored
 from icefall_kd.teachers.protocol import Teacher
 
-Frames = Union[np.ndarray, Tensor]
 _SECONDS = 60.0  # of padded audio in one call of a teacher, as in the extraction
 
 
-def pad_field(
-    frames: Sequence[Optional[Frames]],
-    frame_shift: float,
-    decode: Callable[[Frames], Tensor],
-) -> dict[str, Any]:
-    """Return a field of a batch.
-
-    Args:
-      frames: of each utterance, time first; None for one without a target.  Where
-        none has one, x is (N, 0, 0).
-      frame_shift: s.
-      decode: frames -> (T, W) float32.
-    """
-    lens = [0 if f is None else len(f) for f in frames]
-    x = torch.zeros(len(frames), 0, 0)
-    for row, some in enumerate(frames):
-        if some is None:
-            continue
-        decoded = decode(some)
-        if not x.numel():
-            x = decoded.new_empty(len(frames), max(lens), decoded.size(1))
-        # At once, while the decoded frames are in the processor's cache.
-        x[row, : lens[row]] = decoded
-    for row, length in enumerate(lens):
-        x[row, length:] = 0.0
-    return {"x": x, "lens": torch.tensor(lens), "frame_shift": frame_shift}
-
-
-def collate_field(
-    cuts: CutSet, name: str, codec: Codec, missing: str = "error"
-) -> dict[str, Any]:
-    """Return the stored field ``name`` of a batch of cuts.
+def collate_field(cuts: CutSet, name: str, missing: str = "error") -> dict[str, Any]:
+    """Return the field ``name`` of a batch of cuts as it is stored.
 
     Args:
       missing: "error", or "skip" to let cuts have no target.
+    Returns:
+      "stored": (N, T, B) of the codec's type, padded with anything, (N, 0, 0) where
+      no cut has a target; "lens": N integers; "frame_shift": s.
     Raises:
       ValueError: if a cut has no target and must have one, or the cuts' frame shifts
-        differ.
+        or frames differ in kind.
     """
-    frames: list[Optional[np.ndarray]] = []
+    found: list[Optional[Frames]] = []
     shifts = set()
     for cut in cuts:
         if missing == "skip" and not cut.has_custom(name):
-            frames.append(None)
+            found.append(None)
             continue
-        frames.append(load_stored(cut, name))
-        shifts.add(getattr(cut, name).frame_shift)
+        found.append(find_stored(cut, name))
+        shifts.add(cut.custom[name].frame_shift)
     if len(shifts) > 1:
         raise ValueError(f"field '{name}' has several frame shifts: {sorted(shifts)}")
-    return pad_field(
-        frames,
-        shifts.pop() if shifts else 0.0,
-        lambda stored: torch.from_numpy(codec.decode(stored)),
-    )
+    kinds = {(f.dtype, f.shape[1:]) for f in found if f is not None}
+    if len(kinds) > 1:
+        raise ValueError(f"field '{name}' has frames of several kinds: {kinds}")
+    dtype, shape = kinds.pop() if kinds else (np.dtype(np.float32), (0,))
+    lens = [0 if f is None else f.shape[0] for f in found]
+    stored = np.empty((len(lens), max(lens), *shape), dtype)
+    for cut, frames, row in zip(cuts, found, stored):
+        if frames is not None:
+            read_stored(cut, name, frames, row[: frames.shape[0]])
+    return {
+        "stored": torch.from_numpy(stored),
+        "lens": lens,
+        "frame_shift": shifts.pop() if shifts else 0.0,
+    }
+
+
+def prefetch_fields(cuts: CutSet, names: Collection[str]) -> None:
+    """Let the system read ahead what :func:`collate_field` will ask for."""
+    for cut in cuts:
+        for name in names:
+            if isinstance(cut, DataCut) and cut.has_custom(name):
+                prefetch(cut.custom[name].array)
+
+
+def without_fields(cuts: CutSet, names: Collection[str]) -> CutSet:
+    """Return cuts that carry none of the fields ``names``."""
+    return cuts.map(partial(_without, names=frozenset(names))) if names else cuts
+
+
+def _without(cut: Cut, names: Collection[str]) -> Cut:
+    if not isinstance(cut, DataCut) or not cut.custom:
+        return cut
+    custom = {k: v for k, v in cut.custom.items() if k not in names}
+    return fastcopy(cut, custom=custom)
+
+
+def decode_field(
+    field: Mapping[str, Any], codec: Codec, device: Union[str, torch.device] = "cpu"
+) -> dict[str, Any]:
+    """Return a field of a batch, on ``device``, of what :func:`collate_field` said."""
+    x, lens = field["stored"].to(device), field["lens"]
+    if x.numel():
+        x = codec.decode_tensor(x)
+        for row, length in zip(x, lens):  # a mask would pass over all of it
+            if length < len(row):
+                row[length:] = 0.0
+    lens = torch.tensor(lens, device=device)
+    return {"x": x, "lens": lens, "frame_shift": field["frame_shift"]}
+
+
+def decode_fields(
+    batch: Mapping[str, Any],
+    codecs: Mapping[str, Codec],
+    device: Union[str, torch.device] = "cpu",
+) -> dict[str, Any]:
+    """Return a batch with its stored fields decoded, on ``device``."""
+    fields = {
+        name: decode_field(field, codecs[name], device)
+        for name, field in batch["fields"].items()
+    }
+    return {**batch, "fields": fields}
 
 
 class LiveFields:
@@ -116,7 +153,11 @@ class LiveFields:
                     )
             for name, frames in said.items():
                 shift = teacher.outputs[name].frame_shift
-                batch["fields"][name] = pad_field(frames, shift, Tensor.float)
+                batch["fields"][name] = {
+                    "x": pad_sequence(frames, batch_first=True).float(),
+                    "lens": torch.tensor([len(f) for f in frames]),
+                    "frame_shift": shift,
+                }
         return batch
 
 

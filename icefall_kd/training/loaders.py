@@ -25,6 +25,7 @@ def make_train_loader(setup: Setup, world: World) -> Loader:
         spec_augment=augment,
         missing=data.missing,
         live=setup.live,
+        device=world.device,
     )
 
 
@@ -42,4 +43,5 @@ def make_dev_loader(setup: Setup, world: World) -> Loader:
         world_size=world.size,
         missing=data.missing,
         live=setup.live,
+        device=world.device,
     )

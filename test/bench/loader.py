@@ -2,11 +2,12 @@
 
     python test/bench/loader.py [--codecs fp16 int8] [--workers 0 2] [--profile]
 
-Reads the same cuts with the fields of two teachers and without, in turn, decoding and
-padding included, and prints one JSON object.  ``throughput`` is the loader's with the
-fields over that without: the median over the rounds, each of which reads both.  It is
-given by the clock and by the processor's time, which other programs disturb less.
-Not collected by pytest.
+Reads the same cuts with the fields of two teachers and without, in turn, and prints one
+JSON object.  ``throughput`` is the loader's with the fields over that without: the
+median over the rounds, each of which reads both.  It is given by the clock and by the
+processor's time, which other programs disturb less.  Decoding on the CPU and padding
+are included; ``stored`` is the same up to there, which is what the loader does where
+another device decodes.  Not collected by pytest.
 
 The fields are made first, from the recipe's own cuts by its own teachers (prepare.sh,
 and stage 0 of teachers.sh), in a temporary folder, or in ``--folder`` to be used again.
@@ -18,6 +19,7 @@ import cProfile
 import json
 import os
 import pstats
+import resource
 import statistics
 import tempfile
 import time
@@ -39,6 +41,7 @@ from icefall_kd.data.stream import open_stream
 from icefall_kd.io import read_yaml
 from icefall_kd.teachers import Teacher, build_teachers
 
+WHOSE = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 RECIPE = Path(__file__).resolve().parents[2] / "egs/asterisk/KD"
 
 
@@ -83,25 +86,38 @@ def write_fields(folder: Path, args: argparse.Namespace) -> List[str]:
 
 
 def loader_of(
-    folder: Path, fields: Sequence[str], workers: int, args: argparse.Namespace
+    folder: Path,
+    fields: Sequence[str],
+    workers: int,
+    args: argparse.Namespace,
+    decode: bool = True,
 ) -> Loader:
-    """Return the loader as training has it."""
-    return make_loader(
+    """Return the loader as training has it, or one that decodes nothing."""
+    loader = make_loader(
         open_stream([folder], fields, shuffle=True),
         fields={f: load_codec(folder, load_field_info(folder, f)) for f in fields},
         max_duration=args.max_duration,
         spec_augment=None if args.no_spec_augment else SpecAugment(),
         num_workers=workers,
     )
+    if not decode:
+        loader.finish = dict
+    return loader
+
+
+def processor_time() -> float:
+    """Return the s of the processor that this process and its former workers took."""
+    used = [resource.getrusage(who) for who in WHOSE]
+    return sum(u.ru_utime + u.ru_stime for u in used)
 
 
 def read(loader: Loader) -> Dict[str, float]:
     """Read an epoch; return the s by the clock, of the processor, and of audio."""
-    before, clock = sum(os.times()[:4]), time.perf_counter()
+    before, clock = processor_time(), time.perf_counter()
     frames = sum(int(batch["feature_lens"].sum()) for batch in loader)
     return {
         "clock": time.perf_counter() - clock,
-        "processor": sum(os.times()[:4]) - before,
+        "processor": processor_time() - before,
         "audio": frames / 100,
     }
 
@@ -110,16 +126,20 @@ def compare(
     folder: Path, fields: Sequence[str], workers: int, args: argparse.Namespace
 ) -> Dict[str, Any]:
     """Return the throughput with fields over that without, and its parts."""
-    without = loader_of(folder, (), workers, args)
-    with_fields = loader_of(folder, fields, workers, args)
-    read(with_fields)  # into the page cache
-    rounds = [(read(without), read(with_fields)) for _ in range(args.rounds)]
+    loaders = {
+        "without": loader_of(folder, (), workers, args),
+        "stored": loader_of(folder, fields, workers, args, decode=False),
+        "with": loader_of(folder, fields, workers, args),
+    }
+    read(loaders["with"])  # into the page cache
+    rounds = [{n: read(x) for n, x in loaders.items()} for _ in range(args.rounds)]
     result: Dict[str, Any] = {"codec": folder.name, "workers": workers}
     for kind in ("clock", "processor"):
-        ratios = [a[kind] / b[kind] for a, b in rounds]
-        result[f"throughput_{kind}"] = round(statistics.median(ratios), 3)
-    for name, n in (("without", 0), ("with", 1)):
-        speeds = [pair[n]["audio"] / pair[n]["clock"] for pair in rounds]
+        for name, other in (("throughput", "with"), ("stored", "stored")):
+            ratios = [r["without"][kind] / r[other][kind] for r in rounds]
+            result[f"{name}_{kind}"] = round(statistics.median(ratios), 3)
+    for name in loaders:
+        speeds = [r[name]["audio"] / r[name]["clock"] for r in rounds]
         result[f"x_real_time_{name}"] = round(statistics.median(speeds))
     return result
 

@@ -69,6 +69,33 @@ def test_a_slice_in_time_of_the_stored_array_is_the_slice_of_the_decoded(codec):
         )
 
 
+def test_a_batch_is_decoded_as_its_arrays_are(codec):
+    x = embeddings(60, DIM, seed=4)
+    stored = torch.from_numpy(codec.encode(x)).unflatten(0, (3, 20))
+    before = stored.clone()
+    found = codec.decode_tensor(stored)
+    assert found.dtype == torch.float32 and found.shape == (3, 20, DIM)
+    assert torch.equal(stored, before)
+    for some, array in zip(found, stored):
+        expected = torch.from_numpy(codec.decode(array.numpy()))
+        torch.testing.assert_close(some, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_a_batch_is_decoded_where_it_is(codec):
+    stored = torch.from_numpy(codec.encode(embeddings(60, DIM, seed=4)))
+    found = codec.decode_tensor(stored.cuda())
+    assert found.is_cuda
+    expected = codec.decode_tensor(stored)
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_frames_of_another_size_are_refused():
+    codec = train_codec("int8", embeddings(300, DIM))
+    with pytest.raises(ValueError, match=r"int8 \(4, 97\) is not of codec int8"):
+        codec.decode(np.zeros((4, DIM + 1), np.int8))
+
+
 def test_a_codec_pickled_or_saved_decodes_the_same(codec, tmp_path):
     stored = codec.encode(embeddings(20, DIM, seed=3))
     again = pickle.loads(pickle.dumps(codec))

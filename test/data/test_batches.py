@@ -18,6 +18,7 @@ from icefall_kd.cache.codec_file import load_codec
 from icefall_kd.cache.codecs import make_codec
 from icefall_kd.cache.extract import extract
 from icefall_kd.cache.field import load_field_info
+from icefall_kd.cache.reader import load_field
 from icefall_kd.data.augment import SpecAugment
 from icefall_kd.data.batches import BatchDataset, make_loader
 from icefall_kd.data.fbank import compute_fbank
@@ -191,6 +192,38 @@ def test_workers_change_nothing(taught, num_workers, start_method):
     assert max(float(b["fields"]["eight"]["x"].abs().max()) for b in alone) > 1
     options = {"num_workers": num_workers, "start_method": start_method}
     assert_same_batches(alone, batches_of(taught, **options))
+
+
+def test_fields_do_not_travel_to_a_worker_and_back(taught, monkeypatch):
+    seen, hear = [], BatchDataset.hear
+
+    def spy(self, cuts):
+        seen.extend(cuts)
+        return hear(self, cuts)
+
+    monkeypatch.setattr(BatchDataset, "hear", spy)
+    batches = batches_of(taught)
+    returned = [cut for batch in batches for cut in batch["cuts"]]
+    assert len(seen) == len(returned) == 24
+    for cut in seen + returned:
+        assert not {"whisper_tiny_en", "eight"} & set(cut.custom or ())
+    assert all(len(pickle.dumps(cut)) < 2000 for cut in returned)
+
+
+def test_the_cuts_that_a_batch_is_made_of_stay_as_they_are(taught):
+    fields = ["whisper_tiny_en", "eight"]
+    codecs = {f: load_codec(taught, load_field_info(taught, f)) for f in fields}
+    cuts = CutSet.from_cuts(open_stream([taught], fields)).subset(first=3)
+    dataset = BatchDataset(fields=codecs)
+    first, again = dataset[cuts], dataset[cuts]
+    assert same(first, again)
+    for name in fields:
+        x, n = first["fields"][name]["x"], first["fields"][name]["lens"]
+        assert torch.equal(x, again["fields"][name]["x"])
+        for row, length, cut in zip(x, n, first["cuts"]):
+            stored = load_field(cuts[cut.id], name, codecs[name])
+            assert torch.equal(row[:length], torch.from_numpy(stored))
+            assert not row[length:].any()
 
 
 def test_the_order_of_the_directory_changes_nothing(taught, tmp_path, monkeypatch):

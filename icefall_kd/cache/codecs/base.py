@@ -3,14 +3,16 @@
 from typing import Any, ClassVar, Dict, Mapping, Optional, Tuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
 class Codec:
     """Turns a teacher's frames into what is stored, and back.
 
     Decoding needs numpy and torch alone, so that training needs no library of the
-    encoder's; it works on any slice of the stored array in time.  A codec can be
-    pickled: its size and its state are what travels.
+    encoder's; it works on any slice of the stored array in time, and on any device.  A
+    codec can be pickled: its size and its state are what travels.
 
     Attributes:
       name:    in :data:`icefall_kd.cache.codecs.CODECS`.
@@ -29,6 +31,7 @@ class Codec:
     def __init__(self, size: Optional[int], state: Mapping[str, np.ndarray]) -> None:
         self.size = size
         self._state = dict(state)
+        self._on_device: Dict[torch.device, Dict[str, Tensor]] = {}
 
     def __reduce__(self) -> tuple:
         # What a codec keeps beside its state may be large, or not fit to travel.
@@ -67,8 +70,34 @@ class Codec:
         raise NotImplementedError
 
     def decode(self, stored: np.ndarray) -> np.ndarray:
-        """The stored array, or a slice of it in time -> (T, W) float32."""
+        """The stored array, or a slice of it in time -> (T, W) float32.
+
+        Raises:
+          ValueError: if it is not of this codec.
+        """
+        stored = np.require(stored, requirements=["C", "W"])  # as torch needs it
+        try:
+            return self.decode_tensor(torch.from_numpy(stored)).numpy()
+        except (RuntimeError, IndexError) as e:
+            raise ValueError(
+                f"{stored.dtype} {stored.shape} is not of codec {self.spec}: {e}"
+            ) from e
+
+    def decode_tensor(self, stored: Tensor) -> Tensor:
+        """Stored arrays, (..., B) -> (..., W) float32 on the same device."""
         raise NotImplementedError
+
+    def constants(self) -> Mapping[str, np.ndarray]:
+        """Return what decoding needs; the state, if not made of it."""
+        return self._state
+
+    def constants_on(self, device: torch.device) -> Dict[str, Tensor]:
+        """Return :meth:`constants` on a device, where they are kept."""
+        if device not in self._on_device:
+            self._on_device[device] = {
+                k: torch.from_numpy(v).to(device) for k, v in self.constants().items()
+            }
+        return self._on_device[device]
 
     def bytes_per_frame(self, dim: int) -> float:
         """Bytes that one frame of ``dim`` values takes."""

@@ -26,6 +26,7 @@ from typing import Any, Dict, Iterator, Mapping, Optional
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from icefall_kd.cache.codecs.base import (
     Codec,
@@ -61,8 +62,11 @@ class Mvq(Codec):
         if size not in SIZES:
             raise ValueError(f"mvq{size}: the bytes of a frame must be one of {SIZES}")
         self._quantizer: Optional[torch.nn.Module] = None
-        if state:
-            self._tables = state["centers"] * state["std"]
+
+    def constants(self) -> Mapping[str, np.ndarray]:
+        """See :class:`Codec`."""
+        tables = self._state["centers"] * self._state["std"]
+        return {"mean": self._state["mean"], "tables": tables}
 
     @classmethod
     def prepare(cls) -> None:
@@ -114,11 +118,12 @@ class Mvq(Codec):
             parts = [self._quantizer.encode(p.to(_device())) for p in z.split(_CHUNK)]
         return torch.cat(parts).cpu().numpy()
 
-    def decode(self, stored: np.ndarray) -> np.ndarray:
+    def decode_tensor(self, stored: Tensor) -> Tensor:
         """See :class:`Codec`."""
-        x = np.tile(self._state["mean"], (len(stored), 1))
-        for table, indexes in zip(self._tables, stored.T):
-            x += table[indexes]
+        constants = self.constants_on(stored.device)
+        x = constants["mean"].expand(*stored.shape[:-1], -1).clone()
+        for n, table in enumerate(constants["tables"]):
+            x += embedding(stored[..., n].long(), table)
         return x
 
     def bytes_per_frame(self, dim: int) -> float:

@@ -24,6 +24,8 @@ from types import ModuleType
 from typing import Any, Dict, Mapping, Optional
 
 import numpy as np
+from torch import Tensor
+from torch.nn.functional import embedding
 
 from icefall_kd.cache.codecs.base import (
     Codec,
@@ -55,11 +57,18 @@ class Pq(Codec):
     def __init__(self, size: Optional[int], state: Mapping[str, np.ndarray]) -> None:
         super().__init__(size, state)
         self._quantizer: Any = None
-        if state:
+
+    def constants(self) -> Mapping[str, np.ndarray]:
+        """See :class:`Codec`."""
+        state = self._state
+        return {
+            "mean": state["mean"],
             # (P, W): from the rotated to the teacher's space.
-            self._back = (state["rotation"] * state["std"][:, None]).T.copy()
-            self._rows = state["centroids"].reshape(size * CENTROIDS, -1)
-            self._first = CENTROIDS * np.arange(size)  # row of a table's centroid 0
+            "back": (state["rotation"] * state["std"][:, None]).T.copy(),
+            "rows": state["centroids"].reshape(self.size * CENTROIDS, -1),
+            # The row of a table's centroid 0.
+            "first": CENTROIDS * np.arange(self.size),
+        }
 
     @classmethod
     def prepare(cls) -> None:
@@ -115,12 +124,11 @@ class Pq(Codec):
         z = (x - self._state["mean"]) / self._state["std"]
         return self._quantizer.compute_codes(z @ self._state["rotation"])
 
-    def decode(self, stored: np.ndarray) -> np.ndarray:
+    def decode_tensor(self, stored: Tensor) -> Tensor:
         """See :class:`Codec`."""
-        y = np.take(self._rows, stored + self._first, axis=0)
-        return (
-            y.reshape(len(stored), len(self._back)) @ self._back + self._state["mean"]
-        )
+        constants = self.constants_on(stored.device)
+        y = embedding(stored + constants["first"], constants["rows"])
+        return y.flatten(-2) @ constants["back"] + constants["mean"]
 
     def bytes_per_frame(self, dim: int) -> float:
         """See :class:`Codec`."""

@@ -1,6 +1,8 @@
 """Codec ``topk``: token ids and probabilities of a frame, 2 bytes each."""
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from icefall_kd.cache.codecs.base import Codec, check_finite
 
@@ -35,12 +37,14 @@ class TopK(Codec):
             axis=1,
         )
 
-    def decode(self, stored: np.ndarray) -> np.ndarray:
+    def decode_tensor(self, stored: Tensor) -> Tensor:
         """See :class:`Codec`."""
-        k = stored.shape[1] // 4  # half of the values, rounded down, 2 bytes each
-        ids = np.ascontiguousarray(stored[:, : 2 * k]).view("<u2")
-        values = np.ascontiguousarray(stored[:, 2 * k :]).view("<f2")
-        return np.concatenate([ids, values], axis=1, dtype=np.float32)
+        # Half of the values, rounded down, are ids of 2 bytes each.
+        pairs = stored.unflatten(-1, (-1, 2))
+        ids, values = pairs.tensor_split([stored.size(-1) // 4], dim=-2)
+        ids = ids[..., 0].float() + 256.0 * ids[..., 1].float()
+        values = values.flatten(-2).contiguous().view(torch.float16).float()
+        return torch.cat([ids, values], dim=-1)
 
     def bytes_per_frame(self, dim: int) -> float:
         """See :class:`Codec`."""
