@@ -71,7 +71,13 @@ def sentence(i: int) -> str:
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory) -> Path:
+def energy_teachers():
+    """Two teachers, of the fields wise and old."""
+    return [EnergyTeacher("wise", 6), EnergyTeacher("old", 3)]
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory, energy_teachers) -> Path:
     """Shar sets train, dev (labelled) and pool (without text); lang/bpe.model."""
     root = tmp_path_factory.mktemp("training")
     texts = [sentence(i) for i in range(len(DURATIONS))]
@@ -82,8 +88,7 @@ def data_dir(tmp_path_factory) -> Path:
         cuts = noise_cuts(audio, durations, given, seed=len(name))
         cuts = cuts.modify_ids(lambda i, name=name: f"{name}-{i}")
         write_shar(cuts, root / "shar" / name, shard_size=5)
-        teachers = [EnergyTeacher("wise", 6), EnergyTeacher("old", 3)]
-        extract(root / "shar" / name, teachers)
+        extract(root / "shar" / name, energy_teachers)
     write_lang(train_bpe(texts * 20, VOCAB_SIZE), root / "lang")
     return root
 

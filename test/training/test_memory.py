@@ -10,6 +10,7 @@ import pytest
 import torch
 from dummies import noise_cuts
 
+from icefall_kd.cache.extract import extract
 from icefall_kd.data.shar import write_shar
 from icefall_kd.training.checkpoint import load_checkpoint
 from icefall_kd.training.distributed import World
@@ -77,13 +78,14 @@ def test_the_probe_reaches_heads_and_vocabulary_with_the_longest_cuts(config):
     assert all(p.grad is None for p in setup.student.parameters())
 
 
-def test_the_longest_cuts_with_text_are_probed_too(only, tmp_path):
+def test_the_longest_cuts_with_text_are_probed_too(only, energy_teachers, tmp_path):
     for name, durations, texts in (("a", [1.0, 1.2], ["A", "B"]), ("b", [2.0], None)):
         (tmp_path / f"audio-{name}").mkdir()
         cuts = noise_cuts(tmp_path / f"audio-{name}", durations, texts)
         cuts = cuts.modify_ids(lambda i, name=name: f"{name}-{i}")
         write_shar(cuts, tmp_path / "shar" / name)
-    config = only("ctc")
+        extract(tmp_path / "shar" / name, energy_teachers)
+    config = only("ctc", "embedding")  # with ctc alone those of b would be left out
     data = {"shar_dir": str(tmp_path / "shar"), "max_duration": 2.5, "dev": None}
     for train_sets, needs_text, ids in (
         (("a", "b"), True, [["b-noise-0"], ["a-noise-1", "a-noise-0"]]),
