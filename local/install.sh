@@ -18,7 +18,8 @@ venv=${ICEFALL_KD_VENV:-$root/.venv}
 case $venv in /*) ;; *) venv=$PWD/$venv ;; esac
 # Of the pins and of the folder: an environment moved to another checkout is set up anew.
 stamp=$venv/.installed-$(
-  { cat "$root"/{requirements.txt,setup.py}; echo "$root"; } | sha256sum | cut -c1-16
+  { cat "$root"/{requirements.txt,local/k2_wheel.txt,setup.py}; echo "$root"; } |
+    sha256sum | cut -c1-16
 )
 pip_log=$venv/install.log
 
@@ -95,6 +96,13 @@ remedy() {
   fi
 }
 
+install_k2() {  # before the pins, which are content with any wheel of its version
+  local found='import importlib.util as u, sys; sys.exit(u.find_spec("_k2") is None)'
+  if ! "$venv/bin/python" -c "$found"; then
+    pip_install k2 --force-reinstall --no-deps -r "$root/local/k2_wheel.txt"
+  fi
+}
+
 main() {
   if [[ -f $stamp && -x $venv/bin/python ]]; then
     log "already installed in $venv"
@@ -113,6 +121,7 @@ main() {
   rm -f "$venv"/.installed-*
   drop_half_installed
   log "installing the pins of requirements.txt into $venv"
+  install_k2
   pip_install "the packages of requirements.txt" -r "$root/requirements.txt"
   # --no-build-isolation: the pinned setuptools builds, nothing is downloaded for it.
   pip_install "icefall_kd itself" --no-deps --no-build-isolation -e "$root"

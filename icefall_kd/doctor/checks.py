@@ -7,7 +7,15 @@ from typing import Callable, List, Optional, Set, Tuple
 from . import rules
 from .packages import PACKAGES, Package
 from .probe import Finding
-from .problem import Findings, Problem, is_torch_1, k2_wheel, pinned, pip_install
+from .problem import (
+    Findings,
+    Problem,
+    is_torch_1,
+    k2_wheel,
+    pinned,
+    pinned_k2,
+    pip_install,
+)
 
 
 @dataclass(frozen=True)
@@ -41,8 +49,8 @@ def check_presence(package: Package, findings: Findings) -> Optional[Problem]:
     if package.required and is_absent(findings[package.module]):
         what = f"is missing (needed for: {package.purpose})"
         remedy = pip_install(pinned(package.module))
-        if name == "k2" and torch_2:
-            remedy = k2_wheel(findings)
+        if name == "k2":
+            remedy = k2_wheel(findings) if torch_2 else pinned_k2()
         return Problem(name, what, remedy)
     return None
 
@@ -56,6 +64,8 @@ def check_import(package: Package, findings: Findings) -> Optional[Problem]:
     if name == "kaldifeat":
         remedy = "source local/env.sh  (library path); if built for another torch:"
         remedy += " bash local/install_kaldifeat.sh"
+    elif name == "k2" and finding.version == package.pin:
+        remedy = pinned_k2()
     else:
         # Of the version that is there: whether it is the right one is another check.
         wanted = f"{name}=={finding.version}" if finding.version else name

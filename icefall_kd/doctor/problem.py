@@ -54,6 +54,12 @@ def pinned(name: str) -> str:
     return f"{package.dist}=={package.pin}" if package.pin else package.dist
 
 
+def pinned_k2() -> str:
+    """Return the command that installs the one wheel of the pinned k2 that fits."""
+    flags = "--force-reinstall --no-deps"
+    return f"{sys.executable} -m pip install {flags} -r local/k2_wheel.txt"
+
+
 def is_torch_1(findings: Findings) -> bool:
     """Whether torch is of the line that k2's wheel in the package index needs."""
     return numbers(findings["torch"].version)[:1] == (1,)

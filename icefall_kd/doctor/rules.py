@@ -16,6 +16,7 @@ from .problem import (
     k2_wheel,
     numbers,
     pinned,
+    pinned_k2,
     pip_install,
 )
 
@@ -76,7 +77,7 @@ def _agree_with_k2(findings: Findings, built: str) -> str:
     """The shortest way to a torch and a k2 that fit."""
     torch = findings["torch"].version or ""
     if torch == PACKAGES["torch"].pin:
-        return pip_install(pinned("k2"), flags="--force-reinstall --no-deps")
+        return pinned_k2()
     built_torch = built.split("+")[0]
     if built_torch == PACKAGES["torch"].pin:
         return pip_install(pinned("torch"), pinned("torchaudio"))

@@ -67,6 +67,15 @@ def test_what_is_optional_may_be_absent_but_not_broken():
     assert not any(p.required for p in problems)
 
 
+def test_the_wheel_of_another_python_is_replaced_by_the_hash():
+    findings = well()
+    findings["k2"] = Finding("1.23.4", "ModuleNotFoundError: No module named '_k2'")
+    (problem,) = diagnose(findings)
+    assert problem.remedy.endswith("--no-deps -r local/k2_wheel.txt")
+    (pin,) = re.findall(r"^k2==(\S+)", (ROOT / "local/k2_wheel.txt").read_text(), re.M)
+    assert pin == PACKAGES["k2"].pin
+
+
 @pytest.mark.parametrize(
     "name, version", [("torch", "1.10.0"), ("onnx", "1.19.0"), ("torchaudio", "0.12.1")]
 )

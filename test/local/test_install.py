@@ -1,5 +1,6 @@
 """local/install.sh, run for real: a small package set, real pip, no network."""
 
+import hashlib
 import importlib.metadata
 import os
 import shutil
@@ -112,7 +113,7 @@ def test_without_network_one_message_and_nothing_is_lost(tmp_path):
     done = install(env)
     assert done.returncode == 1
     (error,) = errors(done)
-    assert "torch==1.13.1" in error and "Remedy" in error and "network" in error
+    assert "k2==1.23.4" in error and "Remedy" in error and "network" in error
     assert sorted(p.name for p in packages.iterdir()) == before
     assert not list((tmp_path / "venv").glob(".installed-*"))
 
@@ -137,16 +138,29 @@ def test_an_environment_of_another_python_is_left_alone(tmp_path):
     assert "another Python than 3.10" in errors(done)[0]
 
 
-def wheel_of(dist: str, folder: Path) -> str:
-    """Pack an installed package into a wheel again; returns its requirement."""
-    info = importlib.metadata.distribution(dist)
-    (tag,) = [x[5:] for x in info.read_text("WHEEL").splitlines() if x[:4] == "Tag:"]
-    with zipfile.ZipFile(folder / f"{dist}-{info.version}-{tag}.whl", "w") as wheel:
-        for file in info.files:
+def wheel_of(dist: str, path: Path, without: str = "") -> Path:
+    """Pack an installed package into a wheel again, but for one module."""
+    with zipfile.ZipFile(path, "w") as wheel:
+        for file in importlib.metadata.distribution(dist).files:
             inside = ".." not in file.parts and "__pycache__" not in file.parts
-            if inside and file.locate().exists():
+            left_out = without and str(file).startswith(without)
+            if inside and not left_out and file.locate().exists():
                 wheel.write(file.locate(), str(file))
-    return f"{dist}=={info.version}\n"
+    return path
+
+
+def pin_of(dist: str) -> str:
+    return f"{dist}=={importlib.metadata.version(dist)}"
+
+
+def wheels_of_k2(folder: Path) -> str:
+    """Write k2 as the index has it, several wheels that all fit; returns its pin."""
+    name = pin_of("k2").replace("==", "-")
+    for other in ("py3.7", "py3.8", "py3.9", "py3.11"):
+        wheel_of("k2", folder / f"{name}-{other}-none-any.whl", without="_k2.")
+    right = wheel_of("k2", folder / f"{name}-py3.10-none-any.whl")
+    sha256 = hashlib.sha256(right.read_bytes()).hexdigest()
+    return f"{pin_of('k2')} --hash=sha256:{sha256}\n"
 
 
 @pytest.fixture
@@ -159,8 +173,12 @@ def small_repository(tmp_path):
         shutil.copytree(ROOT / name, root / name, ignore=ignore)
     for name in ("setup.py", "pyproject.toml"):
         shutil.copy(ROOT / name, root)
-    pins = [wheel_of(dist, wheels) for dist in ("setuptools", "wheel", "packaging")]
-    (root / "requirements.txt").write_text("".join(pins))
+    pins = [pin_of(dist) for dist in ("setuptools", "wheel", "packaging")]
+    for pin in pins:
+        name = pin.replace("==", "-")
+        wheel_of(pin.split("==")[0], wheels / f"{name}-py3-none-any.whl")
+    (root / "requirements.txt").write_text("\n".join(pins) + "\n")
+    (root / "local/k2_wheel.txt").write_text(wheels_of_k2(wheels))
     env = clean_env(tmp_path, PIP_FIND_LINKS=str(wheels), **NO_INDEX)
     add_pyenv(tmp_path)
     return root, env
@@ -174,6 +192,8 @@ def test_install_is_complete_then_at_once_then_resumed(small_repository, tmp_pat
     where = [venv / "bin/python", "-c", "import icefall_kd as k; print(k.__file__)"]
     out = subprocess.run(where, text=True, capture_output=True, cwd=tmp_path).stdout
     assert Path(out.strip()) == root / "icefall_kd/__init__.py"
+    packages = venv / "lib/python3.10/site-packages"
+    (k2,) = packages.glob("_k2.*.so")
 
     start = time.monotonic()
     done = install(env, root)
@@ -183,7 +203,6 @@ def test_install_is_complete_then_at_once_then_resumed(small_repository, tmp_pat
     # A call that was killed while pip wrote a package: no RECORD yet, and no stamp.
     (stamp,) = venv.glob(".installed-*")
     stamp.unlink()
-    packages = venv / "lib/python3.10/site-packages"
     next(packages.glob("wheel-*.dist-info/RECORD")).unlink()
     (packages / "wheel/__init__.py").unlink()
     done = install(env, root)
@@ -191,10 +210,12 @@ def test_install_is_complete_then_at_once_then_resumed(small_repository, tmp_pat
     assert "was interrupted" in done.stderr
     assert (packages / "wheel/__init__.py").exists() and stamp.exists()
 
-    # New pins are installed over the old ones.
+    # New pins are installed over the old ones, and k2 over a wheel of another Python.
+    k2.rename(k2.with_name("_k2.cpython-39-x86_64-linux-gnu.so"))
     with open(root / "requirements.txt", "a") as pins:
         pins.write("# changed\n")
     done = install(env, root)
     assert done.returncode == 0 and "already installed" not in done.stderr
     (new_stamp,) = venv.glob(".installed-*")
     assert new_stamp.name != stamp.name
+    assert k2.exists()
