@@ -13,8 +13,10 @@ from torch import nn
 from icefall_kd.cache.reader import open_shar
 from icefall_kd.config import ModelConfig, ZipformerConfig
 from icefall_kd.data.fbank import compute_fbank
+from icefall_kd.data.shar import write_shar
 from icefall_kd.data.tokens import Tokenizer, train_bpe
-from icefall_kd.decoding.recognise import load_wave, reference
+from icefall_kd.decoding import DecodeOptions
+from icefall_kd.decoding.recognise import load_wave, recognise, reference
 from icefall_kd.training.checkpoint import save_pretrained
 from icefall_kd.transducer.build import build_model
 from icefall_kd.transducer.joiner import Joiner
@@ -119,6 +121,25 @@ def checkpoint(pristine_student, tokenizer, tmp_path_factory):
         path, pristine_student.state_dict(), STUDENT, tokenizer.model_bytes, {}
     )
     return path
+
+
+def write_own_words(
+    folder, cuts, model, tokenizer, method="greedy_search", chunking=None
+):
+    """Write prompts as a Shar folder; the transcripts are what the model says."""
+    some = copy.deepcopy(cuts)
+    options = DecodeOptions(method, unk_id=tokenizer.unk_id)
+    found, _ = recognise(model, some, tokenizer, options, chunking)
+    for cut, recognition in zip(some, found):
+        cut.supervisions[0].text = " ".join(recognition.hyp)
+    write_shar(some, folder)
+    return folder
+
+
+def call(command, *arguments):
+    """Run a command of icefall_kd.bin; returns what its run() does."""
+    arguments = [str(argument) for argument in arguments]
+    return command.run(command.get_parser().parse_args(arguments))
 
 
 def behind_an_encoder(vocab_size: int, encoder_dim: int, size: int = 8) -> AsrModel:

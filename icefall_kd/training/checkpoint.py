@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from icefall_kd.config import ModelConfig, from_dict, to_dict
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.io import naming_write, write_aside
-from icefall_kd.training.weights_only import load_weights_only
 from icefall_kd.transducer.build import build_model
 from icefall_kd.transducer.icefall import model_of_icefall
 from icefall_kd.transducer.model import AsrModel
+from icefall_kd.weights_only import load_weights_only
 
 Pathlike = Union[str, Path]
 RESUME_KEYS = (

@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from pathlib import Path
 from typing import Dict, Iterable, List, Sequence, Tuple
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from icefall_kd import BLANK_ID
 from icefall_kd.io import Pathlike, write_aside
-from icefall_kd.training.weights_only import load_weights_only
+from icefall_kd.weights_only import load_saved
 
 END = -1  # in the place of a token: the end of an utterance
 Bigram = Dict[Tuple[int, int], float]
@@ -101,14 +100,12 @@ def load_bigram(path: Pathlike, vocab_sha256: str) -> Tensor:
       FileNotFoundError: if there is no such file.
       ValueError: if it holds something else, or is over other tokens.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"{path}: no such bigram of tokens; make one with "
-            "'python -m icefall_kd.bin.make_denominator --bigram'"
-        )
-    saved = load_weights_only(path)
-    if not isinstance(saved, dict) or set(saved) != {"log_probs", "vocab_sha256"}:
-        raise ValueError(f"{path} is no bigram of tokens")
+    saved = load_saved(
+        path,
+        "bigram of tokens",
+        {"log_probs", "vocab_sha256"},
+        "python -m icefall_kd.bin.make_denominator --bigram",
+    )
     if saved["vocab_sha256"] != vocab_sha256:
         raise ValueError(
             f"{path} is over the tokens of the BPE model {saved['vocab_sha256'][:12]}, "

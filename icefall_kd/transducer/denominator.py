@@ -6,15 +6,14 @@ lattice-free MMI, 2016, Interspeech; the bigram in the place of phones as in k2'
 recipes.
 """
 
-from pathlib import Path
 from typing import Any, Iterable, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from icefall_kd.io import Pathlike, write_aside
-from icefall_kd.training.weights_only import load_weights_only
 from icefall_kd.transducer.bigram import END, estimate_bigram
+from icefall_kd.weights_only import load_saved
 
 
 def build_denominator(
@@ -68,14 +67,12 @@ def load_denominator(path: Pathlike) -> Tuple[Any, int]:
     """
     import k2
 
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"{path}: no such denominator graph; make one with "
-            "'python -m icefall_kd.bin.make_denominator'"
-        )
-    saved = load_weights_only(path)
-    if not isinstance(saved, dict) or set(saved) != {"vocab_size", "graph"}:
-        raise ValueError(f"{path} is no denominator graph")
+    saved = load_saved(
+        path,
+        "denominator graph",
+        {"vocab_size", "graph"},
+        "python -m icefall_kd.bin.make_denominator",
+    )
     return k2.Fsa.from_dict(saved["graph"]), saved["vocab_size"]
 
 

@@ -1,22 +1,20 @@
 """align, then decode against the alignment, on real prompts as a recipe calls them."""
 
-import copy
 import json
 
 import pytest
 from students import (  # noqa: F401, fixtures
+    call,
     checkpoint,
     cuts,
     pristine_student,
     tokenizer,
     waves,
+    write_own_words,
 )
 
 from icefall_kd.bin import align, decode
-from icefall_kd.data.shar import write_shar
-from icefall_kd.decoding import DecodeOptions
 from icefall_kd.decoding.ctm import read_ctm
-from icefall_kd.decoding.recognise import recognise
 from icefall_kd.decoding.setting import Chunking
 
 STREAMING = ["--streaming", "--chunk-size", "16", "--left-context", "64"]
@@ -29,14 +27,9 @@ def say(cuts, pristine_student, tokenizer, tmp_path_factory):  # noqa: F811
     """Writes two real prompts; the transcripts are what the student says of them."""
 
     def write(name, chunking=None):
-        some = copy.deepcopy(cuts[:2])
-        greedy = DecodeOptions("ctc_greedy_search", unk_id=tokenizer.unk_id)
-        found, _ = recognise(pristine_student, some, tokenizer, greedy, chunking)
-        for cut, recognition in zip(some, found):
-            cut.supervisions[0].text = " ".join(recognition.hyp)
         folder = tmp_path_factory.mktemp("own") / name
-        write_shar(some, folder)
-        return folder
+        words = cuts[:2], pristine_student, tokenizer
+        return write_own_words(folder, *words, "ctc_greedy_search", chunking)
 
     return write
 
@@ -44,11 +37,6 @@ def say(cuts, pristine_student, tokenizer, tmp_path_factory):  # noqa: F811
 @pytest.fixture(scope="module")
 def own_words(say):
     return say("own")
-
-
-def call(module, *arguments):
-    arguments = [str(argument) for argument in arguments]
-    return module.run(module.get_parser().parse_args(arguments))
 
 
 def aligned(checkpoint, shar, folder):  # noqa: F811

@@ -1,6 +1,5 @@
 """decode, export, transcribe and report on real prompts, as a recipe calls them."""
 
-import copy
 import json
 import re
 import shutil
@@ -10,17 +9,16 @@ import soundfile
 import torch
 from reported import Page
 from students import (  # noqa: F401, fixtures
+    call,
     checkpoint,
     cuts,
     pristine_student,
     tokenizer,
     waves,
+    write_own_words,
 )
 
 from icefall_kd.bin import decode, export, report, transcribe
-from icefall_kd.data.shar import write_shar
-from icefall_kd.decoding import DecodeOptions
-from icefall_kd.decoding.recognise import recognise
 from icefall_kd.training.checkpoint import load_checkpoint, save_checkpoint
 
 STREAMING = ["--streaming", "--chunk-size", "16", "--left-context", "64"]
@@ -33,14 +31,8 @@ KEYS = {
 @pytest.fixture(scope="module")
 def own_words(cuts, pristine_student, tokenizer, tmp_path_factory):  # noqa: F811
     """Ten real prompts whose transcripts are what the student says of them."""
-    greedy = DecodeOptions(unk_id=tokenizer.unk_id)
-    some = copy.deepcopy(cuts[:10])
-    found, _ = recognise(pristine_student, some, tokenizer, greedy)
-    for cut, recognition in zip(some, found):
-        cut.supervisions[0].text = " ".join(recognition.hyp)
     folder = tmp_path_factory.mktemp("own") / "own"
-    write_shar(some, folder)
-    return folder
+    return write_own_words(folder, cuts[:10], pristine_student, tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +44,6 @@ def model_dir(checkpoint, own_words, tmp_path_factory):  # noqa: F811
     call(export, *common, "--no-int8")
     call(export, *common, *STREAMING, "--max-int8-loss", "1000")
     return folder
-
-
-def call(module, *arguments):
-    return module.run(module.get_parser().parse_args(list(arguments)))
 
 
 def call_decode(checkpoint, shar, out, *more):  # noqa: F811

@@ -8,9 +8,9 @@ import pytest
 import torch
 from students import behind_an_encoder
 from torch import nn
+from two_stacks import LENS, MODEL, STACKS, VOCAB
 
 from icefall_kd.cache.topk import join_path, split_path, split_topk, take_topk
-from icefall_kd.config import ModelConfig, ZipformerConfig
 from icefall_kd.distill.align import pair_means
 from icefall_kd.distill.essence import EssenceConfig, EssenceTerm
 from icefall_kd.distill.inter_ctc import InterCtcConfig, InterCtcTerm
@@ -24,21 +24,7 @@ from icefall_kd.distill.one_best import OneBestConfig, OneBestTerm
 from icefall_kd.distill.term import StudentOutput
 from icefall_kd.transducer.denominator import build_denominator, save_denominator
 
-DIM, VOCAB, K = 6, 9, 4
-LENS = [23, 13]
-STACKS = (4, 5)
-MODEL = ModelConfig(
-    encoder=ZipformerConfig(
-        downsampling_factor=(1, 2),
-        num_encoder_layers=(1,),
-        encoder_dim=STACKS,
-        encoder_unmasked_dim=(4,),
-        feedforward_dim=(8,),
-        num_heads=(1,),
-        cnn_module_kernel=(7,),
-    ),
-    vocab_size=VOCAB,
-)
+DIM, K = 6, 4
 
 
 def ctc_field(seed, k=K, lens=LENS):

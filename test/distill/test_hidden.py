@@ -10,11 +10,12 @@ import torch
 from lhotse import CutSet
 from students import behind_an_encoder
 from torch import nn
+from two_stacks import LENS, MODEL, STACKS
 
 from icefall_kd.cache.codecs import make_codec
 from icefall_kd.cache.extract import extract
 from icefall_kd.cache.reader import open_shar
-from icefall_kd.config import AdapterConfig, ModelConfig, ZipformerConfig
+from icefall_kd.config import AdapterConfig, ModelConfig
 from icefall_kd.data.batches import BatchDataset
 from icefall_kd.data.shar import write_shar
 from icefall_kd.distill.align import align_frames, align_to_stack
@@ -29,20 +30,6 @@ pristine_student, checkpoint = students.pristine_student, students.checkpoint
 
 FBANK = [98, 59]  # frames of 10 ms
 FINE = [45, 26]  # of the stacks, 20 ms
-LENS = [23, 13]  # of the student, 40 ms
-STACKS = (4, 5)
-MODEL = ModelConfig(
-    encoder=ZipformerConfig(
-        downsampling_factor=(1, 2),
-        num_encoder_layers=(1,),
-        encoder_dim=STACKS,
-        encoder_unmasked_dim=(4,),
-        feedforward_dim=(8,),
-        num_heads=(1,),
-        cnn_module_kernel=(7,),
-    ),
-    vocab_size=9,
-)
 FIELDS = {"near": (5, 0.02, [51, 31]), "far": (7, 0.04, [26, 15])}  # dim, shift, lens
 BOTH = HiddenConfig(stacks={0: "far", -1: "near"}, stack_weights={0: 3.0})
 

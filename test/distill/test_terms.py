@@ -1,92 +1,24 @@
 """The terms: padding, order and weights against slow references."""
 
 import dataclasses
-from types import SimpleNamespace
 
+import embeddings
 import numpy as np
 import pytest
 import torch
-from students import behind_an_encoder
-from torch import nn
+from embeddings import DIM, LENS, embedding, without_target
 
-from icefall_kd.config import ModelConfig, ZipformerConfig
 from icefall_kd.distill.align import align_frames
 from icefall_kd.distill.ctc import CtcConfig
 from icefall_kd.distill.embedding import (
     EmbeddingConfig,
     EmbeddingTerm,
-    draw_teachers,
 )
 from icefall_kd.distill.losses import FRAME_LOSSES
-from icefall_kd.distill.term import StudentOutput
 from icefall_kd.distill.terms import TERMS, TermsConfig, build_terms
 from icefall_kd.distill.transducer import TransducerConfig, TransducerTerm
 
-DIM, VOCAB = 6, 9
-LENS = [23, 13]  # student frames of 1 s and 0.6 s
-MODEL = ModelConfig(
-    encoder=ZipformerConfig(
-        downsampling_factor=(1,),
-        num_encoder_layers=(1,),
-        encoder_dim=(DIM,),
-        encoder_unmasked_dim=(DIM,),
-        feedforward_dim=(8,),
-        num_heads=(1,),
-        cnn_module_kernel=(7,),
-    )
-)
-
-
-@pytest.fixture
-def infos():
-    rng = np.random.default_rng(0)
-    return {
-        name: SimpleNamespace(
-            mean=rng.normal(size=dim).tolist(), std=rng.uniform(1, 3, dim).tolist()
-        )
-        for name, dim in (("wise", 5), ("old", 3))
-    }
-
-
-@pytest.fixture
-def batch():
-    torch.manual_seed(0)
-    return {
-        "tokens": [[3, 1, 4], [5, 5]],
-        "fields": {
-            "wise": {
-                "x": torch.randn(2, 50, 5),
-                "lens": torch.tensor([50, 30]),
-                "frame_shift": 0.02,
-            },
-            "old": {
-                "x": torch.randn(2, 25, 3),
-                "lens": torch.tensor([25, 15]),
-                "frame_shift": 0.04,
-            },
-        },
-    }
-
-
-@pytest.fixture
-def student():
-    """A student behind its encoder; the rest of it is real."""
-    torch.manual_seed(1)
-    model = behind_an_encoder(VOCAB, DIM)
-    encoder_out = torch.randn(2, max(LENS), DIM, requires_grad=True)
-    return StudentOutput(encoder_out, torch.tensor(LENS), model, nn.ModuleDict())
-
-
-def embedding(student, infos, **options):
-    torch.manual_seed(2)
-    term = EmbeddingTerm(
-        EmbeddingConfig(
-            **{"teachers": {"wise": 0.7, "old": 0.3}, "losses": {"l1": 1.0}, **options}
-        )
-    )
-    heads = nn.ModuleDict({"embedding": term.build_heads(MODEL, infos)})
-    return term, dataclasses.replace(student, heads=heads)
-
+infos, batch, student = embeddings.infos, embeddings.batch, embeddings.student
 
 SLOW = {
     "l1": lambda s, t: np.abs(s - t).mean(),
@@ -162,126 +94,6 @@ def test_a_perfect_student_has_no_loss(student, infos, batch):
         head.proj.bias.zero_()
     perfect = dataclasses.replace(student, encoder_out=encoder_out)
     assert float(term(perfect, batch, 0).sum) == pytest.approx(0.0, abs=1e-5)
-
-
-CUTS = [SimpleNamespace(id="first"), SimpleNamespace(id="second")]
-
-
-def test_a_random_teacher_teaches_each_utterance(student, infos, batch):
-    """It is one of the two, with its own head, at the weight of both together."""
-    student.model.train()
-    batch["cuts"] = CUTS
-    term, student = embedding(
-        student, infos, choose="random", teachers={"wise": 0.9, "old": 0.3}
-    )
-    heads = student.heads["embedding"]
-    seen = set()
-    for step in range(30):
-        output = term(student, batch, step)
-        told = {n: torch.ones(2).bool() for n in ("wise", "old")}
-        drawn = draw_teachers(told, term.teachers, ["first", "second"], step)
-        expected = 0.0
-        for name, chosen in drawn.items():
-            one, other = embedding(student, infos, teachers={name: 1.0})
-            other.heads["embedding"][name] = heads[name]
-            field = batch["fields"][name]
-            lens = field["lens"] * chosen
-            fields = {name: {**field, "lens": lens}}
-            expected += 1.2 * float(one(other, {**batch, "fields": fields}, 0).sum)
-        assert float(output.sum) == pytest.approx(expected, rel=1e-5)
-        assert output.count == sum(LENS) and output.skipped == 0
-        seen.add(tuple(drawn["wise"].tolist()))
-    assert len(seen) >= 3  # both, either, and seldom none
-
-
-def test_a_random_teacher_is_the_same_for_the_step_and_the_utterance():
-    told = {name: torch.ones(2000).bool() for name in ("wise", "old", "far")}
-    ids = [f"cut-{i}" for i in range(2000)]
-    weights = {"wise": 0.5, "old": 0.2, "far": 0.1}
-    drawn = draw_teachers(told, weights, ids, 7)
-    assert torch.equal(sum(c.long() for c in drawn.values()), torch.ones(2000).long())
-    shares = [float(drawn[name].double().mean()) for name in weights]
-    assert shares == pytest.approx([0.625, 0.25, 0.125], abs=0.04)
-    again = draw_teachers(told, weights, ids[::-1], 7)
-    assert all(torch.equal(again[name].flip(0), drawn[name]) for name in told)
-    later = draw_teachers(told, weights, ids, 8)
-    apart = (later["wise"] != drawn["wise"]).double().mean()
-    assert float(apart) == pytest.approx(2 * 0.625 * 0.375, abs=0.05)
-    told["wise"][:1000] = False  # the others of these utterances
-    drawn = draw_teachers(told, weights, ids, 7)
-    assert not drawn["wise"][:1000].any()
-    assert float(drawn["old"][:1000].double().mean()) == pytest.approx(2 / 3, abs=0.05)
-    nobody = {name: torch.zeros(2).bool() for name in told}
-    drawn = draw_teachers(nobody, weights, ids[:2], 7)
-    assert not any(chosen.any() for chosen in drawn.values())
-
-
-def test_in_evaluation_all_teachers_teach(student, infos, batch):
-    """Which is what random ones do in the mean."""
-    term, student = embedding(student, infos, choose="random")
-    both, other = embedding(student, infos)
-    expected = float(both(other, batch, 0).sum)
-    assert not student.model.training
-    assert float(term(student, batch, 0).sum) == pytest.approx(expected)
-
-
-def test_the_mean_of_teachers_is_learned_through_one_head(student, infos, batch):
-    infos["old"] = infos["wise"]  # of one size
-    torch.manual_seed(4)
-    batch["fields"]["old"] = {
-        "x": torch.randn(2, 25, 5),
-        "lens": torch.tensor([25, 15]),
-        "frame_shift": 0.04,
-    }
-    term, student = embedding(student, infos, choose="average", losses={"l2": 1.0})
-    heads = student.heads["embedding"]
-    assert [head.proj is not None for head in heads.values()] == [True, False]
-    output = term(student, batch, 0)
-    total = 0.0
-    for n, frames in enumerate(LENS):
-        goal = 0.0
-        for name, weight in {"wise": 0.7, "old": 0.3}.items():
-            field = batch["fields"][name]
-            aligned = align_frames(
-                field["x"][n : n + 1],
-                field["lens"][n : n + 1],
-                field["frame_shift"],
-                torch.tensor([frames]),
-            )
-            goal = goal + weight * heads[name].normalise(aligned)[0]
-        guess = heads["wise"].proj(student.encoder_out[n, :frames])
-        total += float((guess - goal).square().mean(dim=1).sum())
-    assert float(output.sum) == pytest.approx(total, rel=1e-4)
-    assert set(output.extras) == {"average_l2"} and output.count == sum(LENS)
-    without_target(batch["fields"]["old"], 1)
-    without_target(batch["fields"]["wise"], 1)
-    output = term(student, batch, 0)
-    assert output.skipped == 1 and output.extras["average_l2"][1] == LENS[0]
-    output.sum.backward()
-    assert student.encoder_out.grad[1].abs().sum() == 0
-
-
-def test_the_mean_is_of_the_teachers_that_say_something(student, infos, batch):
-    infos["old"] = infos["wise"]
-    batch["fields"]["old"] = {**batch["fields"]["wise"], "x": torch.randn(2, 50, 5)}
-    term, student = embedding(student, infos, choose="average")
-    without_target(batch["fields"]["old"], 0)
-    without_target(batch["fields"]["old"], 1)
-    alone, other = embedding(student, infos, teachers={"wise": 1.0})
-    other.heads["embedding"]["wise"] = student.heads["embedding"]["wise"]
-    expected = float(alone(other, batch, 0).sum)
-    assert float(term(student, batch, 0).sum) == pytest.approx(expected, rel=1e-5)
-
-
-def test_teachers_of_different_sizes_have_no_mean(student, infos):
-    with pytest.raises(ValueError, match="'average'.*'wise': 5, 'old': 3.*or random"):
-        embedding(student, infos, choose="average")
-
-
-def without_target(field, row):
-    """The field with utterance ``row`` as a batch has it that lacks its target."""
-    field["lens"][row] = 0
-    field["x"][row] = 0.0
 
 
 @pytest.mark.parametrize("row", [0, 1])

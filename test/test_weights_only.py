@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from icefall_kd.training.checkpoint import load_checkpoint
-from icefall_kd.training.weights_only import load_weights_only
+from icefall_kd.weights_only import load_weights_only
 
 
 class Touch:

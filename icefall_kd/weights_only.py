@@ -10,9 +10,11 @@ import pickle
 import zipfile
 from pathlib import Path, PosixPath
 from types import SimpleNamespace
-from typing import Any, ContextManager
+from typing import Any, ContextManager, Dict, Set
 
 import torch
+
+from icefall_kd.io import Pathlike
 
 ALLOWED = {
     ("collections", "OrderedDict"),
@@ -41,6 +43,25 @@ def load_weights_only(path: Path) -> Any:
     with torch.serialization._open_zipfile_reader(str(path)) as reader:
         module = SimpleNamespace(Unpickler=_Unpickler)
         return torch.serialization._load(reader, "cpu", module, encoding="utf-8")
+
+
+def load_saved(path: Pathlike, what: str, keys: Set[str], make: str) -> Dict[str, Any]:
+    """Return the dict of a file that a command of ours wrote.
+
+    Args:
+      what: it holds, for messages.
+      keys: of the dict.
+      make: the command that writes such a file.
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it holds something else.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such {what}; make one with '{make}'")
+    saved = load_weights_only(Path(path))
+    if not isinstance(saved, dict) or set(saved) != keys:
+        raise ValueError(f"{path} is no {what}")
+    return saved
 
 
 def _allowing_paths() -> ContextManager:
