@@ -60,25 +60,29 @@ def split_path(x: Tensor) -> Tuple[Tensor, Tensor]:
     return x[..., 0].round().to(torch.int64), x[..., 1:]
 
 
-def mean_of_topk(
-    frames: Sequence[Tensor], weights: Sequence[float], vocab_size: int, k: int
+def mean_probs(
+    frames: Sequence[Tensor], weights: Sequence[float], vocab_size: int
 ) -> Tensor:
-    """Return the weighted mean of distributions of one vocabulary.
+    """Return the weighted mean of distributions of one vocabulary, (..., V) float32.
 
     Each token that a frame does not tell gets an equal share of its tail, which is the
     mean of what these tokens had.
 
     Args:
-      frames:  each (N, T, 2 k' + 1), of kind ``ctc``.
+      frames:  each (..., 2 k' + 1), of kind ``ctc``.
       weights: of sum 1.
-      k:       tokens kept of the mean.
-    Returns:
-      (N, T, 2 k + 1) float32.
     """
     mean = frames[0].new_zeros(*frames[0].shape[:-1], vocab_size)
     for x, weight in zip(frames, weights):
         ids, log_probs, tail = split_topk(x)
         others = max(1, vocab_size - ids.shape[-1])
-        probs = (tail / others).unsqueeze(-1).repeat(1, 1, vocab_size)
+        probs = (tail / others).unsqueeze(-1).expand_as(mean)
         mean += weight * probs.scatter(-1, ids, log_probs.exp())
-    return take_topk(mean.log(), k)
+    return mean
+
+
+def mean_of_topk(
+    frames: Sequence[Tensor], weights: Sequence[float], vocab_size: int, k: int
+) -> Tensor:
+    """Return :func:`mean_probs` as frames of kind ``ctc``, (..., 2 k + 1) float32."""
+    return take_topk(mean_probs(frames, weights, vocab_size).log(), k)

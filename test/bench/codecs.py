@@ -35,6 +35,7 @@ from icefall_kd.cache.codecs import Codec, find_codec, train_codec
 from icefall_kd.cache.codecs.base import mean_and_std
 from icefall_kd.cache.field import load_field_info
 from icefall_kd.cache.reader import load_field, open_shar
+from icefall_kd.cpu import tune_cpu
 
 
 def parse() -> argparse.Namespace:
@@ -104,6 +105,7 @@ def measure(
 def main() -> None:
     """Run the comparison."""
     args = parse()
+    tune_cpu()  # as bin.train does, which decodes
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.WARNING)
     info = load_field_info(args.shar_dir, args.field)

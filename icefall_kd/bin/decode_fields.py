@@ -1,0 +1,105 @@
+"""Decode what teachers said of a set, from its fields of kind ctc, and score it.
+
+    python -m icefall_kd.bin.decode_fields --shar-dir data/shar/test \\
+      --fields adapter_ctc adapter_base_ctc --bpe-model data/lang_bpe_150/bpe.model \\
+      --out-dir exp/ensemble/decode
+
+Several fields are an ensemble: the mean of their distributions, as the term ``essence``
+takes it.  Neither a teacher nor a student is needed, and what is decoded is what a
+student is told: top-k tokens and the tail.  Writes files as bin.decode does.
+"""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+from icefall_kd.cpu import tune_cpu
+from icefall_kd.decoding import DECODERS, DecodeOptions
+from icefall_kd.decoding.scoring import result_path, write_results
+from icefall_kd.decoding.setting import kept_result, setting_facts, setting_name
+from icefall_kd.logs import setup_logging
+
+METHODS = sorted(name for name, search in DECODERS.items() if search.head == "ctc")
+
+
+def get_parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--shar-dir", type=Path, required=True)
+    p.add_argument("--fields", nargs="+", required=True, help="of kind ctc")
+    p.add_argument("--bpe-model", type=Path, required=True, help="of their tokens")
+    p.add_argument("--out-dir", type=Path, required=True)
+    p.add_argument("--method", choices=METHODS, default="ctc_prefix_beam_search")
+    p.add_argument("--beam", type=int, default=4)
+    p.add_argument("--blank-penalty", type=float, default=0.0)
+    p.add_argument("--force", action="store_true", help="decode again")
+    return p
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Decode as ``args`` say; return what the result JSON holds."""
+    from icefall_kd.cache.codec_file import load_codecs
+    from icefall_kd.cache.field import load_field_info
+    from icefall_kd.cache.reader import open_shar
+    from icefall_kd.data.tokens import Tokenizer
+    from icefall_kd.decoding.recognise import count_cuts, recognise
+    from icefall_kd.decoding.stored import StoredDistributions
+    from icefall_kd.distill.targets import check_kind
+    from icefall_kd.distill.vocabulary import check_vocabulary
+
+    if not args.bpe_model.is_file():
+        raise FileNotFoundError(f"{args.bpe_model}: no such BPE model")
+    tokenizer = Tokenizer.from_bytes(args.bpe_model.read_bytes())
+    infos = [load_field_info(args.shar_dir, name) for name in args.fields]
+    for info in infos:
+        check_kind("--fields", info, "ctc")
+        check_vocabulary(info, tokenizer)
+    options = DecodeOptions(
+        args.method, args.beam, args.blank_penalty, unk_id=tokenizer.unk_id
+    )
+    set_name, suffix = args.shar_dir.name, setting_name(options, None)
+    said = json.dumps([info.fingerprint for info in infos], sort_keys=True)
+    digest = hashlib.sha256(said.encode()).hexdigest()
+    kept = kept_result(result_path(args.out_dir, set_name, suffix), digest, args.force)
+    if kept:
+        return kept
+    model = StoredDistributions(
+        args.fields, [info.dim for info in infos], tokenizer.vocab_size
+    ).eval()
+    recognitions, rtf = recognise(
+        model,
+        open_shar(args.shar_dir, model.fields),
+        tokenizer,
+        options,
+        total=count_cuts(args.shar_dir),
+        codecs=load_codecs(args.shar_dir, model.fields),
+    )
+    facts = {
+        "engine": "stored fields",
+        **setting_facts(options, None),
+        "checkpoint": "+".join(args.fields),
+        "checkpoint_sha256": digest,
+        "parameters": 0,
+        "rtf": round(rtf, 5),
+        "device": "cpu",
+        "threads": torch.get_num_threads(),
+    }
+    return write_results(args.out_dir, set_name, suffix, recognitions, facts)
+
+
+def main() -> None:
+    setup_logging()
+    try:
+        result = run(get_parser().parse_args())
+    except (ValueError, FileNotFoundError) as e:
+        raise SystemExit(f"decode_fields: {e}") from e
+    print(f"{result['set']} {result['suffix']}: WER {result['wer']:.2f} %")
+
+
+if __name__ == "__main__":
+    tune_cpu()
+    main()

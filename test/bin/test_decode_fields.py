@@ -1,0 +1,122 @@
+"""decode_fields on what a student said of real prompts, stored by the extraction."""
+
+import ast
+import itertools
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from students import (  # noqa: F401, fixtures
+    call,
+    checkpoint,
+    cuts,
+    pristine_student,
+    tokenizer,
+    waves,
+)
+
+from icefall_kd.bin import decode_fields
+from icefall_kd.cache.codec_file import load_codec
+from icefall_kd.cache.extract import extract
+from icefall_kd.cache.field import load_field_info
+from icefall_kd.cache.reader import load_field, open_shar
+from icefall_kd.cache.topk import take_topk
+from icefall_kd.data.shar import write_shar
+from icefall_kd.decoding.stored import MeanOfFields, StoredDistributions
+from icefall_kd.teachers import build_teacher
+
+GREEDY = ("--method", "ctc_greedy_search")
+
+
+@pytest.fixture(scope="module")
+def told(checkpoint, cuts, tmp_path_factory):  # noqa: F811
+    """Six prompts and what the student says of them, with 16 and 2 tokens a frame."""
+    folder = tmp_path_factory.mktemp("told") / "own"
+    write_shar(cuts[:6], folder)
+    for name, topk in (("student", 16), ("student_best", 2)):
+        teacher = build_teacher(
+            "zipformer", checkpoint, name, outputs=["ctc", "embedding"], topk=topk
+        )
+        extract(folder, [teacher])
+    return folder
+
+
+def best_words(shar, tokenizer):  # noqa: F811
+    """Return id -> words of the best tokens stored, frame by frame; <unk> is blank."""
+    codec = load_codec(shar, load_field_info(shar, "student_ctc"))
+    found = {}
+    for cut in open_shar(shar, ["student_ctc"]):
+        best = []
+        for frame in load_field(cut, "student_ctc", codec):
+            probs = dict(zip(frame[:16].astype(int), np.exp(frame[16:32])))
+            probs[0] = probs.get(0, 0.0) + probs.pop(tokenizer.unk_id, 0.0)
+            best.append(max(probs, key=probs.get))
+        tokens = [int(token) for token, _ in itertools.groupby(best) if token]
+        found[cut.id] = tokenizer.decode(tokens).split()
+    return found
+
+
+@pytest.fixture
+def call_on(told, tokenizer, tmp_path):  # noqa: F811
+    model = tmp_path / "bpe.model"
+    model.write_bytes(tokenizer.model_bytes)
+    options = ["--bpe-model", model, "--out-dir", tmp_path / "decode"]
+
+    def run(*fields, shar=told, more=GREEDY):
+        return call(
+            decode_fields, "--shar-dir", shar, *options, "--fields", *fields, *more
+        )
+
+    return run
+
+
+def test_what_is_stored_is_read(call_on, told, tokenizer, tmp_path):  # noqa: F811
+    result = call_on("student_ctc")
+    assert (result["engine"], result["checkpoint"]) == ("stored fields", "student_ctc")
+    recogs = (tmp_path / "decode/recogs-own-ctc_greedy_search.txt").read_text()
+    found = re.findall(r"^(\S+):\thyp=(.*)$", recogs, re.M)
+    expected = best_words(told, tokenizer)
+    assert {name: ast.literal_eval(hyp) for name, hyp in found} == expected
+    assert sum(map(len, expected.values())) > 20
+    assert call_on("student_ctc") == result  # kept
+    both = call_on("student_ctc", "student_best_ctc")  # of two fields, not kept
+    assert both["checkpoint"] == "student_ctc+student_best_ctc"
+    assert both["errors"] == result["errors"]
+    assert call_on("student_ctc", more=("--beam", "2"))["beam"] == 2
+
+
+def test_the_mean_is_of_distributions():
+    torch.manual_seed(0)
+    probs = torch.rand(2, 1, 3, 5).softmax(dim=-1)
+    told = torch.cat([take_topk(p.log(), 5) for p in probs], dim=-1)
+    head = MeanOfFields([11, 11], 5)
+    assert torch.allclose(head(told).exp(), probs.mean(dim=0), atol=1e-6)
+    assert int(head(told).argmax()) == int(probs.mean(dim=0).argmax())
+
+
+def test_the_shortest_field_ends_an_utterance():
+    def field(frames, shift=0.04):
+        x = torch.rand(1, frames, 3)
+        return {"x": x, "lens": torch.tensor([frames]), "frame_shift": shift}
+
+    model = StoredDistributions(["a", "b"], [3, 3], 5)
+    x, lens = model.inputs({"fields": {"a": field(7), "b": field(6)}})
+    assert x.shape == (1, 6, 6) and lens.tolist() == [6]
+    with pytest.raises(ValueError, match=r"'a', 'b'.*shifts \[0.02, 0.04\]"):
+        model.inputs({"fields": {"a": field(7), "b": field(6, 0.02)}})
+
+
+def test_bad_input_is_told(call_on, told, cuts, tmp_path):  # noqa: F811
+    with pytest.raises(ValueError, match="'student' is of kind 'embedding', not 'ctc'"):
+        call_on("student")
+    with pytest.raises(FileNotFoundError, match="nobody"):
+        call_on("nobody_ctc")
+    with pytest.raises(FileNotFoundError, match="none.model: no such BPE model"):
+        call_on("student_ctc", more=("--bpe-model", tmp_path / "none.model"))
+    other = shutil.copytree(told, tmp_path / "other")
+    info = other / "student_ctc.json"
+    info.write_text(info.read_text().replace('"vocab_sha256": "', '"vocab_sha256": "0'))
+    with pytest.raises(ValueError, match="BPE model 0"):
+        call_on("student_ctc", shar=other)
