@@ -16,18 +16,15 @@ said in icefall_kd/decoding/delay.py.
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Dict, List, Optional
 
 import torch
 
 from icefall_kd.cpu import tune_cpu
 from icefall_kd.decoding import DECODERS, DecodeOptions
-from icefall_kd.decoding.ctm import alignment_facts, load_word_times
-from icefall_kd.decoding.delay import delay_figures, measure_delays
-from icefall_kd.decoding.forced_alignment import WordTimes
+from icefall_kd.decoding.alignment import SetAlignment
 from icefall_kd.decoding.heads import count_parameters
 from icefall_kd.decoding.recognise import count_cuts, load_recogniser, recognise
-from icefall_kd.decoding.scoring import Recognition, result_path, write_results
+from icefall_kd.decoding.scoring import result_path, write_results
 from icefall_kd.decoding.setting import (
     Chunking,
     kept_result,
@@ -82,14 +79,6 @@ def load_model(args: argparse.Namespace) -> tuple:
     return model, tokenizer
 
 
-def delays(
-    args: argparse.Namespace, recognitions: List[Recognition], times: WordTimes
-) -> Dict[str, Optional[float]]:
-    """Return how late words were recognised, as the result JSON says it."""
-    chunk_size = args.chunk_size if args.streaming else None
-    return delay_figures(measure_delays(recognitions, times, chunk_size))
-
-
 def run(args: argparse.Namespace) -> dict:
     """Decode as ``args`` say; return what the result JSON holds."""
     from icefall_kd.cache.codec_file import load_codecs
@@ -103,12 +92,9 @@ def run(args: argparse.Namespace) -> dict:
     options = DecodeOptions(args.method, args.beam, args.blank_penalty)
     set_name, suffix = args.shar_dir.name, setting_name(options, chunking)
     digest = sha256_file(args.checkpoint)
-    times, source = None, {}
-    if args.alignment:
-        times = load_word_times(args.alignment, args.shar_dir)
-        source = alignment_facts(args.alignment)
+    alignment = SetAlignment.load(args.alignment, args.shar_dir)
     done = result_path(args.out_dir, set_name, suffix)
-    kept = kept_result(done, digest, args.force, source.get("alignment_sha256"))
+    kept = kept_result(done, digest, args.force, alignment.sha256)
     if kept:
         return kept
     model, tokenizer = load_model(args)
@@ -127,13 +113,13 @@ def run(args: argparse.Namespace) -> dict:
         **setting_facts(options, chunking),
         "checkpoint": str(args.checkpoint),
         "checkpoint_sha256": digest,
-        **source,
+        **alignment.facts,
         "parameters": count_parameters(model, DECODERS[args.method].head),
         "rtf": round(rtf, 5),
         "device": str(args.device),
         "threads": torch.get_num_threads(),
     }
-    figures = delays(args, recognitions, times) if times is not None else {}
+    figures = alignment.figures(recognitions, chunking)
     return write_results(args.out_dir, set_name, suffix, recognitions, facts, figures)
 
 

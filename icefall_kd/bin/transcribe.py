@@ -8,13 +8,15 @@ prints a line for each file.  With a Shar set in place of the files,
       --shar-dir data/shar/test --out-dir exp/decode
 
 writes recogs-, errs-, wer-summary- and result- files as bin.decode does, the real-time
-factor measured one utterance at a time on --threads threads.
+factor measured one utterance at a time on --threads threads.  --alignment, a CTM file
+of bin.align, adds how late words are recognised, as it does there.
 """
 
 import argparse
 from pathlib import Path
 
 from icefall_kd.decoding import DECODERS, DecodeOptions, search_class
+from icefall_kd.decoding.alignment import SetAlignment
 from icefall_kd.decoding.scoring import result_path, write_results
 from icefall_kd.decoding.setting import Chunking, kept_result
 from icefall_kd.logs import setup_logging
@@ -28,6 +30,7 @@ def get_parser() -> argparse.ArgumentParser:
     p.add_argument("audio", type=Path, nargs="*", help="files of any rate")
     p.add_argument("--shar-dir", type=Path)
     p.add_argument("--out-dir", type=Path, help="for the results of --shar-dir")
+    p.add_argument("--alignment", type=Path, help="of the set, a file of bin.align")
     p.add_argument("--method", choices=sorted(DECODERS), default="greedy_search")
     p.add_argument("--beam", type=int, default=4)
     p.add_argument("--blank-penalty", type=float, default=0.0)
@@ -63,11 +66,14 @@ def run(args: argparse.Namespace) -> None:
     suffix = transcribe.suffix(options, chunking, args.int8)
     name = args.shar_dir.name
     done = result_path(args.out_dir, name, suffix)
-    result = kept_result(done, facts["checkpoint_sha256"], args.force)
+    alignment = SetAlignment.load(args.alignment, args.shar_dir)
+    digest = facts["checkpoint_sha256"]
+    result = kept_result(done, digest, args.force, alignment.sha256)
     if result is None:
         found, rtf = transcribe.cuts(files, cuts, options, args.threads)
-        facts["rtf"] = round(rtf, 5)
-        result = write_results(args.out_dir, name, suffix, found, facts)
+        facts.update(alignment.facts, rtf=round(rtf, 5))
+        figures = alignment.figures(found, chunking)
+        result = write_results(args.out_dir, name, suffix, found, facts, figures)
     print(
         f"{name} {suffix}: WER {result['wer']:.2f} %, real-time factor {result['rtf']}"
     )

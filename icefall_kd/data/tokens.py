@@ -3,7 +3,7 @@
 import hashlib
 import io
 from pathlib import Path
-from typing import List, Sequence, Tuple, Union
+from typing import Iterable, List, Sequence, Tuple, Union
 
 import sentencepiece
 
@@ -45,6 +45,21 @@ def train_bpe(texts: Sequence[str], vocab_size: int) -> bytes:
             f"no BPE model of {vocab_size} pieces for {len(texts)} texts: {e}"
         ) from e
     return model.getvalue()
+
+
+def word_spans(pieces: Iterable[str]) -> List[Tuple[int, int]]:
+    """Return the place of the first and of the last of the pieces of each word."""
+    spans: List[Tuple[int, int]] = []
+    first, empty = 0, True
+    for place, piece in enumerate(pieces):
+        if piece.startswith(WORD_START):
+            first, empty = place, True
+        if empty and piece.strip(WORD_START):
+            spans.append((first, place))
+            empty = False
+        elif not empty:
+            spans[-1] = (first, place)
+    return spans
 
 
 class Tokenizer:
@@ -107,17 +122,7 @@ class Tokenizer:
 
         The words are those of ``decode(ids).split()``, if no token is ``<unk>``.
         """
-        spans: List[Tuple[int, int]] = []
-        first, empty = 0, True
-        for place, piece in enumerate(map(self.piece, ids)):
-            if piece.startswith(WORD_START):
-                first, empty = place, True
-            if empty and piece.strip(WORD_START):
-                spans.append((first, place))
-                empty = False
-            elif not empty:
-                spans[-1] = (first, place)
-        return spans
+        return word_spans(map(self.piece, ids))
 
     def piece(self, id: int) -> str:
         """Return the symbol of one id, as ``tokens.txt`` has it."""

@@ -4,7 +4,7 @@ A mistake in a configuration ends the process inside sherpa-onnx, without an exc
 so everything it needs is checked before it is called.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Dict, List, Sequence
 
 import numpy as np
@@ -26,9 +26,14 @@ METHODS = {
 
 @dataclass
 class SherpaHypothesis(Hypothesis):
-    """What sherpa-onnx answers; ``text`` is its own joining of the tokens."""
+    """What sherpa-onnx answers; ``text`` is its own joining of the tokens.
+
+    Attributes:
+      pieces: the symbols of the tokens.
+    """
 
     text: str = ""
+    pieces: List[str] = field(default_factory=list)
 
 
 def sherpa_version() -> str:
@@ -132,6 +137,7 @@ class SherpaRecogniser:
             tokens=[self.ids[s] for s in symbols],
             timestamps=[round(t / ENCODER_SHIFT) for t in times],
             text=text,
+            pieces=symbols,
         )
 
 

@@ -9,6 +9,7 @@ from lhotse.cut import Cut
 from tqdm import tqdm
 
 from icefall_kd import SAMPLE_RATE
+from icefall_kd.data.tokens import word_spans
 from icefall_kd.decoding import DecodeOptions
 from icefall_kd.decoding.recognise import load_wave, reference
 from icefall_kd.decoding.scoring import Recognition
@@ -65,10 +66,11 @@ def cuts(
     for cut in tqdm(cut_set, desc="sherpa-onnx", unit="cut"):
         wave = load_wave(cut).numpy()
         start = time.perf_counter()
-        text = sherpa.decode([wave])[0].text
+        hyp = sherpa.decode([wave])[0]
         seconds += time.perf_counter() - start
         audio += len(wave) / SAMPLE_RATE
-        found.append(Recognition(cut.id, reference(cut), text.split()))
+        frames = [hyp.timestamps[last] for _, last in word_spans(hyp.pieces)]
+        found.append(Recognition(cut.id, reference(cut), hyp.text.split(), frames))
     return found, seconds / max(audio, 1e-9)
 
 

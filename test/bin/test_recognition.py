@@ -7,6 +7,7 @@ import shutil
 import pytest
 import soundfile
 import torch
+from lhotse.supervision import AlignmentItem
 from reported import Page
 from students import (  # noqa: F401, fixtures
     call,
@@ -19,6 +20,9 @@ from students import (  # noqa: F401, fixtures
 )
 
 from icefall_kd.bin import decode, export, report, transcribe
+from icefall_kd.cache.reader import open_shar
+from icefall_kd.decoding.ctm import write_ctm
+from icefall_kd.decoding.recognise import reference
 from icefall_kd.training.checkpoint import load_checkpoint, save_checkpoint
 
 STREAMING = ["--streaming", "--chunk-size", "16", "--left-context", "64"]
@@ -26,6 +30,12 @@ KEYS = {
     *("wer", "errors", "words", "ins", "del", "sub", "utterances", "rtf", "method"),
     *("checkpoint", "parameters", "interval", "empty_rate", "streaming", "chunk_size"),
 }
+
+DELAYS = [
+    f"{kind}_{figure}_ms"
+    for kind in ("emission_delay", "latency")
+    for figure in ("mean", "p90")
+]
 
 
 @pytest.fixture(scope="module")
@@ -178,16 +188,26 @@ def test_a_lossy_int8_export_is_refused_with_the_figure(
     assert not list(tmp_path.glob("*.int8.onnx"))
 
 
+def spread(cut):
+    """Say that a cut's words follow each other evenly."""
+    words = reference(cut)
+    length = cut.duration / max(1, len(words))
+    return [AlignmentItem(word, i * length, length) for i, word in enumerate(words)]
+
+
 def test_sherpa_transcribes_a_set_as_pytorch_decodes_it(
     checkpoint,  # noqa: F811
     own_words,
     model_dir,
     tmp_path,
 ):
-    paths = ["--model-dir", str(model_dir), "--shar-dir", str(own_words)]
-    paths += ["--out-dir", str(tmp_path)]
+    times = tmp_path / "own.ctm"
+    write_ctm(times, {cut.id: spread(cut) for cut in open_shar(own_words)}, {})
+    paths = ["--model-dir", model_dir, "--shar-dir", own_words]
+    paths += ["--out-dir", tmp_path, "--alignment", times]
     for mode in ([], STREAMING):
         call(transcribe, *paths, *mode)
+        mode = [*mode, "--alignment", str(times)]
         ours = call_decode(checkpoint, own_words, tmp_path, *mode)
         path = tmp_path / f"result-own-sherpa-{ours['suffix']}.json"
         theirs = json.loads(path.read_text())
@@ -197,6 +217,10 @@ def test_sherpa_transcribes_a_set_as_pytorch_decodes_it(
         assert theirs["parameters"] == ours["parameters"]
         # The features are not the same, so a frame may flip.
         assert theirs["errors"] <= ours["errors"] + 1
+        # Nor are they in the same places of the audio, by half a frame of 10 ms.
+        assert theirs["alignment_sha256"] == ours["alignment_sha256"]
+        for name in DELAYS if "chunk" in ours["suffix"] else DELAYS[:2]:
+            assert theirs[name] == pytest.approx(ours[name], abs=60)
     call(transcribe, *paths, *STREAMING, "--int8")
     name = "result-own-sherpa-greedy_search-chunk-16-left-64-int8.json"
     assert json.loads((tmp_path / name).read_text())["int8"] is True

@@ -48,10 +48,14 @@ export_one() {  # folder of a system, decoding
 }
 
 transcribe_one() {  # folder of a system, decoding
+  local alignment=exp/$profile/alignment/$set.ctm options=()
+  if [[ -f $alignment ]]; then  # of decode.sh, stage 0
+    options=(--alignment "$alignment")
+  fi
   # shellcheck disable=SC2046  # several options
   python -m icefall_kd.bin.transcribe --model-dir "$1/export" \
     --shar-dir "data/shar/$set" --out-dir "$1/sherpa" --method "$method" \
-    --blank-penalty "$blank_penalty" $(chunking "$2")
+    --blank-penalty "$blank_penalty" $(chunking "$2") "${options[@]}"
 }
 
 if in_stage 1 "Export and compare three engines -> exp/$profile/*/*/export"; then
@@ -59,7 +63,11 @@ if in_stage 1 "Export and compare three engines -> exp/$profile/*/*/export"; the
     for system in $systems; do
       folder=exp/$profile/$variant/$system
       for decoding in $(decodings "$variant"); do
-        run_once "$folder/export/.$mark$decoding.done" export_one "$folder" "$decoding"
+        marker=$folder/export/.$mark$decoding
+        if [[ $decoding == streaming ]]; then  # chunks of another size are other files
+          marker+=-$chunk_size-$left_context
+        fi
+        run_once "$marker.done" export_one "$folder" "$decoding"
       done
     done
   done
