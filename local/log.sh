@@ -3,7 +3,9 @@
 #   log MESSAGE...             to stderr: date, time, calling file and line, message
 #   die MESSAGE...             log "ERROR: MESSAGE" and exit 1
 #   in_stage N "DESCRIPTION"   true when stage <= N <= stop_stage; then logs the heading
-#   run_once MARKER CMD...     run CMD unless MARKER exists; write MARKER on success
+#   run_once [--after FILE] MARKER CMD...
+#                              run CMD unless MARKER exists, and is not older than FILE,
+#                              which CMD reads; write MARKER on success
 #
 # in_stage reads the variables stage and stop_stage.  A marker records the command that
 # earned it.  Markers are ignored, so that the step is repeated, when repeat=true:
@@ -43,8 +45,17 @@ in_stage() {
 }
 
 run_once() {
-  local marker=$1 status=0
+  local read_by_it= marker status=0
+  if [[ $1 == --after ]]; then
+    read_by_it=$2
+    shift 2
+  fi
+  marker=$1
   shift
+  if [[ -n $read_by_it && -f $marker && $read_by_it -nt $marker ]]; then
+    _log_from 1 "$read_by_it is newer than $marker: it is done again"
+    rm -f "$marker"
+  fi
   if [[ ${repeat:-false} != true && -f $marker ]]; then
     if [[ $(<"$marker") == "$*" ]]; then
       _log_from 1 "done before: $marker"

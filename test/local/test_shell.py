@@ -1,5 +1,6 @@
 """The shell files that recipe scripts source."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -17,7 +18,7 @@ source {ROOT}/local/log.sh
 source {ROOT}/local/parse_options.sh
 late=1          # assigned later: no option
 if in_stage 2 "Work"; then
-  run_once done/.work bash -c 'echo worked; exit "${{WORK_STATUS:-0}}"'
+  run_once --after input done/.work bash -c 'echo worked; exit "${{WORK_STATUS:-0}}"'
 fi
 echo "$stage $stop_stage $profile $fast [$*]"
 """
@@ -95,6 +96,16 @@ def test_what_is_done_is_repeated_only_on_request(recipe, tmp_path):
     done = recipe()
     assert "worked" not in done.stdout and "done before" in done.stderr
     assert "worked" in recipe("--stage", "2").stdout
+
+
+def test_what_is_done_is_repeated_when_its_input_is_newer(recipe, tmp_path):
+    recipe()
+    (tmp_path / "input").write_text("made again\n")
+    os.utime(tmp_path / "input", (2e9, 2e9))
+    done = recipe()
+    assert "worked" in done.stdout and "input is newer than done/.work" in done.stderr
+    os.utime(tmp_path / "input", (1e9, 1e9))
+    assert "worked" not in recipe().stdout
 
 
 def test_a_failing_step_ends_the_script_and_leaves_no_marker(recipe, tmp_path):

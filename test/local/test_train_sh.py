@@ -87,6 +87,7 @@ def test_a_student_begins_as_the_one_that_is_its_teacher(train_sh):
         assert confs(command)[-1] == "conf/from_student.yaml"
         assert "conf/streaming.yaml" in confs(command)
         assert "init-encoder" not in command
+        assert "--num-epochs 3 " in command
     assert set(confs(taught)) - set(confs(alone)) == {"conf/kd/hidden.yaml"}
 
 

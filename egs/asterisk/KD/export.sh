@@ -67,7 +67,8 @@ if in_stage 1 "Export and compare three engines -> exp/$profile/*/*/export"; the
         if [[ $decoding == streaming ]]; then  # chunks of another size are other files
           marker+=-$chunk_size-$left_context
         fi
-        run_once "$marker.done" export_one "$folder" "$decoding"
+        run_once --after "$folder/finetune/pretrained.pt" "$marker.done" \
+          export_one "$folder" "$decoding"
       done
     done
   done

@@ -80,7 +80,7 @@ train_adapter() {  # folder, further options
   python -m icefall_kd.bin.train --exp-dir "$1" --config conf/adapter.yaml \
     --data.train "[${adapter_sets// /, }]" --num-epochs "$adapter_epochs" \
     --seed "$seed" "${@:2}"
-  run_once "$1/.averaged" \
+  run_once --after "$1/done" "$1/.averaged" \
     python -m icefall_kd.bin.average --exp-dir "$1" --avg "$adapter_avg"
 }
 

@@ -48,7 +48,7 @@ pretrain() {  # variant, system
     --terms.embedding.teachers "$(teacher_weights "$2")" \
     --num-epochs "$(pretrain_epochs "$2")" \
     --optim.lr-epochs "$(pretrain_lr_epochs "$2")" --seed "$seed"
-  run_once "$exp/.averaged" \
+  run_once --after "$exp/done" "$exp/.averaged" \
     python -m icefall_kd.bin.average --exp-dir "$exp" --avg "$pretrain_avg"
 }
 
@@ -67,7 +67,7 @@ finetune() {  # variant, system
     --config conf/finetune.yaml --config "conf/$profile/finetune.yaml" "${kd[@]}" \
     --data.train "$(finetune_sets "$2")" \
     --num-epochs "$(finetune_epochs "$2")" "${init[@]}" --seed "$seed"
-  run_once "$exp/.averaged" \
+  run_once --after "$exp/done" "$exp/.averaged" \
     python -m icefall_kd.bin.average --exp-dir "$exp" --avg "$finetune_avg"
 }
 

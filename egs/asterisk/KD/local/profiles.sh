@@ -54,8 +54,11 @@ finetune_sets() {  # system: what its fine-tuning hears
   esac
 }
 
-finetune_epochs() {  # system
+finetune_epochs() {  # system; a student that is trained already needs few
   case $profile-$1+ in
+    quick-student*) echo 3 ;;
+    full-student+*pseudo+*) echo 3 ;;
+    full-student*) echo 4 ;;
     quick-*+pseudo+*) echo 4 ;;
     quick-*) echo 8 ;;
     full-*+pseudo+*) echo 6 ;;
