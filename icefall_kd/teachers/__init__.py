@@ -8,7 +8,7 @@ about it.  A builder imports its library when it is called, not before.
 
 import inspect
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Union
 
 from icefall_kd.teachers.protocol import KINDS, Output, Teacher, TeacherOutput
 
@@ -29,7 +29,9 @@ def _whisper_ct2(name: str, model_dir: Union[str, Path], **options: Any) -> Teac
     return WhisperCt2(name, model_dir, **options)
 
 
-def _adapter(name: str, model_dir: Union[str, Path], **options: Any) -> Teacher:
+def _adapter(
+    name: str, model_dir: Union[str, Path, Sequence[Union[str, Path]]], **options: Any
+) -> Teacher:
     from icefall_kd.teachers.adapter import AdaptedTeacher
 
     return AdaptedTeacher(name, model_dir, **options)
@@ -80,7 +82,7 @@ TEACHERS: Dict[str, Callable[..., Teacher]] = {
 
 def build_teacher(
     family: str,
-    model_dir: Optional[Union[str, Path]] = None,
+    model_dir: Optional[Union[str, Path, Sequence[Union[str, Path]]]] = None,
     name: Optional[str] = None,
     **options: Any,
 ) -> Teacher:
@@ -88,8 +90,8 @@ def build_teacher(
 
     Args:
       family:    key of :data:`TEACHERS`.
-      model_dir: folder with the model's files, see the family's module; None for a
-        family that has none.
+      model_dir: folder with the model's files, see the family's module, for some
+                 families a list; None for a family that has none.
       name:      of the teacher and its fields; the family's when None.
       options:   of the family, for example ``compute_type`` and ``num_threads``.
     Raises:

@@ -10,7 +10,7 @@ from typing import Any, Dict, Mapping, Optional, Sequence, Union
 import torch
 from torch import Tensor
 
-from icefall_kd import BLANK_ID, ENCODER_SHIFT
+from icefall_kd import ENCODER_SHIFT
 from icefall_kd.cache.topk import join_path, take_topk
 from icefall_kd.data.fbank import num_frames
 from icefall_kd.decoding import DecodeOptions, decode
@@ -18,20 +18,22 @@ from icefall_kd.io import sha256_file
 from icefall_kd.masks import make_pad_mask
 from icefall_kd.teachers.protocol import Output, TeacherOutput, check_waves
 from icefall_kd.training.checkpoint import load_model
+from icefall_kd.transducer.adapter_ensemble import AdapterEnsemble
 from icefall_kd.transducer.bigram import fuse, load_bigram
-from icefall_kd.transducer.path import best_path, on_path, tokens_before
+from icefall_kd.transducer.path import best_path, tokens_before
 
 
 class AdaptedTeacher:
-    """What an adapter over other teachers says, in tokens.
+    """What an adapter over other teachers says, in tokens, or several adapters as one.
 
     Its outputs are ``<name>_ctc``, the CTC head's distributions, and ``<name>_path``,
     the joiner's on the one-best path: of the transcript where there is one, else of
-    what it recognises itself.
+    what it recognises itself (of several, the first).  Of several adapters the
+    distributions are averaged, on the nodes of the best path of their mean.
 
     Args:
       name:      of the teacher.
-      model_dir: checkpoint of the adapter, as ``bin.average`` writes it.
+      model_dir: checkpoint of the adapter, as ``bin.average`` writes it; or a list.
       members:   name -> description of each teacher that it hears, see
                  :func:`icefall_kd.teachers.build_teachers`.
       topk:      tokens kept of each frame.
@@ -46,7 +48,8 @@ class AdaptedTeacher:
     Raises:
       FileNotFoundError: if there is no such checkpoint, or bigram.
       ValueError: if it is no adapter, its fields are not those of the members, a kind
-        is unknown, or the bigram is of other tokens or has nothing to say.
+        is unknown, adapters are of different tokens, or the bigram is of other tokens
+        or has nothing to say.
     """
 
     needs_text = True
@@ -54,7 +57,7 @@ class AdaptedTeacher:
     def __init__(
         self,
         name: str,
-        model_dir: Union[str, Path],
+        model_dir: Union[str, Path, Sequence[Union[str, Path]]],
         members: Mapping[str, Mapping[str, Any]],
         topk: int = 16,
         outputs: Sequence[str] = ("ctc",),
@@ -66,9 +69,8 @@ class AdaptedTeacher:
     ) -> None:
         from icefall_kd.teachers import build_teachers
 
-        path = Path(model_dir)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such checkpoint of an adapter")
+        several = [model_dir] if isinstance(model_dir, (str, Path)) else model_dir
+        paths = [Path(path) for path in several]
         if not outputs or not set(outputs) <= {"ctc", "path"}:
             raise ValueError(
                 f"teacher '{name}': outputs {outputs}; it has ctc and path"
@@ -84,22 +86,20 @@ class AdaptedTeacher:
         self.search = DecodeOptions("modified_beam_search", beam)
         common = {"device": device, "num_threads": num_threads}
         self.members = build_teachers({n: {**common, **m} for n, m in members.items()})
-        self.model, self.tokenizer, _ = load_model(path, device)
         said = {f: o for t in self.members for f, o in t.outputs.items()}
-        if not self.model.fields or not set(self.model.fields) <= set(said):
-            raise ValueError(
-                f"{path} hears the fields {list(self.model.fields)}, its members say "
-                f"{sorted(said)}; give it the members that it was trained on"
-            )
-        if self.tokenizer is None:
-            raise ValueError(f"{path} carries no BPE model; it saw no text in training")
+        models = [_load(path, device, said) for path in paths]
+        self.model, self.tokenizer = models[0]
+        for path, (_, tokenizer) in zip(paths, models):
+            if tokenizer.sha256 != self.tokenizer.sha256:
+                raise ValueError(f"{path} is of other tokens than {paths[0]}")
+        self.ensemble = AdapterEnsemble([model for model, _ in models])
         self._shifts = {f: o.frame_shift for f, o in said.items()}
         fingerprint = {
             "teacher": name,
             "family": "adapter",
-            "model_sha256": sha256_file(path),
+            "model_sha256": _one_or_all([sha256_file(path) for path in paths]),
             "topk": topk,
-            "members": {f: said[f].fingerprint for f in self.model.fields},
+            "members": {f: said[f].fingerprint for f in self.ensemble.fields},
             "vocab_size": self.model.vocab_size,
             "vocab_sha256": self.tokenizer.sha256,
         }
@@ -133,17 +133,15 @@ class AdaptedTeacher:
           ValueError: if the shapes do not fit.
         """
         check_waves(waves, wave_lens)
-        x, lens = self.model.inputs(self._hear(waves, wave_lens))
-        encoder_out, lens = self.model.forward_encoder(x, lens)
-        mask = make_pad_mask(lens, encoder_out.size(1)).unsqueeze(-1)
+        encoded, lens = self.ensemble.encode(self._hear(waves, wave_lens))
+        mask = make_pad_mask(lens, encoded[0].size(1)).unsqueeze(-1)
         said = {}
         if f"{self.name}_ctc" in self.outputs:
-            x = take_topk(self.model.ctc_output(encoder_out), self.topk)
+            x = take_topk(self.ensemble.ctc(encoded), self.topk)
             said[f"{self.name}_ctc"] = TeacherOutput(x.masked_fill(mask, 0.0), lens)
         if f"{self.name}_path" in self.outputs:
-            emitted = self._paths(encoder_out, lens, texts)
-            logits, _ = on_path(self.model, encoder_out, emitted)
-            log_probs = logits.log_softmax(-1)
+            emitted = self._paths(encoded, lens, texts)
+            log_probs = self.ensemble.on_path(encoded, emitted)
             if self.lm is not None:
                 before = tokens_before(emitted)
                 log_probs = fuse(log_probs, before, self.lm, self.lm_scale)
@@ -151,19 +149,19 @@ class AdaptedTeacher:
             said[f"{self.name}_path"] = TeacherOutput(x.masked_fill(mask, 0.0), lens)
         return said
 
-    def _paths(self, encoder_out: Tensor, lens: Tensor, texts: Sequence[str]) -> Tensor:
+    def _paths(
+        self, encoded: Sequence[Tensor], lens: Tensor, texts: Sequence[str]
+    ) -> Tensor:
         """Return the tokens that the best paths emit, (N, T) int64, 0 for the blank."""
-        emitted = lens.new_zeros(encoder_out.shape[:2])
+        emitted = lens.new_zeros(encoded[0].shape[:2])
         for n, (frames, text) in enumerate(zip(lens.tolist(), texts)):
-            own = encoder_out[n : n + 1, :frames]
+            own = [x[n : n + 1, :frames] for x in encoded]
             tokens = self.tokenizer.encode(text) if text else []
             if not tokens or len(tokens) > frames:
-                found = decode(self.model, own, lens[n : n + 1], self.search)
+                found = decode(self.model, own[0], lens[n : n + 1], self.search)
                 tokens = found[0].tokens
-            labels = torch.tensor([[BLANK_ID, *tokens]], device=own.device)
-            decoder_out = self.model.decoder(labels)
-            logits = self.model.joiner(own.unsqueeze(2), decoder_out.unsqueeze(1))
-            emitted[n, :frames] = best_path(logits[0].log_softmax(-1), tokens)
+            lattice = self.ensemble.lattice(own, tokens)
+            emitted[n, :frames] = best_path(lattice, tokens)
         return emitted
 
     def _hear(self, waves: Tensor, wave_lens: Tensor) -> Dict[str, Any]:
@@ -179,3 +177,26 @@ class AdaptedTeacher:
                 }
         frames = torch.tensor([num_frames(n) for n in wave_lens.tolist()])
         return {"fields": fields, "feature_lens": frames.to(device)}
+
+
+def _load(path: Path, device: str, said: Mapping[str, Output]) -> tuple:
+    """Return an adapter and its tokenizer.
+
+    Raises:
+      FileNotFoundError, ValueError: as :class:`AdaptedTeacher`.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint of an adapter")
+    model, tokenizer, _ = load_model(path, device)
+    if not model.fields or not set(model.fields) <= set(said):
+        raise ValueError(
+            f"{path} hears the fields {list(model.fields)}, its members say "
+            f"{sorted(said)}; give it the members that it was trained on"
+        )
+    if tokenizer is None:
+        raise ValueError(f"{path} carries no BPE model; it saw no text in training")
+    return model, tokenizer
+
+
+def _one_or_all(items: Sequence[str]) -> Any:
+    return items[0] if len(items) == 1 else list(items)

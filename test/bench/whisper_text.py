@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Callable, Dict, Iterator, Tuple
 
 import kaldialign
-import numpy as np
 import torch
 
 from icefall_kd.cache.reader import open_shar
@@ -37,7 +36,7 @@ from icefall_kd.export.files import ModelFiles
 from icefall_kd.export.sherpa import SherpaRecogniser
 from icefall_kd.teachers.whisper_text import WhisperText
 
-Read = Callable[[np.ndarray], str]
+Read = Callable[[torch.Tensor], str]
 MB = 1e6
 
 
@@ -67,7 +66,11 @@ def students(args: argparse.Namespace) -> Iterator[Tuple[str, float, Read]]:
                 continue
             sherpa = SherpaRecogniser(files, DecodeOptions(), 1)
             size = sum(path.stat().st_size for path in files.onnx) / MB
-            yield files.encoder.name, size, lambda w, r=sherpa: r.decode([w])[0].text
+            yield (
+                files.encoder.name,
+                size,
+                lambda w, r=sherpa: r.decode([w.numpy()])[0].text,
+            )
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from icefall_kd.cache.topk import split_path, split_topk
 from icefall_kd.config import AdapterConfig, ModelConfig, to_dict
 from icefall_kd.data.batches import BatchDataset
 from icefall_kd.data.shar import write_shar
-from icefall_kd.data.tokens import Tokenizer
+from icefall_kd.data.tokens import Tokenizer, train_bpe
 from icefall_kd.decoding import decode
 from icefall_kd.distill.align import align_frames
 from icefall_kd.teachers import build_teachers
@@ -186,6 +186,41 @@ def test_its_paths_spell_the_transcript_or_what_it_recognises(
     emitted, _ = split_path(torch.from_numpy(silent["judge_path"]))
     assert [t for t in emitted.tolist() if t] == found
     assert len(split_path(torch.from_numpy(long["judge_path"]))[0]) > 0
+
+
+def test_several_adapters_are_one_teacher(adapter_file, tiny_dir, asterisk, tmp_path):
+    saved = torch.load(adapter_file)
+    other, foreign = tmp_path / "other.pt", tmp_path / "foreign.pt"
+    weights = {k: v + 0.1 * torch.randn_like(v) for k, v in saved["model"].items()}
+    torch.save({**saved, "model": weights}, other)
+    options = {"outputs": ["ctc", "path"], "topk": 150}
+    files = {"a": adapter_file, "b": other, "both": [str(adapter_file), str(other)]}
+    described = {
+        name: {**describe(adapter_file, tiny_dir, **options)["judge"], "model_dir": f}
+        for name, f in files.items()
+    }
+    teachers = build_teachers(described)
+    cut = next(c for c in open_shar(asterisk / "data/shar/test") if c.duration < 3)
+    wave, texts = torch.from_numpy(cut.load_audio()[0]), [cut.supervisions[0].text]
+    (said,) = teach_batch([wave], teachers, texts)
+    probs = {}
+    for name in files:
+        ids, values, _ = split_topk(torch.from_numpy(said[f"{name}_ctc"]))
+        probs[name] = torch.zeros(len(ids), 150).scatter(1, ids, values.exp())
+    mean = (probs["a"] + probs["b"]) / 2
+    torch.testing.assert_close(probs["both"], mean, atol=1e-5, rtol=1e-4)
+    emitted, _ = split_path(torch.from_numpy(said["both_path"]))
+    both = teachers[2]
+    assert both.tokenizer.decode([t for t in emitted.tolist() if t]) == texts[0]
+    hashes = both.outputs["both_path"].fingerprint["model_sha256"]
+    assert hashes == [
+        t.outputs[f"{t.name}_path"].fingerprint["model_sha256"] for t in teachers[:2]
+    ]
+    bpe = train_bpe(["some other words than these"] * 3, 18)
+    torch.save({**saved, "bpe_model": pack_bytes(bpe)}, foreign)
+    described["both"]["model_dir"] = [str(adapter_file), str(foreign)]
+    with pytest.raises(ValueError, match="foreign.pt is of other tokens"):
+        build_teachers(described)
 
 
 @pytest.fixture(scope="module")

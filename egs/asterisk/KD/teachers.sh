@@ -18,6 +18,7 @@
 #          data/shar/<set>/student_{layer<k>,ctc}.*
 # Stage 7: adapters on one Whisper each     -> exp/adapter_{base,tiny_en}/pretrained.pt
 # Stage 8: their distributions and WER      -> data/shar/<set>/adapter_<whisper>_ctc.*
+#          and those of all adapters as one -> data/shar/<set>/ensemble_path.*
 #
 # Every stage looks at what is there and makes only what is missing or damaged.
 stage=0              # first stage to run

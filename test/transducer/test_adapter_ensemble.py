@@ -1,0 +1,83 @@
+"""The mean of several adapters, against one node at a time."""
+
+import pytest
+import torch
+
+from icefall_kd.config import AdapterConfig, ModelConfig
+from icefall_kd.transducer.adapter_ensemble import AdapterEnsemble
+from icefall_kd.transducer.build import build_model
+from icefall_kd.transducer.path import best_path, nodes
+
+VOCAB, FRAMES, TOKENS = 7, 9, [3, 1, 4]
+
+
+def adapter(seed, *fields):
+    torch.manual_seed(seed)
+    dims = tuple({"wise": 6, "old": 3}[name] for name in fields)
+    config = AdapterConfig(fields=fields, dims=dims, dim=8, num_layers=1)
+    model = build_model(
+        ModelConfig(adapter=config, vocab_size=VOCAB, decoder_dim=8, joiner_dim=8)
+    ).eval()
+    for p in model.parameters():
+        if p.dim() > 1:  # far from even distributions
+            torch.nn.init.normal_(p)
+    return model
+
+
+@pytest.fixture
+def ensemble():
+    return AdapterEnsemble([adapter(0, "wise"), adapter(1, "old", "wise")])
+
+
+@pytest.fixture
+def encoded(ensemble):
+    torch.manual_seed(2)
+    lens = torch.tensor([FRAMES])
+
+    def field(dim):
+        return {"x": torch.randn(1, FRAMES, dim), "lens": lens, "frame_shift": 0.04}
+
+    batch = {
+        "fields": {"wise": field(6), "old": field(3)},
+        "feature_lens": torch.tensor([4 * FRAMES + 7]),
+    }
+    with torch.no_grad():
+        found, found_lens = ensemble.encode(batch)
+    assert found_lens.tolist() == [FRAMES]
+    return found
+
+
+@torch.no_grad()
+def node(ensemble, encoded, t, before):
+    """The mean of the models at frame t behind some tokens, by the book."""
+    total = torch.zeros(VOCAB)
+    for model, x in zip(ensemble.models, encoded):
+        said = model.decoder(torch.tensor([[0, *before]]))[:, -1]
+        total += model.joiner(x[:, t], said)[0].softmax(-1)
+    return total / len(encoded)
+
+
+@torch.no_grad()
+def test_every_node_has_the_mean_of_all(ensemble, encoded):
+    lattice = ensemble.lattice(encoded, TOKENS)
+    assert lattice.shape == (FRAMES, len(TOKENS) + 1, VOCAB)
+    emitted = best_path(lattice, TOKENS)
+    on_path = ensemble.on_path(encoded, emitted[None])[0]
+    for t, u in enumerate(nodes(emitted).tolist()):
+        for k in range(len(TOKENS) + 1):
+            expected = node(ensemble, encoded, t, TOKENS[:k])
+            torch.testing.assert_close(lattice[t, k].exp(), expected)
+        torch.testing.assert_close(on_path[t], lattice[t, u])
+    ctc = sum(m.ctc_output(x).exp() for m, x in zip(ensemble.models, encoded)) / 2
+    torch.testing.assert_close(ensemble.ctc(encoded).exp(), ctc)
+    assert ensemble.fields == ("wise", "old")
+
+
+@torch.no_grad()
+def test_one_adapter_says_what_it_said_alone(ensemble, encoded):
+    model, x = ensemble.models[1], encoded[1]
+    alone = AdapterEnsemble([model])
+    assert torch.equal(alone.ctc([x]), model.ctc_output(x))
+    emitted = torch.tensor([[0, 3, 0, 0, 1, 0, 4, 0, 0]])
+    twice = AdapterEnsemble([model, model]).on_path([x, x], emitted)
+    torch.testing.assert_close(alone.on_path([x], emitted), twice)
