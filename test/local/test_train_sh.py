@@ -55,6 +55,15 @@ def test_a_system_of_teachers_is_pre_trained_first(train_sh):
     assert confs(finetune)[-1] == "conf/kd/essence.yaml"
 
 
+def test_a_teacher_may_be_drawn_for_each_utterance(train_sh):
+    done, (pretrain, _) = train_sh("both_random_pool")
+    assert done.returncode == 0, done.stderr
+    assert "--terms.embedding.choose random" in pretrain
+    assert '"whisper_tiny_en": 0.5' in pretrain and "unlabelled" in pretrain
+    done, commands = train_sh("both")
+    assert "--terms.embedding.choose all" in commands[-2]
+
+
 def test_the_parts_behind_a_system_are_laid_one_over_the_other(train_sh):
     done, (finetune,) = train_sh(
         "baseline+pseudo+one_best", "--profile", "full", "--variants", "unified"

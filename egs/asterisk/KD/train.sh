@@ -5,9 +5,10 @@
 #     [--systems "baseline both_pool"]
 #
 # A system is baseline (no pre-training) or the teachers it learns from: tiny_en, base (in
-# general X for a field whisper_X) or both, with _pool when pre-training also hears the
-# unlabelled audio.  All systems of a variant have the same parameters and the same
-# fine-tuning.  Behind each "+" stands what fine-tuning learns from beside the
+# general X for a field whisper_X) or both, with _random when each utterance is taught by
+# one of them, drawn anew in every update, and with _pool when pre-training also hears the
+# unlabelled audio (both_random_pool).  All systems of a variant have the same parameters
+# and the same fine-tuning.  Behind each "+" stands what fine-tuning learns from beside the
 # transcripts, files of conf/kd laid one over the other, for example baseline+one_best,
 # both_pool+inter_ctc or both_pool+pseudo+one_best; "pseudo" is Whisper's transcripts of
 # the pool.  They need teachers.sh --stop-stage 5.
@@ -46,6 +47,7 @@ pretrain() {  # variant, system
     --config conf/pretrain.yaml --config "conf/$profile/pretrain.yaml" \
     --data.train "$(train_sets "$2")" \
     --terms.embedding.teachers "$(teacher_weights "$2")" \
+    --terms.embedding.choose "$(teacher_choice "$2")" \
     --num-epochs "$(pretrain_epochs "$2")" \
     --optim.lr-epochs "$(pretrain_lr_epochs "$2")" --seed "$seed"
   run_once --after "$exp/done" "$exp/.averaged" \

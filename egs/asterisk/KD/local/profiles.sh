@@ -74,6 +74,7 @@ kd_parts() {  # system: the files of conf/kd that its fine-tuning adds
 
 teacher_weights() {  # system: Shar fields and their weights
   local name=${1%_pool}
+  name=${name%_random}
   if [[ $name == both ]]; then
     echo '{"whisper_tiny_en": 0.5, "whisper_base": 0.5}'
   elif [[ -f data/shar/train/whisper_$name.json ]]; then
@@ -82,6 +83,13 @@ teacher_weights() {  # system: Shar fields and their weights
     die "system \"$1\" is unknown: it is no baseline, not both or both_pool, and there is" \
       "no field data/shar/train/whisper_$name.json (teachers.sh writes fields)"
   fi
+}
+
+teacher_choice() {  # system: whether all teachers teach an utterance, or one of them
+  case ${1%_pool} in
+    *_random) echo random ;;
+    *) echo all ;;
+  esac
 }
 
 # How a variant is decoded: full (context) and/or streaming (in chunks).
