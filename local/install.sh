@@ -97,9 +97,12 @@ remedy() {
 }
 
 install_k2() {  # before the pins, which are content with any wheel of its version
-  local found='import importlib.util as u, sys; sys.exit(u.find_spec("_k2") is None)'
-  if ! "$venv/bin/python" -c "$found"; then
-    pip_install k2 --force-reinstall --no-deps -r "$root/local/k2_wheel.txt"
+  local wheel=$root/local/k2_wheel.txt version found
+  version=$(sed -n 's/^k2==\([^ ]*\).*/\1/p' "$wheel")
+  found='import sys, importlib.metadata as m, importlib.util as u
+sys.exit(u.find_spec("_k2") is None or m.version("k2") != sys.argv[1])'
+  if ! "$venv/bin/python" -c "$found" "$version" 2>/dev/null; then
+    pip_install k2 --force-reinstall --no-deps -r "$wheel"
   fi
 }
 
