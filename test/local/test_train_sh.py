@@ -1,43 +1,19 @@
 """What the recipe's train.sh asks for, by the commands that it runs."""
 
-import os
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-RECIPE = "egs/asterisk/KD"
-PYTHON = '#!/usr/bin/env bash\nprintf "%s\\n" "$*" >>"$COMMANDS"\n'
 
 
 @pytest.fixture
-def train_sh(tmp_path):
-    """``train_sh("student+hidden")``: the run, and the commands of Python in order."""
-    shutil.copytree(ROOT / "local", tmp_path / "local")
-    for name in ("conf", "local"):
-        shutil.copytree(ROOT / RECIPE / name, tmp_path / RECIPE / name)
-    shutil.copy(ROOT / RECIPE / "train.sh", tmp_path / RECIPE)
-    python = tmp_path / "venv/bin/python"
-    python.parent.mkdir(parents=True)
-    python.write_text(PYTHON)
-    python.chmod(0o755)
-    told = tmp_path / "commands"
-    env = {"ICEFALL_KD_VENV": str(tmp_path / "venv"), "COMMANDS": str(told)}
+def train_sh(run_script):
+    """``train_sh("student+hidden")``: the run, and the trainings in order."""
 
     def run(systems, *options):
-        done = subprocess.run(
-            ["bash", str(tmp_path / RECIPE / "train.sh"), "--jobs", "1"]
-            + ["--systems", systems, *options],
-            env={**os.environ, **env},
-            text=True,
-            capture_output=True,
+        done, commands = run_script(
+            "train.sh", "--jobs", "1", "--systems", systems, *options
         )
-        commands = told.read_text().splitlines() if told.is_file() else []
         return done, [c for c in commands if "bin.train " in c]
 
-    run.recipe = tmp_path / RECIPE
+    run.recipe = run_script.recipe
     return run
 
 
