@@ -40,7 +40,7 @@ def fails(message: str) -> str:
 
 
 TORCH_PAIR = '"torch==1.13.1" "torchaudio==0.13.1"'
-K2_AGAIN = '--force-reinstall --no-deps "k2==1.23.4"'
+K2_AGAIN = "--force-reinstall --no-deps -r local/k2_wheel.txt"
 OLD_K2 = (("torch_version.py", 'k2_torch_version = "1.12.1"\n'),)
 GPU_TORCH = """
 __version__ = "1.13.1"
