@@ -18,6 +18,7 @@ class MeanOfFields(nn.Module):
     def __init__(self, dims: Sequence[int], vocab_size: int) -> None:
         super().__init__()
         self.dims, self.vocab_size = list(dims), vocab_size
+        # A parameter: the searches ask a head's parameters for their device.
         self.shares = nn.Parameter(
             torch.full((len(dims),), 1.0 / len(dims)), requires_grad=False
         )

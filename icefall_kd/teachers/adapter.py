@@ -71,6 +71,11 @@ class AdaptedTeacher:
 
         several = [model_dir] if isinstance(model_dir, (str, Path)) else model_dir
         paths = [Path(path) for path in several]
+        if not paths:
+            raise ValueError(f"teacher '{name}': model_dir is an empty list")
+        for path in paths:
+            if not path.is_file():
+                raise FileNotFoundError(f"{path}: no such checkpoint of an adapter")
         if not outputs or not set(outputs) <= {"ctc", "path"}:
             raise ValueError(
                 f"teacher '{name}': outputs {outputs}; it has ctc and path"
@@ -183,10 +188,8 @@ def _load(path: Path, device: str, said: Mapping[str, Output]) -> tuple:
     """Return an adapter and its tokenizer.
 
     Raises:
-      FileNotFoundError, ValueError: as :class:`AdaptedTeacher`.
+      ValueError: as :class:`AdaptedTeacher`.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint of an adapter")
     model, tokenizer, _ = load_model(path, device)
     if not model.fields or not set(model.fields) <= set(said):
         raise ValueError(

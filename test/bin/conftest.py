@@ -1,7 +1,14 @@
-"""The small Shar with a real teacher's field."""
+"""The small Shar with a real teacher's field; real prompts and a small student."""
 
 import real_shar
 import real_teachers
+from students import (  # noqa: F401, fixtures
+    checkpoint,
+    cuts,
+    pristine_student,
+    tokenizer,
+    waves,
+)
 
 tiny_dir, tiny = real_teachers.tiny_dir, real_teachers.tiny  # fixtures
 pristine_shar = real_shar.pristine_shar

@@ -3,15 +3,7 @@
 import json
 
 import pytest
-from students import (  # noqa: F401, fixtures
-    call,
-    checkpoint,
-    cuts,
-    pristine_student,
-    tokenizer,
-    waves,
-    write_own_words,
-)
+from students import call, write_own_words
 
 from icefall_kd.bin import align, decode
 from icefall_kd.decoding.ctm import read_ctm
@@ -23,7 +15,7 @@ LATENCY = [f"latency_{x}_ms" for x in ("mean", "p90")]
 
 
 @pytest.fixture(scope="module")
-def say(cuts, pristine_student, tokenizer, tmp_path_factory):  # noqa: F811
+def say(cuts, pristine_student, tokenizer, tmp_path_factory):
     """Writes two real prompts; the transcripts are what the student says of them."""
 
     def write(name, chunking=None):
@@ -39,26 +31,26 @@ def own_words(say):
     return say("own")
 
 
-def aligned(checkpoint, shar, folder):  # noqa: F811
+def aligned(checkpoint, shar, folder):
     common = ["--checkpoint", checkpoint, "--shar-dir", shar]
     call(align, *common, "--output", folder / "new/words.ctm")
     return folder / "new/words.ctm"
 
 
 @pytest.fixture(scope="module")
-def ctm(checkpoint, own_words, tmp_path_factory):  # noqa: F811
+def ctm(checkpoint, own_words, tmp_path_factory):
     return aligned(checkpoint, own_words, tmp_path_factory.mktemp("ctm"))
 
 
 @pytest.fixture
-def call_decode(checkpoint, own_words, tmp_path):  # noqa: F811
+def call_decode(checkpoint, own_words, tmp_path):
     paths = ["--checkpoint", checkpoint, "--shar-dir", own_words]
     paths += ["--out-dir", tmp_path, "--method", "ctc_greedy_search"]
     return lambda *more: call(decode, *paths, *more)
 
 
 def test_a_stream_is_held_against_the_alignment(
-    checkpoint,  # noqa: F811
+    checkpoint,
     call_decode,
     say,
     tmp_path,
@@ -114,7 +106,7 @@ def test_a_result_is_made_again_for_another_alignment(call_decode, ctm, tmp_path
 
 
 def test_an_alignment_of_another_set_ends_in_one_message(
-    checkpoint,  # noqa: F811
+    checkpoint,
     own_words,
     ctm,
     tmp_path,

@@ -8,14 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from students import (  # noqa: F401, fixtures
-    call,
-    checkpoint,
-    cuts,
-    pristine_student,
-    tokenizer,
-    waves,
-)
+from students import call
 
 from icefall_kd.bin import decode_fields
 from icefall_kd.cache.codec_file import load_codec
@@ -31,7 +24,7 @@ GREEDY = ("--method", "ctc_greedy_search")
 
 
 @pytest.fixture(scope="module")
-def told(checkpoint, cuts, tmp_path_factory):  # noqa: F811
+def told(checkpoint, cuts, tmp_path_factory):
     """Six prompts and what the student says of them, with 16 and 2 tokens a frame."""
     folder = tmp_path_factory.mktemp("told") / "own"
     write_shar(cuts[:6], folder)
@@ -43,7 +36,7 @@ def told(checkpoint, cuts, tmp_path_factory):  # noqa: F811
     return folder
 
 
-def best_words(shar, tokenizer):  # noqa: F811
+def best_words(shar, tokenizer):
     """Return id -> words of the best tokens stored, frame by frame; <unk> is blank."""
     codec = load_codec(shar, load_field_info(shar, "student_ctc"))
     found = {}
@@ -59,7 +52,7 @@ def best_words(shar, tokenizer):  # noqa: F811
 
 
 @pytest.fixture
-def call_on(told, tokenizer, tmp_path):  # noqa: F811
+def call_on(told, tokenizer, tmp_path):
     model = tmp_path / "bpe.model"
     model.write_bytes(tokenizer.model_bytes)
     options = ["--bpe-model", model, "--out-dir", tmp_path / "decode"]
@@ -72,7 +65,7 @@ def call_on(told, tokenizer, tmp_path):  # noqa: F811
     return run
 
 
-def test_what_is_stored_is_read(call_on, told, tokenizer, tmp_path):  # noqa: F811
+def test_what_is_stored_is_read(call_on, told, tokenizer, tmp_path):
     result = call_on("student_ctc")
     assert (result["engine"], result["checkpoint"]) == ("stored fields", "student_ctc")
     recogs = (tmp_path / "decode/recogs-own-ctc_greedy_search.txt").read_text()
@@ -108,7 +101,7 @@ def test_the_shortest_field_ends_an_utterance():
         model.inputs({"fields": {"a": field(7), "b": field(6, 0.02)}})
 
 
-def test_bad_input_is_told(call_on, told, cuts, tmp_path):  # noqa: F811
+def test_bad_input_is_told(call_on, told, cuts, tmp_path):
     with pytest.raises(ValueError, match="'student' is of kind 'embedding', not 'ctc'"):
         call_on("student")
     with pytest.raises(FileNotFoundError, match="nobody"):

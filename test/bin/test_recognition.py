@@ -9,15 +9,7 @@ import soundfile
 import torch
 from lhotse.supervision import AlignmentItem
 from reported import Page
-from students import (  # noqa: F401, fixtures
-    call,
-    checkpoint,
-    cuts,
-    pristine_student,
-    tokenizer,
-    waves,
-    write_own_words,
-)
+from students import call, write_own_words
 
 from icefall_kd.bin import decode, export, report, transcribe
 from icefall_kd.cache.reader import open_shar
@@ -39,14 +31,14 @@ DELAYS = [
 
 
 @pytest.fixture(scope="module")
-def own_words(cuts, pristine_student, tokenizer, tmp_path_factory):  # noqa: F811
+def own_words(cuts, pristine_student, tokenizer, tmp_path_factory):
     """Ten real prompts whose transcripts are what the student says of them."""
     folder = tmp_path_factory.mktemp("own") / "own"
     return write_own_words(folder, cuts[:10], pristine_student, tokenizer)
 
 
 @pytest.fixture(scope="module")
-def model_dir(checkpoint, own_words, tmp_path_factory):  # noqa: F811
+def model_dir(checkpoint, own_words, tmp_path_factory):
     """Both encoders, checked, and the int8 files of the streaming one."""
     folder = tmp_path_factory.mktemp("export")
     common = ["--checkpoint", str(checkpoint), "--out-dir", str(folder)]
@@ -56,12 +48,12 @@ def model_dir(checkpoint, own_words, tmp_path_factory):  # noqa: F811
     return folder
 
 
-def call_decode(checkpoint, shar, out, *more):  # noqa: F811
+def call_decode(checkpoint, shar, out, *more):
     paths = ["--checkpoint", str(checkpoint), "--shar-dir", str(shar)]
     return call(decode, *paths, "--out-dir", str(out), *more)
 
 
-def test_decode_writes_files_and_json(checkpoint, own_words, tmp_path):  # noqa: F811
+def test_decode_writes_files_and_json(checkpoint, own_words, tmp_path):
     result = call_decode(checkpoint, own_words, tmp_path)
     assert result["wer"] == 0.0  # its own words
     assert KEYS <= set(result)
@@ -75,7 +67,7 @@ def test_decode_writes_files_and_json(checkpoint, own_words, tmp_path):  # noqa:
 
 
 def test_streaming_and_beam_have_their_own_files(
-    checkpoint,  # noqa: F811
+    checkpoint,
     own_words,
     tmp_path,
 ):
@@ -89,7 +81,7 @@ def test_streaming_and_beam_have_their_own_files(
 
 
 def test_a_finished_decoding_is_kept_until_the_checkpoint_changes(
-    checkpoint,  # noqa: F811
+    checkpoint,
     own_words,
     tmp_path,
 ):
@@ -106,7 +98,7 @@ def test_a_finished_decoding_is_kept_until_the_checkpoint_changes(
 
 
 def test_a_model_that_is_not_causal_cannot_stream(
-    checkpoint,  # noqa: F811
+    checkpoint,
     own_words,
     tmp_path,
 ):
@@ -136,7 +128,7 @@ def test_a_missing_checkpoint_or_set_is_one_message(
 
 
 def test_the_ctc_head_is_decoded_exported_and_transcribed(
-    checkpoint,  # noqa: F811
+    checkpoint,
     own_words,
     tmp_path,
 ):
@@ -171,7 +163,7 @@ def test_the_ctc_head_is_decoded_exported_and_transcribed(
 
 
 def test_a_lossy_int8_export_is_refused_with_the_figure(
-    checkpoint,  # noqa: F811
+    checkpoint,
     own_words,
     tmp_path,
     monkeypatch,
@@ -196,7 +188,7 @@ def spread(cut):
 
 
 def test_sherpa_transcribes_a_set_as_pytorch_decodes_it(
-    checkpoint,  # noqa: F811
+    checkpoint,
     own_words,
     model_dir,
     tmp_path,
@@ -228,7 +220,7 @@ def test_sherpa_transcribes_a_set_as_pytorch_decodes_it(
 
 def test_sherpa_transcribes_files_of_any_rate(
     model_dir,
-    waves,  # noqa: F811
+    waves,
     tmp_path,
     capsys,
 ):
@@ -274,7 +266,7 @@ def test_arguments_that_do_not_belong_together_are_refused(module, arguments, me
 
 
 def test_report_writes_a_table_and_a_page_with_audio(
-    checkpoint,  # noqa: F811
+    checkpoint,
     own_words,
     tmp_path,
 ):

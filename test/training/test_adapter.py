@@ -298,3 +298,6 @@ def test_an_adapter_without_its_members_is_refused(adapter_file, tiny_dir, tmp_p
         build_teachers(described)
     with pytest.raises(FileNotFoundError, match="no such checkpoint of an adapter"):
         build_teachers(describe(tmp_path / "none.pt", tiny_dir))
+    described["judge"]["model_dir"] = []
+    with pytest.raises(ValueError, match="'judge': model_dir is an empty list"):
+        build_teachers(described)
