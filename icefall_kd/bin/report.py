@@ -10,14 +10,17 @@ training that lies beside the results gives the curves.
 
 A gain is the relative WER reduction with the share of bootstrap test sets on which the
 system beats the baseline; it is shown where the baseline was decoded the same way on
-the same utterances, and nowhere else.  The page is one file that needs no other: send
-it, open it anywhere.
+the same utterances, and nowhere else.  Names that differ in ``@SEED`` at their end are
+runs of one system, as train.sh makes them: their means stand in a table of their own,
+in whose intervals and gains the runs are drawn as well as the utterances.
+
+The page is one file that needs no other: send it, open it anywhere.
 """
 
 import argparse
 import logging
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Mapping, Optional, Sequence
 
 from icefall_kd.io import write_text
 from icefall_kd.logs import setup_logging
@@ -27,7 +30,10 @@ from icefall_kd.report.curves import charts
 from icefall_kd.report.page import render
 from icefall_kd.report.results import Result, find_results, find_systems
 from icefall_kd.report.runs import Run, find_run
-from icefall_kd.report.table import markdown, plain, summarise
+from icefall_kd.report.seeds import over_seeds, system_of
+from icefall_kd.report.table import Table, markdown, plain, summarise
+
+MEANS = "Means over seeds"
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -92,6 +98,17 @@ def training_of(results: List[Result]) -> Dict[str, Run]:
     return runs
 
 
+def means_over_seeds(
+    results: Sequence[Result], baseline: Optional[str], runs: Mapping[str, Run]
+) -> Optional[Table]:
+    """Return the table of the means; None where no system has several runs."""
+    means = over_seeds(results)
+    if not means:
+        return None
+    trained = {m.system: runs[m.runs[0].system] for m in means}
+    return summarise(means, baseline and system_of(baseline), trained)
+
+
 def sounds(args: argparse.Namespace, results: List[Result]) -> Dict[str, dict]:
     """Return the audio of the hardest utterances of each set that --shar-dir names."""
     sets = {r.facts["set"] for r in results}
@@ -112,13 +129,16 @@ def run(args: argparse.Namespace) -> str:
     results = gather(args)
     runs = training_of(results)
     table = summarise(results, args.baseline, runs)
+    means = means_over_seeds(results, args.baseline, runs)
     if args.html:
-        page = render(table, runs, charts(runs, args.metric), sounds(args, results))
+        curves, audio = charts(runs, args.metric), sounds(args, results)
+        page = render(table, runs, curves, audio, means)
         write_text(args.html, page)
         logging.info("%s: %.2f MB", args.html, len(page.encode("utf-8")) / 1e6)
     if args.out:
-        write_text(args.out, markdown(table))
-    return plain(table)
+        below = f"\n{MEANS}:\n\n{markdown(means)}" if means else ""
+        write_text(args.out, markdown(table) + below)
+    return plain(table) + (f"\n{MEANS}\n{plain(means)}" if means else "")
 
 
 def main() -> None:

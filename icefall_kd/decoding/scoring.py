@@ -272,21 +272,36 @@ def write_results(
     return result
 
 
-def compare(old: Sequence[Recognition], new: Sequence[Recognition]) -> PairedDifference:
-    """Compare two decodings of a set, utterance by utterance.
+def run_errors(
+    runs: Sequence[Sequence[Recognition]],
+) -> Tuple[List[List[int]], List[int]]:
+    """Return the errors of several decodings of a set, utterance by utterance.
 
+    Returns:
+      (runs, n) errors and (n,) reference words, in the order of the sorted ids.
     Raises:
       ValueError: if they do not hold the same utterances and references.
     """
-    a, b = ({r.cut_id: r for r in side} for side in (old, new))
-    if {k: r.ref for k, r in a.items()} != {k: r.ref for k, r in b.items()}:
+    by_id = [{r.cut_id: r for r in run} for run in runs]
+    references = [{k: r.ref for k, r in run.items()} for run in by_id]
+    if any(other != references[0] for other in references[1:]):
         raise ValueError(
             "not of the same utterances and references: decode both on one set"
         )
-    ids = sorted(a)
-    old_counts, new_counts = (utterance_errors([s[i] for i in ids]) for s in (a, b))
-    return paired_difference(
-        [c.errors for c in old_counts],
-        [c.errors for c in new_counts],
-        [c.words for c in old_counts],
-    )
+    ids = sorted(by_id[0])
+    counts = [utterance_errors([run[i] for i in ids]) for run in by_id]
+    return [[c.errors for c in run] for run in counts], [c.words for c in counts[0]]
+
+
+def compare(
+    old: Sequence[Sequence[Recognition]], new: Sequence[Sequence[Recognition]]
+) -> PairedDifference:
+    """Compare two systems on a set, utterance by utterance.
+
+    Args:
+      old, new: the decodings of each system, one a run of its training.
+    Raises:
+      ValueError: if they do not hold the same utterances and references.
+    """
+    errors, words = run_errors([*old, *new])
+    return paired_difference(errors[: len(old)], errors[len(old) :], words)

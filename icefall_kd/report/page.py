@@ -25,6 +25,7 @@ def render(
     runs: Mapping[str, Run],
     charts: Sequence[Chart] = (),
     audio: Union[Audio, None] = None,
+    means: Union[Table, None] = None,
 ) -> str:
     """Return the page.
 
@@ -33,6 +34,7 @@ def render(
       runs: the training of each system, in the order that gives the colours.
       charts: of the training.
       audio: set -> id -> data URI.
+      means: of the runs of each system over their seeds.
     """
     systems = list(runs)
     results = [row.result for row in table.rows]
@@ -48,7 +50,7 @@ def render(
         script=element("script", Html(script)),
         data=data_block("data", data),
         about=_about(results),
-        results=_results(table, systems),
+        results=join(_results(table, systems), _means(means)),
         training=_training(runs, charts, systems),
         heard=_heard(audio),
     )
@@ -129,6 +131,19 @@ def _results(table: Table, systems: Sequence[str]) -> Html:
         element("p", how, class_="how"),
         element("div", grid, class_="sortable"),
         notes,
+    )
+
+
+def _means(table: Union[Table, None]) -> Html:
+    """Show the means over seeds, if there are any."""
+    if table is None:
+        return join()
+    header, *texts = table.cells()
+    rows = [[element("td", text) for text in row] for row in texts]
+    notes = [f"{number}. {text}" for number, text in enumerate(table.notes, 1)]
+    return join(
+        _grid(header, rows, "Means over seeds"),
+        *(element("p", note, class_="how") for note in notes),
     )
 
 

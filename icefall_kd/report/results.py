@@ -23,12 +23,24 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Result:
-    """A result JSON, what it says, and the recognitions that it counts."""
+    """A result JSON, what it says, and the recognitions that it counts.
+
+    Attributes:
+      runs: the results that this one is the mean of, see
+        :mod:`icefall_kd.report.seeds`; path and recognitions are the first one's.
+        Empty for a result of its own.
+    """
 
     system: str
     path: Path
     facts: Mapping
     recognitions: Tuple[Recognition, ...]
+    runs: Tuple["Result", ...] = ()
+
+    @property
+    def decodings(self) -> List[Tuple[Recognition, ...]]:
+        """The recognitions of every run."""
+        return [r.recognitions for r in self.runs or (self,)]
 
     @property
     def setting(self) -> Tuple[str, str]:

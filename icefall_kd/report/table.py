@@ -70,6 +70,12 @@ def _werr(row: Row) -> str:
     return "" if row.werr is None else f"{row.werr:+.1f} %"
 
 
+def _each(row: Row) -> str:
+    """Return the WER of each run, where there are several."""
+    runs = row.result.runs
+    return ", ".join(f"{r.facts['wer']:.1f}" for r in runs) if len(runs) > 1 else ""
+
+
 def _difference(row: Row) -> str:
     if row.paired is None:
         return ""
@@ -97,6 +103,7 @@ COLUMNS = (
     Column("decoding", lambda row: row.result.decoding),
     Column("engine", lambda row: row.result.engine),
     Column("WER % [95 %]", _wer, lambda row: row.result.facts["wer"]),
+    Column("of each run", _each),
     Column("WERR", _werr, lambda row: row.werr),
     Column(
         "difference [95 %]",
@@ -226,7 +233,7 @@ def _row(
         return Row(result, is_baseline=True, notes=notes)
     if of_baseline is None:
         return Row(result, notes=notes)
-    paired = compare(of_baseline.recognitions, result.recognitions)
+    paired = compare(of_baseline.decodings, result.decodings)
     wer = of_baseline.facts["wer"]
     werr = -100 * paired.difference / wer if wer else None
     return Row(result, paired, werr, notes=notes)

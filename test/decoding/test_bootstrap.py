@@ -72,3 +72,23 @@ def test_nothing_to_resample_is_refused():
 def test_unpaired_systems_are_refused():
     with pytest.raises(ValueError, match="same utterances"):
         paired_difference([1, 2], [1], [3, 3])
+
+
+def test_several_runs_of_one_errors_are_as_one():
+    errors, words = list(range(30)), [40] * 30
+    assert wer_interval([errors] * 3, words) == pytest.approx(
+        wer_interval(errors, words)
+    )
+    once = paired_difference(errors, errors[::-1], words)
+    assert paired_difference([errors] * 2, [errors[::-1]] * 3, words) == once
+
+
+def test_the_spread_of_runs_is_part_of_the_interval():
+    rng = np.random.RandomState(3)
+    rates = rng.uniform(0.1, 0.3, size=30)
+    runs = rng.binomial(10, rates[:, None], size=(30, 400))
+    low, high = wer_interval(runs, [10] * 400)
+    means = 10 * runs.mean(axis=1)
+    half = 1.96 * means.std() / np.sqrt(30)
+    assert low == pytest.approx(means.mean() - half, abs=0.3)
+    assert high == pytest.approx(means.mean() + half, abs=0.3)

@@ -98,14 +98,14 @@ def test_nothing_to_score_is_refused_before_a_file_appears(tmp_path):
 
 def test_two_systems_are_compared_by_utterance():
     perfect = [Recognition(r.cut_id, r.ref, r.ref) for r in SAID]
-    gain = compare(SAID, perfect[::-1])
+    gain = compare([SAID], [perfect[::-1]])
     assert gain.difference == -50.0
     assert gain.probability > 0.98
-    assert compare(perfect, SAID).difference == 50.0
+    assert compare([perfect], [SAID]).difference == 50.0
 
 
 def test_systems_on_other_utterances_are_not_compared():
     changed = [Recognition(r.cut_id, [*r.ref, "MORE"], r.hyp) for r in SAID]
     for other in (SAID[:3], changed):
         with pytest.raises(ValueError, match="same utterances"):
-            compare(SAID, other)
+            compare([SAID], [other])

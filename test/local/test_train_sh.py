@@ -76,7 +76,25 @@ def test_a_student_begins_as_the_one_that_is_its_teacher(train_sh):
     assert set(confs(taught)) - set(confs(alone)) == {"conf/kd/hidden.yaml"}
 
 
-@pytest.mark.parametrize("system", ["nobody", "both+nothing"])
+def test_a_seed_behind_a_name_is_another_run_from_its_own_encoder(train_sh):
+    done, (pretrain, finetune) = train_sh("both_pool+pseudo@43", "--seed", "7")
+    assert done.returncode == 0, done.stderr
+    for command in (pretrain, finetune):
+        assert command.endswith(" --seed 43")
+    assert "both_pool@43/pretrain " in pretrain and "unlabelled" in pretrain
+    assert "both_pool+pseudo@43/finetune " in finetune
+    assert "--init-encoder exp/quick/unified/both_pool@43/pretrain" in finetune
+    assert confs(finetune)[-1] == "conf/kd/pseudo.yaml"
+    assert "unlabelled_en_quick_whisper_base]" in finetune
+    done, commands = train_sh("baseline@43 baseline", "--seed", "7")
+    with_its_own, with_the_common = commands[-2:]
+    assert "baseline@43/finetune " in with_its_own
+    assert "init" not in with_its_own and with_its_own.endswith(" --seed 43")
+    assert "baseline/finetune " in with_the_common
+    assert with_the_common.endswith(" --seed 7")
+
+
+@pytest.mark.parametrize("system", ["nobody", "both+nothing", "baseline@x", "both@"])
 def test_an_unknown_system_is_named(train_sh, system):
     done, commands = train_sh(system)
     assert done.returncode != 0 and commands == []

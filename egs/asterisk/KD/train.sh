@@ -12,6 +12,8 @@
 # transcripts, files of conf/kd laid one over the other, for example baseline+one_best,
 # both_pool+inter_ctc or both_pool+pseudo+one_best; "pseudo" is Whisper's transcripts of
 # the pool.  They need teachers.sh --stop-stage 5.
+# A name may end in @ and a seed: baseline@43 is another run of the baseline, in a folder
+# of its own, and bin.report counts the runs of a system together.
 # The system student begins as a whole student that is trained, the one that teachers.sh
 # --stage 6 took for a teacher: student+hidden, with --variants streaming, is the second
 # stage of system C, and student alone its control.
@@ -27,7 +29,7 @@ stop_stage=2         # last stage to run
 profile=quick        # quick or full: how long, and how much of the pool
 variants=            # unified, non_streaming, streaming; empty: those of the profile
 systems=             # see above; empty: those of the profile
-seed=42              # of weights, order of data and regularisers
+seed=42              # of weights, order of data and regularisers, where no name has one
 jobs=$(nproc)        # systems trained side by side; 1 on a machine with one GPU
 
 set -euo pipefail
@@ -49,16 +51,17 @@ pretrain() {  # variant, system
     --terms.embedding.teachers "$(teacher_weights "$2")" \
     --terms.embedding.choose "$(teacher_choice "$2")" \
     --num-epochs "$(pretrain_epochs "$2")" \
-    --optim.lr-epochs "$(pretrain_lr_epochs "$2")" --seed "$seed"
+    --optim.lr-epochs "$(pretrain_lr_epochs "$2")" --seed "$(seed_of "$2")"
   run_once --after "$exp/done" "$exp/.averaged" \
     python -m icefall_kd.bin.average --exp-dir "$exp" --avg "$pretrain_avg"
 }
 
 finetune() {  # variant, system
-  local exp=exp/$profile/$1/$2/finetune init=() kd=() part
-  if pretrains "${2%%+*}"; then
-    init=(--init-encoder "exp/$profile/$1/${2%%+*}/pretrain/pretrained.pt")
-  elif [[ ${2%%+*} == student ]]; then
+  local exp=exp/$profile/$1/$2/finetune init=() kd=() part first
+  first=$(begins_as "$2")
+  if pretrains "$2"; then
+    init=(--init-encoder "exp/$profile/$1/$first/pretrain/pretrained.pt")
+  elif [[ ${first%@*} == student ]]; then
     init=(--config conf/from_student.yaml)
   fi
   for part in $(kd_parts "$2"); do
@@ -68,19 +71,22 @@ finetune() {  # variant, system
     --config conf/student.yaml --config "conf/$1.yaml" \
     --config conf/finetune.yaml --config "conf/$profile/finetune.yaml" "${kd[@]}" \
     --data.train "$(finetune_sets "$2")" \
-    --num-epochs "$(finetune_epochs "$2")" "${init[@]}" --seed "$seed"
+    --num-epochs "$(finetune_epochs "$2")" "${init[@]}" \
+    --seed "$(seed_of "$2")"
   run_once --after "$exp/done" "$exp/.averaged" \
     python -m icefall_kd.bin.average --exp-dir "$exp" --avg "$finetune_avg"
 }
 
 train_system() {  # variant, system
   set -e
-  if ((stage <= 1 && stop_stage >= 1)) && pretrains "${2%%+*}"; then
-    mkdir -p "exp/$profile/$1/${2%%+*}"
+  local first
+  first=$(begins_as "$2")
+  if ((stage <= 1 && stop_stage >= 1)) && pretrains "$2"; then
+    mkdir -p "exp/$profile/$1/$first"
     (  # one of several systems that begin with the same encoder trains it
       flock 8
-      pretrain "$1" "${2%%+*}"
-    ) 8>"exp/$profile/$1/${2%%+*}/.pretrain.lock"
+      pretrain "$1" "$first"
+    ) 8>"exp/$profile/$1/$first/.pretrain.lock"
   fi
   if ((stage <= 2 && stop_stage >= 2)); then
     finetune "$1" "$2"
@@ -104,10 +110,11 @@ wait_for_one() {  # the oldest; what fails is told at the end
 for variant in $variants; do
   for system in $systems; do
     folder=exp/$profile/$variant/$system
-    mkdir -p "$folder"
-    if pretrains "${system%%+*}"; then
-      teacher_weights "${system%%+*}" >/dev/null
-    elif [[ ${system%%+*} == student && ! -f exp/student/pretrained.pt ]]; then
+    seed_of "$system" >/dev/null
+    first=$(begins_as "$system")
+    if pretrains "$system"; then
+      teacher_weights "$first" >/dev/null
+    elif [[ ${first%@*} == student && ! -f exp/student/pretrained.pt ]]; then
       die "system \"$system\": there is no exp/student/pretrained.pt; run teachers.sh --stage 6 --stop-stage 6"
     fi
     for part in $(kd_parts "$system"); do
@@ -115,6 +122,7 @@ for variant in $variants; do
         die "system \"$system\": there is no conf/kd/$part.yaml"
       fi
     done
+    mkdir -p "$folder"
     (set -o pipefail; (train_system "$variant" "$system") 2>&1 |
       show "$variant $system" "$folder/train.log") &
     running+=("$!:$folder")

@@ -20,12 +20,32 @@ case $profile in
   *) die "--profile is \"$profile\"; it can be quick or full" ;;
 esac
 
+# A system's name is what it begins with, then parts of conf/kd, then a seed:
+# both_pool+pseudo+one_best@43.
+
+begins_as() {  # system: the one whose pre-training it begins with, of the same seed
+  local name=${1%@*}
+  echo "${name%%+*}${1#"$name"}"
+}
+
+seed_of() {  # system: its seed; reads seed of the calling script where it names none
+  if [[ $1 != *@* ]]; then
+    echo "$seed"
+  elif [[ ${1##*@} =~ ^[0-9]+$ ]]; then
+    echo "${1##*@}"
+  else
+    die "system \"$1\": behind @ stands a seed, a whole number, not \"${1##*@}\""
+  fi
+}
+
 pretrains() {  # system: whether its encoder is pre-trained first
-  [[ $1 != baseline && $1 != student ]]
+  case $(begins_as "${1%@*}") in
+    baseline | student) return 1 ;;
+  esac
 }
 
 pretrain_epochs() {  # system
-  case $profile-$1 in
+  case $profile-${1%@*} in
     quick-*) echo 5 ;;
     full-*_pool) echo 6 ;;
     full-*) echo 15 ;;
@@ -33,7 +53,7 @@ pretrain_epochs() {  # system
 }
 
 pretrain_lr_epochs() {  # system: where the learning rate begins to fall, in its epochs
-  case $profile-$1 in
+  case $profile-${1%@*} in
     quick-*) echo 4 ;;
     full-*_pool) echo 2.5 ;;
     full-*) echo 6 ;;
@@ -41,14 +61,14 @@ pretrain_lr_epochs() {  # system: where the learning rate begins to fall, in its
 }
 
 train_sets() {  # system: what its pre-training hears
-  case $1 in
+  case ${1%@*} in
     *_pool) echo "[train, $pool]" ;;
     *) echo "[train]" ;;
   esac
 }
 
 finetune_sets() {  # system: what its fine-tuning hears
-  case $1+ in
+  case ${1%@*}+ in
     *+pseudo+*) echo "[train, ${pool}_whisper_base]" ;;
     *) echo "[train]" ;;
   esac
@@ -67,13 +87,15 @@ finetune_epochs() {  # system; a student that is trained already needs few
 }
 
 kd_parts() {  # system: the files of conf/kd that its fine-tuning adds
-  if [[ $1 == *+* ]]; then
-    tr + ' ' <<<"${1#*+}"
+  local name=${1%@*}
+  if [[ $name == *+* ]]; then
+    tr + ' ' <<<"${name#*+}"
   fi
 }
 
 teacher_weights() {  # system: Shar fields and their weights
-  local name=${1%_pool}
+  local name=${1%@*}
+  name=${name%_pool}
   name=${name%_random}
   if [[ $name == both ]]; then
     echo '{"whisper_tiny_en": 0.5, "whisper_base": 0.5}'
@@ -86,8 +108,8 @@ teacher_weights() {  # system: Shar fields and their weights
 }
 
 teacher_choice() {  # system: whether all teachers teach an utterance, or one of them
-  case ${1%_pool} in
-    *_random) echo random ;;
+  case ${1%@*} in
+    *_random | *_random_pool) echo random ;;
     *) echo all ;;
   esac
 }

@@ -1,0 +1,56 @@
+"""The command over results of several seeds."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+from reported import Page, decoded, trained
+
+from icefall_kd.bin.report import MEANS
+
+
+@pytest.fixture
+def exp(tmp_path):
+    for name, wrong in (("baseline", 32), ("baseline@43", 28), ("kd", 16)):
+        decoded(tmp_path / name / "decode", wrong)
+        trained(tmp_path / name / "finetune", [1.5, 1.25])
+    return tmp_path
+
+
+def report(*args):
+    return subprocess.run(
+        [sys.executable, "-m", "icefall_kd.bin.report", *map(str, args)],
+        text=True,
+        capture_output=True,
+    )
+
+
+def test_means_stand_below_the_runs_everywhere(exp):
+    table, page = exp / "summary.md", exp / "report.html"
+    done = report(
+        "--exp", exp, "--baseline", "baseline", "--out", table, "--html", page
+    )
+    assert done.returncode == 0, done.stderr
+    runs, means = done.stdout.split(MEANS)
+    assert "baseline@43" in runs and "baseline@43" not in means
+    assert "20.0, 17.5" in means and "+46.7 %" in means  # 10.0 against 18.75
+    text = table.read_text()
+    assert f"\n{MEANS}:\n\n| system |" in text and "| 20.0, 17.5 |" in text
+    shown = Page(page.read_text())
+    rows = [row for i in range(len(shown.tables)) for row in shown.rows(i)]
+    (mean,) = [r for r in rows if r.get("of each run", ("",))[0] == "20.0, 17.5"]
+    assert mean["system"][0] == "baseline"
+
+
+def test_one_run_of_each_has_no_means(exp):
+    shutil.rmtree(exp / "baseline@43")
+    done = report("--exp", exp, "--baseline", "baseline")
+    assert done.returncode == 0, done.stderr
+    assert "+50.0 %" in done.stdout and MEANS not in done.stdout
+
+
+def test_what_is_wrong_is_told_in_one_line(exp):
+    done = report("--exp", exp, "--baseline", "nobody")
+    assert done.returncode != 0
+    assert "'nobody'" in done.stderr and "Traceback" not in done.stderr
