@@ -7,6 +7,8 @@
 # (or in $ICEFALL_KD_VENV), installs the pins of requirements.txt and this package in
 # editable mode.  Returns at once when that was done before for the same pins; goes on
 # where a killed call stopped.  pip uses your own configuration (index, proxy, cache).
+# An environment with a torch that was not installed by this script is used as it is:
+# README.md, "Another torch, a GPU".
 # Takes one to two minutes and 4.2 GB (2.5 GB more while it works).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/log.sh"
@@ -31,6 +33,23 @@ check_folder() {  # never write into a folder that is not an environment of ours
     die "$venv holds another Python than 3.10, or a broken one." \
       "Remedy: rm -r $venv, or set ICEFALL_KD_VENV to another folder"
   fi
+}
+
+has_module() {  # name: whether the environment has it, whatever folder this is
+  "$venv/bin/python" -I -c \
+    'import importlib.util as u, sys; sys.exit(u.find_spec(sys.argv[1]) is None)' "$1" \
+    2>/dev/null
+}
+
+brings_its_own_stack() {
+  if [[ ! -x $venv/bin/python || -f $pip_log ]] || ! has_module torch; then
+    return 1
+  fi
+  has_module icefall_kd ||
+    die "$venv has a torch that this script did not install, and no icefall_kd." \
+      "Remedy: $venv/bin/python -m pip install -e" \
+      "'$root[teachers,transformers,export,cache,dev]', or set ICEFALL_KD_VENV to" \
+      "another folder"
 }
 
 make_environment() {
@@ -109,6 +128,11 @@ sys.exit(u.find_spec("_k2") is None or m.version("k2") != sys.argv[1])'
 main() {
   if [[ -f $stamp && -x $venv/bin/python ]]; then
     log "already installed in $venv"
+    return
+  fi
+  if brings_its_own_stack; then
+    log "$venv was not made by this script and is used as it is; check it with:" \
+      "$venv/bin/python -m icefall_kd.bin.doctor"
     return
   fi
   check_folder

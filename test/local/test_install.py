@@ -138,6 +138,26 @@ def test_an_environment_of_another_python_is_left_alone(tmp_path):
     assert "another Python than 3.10" in errors(done)[0]
 
 
+def test_a_torch_of_the_users_own_is_never_replaced(tmp_path):
+    env = clean_env(tmp_path, **NO_INDEX)
+    venv = tmp_path / "venv"
+    subprocess.run([REAL_PYTHON, "-m", "venv", venv], check=True)
+    packages = venv / "lib/python3.10/site-packages"
+    (packages / "torch").mkdir()
+    (packages / "torch/__init__.py").write_text("__version__ = '2.9.1'")
+    done = install(env)
+    assert done.returncode == 1
+    (error,) = errors(done)
+    assert "no icefall_kd" in error and "pip install -e" in error
+    (packages / "here.pth").write_text(f"{ROOT}\n")  # as an editable installation
+    before = sorted(p.name for p in packages.iterdir())
+    done = install(env)
+    assert done.returncode == 0, done.stderr
+    assert "used as it is" in done.stderr and "bin.doctor" in done.stderr
+    assert sorted(p.name for p in packages.iterdir()) == before
+    assert not (venv / "install.log").exists()
+
+
 def wheel_of(dist: str, path: Path, without: str = "") -> Path:
     """Pack an installed package into a wheel again, but for one module."""
     with zipfile.ZipFile(path, "w") as wheel:
