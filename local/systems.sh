@@ -57,6 +57,12 @@ teacher_choice() {  # system: whether all teachers teach an utterance, or one of
   esac
 }
 
+_need_pool() {  # system
+  if [[ -z $pool ]]; then
+    die "system \"$1\": the profile $profile has no unlabelled audio for _pool and +pseudo"
+  fi
+}
+
 _list() {  # names: a list as bin.train reads one
   local IFS=,
   local joined="$*"
@@ -66,7 +72,7 @@ _list() {  # names: a list as bin.train reads one
 # shellcheck disable=SC2086  # several sets
 train_sets() {  # system: what its pre-training hears
   case ${1%@*} in
-    *_pool) _list $labelled $pool ;;
+    *_pool) _need_pool "$1" && _list $labelled $pool ;;
     *) _list $labelled ;;
   esac
 }
@@ -74,7 +80,7 @@ train_sets() {  # system: what its pre-training hears
 # shellcheck disable=SC2086
 finetune_sets() {  # system: what its fine-tuning hears
   case ${1%@*}+ in
-    *+pseudo+*) _list $labelled $(printf "%s$pseudo " $pool) ;;
+    *+pseudo+*) _need_pool "$1" && _list $labelled $(printf "%s$pseudo " $pool) ;;
     *) _list $labelled ;;
   esac
 }

@@ -30,6 +30,8 @@ profile=             # of local/profiles.sh; empty: the first there
 variants=            # unified, non_streaming, streaming; empty: those of the profile
 systems=             # see above; empty: those of the profile
 seed=42              # of weights, order of data and regularisers, where no name has one
+epochs=              # of each stage; empty: the recipe's
+avg=                 # last epochs of each stage that are averaged; empty: the recipe's
 jobs=                # systems trained side by side; empty: the recipe's, or one a CPU core
 num_processes=1      # of each training; several, on a GPU each, are started by torchrun
 student=conf/student.yaml # shape of the student
@@ -48,7 +50,7 @@ if ((num_processes > 1)); then
     --nproc-per-node "$num_processes" -m icefall_kd.bin.train)
 fi
 
-threads=$(($(nproc) / jobs))
+threads=$(($(nproc) / (jobs * num_processes)))
 export OMP_NUM_THREADS=$((threads > 0 ? threads : 1))
 export MKL_NUM_THREADS=$OMP_NUM_THREADS
 
@@ -60,11 +62,11 @@ pretrain() {  # variant, system
     --data.train "$(train_sets "$2")" \
     --terms.embedding.teachers "$(teacher_weights "$2")" \
     --terms.embedding.choose "$(teacher_choice "$2")" \
-    --num-epochs "$(pretrain_epochs "$2")" \
+    --num-epochs "${epochs:-$(pretrain_epochs "$2")}" \
     --optim.lr-epochs "$(pretrain_lr_epochs "$2")" --seed "$(seed_of "$2")" \
     "${further[@]}"
   run_once --after "$folder/done" "$folder/.averaged" \
-    python -m icefall_kd.bin.average --exp-dir "$folder" --avg "$pretrain_avg"
+    python -m icefall_kd.bin.average --exp-dir "$folder" --avg "${avg:-$pretrain_avg}"
 }
 
 finetune() {  # variant, system
@@ -82,10 +84,10 @@ finetune() {  # variant, system
     --config "$student" --config "conf/$1.yaml" \
     --config conf/finetune.yaml --config "conf/$profile/finetune.yaml" "${kd[@]}" \
     --data.train "$(finetune_sets "$2")" \
-    --num-epochs "$(finetune_epochs "$2")" "${init[@]}" \
+    --num-epochs "${epochs:-$(finetune_epochs "$2")}" "${init[@]}" \
     --seed "$(seed_of "$2")" "${further[@]}"
   run_once --after "$folder/done" "$folder/.averaged" \
-    python -m icefall_kd.bin.average --exp-dir "$folder" --avg "$finetune_avg"
+    python -m icefall_kd.bin.average --exp-dir "$folder" --avg "${avg:-$finetune_avg}"
 }
 
 train_system() {  # variant, system
@@ -122,9 +124,11 @@ for variant in $variants; do
   for system in $systems; do
     folder=$exp/$variant/$system
     seed_of "$system" >/dev/null
+    finetune_sets "$system" >/dev/null
     first=$(begins_as "$system")
     if pretrains "$system"; then
       teacher_weights "$first" >/dev/null
+      train_sets "$first" >/dev/null
     elif [[ ${first%@*} == student && ! -f exp/student/pretrained.pt ]]; then
       die "system \"$system\": there is no exp/student/pretrained.pt, the student that is" \
         "taken for a teacher; a stage of teachers.sh writes it (teachers.sh --help)"

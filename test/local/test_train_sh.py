@@ -11,6 +11,7 @@ def train_sh(run_script):
         done, commands = run_script(
             "train.sh", "--jobs", "1", "--systems", systems, *options
         )
+        run.averages = [c for c in commands if "bin.average " in c]
         return done, [c for c in commands if "bin.train " in c]
 
     run.recipe = run_script.recipe
@@ -98,6 +99,7 @@ def test_a_seed_behind_a_name_is_another_run_from_its_own_encoder(train_sh):
 def test_what_is_given_to_all_systems_ends_their_commands(train_sh):
     done, commands = train_sh(
         *("both", "--exp", "exp/small", "--student", "conf/small.yaml"),
+        *("--epochs", "2", "--avg", "1"),
         *("--num-processes", "2", "--", "--amp", "fp16"),
     )
     assert done.returncode == 0, done.stderr
@@ -106,7 +108,9 @@ def test_what_is_given_to_all_systems_ends_their_commands(train_sh):
         assert command.startswith("-m torch.distributed.run --standalone --nproc-per-n")
         assert "--exp-dir exp/small/unified/both/" in command
         assert confs(command)[0] == "conf/small.yaml"
+        assert " --num-epochs 2 " in command
         assert command.endswith(" --seed 42 --amp fp16")
+    assert all(command.endswith(" --avg 1") for command in train_sh.averages)
     assert "--init-encoder exp/small/unified/both/pretrain/" in commands[1]
 
 
