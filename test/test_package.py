@@ -63,7 +63,10 @@ def named_paths(text: str) -> set[str]:
     return {p.rstrip(".,/") for p in paths if not re.search(r"[*{]|/data|/exp", p)}
 
 
-@pytest.mark.parametrize("readme", ["README.md", "egs/asterisk/KD/README.md"])
+READMES = [str(p.relative_to(ROOT)) for p in ROOT.glob("egs/*/KD/README.md")]
+
+
+@pytest.mark.parametrize("readme", ["README.md", *sorted(READMES)])
 def test_every_path_that_a_readme_names_exists(readme):
     paths = named_paths((ROOT / readme).read_text(encoding="utf-8"))
     assert paths

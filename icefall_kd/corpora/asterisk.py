@@ -103,6 +103,17 @@ def match_texts(prompts: Dict[str, Path], texts: Dict[str, str]) -> Dict[str, Pa
     return {prompt: path for prompt, path in prompts.items() if prompt in texts}
 
 
+def check_asterisk(source_dir: Path, *, language: str = "en") -> str:
+    """Say how many prompts have a transcript, without reading their audio.
+
+    Raises:
+      FileNotFoundError: if there is no audio, or no file of transcripts.
+    """
+    texts = read_transcripts(Path(source_dir), language)
+    prompts = match_texts(find_prompts(Path(source_dir)), texts)
+    return f"{source_dir}: {len(prompts)} prompts with transcripts"
+
+
 def prompt_id(prompt: str, language: str) -> str:
     """Return the cut's id: "digits/1" in English is ``asterisk-en-digits_1``."""
     return f"asterisk-{language}-{prompt.replace('/', '_')}"

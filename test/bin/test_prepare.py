@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from icefall_kd.bin import prepare_corpus
+
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "egs/asterisk/KD"
 
@@ -148,4 +150,31 @@ def test_commands_end_with_one_message_and_write_nothing(tmp_path, command, mess
     )
     assert done.returncode == 1
     assert message in done.stderr and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+QUEEN = "queen --source . --name q --audio a --output x"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (f"{QUEEN} --labelled", "queen has no transcripts"),
+        (f"{QUEEN} --parts p", "--parts is no option of queen"),
+        ("queen --source . --check", "--check: queen has none"),
+        ("asterisk --source . --check --parts p", "--parts is no option of asterisk"),
+        ("librispeech --source . --name x", "give --output"),
+        (
+            "librispeech --source . --name x --output x --parts dev-clean",
+            r"dev-clean: no \*/\*/\*.trans.txt in it. Remedy",
+        ),
+    ],
+)
+def test_a_corpus_refuses_what_it_does_not_know(
+    tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["prepare_corpus", *arguments.split()])
+    with pytest.raises(SystemExit, match=message):
+        prepare_corpus.main()
     assert list(tmp_path.iterdir()) == []

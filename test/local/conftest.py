@@ -1,4 +1,4 @@
-"""A copy of the recipe whose Python only notes what it is asked for."""
+"""Copies of the recipes whose Python only notes what it is asked for."""
 
 import os
 import shutil
@@ -6,10 +6,42 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import real_teachers
+import small_librispeech
+
+librispeech = small_librispeech.librispeech  # fixtures
+tiny_dir = real_teachers.tiny_dir
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = "egs/asterisk/KD"
 PYTHON = '#!/usr/bin/env bash\nprintf "%s\\n" "$*" >>"$COMMANDS"\n'
+
+
+def copy_recipe(corpus, folder):
+    """Return a function that runs a script of the copy, as ``run_script`` does."""
+    recipe = folder / "egs" / corpus / "KD"
+    shutil.copytree(ROOT / "local", folder / "local")
+    for name in ("conf", "local"):
+        shutil.copytree(ROOT / "egs" / corpus / "KD" / name, recipe / name)
+    for script in (ROOT / "egs" / corpus / "KD").glob("*.sh"):
+        shutil.copy(script, recipe)
+    python = folder / "venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    told = folder / "commands"
+    env = {"ICEFALL_KD_VENV": str(folder / "venv"), "COMMANDS": str(told)}
+
+    def run(script, *options):
+        done = subprocess.run(
+            ["bash", str(recipe / script), *options],
+            env={**os.environ, **env},
+            text=True,
+            capture_output=True,
+        )
+        return done, told.read_text().splitlines() if told.is_file() else []
+
+    run.recipe = recipe
+    return run
 
 
 @pytest.fixture
@@ -18,26 +50,10 @@ def run_script(tmp_path):
 
     The function has the folder of the copy as ``recipe``.
     """
-    shutil.copytree(ROOT / "local", tmp_path / "local")
-    for name in ("conf", "local"):
-        shutil.copytree(ROOT / RECIPE / name, tmp_path / RECIPE / name)
-    for script in (ROOT / RECIPE).glob("*.sh"):
-        shutil.copy(script, tmp_path / RECIPE)
-    python = tmp_path / "venv/bin/python"
-    python.parent.mkdir(parents=True)
-    python.write_text(PYTHON)
-    python.chmod(0o755)
-    told = tmp_path / "commands"
-    env = {"ICEFALL_KD_VENV": str(tmp_path / "venv"), "COMMANDS": str(told)}
+    return copy_recipe("asterisk", tmp_path)
 
-    def run(script, *options):
-        done = subprocess.run(
-            ["bash", str(tmp_path / RECIPE / script), *options],
-            env={**os.environ, **env},
-            text=True,
-            capture_output=True,
-        )
-        return done, told.read_text().splitlines() if told.is_file() else []
 
-    run.recipe = tmp_path / RECIPE
-    return run
+@pytest.fixture
+def run_librispeech(tmp_path):
+    """``run_script`` of the other recipe."""
+    return copy_recipe("librispeech", tmp_path)

@@ -1,4 +1,4 @@
-"""What the recipe's train.sh asks for, by the commands that it runs."""
+"""What a recipe's train.sh asks for, by the commands that it runs."""
 
 import pytest
 
@@ -11,6 +11,7 @@ def train_sh(run_script):
         done, commands = run_script(
             "train.sh", "--jobs", "1", "--systems", systems, *options
         )
+        run.averages = [c for c in commands if "bin.average " in c]
         return done, [c for c in commands if "bin.train " in c]
 
     run.recipe = run_script.recipe
@@ -62,7 +63,8 @@ def test_a_student_begins_as_the_one_that_is_its_teacher(train_sh):
     options = ("--variants", "streaming")
     done, commands = train_sh("student student+hidden", *options)
     assert done.returncode != 0 and commands == []
-    assert "no exp/student/pretrained.pt; run teachers.sh --stage 6" in done.stderr
+    assert "no exp/student/pretrained.pt" in done.stderr
+    assert "teachers.sh writes it" in done.stderr
     checkpoint = train_sh.recipe / "exp/student/pretrained.pt"
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_bytes(b"")
@@ -92,6 +94,24 @@ def test_a_seed_behind_a_name_is_another_run_from_its_own_encoder(train_sh):
     assert "init" not in with_its_own and with_its_own.endswith(" --seed 43")
     assert "baseline/finetune " in with_the_common
     assert with_the_common.endswith(" --seed 7")
+
+
+def test_what_is_given_to_all_systems_ends_their_commands(train_sh):
+    done, commands = train_sh(
+        *("both", "--exp", "exp/small", "--student", "conf/small.yaml"),
+        *("--epochs", "2", "--avg", "1"),
+        *("--num-processes", "2", "--", "--amp", "fp16"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(commands) == 2
+    for command in commands:
+        assert command.startswith("-m torch.distributed.run --standalone --nproc-per-n")
+        assert "--exp-dir exp/small/unified/both/" in command
+        assert confs(command)[0] == "conf/small.yaml"
+        assert " --num-epochs 2 " in command
+        assert command.endswith(" --seed 42 --amp fp16")
+    assert all(command.endswith(" --avg 1") for command in train_sh.averages)
+    assert "--init-encoder exp/small/unified/both/pretrain/" in commands[1]
 
 
 @pytest.mark.parametrize("system", ["nobody", "both+nothing", "baseline@x", "both@"])

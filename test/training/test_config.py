@@ -1,5 +1,6 @@
 """Options from YAML and the command line."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from icefall_kd.training.config import parse_config
 from icefall_kd.transducer.build import build_model
 
 RECIPES = sorted(Path(__file__).resolve().parents[2].glob("egs/*/KD/conf"))
+VARIANTS = ("unified", "streaming", "non_streaming")
 STAGES = ("pretrain", "finetune")
 
 
@@ -94,22 +96,21 @@ def test_the_saved_configuration_reads_back_the_same(tmp_path):
 def layers():
     """Yield the stacks of files that the recipes train with."""
     for conf in RECIPES:
-        for variant in ("unified", "streaming", "non_streaming"):
-            for profile in ("quick", "full"):
-                for stage in STAGES:
-                    yield [
-                        conf / "student.yaml",
-                        conf / f"{variant}.yaml",
-                        conf / f"{stage}.yaml",
-                        conf / profile / f"{stage}.yaml",
-                    ]
-
-        yield [conf / "adapter.yaml"]
+        folders = sorted(f.name for f in conf.iterdir() if f.is_dir())
+        profiles = [name for name in folders if name != "kd"]
+        for variant, profile, stage in itertools.product(VARIANTS, profiles, STAGES):
+            names = ("student", variant, stage, f"{profile}/{stage}")
+            yield [conf / f"{name}.yaml" for name in names]
+        stack = ["student", "unified", "finetune", f"{profiles[0]}/finetune"]
         for kd in sorted((conf / "kd").glob("*.yaml")):
-            stack = ["student", "unified", "finetune", "full/finetune"]
             yield [*(conf / f"{name}.yaml" for name in stack), kd]
-        stack = ["student", "streaming", "finetune", "full/finetune", "kd/hidden"]
-        yield [conf / f"{name}.yaml" for name in (*stack, "from_student")]
+        for student in conf.glob("student_?.yaml"):  # of other sizes
+            yield [student, *(conf / f"{name}.yaml" for name in stack[1:])]
+        if (conf / "adapter.yaml").exists():
+            yield [conf / "adapter.yaml"]
+        if (conf / "from_student.yaml").exists():
+            stack = ["student", "streaming", *stack[2:], "kd/hidden", "from_student"]
+            yield [conf / f"{name}.yaml" for name in stack]
 
 
 def test_every_conf_of_every_recipe_builds():
@@ -125,3 +126,25 @@ def test_every_conf_of_every_recipe_builds():
     every = {f for conf in RECIPES for f in conf.rglob("*.yaml")}
     every = {f for f in every if not f.stem.endswith(("teachers", "teacher"))}
     assert every == used, "a conf that no stage of a recipe uses"
+
+
+@pytest.mark.parametrize(
+    "student, variant, millions",
+    [
+        ("student", "non_streaming", 23.3),
+        ("student_m", "non_streaming", 65.5),
+        ("student_m", "streaming", 66.1),
+    ],
+)
+def test_the_students_of_librispeech_are_as_large_as_icefalls(
+    student, variant, millions
+):
+    (conf,) = (conf for conf in RECIPES if "librispeech" in conf.parts)
+    files = [conf / f"{name}.yaml" for name in (student, variant, "finetune")]
+    config = parse_config(
+        ["--exp-dir", "x"] + [a for f in files for a in ("--config", str(f))]
+    )
+    model = build_model(config.model)
+    model.ctc_output = None  # icefall counts the transducer alone
+    parameters = sum(p.numel() for p in model.parameters())
+    assert round(parameters / 1e6, 1) == millions

@@ -26,7 +26,7 @@ pool_dir=${pool_dir:+$(realpath "$pool_dir")}
 from_dir=${from_dir:+$(realpath "$from_dir")}
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ../../../local/log.sh
-source local/profiles.sh
+source ../../../local/systems.sh
 begin=$SECONDS
 chosen=(--profile "$profile" --variants "$variants" --systems "$systems")
 

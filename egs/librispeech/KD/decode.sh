@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Decode the systems of this recipe: the stages and options are in local/decode.sh at the
+# top of the repository, and --help tells them.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+exec bash ../../../local/decode.sh "$@"

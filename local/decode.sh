@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Decode with PyTorch: full context, and chunk by chunk as a stream.
+#
+#   bash egs/<corpus>/KD/decode.sh [--profile full] [--variants unified] \
+#     [--systems "baseline both_pool"] [--sets "dev test"] [--head ctc]
+#
+# Stage 0: when each word was said      -> exp/<profile>/alignment/<set>.ctm
+# Stage 1: greedy search               -> exp/<profile>/<variant>/<system>/decode/
+# Stage 2: modified beam search, beam 4 -> the same folder
+# With --head ctc both are over the CTC head: greedy search, prefix beam search.
+# A result of the same checkpoint is kept.  How late words are recognised is measured
+# against stage 0's times, which one model finds for all systems; delete the file, and
+# name a better --aligner, to measure anew.
+stage=0              # first stage to run
+stop_stage=2         # last stage to run
+profile=             # of local/profiles.sh; empty: the first there
+variants=            # unified, non_streaming, streaming; empty: those of the profile
+systems=             # as in train.sh; empty: those of the profile
+sets=                # folders of data/shar; empty: the test sets of the recipe
+head=transducer      # transducer or ctc
+chunk_size=16        # streaming: frames of 20 ms
+left_context=128     # streaming: frames of 20 ms
+blank_penalty=0      # taken from the blank's logit; choose it with --sets dev
+aligner=             # checkpoint of stage 0; empty: that of the last of the systems
+exp=                 # folder of the runs; empty: exp/<profile>
+
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+source "$REPO_ROOT/local/parse_options.sh"
+source "$REPO_ROOT/local/systems.sh"
+exp=${exp:-exp/$profile}
+sets=${sets:-$test_sets}
+
+case $head in
+  transducer) methods=(greedy_search modified_beam_search) ;;
+  ctc) methods=(ctc_greedy_search ctc_prefix_beam_search) ;;
+  *) die "--head is \"$head\"; it can be transducer or ctc" ;;
+esac
+
+decode_all() {  # method
+  local variant system set decoding
+  for variant in $variants; do
+    for system in $systems; do
+      for set in $sets; do
+        for decoding in $(decodings "$variant"); do
+          # shellcheck disable=SC2046  # several options
+          python -m icefall_kd.bin.decode --method "$1" --shar-dir "data/shar/$set" \
+            --blank-penalty "$blank_penalty" \
+            --checkpoint "$exp/$variant/$system/finetune/pretrained.pt" \
+            --out-dir "$exp/$variant/$system/decode" $(chunking "$decoding") \
+            --alignment "$exp/alignment/$set.ctm"
+        done
+      done
+    done
+  done
+}
+
+if in_stage 0 "When each word was said -> $exp/alignment"; then
+  aligner=${aligner:-$exp/${variants%% *}/${systems##* }/finetune/pretrained.pt}
+  for set in $sets; do
+    if [[ ! -f $exp/alignment/$set.ctm ]]; then
+      python -m icefall_kd.bin.align --checkpoint "$aligner" \
+        --shar-dir "data/shar/$set" --output "$exp/alignment/$set.ctm"
+    fi
+  done
+fi
+
+if in_stage 1 "Greedy search -> $exp/*/*/decode"; then
+  decode_all "${methods[0]}"
+fi
+
+if in_stage 2 "Beam search -> $exp/*/*/decode"; then
+  decode_all "${methods[1]}"
+fi

@@ -1,0 +1,257 @@
+"""The LibriSpeech recipe: its own scripts, from a folder of its shape to a student."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from lhotse import CutSet
+from small_librispeech import UTTERANCES
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = "egs/librispeech/KD"
+LABELLED = "train-clean-100"
+POOL = ("unlabelled_train-clean-360", "unlabelled_train-other-500")
+SETS = (LABELLED, *POOL, "dev-other")
+VOCAB = 60
+STUDENT = """
+model:
+  encoder:
+    frontend_channels: [4, 8, 16]
+    convnext_expansion: 1
+    downsampling_factor: [1, 2]
+    num_encoder_layers: [1]
+    encoder_dim: [32, 48]
+    encoder_unmasked_dim: [32]
+    feedforward_dim: [48]
+    num_heads: [2]
+    query_head_dim: [8]
+    cnn_module_kernel: [7]
+  decoder_dim: 32
+  joiner_dim: 32
+"""
+OPTIONS = f"""--model.vocab_size {VOCAB} --data.num_workers 0 --data.max_duration 30
+    --data.bpe_model data/lang_bpe_{VOCAB}/bpe.model --data.num_buckets 2 --amp none
+    --optim.frozen_batches 2 --memory_probe false --tensorboard false"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """``recipe("prepare.sh", ...)`` runs a script of a copy of the recipe."""
+    root = tmp_path_factory.mktemp("repository")
+    folder = root / RECIPE
+    shutil.copytree(ROOT / "local", root / "local")
+    made = shutil.ignore_patterns("data", "exp", "download")
+    shutil.copytree(ROOT / RECIPE, folder, ignore=made)
+    env = {"ICEFALL_KD_VENV": sys.prefix, "PYTHONPATH": str(ROOT)}
+
+    def run(script, *options):
+        command = ["bash", str(folder / script), *map(str, options)]
+        done = subprocess.run(
+            command, env={**os.environ, **env}, text=True, capture_output=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done
+
+    run.folder = folder
+    return run
+
+
+def prepare(recipe, corpus):
+    """Run prepare.sh for a part of the sets."""
+    options = ("--vocab-size", VOCAB, "--sets", " ".join(SETS))
+    return recipe("prepare.sh", "--corpus-dir", corpus, *options)
+
+
+@pytest.fixture(scope="module")
+def prepared(recipe, librispeech):
+    """The recipe after prepare.sh."""
+    prepare(recipe, librispeech)
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def taught(prepared, tiny_dir, tmp_path_factory):
+    """The recipe after teachers.sh, with Whisper tiny.en for all teachers."""
+    teachers = tmp_path_factory.mktemp("teachers") / "teachers.yaml"
+    teachers.write_text(f"whisper_tiny_en: {{model_dir: {tiny_dir}}}\n")
+    prepared(
+        *("teachers.sh", "--teachers", teachers, "--codec", "fp16"),
+        *("--whisper", tiny_dir, "--compute-type", "int8"),
+        *("--device", "cpu", "--num-threads", "1"),
+    )
+    return prepared
+
+
+def cuts_of(recipe, name):
+    return list(CutSet.from_shar(in_dir=recipe.folder / "data/shar" / name))
+
+
+def test_labelled_sets_have_texts_at_three_speeds_and_the_pool_has_none(prepared):
+    cuts = cuts_of(prepared, LABELLED)
+    assert len(cuts) == 3 * 2 * UTTERANCES
+    assert {cut.custom["speed"] for cut in cuts} == {0.9, 1.0, 1.1}
+    assert all(len(cut.supervisions) == 1 for cut in cuts)
+    assert len(cuts_of(prepared, "dev-other")) == UTTERANCES
+    for name in POOL:
+        cuts = cuts_of(prepared, name)
+        assert len(cuts) == UTTERANCES
+        assert not any(cut.supervisions for cut in cuts)
+    lang = prepared.folder / f"data/lang_bpe_{VOCAB}"
+    assert (lang / "denominator.pt").exists() and (lang / "bigram.pt").exists()
+    assert not list(prepared.folder.rglob("*.flac"))
+
+
+def test_a_second_preparation_repeats_nothing(prepared, librispeech):
+    data = prepared.folder / "data"
+    before = {p: p.stat().st_mtime_ns for p in data.rglob("*")}
+    done = prepare(prepared, librispeech)
+    assert done.stderr.count("done before") == 2 * len(SETS) + 2
+    assert {p: p.stat().st_mtime_ns for p in data.rglob("*")} == before
+
+
+def test_a_student_is_taught_by_the_pool_and_its_transcripts(taught):
+    student = taught.folder / "conf/tiny.yaml"
+    student.write_text(STUDENT)
+    system = "whisper_tiny_en_pool+pseudo"
+    taught(
+        *("train.sh", "--systems", system, "--student", student, "--exp", "exp/tiny"),
+        *("--epochs", "1", "--avg", "1", "--", *OPTIONS.split()),
+    )
+    runs = taught.folder / "exp/tiny/unified"
+    pretrain = runs / "whisper_tiny_en_pool/pretrain"
+    finetune = runs / system / "finetune"
+    assert (finetune / "pretrained.pt").exists()
+    config = yaml.safe_load((finetune / "config.yaml").read_text())
+    assert config["init_encoder"].endswith(
+        "whisper_tiny_en_pool/pretrain/pretrained.pt"
+    )
+    assert set(config["data"]["train"]) == {LABELLED, *(f"{n}_whisper" for n in POOL)}
+    for folder, losses in (
+        (
+            pretrain,
+            {"embedding.whisper_tiny_en_l1", "embedding.whisper_tiny_en_cosine"},
+        ),
+        (finetune, {"transducer.pruned", "ctc"}),
+    ):
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        dev = [m for m in map(json.loads, lines) if m["kind"] == "dev"][-1]
+        assert losses <= set(dev) and all(0 < dev[name] < 100 for name in losses)
+
+
+def has_fields(recipe, *names):
+    """Let a set have fields by these names, which is all that train.sh asks for."""
+    folder = recipe / "data/shar" / LABELLED
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / f"{name}.json").touch()
+
+
+def test_all_teachers_weigh_the_same_and_the_pool_is_heard(run_librispeech):
+    has_fields(
+        run_librispeech.recipe, "hubert_large", "wavlm_large", "whisper_large_v3"
+    )
+    done, commands = run_librispeech("train.sh", "--systems", "all_pool+pseudo")
+    assert done.returncode == 0, done.stderr
+    pretrain, average, finetune, _ = commands
+    assert (
+        '{"hubert_large": 0.333, "wavlm_large": 0.333, "whisper_large_v3": 0.333}'
+        in pretrain
+    )
+    assert f"--data.train [{LABELLED}, {POOL[0]}, {POOL[1]}] " in pretrain
+    assert "exp/100h/unified/all_pool/pretrain " in pretrain
+    assert f"[{LABELLED}, {POOL[0]}_whisper, {POOL[1]}_whisper] " in finetune
+    assert "--config conf/kd/pseudo.yaml" in finetune
+
+
+def test_with_all_labels_there_is_no_pool(run_librispeech):
+    has_fields(run_librispeech.recipe, "wavlm_large")
+    options = ("train.sh", "--profile", "960h", "--systems")
+    for system in ("wavlm_large_pool", "baseline+pseudo"):
+        done, commands = run_librispeech(*options, system)
+        assert done.returncode != 0 and commands == []
+        assert "the profile 960h has no unlabelled audio" in done.stderr
+    done, commands = run_librispeech(*options, "wavlm_large baseline")
+    assert done.returncode == 0, done.stderr
+    whole = "--data.train [train-clean-100, train-clean-360, train-other-500] "
+    assert sum(whole in command for command in commands) == 3
+
+
+def test_a_field_that_is_not_there_is_named(run_librispeech):
+    done, commands = run_librispeech("train.sh", "--systems", "all")
+    assert done.returncode != 0 and commands == []
+    assert "no field data/shar/train-clean-100/hubert_large.json" in done.stderr
+
+
+def test_both_test_sets_are_decoded_and_transcribed(run_librispeech):
+    done, commands = run_librispeech("decode.sh", "--systems", "baseline")
+    assert done.returncode == 0, done.stderr
+    kinds = [command.split()[1].rsplit(".")[-1] for command in commands]
+    # two methods, two sets, full context and streaming
+    assert kinds == ["align"] * 2 + ["decode"] * 8
+    before = len(commands)
+    done, commands = run_librispeech("export.sh", "--systems", "baseline")
+    assert done.returncode == 0, done.stderr
+    exports, transcriptions = commands[before : before + 2], commands[before + 2 :]
+    assert all("--check-shar data/shar/dev-clean" in c for c in exports)
+    assert [c.split("--shar-dir ")[1].split()[0] for c in transcriptions] == [
+        "data/shar/test-clean",
+        "data/shar/test-other",
+    ] * 2
+
+
+def test_a_model_in_our_tokens_speaks_beside_the_pools_transcripts(run_librispeech):
+    done, (command,) = run_librispeech(
+        *("teachers.sh", "--stage", "3", "--stop-stage", "3"),
+        *("--num-processes", "4"),
+    )
+    assert done.returncode == 0, done.stderr
+    folders = (LABELLED, *(f"{name}_whisper" for name in POOL), "dev-other")
+    assert " ".join(f"data/shar/{name}" for name in folders) in command
+    assert "--nproc-per-node 4 -m icefall_kd.bin.extract" in command
+    assert "--teachers conf/zipformer_teacher.yaml" in command
+
+
+def test_what_is_missing_of_the_corpus_is_told_with_a_remedy(
+    run_librispeech, librispeech
+):
+    lhotse = run_librispeech.recipe.parents[2] / "venv/bin/lhotse"
+    lhotse.write_text("#!/bin/sh\nexit 1\n")  # no network
+    lhotse.chmod(0o755)
+    done, commands = run_librispeech("prepare.sh")
+    assert done.returncode != 0 and commands == []
+    assert "cannot download LibriSpeech. Remedy:" in done.stderr
+    given = ("prepare.sh", "--corpus-dir", str(librispeech))
+    done, commands = run_librispeech(*given)
+    assert done.returncode != 0 and commands == []
+    assert "LibriSpeech/dev-clean. Remedy: unpack dev-clean.tar.gz" in done.stderr
+    done, commands = run_librispeech(*given, "--sets", "train-clean-5")
+    assert done.returncode != 0 and commands == []
+    assert "--sets: there is no train-clean-5 in profile 100h" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["train.sh", "decode.sh", "export.sh"])
+@pytest.mark.parametrize("corpus", ["asterisk", "librispeech"])
+def test_a_wrapper_has_the_help_of_the_shared_script(corpus, script):
+    env = {**os.environ, "ICEFALL_KD_VENV": sys.prefix}
+    told = [
+        subprocess.run(
+            ["bash", str(path), "--help"], env=env, text=True, capture_output=True
+        ).stdout
+        for path in (ROOT / "egs" / corpus / "KD" / script, ROOT / "local" / script)
+    ]
+    assert told[0] == told[1]
+    assert "Stage 2: " in told[0] and "--exp " in told[0]
+
+
+def test_outside_of_a_recipe_the_shared_scripts_say_where_to_go():
+    env = {**os.environ, "ICEFALL_KD_VENV": sys.prefix}
+    done = subprocess.run(
+        ["bash", "local/train.sh"], cwd=ROOT, env=env, text=True, capture_output=True
+    )
+    assert done.returncode == 1
+    assert "there is no recipe in" in done.stderr and "egs/<corpus>/KD" in done.stderr
