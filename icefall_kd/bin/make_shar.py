@@ -4,7 +4,8 @@
         --bpe-model data/lang_bpe_150/bpe.model --speeds 0.9 1.0 1.1 \
         --output data/shar/train
 
-Beside the folder lies what was dropped and why: <output>.gate.json.
+Beside the folder lies what was dropped and why: <output>.gate.json.  After a kill the
+same call goes on with the shards that are missing.
 """
 
 import argparse
@@ -32,6 +33,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-duration", type=float, default=30.0, help="s, a cut")
     parser.add_argument("--shard-size", type=int, default=200, help="cuts")
     parser.add_argument("--seed", type=int, default=0, help="of the order")
+    parser.add_argument("--num-jobs", type=int, default=1, help="processes")
     # fmt: on
     return parser
 
@@ -52,12 +54,19 @@ def main() -> None:
             tokenize=tokenizer.encode if tokenizer else None,
             max_duration=args.max_duration,
             description=f"gate {args.output.name}",
+            num_jobs=args.num_jobs,
         )
         report = args.output.with_name(f"{args.output.name}.gate.json")
         write_report(drops, len(cuts), report)
         if not cuts:
             raise ValueError(f"{args.manifest}: the gate drops every cut, see {report}")
-        write_shar(cuts, args.output, shard_size=args.shard_size, seed=args.seed)
+        write_shar(
+            cuts,
+            args.output,
+            shard_size=args.shard_size,
+            seed=args.seed,
+            num_jobs=args.num_jobs,
+        )
     except (FileNotFoundError, ValueError) as e:
         raise SystemExit(f"ERROR: {e}") from e
 

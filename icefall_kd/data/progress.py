@@ -11,10 +11,17 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 
-def progress(items: Iterable[T], description: str, unit: str) -> Iterator[T]:
-    """Iterate ``items`` with a bar on stderr; into a log file only every 10 s."""
+def progress(
+    items: Iterable[T], description: str, unit: str, total: Optional[int] = None
+) -> Iterator[T]:
+    """Iterate ``items`` with a bar on stderr; into a log file only every 10 s.
+
+    Args:
+      total: number of items, where they do not tell it.
+    """
     interval = 0.5 if sys.stderr.isatty() else 10.0
-    return iter(tqdm(items, desc=description, unit=unit, mininterval=interval))
+    bar = tqdm(items, desc=description, unit=unit, mininterval=interval, total=total)
+    return iter(bar)
 
 
 class AudioProgress:

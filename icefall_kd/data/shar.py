@@ -1,16 +1,21 @@
 """Writing Shar: flac audio in numbered shards, whole or absent."""
 
+import hashlib
 import logging
 import os
 import random
 import shutil
 from pathlib import Path
-from typing import Iterable, List, Sequence
+from typing import Iterable, List, Sequence, Tuple
 
 from lhotse.cut import Cut
 from lhotse.shar import SharWriter
 
+from icefall_kd.data.parallel import parallel_map
 from icefall_kd.data.progress import progress
+from icefall_kd.io import write_text
+
+PLAN = "plan.sha256"  # what the shards of a folder that is not complete are of
 
 
 def at_speeds(cuts: Iterable[Cut], speeds: Sequence[float]) -> List[Cut]:
@@ -28,12 +33,21 @@ def at_speeds(cuts: Iterable[Cut], speeds: Sequence[float]) -> List[Cut]:
 
 
 def write_shar(
-    cuts: Iterable[Cut], directory: Path, *, shard_size: int = 200, seed: int = 0
+    cuts: Iterable[Cut],
+    directory: Path,
+    *,
+    shard_size: int = 200,
+    seed: int = 0,
+    num_jobs: int = 1,
 ) -> None:
     """Write ``cuts`` in a random order (the same for a ``seed``), audio as flac.
 
-    The folder appears when it is complete, so one that is there is complete.
+    The folder appears when it is complete, so one that is there is complete.  Until
+    then its shards lie in a hidden folder beside it, and the same call, after a kill,
+    makes those that are missing.
 
+    Args:
+      num_jobs: processes, which share the shards.
     Raises:
       ValueError: if there are no cuts, or ``directory`` exists.
     """
@@ -45,11 +59,64 @@ def write_shar(
         raise ValueError(f"{directory}: no cuts to write")
     random.Random(seed).shuffle(cuts)
     aside = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
-    aside.mkdir(parents=True)
-    with SharWriter(aside, {"recording": "flac"}, shard_size=shard_size) as writer:
-        for cut in progress(cuts, f"Shar {directory.name}", "cut"):
-            writer.write(cut)
+    _keep_what_is_of(_plan(cuts, shard_size), aside)
+    parts = [cuts[i : i + shard_size] for i in range(0, len(cuts), shard_size)]
+    missing = [
+        (aside, number, part)
+        for number, part in enumerate(parts)
+        if not (aside / _files(number)[-1]).exists()
+    ]
+    if len(missing) < len(parts):
+        there = len(parts) - len(missing)
+        logging.info("%s: %d of %d shards are there", aside, there, len(parts))
+    written = parallel_map(_write_shard, missing, num_jobs)
+    for _ in progress(written, f"Shar {directory.name}", "shard", len(missing)):
+        pass
+    (aside / PLAN).unlink()
     os.replace(aside, directory)
     hours = sum(cut.duration for cut in cuts) / 3600
     logging.info("wrote %s: %d cuts, %.2f h", directory, len(cuts), hours)
+
+
+def _files(number: int) -> Tuple[str, str]:
+    """Return the names of a shard's files; the last is there when all are."""
+    return f"recording.{number:06d}.tar", f"cuts.{number:06d}.jsonl.gz"
+
+
+def _write_shard(shard: Tuple[Path, int, Sequence[Cut]]) -> None:
+    """Write one shard, whole or not at all: (folder, number, cuts)."""
+    folder, number, cuts = shard
+    own = folder / f".{number:06d}"
+    shutil.rmtree(own, ignore_errors=True)
+    own.mkdir()
+    size = len(cuts)
+    with SharWriter(
+        own, {"recording": "flac"}, shard_size=size, shard_offset=number
+    ) as writer:
+        for cut in cuts:
+            writer.write(cut)
+    for name in _files(number):
+        os.replace(own / name, folder / name)
+    own.rmdir()
+
+
+def _plan(cuts: Sequence[Cut], shard_size: int) -> str:
+    """Return what tells these shards from those of other cuts, or another order."""
+    digest = hashlib.sha256(f"{shard_size}\n".encode())
+    for cut in cuts:
+        sources = [s.source for s in cut.recording.sources if isinstance(s.source, str)]
+        texts = [s.text for s in cut.supervisions]
+        told = (cut.id, cut.start, cut.duration, cut.num_samples, sources, texts)
+        digest.update(f"{told}\n".encode())
+    return digest.hexdigest()
+
+
+def _keep_what_is_of(plan: str, aside: Path) -> None:
+    """Make the folder of the shards, without those that a kill left of another plan."""
+    told = aside / PLAN
+    if not told.exists() or told.read_text(encoding="utf-8") != plan:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        write_text(told, plan)
+    for half in aside.glob(".[0-9]*"):  # of a job that was killed
+        shutil.rmtree(half)

@@ -112,12 +112,17 @@ def faults(prompts, tokenizer, tmp_path):
     }
 
 
-def test_every_fault_is_found_and_none_invented(prompts, tokenizer, faults):
+@pytest.mark.parametrize("num_jobs", [1, 2])
+def test_every_fault_is_found_and_none_invented(
+    prompts, tokenizer, faults, num_jobs, monkeypatch
+):
+    monkeypatch.setattr("icefall_kd.data.gate.CHUNK", 16)  # some for each process
     wrong = {cut.id: reason for reason, cuts in faults.items() for cut in cuts}
     good = [cut for cut in prompts if cut.id not in wrong]
     again = faults["duplicate_id"][0]
     faulty = [cut for cuts in faults.values() for cut in cuts]
-    kept, drops = gate([*good, *faulty, again], tokenize=tokenizer.encode)
+    cuts = [*good, *faulty, again]
+    kept, drops = gate(cuts, tokenize=tokenizer.encode, num_jobs=num_jobs)
     assert {drop.cut_id: drop.reason for drop in drops} == wrong
     assert len(drops) == len(wrong)
     assert set(faults) == set(REASONS)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from dummies import noise_cuts
@@ -58,6 +60,54 @@ def test_killed_writing_leaves_no_folder_and_is_repeated(cuts, tmp_path):
     write_shar(list(cuts)[1:], tmp_path / "train")
     assert len(list(open_shar(tmp_path / "train"))) == 4
     assert not list(tmp_path.glob(".*partial"))
+
+
+def test_the_shards_of_a_killed_writing_are_kept(cuts, tmp_path, caplog):
+    def write(cuts):
+        write_shar(cuts, tmp_path / "train", shard_size=2, num_jobs=1)
+
+    caplog.set_level("INFO")
+    write_shar(cuts, tmp_path / "whole", shard_size=2)
+    last = list(open_shar(tmp_path / "whole"))[-1].id
+    (audio,) = (c.recording.sources[0].source for c in cuts if c.id == last)
+    Path(audio).rename(tmp_path / "away")
+    with pytest.raises(Exception, match=Path(audio).name):
+        write(cuts)
+    partial = tmp_path / ".train.partial"
+    first = partial / "recording.000000.tar"
+    written = first.stat().st_mtime_ns
+    (partial / ".000002").mkdir(exist_ok=True)  # of the shard that was being written
+    (tmp_path / "away").rename(audio)
+    write(cuts)
+    assert "2 of 3 shards are there" in caplog.text
+    assert (tmp_path / "train" / first.name).stat().st_mtime_ns == written
+    assert sorted(p.name for p in (tmp_path / "train").iterdir()) == sorted(
+        p.name for p in (tmp_path / "whole").iterdir()
+    )
+    assert list(open_shar(tmp_path / "train")) == list(open_shar(tmp_path / "whole"))
+
+
+def test_shards_of_other_cuts_are_not_kept(cuts, tmp_path, caplog):
+    caplog.set_level("INFO")
+    partial = tmp_path / ".train.partial"
+    write_shar(list(cuts)[:4], tmp_path / "other", shard_size=2)
+    (tmp_path / "other").rename(partial)
+    (partial / "plan.sha256").write_text("of others")
+    write_shar(cuts, tmp_path / "train", shard_size=2)
+    assert "are there" not in caplog.text
+    assert len(list(open_shar(tmp_path / "train"))) == 5
+
+
+def test_several_processes_write_the_same(cuts, tmp_path):
+    fast = at_speeds(cuts, [0.9, 1.0])
+    for jobs in (1, 2):
+        write_shar(fast, tmp_path / f"by_{jobs}", shard_size=3, num_jobs=jobs)
+    one, two = (list(open_shar(tmp_path / f"by_{jobs}")) for jobs in (1, 2))
+    assert one == two and len(one) == 10
+    for a, b in zip(one, two):
+        assert np.array_equal(a.load_audio(), b.load_audio())
+    with pytest.raises(ValueError, match="num_jobs is 0"):
+        write_shar(cuts, tmp_path / "none", num_jobs=0)
 
 
 def test_complete_folder_is_not_written_over(cuts, tmp_path):
