@@ -13,7 +13,6 @@ README = ROOT / "README.md"
 
 INSTALL_REQUIRES = [
     "torch>=1.13.1",
-    "torchaudio>=0.13.1",
     "numpy>=1.26",
     "lhotse>=1.32.1",
     "lilcom",

@@ -3,7 +3,15 @@ import pytest
 import torch
 from faster_whisper.feature_extractor import FeatureExtractor
 
-from icefall_kd.teachers.whisper_mel import log_mel
+from icefall_kd.teachers.whisper_mel import log_mel, mel_filters
+
+
+@pytest.mark.parametrize("num_mels", [80, 128])
+def test_filters_are_those_of_faster_whisper(num_mels):
+    expected = FeatureExtractor(feature_size=num_mels).mel_filters
+    found = mel_filters(num_mels).t().numpy()
+    assert found.shape == expected.shape and found.dtype == np.float32
+    assert np.abs(found - expected).max() < 1e-6 * expected.max()
 
 
 def test_features_are_those_of_faster_whisper(prompts):
