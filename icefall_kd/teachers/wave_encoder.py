@@ -100,9 +100,20 @@ class WaveEncoder:
         return (x.masked_fill(self._padding.unsqueeze(1), 0.0),)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move the model."""
+        """Move the model; call it once.
+
+        On a CPU the positional convolutions stay in float32: of groups of channels in
+        bfloat16, oneDNN of torch 2.13 makes something else (cosine -0.03 to float32, on
+        a processor with AMX).
+        """
         self._model.to(device=device, dtype=dtype)
         self._device, self._dtype = device, dtype
+        if device.type == "cpu" and dtype != torch.float32:
+            for module in self._model.encoder.pos_conv_embed.modules():
+                if isinstance(module, nn.Conv1d):
+                    module.float()
+                    module.register_forward_pre_hook(lambda _, x: (x[0].float(),))
+                    module.register_forward_hook(lambda _, x, y: y.to(dtype))
 
     def prepare(self, waves: Tensor, wave_lens: Tensor) -> Tensor:
         """Return the waves as the model was trained on them, zero beyond their ends.
