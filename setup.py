@@ -19,6 +19,7 @@ INSTALL_REQUIRES = [
     "urllib3",
     "soundfile",
     "av",
+    "scipy",  # lhotse resamples by it where there is no torchaudio
     "kaldi-native-fbank",
     "sentencepiece",
     "kaldialign",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Optional
 
 import pytest
-import torch
+from pinned import of_the_pins
 
 ROOT = Path(__file__).resolve().parents[2]
 UNDEFINED = "undefined symbol: _ZN3c106detail14torchCheckFail"
@@ -122,12 +122,6 @@ def test_this_stack_is_well():
     assert (done.returncode, report["problems"]) == (0, [])
     assert report["packages"]["torch"]["version"]
     assert "cuda" in report["packages"]["torch"]["info"]
-
-
-of_the_pins = pytest.mark.skipif(
-    torch.__version__.split("+")[0] != "1.13.1",
-    reason="a package laid over another stack does not fit for more reasons than one",
-)
 
 
 @of_the_pins

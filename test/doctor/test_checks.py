@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pinned import of_the_pins
 
 from icefall_kd.doctor import rules
 from icefall_kd.doctor.checks import diagnose
@@ -12,6 +13,7 @@ from icefall_kd.doctor.probe import Finding
 from icefall_kd.doctor.problem import numbers
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = of_the_pins
 
 
 def well() -> dict:
