@@ -27,7 +27,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 source "$REPO_ROOT/local/parse_options.sh"
 source "$REPO_ROOT/local/systems.sh"
-exp=${exp:-exp/$profile}
 sets=${sets:-$test_sets}
 
 case $head in

@@ -104,3 +104,4 @@ if [[ ! -f local/profiles.sh ]]; then
   die "there is no recipe in $PWD; run the script of this name in egs/<corpus>/KD"
 fi
 source local/profiles.sh
+exp=${exp:-exp/$profile}  # folder of the runs

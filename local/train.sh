@@ -41,7 +41,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 source "$REPO_ROOT/local/parse_options.sh"
 source "$REPO_ROOT/local/systems.sh"
-exp=${exp:-exp/$profile}
 jobs=${jobs:-$(nproc)}
 further=("$@")  # behind "--"
 trainer=(python -m icefall_kd.bin.train)

@@ -11,7 +11,7 @@ from icefall_kd.report.curves import Chart, colour_class, draw, legend
 from icefall_kd.report.markup import Html, data_block, element, join
 from icefall_kd.report.results import Result
 from icefall_kd.report.runs import Run, seeds, stage_names
-from icefall_kd.report.table import Column, Row, Table
+from icefall_kd.report.table import Column, Row, Table, numbered
 
 HERE = Path(__file__).parent
 BAR = (120, 10)  # width and height of a WER with its interval
@@ -140,10 +140,9 @@ def _means(table: Union[Table, None]) -> Html:
         return join()
     header, *texts = table.cells()
     rows = [[element("td", text) for text in row] for row in texts]
-    notes = [f"{number}. {text}" for number, text in enumerate(table.notes, 1)]
     return join(
         _grid(header, rows, "Means over seeds"),
-        *(element("p", note, class_="how") for note in notes),
+        *(element("p", note, class_="how") for note in numbered(table)),
     )
 
 

@@ -239,7 +239,8 @@ def _row(
     return Row(result, paired, werr, notes=notes)
 
 
-def _numbered(table: Table) -> List[str]:
+def numbered(table: Table) -> List[str]:
+    """Return the notes of a table with their numbers."""
     return [f"{number}. {text}" for number, text in enumerate(table.notes, 1)]
 
 
@@ -252,7 +253,7 @@ def plain(table: Table) -> str:
         for row in cells
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([*lines, *_numbered(table)]) + "\n"
+    return "\n".join([*lines, *numbered(table)]) + "\n"
 
 
 def markdown(table: Table) -> str:
@@ -261,7 +262,7 @@ def markdown(table: Table) -> str:
     rows = ["| " + " | ".join(row) + " |" for row in cells]
     rows.insert(1, "|" + "---|" * len(cells[0]))
     if table.notes:
-        rows += ["", *(_escape(line) for line in _numbered(table))]
+        rows += ["", *(_escape(line) for line in numbered(table))]
     return "\n".join(rows) + "\n"
 
 
