@@ -21,6 +21,8 @@ head=transducer      # transducer or ctc
 chunk_size=16        # streaming: frames of 20 ms
 left_context=128     # streaming: frames of 20 ms
 blank_penalty=0      # taken from the blank's logit; choose it with --sets dev
+hotwords=            # file of phrases that stage 2 shall rather find than miss, one a line
+hotwords_score=1.5   # bonus of each of their tokens
 aligner=             # checkpoint of stage 0; empty: that of the last of the systems
 exp=                 # folder of the runs; empty: exp/<profile>
 
@@ -36,7 +38,11 @@ case $head in
   *) die "--head is \"$head\"; it can be transducer or ctc" ;;
 esac
 
-decode_all() {  # method
+if [[ -n $hotwords && $head == ctc ]]; then
+  die "--hotwords are for the transducer's beam search, not for --head ctc"
+fi
+
+decode_all() {  # method, further options
   local variant system set decoding
   for variant in $variants; do
     for system in $systems; do
@@ -47,7 +53,7 @@ decode_all() {  # method
             --blank-penalty "$blank_penalty" \
             --checkpoint "$exp/$variant/$system/finetune/pretrained.pt" \
             --out-dir "$exp/$variant/$system/decode" $(chunking "$decoding") \
-            --alignment "$exp/alignment/$set.ctm"
+            --alignment "$exp/alignment/$set.ctm" "${@:2}"
         done
       done
     done
@@ -69,5 +75,6 @@ if in_stage 1 "Greedy search -> $exp/*/*/decode"; then
 fi
 
 if in_stage 2 "Beam search -> $exp/*/*/decode"; then
-  decode_all "${methods[1]}"
+  decode_all "${methods[1]}" \
+    ${hotwords:+--hotwords "$hotwords" --hotwords-score "$hotwords_score"}
 fi

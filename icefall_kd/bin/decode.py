@@ -8,6 +8,9 @@ a causal model chunk by chunk.  The methods ctc_* search over the CTC head, the 
 over the transducer.  Writes recogs-, errs-, wer-summary- and result- files into
 --out-dir.  A result of the same checkpoint that is there already is kept.
 
+--hotwords, a file with a phrase on each line, lets modified_beam_search find these
+rather than miss them; icefall_kd/decoding/hotwords.py says what a line may hold.
+
 --alignment, a CTM file of bin.align, adds how late words are recognised, mean and 90th
 percentile in ms: the emission delay, and the latency when streaming; what they are is
 said in icefall_kd/decoding/delay.py.
@@ -23,6 +26,7 @@ from icefall_kd.cpu import tune_cpu
 from icefall_kd.decoding import DECODERS, DecodeOptions
 from icefall_kd.decoding.alignment import SetAlignment
 from icefall_kd.decoding.heads import count_parameters
+from icefall_kd.decoding.hotwords import add_hotwords, read_hotwords
 from icefall_kd.decoding.recognise import count_cuts, load_recogniser, recognise
 from icefall_kd.decoding.scoring import result_path, write_results
 from icefall_kd.decoding.setting import (
@@ -45,6 +49,7 @@ def get_parser() -> argparse.ArgumentParser:
     p.add_argument("--method", choices=sorted(DECODERS), default="greedy_search")
     p.add_argument("--beam", type=int, default=4)
     p.add_argument("--blank-penalty", type=float, default=0.0)
+    add_hotwords(p)
     p.add_argument("--streaming", action="store_true", help="chunk by chunk")
     p.add_argument("--chunk-size", type=int, default=16, help="20 ms frames")
     p.add_argument("--left-context", type=int, default=64, help="20 ms frames")
@@ -89,7 +94,12 @@ def run(args: argparse.Namespace) -> dict:
     if not args.checkpoint.is_file():
         raise FileNotFoundError(f"{args.checkpoint}: no such checkpoint")
     chunking = Chunking(args.chunk_size, args.left_context) if args.streaming else None
-    options = DecodeOptions(args.method, args.beam, args.blank_penalty)
+    # Hotwords are cut into the tokens of the model.
+    loaded = load_model(args) if args.hotwords else None
+    hotwords = loaded and read_hotwords(args.hotwords, loaded[1], args.hotwords_score)
+    options = DecodeOptions(
+        args.method, args.beam, args.blank_penalty, hotwords=hotwords
+    )
     set_name, suffix = args.shar_dir.name, setting_name(options, chunking)
     digest = sha256_file(args.checkpoint)
     alignment = SetAlignment.load(args.alignment, args.shar_dir)
@@ -97,7 +107,7 @@ def run(args: argparse.Namespace) -> dict:
     kept = kept_result(done, digest, args.force, alignment.sha256)
     if kept:
         return kept
-    model, tokenizer = load_model(args)
+    model, tokenizer = loaded or load_model(args)
     recognitions, rtf = recognise(
         model,
         open_shar(args.shar_dir, model.fields),

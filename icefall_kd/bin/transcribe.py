@@ -9,7 +9,8 @@ prints a line for each file.  With a Shar set in place of the files,
 
 writes recogs-, errs-, wer-summary- and result- files as bin.decode does, the real-time
 factor measured one utterance at a time on --threads threads.  --alignment, a CTM file
-of bin.align, adds how late words are recognised, as it does there.
+of bin.align, adds how late words are recognised, --hotwords finds phrases rather than
+misses them, as they do there.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from icefall_kd.decoding import DECODERS, DecodeOptions, search_class
 from icefall_kd.decoding.alignment import SetAlignment
+from icefall_kd.decoding.hotwords import add_hotwords
 from icefall_kd.decoding.scoring import result_path, write_results
 from icefall_kd.decoding.setting import Chunking, kept_result
 from icefall_kd.logs import setup_logging
@@ -34,6 +36,7 @@ def get_parser() -> argparse.ArgumentParser:
     p.add_argument("--method", choices=sorted(DECODERS), default="greedy_search")
     p.add_argument("--beam", type=int, default=4)
     p.add_argument("--blank-penalty", type=float, default=0.0)
+    add_hotwords(p)
     p.add_argument("--streaming", action="store_true", help="chunk by chunk")
     p.add_argument("--chunk-size", type=int, default=16, help="20 ms frames")
     p.add_argument("--left-context", type=int, default=64, help="20 ms frames")
@@ -54,9 +57,15 @@ def run(args: argparse.Namespace) -> None:
     if args.shar_dir and not args.out_dir:
         raise ValueError("--shar-dir needs --out-dir for its results")
     chunking = Chunking(args.chunk_size, args.left_context) if args.streaming else None
-    options = DecodeOptions(args.method, args.beam, args.blank_penalty)
     head = search_class(args.method).head
     files = ModelFiles.of(args.model_dir, chunking, args.int8, head)
+    options = DecodeOptions(
+        args.method,
+        args.beam,
+        args.blank_penalty,
+        hotwords=args.hotwords
+        and transcribe.hotwords(files, args.hotwords, args.hotwords_score),
+    )
     if args.audio:
         for path, text in transcribe.files(files, args.audio, options, args.threads):
             print(f"{path}\t{text}")

@@ -78,5 +78,6 @@ def decode(
     order = torch.argsort(lens, descending=True, stable=True)
     search = make_search(model, len(order), options)
     search.advance(encoder_out[order], lens[order])
+    search.finish()
     found = search.hypotheses()
     return [found[i] for i in torch.argsort(order).tolist()]

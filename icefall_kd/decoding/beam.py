@@ -28,6 +28,7 @@ class ModifiedBeamSearch(TransducerSearch):
     """
 
     uses_beam = True
+    uses_hotwords = True
 
     def __init__(self, model: nn.Module, batch_size: int, options: DecodeOptions):
         super().__init__(model, batch_size, options)
@@ -41,6 +42,8 @@ class ModifiedBeamSearch(TransducerSearch):
         # make an accidental merge less likely than a memory error.
         self.hashes = torch.zeros(shape, dtype=torch.int64, device=self.device)
         self.lengths = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        self.hotwords = options.hotwords and options.hotwords.to(self.device)
+        self.phrases = torch.zeros(shape, dtype=torch.int64, device=self.device)
         self.parents: List[Tensor] = []  # a frame each, (n, beam)
         self.emitted: List[Tensor] = []  # a frame each, (n, beam) ids or NO_TOKEN
 
@@ -64,16 +67,22 @@ class ModifiedBeamSearch(TransducerSearch):
         hashes = self.hashes[:n].gather(1, parents)
         self.hashes[:n] = torch.where(emits, (hashes + tokens) * HASH_FACTOR, hashes)
         self.lengths[:n] = self.lengths[:n].gather(1, parents) + emits
+        if self.hotwords is not None:
+            phrases = self.phrases[:n].gather(1, parents)
+            scores = scores + self.hotwords.gain[phrases, tokens] * emits
+            self.phrases[:n] = torch.where(
+                emits, self.hotwords.next[phrases, tokens], phrases
+            )
         self.scores[:n] = self._merge(scores, self.hashes[:n], self.lengths[:n])
         self.parents.append(parents)
         self.emitted.append(torch.where(emits, tokens, NO_TOKEN))
 
     @staticmethod
     def _merge(scores: Tensor, hashes: Tensor, lengths: Tensor) -> Tensor:
-        """Give each set of equal hypotheses' log-sum to its best one, -inf to the rest.
+        """Give the log-sum of equal hypotheses to the first of them, -inf to the rest.
 
         Args:
-          scores: (n, beam) float32, descending.
+          scores: (n, beam) float32, descending but for the bonuses of hotwords.
           hashes, lengths: (n, beam) int64, equal where the tokens are.
         Returns:
           (n, beam) float32.
@@ -81,10 +90,16 @@ class ModifiedBeamSearch(TransducerSearch):
         same = (hashes[:, :, None] == hashes[:, None]) & (
             lengths[:, :, None] == lengths[:, None]
         )
-        first = same.int().argmax(dim=2)  # index of the best equal hypothesis
+        first = same.int().argmax(dim=2)  # index of the first equal hypothesis
         own = torch.arange(scores.size(1), device=scores.device)
         sums = scores[:, None].masked_fill(~same, -torch.inf).logsumexp(dim=2)
         return sums.masked_fill(first != own, -torch.inf)
+
+    def finish(self) -> None:
+        """Take back what hotwords have earned that were only begun."""
+        if self.hotwords is not None:
+            self.scores -= self.hotwords.unfinished[self.phrases]
+            self.phrases.zero_()
 
     def hypotheses(self) -> List[Hypothesis]:
         context_size = self.context.size(2)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import List, Optional
 
+from icefall_kd.decoding.hotwords import Hotwords
+
 
 @dataclass(frozen=True)
 class DecodeOptions:
@@ -15,12 +17,14 @@ class DecodeOptions:
       blank_penalty: subtracted from the blank's logit before anything else, >= 0.
       unk_id: id of ``<unk>``; it is treated as a blank, so it is never emitted and
         leaves the context as it was.  None: the vocabulary has none.
+      hotwords: phrases to find rather than to miss (modified_beam_search).
     """
 
     method: str = "greedy_search"
     beam: int = 4
     blank_penalty: float = 0.0
     unk_id: Optional[int] = None
+    hotwords: Optional[Hotwords] = None
 
     def __post_init__(self) -> None:
         if self.beam < 1:
@@ -38,7 +42,7 @@ class Hypothesis:
       timestamps: the encoder output frame (40 ms each) of every token; of a CTC head
         the first of the token's frames, by the best path.
       score: log-probability in nats: of the path for greedy search, of all paths
-        that merged into it for the beam.
+        that merged into it for the beam, the bonuses of hotwords added.
     """
 
     tokens: List[int] = field(default_factory=list)

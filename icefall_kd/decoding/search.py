@@ -36,10 +36,12 @@ class Search(ABC):
     Attributes:
       head: of the student, in :data:`icefall_kd.decoding.heads.HEADS`.
       uses_beam: whether ``options.beam`` matters.
+      uses_hotwords: whether it knows ``options.hotwords``; else it refuses them.
     """
 
     head: str
     uses_beam = False
+    uses_hotwords = False
 
     def __init__(self, model: nn.Module, batch_size: int, options: DecodeOptions):
         """Start N empty hypotheses.
@@ -49,9 +51,13 @@ class Search(ABC):
           batch_size: N.
           options: see :class:`DecodeOptions`.
         Raises:
-          ValueError: if the model lacks the head.
+          ValueError: if the model lacks the head, or the search takes no hotwords.
         """
         require_parts(model, self.head)
+        if options.hotwords is not None and not self.uses_hotwords:
+            raise ValueError(
+                f"{options.method} knows no hotwords; take modified_beam_search"
+            )
         self.options = options
         self.batch_size = batch_size
 
@@ -87,6 +93,9 @@ class Search(ABC):
     @abstractmethod
     def _step(self, frame: Tensor) -> None:
         """Consume one projected frame of the first n rows."""
+
+    def finish(self) -> None:  # noqa: B027, most searches have nothing to do
+        """Take notice that nothing follows; whole utterances end so, streams do not."""
 
     @abstractmethod
     def hypotheses(self) -> List[Hypothesis]:

@@ -25,6 +25,8 @@ def setting_name(options: DecodeOptions, chunking: Optional[Chunking]) -> str:
         name += f"-beam-{options.beam}"
     if options.blank_penalty:
         name += f"-blank-penalty-{options.blank_penalty:g}"
+    if options.hotwords is not None:
+        name += f"-hotwords-{options.hotwords.score:g}-{options.hotwords.sha256[:8]}"
     if chunking:
         name += f"-chunk-{chunking.chunk_size}-left-{chunking.left_context}"
     return name
@@ -33,10 +35,13 @@ def setting_name(options: DecodeOptions, chunking: Optional[Chunking]) -> str:
 def setting_facts(options: DecodeOptions, chunking: Optional[Chunking]) -> dict:
     """Return what a result JSON says of the search and the chunks."""
     beam = options.beam if search_class(options.method).uses_beam else None
+    hotwords = options.hotwords
     return {
         "method": options.method,
         "beam": beam,
         "blank_penalty": options.blank_penalty,
+        "hotwords": hotwords and str(hotwords.path),
+        "hotwords_score": hotwords and hotwords.score,
         "streaming": chunking is not None,
         "chunk_size": chunking and chunking.chunk_size,  # 20 ms frames
         "left_context": chunking and chunking.left_context,  # 20 ms frames

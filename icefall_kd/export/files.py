@@ -53,6 +53,11 @@ class ModelFiles:
         )
 
     @property
+    def bpe_vocab(self) -> Path:
+        """Pieces and their scores, by which sherpa-onnx cuts hotwords."""
+        return self.tokens.with_name("bpe.vocab")
+
+    @property
     def head(self) -> str:
         """What of the student the files hold beside its encoder."""
         return "ctc" if self.decoder is None else "transducer"

@@ -142,7 +142,12 @@ class SherpaRecogniser:
 
 
 def require_method(files: ModelFiles, options: DecodeOptions) -> None:
-    """Raise ValueError if sherpa-onnx cannot search the files as ``options`` say."""
+    """See that sherpa-onnx can search the files as ``options`` say.
+
+    Raises:
+      ValueError: if it cannot.
+      FileNotFoundError: if it would need a file for it that is not there.
+    """
     if options.method not in METHODS:
         raise ValueError(
             f"sherpa-onnx has no {options.method}; it has {sorted(METHODS)}, and "
@@ -154,6 +159,17 @@ def require_method(files: ModelFiles, options: DecodeOptions) -> None:
             f"{files.encoder}: a {files.head} recogniser, {options.method} needs a "
             f"{head} one; export it with --head {head}"
         )
+    if options.hotwords is not None:
+        if options.method != "modified_beam_search" or options.hotwords.path is None:
+            raise ValueError(
+                "sherpa-onnx takes hotwords from a file, and in modified_beam_search "
+                f"alone; got {options.method}, file {options.hotwords.path}"
+            )
+        if not files.bpe_vocab.is_file():
+            raise FileNotFoundError(
+                f"{files.bpe_vocab}: not there, and sherpa-onnx cuts hotwords by it; "
+                "bin.export writes it"
+            )
     if head == "ctc" and options.blank_penalty:
         raise ValueError(
             f"sherpa-onnx has no blank penalty for CTC, got {options.blank_penalty:g}; "
@@ -170,6 +186,14 @@ def _open_transducer(files: ModelFiles, options: DecodeOptions, common: Dict) ->
         if files.chunking
         else sherpa_onnx.OfflineRecognizer
     )
+    if options.hotwords is not None:
+        common = {
+            **common,
+            "hotwords_file": str(options.hotwords.path),
+            "hotwords_score": options.hotwords.score,
+            "modeling_unit": "bpe",
+            "bpe_vocab": str(files.bpe_vocab),
+        }
     return kind.from_transducer(
         encoder=str(files.encoder),
         decoder=str(files.decoder),

@@ -9,8 +9,9 @@ from lhotse.cut import Cut
 from tqdm import tqdm
 
 from icefall_kd import SAMPLE_RATE
-from icefall_kd.data.tokens import word_spans
+from icefall_kd.data.tokens import Tokenizer, word_spans
 from icefall_kd.decoding import DecodeOptions
+from icefall_kd.decoding.hotwords import Hotwords, read_hotwords
 from icefall_kd.decoding.recognise import load_wave, reference
 from icefall_kd.decoding.scoring import Recognition
 from icefall_kd.decoding.setting import Chunking, setting_facts, setting_name
@@ -47,6 +48,20 @@ def facts(
         "device": "cpu",
         "threads": threads,
     }
+
+
+def hotwords(model_files: ModelFiles, path: Path, score: float) -> Hotwords:
+    """Read a file of hotwords for exported files.
+
+    sherpa-onnx reads it again; what it would pass over with a line in its log, or end
+    the process for, is found here.
+
+    Raises:
+      FileNotFoundError: if a file is missing.
+      ValueError: as :func:`icefall_kd.decoding.hotwords.read_hotwords`.
+    """
+    bpe_model = model_files.require().tokens.with_name("bpe.model")
+    return read_hotwords(path, Tokenizer(bpe_model), score)
 
 
 def cuts(

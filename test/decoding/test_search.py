@@ -1,29 +1,12 @@
 """Batched searches against one-utterance references written the slow way."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
+from small_joiner import DIM, UNK, VOCAB, random_model
 
 from icefall_kd.decoding import DecodeOptions, Hypothesis, decode, make_search
-from icefall_kd.transducer.joiner import Joiner
-from icefall_kd.transducer.predictor import Decoder
-
-VOCAB, DIM, UNK = 11, 16, 2
-
-
-def random_model(seed: int, context_size: int = 2) -> SimpleNamespace:
-    """A predictor and a joiner that emit often and disagree with themselves."""
-    torch.manual_seed(seed)
-    decoder = Decoder(VOCAB, DIM, context_size).eval()
-    joiner = Joiner(DIM, DIM, DIM, VOCAB).eval()
-    with torch.no_grad():
-        for p in joiner.parameters():
-            p.copy_(torch.randn_like(p))
-        for p in decoder.parameters():
-            p.mul_(2)
-    return SimpleNamespace(decoder=decoder, joiner=joiner)
 
 
 def frame_log_probs(model, frame, tokens, options):

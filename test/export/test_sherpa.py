@@ -1,13 +1,17 @@
 """sherpa-onnx beside PyTorch: features, batches, beam search."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import sherpa_onnx
 import torch
 
 from icefall_kd.decoding import DecodeOptions
-from icefall_kd.decoding.recognise import decode_full_context
+from icefall_kd.decoding.recognise import decode_full_context, reference
 from icefall_kd.decoding.streaming import decode_streaming, pad_tail
+from icefall_kd.export import transcribe
+from icefall_kd.export.files import ModelFiles
 from icefall_kd.export.sherpa import SherpaRecogniser, read_tokens, sherpa_features
 
 GREEDY = DecodeOptions(unk_id=2)
@@ -71,6 +75,47 @@ def test_streaming_beam_search_agrees(exported, student, some, kind):
     size, left = files.chunking.chunk_size, files.chunking.left_context
     ours = decode_streaming(student, features, size, left, BEAM)
     assert_same(ours, SherpaRecogniser(files, BEAM).decode(some))
+
+
+@pytest.fixture(scope="module")
+def hotwords(exported, cuts, tmp_path_factory):
+    """Words of the prompts: some begin as others do, or are a part of them."""
+    words = sorted({word for cut in cuts for word in reference(cut)})
+    lines = [f"{word} :{1 + n % 5}" for n, word in enumerate(words[::3])]
+    lines += [" ".join(reference(cut)[1:4]) for cut in cuts[:20]]
+    path = tmp_path_factory.mktemp("hotwords") / "hotwords.txt"
+    path.write_text("\n".join(lines) + "\n")
+    return transcribe.hotwords(exported["full"], path, 2.0)
+
+
+@pytest.mark.parametrize("kind", ["full", "chunk-16"])
+def test_hotwords_agree(exported, student, some, hotwords, kind):
+    files, options = exported[kind], dataclasses.replace(BEAM, hotwords=hotwords)
+    features = fbank(some, files.chunking)
+
+    def say(options):
+        if files.chunking is None:
+            return decode_full_context(student, features, options)
+        size, left = files.chunking.chunk_size, files.chunking.left_context
+        return decode_streaming(student, features, size, left, options)
+
+    ours, without = say(options), say(BEAM)
+    assert_same(ours, SherpaRecogniser(files, options).decode(some))
+    assert sum(a.tokens != b.tokens for a, b in zip(ours, without)) > 10
+
+
+def test_what_sherpa_would_end_the_process_for_is_refused(exported, hotwords, tmp_path):
+    with pytest.raises(ValueError, match="in modified_beam_search alone"):
+        SherpaRecogniser(
+            exported["full"], dataclasses.replace(GREEDY, hotwords=hotwords)
+        )
+    for path in exported["full"].tokens.parent.iterdir():
+        if path.name != "bpe.vocab":
+            (tmp_path / path.name).symlink_to(path)
+    with pytest.raises(FileNotFoundError, match="bpe.vocab"):
+        SherpaRecogniser(
+            ModelFiles.of(tmp_path), dataclasses.replace(BEAM, hotwords=hotwords)
+        )
 
 
 def test_the_text_is_that_of_the_tokens(exported, tokenizer, some):

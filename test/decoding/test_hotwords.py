@@ -1,0 +1,170 @@
+"""Hotwords: the automaton against its definition, the files, and the search."""
+
+import dataclasses
+import random
+
+import pytest
+import torch
+from small_joiner import DIM, UNK, VOCAB, random_model
+from students import call
+
+from icefall_kd.bin import decode as decode_command
+from icefall_kd.decoding import DecodeOptions, decode, make_search
+from icefall_kd.decoding.hotwords import build_hotwords, read_hotwords
+
+
+def walk(hotwords, tokens):
+    """Return the score after every token, and what it ends with."""
+    state, score, scores = 0, 0.0, []
+    for token in tokens:
+        score += float(hotwords.gain[state, token])
+        state = int(hotwords.next[state, token])
+        scores.append(score)
+    return scores, score - float(hotwords.unfinished[state])
+
+
+def slow_walk(phrases, tokens):
+    """Do the same by comparing token sequences, phrase by phrase."""
+    bonuses = {}
+    for phrase, bonus in phrases:
+        for end in range(1, len(phrase) + 1):
+            start = tuple(phrase[:end])
+            bonuses[start] = max(bonus, bonuses.get(start, bonus))
+
+    def earned(begun):
+        return sum(bonuses[begun[: n + 1]] for n in range(len(begun)))
+
+    def suffixes(sequence):
+        return [sequence[n:] for n in range(len(sequence) + 1)]
+
+    whole = {tuple(phrase) for phrase, _ in phrases}
+    begun, kept, scores = (), 0.0, []
+    for token in tokens:
+        longest = next(s for s in suffixes(begun + (token,)) if not s or s in bonuses)
+        ended = next((s for s in suffixes(longest) if s in whole), None)
+        begun = longest if ended is None else ()
+        kept += earned(ended or ())
+        scores.append(kept + earned(begun))
+    return scores, kept
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_tables_are_those_of_the_definition(seed):
+    rng = random.Random(seed)
+    phrases = [
+        ([rng.randrange(1, 4) for _ in range(rng.randint(1, 4))], rng.choice([1, 2.5]))
+        for _ in range(6)
+    ]
+    phrases.sort(key=lambda p: -p[1])
+    hotwords = build_hotwords(phrases, 5)
+    for _ in range(20):
+        tokens = [rng.randrange(1, 5) for _ in range(30)]
+        scores, kept = walk(hotwords, tokens)
+        expected, expected_kept = slow_walk(phrases, tokens)
+        assert scores == pytest.approx(expected), (phrases, tokens)
+        assert kept == pytest.approx(expected_kept)
+
+
+def test_a_phrase_that_breaks_off_costs_nothing():
+    hotwords = build_hotwords([([1, 2, 3], 2.0)], 5)
+    assert walk(hotwords, [1, 2, 3, 4]) == ([2.0, 4.0, 6.0, 6.0], 6.0)
+    assert walk(hotwords, [1, 2, 4]) == ([2.0, 4.0, 0.0], 0.0)
+    assert walk(hotwords, [1, 2]) == ([2.0, 4.0], 0.0)
+    assert walk(hotwords, [1, 1, 2, 3])[1] == 6.0
+
+
+@pytest.mark.parametrize("phrases", [[], [([], 1.0)], [([1], 0.0)], [([1], -1.0)]])
+def test_phrases_that_say_nothing_are_refused(phrases):
+    with pytest.raises(ValueError, match="no hotwords"):
+        build_hotwords(phrases, 5)
+
+
+def test_the_search_turns_to_hotwords_and_back():
+    model, lens, x = random_model(4), torch.full((6,), 20), torch.randn(6, 20, DIM)
+    # The bonus comes behind the choice of the best: the beam must hold every token.
+    plain = DecodeOptions("modified_beam_search", beam=10 * VOCAB, unk_id=UNK)
+    phrase = [7, 5, 9]
+
+    def say(bonus):
+        hotwords = build_hotwords([(phrase, bonus)], VOCAB)
+        options = dataclasses.replace(plain, hotwords=hotwords)
+        return [hyp.tokens for hyp in decode(model, x, lens, options)]
+
+    for tokens in say(1000.0):  # such a bonus beats every frame's own opinion
+        assert tokens[:6] == phrase + phrase
+    assert say(1e-9) == [hyp.tokens for hyp in decode(model, x, lens, plain)]
+
+
+def test_what_was_only_begun_counts_until_the_utterance_ends():
+    model, x, lens = random_model(4), torch.randn(3, 4, DIM), torch.full((3,), 4)
+    endless = build_hotwords([([7, 5, 9, 7, 5, 9, 7], 1000.0)], VOCAB)
+    options = DecodeOptions(
+        "modified_beam_search", beam=10 * VOCAB, unk_id=UNK, hotwords=endless
+    )
+    search = make_search(model, 3, options)
+    search.advance(x, lens)
+    assert all(hyp.tokens == [7, 5, 9, 7] for hyp in search.hypotheses())
+    search.finish()
+    scores = [hyp.score for hyp in search.hypotheses()]
+    assert all(score < 0 for score in scores)  # no bonus is left
+
+
+def test_greedy_search_refuses_them():
+    options = DecodeOptions("greedy_search", hotwords=build_hotwords([([1], 1.0)], 5))
+    with pytest.raises(ValueError, match="greedy_search knows no hotwords"):
+        make_search(random_model(0), 1, options)
+
+
+def test_a_file_is_read_as_sherpa_reads_it(tokenizer, tmp_path):
+    path = tmp_path / "hotwords.txt"
+    path.write_text("CONFERENCE\n\nPLEASE  ENTER :3.5\n")
+    hotwords = read_hotwords(path, tokenizer, 2.0)
+    assert (hotwords.path, hotwords.score) == (path, 2.0)
+    first, second = tokenizer.encode("CONFERENCE"), tokenizer.encode("PLEASE ENTER")
+    assert walk(hotwords, first)[1] == pytest.approx(2.0 * len(first))
+    assert walk(hotwords, second)[1] == pytest.approx(3.5 * len(second))
+    path.write_text("CONFERENCE\nPLEASE ENTER :3\n")
+    assert read_hotwords(path, tokenizer, 2.0).sha256 != hotwords.sha256
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "holds no hotwords"),
+        ("PLEASE\nplease\n", "line 2: 'please' has letters"),
+        ("PLEASE :2 ENTER\n", "line 1: the bonus, :NUMBER, stands at the end"),
+        ("PLEASE :much\n", "line 1: ':much' is no positive bonus"),
+        ("PLEASE :-1\n", "line 1: ':-1' is no positive bonus"),
+    ],
+)
+def test_bad_files_are_named(tokenizer, tmp_path, text, message):
+    path = tmp_path / "hotwords.txt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as e:
+        read_hotwords(path, tokenizer, 1.5)
+    assert str(path) in str(e.value)
+
+
+def test_an_absent_file_is_named(tokenizer, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file of hotwords"):
+        read_hotwords(tmp_path / "none.txt", tokenizer, 1.5)
+
+
+def test_results_say_which_hotwords_helped(checkpoint, asterisk, tmp_path):
+    hotwords = tmp_path / "names.txt"
+    hotwords.write_text("CONFERENCE\nEXTENSION :4\n")
+    arguments = ["--checkpoint", checkpoint, "--shar-dir", asterisk / "data/shar/dev"]
+    arguments += ["--out-dir", tmp_path, "--method", "modified_beam_search"]
+    plain = call(decode_command, *arguments)
+    helped = call(
+        decode_command, *arguments, "--hotwords", hotwords, "--hotwords-score", 6
+    )
+    assert plain["hotwords"] is None
+    assert (helped["hotwords"], helped["hotwords_score"]) == (str(hotwords), 6)
+    assert helped["suffix"].startswith(f"{plain['suffix']}-hotwords-6-")
+    assert helped["wer"] != plain["wer"]
+    hotwords.write_text("CONFERENCE\n")
+    other = call(
+        decode_command, *arguments, "--hotwords", hotwords, "--hotwords-score", 6
+    )
+    assert other["suffix"] != helped["suffix"]
