@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from icefall_kd.decoding.beam import ModifiedBeamSearch
 from icefall_kd.decoding.ctc import CtcGreedySearch, CtcPrefixBeamSearch
+from icefall_kd.decoding.fast_beam import FastBeamSearch
 from icefall_kd.decoding.greedy import GreedySearch
 from icefall_kd.decoding.hypothesis import DecodeOptions, Hypothesis
 from icefall_kd.decoding.search import Search
@@ -18,6 +19,7 @@ from icefall_kd.decoding.search import Search
 DECODERS: Dict[str, Type[Search]] = {
     "greedy_search": GreedySearch,
     "modified_beam_search": ModifiedBeamSearch,
+    "fast_beam_search": FastBeamSearch,
     "ctc_greedy_search": CtcGreedySearch,
     "ctc_prefix_beam_search": CtcPrefixBeamSearch,
 }

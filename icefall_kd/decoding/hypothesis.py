@@ -12,8 +12,9 @@ class DecodeOptions:
 
     Attributes:
       method: a name in :data:`icefall_kd.decoding.DECODERS`.
-      beam: hypotheses kept a frame (modified_beam_search, ctc_prefix_beam_search);
-        sherpa-onnx calls it max_active_paths.
+      beam: hypotheses kept a frame (modified_beam_search, ctc_prefix_beam_search),
+        sherpa-onnx calls it max_active_paths; contexts of the predictor
+        (fast_beam_search), icefall calls it max_contexts and takes 8.
       blank_penalty: subtracted from the blank's logit before anything else, >= 0.
       unk_id: id of ``<unk>``; it is treated as a blank, so it is never emitted and
         leaves the context as it was.  None: the vocabulary has none.

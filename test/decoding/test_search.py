@@ -54,8 +54,45 @@ def slow_beam(model, frames, options) -> Hypothesis:
     return Hypothesis(list(tokens), list(beam[tokens][1]), beam[tokens][0])
 
 
-SLOW = {"greedy_search": slow_greedy, "modified_beam_search": slow_beam}
+def slow_best_path(model, frames, options) -> Hypothesis:
+    """Viterbi over the contexts: the best way to each of them is kept."""
+    size = model.decoder.context_size
+    best = {(-1,) * (size - 1) + (0,): Hypothesis()}
+    for t, frame in enumerate(frames):
+        reached = {}
+        for context, hyp in best.items():
+            log_probs = frame_log_probs(model, frame, hyp.tokens, options)
+            silent = [log_probs[i] for i in (0, options.unk_id) if i is not None]
+            log_probs[0] = math.log(sum(map(math.exp, silent)))
+            for token, log_prob in enumerate(log_probs):
+                if token == options.unk_id:
+                    continue
+                spoken = [token] if token else []
+                extended = Hypothesis(
+                    hyp.tokens + spoken,
+                    hyp.timestamps + [t] * len(spoken),
+                    hyp.score + log_prob,
+                )
+                end = (*context, *spoken)[-size:]
+                if end not in reached or reached[end].score < extended.score:
+                    reached[end] = extended
+        # The winner is never this far behind; the search itself keeps 20 nats.
+        limit = max(h.score for h in reached.values()) - 4.0
+        best = {c: h for c, h in reached.items() if h.score > limit}
+    return max(best.values(), key=lambda h: h.score)
+
+
+SLOW = {
+    "greedy_search": slow_greedy,
+    "modified_beam_search": slow_beam,
+    "fast_beam_search": slow_best_path,
+}
 METHODS = sorted(SLOW)
+BEAMS = {"fast_beam_search": 150}  # contexts, as many as matter to its reference
+
+
+def options_of(method, **others):
+    return DecodeOptions(method, beam=BEAMS.get(method, 4), **others)
 
 
 def same(a: Hypothesis, b: Hypothesis) -> bool:
@@ -69,7 +106,7 @@ def same(a: Hypothesis, b: Hypothesis) -> bool:
 @pytest.mark.parametrize("context_size", [1, 2, 3])
 @pytest.mark.parametrize("blank_penalty", [0.0, 1.5])
 def test_batched_search_equals_the_slow_one(method, context_size, blank_penalty):
-    options = DecodeOptions(method, blank_penalty=blank_penalty, unk_id=UNK)
+    options = options_of(method, blank_penalty=blank_penalty, unk_id=UNK)
     emitted = 0
     for seed in range(3):
         model = random_model(seed, context_size)
@@ -85,7 +122,7 @@ def test_batched_search_equals_the_slow_one(method, context_size, blank_penalty)
 @pytest.mark.parametrize("method", METHODS)
 def test_padding_and_batch_order_change_nothing(method):
     model = random_model(7)
-    options = DecodeOptions(method, unk_id=UNK)
+    options = options_of(method, unk_id=UNK)
     x, lens = torch.randn(4, 19, DIM), torch.tensor([5, 19, 12, 1])
     hyps = decode(model, x, lens, options)
     longer = torch.cat([x, torch.full((4, 6, DIM), 9.0)], dim=1)
@@ -100,13 +137,14 @@ def test_padding_and_batch_order_change_nothing(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_search_continues_over_chunks(method):
     model = random_model(3)
-    options = DecodeOptions(method, unk_id=UNK)
+    options = options_of(method, unk_id=UNK)
     x, lens = torch.randn(3, 20, DIM), torch.tensor([20, 12, 4])
     search = make_search(model, 3, options)
     for begin in range(0, 20, 4):
         active = int((lens > begin).sum())
         chunk = x[:active, begin : begin + 4]
         search.advance(chunk, torch.full((active,), 4))
+        assert len(search.hypotheses()) == 3  # may be asked for at any time
     for hyp, expected in zip(search.hypotheses(), decode(model, x, lens, options)):
         assert same(hyp, expected)
 
