@@ -116,6 +116,8 @@ class TrainConfig:
       keep_optimizer: newest epochs whose checkpoint can be resumed from; older
         ones keep the model alone.
       log_interval: updates between two lines of progress.
+      stall_steps: updates after which a term that learns from a teacher, and has fallen
+        by less than 5 %, is told with what may be the reason; 0 for never.
       max_bad_batches: consecutive batches with a loss or gradient that is not
         finite, after which the run stops.
       memory_probe: before the first update, go forward and backward on the longest
@@ -139,6 +141,7 @@ class TrainConfig:
     save_every_n: int = 1000
     keep_optimizer: int = 2
     log_interval: int = 50
+    stall_steps: int = 1000
     max_bad_batches: int = 10
     memory_probe: bool = True
     tensorboard: bool = True

@@ -126,7 +126,7 @@ class Trainer:
           TrainingInterruptedError: if the run was asked to stop.
         """
         config, state = self.config, self.state
-        self.report.open(state)
+        self.report.open(state, {t.name: t.fields for _, t in self.student.terms})
         trained = sum(p.numel() for p in self.params)
         total = sum(p.numel() for p in self.model.parameters())
         self.report.log(

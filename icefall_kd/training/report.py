@@ -1,6 +1,7 @@
 """What a run says while it runs: log lines, metrics.jsonl, TensorBoard."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Optional
 
@@ -12,6 +13,7 @@ from icefall_kd.training.metrics import (
     format_means,
     format_time,
 )
+from icefall_kd.training.stall import StallWatch
 from icefall_kd.training.state import TrainState
 
 
@@ -29,9 +31,14 @@ class Reporter:
         self.total = seconds_per_epoch * config.num_epochs  # s of audio in the run
         self.metrics = MetricsTracker()
         self._writer: Optional[MetricsWriter] = None
+        self._stall: Optional[StallWatch] = None
 
-    def open(self, state: TrainState) -> None:
-        """Begin to write, behind what was written up to ``state``."""
+    def open(self, state: TrainState, fields: Mapping[str, Sequence[str]]) -> None:
+        """Begin to write, behind what was written up to ``state``.
+
+        Args:
+          fields: name of each term -> the fields it reads.
+        """
         if self.world.is_main:
             self._writer = MetricsWriter(
                 Path(self.config.exp_dir),
@@ -39,6 +46,8 @@ class Reporter:
                 state.epoch,
                 self.config.tensorboard,
             )
+            steps = self.config.stall_steps
+            self._stall = StallWatch(self._writer.path, fields, steps, state.step)
 
     def close(self) -> None:
         """Flush what is not written yet."""
@@ -70,6 +79,9 @@ class Reporter:
         )
         if self._writer is not None:
             self._writer.write("train", state.step, epoch, means)
+        if self._stall is not None:
+            for warning in self._stall.look(state.step):
+                logging.warning("%s", warning)
 
     def validation(self, state: TrainState, means: dict[str, float]) -> None:
         """Write the means over the dev set after ``state.epoch`` epochs."""
