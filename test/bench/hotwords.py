@@ -1,0 +1,111 @@
+"""What do hotwords bring to words that were never heard in training?
+
+    OMP_NUM_THREADS=1 python test/bench/hotwords.py --checkpoint exp/pretrained.pt \\
+        --shar-dir data/shar/dev [--train data/shar/train] [--scores 0 1.5] \\
+        [--others data/shar/unlabelled_en_whisper_base --num-others 0 500]
+
+The hotwords are the words of the set that no transcript of ``--train`` has, and beside
+them a number of words of ``--others`` that neither has: names of other people, so to
+speak, which are boosted for nothing.  Prints JSON: for each number and score the WER,
+the share of the new words that were read right, both in %, and how often one of the
+others was read.  Choose the score on dev.  Not collected by pytest.
+"""
+
+import argparse
+import dataclasses
+import json
+import random
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from lhotse.cut import Cut
+from torch import nn
+
+from icefall_kd.cache.reader import open_shar
+from icefall_kd.cpu import tune_cpu
+from icefall_kd.data.tokens import Tokenizer
+from icefall_kd.decoding import DecodeOptions
+from icefall_kd.decoding.hotwords import read_hotwords
+from icefall_kd.decoding.recognise import load_recogniser, recognise, reference
+from icefall_kd.decoding.scoring import Recognition, align_words, score
+from icefall_kd.decoding.setting import Chunking
+
+
+def parse() -> argparse.Namespace:
+    """Parse the command line."""
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--checkpoint", type=Path, required=True)
+    p.add_argument("--shar-dir", type=Path, required=True)
+    p.add_argument("--train", type=Path, default="data/shar/train")
+    p.add_argument("--others", type=Path, help="Shar with transcripts")
+    p.add_argument("--num-others", type=int, nargs="+", default=[0])
+    p.add_argument("--scores", type=float, nargs="+", default=[0, 1, 1.5, 2, 3])
+    p.add_argument("--beam", type=int, default=4)
+    p.add_argument("--blank-penalty", type=float, default=0.0)
+    p.add_argument("--chunk-size", type=int, help="stream in chunks of 20 ms frames")
+    p.add_argument("--left-context", type=int, default=128, help="20 ms frames")
+    return p.parse_args()
+
+
+def words_of(cuts: Iterable[Cut]) -> set[str]:
+    """Return the words of the transcripts."""
+    return {word for cut in cuts for word in reference(cut)}
+
+
+def figures(
+    found: list[Recognition], new: set[str], others: set[str]
+) -> dict[str, float]:
+    """Return WER, the share of the new words that are right, and the others read."""
+    pairs = [pair for r in found for pair in align_words(r.ref, r.hyp)]
+    right = [ref == hyp for ref, hyp in pairs if ref in new]
+    return {
+        "wer": round(score(found).wer, 2),
+        "new_words_right": round(100 * sum(right) / len(right), 1),
+        "others_read": sum(hyp in others for _, hyp in pairs),
+    }
+
+
+def read(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    cuts: list[Cut],
+    options: DecodeOptions,
+    args: argparse.Namespace,
+) -> list[Recognition]:
+    """Recognise the cuts."""
+    chunking = Chunking(args.chunk_size, args.left_context) if args.chunk_size else None
+    options = dataclasses.replace(options, unk_id=tokenizer.unk_id)
+    return recognise(model, cuts, tokenizer, options, chunking)[0]
+
+
+def main() -> None:
+    """Read the set with every list and every score."""
+    args = parse()
+    model, tokenizer = load_recogniser(args.checkpoint, "transducer")
+    cuts = list(open_shar(args.shar_dir))
+    known = words_of(open_shar(args.train))
+    new = words_of(cuts) - known
+    pool = sorted(words_of(open_shar(args.others)) - known - new) if args.others else []
+    random.Random(0).shuffle(pool)
+    plain = DecodeOptions("modified_beam_search", args.beam, args.blank_penalty)
+    results = []
+    for count in args.num_others:
+        others = set(pool[:count])
+        for bonus in args.scores:
+            options = plain
+            if bonus:
+                with tempfile.NamedTemporaryFile("w", suffix=".txt") as f:
+                    f.write("\n".join(sorted(new | others)))
+                    f.flush()
+                    hotwords = read_hotwords(f.name, tokenizer, bonus)
+                options = dataclasses.replace(plain, hotwords=hotwords)
+            found = read(model, tokenizer, cuts, options, args)
+            said = figures(found, new, others)
+            results.append({"others": len(others), "score": bonus, **said})
+    print(json.dumps({"new_words": len(new), "results": results}))
+
+
+if __name__ == "__main__":
+    tune_cpu()
+    main()
