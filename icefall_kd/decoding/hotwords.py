@@ -84,22 +84,20 @@ def build_hotwords(phrases: Iterable[Phrase], vocab_size: int) -> Hotwords:
     states = _link(_grow(phrases))
     earned = torch.tensor([state.earned for state in states])
     shape = (len(states), vocab_size)
-    # Where no phrase goes on or begins: back to the start, all bonuses returned.
     follow = torch.zeros(shape, dtype=torch.int64)
-    gain = -earned[:, None].repeat(1, vocab_size)
-    suffixes: List[Dict[int, _State]] = []  # of each state, what its suffix goes on to
+    worth = torch.zeros(shape)  # what is earned in all after a token
     for n, state in enumerate(states):
-        begun: Dict[int, _State] = {}
-        if state.fail is not None:
-            begun = {**suffixes[state.fail.number], **state.fail.next}
-        suffixes.append(begun)
-        for token, reached in {**begun, **state.next}.items():
+        if state.fail is not None:  # which stands before it in the list
+            follow[n], worth[n] = follow[state.fail.number], worth[state.fail.number]
+        for token, reached in state.next.items():
             end = _end(reached)
             follow[n, token] = reached.number if end is None else 0
-            score = reached.earned - state.earned
-            if token in state.next:
-                score = reached.bonus
-            gain[n, token] = score + (0 if end is None else end.earned - reached.earned)
+            worth[n, token] = (end or reached).earned
+    gain = worth - earned[:, None]
+    for n, state in enumerate(states):
+        for token, reached in state.next.items():
+            # Not 0 where a later phrase raised the bonuses on the way to this state.
+            gain[n, token] += reached.bonus - (reached.earned - state.earned)
     digest = hashlib.sha256(repr(phrases).encode()).hexdigest()
     return Hotwords(follow, gain, earned, sha256=digest)
 

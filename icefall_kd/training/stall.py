@@ -42,13 +42,12 @@ class StallWatch:
             if not fields or len(values) <= LAST or values[0] <= 0:
                 continue
             first, last = values[0], sum(values[-LAST:]) / LAST
-            fall = 1 - last / first
-            if fall < LEAST_FALL:
+            if last > first * (1 - LEAST_FALL):
                 yield (
-                    f"term '{term}' has fallen by {100 * fall:.1f} % in {step} updates "
-                    f"({first:.4g} to {last:.4g}): the student learns little from "
-                    f"{', '.join(fields)}. Is it a teacher of this language, is the "
-                    "layer fit, are its frames those of this audio (python -m "
-                    "icefall_kd.bin.fields plot)? Or are weight or learning rate too "
-                    "small?"
+                    f"term '{term}' is at {last:.4g} after {step} updates, from "
+                    f"{first:.4g}: it should have fallen by {100 * LEAST_FALL:.0f} % "
+                    f"at least, the student learns little from {', '.join(fields)}. "
+                    "Is it a teacher of this language, is the layer fit, are its "
+                    "frames those of this audio (python -m icefall_kd.bin.fields plot)? "
+                    "Or are weight or learning rate too small?"
                 )
