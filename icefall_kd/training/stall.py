@@ -48,6 +48,6 @@ class StallWatch:
                     f"{first:.4g}: it should have fallen by {100 * LEAST_FALL:.0f} % "
                     f"at least, the student learns little from {', '.join(fields)}. "
                     "Is it a teacher of this language, is the layer fit, are its "
-                    "frames those of this audio (python -m icefall_kd.bin.fields plot)? "
-                    "Or are weight or learning rate too small?"
+                    "frames those of this audio (bin.fields plot shows them)? Or are "
+                    "weight or learning rate too small?"
                 )
