@@ -16,6 +16,7 @@ SHOWN = 5  # examples in a message
 METHODS = {
     "greedy_search": "greedy",
     "modified_beam_search": "beam",
+    "fast_beam_search": "fast beam",
     "ctc_greedy_search": "CTC greedy",
     "ctc_prefix_beam_search": "CTC prefix beam",
 }
@@ -56,6 +57,9 @@ class Result:
             label += f" {facts['beam']}"
         if facts.get("blank_penalty"):
             label += f", blank penalty {facts['blank_penalty']:g}"
+        if facts.get("hotwords"):
+            bonus, name = facts["hotwords_score"], Path(facts["hotwords"]).name
+            label += f", hotwords of {name} {bonus:g}"
         if not facts["streaming"]:
             return f"full context, {label}"
         return f"streaming {1000 * FRAME_SECONDS * facts['chunk_size']:.0f} ms, {label}"

@@ -1,11 +1,14 @@
 """Results of decoding, found and held against each other."""
 
+import dataclasses
 import json
 
 import pytest
+import torch
 from reported import CHUNKS, REFS, decoded
 
 from icefall_kd.decoding import DecodeOptions
+from icefall_kd.decoding.hotwords import Hotwords
 from icefall_kd.report.results import (
     check_comparable,
     find_results,
@@ -45,10 +48,14 @@ def test_the_way_of_decoding_is_told_for_people(tmp_path):
     decoded(tmp_path, 1, options=beam, chunking=CHUNKS)
     decoded(tmp_path, 1, prefix="x-", method="ctc_greedy_search", int8=True)
     decoded(tmp_path, 1, prefix="y-", method="attention")
+    names = Hotwords(*torch.zeros(3, 1, 4), tmp_path / "names.txt", 2.0, "1234567890")
+    helped = dataclasses.replace(beam, blank_penalty=0.0, hotwords=names)
+    decoded(tmp_path, 1, options=helped)
     told = {r.decoding: r.engine for r in find_results("a", tmp_path)}
     assert told == {
         "streaming 320 ms, beam 4, blank penalty 1.5": "pytorch",
         "full context, CTC greedy": "pytorch int8",
+        "full context, beam 4, hotwords of names.txt 2": "pytorch",
         "full context, attention": "pytorch",
     }
 
