@@ -19,7 +19,7 @@ from icefall_kd.decoding.search import TransducerSearch
 from icefall_kd.transducer.predictor import NO_TOKEN
 
 SCORE_BEAM = 20.0  # nats below the best of a frame that are kept
-STATES = 8  # of the graph, a context
+STATES = 8  # of the graph that are kept, for each context
 NEVER = -1e10  # log-probability; finite, as k2 adds it
 
 
