@@ -25,7 +25,11 @@ HEAVY = (
 )
 # The one place of each import that few machines have or that takes long.
 PLACES = {
-    "k2": {"transducer/loss.py", "transducer/denominator.py"},
+    "k2": {
+        "transducer/loss.py",
+        "transducer/denominator.py",
+        "transducer/lattice.py",
+    },
     "ctranslate2": {"teachers/whisper_ct2.py"},
     "transformers": {"teachers/hugging_face_load.py"},
     "huggingface_hub": {"teachers/hugging_face_load.py"},

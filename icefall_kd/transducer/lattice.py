@@ -1,0 +1,141 @@
+"""Lattices over the contexts of the predictor, for the fast beam search.
+
+Source: Kuang et al., Pruned RNN-T for fast, memory-efficient ASR training, 2022,
+arXiv:2206.13236, section 5, in k2; the limits are icefall's.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, List, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from icefall_kd import BLANK_ID
+
+SCORE_BEAM = 20.0  # nats below the best of a frame that are kept
+STATES = 8  # of the graph that are kept, for each context
+NEVER = -1e10  # log-probability; finite, as k2 adds it
+
+
+@dataclass
+class BestPath:
+    """The best path of an utterance.
+
+    Attributes:
+      tokens: without blanks.
+      frames: of each token.
+      score: log-probability of the path.
+    """
+
+    tokens: List[int] = field(default_factory=list)
+    frames: List[int] = field(default_factory=list)
+    score: float = 0.0
+
+
+class ContextLattices:
+    """The lattices of N utterances, at most one token a frame.
+
+    The utterances are the rows; those that go on are the first ones.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        vocab_size: int,
+        context_size: int,
+        max_contexts: int,
+        device: torch.device,
+    ) -> None:
+        """Start N empty lattices.
+
+        Args:
+          count: N.
+          vocab_size: V.
+          context_size: tokens that the predictor reads.
+          max_contexts: that are kept of an utterance in a frame.
+        """
+        import k2
+
+        self.device, self.vocab_size = device, vocab_size
+        self._config = k2.RnntDecodingConfig(
+            vocab_size=vocab_size,
+            decoder_history_len=context_size,
+            beam=SCORE_BEAM,
+            max_states=STATES * max_contexts,
+            max_contexts=max_contexts,
+        )
+        graph = k2.trivial_graph(vocab_size - 1, device)
+        self._streams = [k2.RnntDecodingStream(graph) for _ in range(count)]
+        self._num_frames = [0] * count
+        # The frame that each step of a row's lattice is of.
+        self._steps: List[List[int]] = [[] for _ in range(count)]
+        self._found = [BestPath() for _ in range(count)]
+        self._running: Optional[Any] = None  # lattices of the rows that go on
+
+    def contexts(self, rows: int) -> Tuple[Tensor, Tensor]:
+        """Return the row (M,) and the tokens (M, context_size) of every live context.
+
+        Both int64; a context begins with blanks.
+
+        Args:
+          rows: that go on, no more than before.
+        """
+        import k2
+
+        if self._running is None or self._running.num_streams != rows:
+            self._close(first=rows)
+            self._running = k2.RnntDecodingStreams(self._streams[:rows], self._config)
+        shape, contexts = self._running.get_contexts()
+        return shape.row_ids(1).long(), contexts.long()
+
+    def advance(self, log_probs: Tensor) -> None:
+        """Take in a frame: log-probabilities (M, V) behind each of the contexts."""
+        self._step(log_probs)
+        for row in range(self._running.num_streams):
+            self._num_frames[row] += 1
+
+    def best_paths(self) -> List[BestPath]:
+        """Return the best path of each of the N rows so far."""
+        self._close(first=0)
+        return list(self._found)
+
+    def _step(self, log_probs: Tensor) -> None:
+        self._running.advance(log_probs)
+        for row in range(self._running.num_streams):
+            self._steps[row].append(self._num_frames[row])
+
+    def _close(self, first: int) -> None:
+        """Hand the running lattices back, and read the rows from ``first`` on.
+
+        k2 gives a lattice only of streams that have moved together, and in the place of
+        its last step stands the end: so a step that says nothing goes before.
+        """
+        if self._running is None:
+            return
+        import k2
+
+        shape, _ = self._running.get_contexts()
+        nothing = torch.full((shape.tot_size(1), self.vocab_size), NEVER)
+        nothing[:, BLANK_ID] = 0.0
+        self._step(nothing.to(self.device))
+        running, self._running = self._running, None
+        running.terminate_and_flush_to_streams()
+        rows = range(first, running.num_streams)
+        num_steps = [1] * first + [len(self._steps[row]) for row in rows]
+        lattice = running.format_output(num_steps, allow_partial=True)
+        best = k2.shortest_path(lattice, use_double_scores=True)
+        scores = best.get_tot_scores(use_double_scores=True, log_semiring=False)
+        arcs = best.arcs.shape().remove_axis(1)
+        labels = k2.RaggedTensor(arcs, best.labels.contiguous()).tolist()
+        for row in rows:
+            self._found[row] = _read(labels[row], self._steps[row], float(scores[row]))
+
+
+def _read(labels: List[int], frames: List[int], score: float) -> BestPath:
+    """Return what the arcs of a path say: a label each step, and -1 at the end."""
+    path = BestPath(score=score)
+    for frame, token in zip(frames, labels):
+        if token > BLANK_ID:
+            path.tokens.append(token)
+            path.frames.append(frame)
+    return path
