@@ -44,8 +44,8 @@ class FastBeamSearch(TransducerSearch):
 
     def hypotheses(self) -> List[Hypothesis]:
         return [
-            Hypothesis(path.tokens, path.frames, path.score)
-            for path in self.lattices.best_paths()
+            Hypothesis(list(tokens), list(frames), score)
+            for tokens, frames, score in self.lattices.best_paths()
         ]
 
 

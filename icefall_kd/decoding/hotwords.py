@@ -12,7 +12,7 @@ import hashlib
 import math
 from argparse import ArgumentParser
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Deque, Dict, Iterable, List, Optional, Sequence, Tuple
 
@@ -66,8 +66,12 @@ class Hotwords:
 
     def to(self, device: torch.device) -> "Hotwords":
         """Return the same with its tables on a device."""
-        tables = (t.to(device) for t in (self.next, self.gain, self.unfinished))
-        return Hotwords(*tables, self.path, self.score, self.sha256)
+        return replace(
+            self,
+            next=self.next.to(device),
+            gain=self.gain.to(device),
+            unfinished=self.unfinished.to(device),
+        )
 
 
 def build_hotwords(phrases: Iterable[Phrase], vocab_size: int) -> Hotwords:
@@ -168,8 +172,8 @@ def read_hotwords(path: Pathlike, tokenizer: Tokenizer, score: float) -> Hotword
                 phrases.append(phrase)
     if not phrases:
         raise ValueError(f"{path}: holds no hotwords")
-    found = build_hotwords(phrases, tokenizer.vocab_size)
-    return Hotwords(found.next, found.gain, found.unfinished, path, score, found.sha256)
+    hotwords = build_hotwords(phrases, tokenizer.vocab_size)
+    return replace(hotwords, path=path, score=score)
 
 
 def _read_line(line: str, tokenizer: Tokenizer, score: float) -> Optional[Phrase]:

@@ -1,14 +1,13 @@
 """What training wrote: its metrics, and how much it was given."""
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
-from icefall_kd.io import Pathlike, as_path, read_json, read_yaml
+from icefall_kd.io import as_path, read_json, read_yaml
+from icefall_kd.training.metrics import METRICS, read_metrics
 
-METRICS = "metrics.jsonl"
 NEAR = 0.05  # relative difference of updates that batching alone brings
 
 
@@ -80,25 +79,6 @@ class Run:
     def finetuning(self) -> Optional[Stage]:
         """The stage that made the recogniser."""
         return self.stages[-1] if self.stages else None
-
-
-def read_metrics(path: Pathlike) -> Tuple[Mapping[str, Any], ...]:
-    """Read a metrics.jsonl; a last line cut short by a kill is left out.
-
-    Raises:
-      ValueError: naming the file and another line that is not metrics.
-    """
-    lines = as_path(path).read_text(encoding="utf-8").splitlines()
-    found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            values = json.loads(line)
-            values["kind"], values["step"], values["epoch"]
-            found.append(values)
-        except (json.JSONDecodeError, KeyError, TypeError) as e:
-            if number < len(lines):
-                raise ValueError(f"{path}:{number}: not a line of metrics") from e
-    return tuple(found)
 
 
 def _load_stage(name: str, folder: Path) -> Stage:

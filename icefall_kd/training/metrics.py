@@ -1,6 +1,7 @@
 """Running sums of what training reports, and where they are written."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
@@ -8,7 +9,9 @@ import torch
 from torch import distributed as dist
 
 from icefall_kd.distill.term import TermOutput
-from icefall_kd.io import naming_write, write_text
+from icefall_kd.io import Pathlike, as_path, naming_write, write_text
+
+METRICS = "metrics.jsonl"
 
 
 class MetricsTracker:
@@ -87,7 +90,7 @@ class MetricsWriter:
 
         Lines beyond are of a future that was lost, and go.
         """
-        self.path = exp_dir / "metrics.jsonl"
+        self.path = exp_dir / METRICS
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _is_past(line, step, epochs)]
@@ -114,6 +117,25 @@ class MetricsWriter:
         """Flush what TensorBoard still holds."""
         if self.board is not None:
             self.board.close()
+
+
+def read_metrics(path: Pathlike) -> tuple[Mapping[str, Any], ...]:
+    """Read a metrics.jsonl; a last line cut short by a kill is left out.
+
+    Raises:
+      ValueError: naming the file and another line that is not metrics.
+    """
+    lines = as_path(path).read_text(encoding="utf-8").splitlines()
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            values = json.loads(line)
+            values["kind"], values["step"], values["epoch"]
+            found.append(values)
+        except (json.JSONDecodeError, KeyError, TypeError) as e:
+            if number < len(lines):
+                raise ValueError(f"{path}:{number}: not a line of metrics") from e
+    return tuple(found)
 
 
 def _is_past(line: str, step: int, epochs: int) -> bool:

@@ -4,9 +4,10 @@ The total loss falls all the same, by the transcripts, and hides a teacher of an
 language, an unfit layer, or targets that are not those of the audio.
 """
 
-import json
 from pathlib import Path
-from typing import Dict, Iterator, List, Mapping, Sequence
+from typing import Iterator, List, Mapping, Sequence
+
+from icefall_kd.training.metrics import read_metrics
 
 LEAST_FALL = 0.05  # of what the term began with
 LAST = 3  # lines of progress whose mean is compared with the first
@@ -32,11 +33,10 @@ class StallWatch:
         seen, self._seen = self._seen, step
         if not seen < self.steps <= step:
             return []
-        with open(self.path, encoding="utf-8") as f:
-            lines = [line for line in map(json.loads, f) if line["kind"] == "train"]
+        lines = [x for x in read_metrics(self.path) if x["kind"] == "train"]
         return list(self._warnings(lines, step))
 
-    def _warnings(self, lines: List[Dict], step: int) -> Iterator[str]:
+    def _warnings(self, lines: List[Mapping], step: int) -> Iterator[str]:
         for term, fields in self.fields.items():
             values = [line[term] for line in lines if term in line]
             if not fields or len(values) <= LAST or values[0] <= 0:

@@ -4,7 +4,6 @@ Source: Kuang et al., Pruned RNN-T for fast, memory-efficient ASR training, 2022
 arXiv:2206.13236, section 5, in k2; the limits are icefall's.
 """
 
-from dataclasses import dataclass, field
 from typing import Any, List, Optional, Tuple
 
 import torch
@@ -15,21 +14,8 @@ from icefall_kd import BLANK_ID
 SCORE_BEAM = 20.0  # nats below the best of a frame that are kept
 STATES = 8  # of the graph that are kept, for each context
 NEVER = -1e10  # log-probability; finite, as k2 adds it
-
-
-@dataclass
-class BestPath:
-    """The best path of an utterance.
-
-    Attributes:
-      tokens: without blanks.
-      frames: of each token.
-      score: log-probability of the path.
-    """
-
-    tokens: List[int] = field(default_factory=list)
-    frames: List[int] = field(default_factory=list)
-    score: float = 0.0
+# Tokens without blanks, the frame of each, and the log-probability of the path.
+BestPath = Tuple[List[int], List[int], float]
 
 
 class ContextLattices:
@@ -69,7 +55,7 @@ class ContextLattices:
         self._num_frames = [0] * count
         # The frame that each step of a row's lattice is of.
         self._steps: List[List[int]] = [[] for _ in range(count)]
-        self._found = [BestPath() for _ in range(count)]
+        self._found: List[BestPath] = [([], [], 0.0)] * count
         self._running: Optional[Any] = None  # lattices of the rows that go on
 
     def contexts(self, rows: int) -> Tuple[Tensor, Tensor]:
@@ -133,9 +119,5 @@ class ContextLattices:
 
 def _read(labels: List[int], frames: List[int], score: float) -> BestPath:
     """Return what the arcs of a path say: a label each step, and -1 at the end."""
-    path = BestPath(score=score)
-    for frame, token in zip(frames, labels):
-        if token > BLANK_ID:
-            path.tokens.append(token)
-            path.frames.append(frame)
-    return path
+    found = [(token, f) for token, f in zip(labels, frames) if token > BLANK_ID]
+    return [token for token, _ in found], [f for _, f in found], score

@@ -5,7 +5,8 @@ import json
 import pytest
 from reported import decoded, train_set, trained
 
-from icefall_kd.report.runs import Run, budget_differences, find_run, read_metrics
+from icefall_kd.report.runs import Run, budget_differences, find_run
+from icefall_kd.training.metrics import read_metrics
 
 RESULT = "decode/result-test-greedy_search.json"
 
