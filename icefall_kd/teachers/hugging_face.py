@@ -7,6 +7,11 @@ Layer k is ``hidden_states[k]`` of ``transformers``: 0 is the input of the first
 ``do_stable_layer_norm``) normalise the output of the last block, and of no other, so
 their last layer is of another scale than the ones before it.  Only the blocks up to
 the highest layer asked for are kept.
+
+A Whisper may lie there as CTranslate2 has it, which itself says the last layer alone:
+
+    whisper_base: {family: hugging_face, model_dir: download/teachers/whisper_base,
+                   layers: [4, 5]}
 """
 
 from pathlib import Path
@@ -32,7 +37,8 @@ class HuggingFace:
 
     Args:
       name:          the teacher's name.
-      model_dir:     a folder written by ``save_pretrained``, or a name on the hub.
+      model_dir:     a folder written by ``save_pretrained``, or of a Whisper for
+                     CTranslate2, or a name on the hub.
       layers:        "last", a number, or several; see
                      :mod:`icefall_kd.teachers.layers`.  One is the field ``name``,
                      several are ``<name>_layer<k>``.

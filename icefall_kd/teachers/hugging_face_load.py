@@ -1,5 +1,8 @@
 """Loads the speech encoders of ``transformers``, from a folder or the hub.
 
+A folder may also hold a Whisper in CTranslate2's form, the one that
+:mod:`icefall_kd.teachers.fetch` obtains.
+
 Nothing is guessed: weights of the encoder that the checkpoint lacks, which
 ``transformers`` would draw at random with a warning, are an error.  No code of a
 repository is run, and a ``.bin`` is read as weights only.
@@ -17,6 +20,7 @@ from torch import nn
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.io import read_json
 from icefall_kd.teachers.model_hash import model_sha256
+from icefall_kd.teachers.whisper_ct2_weights import load_ct2_encoder
 
 WAVE_TYPES = ("wav2vec2", "hubert", "wavlm", "data2vec-audio")
 MODEL_TYPES = (*WAVE_TYPES, "whisper")
@@ -25,6 +29,7 @@ MODEL_TYPES = (*WAVE_TYPES, "whisper")
 _NOTES = {"_name_or_path", "architectures", "torch_dtype", "transformers_version"}
 _SMALL_FILES = ["config.json", "preprocessor_config.json"]
 _FORMS = ("model.safetensors", "pytorch_model.bin")  # the first is preferred
+_CT2_FILE = "model.bin"
 _REMEDY = (
     "give --model-dir a folder written by save_pretrained, or a hub name such as "
     "'microsoft/wavlm-large'"
@@ -55,7 +60,8 @@ def load_encoder(model_dir: Union[str, Path], revision: Optional[str] = None) ->
 
     Args:
       model_dir: a folder with config.json, preprocessor_config.json and the weights
-        (safetensors or .bin, in one file or several); or a name on the hub.
+        (safetensors or .bin, in one file or several); a folder with the model.bin of a
+        Whisper for CTranslate2; or a name on the hub.
       revision:  branch, tag or commit on the hub; the main branch when None.
     Raises:
       FileNotFoundError: if the folder or the name does not exist, or lacks a file.
@@ -64,6 +70,8 @@ def load_encoder(model_dir: Union[str, Path], revision: Optional[str] = None) ->
     """
     transformers = _import_transformers(model_dir)
     folder, identity = _locate(model_dir, revision)
+    if (folder / _CT2_FILE).is_file():
+        return _load_ct2(transformers, folder / _CT2_FILE)
     model_type = _check_type(folder)
     weights, safe = _find_weights(folder)
     config = transformers.AutoConfig.from_pretrained(str(folder))
@@ -88,6 +96,13 @@ def load_encoder(model_dir: Union[str, Path], revision: Optional[str] = None) ->
     normalise = model_type != "whisper" and bool(extractor.do_normalize)
     model.eval().requires_grad_(False)
     return Loaded(model, config, model_type, normalise, identity)
+
+
+def _load_ct2(transformers: Any, path: Path) -> Loaded:
+    model, config = load_ct2_encoder(transformers, path)
+    model.eval().requires_grad_(False)
+    identity = {"model_type": "whisper", "model_sha256": model_sha256(path)}
+    return Loaded(model, config, "whisper", False, identity)
 
 
 def _import_transformers(model_dir: Union[str, Path]) -> Any:

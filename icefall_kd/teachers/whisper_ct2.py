@@ -61,6 +61,8 @@ FRAME = 320  # samples in one encoder frame: mel hop 160, halved by a convolutio
 class WhisperCt2:
     """Whisper's last encoder layer at 50 Hz, without the padding to 30 s.
 
+    For the layers before it, the family ``hugging_face`` reads the same folder.
+
     Args:
       name:         the teacher's name.
       model_dir:    CTranslate2 folder: model.bin, config.json.
