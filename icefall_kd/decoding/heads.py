@@ -48,7 +48,10 @@ def require_head(
 
 
 def trained_parts(terms: Mapping[str, Any]) -> set:
-    """Return the parts of a student that the terms of a saved config train."""
+    """Return the parts of a student that the terms of a saved config train.
+
+    The CTC head is none of a term's that has the option ``final`` off.
+    """
     from icefall_kd.distill.terms import TERMS
 
     return {
@@ -56,6 +59,7 @@ def trained_parts(terms: Mapping[str, Any]) -> set:
         for name, options in terms.items()
         if options and options.get("weight", 1.0) > 0 and name in TERMS
         for part in TERMS[name].trains
+        if part != "ctc_output" or options.get("final", True)
     }
 
 

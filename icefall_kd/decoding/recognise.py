@@ -128,10 +128,14 @@ def decode_waves(
     options: DecodeOptions,
     chunking: Optional[Chunking] = None,
 ) -> List[Hypothesis]:
-    """Decode N waves (S_n,) together: streaming when ``chunking`` says how."""
-    from icefall_kd.data.fbank import compute_fbank
+    """Decode N waves (S_n,) together: streaming when ``chunking`` says how.
+
+    One that is shorter than a window of the fbank is heard with silence behind it.
+    """
+    from icefall_kd.data.fbank import WINDOW, compute_fbank
 
     device = next(model.parameters()).device
+    waves = [nn.functional.pad(w, (0, max(0, WINDOW - len(w)))) for w in waves]
     if chunking is None:
         return decode_full_context(model, compute_fbank(waves, device), options)
     waves = [pad_tail(wave, chunking.chunk_size) for wave in waves]

@@ -113,16 +113,22 @@ def read_recogs(path: Pathlike) -> List[Recognition]:
       ValueError: if a line is not of its form; the message names file and line.
     """
     lines = as_path(path).read_text(encoding="utf-8").splitlines()
-    parts = []
+    parts: List[Tuple[str, List[str]]] = []
     for number, line in enumerate(lines, 1):
         key = "ref=" if number % 2 else "hyp="
         cut_id, _, rest = line.partition(":\t")
         try:
             if not rest.startswith(key):
                 raise ValueError(f"no {key}")
+            if number % 2 == 0 and cut_id != parts[-1][0]:
+                raise ValueError("another cut than that of the line before")
             parts.append((cut_id, [str(w) for w in ast.literal_eval(rest[4:])]))
         except (ValueError, SyntaxError) as e:
-            raise ValueError(f"{path}:{number}: not a line of a recogs file") from e
+            raise ValueError(
+                f"{path}:{number}: not a line of a recogs file ({e})"
+            ) from e
+    if len(parts) % 2:
+        raise ValueError(f"{path}:{len(parts)}: the last cut has a ref and no hyp")
     return [
         Recognition(cut_id, ref, hyp)
         for (cut_id, ref), (_, hyp) in zip(parts[::2], parts[1::2])

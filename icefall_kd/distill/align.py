@@ -105,8 +105,9 @@ def align_to_stack(
     """Bring input frames to those of a stack; arguments as in :func:`align_frames`.
 
     Input of the stacks' own rate is not averaged: each frame is the one nearest in
-    time.  So a Zipformer's own stacks come back as they were, as the family
-    ``zipformer`` of teachers lays them on the grid of a field.
+    time; but the first and the last are means of those that no other reaches.  So a
+    Zipformer's own stacks come back as they were, as the family ``zipformer`` of
+    teachers lays them on the grid of a field, repeating its ends.
 
     Returns:
       (N, max(out_lens), D) of x's dtype, frames of 20 ms; zero at padding.

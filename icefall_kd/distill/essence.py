@@ -70,7 +70,7 @@ class EssenceTerm:
             raise ValueError(
                 "terms.essence: delay and token_weight must not be negative"
             )
-        essence(torch.zeros(1, config.size or 1), config.size, config.mass)
+        essence(torch.zeros(1, max(config.size or 1, 1)), config.size, config.mass)
         if config.temperature <= 0:
             raise ValueError(
                 f"terms.essence.temperature is {config.temperature}, must be positive"
@@ -132,10 +132,9 @@ class EssenceTerm:
         told = [x[:, :count] for _, x, _ in parts]
         mean = told[0]
         if len(told) > 1:
-            shares, k = (
-                [1.0 / len(told)] * len(told),
-                max(x.size(-1) // 2 for x in told),
-            )
-            mean = mean_of_topk(told, shares, log_probs.size(-1), k)
+            shares = [1.0 / len(told)] * len(told)
+            kept = sum(x.size(-1) // 2 for x in told)  # by all; of one token or many
+            vocab_size = log_probs.size(-1)
+            mean = mean_of_topk(told, shares, vocab_size, min(kept, vocab_size))
         ids, values, _ = split_topk(mean)
         return ids, values, parts[0][0][:, :count], both

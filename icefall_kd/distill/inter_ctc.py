@@ -26,6 +26,7 @@ from icefall_kd.distill.targets import check_kind, delayed, has_targets
 from icefall_kd.distill.term import Batch, StudentOutput, TermOutput
 from icefall_kd.masks import make_pad_mask
 from icefall_kd.transducer.build import stack_dims
+from icefall_kd.zipformer.precision import LogSoftmax
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,9 @@ class InterCtcTerm:
         self.fields = (config.teacher,) if config.teacher else ()
         if not config.final:
             self.trains = ()
+        if config.teacher:
+            first = "final" if config.final else f"stack{config.stacks[0]}"
+            self.taught = f"{first}_kd"
 
     def build_heads(
         self, model_config: ModelConfig, field_infos: Mapping[str, Any]
@@ -101,7 +105,7 @@ class InterCtcTerm:
                 str(stack): nn.Sequential(
                     nn.Dropout(0.1),
                     nn.Linear(dim, model_config.vocab_size),
-                    nn.LogSoftmax(dim=-1),
+                    LogSoftmax(dim=-1),
                 )
                 for stack, dim in zip(self.config.stacks, dims)
             }

@@ -49,6 +49,7 @@ class OneBestTerm:
     needs_stacks = False
     needs_text = False
     trains = ("decoder", "joiner")
+    taught = "kl"
 
     def __init__(self, config: OneBestConfig) -> None:
         """Check the options.

@@ -67,6 +67,9 @@ class Term(Protocol):
       fields: Shar fields read.
       trains: attributes of the model that the term's gradient reaches, beside the
         encoder; what no term trains is left out of the optimiser.
+
+    A term whose value is more than its teacher's part, or is warmed up, has the name of
+    the extra that is that part in ``taught``.
     """
 
     name: str
@@ -83,3 +86,9 @@ class Term(Protocol):
 
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
         """Evaluate the term; ``step`` counts updates, for schedules."""
+
+
+def taught_figure(term: Term) -> str:
+    """Return the name, in the metrics, of the figure that the term's teacher lowers."""
+    part = getattr(term, "taught", "")
+    return f"{term.name}.{part}" if part else term.name

@@ -88,12 +88,14 @@ class AdaptedTeacher:
             )
         self.name = name
         self.topk = topk
-        self.search = DecodeOptions("modified_beam_search", beam)
         common = {"device": device, "num_threads": num_threads}
         self.members = build_teachers({n: {**common, **m} for n, m in members.items()})
         said = {f: o for t in self.members for f, o in t.outputs.items()}
         models = [_load(path, device, said) for path in paths]
         self.model, self.tokenizer = models[0]
+        self.search = DecodeOptions(
+            "modified_beam_search", beam, unk_id=self.tokenizer.unk_id
+        )
         for path, (_, tokenizer) in zip(paths, models):
             if tokenizer.sha256 != self.tokenizer.sha256:
                 raise ValueError(f"{path} is of other tokens than {paths[0]}")

@@ -14,6 +14,7 @@ from icefall_kd.training.distributed import World
 from icefall_kd.training.state import TrainState
 
 NAMED = 10  # suspects in a message
+LEAST_SCALE = 1e-5  # of a loss in half precision: below, no gradient is finite
 
 
 class TrainingStoppedError(RuntimeError):
@@ -83,6 +84,21 @@ class BadBatches:
             f"{self.path.parent}/bad_batches.*.jsonl. Remove those cuts, or lower "
             f"optim.base_lr ({base_lr}); then start again: training goes on from the "
             "last checkpoint"
+        )
+
+
+def check_scale(scale: float, base_lr: float) -> None:
+    """Refuse to go on where half precision overflows at any scale of the loss.
+
+    Raises:
+      TrainingStoppedError: with the remedy.
+    """
+    if scale < LEAST_SCALE:
+        raise TrainingStoppedError(
+            f"the gradients overflow in half precision however small the loss is made "
+            f"(scaled by {scale:.3g}); the checkpoint before is whole. Lower "
+            f"optim.base_lr ({base_lr}), or train with amp: bf16 or none, and start "
+            "again: training goes on from there"
         )
 
 

@@ -15,12 +15,12 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from icefall_kd import FBANK_SHIFT
-from icefall_kd.distill.term import Batch
+from icefall_kd.distill.term import Batch, taught_figure
 from icefall_kd.io import write_text
 from icefall_kd.training import checkpoint as ckpt
 from icefall_kd.training.averaging import RunningMean
 from icefall_kd.training.distributed import World
-from icefall_kd.training.faults import BadBatches, check_finite
+from icefall_kd.training.faults import BadBatches, check_finite, check_scale
 from icefall_kd.training.gradients import clip_gradients, make_scaler
 from icefall_kd.training.loaders import make_dev_loader, make_train_loader
 from icefall_kd.training.memory import (
@@ -126,7 +126,9 @@ class Trainer:
           TrainingInterruptedError: if the run was asked to stop.
         """
         config, state = self.config, self.state
-        self.report.open(state, {t.name: t.fields for _, t in self.student.terms})
+        self.report.open(
+            state, {taught_figure(t): t.fields for _, t in self.student.terms}
+        )
         trained = sum(p.numel() for p in self.params)
         total = sum(p.numel() for p in self.model.parameters())
         self.report.log(
@@ -187,7 +189,9 @@ class Trainer:
         clock = time.monotonic()
         with bar, logging_redirect_tqdm():
             for batch in self._batches():
+                before = state.step
                 audio = self._train_batch(batch)
+                updated = state.step > before
                 now = time.monotonic()
                 self.report.metrics.add("speed", audio, now - clock)
                 state.audio += audio
@@ -196,10 +200,10 @@ class Trainer:
                 bar.update(audio)
                 if state.bad_in_row >= config.max_bad_batches:
                     self.faults.give_up(state, config.optim.base_lr)
-                if state.step % config.log_interval == 0 and not state.bad_in_row:
+                if updated and state.step % config.log_interval == 0:
                     self.report.progress(state, self.scheduler.get_last_lr()[0])
                 every = config.save_every_n
-                due = every and state.step % every == 0 and not state.bad_in_row
+                due = updated and every and state.step % every == 0
                 if due or self.stopping:
                     self._save(ckpt.step_path(self.exp_dir, state.step))
                 if self.stopping:
@@ -240,9 +244,11 @@ class Trainer:
             ]
         )
         self.stopping = stopping > 0
-        if bad_grad and not bad_loss and self.scaler.is_enabled():
-            self.scaler.update()  # half precision overflowed: take a smaller scale
-            return audio
+        if (bad_loss or bad_grad) and self.scaler.is_enabled():
+            self.scaler.update()  # to a smaller scale; the next batch needs it
+            if not bad_loss:  # no fault of the batch: half precision overflowed
+                check_scale(self.scaler.get_scale(), config.optim.base_lr)
+                return audio
         if bad_loss or bad_grad:
             self.faults.note(state, batch, loss.item(), norm, outputs)
             return audio

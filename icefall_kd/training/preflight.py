@@ -40,6 +40,7 @@ def preflight(
     """
     problems = vocabulary_problems(config, tokenizer, needs_text)
     problems += teacher_problems(config, fields)
+    problems += adapter_problems(config)
     if start is not None:
         problems += start_problems(config, tokenizer, start)
     if resume is not None:
@@ -100,6 +101,17 @@ def teacher_problems(config: TrainConfig, fields: Sequence[str]) -> list[str]:
         f"data.cache is none, so teachers have to say {list(fields)} while training "
         "runs, but data.teachers names none; give it what bin.extract has in "
         "--teachers, or set data.cache to shar"
+    ]
+
+
+def adapter_problems(config: TrainConfig) -> list[str]:
+    """Return what does not suit an adapter, which hears fields in place of audio."""
+    if config.model.adapter is None or config.data.missing == "error":
+        return []
+    return [
+        f"data.missing is {config.data.missing}, which trains a cut without the terms "
+        "whose targets it lacks, but an adapter cannot hear a cut without fields; set "
+        "data.missing to error"
     ]
 
 

@@ -182,7 +182,8 @@ def prepare(config: TrainConfig, checkpoint: Optional[dict[str, Any]] = None) ->
         seed=config.seed,
         shuffle=True,
         missing=data.missing,
-        labelled=all(term.needs_text for _, term in terms),
+        # Where there is a teacher, a cut without transcript has what it says.
+        labelled=all(term.needs_text and not term.fields for _, term in terms),
     )
     _check_labelled(train_stream)
     dev_stream = None

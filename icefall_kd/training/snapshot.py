@@ -53,6 +53,8 @@ def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
     load_weights(trainer.student.heads, saved["heads"], where)
     trainer.mean.load(saved["model_avg"], saved["avg_samples"])
     trainer.optimizer.load_state_dict(saved["optimizer"])
+    for group in trainer.optimizer.param_groups:  # it may go on with another one
+        group["clipping_scale"] = trainer.config.optim.clipping_scale
     trainer.scheduler.load_state_dict(saved["scheduler"])
     if trainer.scaler.is_enabled() and saved["scaler"]:
         trainer.scaler.load_state_dict(saved["scaler"])

@@ -66,7 +66,8 @@ def restore_rng(state: Mapping[str, Any]) -> None:
     np.random.set_state((kind, keys, position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+        # There may be fewer devices than there were.
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
 
 
 def regulariser_state(model: nn.Module) -> dict[str, float]:

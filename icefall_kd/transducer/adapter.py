@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from icefall_kd.config import AdapterConfig
 from icefall_kd.masks import make_pad_mask
 from icefall_kd.transducer.model import AsrModel
+from icefall_kd.zipformer.precision import full_on_cpu
 from icefall_kd.zipformer.subsampling import conv2d_subsampling_lens
 
 
@@ -143,4 +144,5 @@ class AdaptedModel(AsrModel):
 
     def forward_encoder(self, x: Tensor, x_lens: Tensor) -> Tuple[Tensor, Tensor]:
         """Encode what :meth:`inputs` returned; the lengths stay."""
-        return self.encoder(x, x_lens), x_lens
+        with full_on_cpu(x):  # torch 1.13 cannot normalise layers in bfloat16 there
+            return self.encoder(x, x_lens), x_lens

@@ -94,9 +94,8 @@ def total_scores(
         torch.int32
     )
     dense = k2.DenseFsaVec(log_probs.float(), segments.cpu())
-    graphs = k2.index_fsa(
-        k2.create_fsa_vec([graph]), torch.zeros(len(lens), dtype=torch.int32)
-    )
+    first = torch.zeros(len(lens), dtype=torch.int32, device=graph.device)
+    graphs = k2.index_fsa(k2.create_fsa_vec([graph]), first)
     lattice = k2.intersect_dense(graphs, dense, output_beam=output_beam)
     scores = lattice.get_tot_scores(log_semiring=True, use_double_scores=True)
     return scores[torch.argsort(order)]

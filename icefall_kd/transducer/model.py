@@ -8,7 +8,7 @@ from icefall_kd import LOG_EPS
 from icefall_kd.masks import make_pad_mask
 from icefall_kd.transducer.joiner import Joiner, small_linear
 from icefall_kd.transducer.predictor import Decoder
-from icefall_kd.zipformer.precision import full_on_cpu
+from icefall_kd.zipformer.precision import LogSoftmax, full_on_cpu
 
 
 class AsrModel(nn.Module):
@@ -52,7 +52,7 @@ class AsrModel(nn.Module):
         self.simple_am_proj = small_linear(encoder_dim, vocab_size)
         self.simple_lm_proj = small_linear(decoder_dim, vocab_size)
         self.ctc_output = nn.Sequential(
-            nn.Dropout(0.1), nn.Linear(encoder_dim, vocab_size), nn.LogSoftmax(dim=-1)
+            nn.Dropout(0.1), nn.Linear(encoder_dim, vocab_size), LogSoftmax(dim=-1)
         )
 
     def inputs(self, batch: Mapping[str, Any]) -> Tuple[Tensor, Tensor]:

@@ -70,4 +70,6 @@ def test_every_term_says_which_heads_it_trains():
     parts = {name: trained_parts({name: {"weight": 1.0}}) for name in TERMS}
     assert parts["embedding"] == set() and "ctc_output" in parts["inter_ctc"]
     assert {"decoder", "joiner"} <= parts["one_best"]
+    on_stacks = {"inter_ctc": {"weight": 1.0, "stacks": [1], "final": False}}
+    assert trained_parts(on_stacks) == set()
     assert trained_parts({"ctc": {"weight": 0.0}}) == set()

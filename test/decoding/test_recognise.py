@@ -12,6 +12,7 @@ from icefall_kd.decoding.recognise import (
     batches,
     count_cuts,
     decode_full_context,
+    decode_waves,
     load_wave,
     recognise,
 )
@@ -49,6 +50,14 @@ def test_too_few_frames_give_an_empty_hypothesis(student):
     empty, spoken = decode_full_context(student, [short, long], GREEDY)
     assert (empty.tokens, empty.score) == ([], 0.0)
     assert spoken.tokens == decode_full_context(student, [long], GREEDY)[0].tokens
+
+
+def test_a_wave_shorter_than_a_window_gives_an_empty_hypothesis(student):
+    waves = [torch.zeros(0), torch.randn(399), torch.randn(16000)]
+    found = decode_waves(student, waves, GREEDY)
+    assert [hypothesis.tokens for hypothesis in found[:2]] == [[], []]
+    alone = decode_waves(student, waves[2:], GREEDY)
+    assert found[2].tokens == alone[0].tokens
 
 
 def test_the_shortest_input_decodes(student):

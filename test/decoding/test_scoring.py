@@ -88,6 +88,13 @@ def test_a_file_that_is_not_recogs_is_named(tmp_path):
     path.write_text(recogs_text(SAID[:1]) + "d:\thyp=['NO', 'REFERENCE']\n")
     with pytest.raises(ValueError, match=r"x\.txt:3"):
         read_recogs(path)
+    lines = recogs_text(SAID[:1]).splitlines()
+    path.write_text(lines[0] + "\n")
+    with pytest.raises(ValueError, match=r"x\.txt:1: the last cut has a ref and no"):
+        read_recogs(path)
+    path.write_text(f"{lines[0]}\nother:\thyp=['A']\n")
+    with pytest.raises(ValueError, match=r"x\.txt:2: .*another cut"):
+        read_recogs(path)
 
 
 def test_nothing_to_score_is_refused_before_a_file_appears(tmp_path):

@@ -21,7 +21,7 @@ from icefall_kd.distill.lfmmi import (
     sequence_divergence,
 )
 from icefall_kd.distill.one_best import OneBestConfig, OneBestTerm
-from icefall_kd.distill.term import StudentOutput
+from icefall_kd.distill.term import StudentOutput, taught_figure
 from icefall_kd.transducer.denominator import build_denominator, save_denominator
 
 DIM, K = 6, 4
@@ -172,6 +172,24 @@ def test_one_best_equals_the_slow_reference(student, batch, infos, shift):
                 history.append(int(emitted[n, t]))
     assert float(output.sum) == pytest.approx(total, rel=1e-4)
     assert output.count == sum(LENS) - 2 * shift
+
+
+def test_essence_has_all_that_the_fields_of_an_ensemble_hold(student, batch, infos):
+    """Two that agree on no token: the mean is of twice as many as each has."""
+    for name, ids in (("judge", range(K)), ("second", range(K, 2 * K))):
+        probs = torch.full((2, max(LENS), VOCAB), 1e-9)
+        probs[..., list(ids)] = 1 / K
+        batch["fields"][name]["x"] = take_topk(probs.log().log_softmax(-1), K)
+    options = EssenceConfig(teachers=("judge", "second"), size=2 * K, token_weight=1.0)
+    for size in (2 * K, None):
+        options = dataclasses.replace(options, size=size)
+        term, student = make(EssenceTerm, options, student, infos)
+        log_probs = student.model.ctc_output(student.encoder_out)
+        expected = sum(
+            -log_probs[n, :frames, : 2 * K].sum() / (2 * K)
+            for n, frames in enumerate(LENS)
+        )
+        torch.testing.assert_close(term(student, batch, 0).sum, expected)
 
 
 def test_one_best_comes_in_over_its_warm_up(student, batch, infos):
@@ -362,6 +380,7 @@ def test_a_teacher_of_another_rate_or_length_is_refused(student, batch, infos):
         (OneBestTerm, OneBestConfig(), "teacher is empty"),
         (OneBestTerm, OneBestConfig(teacher="walker", shift=-1), "not be negative"),
         (EssenceTerm, EssenceConfig(), "teachers is empty"),
+        (EssenceTerm, EssenceConfig(teachers=("judge",), size=-1), "size is -1"),
         (EssenceTerm, EssenceConfig(teachers=("judge",)), "size is 10.*keep 4 tokens"),
         (EssenceTerm, EssenceConfig(teachers=("judge",), mass=2.0), "mass is 2"),
     ],
@@ -369,6 +388,18 @@ def test_a_teacher_of_another_rate_or_length_is_refused(student, batch, infos):
 def test_impossible_options_are_refused(student, infos, cls, options, match):
     with pytest.raises(ValueError, match=match):
         make(cls, options, student, infos)
+
+
+@pytest.mark.parametrize("cls, options", TERMS)
+def test_the_figure_of_a_term_s_teacher_is_one_that_is_logged(
+    student, batch, infos, cls, options
+):
+    term, student = make(cls, options, student, infos)
+    output = term(student, batch, 0)
+    logged = {term.name, *(f"{term.name}.{extra}" for extra in output.extras)}
+    assert taught_figure(term) in logged
+    alone = dataclasses.replace(INTER, final=False)
+    assert taught_figure(InterCtcTerm(alone)) == "inter_ctc.stack0_kd"
 
 
 @pytest.mark.parametrize("cls, options", TERMS)

@@ -107,6 +107,16 @@ def test_it_trains_resumes_and_is_decoded_from_fields(adapted, data_dir, tmp_pat
         run(get_parser().parse_args([*options, "--out-dir", "o", "--streaming"]))
 
 
+def test_cuts_that_it_could_not_hear_may_not_be_missing(adapted):
+    data = dataclasses.replace(adapted.data, missing="skip")
+    with pytest.raises(ValueError, match="data.missing is skip.*cannot hear"):
+        prepare(dataclasses.replace(adapted, data=data))
+
+
+def test_it_trains_in_bfloat16(adapted):
+    train(dataclasses.replace(adapted, num_epochs=1, amp="bf16"))
+
+
 def test_a_field_that_is_not_there_is_named(adapted):
     adapter = dataclasses.replace(ADAPTER, fields=("nobody",))
     model = dataclasses.replace(adapted.model, adapter=adapter)

@@ -322,6 +322,49 @@ def test_a_bad_gradient_behind_a_good_loss_is_skipped(config, monkeypatch):
     assert not math.isfinite(float(note["grad_norm"]))
 
 
+@pytest.fixture
+def scaled(config, monkeypatch):
+    """A run whose loss is scaled, as half precision on CUDA wants it."""
+    if not hasattr(torch.amp, "GradScaler"):
+        pytest.skip("this torch scales losses on CUDA alone")
+    monkeypatch.setattr(
+        loop, "make_scaler", lambda enabled: torch.amp.GradScaler("cpu")
+    )
+    return dataclasses.replace(config, num_epochs=1, save_every_n=1)
+
+
+def test_a_poisoned_cut_is_skipped_where_the_loss_is_scaled(scaled, monkeypatch):
+    poison(monkeypatch, {"train-noise-3"})
+    data = dataclasses.replace(scaled.data, dev=None)
+    train(dataclasses.replace(scaled, data=data))
+    assert final(scaled)["state"]["bad_total"] == 1
+    (note,) = notes(scaled)
+    assert note["suspects"] == ["train-noise-3"]
+
+
+def test_gradients_that_overflow_at_any_scale_stop_the_run(scaled, monkeypatch):
+    saved, original = [], loop.ckpt.save_checkpoint
+    monkeypatch.setattr(
+        loop.ckpt,
+        "save_checkpoint",
+        lambda path, content: (saved.append(path.name), original(path, content)),
+    )
+    updates = loop.Trainer._train_batch
+
+    def overflow(self, batch):
+        if self.state.step == 2 and not self.params[0]._backward_hooks:
+            self.params[0].register_hook(lambda grad: grad / 0)
+        return updates(self, batch)
+
+    monkeypatch.setattr(loop.Trainer, "_train_batch", overflow)
+    long = dataclasses.replace(scaled, num_epochs=50)
+    with pytest.raises(TrainingStoppedError, match="overflow in half precision"):
+        train(long)
+    # Nothing is written again while no update is made.
+    steps = [name for name in saved if name.startswith("checkpoint-")]
+    assert steps == ["checkpoint-1.pt", "checkpoint-2.pt"]
+
+
 def test_too_many_bad_batches_stop_the_run_by_name(config, monkeypatch):
     config = dataclasses.replace(config, max_bad_batches=2, save_every_n=1)
     with monkeypatch.context() as m:

@@ -10,6 +10,7 @@ from run_metrics import metrics
 
 from icefall_kd.cache.extract import extract
 from icefall_kd.distill.hidden import HiddenConfig
+from icefall_kd.distill.inter_ctc import InterCtcConfig
 from icefall_kd.distill.lfmmi import LfmmiConfig
 from icefall_kd.distill.terms import TermsConfig
 from icefall_kd.teachers import build_teacher
@@ -32,7 +33,7 @@ def second(only, config, data_dir, tmp_path):
     shar = Path(shutil.copytree(data_dir / "shar", tmp_path / "shar"))
     options = {"outputs": ["embedding", "ctc"], "layers": [0, 1], "topk": 4}
     teacher = build_teacher("zipformer", path, "student", **options)
-    for name in ("train", "dev"):
+    for name in ("train", "dev", "pool"):
         extract(shar / name, [teacher])
     graph = build_denominator([[1, 2, 3]], config.model.vocab_size)
     save_denominator(graph, config.model.vocab_size, tmp_path / "den.pt")
@@ -77,3 +78,16 @@ def test_it_begins_as_its_teacher_and_goes_on_where_it_stopped(second, tmp_path)
         torch.testing.assert_close(found[name], value, msg=name)
     for line in metrics(second):
         assert line["hidden.stack0_l2"] > 0.0 and line["lfmmi"] > -1e-2
+
+
+def test_audio_without_text_teaches_the_heads_that_have_a_teacher(second):
+    terms = TermsConfig(inter_ctc=InterCtcConfig(stacks=(0,), teacher="student_ctc"))
+    data = dataclasses.replace(second.data, train=("pool",), dev=None)
+    config = dataclasses.replace(second, terms=terms, data=data, num_epochs=1)
+    train(config)
+    for line in metrics(config):
+        assert line["inter_ctc.final_kd"] > 0 and "inter_ctc.final_ctc" not in line
+    alone = dataclasses.replace(terms.inter_ctc, teacher=None)
+    config = dataclasses.replace(config, terms=TermsConfig(inter_ctc=alone))
+    with pytest.raises(ValueError, match="transcript, which every term needs"):
+        prepare(config)

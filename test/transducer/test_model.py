@@ -39,3 +39,12 @@ def test_autocast_on_a_cpu_spares_the_stacks_of_the_encoder():
         out, _ = model.forward_encoder(torch.randn(2, 60, 80), torch.tensor([60, 50]))
     assert list(kinds.values()) == [torch.bfloat16, torch.float32]
     assert out.dtype == torch.float32
+
+
+def test_the_ctc_head_s_probabilities_add_up_under_autocast():
+    torch.manual_seed(0)
+    model = build_model(SMALL).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        log_probs = model.ctc_output(5 * torch.randn(2, 50, model.encoder_dim))
+    assert log_probs.dtype == torch.float32
+    assert (log_probs.exp().sum(-1) - 1).abs().max() < 1e-5
