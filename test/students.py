@@ -15,8 +15,9 @@ from icefall_kd.config import ModelConfig, ZipformerConfig
 from icefall_kd.data.fbank import compute_fbank
 from icefall_kd.data.shar import write_shar
 from icefall_kd.data.tokens import Tokenizer, train_bpe
+from icefall_kd.data.waves import load_wave
 from icefall_kd.decoding import DecodeOptions
-from icefall_kd.decoding.recognise import load_wave, recognise, reference
+from icefall_kd.decoding.recognise import recognise, reference
 from icefall_kd.training.checkpoint import save_pretrained
 from icefall_kd.transducer.build import build_model
 from icefall_kd.transducer.joiner import Joiner

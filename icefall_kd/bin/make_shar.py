@@ -4,20 +4,22 @@
         --bpe-model data/lang_bpe_150/bpe.model --speeds 0.9 1.0 1.1 \
         --output data/shar/train
 
-Beside the folder lies what was dropped and why: <output>.gate.json.  After a kill the
-same call goes on with the shards that are missing.
+What is not of 16 kHz is resampled.  Beside the folder lies what was dropped and why:
+<output>.gate.json.  After a kill the same call goes on with the shards that are
+missing; a folder that is there is kept, and refused if it was made of something else.
 """
 
 import argparse
 import logging
 from pathlib import Path
+from typing import Any, Dict
 
 import torch
-from lhotse import CutSet
 
 from icefall_kd.data.gate import gate, write_report
-from icefall_kd.data.shar import at_speeds, write_shar
+from icefall_kd.data.shar import at_speeds, read_cuts, write_shar
 from icefall_kd.data.tokens import Tokenizer
+from icefall_kd.io import read_json, sha256_file
 from icefall_kd.logs import setup_logging
 
 
@@ -38,26 +40,60 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def describe(args: argparse.Namespace) -> Dict[str, Any]:
+    """Return what a folder is made of, and how; nothing of it is a path."""
+    return {
+        "manifest_sha256": sha256_file(args.manifest),
+        "bpe_model_sha256": sha256_file(args.bpe_model) if args.bpe_model else None,
+        "speeds": args.speeds,
+        "max_duration": args.max_duration,
+        "shard_size": args.shard_size,
+        "seed": args.seed,
+    }
+
+
+def check_made_of(output: Path, report: Path, made_of: Dict[str, Any]) -> None:
+    """Refuse a folder that is there and was made otherwise.
+
+    Raises:
+      ValueError: naming what differs.
+    """
+    there = read_json(report).get("made_of") if report.is_file() else None
+    if there is None:  # of an earlier version
+        return
+    differs = [
+        f"{key}: {there.get(key)} -> {value}"
+        for key, value in made_of.items()
+        if there.get(key) != value
+    ]
+    if differs:
+        raise ValueError(
+            f"{output} is there, made otherwise ({'; '.join(differs)}); delete it, "
+            "with the fields in it, to make it again, or give another --output"
+        )
+
+
 def main() -> None:
     args = get_parser().parse_args()
     setup_logging()
     torch.set_num_threads(1)  # changing the speed of a short clip gains from no second
-    if args.output.exists():
-        logging.info("%s is complete: nothing to do", args.output)
-        return
+    report = args.output.with_name(f"{args.output.name}.gate.json")
     try:
         tokenizer = Tokenizer(args.bpe_model) if args.bpe_model else None
-        if not args.manifest.exists():
-            raise FileNotFoundError(f"{args.manifest}: no such manifest")
+        cuts = read_cuts(args.manifest)
+        made_of = describe(args)
+        if args.output.exists():
+            check_made_of(args.output, report, made_of)
+            logging.info("%s is complete: nothing to do", args.output)
+            return
         cuts, drops = gate(
-            at_speeds(CutSet.from_file(args.manifest), args.speeds),
+            at_speeds(cuts, args.speeds),
             tokenize=tokenizer.encode if tokenizer else None,
             max_duration=args.max_duration,
             description=f"gate {args.output.name}",
             num_jobs=args.num_jobs,
         )
-        report = args.output.with_name(f"{args.output.name}.gate.json")
-        write_report(drops, len(cuts), report)
+        write_report(drops, len(cuts), report, made_of)
         if not cuts:
             raise ValueError(f"{args.manifest}: the gate drops every cut, see {report}")
         write_shar(

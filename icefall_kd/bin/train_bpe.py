@@ -8,8 +8,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from lhotse import CutSet
-
+from icefall_kd.data.shar import read_cuts
 from icefall_kd.data.tokens import train_bpe, write_lang
 from icefall_kd.logs import setup_logging
 
@@ -29,13 +28,11 @@ def get_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = get_parser().parse_args()
     setup_logging()
-    if not args.manifest.exists():
-        raise SystemExit(f"ERROR: {args.manifest}: no such manifest")
-    texts = [s.text for c in CutSet.from_file(args.manifest) for s in c.supervisions]
-    texts = [text for text in texts if text]
     try:
+        texts = [s.text for c in read_cuts(args.manifest) for s in c.supervisions]
+        texts = [text for text in texts if text]
         tokenizer = write_lang(train_bpe(texts, args.vocab_size), args.output)
-    except ValueError as e:
+    except (FileNotFoundError, ValueError) as e:
         raise SystemExit(f"ERROR: {e}") from e
     tokens = sum(len(tokenizer.encode(text)) for text in texts)
     words = sum(len(text.split()) for text in texts)

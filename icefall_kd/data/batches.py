@@ -17,7 +17,6 @@ from typing import (
 
 import torch
 from lhotse import CutSet
-from lhotse.cut import Cut
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
@@ -36,6 +35,7 @@ from icefall_kd.data.missing import MissingTargets
 from icefall_kd.data.sampler import BucketSampler, SamplerPlace, bucket_edges
 from icefall_kd.data.stream import CutStream
 from icefall_kd.data.tokens import Tokenizer
+from icefall_kd.data.waves import load_wave
 
 # Cuts hold their audio while they wait, 50 kB for 2.5 s, and fields not of local files.
 BUFFER_SIZE = 8000
@@ -96,7 +96,7 @@ class BatchDataset(Dataset):
 
     def hear(self, cuts: CutSet) -> Dict[str, Any]:
         """Return what a worker makes of ordered cuts: all but their fields."""
-        waves = [_load_wave(cut) for cut in cuts]
+        waves = [load_wave(cut) for cut in cuts]
         features = compute_fbank(waves)
         lens = torch.tensor([f.size(0) for f in features])
         x = pad_sequence(features, batch_first=True, padding_value=LOG_EPS)
@@ -137,17 +137,6 @@ class _Hearing(Dataset):
 def longest_first(cuts: CutSet) -> CutSet:
     """Return cuts in the order of a batch."""
     return cuts.sort_by_duration(ascending=False)
-
-
-def _load_wave(cut: Cut) -> torch.Tensor:
-    try:
-        return torch.from_numpy(cut.load_audio()[0])
-    except Exception as e:  # whatever a decoder raises: the cut is named
-        reason = " ".join(str(e).split())[:300]
-        raise ValueError(
-            f"cut '{cut.id}': its audio is damaged, as a bad disk or copy leaves it; "
-            f"copy its shard again, or make it again ({reason})"
-        ) from e
 
 
 class Loader:

@@ -1,17 +1,30 @@
 """The data gate: every cut that would hurt a run is dropped, by name and reason."""
 
 import contextlib
+import functools
 import logging
 import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Set,
+    Tuple,
+)
 
 import numpy as np
 from lhotse import CutSet, Recording
 from lhotse.audio import (
     get_audio_duration_mismatch_tolerance,
+    info,
     set_audio_duration_mismatch_tolerance,
 )
 from lhotse.cut import Cut
@@ -28,6 +41,7 @@ REASONS: Dict[str, str] = {
     "duplicate_id": "another cut of the set has this id",
     "two_supervisions": "a labelled cut has one supervision, this has another number",
     "empty_text": "nothing is said",
+    "not_mono": "its audio has several channels",
     "unknown_tokens": "no token of its text is in the vocabulary",
     "too_long": "longer than the limit",
     "too_short": "fewer fbank frames than the model's front end needs for one frame",
@@ -37,6 +51,7 @@ REASONS: Dict[str, str] = {
     "not_finite": "its audio has NaN or infinite samples",
 }
 LOGGED_DROPS = 20  # the report has them all
+LONG = 2.0  # a recording of so many times a cut's length has others in it
 CHUNK = 32  # cuts that a process reads at a time
 
 
@@ -128,6 +143,8 @@ def _check_text(cut: Cut, tokenize: Callable[[str], List[int]], unk_id: int) -> 
 def _check_length(
     cut: Cut, tokenize: Optional[Callable[[str], List[int]]], max_duration: float
 ) -> Finding:
+    if cut.num_channels not in (None, 1):
+        return "not_mono", f"{cut.num_channels} channels; a manifest can name one"
     if cut.duration > max_duration:
         return "too_long", f"{cut.duration:.2f} s > {max_duration:g} s"
     frames = num_fbank_frames(cut.duration)
@@ -145,13 +162,15 @@ def _check_audio(cut: Cut) -> Finding:
     if not cut.has_recording:
         return "unreadable", "no audio"
     try:
+        there, declared = _told_length(cut.recording)
+        if there != declared:
+            return "wrong_length", f"{there} samples in its file, {declared} declared"
         with _small_tolerance():
-            samples = _load_as_it_is(cut.recording)
+            samples, declared = _load_as_it_is(cut)
     except Exception as e:  # whatever a decoder raises: the cut is named, not skipped
         if "diverged" in str(e):
             return "wrong_length", _one_line(e)
         return "unreadable", _one_line(e)
-    declared = cut.recording.num_samples
     if samples.shape[1] != declared:
         return "wrong_length", f"{samples.shape[1]} samples, {declared} declared"
     if not np.isfinite(samples).all():
@@ -160,11 +179,30 @@ def _check_audio(cut: Cut) -> Finding:
     return None
 
 
-def _load_as_it_is(recording: Recording) -> np.ndarray:
+def _load_as_it_is(cut: Cut) -> Tuple[np.ndarray, int]:
+    """Return a cut's samples (channels, S), and how many there should be."""
+    recording: Recording = cut.recording
+    if recording.duration > LONG * cut.duration:
+        # One of many: reading all of it for each would take the square of its length.
+        return cut.load_audio(), cut.num_samples
     if recording.transforms:
-        return recording.load_audio()
+        return recording.load_audio(), recording.num_samples
     # Recording.load_audio would pad or cut what differs a little from the declared.
-    return np.concatenate([source.load_audio() for source in recording.sources])
+    samples = np.concatenate([source.load_audio() for source in recording.sources])
+    return samples, recording.num_samples
+
+
+def _told_length(recording: Recording) -> Tuple[int, int]:
+    """Return the samples by the header of a recording's file, and those declared."""
+    declared = recording.num_samples
+    if recording.transforms or recording.sources[0].type != "file":
+        return declared, declared  # is read as a whole, or its part is
+    return _num_samples(recording.sources[0].source), declared
+
+
+@functools.lru_cache(maxsize=1024)
+def _num_samples(path: str) -> int:
+    return info(path).frames
 
 
 @contextlib.contextmanager
@@ -189,12 +227,19 @@ def _one_line(error: Exception, limit: int = 200) -> str:
     return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
-def write_report(drops: List[Drop], num_kept: int, path: Path) -> None:
-    """Write the counts by reason and every dropped cut as JSON."""
+def write_report(
+    drops: List[Drop], num_kept: int, path: Path, made_of: Mapping[str, Any]
+) -> None:
+    """Write the counts by reason and every dropped cut as JSON.
+
+    Args:
+      made_of: what the set is made of, and how.
+    """
     counts = Counter(drop.reason for drop in drops)
     write_json(
         path,
         {
+            "made_of": dict(made_of),
             "kept": num_kept,
             "dropped": len(drops),
             "reasons": {

@@ -5,17 +5,50 @@ import logging
 import os
 import random
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Iterable, List, Sequence, Tuple
 
+from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.shar import SharWriter
 
+from icefall_kd import SAMPLE_RATE
 from icefall_kd.data.parallel import parallel_map
 from icefall_kd.data.progress import progress
 from icefall_kd.io import write_text
 
 PLAN = "plan.sha256"  # what the shards of a folder that is not complete are of
+
+
+def read_cuts(manifest: Path) -> List[Cut]:
+    """Return the cuts of a manifest, all at 16 kHz.
+
+    What is of another rate is resampled when it is loaded, and counted.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it holds something else than cuts.
+    """
+    if not Path(manifest).exists():
+        raise FileNotFoundError(f"{manifest}: no such manifest")
+    cuts, rates = [], Counter()
+    for cut in CutSet.from_file(manifest):
+        if not isinstance(cut, Cut):
+            raise ValueError(
+                f"{manifest}: holds a {type(cut).__name__}, not cuts. Remedy: lhotse "
+                "cut simple -r RECORDINGS -s SUPERVISIONS CUTS, and, of recordings "
+                "with several utterances, lhotse cut trim-to-supervisions CUTS CUTS"
+            )
+        if cut.has_recording and cut.sampling_rate != SAMPLE_RATE:
+            rates[cut.sampling_rate] += 1
+            cut = cut.resample(SAMPLE_RATE)
+        cuts.append(cut)
+    for rate, count in sorted(rates.items()):
+        logging.info(
+            "%s: %d cuts of %d Hz become %d", manifest, count, rate, SAMPLE_RATE
+        )
+    return cuts
 
 
 def at_speeds(cuts: Iterable[Cut], speeds: Sequence[float]) -> List[Cut]:

@@ -26,12 +26,8 @@ from tqdm import tqdm
 from icefall_kd import BLANK_ID, ENCODER_SHIFT
 from icefall_kd.cache.codecs import Codec
 from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.decoding.recognise import (
-    encode_full_context,
-    field_inputs,
-    load_wave,
-    reference,
-)
+from icefall_kd.data.waves import load_wave
+from icefall_kd.decoding.recognise import encode_full_context, field_inputs, reference
 from icefall_kd.distill.align import ENCODER_FIRST_CENTRE
 
 BETWEEN = -1  # in the place of a token, where the path is in a blank

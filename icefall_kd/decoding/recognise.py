@@ -13,6 +13,7 @@ from tqdm import tqdm
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.cache.codecs import Codec
 from icefall_kd.data.tokens import Tokenizer
+from icefall_kd.data.waves import load_wave
 from icefall_kd.decoding import DecodeOptions, Hypothesis, decode
 from icefall_kd.decoding.heads import require_head
 from icefall_kd.decoding.scoring import Recognition
@@ -48,20 +49,6 @@ def count_cuts(shar_dir: Pathlike) -> int:
         with gzip.open(cuts_path(shar_dir, shard), "rt") as lines:
             total += sum(1 for line in lines if line.strip())
     return total
-
-
-def load_wave(cut: Cut) -> Tensor:
-    """Return the samples (S,) float32 in [-1, 1] of a cut.
-
-    Raises:
-      ValueError: if the cut is not 16 kHz mono.
-    """
-    if cut.sampling_rate != SAMPLE_RATE or cut.num_channels != 1:
-        raise ValueError(
-            f"{cut.id}: {cut.sampling_rate} Hz with {cut.num_channels} channels; "
-            f"prepare it as {SAMPLE_RATE} Hz mono"
-        )
-    return torch.from_numpy(cut.load_audio()[0])
 
 
 def reference(cut: Cut) -> List[str]:

@@ -9,9 +9,10 @@ from lhotse.cut import Cut
 from torch import Tensor
 from tqdm import tqdm
 
+from icefall_kd.data.waves import load_wave
 from icefall_kd.decoding import GREEDY, DecodeOptions
 from icefall_kd.decoding.heads import count_parameters, require_head
-from icefall_kd.decoding.recognise import load_wave, reference
+from icefall_kd.decoding.recognise import reference
 from icefall_kd.decoding.scoring import Recognition, score
 from icefall_kd.decoding.setting import Chunking
 from icefall_kd.decoding.streaming import pad_tail

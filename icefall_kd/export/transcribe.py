@@ -10,9 +10,10 @@ from tqdm import tqdm
 
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.data.tokens import Tokenizer, word_spans
+from icefall_kd.data.waves import load_wave
 from icefall_kd.decoding import DecodeOptions
 from icefall_kd.decoding.hotwords import Hotwords, read_hotwords
-from icefall_kd.decoding.recognise import load_wave, reference
+from icefall_kd.decoding.recognise import reference
 from icefall_kd.decoding.scoring import Recognition
 from icefall_kd.decoding.setting import Chunking, setting_facts, setting_name
 from icefall_kd.export.files import INFO, ModelFiles

@@ -92,6 +92,7 @@ def faults(prompts, tokenizer, tmp_path):
         "two_supervisions": [two, none],
         "empty_text": [with_text(next(p), ""), with_text(next(p), None)],
         "unknown_tokens": [with_text(next(p), "你好"), with_text(next(p), "你 好")],
+        "not_mono": [stereo(next(p), tmp_path / "stereo.wav")],
         "too_long": [stored(loud, tmp_path / "long.wav", np.tile(samples(loud), 30))],
         "too_short": [
             stored(next(p), tmp_path / f"{n}.wav", np.zeros(n, np.float32))
@@ -110,6 +111,14 @@ def faults(prompts, tokenizer, tmp_path):
             stored(inf, tmp_path / "inf.wav", inf_samples),
         ],
     }
+
+
+def stereo(cut, path):
+    """The cut with both channels of a file, as lhotse cuts recordings of two."""
+    audio = cut.load_audio()[0]
+    soundfile.write(path, np.stack([audio, audio], axis=1), 16000)
+    whole = Recording.from_file(path, recording_id=cut.recording.id).to_cut()
+    return fastcopy(whole, id=cut.id, supervisions=cut.supervisions)
 
 
 @pytest.mark.parametrize("num_jobs", [1, 2])
@@ -170,10 +179,29 @@ def test_wrong_length_is_found_at_another_speed_too(prompts, tokenizer):
     assert [drop.reason for drop in drops] == ["wrong_length"]
 
 
+def test_of_a_long_recording_a_cut_answers_for_its_own_part(prompts, tmp_path):
+    speech = np.concatenate([cut.load_audio()[0] for cut in prompts[:20]])
+    speech[16000 * 7 + 5] = np.nan
+    path = tmp_path / "long.wav"
+    soundfile.write(path, speech, 16000, subtype="FLOAT")
+    whole = Recording.from_file(path).to_cut()
+    cuts = [fastcopy(whole, id=f"s{n}", start=2.0 * n, duration=2.0) for n in range(10)]
+    for speeds in ([1.0], [0.9]):
+        kept, drops = gate(at_speeds(cuts, speeds))
+        ((dropped, reason),) = [(d.cut_id[:2], d.reason) for d in drops]
+        assert (dropped, reason) == ("s3", "not_finite") and len(kept) == 9
+    with open(path, "r+b") as f:
+        f.truncate(16000 * 4 * 11)
+    kept, drops = gate(cuts)
+    assert {c.id for c in kept} == {"s0", "s1", "s2", "s4"}
+    lost = {d.cut_id for d in drops if d.reason in ("wrong_length", "unreadable")}
+    assert lost == {"s5", "s6", "s7", "s8", "s9"}
+
+
 def test_report_counts_and_names_each_cut(faults, tokenizer, tmp_path):
     cuts = [cut for cuts in faults.values() for cut in cuts]
     kept, drops = gate(cuts, tokenize=tokenizer.encode)
-    write_report(drops, len(kept), tmp_path / "gate.json")
+    write_report(drops, len(kept), tmp_path / "gate.json", {"seed": 0})
     report = json.loads((tmp_path / "gate.json").read_text())
     assert (report["kept"], report["dropped"]) == (len(kept), len(drops))
     assert report["reasons"]["not_finite"]["count"] == 2

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from icefall_kd import ENCODER_SHIFT
+from icefall_kd.data.waves import load_wave
 from icefall_kd.decoding import DecodeOptions
 from icefall_kd.decoding.forced_alignment import (
     BETWEEN,
@@ -17,7 +18,7 @@ from icefall_kd.decoding.forced_alignment import (
     frames_needed,
     word_times,
 )
-from icefall_kd.decoding.recognise import decode_waves, load_wave, recognise
+from icefall_kd.decoding.recognise import decode_waves, recognise
 from icefall_kd.distill.align import align_frames
 
 VOCAB = 4

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from icefall_kd.cache.reader import open_shar
+from icefall_kd.data.waves import load_wave
 from icefall_kd.decoding import DecodeOptions
 from icefall_kd.decoding.heads import count_parameters
 from icefall_kd.decoding.recognise import (
@@ -13,7 +14,6 @@ from icefall_kd.decoding.recognise import (
     count_cuts,
     decode_full_context,
     decode_waves,
-    load_wave,
     recognise,
 )
 from icefall_kd.decoding.setting import Chunking, setting_name
@@ -76,7 +76,7 @@ def test_batches_keep_order_and_stay_under_the_duration(cuts):
 
 
 def test_audio_of_another_rate_is_refused(cuts):
-    with pytest.raises(ValueError, match=f"{cuts[0].id}: 8000 Hz.*16000"):
+    with pytest.raises(ValueError, match=f"'{cuts[0].id}' is 8000 Hz.*16000"):
         load_wave(cuts[0].resample(8000))
 
 
