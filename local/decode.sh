@@ -31,6 +31,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 source "$REPO_ROOT/local/parse_options.sh"
 source "$REPO_ROOT/local/systems.sh"
 sets=${sets:-$test_sets}
+hotwords=$(as_called "$hotwords")
+aligner=$(as_called "$aligner")
 
 case $head in
   transducer) methods=(greedy_search modified_beam_search) ;;

@@ -14,9 +14,21 @@
 #   script.sh --stop-stage 5 --profile=full --resume false -- extra arguments
 #
 # An option whose value is true or false may stand alone (--resume): it is then true.
+# as_called PATH prints a path that the user gave from the folder that the script was
+# called in: absolute where it exists there, else as it is.  A script that changes the
+# folder before it sources this file exports the former one as CALLED_IN.
+#
 # What follows -- stays in "$@".  An unknown option, a missing value and an argument
 # that is no option end the script with status 2 and a message.  Sets repeat=true when
 # --stage is among the options, else repeat=false (see log.sh: run_once).
+
+as_called() {
+  if [[ -n $1 && $1 != /* && ${CALLED_IN:-$PWD} != "$PWD" && -e $CALLED_IN/$1 ]]; then
+    realpath "$CALLED_IN/$1"
+  else
+    echo "$1"
+  fi
+}
 
 _po_script=${BASH_SOURCE[1]}
 if [[ ! -r $_po_script ]]; then

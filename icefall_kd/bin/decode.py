@@ -35,7 +35,7 @@ from icefall_kd.decoding.setting import (
     setting_facts,
     setting_name,
 )
-from icefall_kd.io import sha256_file
+from icefall_kd.io import as_path, sha256_file
 from icefall_kd.logs import setup_logging
 
 
@@ -44,7 +44,7 @@ def get_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("--checkpoint", type=Path, required=True)
-    p.add_argument("--shar-dir", type=Path, required=True)
+    p.add_argument("--shar-dir", type=as_path, required=True, help="folder or URL")
     p.add_argument("--out-dir", type=Path, required=True)
     p.add_argument("--method", choices=sorted(DECODERS), default="greedy_search")
     p.add_argument("--beam", type=int, default=4)

@@ -20,6 +20,7 @@ from icefall_kd.cpu import tune_cpu
 from icefall_kd.decoding import DECODERS, DecodeOptions
 from icefall_kd.decoding.scoring import result_path, write_results
 from icefall_kd.decoding.setting import kept_result, setting_facts, setting_name
+from icefall_kd.io import as_path
 from icefall_kd.logs import setup_logging
 
 METHODS = sorted(name for name, search in DECODERS.items() if search.head == "ctc")
@@ -29,7 +30,7 @@ def get_parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--shar-dir", type=Path, required=True)
+    p.add_argument("--shar-dir", type=as_path, required=True, help="folder or URL")
     p.add_argument("--fields", nargs="+", required=True, help="of kind ctc")
     p.add_argument("--bpe-model", type=Path, required=True, help="of their tokens")
     p.add_argument("--out-dir", type=Path, required=True)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from icefall_kd.decoding.heads import HEADS
 from icefall_kd.decoding.setting import Chunking
+from icefall_kd.io import as_path
 from icefall_kd.logs import setup_logging
 
 INT8_REFUSED = 3  # exit status: the recipe may go on with the float32 files
@@ -37,7 +38,7 @@ def get_parser() -> argparse.ArgumentParser:
     p.add_argument("--chunk-size", type=int, default=16, help="20 ms frames")
     p.add_argument("--left-context", type=int, default=64, help="20 ms frames")
     p.add_argument(
-        "--check-shar", type=Path, nargs="+", default=[], help="sets to check on"
+        "--check-shar", type=as_path, nargs="+", default=[], help="sets to check on"
     )
     p.add_argument("--check", action="store_true", help="compare the three engines")
     p.add_argument("--no-int8", action="store_true", help="float32 only")

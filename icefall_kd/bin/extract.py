@@ -49,7 +49,7 @@ from icefall_kd.cache.plan import Volume, free_bytes, volume_of
 from icefall_kd.cache.probe import probe_speed
 from icefall_kd.cpu import keep_freed_memory
 from icefall_kd.data.progress import AudioProgress
-from icefall_kd.io import read_yaml
+from icefall_kd.io import as_path, read_yaml
 from icefall_kd.logs import setup_logging
 from icefall_kd.teachers import TEACHERS, Teacher, build_teacher, build_teachers
 from icefall_kd.training.distributed import World, close_world, init_world
@@ -86,6 +86,11 @@ def get_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=["fp16"],
         help=f"of embeddings: {CODEC_NAMES}; several in a --dry-run",
+    )
+    add(
+        "--codec-from",
+        help="Shar folder whose trained codecs serve all; the first --shar-dir by "
+        "default.  Sets that are trained on together must share them",
     )
     add("--codec-frames", type=int, default=CODEC_FRAMES, help="to train a codec on")
     add(
@@ -166,7 +171,9 @@ def make(args: argparse.Namespace) -> None:
     """Extract, or only train the codecs."""
     world = join(args)
     teachers = build(args)
-    for shar_dir in args.shar_dir:
+    # The one that the others have their codecs from comes first.
+    first = as_path(codec_folder(args))
+    for shar_dir in sorted(args.shar_dir, key=lambda d: as_path(d) != first):
         if args.train_codec_only:
             train_codecs(shar_dir, teachers, world=world, **codec_arguments(args))
         else:
@@ -178,11 +185,16 @@ def codec_arguments(args: argparse.Namespace) -> Dict[str, Any]:
     """Return what extracting and only training the codecs have in common."""
     return {
         "codec": args.codec[0],
-        "codec_dir": args.shar_dir[0],
+        "codec_dir": codec_folder(args),
         "codec_frames": args.codec_frames,
         "codec_options": read_options("--codec-option", args.codec_option),
         "overwrite": args.overwrite,
     }
+
+
+def codec_folder(args: argparse.Namespace) -> str:
+    """Return the Shar folder whose trained codecs serve all."""
+    return args.codec_from or args.shar_dir[0]
 
 
 def join(args: argparse.Namespace) -> World:

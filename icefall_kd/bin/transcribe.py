@@ -21,6 +21,7 @@ from icefall_kd.decoding.alignment import SetAlignment
 from icefall_kd.decoding.hotwords import add_hotwords
 from icefall_kd.decoding.scoring import result_path, write_results
 from icefall_kd.decoding.setting import Chunking, kept_result
+from icefall_kd.io import as_path
 from icefall_kd.logs import setup_logging
 
 
@@ -30,7 +31,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--model-dir", type=Path, required=True, help="of bin.export")
     p.add_argument("audio", type=Path, nargs="*", help="files of any rate")
-    p.add_argument("--shar-dir", type=Path)
+    p.add_argument("--shar-dir", type=as_path, help="folder or URL")
     p.add_argument("--out-dir", type=Path, help="for the results of --shar-dir")
     p.add_argument("--alignment", type=Path, help="of the set, a file of bin.align")
     p.add_argument("--method", choices=sorted(DECODERS), default="greedy_search")

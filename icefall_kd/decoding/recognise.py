@@ -1,6 +1,5 @@
 """A set of cuts through a PyTorch model, in batches."""
 
-import gzip
 import time
 from typing import Iterable, Iterator, List, Mapping, Optional, Tuple
 
@@ -19,7 +18,7 @@ from icefall_kd.decoding.heads import require_head
 from icefall_kd.decoding.scoring import Recognition
 from icefall_kd.decoding.setting import Chunking, setting_name
 from icefall_kd.decoding.streaming import decode_streaming, pad_tail
-from icefall_kd.io import Pathlike
+from icefall_kd.io import Pathlike, open_text
 
 
 def load_recogniser(
@@ -46,7 +45,7 @@ def count_cuts(shar_dir: Pathlike) -> int:
 
     total = 0
     for shard in shard_ids(shar_dir):
-        with gzip.open(cuts_path(shar_dir, shard), "rt") as lines:
+        with open_text(cuts_path(shar_dir, shard)) as lines:
             total += sum(1 for line in lines if line.strip())
     return total
 

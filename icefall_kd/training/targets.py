@@ -50,12 +50,24 @@ def read_fields(
             info = load_field_info(other, field)
             differences = config_differences(info.fingerprint, infos[field].fingerprint)
             if differences:
-                raise ValueError(
-                    f"field '{field}' of {other} is not from the teacher of {first}: "
-                    + "; ".join(differences)
-                )
+                raise ValueError(_told(field, first, other, differences))
         codecs[field] = load_codec(first, infos[field])
     return infos, codecs
+
+
+def _told(field: str, first: Path, other: Path, differences: Sequence[str]) -> str:
+    """Return what to say where one field is not the same in two sets."""
+    if all(d.startswith("codec_sha256:") for d in differences):
+        return (
+            f"field '{field}' of {other} and of {first} have codecs that were trained "
+            f"apart; make one again by 'python -m icefall_kd.bin.extract --shar-dir "
+            f"{other} --codec-from {first} --overwrite' with the other options that "
+            "made it"
+        )
+    return (
+        f"field '{field}' of {other} is not from the teacher of {first}: "
+        + "; ".join(differences)
+    )
 
 
 def _holders(dirs: Sequence[Path], field: str, missing: str) -> list[Path]:

@@ -75,8 +75,8 @@ def set_batch_count(module: nn.Module, batch_count: float) -> None:
 
     Args:
       module: a model, wrapped for distributed training or not.
-      batch_count: batches of the run so far; for a recipe whose batches are not the
-        reference's 600 s, scale by the duration seen.
+      batch_count: batches of the run so far; where they are not the reference's 600
+        s, :func:`stretch_schedules` says so (``model.encoder.warmup_batches``).
     """
     for schedule in schedules(module):
         schedule.batch_count = float(batch_count)

@@ -15,6 +15,7 @@ from icefall_kd.bin import decode, export, report, transcribe
 from icefall_kd.cache.reader import open_shar
 from icefall_kd.decoding.ctm import write_ctm
 from icefall_kd.decoding.recognise import reference
+from icefall_kd.io import as_path
 from icefall_kd.training.checkpoint import load_checkpoint, save_checkpoint
 
 STREAMING = ["--streaming", "--chunk-size", "16", "--left-context", "64"]
@@ -51,6 +52,25 @@ def model_dir(checkpoint, own_words, tmp_path_factory):
 def call_decode(checkpoint, shar, out, *more):
     paths = ["--checkpoint", str(checkpoint), "--shar-dir", str(shar)]
     return call(decode, *paths, "--out-dir", str(out), *more)
+
+
+def test_a_set_behind_a_url_is_decoded_and_checked(
+    checkpoint, own_words, tmp_path, capsys
+):
+    there = as_path("memory://bucket/sets/own")
+    for path in own_words.iterdir():
+        (there / path.name).write_bytes(path.read_bytes())
+    try:
+        result = call_decode(checkpoint, str(there), tmp_path)
+        assert (result["wer"], result["utterances"]) == (0.0, 10)
+        assert list(tmp_path.glob("recogs-own-greedy_search.txt"))
+        paths = ["--checkpoint", str(checkpoint), "--out-dir", str(tmp_path / "onnx")]
+        call(export, *paths, "--no-int8", "--check", "--check-shar", str(there))
+        options = ["--model-dir", str(tmp_path / "onnx"), "--shar-dir", str(there)]
+        call(transcribe, *options, "--out-dir", str(tmp_path / "sherpa"))
+        assert list((tmp_path / "sherpa").glob("recogs-own-*.txt"))
+    finally:
+        there.fs.rm(there.path, recursive=True)
 
 
 def test_decode_writes_files_and_json(checkpoint, own_words, tmp_path):

@@ -10,9 +10,12 @@ import time
 import pytest
 from shar_files import digest
 
+from icefall_kd.bin import extract as extract_command
 from icefall_kd.cache.extract import ALONE, extract, train_codecs
 from icefall_kd.cache.share import select_shards
+from icefall_kd.teachers import build_teacher
 from icefall_kd.training.distributed import World
+from icefall_kd.training.targets import read_fields
 
 FIELD = "whisper_tiny_en"
 IDS = [f"{n:06d}" for n in range(10)]
@@ -112,6 +115,36 @@ def test_another_sets_codec_is_not_mixed_with_ones_own(shar, tiny, tmp_path):
     extract(shar, [tiny], codec="int8", codec_dir=other, overwrite=True)
     name = f"{FIELD}.codec.npz"
     assert (shar / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_a_command_of_another_day_takes_the_codec_of_the_first(
+    shar, tiny_dir, tmp_path, monkeypatch
+):
+    """Whatever the order of the folders: the one that is named comes first."""
+    other = shutil.copytree(shar, tmp_path / "other")
+    third = shutil.copytree(shar, tmp_path / "third")
+
+    def call(*folders):
+        arguments = ["--shar-dir", *folders, "--codec-from", shar, "--codec", "int8"]
+        arguments += ["--teacher", FIELD, "--model-dir", tiny_dir]
+        monkeypatch.setattr("sys.argv", ["extract", *map(str, arguments)])
+        extract_command.main()
+
+    with pytest.raises(SystemExit, match=f"{shar}/{FIELD}.codec.npz"):
+        call(other)
+    call(other, shar)
+    call(third)
+    read_fields([shar, third], [other], [FIELD])
+    (third / f"{FIELD}.json").unlink()
+    extract(
+        third,
+        [build_teacher(FIELD, tiny_dir)],
+        codec="int8",
+        overwrite=True,
+        codec_frames=200,
+    )
+    with pytest.raises(ValueError, match=f"{third} --codec-from {shar} --overwrite"):
+        read_fields([shar, third], [], [FIELD])
 
 
 def test_partial_files_of_others_stay_and_dead_ones_go(shar, tiny):

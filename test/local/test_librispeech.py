@@ -219,12 +219,20 @@ def test_a_model_in_our_tokens_speaks_beside_the_pools_transcripts(run_librispee
 def test_what_is_missing_of_the_corpus_is_told_with_a_remedy(
     run_librispeech, librispeech
 ):
-    lhotse = run_librispeech.recipe.parents[2] / "venv/bin/lhotse"
-    lhotse.write_text("#!/bin/sh\nexit 1\n")  # no network
-    lhotse.chmod(0o755)
-    done, commands = run_librispeech("prepare.sh")
-    assert done.returncode != 0 and commands == []
+    python = run_librispeech.recipe.parents[2] / "venv/bin/python"
+    told = python.read_text()
+    python.write_text(told + "exit 1\n")  # no network
+    sets = "dev-clean train-clean-100 unlabelled_train-clean-360"
+    done, commands = run_librispeech("prepare.sh", "--sets", sets)
+    parts = "dev-clean train-clean-100 train-clean-360"
+    assert commands == [f"local/fetch_librispeech.py download {parts}"]
+    assert done.returncode != 0
     assert "cannot download LibriSpeech. Remedy:" in done.stderr
+    python.write_text(told)
+    (python.parents[2] / "commands").unlink()
+    done, commands = run_librispeech("prepare.sh", "--sets", "dev-clean")
+    assert done.returncode != 0 and commands == []
+    assert "the BPE tokens are those of train-clean-100" in done.stderr
     given = ("prepare.sh", "--corpus-dir", str(librispeech))
     done, commands = run_librispeech(*given)
     assert done.returncode != 0 and commands == []
@@ -255,3 +263,26 @@ def test_outside_of_a_recipe_the_shared_scripts_say_where_to_go():
     )
     assert done.returncode == 1
     assert "there is no recipe in" in done.stderr and "egs/<corpus>/KD" in done.stderr
+
+
+def test_a_path_is_one_of_the_folder_that_a_script_is_called_in(
+    run_librispeech, tmp_path, monkeypatch
+):
+    folder = tmp_path / "my own"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for name in ("my.yaml", "words.txt", "aligner.pt"):
+        (folder / name).touch()
+    for script, options, stage in (
+        ("teachers.sh", {"teachers": "my.yaml"}, "1"),
+        ("train.sh", {"student": "my.yaml", "systems": "baseline"}, "2"),
+        ("decode.sh", {"hotwords": "words.txt", "systems": "baseline"}, "2"),
+    ):
+        told = [word for pair in options.items() for word in ("--" + pair[0], pair[1])]
+        told += ["--stage", stage, "--stop-stage", stage]
+        done, commands = run_librispeech(script, *told)
+        assert done.returncode == 0, done.stderr
+        named = f"{folder}/{next(iter(options.values()))}"
+        assert any(named in command for command in commands)
+    done, commands = run_librispeech("teachers.sh", "--stop-stage", "1")
+    assert "--teachers conf/teachers.yaml" in commands[-1]

@@ -41,9 +41,14 @@ max_batch_duration=60 # seconds of audio in one call of a teacher
 overwrite=false      # replace fields that were made with other options
 
 set -euo pipefail
+export CALLED_IN=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ../../../local/env.sh
 source ../../../local/parse_options.sh
+conf=$(as_called "$conf")
+judges=$(as_called "$judges")
+student=$(as_called "$student")
+from_dir=$(as_called "$from_dir")
 
 case $profile in
   quick) pool=unlabelled_en_quick ;;

@@ -4,7 +4,7 @@
 #   bash egs/librispeech/KD/prepare.sh [--corpus-dir FOLDER] [--profile 960h]
 #
 # Stages:
-#   0  obtain the corpus, 60 GB                         -> download/LibriSpeech
+#   0  obtain the parts of the sets, 60 GB in all       -> download/LibriSpeech
 #   1  manifests; the audio stays where it is           -> data/manifests
 #   2  BPE tokens of train-clean-100                    -> data/lang_bpe_<vocab size>
 #   3  data gate, then Shar; labelled at three speeds   -> data/shar
@@ -46,10 +46,19 @@ for set in $sets; do
     die "--sets: there is no $set in profile $profile; there are $labelled $pool $heard"
   fi
 done
+if ! is_among "$text" "$sets" && [[ ! -f data/manifests/$text.jsonl.gz ]]; then
+  die "--sets: the BPE tokens are those of $text, which is neither among \"$sets\" nor" \
+    "prepared; name it too"
+fi
 
 if in_stage 0 "Obtain the corpus -> $corpus/LibriSpeech"; then
   if [[ -z $corpus_dir ]]; then
-    run_once download/.librispeech.done lhotse download librispeech download ||
+    parts=()
+    for set in $sets; do
+      parts+=("${set#unlabelled_}")
+    done
+    run_once "download/.librispeech.${parts[*]//[^a-z0-9]/_}.done" \
+      python local/fetch_librispeech.py download "${parts[@]}" ||
       die "cannot download LibriSpeech. Remedy: network access to openslr.org and this" \
         "command again, which goes on with what is there, or --corpus-dir FOLDER with" \
         "LibriSpeech/ unpacked in it"

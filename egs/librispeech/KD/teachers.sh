@@ -20,22 +20,26 @@ whisper=download/teachers/whisper_large_v3 # CTranslate2 folder, reads in stage 
 compute_type=float16 # of stage 2; int8 on a CPU
 zipformer=conf/zipformer_teacher.yaml # the teacher of stage 3
 device=cuda          # cuda or cpu
-num_processes=1      # of stages 1 and 3, which share the shards; each takes a GPU
+num_processes=1      # of each stage, which share the shards; each takes a GPU
 num_threads=4        # CPU threads of a process
 max_batch_duration=240 # seconds of audio in one call of a teacher
 overwrite=false      # replace fields that were made with other options
 
 set -euo pipefail
+export CALLED_IN=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ../../../local/env.sh
 source ../../../local/parse_options.sh
 source ../../../local/systems.sh
+teachers=$(as_called "$teachers")
+whisper=$(as_called "$whisper")
+zipformer=$(as_called "$zipformer")
 
 sets=${sets:-$labelled $pool $dev_set}
-extract=(python -m icefall_kd.bin.extract)
+run=(python -m)
 if ((num_processes > 1)); then
-  extract=(python -m torch.distributed.run --standalone
-    --nproc-per-node "$num_processes" -m icefall_kd.bin.extract)
+  run=(python -m torch.distributed.run --standalone
+    --nproc-per-node "$num_processes" -m)
 fi
 
 speak() {  # file of teachers, sets, further options: what they say about the sets
@@ -46,18 +50,19 @@ speak() {  # file of teachers, sets, further options: what they say about the se
   if [[ $overwrite == true ]]; then
     options=(--overwrite)
   fi
-  "${extract[@]}" --shar-dir "${folders[@]}" --teachers "$file" --device "$device" \
-    --num-threads "$num_threads" --max-batch-duration "$max_batch_duration" \
-    "${options[@]}" "${@:3}"
+  "${run[@]}" icefall_kd.bin.extract --shar-dir "${folders[@]}" --teachers "$file" \
+    --device "$device" --num-threads "$num_threads" \
+    --max-batch-duration "$max_batch_duration" "${options[@]}" "${@:3}"
 }
 
 if in_stage 1 "Extract embeddings -> data/shar/{${sets// /,}}/<teacher>.*"; then
-  speak "$teachers" "$sets" --codec "$codec"
+  # All sets share the codecs of the first labelled one, whenever they are made.
+  speak "$teachers" "$sets" --codec "$codec" --codec-from "data/shar/${labelled%% *}"
 fi
 
 if in_stage 2 "What Whisper reads -> data/shar/<pool>$pseudo"; then
   for set in $pool; do
-    python -m icefall_kd.bin.pseudo_label --shar-dir "data/shar/$set" \
+    "${run[@]}" icefall_kd.bin.pseudo_label --shar-dir "data/shar/$set" \
       --model-dir "$whisper" --compute-type "$compute_type" --device "$device" \
       --num-threads "$num_threads" --batch-size 16 --output "data/shar/$set$pseudo"
   done
