@@ -18,7 +18,7 @@ variants=            # unified, non_streaming, streaming; empty: those of the pr
 systems=             # as in train.sh; empty: those of the profile
 sets=                # folders of data/shar; empty: the test sets of the recipe
 head=transducer      # transducer or ctc
-chunk_size=16        # streaming: frames of 20 ms
+chunk_size=16        # streaming: frames of 20 ms; "16 32" decodes at 320 and at 640 ms
 left_context=128     # streaming: frames of 20 ms
 blank_penalty=0      # taken from the blank's logit; choose it with --sets dev
 hotwords=            # file of phrases that stage 2 shall rather find than miss, one a line
@@ -45,17 +45,23 @@ if [[ -n $hotwords && $head == ctc ]]; then
 fi
 
 decode_all() {  # method, further options
-  local variant system set decoding
+  local variant system set decoding size
   for variant in $variants; do
     for system in $systems; do
       for set in $sets; do
         for decoding in $(decodings "$variant"); do
-          # shellcheck disable=SC2046  # several options
-          python -m icefall_kd.bin.decode --method "$1" --shar-dir "data/shar/$set" \
-            --blank-penalty "$blank_penalty" \
-            --checkpoint "$exp/$variant/$system/finetune/pretrained.pt" \
-            --out-dir "$exp/$variant/$system/decode" $(chunking "$decoding") \
-            --alignment "$exp/alignment/$set.ctm" "${@:2}"
+          for size in $chunk_size; do
+            # shellcheck disable=SC2046  # several options
+            python -m icefall_kd.bin.decode --method "$1" --shar-dir "data/shar/$set" \
+              --blank-penalty "$blank_penalty" \
+              --checkpoint "$exp/$variant/$system/finetune/pretrained.pt" \
+              --out-dir "$exp/$variant/$system/decode" \
+              $(chunk_size=$size chunking "$decoding") \
+              --alignment "$exp/alignment/$set.ctm" "${@:2}"
+            if [[ $decoding == full ]]; then
+              break
+            fi
+          done
         done
       done
     done

@@ -265,6 +265,16 @@ def test_outside_of_a_recipe_the_shared_scripts_say_where_to_go():
     assert "there is no recipe in" in done.stderr and "egs/<corpus>/KD" in done.stderr
 
 
+def test_a_stream_is_decoded_at_every_size_of_chunk(run_librispeech):
+    done, commands = run_librispeech(
+        *("decode.sh", "--systems", "baseline", "--stage", "1", "--stop-stage", "1"),
+        *("--sets", "dev-clean", "--chunk-size", "16 32"),
+    )
+    assert done.returncode == 0, done.stderr
+    sizes = [c.partition("--chunk-size ")[2].split(" ")[0] for c in commands]
+    assert sizes == ["", "16", "32"]
+
+
 def test_a_path_is_one_of_the_folder_that_a_script_is_called_in(
     run_librispeech, tmp_path, monkeypatch
 ):
