@@ -47,7 +47,7 @@ further=("$@")  # behind "--"
 trainer=(python -m icefall_kd.bin.train)
 if ((num_processes > 1)); then
   trainer=(python -m torch.distributed.run --standalone
-    --nproc-per-node "$num_processes" -m icefall_kd.bin.train)
+    --nproc_per_node "$num_processes" -m icefall_kd.bin.train)
 fi
 
 threads=$(($(nproc) / (jobs * num_processes)))

@@ -8,18 +8,33 @@ The output is a Shar folder of the same cuts with supervisions; audio and teache
 fields are links to those of the input.  A cut whose transcript is empty, uncertain, in
 too many words for its length, or longer than Whisper hears has none, and is counted:
 terms that need text pass it by.
+
+Texts are written in --case, with the letters of --language.  With --bpe-model of the
+student, a transcript that its tokens cannot write has none either:
+
+    python -m icefall_kd.bin.pseudo_label --language fr --case lower \\
+        --bpe-model own/lang/bpe.model ...
+
+The processes that torchrun starts share the shards (with --device cuda each takes a GPU
+of its own), and the last one tells what became of all cuts.  Run again after a crash,
+in any number, they go on with the shards that were being written:
+
+    torchrun --nproc_per_node 8 -m icefall_kd.bin.pseudo_label --device cuda ...
 """
 
 import argparse
 import logging
-from collections import Counter
 
 import torch
 
-from icefall_kd.cache.pseudo import pseudo_label
+from icefall_kd.bin.extract import join
+from icefall_kd.cache.pseudo import Report, pseudo_label
 from icefall_kd.cpu import keep_freed_memory
+from icefall_kd.data.normalise import CASES
+from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.logs import setup_logging
 from icefall_kd.teachers.whisper_text import WhisperText
+from icefall_kd.training.distributed import World, close_world
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -30,11 +45,17 @@ def get_parser() -> argparse.ArgumentParser:
     p.add_argument("--shar-dir", required=True)
     p.add_argument("--model-dir", required=True, help="Whisper in CTranslate2's form")
     p.add_argument("--output", required=True, help="the new Shar folder")
-    p.add_argument("--language", default="en")
+    p.add_argument("--language", default="en", help="of the speech and the spelling")
+    p.add_argument("--case", choices=CASES, default="upper", help="of the transcripts")
+    p.add_argument(
+        "--bpe-model",
+        metavar="FILE",
+        help="of the student: what has tokens that it does not know is not taken",
+    )
     p.add_argument("--beam", type=int, default=1)
     p.add_argument("--compute-type", default="int8")
     p.add_argument("--num-threads", type=int, default=2)
-    p.add_argument("--device", default="cpu")
+    p.add_argument("--device", default="cpu", help="cpu or cuda")
     p.add_argument("--batch-size", type=int, default=8, help="utterances")
     p.add_argument(
         "--min-confidence",
@@ -50,33 +71,59 @@ def main() -> None:
     """Run the command."""
     args = get_parser().parse_args()
     setup_logging()
-    keep_freed_memory(one_arena=True)  # before the first model: its buffers come again
     torch.set_num_threads(args.num_threads)
     try:
-        reader = WhisperText(
-            args.model_dir,
-            args.language,
-            args.beam,
-            compute_type=args.compute_type,
-            num_threads=args.num_threads,
-            device=args.device,
-        )
-        counts: Counter = pseudo_label(
-            args.shar_dir,
-            args.output,
-            reader,
-            batch_size=args.batch_size,
-            min_confidence=args.min_confidence,
-            max_words_per_second=args.max_words_per_second,
-        )
+        world = join(args)
+        report = make(args, world)
+        close_world()
     except (ValueError, OSError) as e:
         raise SystemExit(f"pseudo_label: {e}") from e
+    tell(args.output, report)
+
+
+def make(args: argparse.Namespace, world: World) -> Report:
+    """Write this process's share of the transcripts."""
+    tokenizer = None if args.bpe_model is None else Tokenizer(args.bpe_model)
+    reader = WhisperText(
+        args.model_dir,
+        args.language,
+        args.beam,
+        compute_type=args.compute_type,
+        num_threads=args.num_threads,
+        device=args.device,
+    )
+    return pseudo_label(
+        args.shar_dir,
+        args.output,
+        reader,
+        batch_size=args.batch_size,
+        min_confidence=args.min_confidence,
+        max_words_per_second=args.max_words_per_second,
+        language=args.language,
+        case=args.case,
+        tokenizer=tokenizer,
+        world=world,
+    )
+
+
+def tell(output: str, report: Report) -> None:
+    """Log what became of all cuts, or what is left for others to do."""
+    if report.missing:
+        logging.info(
+            "%s: not complete, %d shards are missing: they are other processes' to "
+            "make; the last one tells the totals",
+            output,
+            report.missing,
+        )
+        return
     logging.info(
         "%s: %s",
-        args.output,
-        ", ".join(f"{n} {what}" for what, n in sorted(counts.items())),
+        output,
+        ", ".join(f"{n} {what}" for what, n in sorted(report.counts.items())),
     )
 
 
 if __name__ == "__main__":
+    # Of this process as a whole, so not in main(), which others may call.
+    keep_freed_memory(one_arena=True)  # before the first model: its buffers come again
     main()

@@ -1,4 +1,10 @@
-"""Transcripts of a teacher in the place of a person's: pseudo-labels."""
+"""Transcripts of a teacher in the place of a person's: pseudo-labels.
+
+Several processes share the work without talking: each makes the shards that are its
+own and counts each in a file of its own, and whoever finds all of them at its end puts
+the counts together.  Killed at any time and started again, in any number, they redo at
+most the shards that were being written.
+"""
 
 import dataclasses
 import gzip
@@ -7,21 +13,32 @@ import logging
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Protocol, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Protocol, Sequence, Tuple
 
 from lhotse.cut import Cut
 from lhotse.supervision import SupervisionSegment
 from torch import Tensor
 from tqdm import tqdm
 
-from icefall_kd.cache.field import cuts_path, recording_path, shard_ids
+from icefall_kd.cache.extract import ALONE
+from icefall_kd.cache.field import (
+    cuts_path,
+    recording_path,
+    shard_ids,
+)
+from icefall_kd.cache.pseudo_tally import NOTE, PART, Tally, labelled_path
 from icefall_kd.cache.shards import Shard
 from icefall_kd.cache.teach import load_wave
-from icefall_kd.data.normalise import normalise
-from icefall_kd.io import Pathlike, read_json, write_aside, write_json
+from icefall_kd.data.normalise import spell
+from icefall_kd.data.tokens import Tokenizer
+from icefall_kd.io import (
+    Pathlike,
+    write_aside,
+)
+from icefall_kd.training.distributed import World
 
 MAX_SECONDS = 30.0  # that Whisper hears at once
-_NOTE = "pseudo_labels.json"
+_UNKNOWN = "unknown tokens"
 
 
 class Transcriber(Protocol):
@@ -54,6 +71,58 @@ class Limits:
         return "labelled"
 
 
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """Spells what was heard, and says whether it is taken.
+
+    Attributes:
+      limits:    what a transcript must be.
+      language, case: of the spelling, see :func:`icefall_kd.data.normalise.spell`.
+      tokenizer: of the student, which must know every token; None does not ask.
+    """
+
+    limits: Limits
+    language: str = "en"
+    case: str = "upper"
+    tokenizer: Optional[Tokenizer] = None
+
+    def identity(self) -> Dict[str, Any]:
+        """Return what identifies its transcripts, without what is as it ever was."""
+        identity: Dict[str, Any] = dataclasses.asdict(self.limits)
+        if self.language != "en":
+            identity["language"] = self.language
+        if self.case != "upper":
+            identity["case"] = self.case
+        if self.tokenizer is not None:
+            identity["bpe_model"] = self.tokenizer.sha256
+        return identity
+
+    def spell(self, text: str) -> str:
+        """Return what was heard as the student shall write it."""
+        return spell(text, self.language, self.case)
+
+    def verdict(self, text: str, confidence: float, duration: float) -> str:
+        """Return "labelled", or why the spelled ``text`` is not taken."""
+        verdict = self.limits.verdict(text, confidence, duration)
+        if verdict == "labelled" and self.tokenizer is not None:
+            if self.tokenizer.unk_id in self.tokenizer.encode(text):
+                return _UNKNOWN
+        return verdict
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What there is of an output.
+
+    Attributes:
+      counts:  number of cuts, in the shards that are there, by what became of them.
+      missing: shards that others have yet to make; 0 says that the output is complete.
+    """
+
+    counts: Counter
+    missing: int
+
+
 def pseudo_label(
     shar_dir: Pathlike,
     output: Pathlike,
@@ -62,7 +131,11 @@ def pseudo_label(
     batch_size: int = 8,
     min_confidence: float = -0.7,
     max_words_per_second: float = 6.0,
-) -> Counter:
+    language: str = "en",
+    case: str = "upper",
+    tokenizer: Optional[Tokenizer] = None,
+    world: World = ALONE,
+) -> Report:
     """Write a Shar folder of the same cuts, with transcripts by ``reader``.
 
     Everything but the cuts is a link to the input's.  A shard of cuts that is there
@@ -70,38 +143,63 @@ def pseudo_label(
 
     Args:
       min_confidence: least mean log-probability of a transcript's tokens, nats.
-    Returns:
-      number of cuts by what became of them.
+      language, case: of the spelling, see :func:`icefall_kd.data.normalise.spell`.
+      tokenizer: a transcript with tokens that it does not know is not taken.
+      world: processes that share the shards: each takes every ``world.size``-th.
     Raises:
       FileNotFoundError: if ``shar_dir`` is no Shar folder.
-      ValueError: if ``output`` holds transcripts made otherwise.
+      ValueError: if ``output`` holds transcripts made otherwise, or there is no such
+        case.
     """
     shar_dir, output = Path(shar_dir), Path(output)
     limits = Limits(min_confidence, max_words_per_second)
-    note = {
-        "of": shar_dir.name,
-        "reader": reader.fingerprint(),
-        **dataclasses.asdict(limits),
-    }
-    ids = shard_ids(shar_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    if not (output / _NOTE).is_file():
-        write_json(output / _NOTE, {**note, "counts": {}})
-    counts_of = read_json(output / _NOTE)
-    done: Dict[str, Dict[str, int]] = counts_of.pop("counts")
-    if counts_of != note:
-        raise ValueError(
-            f"{output} holds transcripts made otherwise ({counts_of}); delete it, or "
-            "choose another folder"
+    judge = Judge(limits, language, case, tokenizer)
+    judge.spell("")  # refuses a case that there is not, before a folder is made
+    every = shard_ids(shar_dir)
+    tally = Tally(
+        output,
+        {"of": shar_dir.name, "reader": reader.fingerprint(), **judge.identity()},
+    )
+    todo = tally.begin(every[world.rank :: world.size])
+    place = f" (process 1 of {world.size})" if world.size > 1 else ""
+    for shard in tqdm(
+        todo,
+        desc=f"transcripts of {shar_dir.name}{place}",
+        unit="shard",
+        disable=not world.is_main,
+    ):
+        counts = _label_shard(shar_dir, output, shard, reader, judge, batch_size)
+        tally.add(shard, counts)
+    return _finish(shar_dir, output, every, tally)
+
+
+def _finish(shar_dir: Path, output: Path, every: Sequence[str], tally: Tally) -> Report:
+    """Complete the output if all its shards are whole, whoever made them."""
+    whole = tally.whole()
+    counts = {shard: whole[shard] for shard in every if shard in whole}
+    report = Report(
+        sum((Counter(c) for c in counts.values()), Counter()),
+        len(every) - len(counts),
+    )
+    if not report.missing:
+        _link_the_rest(shar_dir, output)
+        tally.complete(counts)
+        _warn_of_unknown(output, report.counts)
+    return report
+
+
+def _warn_of_unknown(output: Path, counts: Counter) -> None:
+    """Say so when the spelling cannot be that of the BPE model."""
+    taken = counts["labelled"] + counts[_UNKNOWN]
+    if 2 * counts[_UNKNOWN] > taken:
+        logging.warning(
+            "%s: %d of %d transcripts have tokens that the BPE model does not know, "
+            "and were not taken: it learnt another spelling.  Give --case and "
+            "--language as the texts of --bpe-model are written, and another --output",
+            output,
+            counts[_UNKNOWN],
+            taken,
         )
-    for shard in tqdm(ids, desc=f"transcripts of {shar_dir.name}", unit="shard"):
-        if shard not in done:
-            done[shard] = dict(
-                _label_shard(shar_dir, output, shard, reader, limits, batch_size)
-            )
-            write_json(output / _NOTE, {**note, "counts": done})
-    _link_the_rest(shar_dir, output)
-    return sum((Counter(c) for c in done.values()), Counter())
 
 
 def _label_shard(
@@ -109,7 +207,7 @@ def _label_shard(
     output: Path,
     shard: str,
     reader: Transcriber,
-    limits: Limits,
+    judge: Judge,
     batch_size: int,
 ) -> Counter:
     source = Shard(
@@ -117,15 +215,15 @@ def _label_shard(
     )
     said = dict(_transcripts((c for _, c in source.read()), reader, batch_size))
     counts: Counter = Counter()
-    with write_aside(output / f"cuts.{shard}.jsonl.gz") as aside:
+    with write_aside(labelled_path(output, shard)) as aside:
         with gzip.open(aside, "wt", encoding="utf-8") as out:
             for line in source.lines():
                 heard = said.get(line["id"])
                 if heard is None:
                     verdict = "too long"
                 else:
-                    text = normalise(heard.text)
-                    verdict = limits.verdict(text, heard.confidence, line["duration"])
+                    text = judge.spell(heard.text)
+                    verdict = judge.verdict(text, heard.confidence, line["duration"])
                 counts[verdict] += 1
                 line["supervisions"] = []  # a person's, too
                 if verdict == "labelled":
@@ -160,9 +258,17 @@ def _link_the_rest(shar_dir: Path, output: Path) -> None:
     """Link what is not the cuts, by a relative path where both have one root."""
     linked = 0
     for path in sorted(shar_dir.iterdir()):
-        target = output / path.name
-        if path.name.startswith((".", "cuts.")) or target.exists():
+        link = output / path.name
+        if path.name.startswith((".", "cuts.", NOTE, PART)) or link.exists():
             continue
-        target.symlink_to(os.path.relpath(path, output))
+        target = os.path.relpath(path, output)
+        try:
+            link.symlink_to(target)
+        except FileExistsError:
+            # Another process was faster; any other link leads nowhere.
+            if os.readlink(link) != target:
+                raise FileExistsError(
+                    f"{link} is a link to what is not there; delete it, and run again"
+                ) from None
         linked += 1
     logging.info("%s: %d files are links to %s", output, linked, shar_dir)

@@ -1,11 +1,17 @@
-"""English transcripts as they are spoken: upper-case words and apostrophes."""
+"""Transcripts as they are spoken: words and apostrophes, in one case.
+
+English has its numbers and signs written out (:func:`normalise`).  Any other language
+keeps its own letters, and its numbers as digits (:func:`spell`).
+"""
 
 import re
+import unicodedata
 from typing import Mapping, Optional
 
 from num2words import num2words
 
 NORMALISED = re.compile(r"(?:[A-Z']+(?: [A-Z']+)*)?\Z")
+CASES = ("upper", "lower")
 
 # Notes that nobody says: [ascending tones], (2 seconds of silence), <beep>.
 _NOTES = re.compile(r"\[[^\]]*\]|\([^)]*\)|<[^>]*>")
@@ -14,6 +20,11 @@ _LETTER_DOT = re.compile(r"\b(?:[A-Z]\.){2,}")  # A.M. U.S.A.
 _DOT_INSIDE = re.compile(r"(?<=[A-Z])\.(?=[A-Z])")  # www.asterisk.org
 _DOT_BEFORE_NUMBER = re.compile(r"(?<=[A-Z])\.(?=\d)")  # H.323
 _PREFIX = re.compile(r"\b(RE|DE|UN)-(?=[A-Z])")  # re-enter is one word
+
+# What may be inside a word beside letters, marks and digits: the apostrophe, and two
+# signs without width that the spelling of Persian and of India's languages needs.
+_INSIDE = "'\u200c\u200d"
+_DOTTED_I = ("tr", "az")  # languages with the pairs i/İ and ı/I
 
 SYMBOLS = {
     "#": "POUND",
@@ -94,3 +105,56 @@ def normalise(text: str, words: Optional[Mapping[str, str]] = None) -> str:
     known = {**ABBREVIATIONS, **(words or {})}
     spoken = (known.get(word, word) for word in (w.strip("'") for w in text.split()))
     return " ".join(word for word in spoken if word)
+
+
+def spell(text: str, language: str = "en", case: str = "upper") -> str:
+    """Return ``text`` as the words of its language, one space between two of them.
+
+    English goes through :func:`normalise`.  Of another language the letters with their
+    marks stay (NFC), the apostrophes inside words, and digits, which nobody here can
+    read aloud; notes in brackets and every other sign are dropped.
+
+    >>> spell("L’été [rires], à 8 h !", "fr", "lower")
+    "l'été à 8 h"
+
+    Args:
+      language: its code, as Whisper has it.
+      case:     "upper" or "lower".
+    Raises:
+      ValueError: if the case is neither.
+    """
+    if case not in CASES:
+        raise ValueError(f"--case {case}: it can be {' or '.join(CASES)}")
+    if language == "en":
+        spoken = normalise(text)
+        return spoken.lower() if case == "lower" else spoken
+    text = _NOTES.sub(" ", unicodedata.normalize("NFC", text))
+    text = _keep_letters(text.replace("’", "'").replace("‘", "'"))
+    words = (word.strip(_INSIDE) for word in text.split())
+    text = " ".join(word for word in words if word)
+    # A letter of the other case may be two: NFC again.
+    return unicodedata.normalize("NFC", _in_case(text, language, case))
+
+
+def _keep_letters(text: str) -> str:
+    """Return ``text`` with a space for every sign that is of no word."""
+    kept = [" "]
+    for char in text:
+        kind = unicodedata.category(char)
+        if kind[0] in "LN" or char in _INSIDE:
+            kept.append(char)
+        elif kind[0] == "M":
+            # On a letter; else it is what makes an emoji of the sign before it.
+            if unicodedata.category(kept[-1])[0] in "LM":
+                kept.append(char)
+        elif kind != "Cf":  # a soft hyphen, or a mark of direction, parts no word
+            kept.append(" ")
+    return "".join(kept)
+
+
+def _in_case(text: str, language: str, case: str) -> str:
+    if case == "upper":
+        return (text.replace("i", "İ") if language in _DOTTED_I else text).upper()
+    if language in _DOTTED_I:
+        text = text.replace("İ", "i").replace("I", "ı")
+    return text.lower()

@@ -212,8 +212,21 @@ def test_a_model_in_our_tokens_speaks_beside_the_pools_transcripts(run_librispee
     assert done.returncode == 0, done.stderr
     folders = (LABELLED, *(f"{name}_whisper" for name in POOL), "dev-other")
     assert " ".join(f"data/shar/{name}" for name in folders) in command
-    assert "--nproc-per-node 4 -m icefall_kd.bin.extract" in command
+    assert "--nproc_per_node 4 -m icefall_kd.bin.extract" in command
     assert "--teachers conf/zipformer_teacher.yaml" in command
+
+
+def test_whisper_reads_the_pool_in_several_processes(run_librispeech):
+    done, commands = run_librispeech(
+        *("teachers.sh", "--stage", "2", "--stop-stage", "2"),
+        *("--num-processes", "4", "--whisper", "large"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(commands) == len(POOL)
+    for command, name in zip(commands, POOL):
+        assert "--nproc_per_node 4 -m icefall_kd.bin.pseudo_label" in command
+        assert f"--shar-dir data/shar/{name} --model-dir large" in command
+        assert command.endswith(f"--output data/shar/{name}_whisper")
 
 
 def test_what_is_missing_of_the_corpus_is_told_with_a_remedy(

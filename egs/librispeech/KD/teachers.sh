@@ -39,7 +39,7 @@ sets=${sets:-$labelled $pool $dev_set}
 run=(python -m)
 if ((num_processes > 1)); then
   run=(python -m torch.distributed.run --standalone
-    --nproc-per-node "$num_processes" -m)
+    --nproc_per_node "$num_processes" -m)
 fi
 
 speak() {  # file of teachers, sets, further options: what they say about the sets

@@ -1,0 +1,95 @@
+"""What became of the cuts of each shard that a teacher transcribes, file by file."""
+
+import contextlib
+from collections import Counter
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+from icefall_kd.cache.field import fingerprint_differences
+from icefall_kd.io import read_json, remove_abandoned, write_json
+
+NOTE = "pseudo_labels.json"
+# With a hyphen it is no name of a field's file, see icefall_kd.cache.listing.
+PART = "pseudo_labels-"
+
+
+class Tally:
+    """What became of the cuts of each shard of an output, with what identifies it.
+
+    While shards are missing, ``pseudo_labels-<shard>.json`` says that one is whole;
+    ``pseudo_labels.json`` has all when it is complete.  Earlier versions kept in the
+    latter what they had done so far, which holds too.
+
+    Raises:
+      ValueError: if the output holds transcripts that another identity made.
+    """
+
+    def __init__(self, output: Path, identity: Dict[str, Any]) -> None:
+        self._output = output
+        self._identity = identity
+        self.whole()  # refuses before anything is written
+
+    def whole(self) -> Dict[str, Dict[str, int]]:
+        """Return the counts of the shards that are whole."""
+        found = {}
+        # Read before the note: who completes that deletes these after it.
+        for path in self._output.glob(f"{PART}*.json"):
+            with contextlib.suppress(FileNotFoundError):
+                said = read_json(path)
+                # What a note that was deleted identified does not count.
+                if _without_counts(said) == self._identity:
+                    found[path.stem[len(PART) :]] = said["counts"]
+        found = {**self._note().get("counts", {}), **found}
+        return {
+            s: c for s, c in found.items() if labelled_path(self._output, s).is_file()
+        }
+
+    def begin(self, own: Sequence[str]) -> List[str]:
+        """Return those of ``own`` that are to be made; sweep what was left of them."""
+        whole = self.whole()
+        todo = [shard for shard in own if shard not in whole]
+        # Nobody completes the note meanwhile: they would lack what is made here.
+        if todo and not self._note():
+            write_json(self._output / NOTE, {**self._identity, "counts": {}})
+        for shard in todo:
+            remove_abandoned(self._output, labelled_path(self._output, shard).name)
+            remove_abandoned(self._output, self._path(shard).name)
+        return todo
+
+    def add(self, shard: str, counts: Counter) -> None:
+        """Note that a shard is whole."""
+        write_json(self._path(shard), {**self._identity, "counts": dict(counts)})
+
+    def complete(self, counts: Dict[str, Dict[str, int]]) -> None:
+        """Put the counts of all shards together."""
+        note = {**self._identity, "counts": counts}
+        if self._note() != note:
+            write_json(self._output / NOTE, note)
+        remove_abandoned(self._output, NOTE)
+        for shard in counts:
+            self._path(shard).unlink(missing_ok=True)
+
+    def _note(self) -> Dict[str, Any]:
+        """Return pseudo_labels.json; empty if there is none."""
+        try:
+            note = read_json(self._output / NOTE)
+        except FileNotFoundError:
+            return {}
+        if _without_counts(note) != self._identity:
+            differences = fingerprint_differences(self._identity, _without_counts(note))
+            raise ValueError(
+                f"{self._output} holds transcripts made otherwise "
+                f"({'; '.join(differences)}); delete it, or choose another --output"
+            )
+        return note
+
+    def _path(self, shard: str) -> Path:
+        return self._output / f"{PART}{shard}.json"
+
+
+def _without_counts(note: Dict[str, Any]) -> Dict[str, Any]:
+    return {name: value for name, value in note.items() if name != "counts"}
+
+
+def labelled_path(output: Path, shard: str) -> Path:
+    return output / f"cuts.{shard}.jsonl.gz"
