@@ -31,8 +31,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 source "$REPO_ROOT/local/parse_options.sh"
 source "$REPO_ROOT/local/systems.sh"
 sets=${sets:-$test_sets}
-hotwords=$(as_called "$hotwords")
-aligner=$(as_called "$aligner")
+as_called hotwords aligner
 
 case $head in
   transducer) methods=(greedy_search modified_beam_search) ;;

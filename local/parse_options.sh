@@ -14,20 +14,23 @@
 #   script.sh --stop-stage 5 --profile=full --resume false -- extra arguments
 #
 # An option whose value is true or false may stand alone (--resume): it is then true.
-# as_called PATH prints a path that the user gave from the folder that the script was
-# called in: absolute where it exists there, else as it is.  A script that changes the
-# folder before it sources this file exports the former one as CALLED_IN.
+# as_called NAME... makes the values of options paths from the folder that the script was
+# called in: absolute where the user gave them and they exist there, else as they are.  A
+# script that changes the folder before it sources this file exports the former one as
+# CALLED_IN.
 #
 # What follows -- stays in "$@".  An unknown option, a missing value and an argument
 # that is no option end the script with status 2 and a message.  Sets repeat=true when
 # --stage is among the options, else repeat=false (see log.sh: run_once).
 
 as_called() {
-  if [[ -n $1 && $1 != /* && ${CALLED_IN:-$PWD} != "$PWD" && -e $CALLED_IN/$1 ]]; then
-    realpath "$CALLED_IN/$1"
-  else
-    echo "$1"
-  fi
+  local name
+  for name in "$@"; do
+    if [[ $_po_given == *" $name "* && -n ${!name} && ${!name} != /* &&
+      -e ${CALLED_IN:-$PWD}/${!name} ]]; then
+      printf -v "$name" '%s' "$(realpath "${CALLED_IN:-$PWD}/${!name}")"
+    fi
+  done
 }
 
 _po_script=${BASH_SOURCE[1]}
@@ -35,6 +38,7 @@ if [[ ! -r $_po_script ]]; then
   _po_script=./${_po_script##*/}  # the script has changed into its own folder
 fi
 repeat=false
+_po_given=" "  # names of the options that the user gave
 
 _po_assignments() {  # the script's option lines, as written
   sed -n -e '/^ *\(source\|\.\) .*parse_options\.sh/q' -e '/^[a-z][a-z0-9_]*=/p' \
@@ -111,6 +115,7 @@ while (($# > 0)); do
   shift
   _po_check "$_po_name" "$_po_value"
   printf -v "$_po_name" '%s' "$_po_value"
+  _po_given+="$_po_name "
   if [[ $_po_name == stage ]]; then
     repeat=true
   fi

@@ -42,7 +42,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 source "$REPO_ROOT/local/parse_options.sh"
 source "$REPO_ROOT/local/systems.sh"
 jobs=${jobs:-$(nproc)}
-student=$(as_called "$student")
+as_called student
 further=("$@")  # behind "--"
 trainer=(python -m icefall_kd.bin.train)
 if ((num_processes > 1)); then

@@ -12,12 +12,13 @@ missing; a folder that is there is kept, and refused if it was made of something
 import argparse
 import logging
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Sequence
 
 import torch
+from lhotse.cut import Cut
 
 from icefall_kd.data.gate import gate, write_report
-from icefall_kd.data.shar import at_speeds, read_cuts, write_shar
+from icefall_kd.data.shar import at_speeds, cuts_sha256, read_cuts, write_shar
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.io import read_json, sha256_file
 from icefall_kd.logs import setup_logging
@@ -40,10 +41,10 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def describe(args: argparse.Namespace) -> Dict[str, Any]:
+def describe(args: argparse.Namespace, cuts: Sequence[Cut]) -> Dict[str, Any]:
     """Return what a folder is made of, and how; nothing of it is a path."""
     return {
-        "manifest_sha256": sha256_file(args.manifest),
+        "cuts_sha256": cuts_sha256(cuts),
         "bpe_model_sha256": sha256_file(args.bpe_model) if args.bpe_model else None,
         "speeds": args.speeds,
         "max_duration": args.max_duration,
@@ -81,7 +82,7 @@ def main() -> None:
     try:
         tokenizer = Tokenizer(args.bpe_model) if args.bpe_model else None
         cuts = read_cuts(args.manifest)
-        made_of = describe(args)
+        made_of = describe(args, cuts)
         if args.output.exists():
             check_made_of(args.output, report, made_of)
             logging.info("%s is complete: nothing to do", args.output)

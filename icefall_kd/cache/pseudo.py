@@ -156,7 +156,15 @@ def pseudo_label(
     judge = Judge(limits, language, case, tokenizer)
     judge.spell("")  # refuses a case that there is not, before a folder is made
     every = shard_ids(shar_dir)
+    names = {cuts_path(shar_dir, shard).name for shard in every}
+    stale = sorted({p.name for p in output.glob("cuts.*.jsonl.gz")} - names)
+    if stale:
+        raise ValueError(
+            f"{output} holds {', '.join(stale[:3])}, of which {shar_dir} has no audio: "
+            "it is of another set; delete it, or choose another --output"
+        )
     tally = Tally(
+        shar_dir,
         output,
         {"of": shar_dir.name, "reader": reader.fingerprint(), **judge.identity()},
     )

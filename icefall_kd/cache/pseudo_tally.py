@@ -3,9 +3,10 @@
 import contextlib
 from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Sequence, Set
 
-from icefall_kd.cache.field import fingerprint_differences
+from icefall_kd.cache.field import cuts_path, fingerprint_differences
+from icefall_kd.cache.join import compare_keys, read_keys
 from icefall_kd.io import read_json, remove_abandoned, write_json
 
 NOTE = "pseudo_labels.json"
@@ -24,9 +25,11 @@ class Tally:
       ValueError: if the output holds transcripts that another identity made.
     """
 
-    def __init__(self, output: Path, identity: Dict[str, Any]) -> None:
+    def __init__(self, shar_dir: Path, output: Path, identity: Dict[str, Any]) -> None:
+        self._shar_dir = shar_dir
         self._output = output
         self._identity = identity
+        self._joined: Set[str] = set()  # shards that were found to be of these cuts
         self.whole()  # refuses before anything is written
 
     def whole(self) -> Dict[str, Dict[str, int]]:
@@ -40,9 +43,19 @@ class Tally:
                 if _without_counts(said) == self._identity:
                     found[path.stem[len(PART) :]] = said["counts"]
         found = {**self._note().get("counts", {}), **found}
-        return {
-            s: c for s, c in found.items() if labelled_path(self._output, s).is_file()
-        }
+        return {shard: c for shard, c in found.items() if self._joins(shard)}
+
+    def _joins(self, shard: str) -> bool:
+        """Return whether a shard is there, and of the cuts that the input has now."""
+        if shard not in self._joined:
+            source = cuts_path(self._shar_dir, shard)
+            labelled = labelled_path(self._output, shard)
+            if not source.is_file() or not labelled.is_file():
+                return False
+            if compare_keys(read_keys(source), read_keys(labelled)):
+                return False
+            self._joined.add(shard)
+        return True
 
     def begin(self, own: Sequence[str]) -> List[str]:
         """Return those of ``own`` that are to be made; sweep what was left of them."""

@@ -133,15 +133,25 @@ def _write_shard(shard: Tuple[Path, int, Sequence[Cut]]) -> None:
     own.rmdir()
 
 
-def _plan(cuts: Sequence[Cut], shard_size: int) -> str:
-    """Return what tells these shards from those of other cuts, or another order."""
-    digest = hashlib.sha256(f"{shard_size}\n".encode())
+def cuts_sha256(cuts: Iterable[Cut]) -> str:
+    """Return the SHA-256 of what cuts are, in order; not of where their audio lies."""
+    digest = hashlib.sha256()
     for cut in cuts:
-        sources = [s.source for s in cut.recording.sources if isinstance(s.source, str)]
         texts = [s.text for s in cut.supervisions]
-        told = (cut.id, cut.start, cut.duration, cut.num_samples, sources, texts)
+        samples = cut.num_samples if cut.has_recording else None
+        told = (cut.id, cut.start, cut.duration, samples, texts)
         digest.update(f"{told}\n".encode())
     return digest.hexdigest()
+
+
+def _plan(cuts: Sequence[Cut], shard_size: int) -> str:
+    """Return what tells these shards from those of other cuts, or another order."""
+    sources = [
+        [s.source for s in cut.recording.sources if isinstance(s.source, str)]
+        for cut in cuts
+    ]
+    told = (shard_size, cuts_sha256(cuts), sources)
+    return hashlib.sha256(f"{told}\n".encode()).hexdigest()
 
 
 def _keep_what_is_of(plan: str, aside: Path) -> None:

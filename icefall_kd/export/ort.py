@@ -15,6 +15,7 @@ from icefall_kd.decoding import GREEDY, DecodeOptions, Hypothesis
 from icefall_kd.decoding.streaming import hop_frames, num_steps, window_frames
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.io import Pathlike, write_aside
+from icefall_kd.zipformer.subsampling import MIN_FRAMES
 
 
 @dataclass
@@ -65,12 +66,14 @@ class OrtModel(ABC):
 
     def encode(self, features: np.ndarray) -> np.ndarray:
         """Return the first output (T', D) of the encoder for fbank (F, 80)."""
+        width = self.encoder.get_outputs()[0].shape[2]
+        if self.chunking is None and len(features) < MIN_FRAMES:
+            return np.zeros((0, width), np.float32)
         if self.chunking is None:
             x = features[None].astype(np.float32)
             lens = np.array([len(features)], dtype=np.int64)
             return self.encoder.run(None, {"x": x, "x_lens": lens})[0][0]
         chunks = [c[0] for c in self.encode_chunks([features])]
-        width = self.encoder.get_outputs()[0].shape[2]
         return np.concatenate(chunks) if chunks else np.zeros((0, width), np.float32)
 
     def encode_chunks(self, features: Sequence[np.ndarray]) -> Iterator[np.ndarray]:

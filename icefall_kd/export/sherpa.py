@@ -10,11 +10,13 @@ from typing import Any, Dict, List, Sequence
 import numpy as np
 
 from icefall_kd import ENCODER_SHIFT, NUM_MEL_BINS, SAMPLE_RATE
+from icefall_kd.data.fbank import num_frames
 from icefall_kd.decoding import DecodeOptions, Hypothesis, search_class
 from icefall_kd.decoding.streaming import tail_padding
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.export.metadata import require_sherpa_metadata
 from icefall_kd.io import Pathlike
+from icefall_kd.zipformer.subsampling import MIN_FRAMES
 
 # Of ours, what sherpa-onnx calls them: the others it does not have.
 METHODS = {
@@ -106,12 +108,18 @@ class SherpaRecogniser:
         return self._decode_online(waves)
 
     def _decode_offline(self, waves: List[np.ndarray]) -> List[SherpaHypothesis]:
-        streams = [self.recogniser.create_stream() for _ in waves]
-        for stream, wave in zip(streams, waves):
-            stream.accept_waveform(SAMPLE_RATE, wave)
-        self.recogniser.decode_streams(streams)
-        results = [stream.result for stream in streams]
-        return [self._answer(r.tokens, r.timestamps, r.text) for r in results]
+        answers = [SherpaHypothesis() for _ in waves]
+        # Of less than a frame of its output an encoder of whole utterances makes none.
+        heard = [i for i, w in enumerate(waves) if num_frames(len(w)) >= MIN_FRAMES]
+        streams = [self.recogniser.create_stream() for _ in heard]
+        for stream, i in zip(streams, heard):
+            stream.accept_waveform(SAMPLE_RATE, waves[i])
+        if streams:
+            self.recogniser.decode_streams(streams)
+        for stream, i in zip(streams, heard):
+            said = stream.result
+            answers[i] = self._answer(said.tokens, said.timestamps, said.text)
+        return answers
 
     def _decode_online(self, waves: List[np.ndarray]) -> List[SherpaHypothesis]:
         tail = np.zeros(

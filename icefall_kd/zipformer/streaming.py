@@ -48,6 +48,12 @@ def streaming_chunk(encoder: Zipformer2) -> Tuple[int, int]:
             f"streaming needs a chunk size > 0 and a left context >= {slowest} frames, "
             f"got {chunk_size} and {left_context}: set them with set_chunk()"
         )
+    for name, value in (("chunk size", chunk_size), ("left context", left_context)):
+        if value % slowest:
+            raise ValueError(
+                f"streaming needs a {name} that is a multiple of {slowest} frames, the "
+                f"largest downsampling factor, got {value}"
+            )
     return chunk_size, left_context
 
 

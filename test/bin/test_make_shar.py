@@ -55,11 +55,15 @@ def test_a_folder_of_other_options_is_not_taken_for_this_one(tmp_path):
     first = make_shar(tmp_path)
     assert first.returncode == 0, first.stderr
     assert "nothing to do" in make_shar(tmp_path).stderr
+    # The same cuts, the file written again, elsewhere the audio: nothing changed.
+    (tmp_path / "moved").mkdir()
+    noise_cuts(tmp_path / "moved", [1.0, 1.5]).to_file(tmp_path / "m.jsonl.gz")
+    assert "nothing to do" in make_shar(tmp_path).stderr
     other = make_shar(tmp_path, "--speeds", "1.0", "1.1")
     assert other.returncode == 1 and other.stderr.count("\n") == 1
     assert "speeds: [1.0] -> [1.0, 1.1]); delete it" in other.stderr
     noise_cuts(tmp_path, [1.0]).to_file(tmp_path / "m.jsonl.gz")
-    assert "manifest_sha256" in make_shar(tmp_path).stderr
+    assert "cuts_sha256" in make_shar(tmp_path).stderr
     assert len(list(open_shar(tmp_path / "shar/a"))) == 2
 
 

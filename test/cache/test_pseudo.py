@@ -24,6 +24,7 @@ from icefall_kd.cache.listing import find_fields
 from icefall_kd.cache.pseudo import Judge, Limits, pseudo_label
 from icefall_kd.cache.reader import check_field, open_shar
 from icefall_kd.cache.teach import load_wave
+from icefall_kd.data.shar import write_shar
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.teachers.whisper_text import WhisperText
 from icefall_kd.training.distributed import World
@@ -330,6 +331,21 @@ def test_shards_that_a_deleted_note_identified_are_made_again(shar, tmp_path):
     reader = Says("no")
     assert pseudo_label(shar, output, reader).missing == 0
     assert reader.waves == 18 and set(texts(output).values()) == {"NO"}
+
+
+def test_transcripts_of_a_set_that_was_made_again_are_made_again(shar, tmp_path):
+    output = tmp_path / "out"
+    assert pseudo_label(shar, output, Says("yes", {"says": 1})).missing == 0
+    cuts = list(open_shar(shar))
+    shutil.rmtree(shar)
+    write_shar(cuts, shar, shard_size=5, seed=1)
+    reader = Says("no", {"says": 1})
+    assert pseudo_label(shar, output, reader).missing == 0
+    assert reader.waves == 18 and set(texts(output).values()) == {"NO"}
+    shutil.rmtree(shar)
+    write_shar(cuts, shar, shard_size=9)
+    with pytest.raises(ValueError, match="holds cuts.000002.jsonl.gz, .*no audio"):
+        pseudo_label(shar, output, reader)
 
 
 def test_links_made_by_another_process_meanwhile_are_harmless(

@@ -8,10 +8,15 @@ import sherpa_onnx
 import torch
 
 from icefall_kd.decoding import DecodeOptions
-from icefall_kd.decoding.recognise import decode_full_context, reference
+from icefall_kd.decoding.recognise import (
+    decode_full_context,
+    decode_waves,
+    reference,
+)
 from icefall_kd.decoding.streaming import decode_streaming, pad_tail
 from icefall_kd.export import transcribe
 from icefall_kd.export.files import ModelFiles
+from icefall_kd.export.ort import open_model
 from icefall_kd.export.sherpa import SherpaRecogniser, read_tokens, sherpa_features
 
 GREEDY = DecodeOptions(unk_id=2)
@@ -60,6 +65,20 @@ def test_no_sample_has_no_frame():
 def test_padded_batches_agree(exported, student, some):
     theirs = SherpaRecogniser(exported["full"], GREEDY).decode(some)
     assert_same(decode_full_context(student, fbank(some), GREEDY), theirs)
+
+
+def test_too_short_for_a_frame_of_the_encoder_is_an_empty_answer(
+    exported, student, some
+):
+    short = [np.zeros(n, np.float32) for n in (0, 399, 1000, 1359)]
+    waves = [short[0], some[0], *short[1:], some[1]]
+    theirs = SherpaRecogniser(exported["full"], GREEDY).decode(waves)
+    ours = decode_waves(student, [torch.from_numpy(w) for w in waves], GREEDY)
+    assert [hyp.tokens for hyp in ours] == [hyp.tokens for hyp in theirs]
+    assert [bool(hyp.tokens) for hyp in theirs] == [False, True, *[False] * 3, True]
+    runtime = open_model(exported["full"], GREEDY)
+    for wave in short:
+        assert runtime.decode(sherpa_features(wave)).tokens == []
 
 
 @pytest.mark.parametrize("options", [BEAM, DecodeOptions(blank_penalty=2.0, unk_id=2)])

@@ -128,6 +128,7 @@ def test_a_fixed_chunk_replaces_that_of_training(make_encoder):
         ({}, "causal"),
         (dict(causal=True), "chunk size > 0"),
         (dict(causal=True, chunk_size=(8,)), "left context"),
+        ({**CAUSAL, "left_context_frames": (13,)}, "left context that is a multiple"),
     ],
 )
 def test_a_model_that_cannot_stream_says_why(make_encoder, changes, message):

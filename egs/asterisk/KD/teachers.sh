@@ -45,10 +45,7 @@ export CALLED_IN=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ../../../local/env.sh
 source ../../../local/parse_options.sh
-conf=$(as_called "$conf")
-judges=$(as_called "$judges")
-student=$(as_called "$student")
-from_dir=$(as_called "$from_dir")
+as_called conf judges student from_dir
 
 case $profile in
   quick) pool=unlabelled_en_quick ;;

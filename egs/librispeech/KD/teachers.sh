@@ -31,9 +31,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 source ../../../local/env.sh
 source ../../../local/parse_options.sh
 source ../../../local/systems.sh
-teachers=$(as_called "$teachers")
-whisper=$(as_called "$whisper")
-zipformer=$(as_called "$zipformer")
+as_called teachers whisper zipformer
 
 sets=${sets:-$labelled $pool $dev_set}
 run=(python -m)
