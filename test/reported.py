@@ -16,7 +16,7 @@ from icefall_kd.training.metrics import MetricsWriter
 
 REFS = [f"W{i} X{i} Y{i} Z{i}".split() for i in range(40)]
 GREEDY = DecodeOptions("greedy_search", 4, 0.0)
-CHUNKS = Chunking(16, 64)
+CHUNKS = Chunking(16, 128)
 VOID = {"meta", "input", "line", "circle", "polyline"}
 
 

@@ -12,6 +12,7 @@ NEEDED = (
     *("engine", "method", "streaming", "parameters", "rtf"),
 )
 FRAME_SECONDS = 0.02  # of the frames in which a chunk is counted
+LEFT_CONTEXT = 128  # of decode.sh, in these frames; another is told
 SHOWN = 5  # examples in a message
 METHODS = {
     "greedy_search": "greedy",
@@ -62,7 +63,11 @@ class Result:
             label += f", hotwords of {name} {bonus:g}"
         if not facts["streaming"]:
             return f"full context, {label}"
-        return f"streaming {1000 * FRAME_SECONDS * facts['chunk_size']:.0f} ms, {label}"
+        left, told = facts.get("left_context") or LEFT_CONTEXT, ""
+        if left != LEFT_CONTEXT:
+            told = f" behind {1000 * FRAME_SECONDS * left:.0f}"
+        chunk = 1000 * FRAME_SECONDS * facts["chunk_size"]
+        return f"streaming {chunk:.0f} ms{told}, {label}"
 
     @property
     def engine(self) -> str:

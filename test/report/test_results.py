@@ -51,8 +51,11 @@ def test_the_way_of_decoding_is_told_for_people(tmp_path):
     names = Hotwords(*torch.zeros(3, 1, 4), tmp_path / "names.txt", 2.0, "1234567890")
     helped = dataclasses.replace(beam, blank_penalty=0.0, hotwords=names)
     decoded(tmp_path, 1, options=helped)
+    less = dataclasses.replace(CHUNKS, left_context=64)
+    decoded(tmp_path, 1, options=beam, chunking=less)
     told = {r.decoding: r.engine for r in find_results("a", tmp_path)}
     assert told == {
+        "streaming 320 ms behind 1280, beam 4, blank penalty 1.5": "pytorch",
         "streaming 320 ms, beam 4, blank penalty 1.5": "pytorch",
         "full context, CTC greedy": "pytorch int8",
         "full context, beam 4, hotwords of names.txt 2": "pytorch",
