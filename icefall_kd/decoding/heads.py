@@ -48,19 +48,17 @@ def require_head(
 
 
 def trained_parts(terms: Mapping[str, Any]) -> set:
-    """Return the parts of a student that the terms of a saved config train.
-
-    The CTC head is none of a term's that has the option ``final`` off.
-    """
+    """Return the parts of a student that the terms of a saved config train."""
     from icefall_kd.distill.terms import TERMS
 
-    return {
-        part
-        for name, options in terms.items()
-        if options and options.get("weight", 1.0) > 0 and name in TERMS
-        for part in TERMS[name].trains
-        if part != "ctc_output" or options.get("final", True)
-    }
+    parts: set = set()
+    for name, options in terms.items():
+        if not options or options.get("weight", 1.0) <= 0 or name not in TERMS:
+            continue
+        term = TERMS[name]
+        by_options = getattr(term, "trains_with", None)
+        parts.update(by_options(options) if by_options else term.trains)
+    return parts
 
 
 def count_parameters(model: nn.Module, head: str = "transducer") -> int:

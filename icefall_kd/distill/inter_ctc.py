@@ -81,11 +81,15 @@ class InterCtcTerm:
         self.config = config
         self.needs_stacks = bool(config.stacks)
         self.fields = (config.teacher,) if config.teacher else ()
-        if not config.final:
-            self.trains = ()
+        self.trains = self.trains_with(vars(config))
         if config.teacher:
             first = "final" if config.final else f"stack{config.stacks[0]}"
             self.taught = f"{first}_kd"
+
+    @classmethod
+    def trains_with(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return what the term trains with these options, as a run has saved them."""
+        return cls.trains if options.get("final", True) else ()
 
     def build_heads(
         self, model_config: ModelConfig, field_infos: Mapping[str, Any]
