@@ -32,7 +32,6 @@ What it will take, before it is begun, here or for a corpus that is elsewhere:
 import argparse
 import json
 import logging
-import os
 import time
 from typing import Any, Dict, List, Sequence
 
@@ -52,7 +51,7 @@ from icefall_kd.data.progress import AudioProgress
 from icefall_kd.io import as_path, read_yaml
 from icefall_kd.logs import setup_logging
 from icefall_kd.teachers import TEACHERS, Teacher, build_teacher, build_teachers
-from icefall_kd.training.distributed import World, close_world, init_world
+from icefall_kd.training.distributed import World, close_world, init_world, own_device
 
 CODEC_TIMEOUT = 6 * 3600  # s that the other processes wait for a codec's training
 
@@ -199,9 +198,7 @@ def codec_folder(args: argparse.Namespace) -> str:
 
 def join(args: argparse.Namespace) -> World:
     """Return this process's place among those of torchrun; each gets its own GPU."""
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if args.device == "cuda" and torch.cuda.device_count() > 1:
-        args.device = f"cuda:{local_rank % torch.cuda.device_count()}"
+    args.device = own_device(args.device)
     return init_world("cpu", timeout=CODEC_TIMEOUT)
 
 

@@ -27,14 +27,13 @@ import logging
 
 import torch
 
-from icefall_kd.bin.extract import join
 from icefall_kd.cache.pseudo import Report, pseudo_label
 from icefall_kd.cpu import keep_freed_memory
 from icefall_kd.data.normalise import CASES
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.logs import setup_logging
 from icefall_kd.teachers.whisper_text import WhisperText
-from icefall_kd.training.distributed import World, close_world
+from icefall_kd.training.distributed import World, close_world, init_world, own_device
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -73,7 +72,7 @@ def main() -> None:
     setup_logging()
     torch.set_num_threads(args.num_threads)
     try:
-        world = join(args)
+        world = init_world("cpu")
         report = make(args, world)
         close_world()
     except (ValueError, OSError) as e:
@@ -90,7 +89,7 @@ def make(args: argparse.Namespace, world: World) -> Report:
         args.beam,
         compute_type=args.compute_type,
         num_threads=args.num_threads,
-        device=args.device,
+        device=own_device(args.device),
     )
     return pseudo_label(
         args.shar_dir,

@@ -88,6 +88,18 @@ def init_world(device: str, timeout: float = 600.0) -> World:
     return World(dist.get_rank(), size, place)
 
 
+def own_device(device: str) -> str:
+    """Return ``device``, where it is "cuda" the GPU of this process among several.
+
+    For processes that share work without a common model: ``init_world("cpu")`` tells
+    their places.
+    """
+    if device != "cuda" or torch.cuda.device_count() < 2:
+        return device
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    return f"cuda:{local_rank % torch.cuda.device_count()}"
+
+
 def close_world() -> None:
     """Leave the group of processes, if there is one."""
     if dist.is_initialized():
