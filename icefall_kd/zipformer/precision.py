@@ -31,8 +31,8 @@ def widen(x: Tensor) -> Tensor:
 class LogSoftmax(nn.LogSoftmax):
     """In float32 at least: autocast sees to that on CUDA alone.
 
-    Rounded to bfloat16 the probabilities of a frame add up to 0.995 to 1.009, and what
-    is left of them for a tail of tokens is lost.
+    Rounded to bfloat16 the probabilities of a frame no longer add up to 1, and what is
+    left of them for a tail of tokens is lost.
     """
 
     def forward(self, x: Tensor) -> Tensor:
