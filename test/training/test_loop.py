@@ -3,15 +3,13 @@
 import dataclasses
 import json
 import math
-import shutil
-import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from dummies import noise_cuts
 from run_metrics import metrics
+from training_runs import Stop, final, stop_after
 
 from icefall_kd.config import to_dict
 from icefall_kd.data.gate import gate
@@ -22,15 +20,9 @@ from icefall_kd.training.averaging import average, write_average
 from icefall_kd.training.checkpoint import (
     load_checkpoint,
     load_model,
-    newest_checkpoint,
 )
-from icefall_kd.training.faults import TrainingStoppedError
 from icefall_kd.training.gradients import clip_gradients
 from icefall_kd.training.run import train
-
-
-def final(config):
-    return load_checkpoint(Path(config.exp_dir) / f"epoch-{config.num_epochs}.pt")
 
 
 def assert_same_weights(a, b):
@@ -51,23 +43,6 @@ def test_all_terms_train_and_the_loss_falls(config):
     exp_dir = Path(config.exp_dir)
     assert (exp_dir / "done").exists() and (exp_dir / "config.yaml").exists()
     assert "commit" in json.loads((exp_dir / "environment.json").read_text())
-
-
-class Stop(Exception):
-    """Stands for the end of the machine."""
-
-
-def stop_after(monkeypatch, batches):
-    original = loop.Trainer._train_batch
-    taken = []
-
-    def train_batch(self, batch):
-        if len(taken) == batches:
-            raise Stop
-        taken.append(batch)
-        return original(self, batch)
-
-    monkeypatch.setattr(loop.Trainer, "_train_batch", train_batch)
 
 
 @pytest.fixture
@@ -242,160 +217,6 @@ def test_unlabelled_cuts_beside_labelled_ones_do_not_disturb_text_terms(only):
     train(dataclasses.replace(config, data=data))
     assert any("transducer.skipped" in line for line in metrics(config))
     assert all(math.isfinite(line["loss"]) for line in metrics(config))
-
-
-def poison(monkeypatch, cut_ids):
-    """Put NaN into the features of these cuts."""
-    original = loop.to_device
-
-    def to_device(batch, device):
-        batch = original(batch, device)
-        for i, cut in enumerate(batch["cuts"]):
-            if cut.id in cut_ids or "all" in cut_ids:
-                batch["features"][i] = float("nan")
-        return batch
-
-    monkeypatch.setattr(loop, "to_device", to_device)
-
-
-def notes(config):
-    lines = (Path(config.exp_dir) / "bad_batches.0.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def assert_finite(checkpoint):
-    for part in ("model", "model_avg", "heads"):
-        assert all(torch.isfinite(v).all() for v in checkpoint[part].values())
-
-
-def test_a_poisoned_cut_is_skipped_and_named(config, monkeypatch):
-    config = dataclasses.replace(config, num_epochs=1, average_period=1)
-    data = dataclasses.replace(config.data, dev=None)
-    config = dataclasses.replace(config, data=data)
-    poison(monkeypatch, {"train-noise-3"})
-    train(config)
-    last = final(config)
-    assert last["state"]["bad_total"] == 1 and last["state"]["bad_in_row"] == 0
-    assert_finite(last)
-    (note,) = notes(config)
-    assert note["suspects"] == ["train-noise-3"] and len(note["cuts"]) > 1
-
-
-def test_a_teacher_that_says_nan_is_skipped_and_named(only, data_dir, tmp_path):
-    """As a flipped bit in a shard of fp16 would have it."""
-    shar = Path(shutil.copytree(data_dir / "shar", tmp_path / "shar"))
-    tar = shar / "train/wise.000001.tar"
-    with tarfile.open(tar) as file:
-        member = next(m for m in file if m.name.endswith(".npy"))
-        place = member.offset_data + member.size - 20
-    content = bytearray(tar.read_bytes())
-    content[place : place + 2] = np.float16("nan").tobytes()
-    tar.write_bytes(content)
-    config = only("embedding", num_epochs=1)
-    data = dataclasses.replace(config.data, shar_dir=str(shar), dev=None)
-    config = dataclasses.replace(config, data=data)
-    train(config)
-    assert_finite(final(config))
-    (note,) = notes(config)
-    assert note["suspects"] == [member.name[: -len(".npy")]]
-
-
-def test_a_bad_gradient_behind_a_good_loss_is_skipped(config, monkeypatch):
-    config = dataclasses.replace(config, num_epochs=1, average_period=1)
-    original = loop.Trainer._train_batch
-
-    def train_batch(self, batch):
-        weight = self.params[0]
-        hook = weight.register_hook(
-            lambda grad: grad / 0 if self.state.batch == 2 else grad
-        )
-        audio = original(self, batch)
-        hook.remove()
-        return audio
-
-    monkeypatch.setattr(loop.Trainer, "_train_batch", train_batch)
-    train(config)
-    assert final(config)["state"]["bad_total"] == 1
-    assert_finite(final(config))
-    (note,) = notes(config)
-    assert math.isfinite(float(note["loss"])) and note["batch"] == 3
-    assert not math.isfinite(float(note["grad_norm"]))
-
-
-@pytest.fixture
-def scaled(config, monkeypatch):
-    """A run whose loss is scaled, as half precision on CUDA wants it."""
-    if not hasattr(torch.amp, "GradScaler"):
-        pytest.skip("this torch scales losses on CUDA alone")
-    monkeypatch.setattr(
-        loop, "make_scaler", lambda enabled: torch.amp.GradScaler("cpu")
-    )
-    return dataclasses.replace(config, num_epochs=1, save_every_n=1)
-
-
-def test_a_poisoned_cut_is_skipped_where_the_loss_is_scaled(scaled, monkeypatch):
-    poison(monkeypatch, {"train-noise-3"})
-    data = dataclasses.replace(scaled.data, dev=None)
-    train(dataclasses.replace(scaled, data=data))
-    assert final(scaled)["state"]["bad_total"] == 1
-    (note,) = notes(scaled)
-    assert note["suspects"] == ["train-noise-3"]
-
-
-def test_gradients_that_overflow_at_any_scale_stop_the_run(scaled, monkeypatch):
-    saved, original = [], loop.ckpt.save_checkpoint
-    monkeypatch.setattr(
-        loop.ckpt,
-        "save_checkpoint",
-        lambda path, content: (saved.append(path.name), original(path, content)),
-    )
-    updates = loop.Trainer._train_batch
-
-    def overflow(self, batch):
-        if self.state.step == 2 and not self.params[0]._backward_hooks:
-            self.params[0].register_hook(lambda grad: grad / 0)
-        return updates(self, batch)
-
-    monkeypatch.setattr(loop.Trainer, "_train_batch", overflow)
-    long = dataclasses.replace(scaled, num_epochs=50)
-    with pytest.raises(TrainingStoppedError, match="overflow in half precision"):
-        train(long)
-    # Nothing is written again while no update is made.
-    steps = [name for name in saved if name.startswith("checkpoint-")]
-    assert steps == ["checkpoint-1.pt", "checkpoint-2.pt"]
-
-
-def test_too_many_bad_batches_stop_the_run_by_name(config, monkeypatch):
-    config = dataclasses.replace(config, max_bad_batches=2, save_every_n=1)
-    with monkeypatch.context() as m:
-        stop_after(m, 2)
-        with pytest.raises(Stop):
-            train(config)
-    poison(monkeypatch, {"all"})
-    message = r"2 batches in a row.*suspects \(\d+\): train-noise-\d+, .*bad_batches"
-    with pytest.raises(TrainingStoppedError, match=message):
-        train(config)
-    last = newest_checkpoint(config.exp_dir)
-    assert last["state"]["step"] == 2 and last["avg_samples"] == 1
-    assert_finite(last)
-
-
-def test_weights_that_are_not_finite_are_never_saved(config, monkeypatch):
-    config = dataclasses.replace(config, save_every_n=1)
-    original = loop.Trainer._train_batch
-
-    def train_batch(self, batch):
-        audio = original(self, batch)
-        if self.state.step == 3:
-            self.params[0].data[0] = float("inf")
-        return audio
-
-    monkeypatch.setattr(loop.Trainer, "_train_batch", train_batch)
-    with pytest.raises(TrainingStoppedError, match="not finite after update 3"):
-        train(config)
-    last = newest_checkpoint(config.exp_dir)
-    assert last["state"]["step"] == 2
-    assert_finite(last)
 
 
 def test_gradients_are_clipped_to_the_limit():
