@@ -15,14 +15,13 @@ from pathlib import Path
 
 import torch
 
+from icefall_kd.cli import command_parser, expected_failures
 from icefall_kd.cpu import tune_cpu
 from icefall_kd.logs import setup_logging
 
 
 def get_parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = command_parser(__doc__)
     p.add_argument("--checkpoint", type=Path, required=True)
     p.add_argument("--shar-dir", required=True, help="folder or URL")
     p.add_argument("--output", required=True, help="CTM file")
@@ -50,10 +49,8 @@ def run(args: argparse.Namespace) -> dict:
 def main() -> None:
     setup_logging()
     args = get_parser().parse_args()
-    try:
+    with expected_failures("align"):
         times = run(args)
-    except (ValueError, OSError) as e:
-        raise SystemExit(f"align: {e}") from e
     words = sum(len(items) for items in times.values())
     logging.info("%s: %d words of %d cuts", args.output, words, len(times))
 

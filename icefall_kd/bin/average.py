@@ -5,18 +5,16 @@
 writes exp/a/pretrained.pt: the student alone, with its configuration and BPE model.
 """
 
-import argparse
 from pathlib import Path
 
+from icefall_kd.cli import command_parser, expected_failures
 from icefall_kd.logs import setup_logging
 from icefall_kd.training.averaging import write_average
 
 
 def main() -> None:
     """Parse the options and average."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--exp-dir", type=Path, required=True, help="of the run")
     parser.add_argument("--epoch", type=int, default=0, help="last; 0: the newest")
     parser.add_argument("--avg", type=int, default=1, help="number of epochs")
@@ -24,10 +22,8 @@ def main() -> None:
     args = parser.parse_args()
     setup_logging()
     output = args.output or args.exp_dir / "pretrained.pt"
-    try:
+    with expected_failures("average"):
         write_average(args.exp_dir, args.epoch, args.avg, output)
-    except (ValueError, OSError) as e:
-        raise SystemExit(f"average: {e}") from e
     print(output)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from icefall_kd.cli import command_parser, expected_failures
 from icefall_kd.cpu import tune_cpu
 from icefall_kd.decoding import DECODERS, DecodeOptions
 from icefall_kd.decoding.alignment import SetAlignment
@@ -40,13 +41,16 @@ from icefall_kd.logs import setup_logging
 
 
 def get_parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = command_parser(__doc__)
     p.add_argument("--checkpoint", type=Path, required=True)
     p.add_argument("--shar-dir", type=as_path, required=True, help="folder or URL")
     p.add_argument("--out-dir", type=Path, required=True)
-    p.add_argument("--method", choices=sorted(DECODERS), default="greedy_search")
+    p.add_argument(
+        "--method",
+        choices=sorted(DECODERS),
+        default="greedy_search",
+        help="search",
+    )
     p.add_argument("--beam", type=int, default=4)
     p.add_argument("--blank-penalty", type=float, default=0.0)
     add_hotwords(p)
@@ -135,10 +139,8 @@ def run(args: argparse.Namespace) -> dict:
 
 def main() -> None:
     setup_logging()
-    try:
+    with expected_failures("decode"):
         result = run(get_parser().parse_args())
-    except (ValueError, FileNotFoundError) as e:
-        raise SystemExit(f"decode: {e}") from e
     print(f"{result['set']} {result['suffix']}: WER {result['wer']:.2f} %")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from icefall_kd.cli import command_parser, expected_failures
 from icefall_kd.cpu import tune_cpu
 from icefall_kd.decoding import DECODERS, DecodeOptions
 from icefall_kd.decoding.scoring import result_path, write_results
@@ -27,9 +28,7 @@ METHODS = sorted(name for name, search in DECODERS.items() if search.head == "ct
 
 
 def get_parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = command_parser(__doc__)
     p.add_argument("--shar-dir", type=as_path, required=True, help="folder or URL")
     p.add_argument("--fields", nargs="+", required=True, help="of kind ctc")
     p.add_argument("--bpe-model", type=Path, required=True, help="of their tokens")
@@ -94,10 +93,8 @@ def run(args: argparse.Namespace) -> dict:
 
 def main() -> None:
     setup_logging()
-    try:
+    with expected_failures("decode_fields"):
         result = run(get_parser().parse_args())
-    except (ValueError, FileNotFoundError) as e:
-        raise SystemExit(f"decode_fields: {e}") from e
     print(f"{result['set']} {result['suffix']}: WER {result['wer']:.2f} %")
 
 

@@ -7,12 +7,12 @@ optional parts that are present, and for each thing that is wrong one line with 
 wrong and one with the remedy.  Exit status 1 if a required part is wrong, else 0.
 """
 
-import argparse
 import json
 import platform
 import sys
 from typing import List, Optional
 
+from icefall_kd.cli import command_parser
 from icefall_kd.doctor.checks import diagnose
 from icefall_kd.doctor.packages import PACKAGES
 from icefall_kd.doctor.probe import k2_built_for, probe
@@ -58,9 +58,7 @@ def print_report(findings: Findings, problems: List[Problem]) -> None:
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the doctor; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     args = parser.parse_args(argv)
     findings = probe(PACKAGES)

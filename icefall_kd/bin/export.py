@@ -19,6 +19,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from icefall_kd.cli import command_parser, expected_failures
 from icefall_kd.decoding.heads import HEADS
 from icefall_kd.decoding.setting import Chunking
 from icefall_kd.io import as_path
@@ -28,9 +29,7 @@ INT8_REFUSED = 3  # exit status: the recipe may go on with the float32 files
 
 
 def get_parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = command_parser(__doc__)
     p.add_argument("--checkpoint", type=Path, required=True)
     p.add_argument("--out-dir", type=Path, required=True)
     p.add_argument("--head", choices=sorted(HEADS), default="transducer")
@@ -74,13 +73,12 @@ def main() -> None:
     setup_logging()
     from icefall_kd.export.quantize import Int8Refused
 
-    try:
-        run(get_parser().parse_args())
-    except Int8Refused as e:
-        print(f"export: {e}", file=sys.stderr)
-        raise SystemExit(INT8_REFUSED) from e
-    except (ValueError, FileNotFoundError) as e:
-        raise SystemExit(f"export: {e}") from e
+    with expected_failures("export"):
+        try:
+            run(get_parser().parse_args())
+        except Int8Refused as e:
+            print(f"export: {e}", file=sys.stderr)
+            raise SystemExit(INT8_REFUSED) from e
 
 
 if __name__ == "__main__":

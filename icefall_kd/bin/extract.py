@@ -46,6 +46,7 @@ from icefall_kd.cache.making import collect_outputs
 from icefall_kd.cache.obtain import CODEC_FRAMES
 from icefall_kd.cache.plan import Volume, free_bytes, volume_of
 from icefall_kd.cache.probe import probe_speed
+from icefall_kd.cli import command_parser, expected_failures
 from icefall_kd.cpu import keep_freed_memory
 from icefall_kd.data.progress import AudioProgress
 from icefall_kd.io import as_path, read_yaml
@@ -64,9 +65,7 @@ CODEC_NAMES = ", ".join(
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--shar-dir", nargs="+", default=[], help="Shar folders or URLs of them")
     add("--teachers", help="YAML file with the teachers; or:")
@@ -130,14 +129,12 @@ def main() -> None:
     args = get_parser().parse_args()
     setup_logging()
     torch.set_num_threads(args.num_threads)
-    try:
+    with expected_failures("extract"):
         check(args)
         if args.dry_run:
             dry_run(args)
         else:
             make(args)
-    except (ValueError, OSError) as e:
-        raise SystemExit(f"extract: {e}") from e
 
 
 def check(args: argparse.Namespace) -> None:

@@ -7,15 +7,14 @@
 import argparse
 import logging
 
+from icefall_kd.cli import command_parser, expected_failures
 from icefall_kd.logs import setup_logging
 from icefall_kd.teachers.fetch import SOURCES, fetch_teacher
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--teacher", required=True, help=f"one of {sorted(SOURCES)}")
     parser.add_argument("--out-dir", required=True, help="receives the model's files")
     parser.add_argument(
@@ -28,10 +27,8 @@ def main() -> None:
     """Run the command."""
     args = get_parser().parse_args()
     setup_logging()
-    try:
+    with expected_failures("fetch_teacher"):
         done = fetch_teacher(args.teacher, args.out_dir, args.from_dir)
-    except (ValueError, OSError) as e:
-        raise SystemExit(f"fetch_teacher: {e}") from e
     state = "fetched into" if done else "is there already, checksums verified:"
     logging.info("%s %s %s", args.teacher, state, args.out_dir)
 

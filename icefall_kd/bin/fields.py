@@ -26,15 +26,14 @@ from icefall_kd.cache.listing import field_files, find_fields
 from icefall_kd.cache.manage import copy_field, delete_damaged, removable, remove
 from icefall_kd.cache.survey import survey
 from icefall_kd.cache.text import describe_field, table
+from icefall_kd.cli import command_parser, expected_failures
 from icefall_kd.io import as_path
 from icefall_kd.logs import setup_logging
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(name: str, told: str, *arguments: str) -> Callable:
@@ -71,14 +70,12 @@ def main(argv: Optional[List[str]] = None) -> int:
     """Run the command; returns the exit status."""
     args = get_parser().parse_args(argv)
     setup_logging()
-    try:
-        return VERBS[args.verb](args)
-    except FileNotFoundError as e:
-        print(f"fields {args.verb}: {e}", file=sys.stderr)
-        return 2
-    except (ValueError, OSError) as e:
-        print(f"fields {args.verb}: {e}", file=sys.stderr)
-        return 1
+    with expected_failures(f"fields {args.verb}"):
+        try:
+            return VERBS[args.verb](args)
+        except FileNotFoundError as e:
+            print(f"fields {args.verb}: {e}", file=sys.stderr)
+            return 2
 
 
 def run_ls(args: argparse.Namespace) -> int:

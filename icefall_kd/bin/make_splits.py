@@ -7,6 +7,7 @@ import argparse
 import logging
 from pathlib import Path
 
+from icefall_kd.cli import command_parser, expected_failures
 from icefall_kd.corpora.asterisk import (
     WORDS,
     find_prompts,
@@ -20,9 +21,7 @@ from icefall_kd.logs import setup_logging
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     # fmt: off
     parser.add_argument("--source", type=Path, required=True, help="with transcripts")
     parser.add_argument("--output", type=Path, required=True, help="<split>.txt")
@@ -37,23 +36,24 @@ def get_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = get_parser().parse_args()
     setup_logging()
-    shipped = read_transcripts(args.source, args.language)
-    texts = {
-        prompt_id(prompt, args.language): normalise(shipped[prompt], WORDS)
-        for prompt in match_texts(find_prompts(args.source), shipped)
-    }
-    splits = choose_splits(
-        texts, num_test=args.num_test, num_dev=args.num_dev, seed=args.seed
-    )
-    write_splits(splits, args.output, "tones or silence: nothing is said")
-    known = {w for id in splits["train"] for w in texts[id].split()}
-    for split, ids in splits.items():
-        words = [w for id in ids for w in texts[id].split()]
-        unknown = sum(w not in known for w in words)
-        logging.info(
-            "%s: %d prompts, %d words, %.1f %% of them not in train",
-            split, len(ids), len(words), 100 * unknown / max(1, len(words)),
-        )  # fmt: skip
+    with expected_failures("make_splits"):
+        shipped = read_transcripts(args.source, args.language)
+        texts = {
+            prompt_id(prompt, args.language): normalise(shipped[prompt], WORDS)
+            for prompt in match_texts(find_prompts(args.source), shipped)
+        }
+        splits = choose_splits(
+            texts, num_test=args.num_test, num_dev=args.num_dev, seed=args.seed
+        )
+        write_splits(splits, args.output, "tones or silence: nothing is said")
+        known = {w for id in splits["train"] for w in texts[id].split()}
+        for split, ids in splits.items():
+            words = [w for id in ids for w in texts[id].split()]
+            unknown = sum(w not in known for w in words)
+            logging.info(
+                "%s: %d prompts, %d words, %.1f %% of them not in train",
+                split, len(ids), len(words), 100 * unknown / max(1, len(words)),
+            )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -7,18 +7,18 @@ one line for each: ``name max_abs_diff``.  Exit status 1 if one is above the tol
 2 if the file cannot be used.
 """
 
-import argparse
 import sys
 from typing import List, Optional
 
 import torch
 
+from icefall_kd.cli import command_parser
 from icefall_kd.transducer.parity import compare, load_arrays
 
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_parser(__doc__)
     parser.add_argument("file", help=".npz with config, weights, inputs and outputs")
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, help="largest absolute difference"

@@ -18,6 +18,7 @@ from typing import Any, Callable, Dict
 
 from lhotse import CutSet
 
+from icefall_kd.cli import command_parser, expected_failures
 from icefall_kd.corpora import CHECKS, CORPORA
 from icefall_kd.data.splits import read_splits, split_by_ids
 from icefall_kd.io import write_aside
@@ -27,9 +28,7 @@ OPTIONS = ("parts", "language", "languages", "max_minutes")  # each of some corp
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     # fmt: off
     parser.add_argument("corpus", choices=sorted(CORPORA))
     parser.add_argument("--source", type=Path, required=True, help="folder as shipped")
@@ -114,7 +113,7 @@ def main() -> None:
     args = get_parser().parse_args()
     setup_logging()
     converts = "audio_dir" in inspect.signature(CORPORA[args.corpus]).parameters
-    try:
+    with expected_failures("prepare_corpus"):
         if args.check:
             check(args)
         elif args.output is None or (converts and args.audio is None):
@@ -126,8 +125,6 @@ def main() -> None:
             prepare_splits(args)
         else:
             write_manifest(prepare(args), args.output / f"{args.name}.jsonl.gz")
-    except (FileNotFoundError, ValueError) as e:
-        raise SystemExit(f"ERROR: {e}") from e
 
 
 if __name__ == "__main__":

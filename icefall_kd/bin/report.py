@@ -22,6 +22,7 @@ import logging
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence
 
+from icefall_kd.cli import command_parser, expected_failures
 from icefall_kd.io import write_text
 from icefall_kd.logs import setup_logging
 from icefall_kd.report.alignment import hardest
@@ -37,9 +38,7 @@ MEANS = "Means over seeds"
 
 
 def get_parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = command_parser(__doc__)
     p.add_argument("--system", action="append", default=[], metavar="NAME=PATH")
     p.add_argument("--exp", type=Path, action="append", default=[], metavar="FOLDER")
     p.add_argument("--baseline", metavar="NAME", help="without it no gains are shown")
@@ -143,10 +142,8 @@ def run(args: argparse.Namespace) -> str:
 
 def main() -> None:
     setup_logging()
-    try:
+    with expected_failures("report"):
         print(run(get_parser().parse_args()), end="")
-    except (ValueError, FileNotFoundError) as e:
-        raise SystemExit(f"report: {e}") from e
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Optional
 
+from icefall_kd.cli import expected_failures
 from icefall_kd.cpu import tune_cpu
 from icefall_kd.logs import setup_logging
 from icefall_kd.training.config import parse_config
@@ -24,14 +25,13 @@ from icefall_kd.training.signals import STATUS, TrainingInterruptedError
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """Parse the options and train."""
     setup_logging()
-    try:
+    with expected_failures("train", TrainingStoppedError):
         config = parse_config(sys.argv[1:] if arguments is None else arguments)
-        train(config)
-    except TrainingInterruptedError as e:
-        logging.warning("train: %s", e)
-        raise SystemExit(STATUS) from e
-    except (ValueError, OSError, TrainingStoppedError) as e:
-        raise SystemExit(f"train: {e}") from e
+        try:
+            train(config)
+        except TrainingInterruptedError as e:
+            logging.warning("train: %s", e)
+            raise SystemExit(STATUS) from e
 
 
 if __name__ == "__main__":

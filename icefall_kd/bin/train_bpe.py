@@ -8,15 +8,14 @@ import argparse
 import logging
 from pathlib import Path
 
+from icefall_kd.cli import command_parser, expected_failures
 from icefall_kd.data.shar import read_cuts
 from icefall_kd.data.tokens import train_bpe, write_lang
 from icefall_kd.logs import setup_logging
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     # fmt: off
     parser.add_argument("--manifest", type=Path, required=True, help="labelled cuts")
     parser.add_argument("--vocab-size", type=int, default=150, help="with <blk>, <unk>")
@@ -28,12 +27,10 @@ def get_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = get_parser().parse_args()
     setup_logging()
-    try:
+    with expected_failures("train_bpe"):
         texts = [s.text for c in read_cuts(args.manifest) for s in c.supervisions]
         texts = [text for text in texts if text]
         tokenizer = write_lang(train_bpe(texts, args.vocab_size), args.output)
-    except (FileNotFoundError, ValueError) as e:
-        raise SystemExit(f"ERROR: {e}") from e
     tokens = sum(len(tokenizer.encode(text)) for text in texts)
     words = sum(len(text.split()) for text in texts)
     logging.info(

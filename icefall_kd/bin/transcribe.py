@@ -16,6 +16,7 @@ misses them, as they do there.
 import argparse
 from pathlib import Path
 
+from icefall_kd.cli import command_parser, expected_failures
 from icefall_kd.decoding import DECODERS, DecodeOptions, search_class
 from icefall_kd.decoding.alignment import SetAlignment
 from icefall_kd.decoding.hotwords import add_hotwords
@@ -26,15 +27,18 @@ from icefall_kd.logs import setup_logging
 
 
 def get_parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = command_parser(__doc__)
     p.add_argument("--model-dir", type=Path, required=True, help="of bin.export")
     p.add_argument("audio", type=Path, nargs="*", help="files of any rate")
     p.add_argument("--shar-dir", type=as_path, help="folder or URL")
     p.add_argument("--out-dir", type=Path, help="for the results of --shar-dir")
     p.add_argument("--alignment", type=Path, help="of the set, a file of bin.align")
-    p.add_argument("--method", choices=sorted(DECODERS), default="greedy_search")
+    p.add_argument(
+        "--method",
+        choices=sorted(DECODERS),
+        default="greedy_search",
+        help="search",
+    )
     p.add_argument("--beam", type=int, default=4)
     p.add_argument("--blank-penalty", type=float, default=0.0)
     add_hotwords(p)
@@ -91,10 +95,8 @@ def run(args: argparse.Namespace) -> None:
 
 def main() -> None:
     setup_logging()
-    try:
+    with expected_failures("transcribe"):
         run(get_parser().parse_args())
-    except (ValueError, FileNotFoundError) as e:
-        raise SystemExit(f"transcribe: {e}") from e
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ def run(capsys):
         except SystemExit as e:
             status = e.code
         out, err = capsys.readouterr()
+        if isinstance(status, str):  # Python prints it on stderr and exits with 1
+            status, err = 1, err + status
         return status, out, err
 
     return command

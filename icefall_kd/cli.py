@@ -1,0 +1,85 @@
+"""Options and exit of the commands in ``icefall_kd/bin``."""
+
+import argparse
+import contextlib
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Optional
+
+PACKAGE = Path(__file__).parent
+
+# Top-level module -> how to install it.  k2's wheel depends on torch and Python.
+REMEDIES = {
+    "k2": "'python -m icefall_kd.bin.doctor' names the wheel that fits this torch",
+    "_k2": "'python -m icefall_kd.bin.doctor' names the wheel that fits this torch",
+    "ctranslate2": "pip install 'icefall_kd[teachers]'",
+    "faster_whisper": "pip install 'icefall_kd[teachers]'",
+    "transformers": "pip install 'icefall_kd[transformers]'",
+    "onnx": "pip install 'icefall_kd[export]'",
+    "onnxruntime": "pip install 'icefall_kd[export]'",
+    "sherpa_onnx": "pip install 'icefall_kd[export]'",
+    "faiss": "pip install 'icefall_kd[cache]'",
+    "multi_quantization": "pip install 'icefall_kd[cache]'",
+    "matplotlib": "pip install 'icefall_kd[cache]'",
+    "upath": "pip install 'icefall_kd[cache]'",
+}
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keep the docstring's lines, and append the default to each option's help."""
+
+    def _get_help_string(self, action: argparse.Action) -> Optional[str]:
+        text = action.help or ""
+        given = action.default not in (None, argparse.SUPPRESS, [], ())
+        is_option = action.option_strings and action.nargs != 0
+        if given and is_option and "default" not in text:
+            text += " (default: %(default)s)"
+        return text
+
+
+def command_parser(description: str, **options: Any) -> argparse.ArgumentParser:
+    """Return a parser whose ``--help`` prints ``description`` and every default.
+
+    Args:
+      description: docstring of the command's module.
+      options: further arguments of ``argparse.ArgumentParser``.
+    """
+    return argparse.ArgumentParser(
+        description=description, formatter_class=_HelpFormatter, **options
+    )
+
+
+@contextlib.contextmanager
+def expected_failures(command: str, *also: type[Exception]) -> Iterator[None]:
+    """Turn an expected failure into one line on stderr; any other keeps its traceback.
+
+    Expected are errors of files (``OSError``), a ``ValueError`` that this package
+    raises (it carries the remedy), and a missing package of :data:`REMEDIES`.
+
+    Args:
+      command: name of the command, the first word of the line.
+      also: further expected exceptions.
+    Raises:
+      SystemExit: for an expected failure, with the line; the exit status is 1.
+    """
+    try:
+        yield
+    except ImportError as e:
+        remedy = REMEDIES.get((e.name or "").partition(".")[0])
+        if remedy is None:
+            raise
+        message = f"the package '{e.name}' cannot be imported ({e}); remedy: {remedy}"
+        raise SystemExit(f"{command}: {message}") from e
+    except (OSError, *also) as e:
+        raise SystemExit(f"{command}: {e}") from e
+    except ValueError as e:
+        if not _is_raised_here(e):
+            raise
+        raise SystemExit(f"{command}: {e}") from e
+
+
+def _is_raised_here(error: Exception) -> bool:
+    """Return whether code of this package raised ``error``, not a library under it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(PACKAGE)
