@@ -1,11 +1,66 @@
-"""Fixtures that every room shares: the real corpus, as the recipe prepares it."""
+"""Fixtures that every room shares: the real corpus, and a clean process state."""
 
+import contextlib
+import logging
+import os
+import random
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 RECIPE = Path(__file__).resolve().parents[1] / "egs/asterisk/KD"
+
+
+@contextlib.contextmanager
+def restored_state() -> Iterator[None]:
+    """Restore the global state of the process that the block may have changed.
+
+    Threads, default dtype, environment, current folder, random states and logging.
+    """
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    environment, folder = dict(os.environ), os.getcwd()
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    root = logging.getLogger()
+    level, handlers, disabled = root.level, root.handlers[:], root.manager.disable
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
+        if dict(os.environ) != environment:
+            os.environ.clear()
+            os.environ.update(environment)
+        os.chdir(folder)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        root.setLevel(level)
+        # pytest replaces its own handlers between the phases of a test.
+        for handler in [h for h in root.handlers if h not in handlers]:
+            if type(handler) is logging.StreamHandler:
+                root.removeHandler(handler)
+        logging.disable(disabled)
+
+
+@pytest.fixture(autouse=True)
+def clean_process():
+    """Restore the global state after every test, so that tests run in any order."""
+    with restored_state():
+        yield
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_fixture_setup(fixturedef, request):
+    """Restore it after every fixture that outlives one test, too."""
+    if fixturedef.scope == "function":
+        yield
+        return
+    with restored_state():
+        yield
 
 
 def prepare(*options: str) -> Path:

@@ -78,3 +78,13 @@ def test_cuda_gives_the_same_as_the_cpu(waves):
     for cpu, cuda in zip(compute_fbank(waves), compute_fbank(waves, "cuda")):
         assert cuda.is_cuda
         assert (cpu - cuda.cpu())[cpu > -12].abs().max() < 1e-3
+
+
+def test_features_are_the_same_to_the_bit_with_any_number_of_threads(waves):
+    results = []
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        results.append(compute_fbank(waves))
+        assert torch.get_num_threads() == threads
+    for others in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], others))
