@@ -43,7 +43,7 @@ EXTRAS = {
     "cache": ["faiss-cpu", "multi_quantization", "universal_pathlib", "matplotlib"],
     # A source package: local/install_kaldifeat.sh builds it where pip alone cannot.
     "kaldifeat": ["kaldifeat>=1.24"],
-    "dev": ["pytest", "hypothesis", "ruff"],
+    "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff"],
 }
 
 setup(

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-RECIPE = Path(__file__).resolve().parents[1] / "egs/asterisk/KD"
+from recipe import filling
 
 
 @contextlib.contextmanager
@@ -65,11 +64,12 @@ def pytest_fixture_setup(fixturedef, request):
 
 def prepare(*options: str) -> Path:
     """Run the recipe's own stages; what is done already takes no time."""
-    command = ["bash", str(RECIPE / "prepare.sh"), *options]
-    done = subprocess.run(command, capture_output=True, text=True)
+    with filling() as folder:
+        command = ["bash", str(folder / "prepare.sh"), *options]
+        done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         pytest.fail(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-    return RECIPE
+    return folder
 
 
 @pytest.fixture(scope="session")

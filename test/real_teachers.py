@@ -1,20 +1,18 @@
 """Fixtures: the real Whisper tiny.en, fetched as the recipe's stage 0 does."""
 
-from pathlib import Path
-
 import pytest
+from recipe import filling
 
 from icefall_kd.teachers import build_teacher
 from icefall_kd.teachers.fetch import fetch_teacher
-
-RECIPE = Path(__file__).resolve().parents[1] / "egs/asterisk/KD"
 
 
 @pytest.fixture(scope="session")
 def tiny_dir():
     """Folder of Whisper tiny.en."""
-    folder = RECIPE / "download/teachers/whisper_tiny_en"
-    fetch_teacher("whisper_tiny_en", folder)
+    with filling() as recipe:
+        folder = recipe / "download/teachers/whisper_tiny_en"
+        fetch_teacher("whisper_tiny_en", folder)
     return folder
 
 

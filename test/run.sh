@@ -10,6 +10,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash local/install.sh
 # Many small matrices: two threads are no faster, and far slower on a busy machine.
+# So the tests run in as many processes as there are cores instead, at most 4.
+workers=$(nproc)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 source local/env.sh
 
@@ -18,5 +20,6 @@ log "checking the style"
 ruff check . || status=$?
 log "running the tests"
 # -m pytest: the environment may have been moved since its scripts were written.
-python -m pytest --durations=15 --durations-min=2 "$@" || status=$?
+python -m pytest -n $((workers < 4 ? workers : 4)) --dist loadscope \
+  --durations=15 --durations-min=2 "$@" || status=$?
 exit "$status"

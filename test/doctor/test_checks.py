@@ -118,7 +118,8 @@ def test_the_pins_are_those_of_requirements_txt():
             assert pins.pop(package.dist) == package.pin
     # Of the others the doctor knows those that are parts; the rest builds and tests.
     parts = {p.dist for p in PACKAGES.values() if not p.required} - {"kaldifeat"}
-    assert set(pins) - parts == {"setuptools", "wheel", "pytest", "hypothesis", "ruff"}
+    tools = {"setuptools", "wheel", "pytest", "pytest-xdist", "hypothesis", "ruff"}
+    assert set(pins) - parts == tools
     assert parts <= set(pins)
 
 

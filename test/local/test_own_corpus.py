@@ -63,7 +63,7 @@ def kaldi(asterisk, tmp_path):
 
 def test_the_readme_leads_from_a_kaldi_directory_to_a_report(kaldi, tiny_dir, tmp_path):
     commands = section_commands()
-    commands = commands.replace("~/icefall_kd/local/env.sh", f"{ROOT}/local/env.sh")
+    commands = commands.replace("~/icefall-kd/local/env.sh", f"{ROOT}/local/env.sh")
     for name, value in (
         ("kaldi", kaldi),
         ("vocab", 60),
