@@ -5,6 +5,7 @@ A path is a local one, or a URL that fsspec knows (``s3://``, ``gs://``, ``https
 """
 
 import contextlib
+import errno
 import fcntl
 import gzip
 import hashlib
@@ -97,6 +98,31 @@ def write_aside(path: Pathlike) -> Iterator[Path]:
     finally:
         if aside.exists():
             aside.unlink()
+
+
+def move_file(source: Pathlike, target: Pathlike) -> None:
+    """Move a file within a file system or a store, or to another file system.
+
+    ``target`` is replaced, whole or not at all.  Several processes may move the same
+    file at the same time.
+    """
+    source, target = as_path(source), as_path(target)
+    try:
+        if not is_local(source):
+            target.unlink(missing_ok=True)
+            source.rename(target)
+            return
+        try:
+            os.replace(source, target)
+        except OSError as e:
+            if e.errno != errno.EXDEV:
+                raise
+            with write_aside(target) as aside:
+                shutil.copyfile(source, aside)
+            source.unlink()
+    except FileNotFoundError:  # another process was faster
+        if not target.exists():
+            raise
 
 
 def _host() -> str:

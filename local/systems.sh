@@ -57,6 +57,14 @@ teacher_choice() {  # system: whether all teachers teach an utterance, or one of
   esac
 }
 
+has_field() {  # set of data/shar, field: whether it is finished
+  local shar=data/shar/$1
+  if [[ -f $shar/$2.json ]]; then  # of an earlier version, which this moves
+    python -m icefall_kd.bin.fields ls "$shar" >/dev/null
+  fi
+  [[ -f $shar.fields/$2/$2.json ]]
+}
+
 _need_pool() {  # system
   if [[ -z $pool ]]; then
     die "system \"$1\": the profile $profile has no unlabelled audio for _pool and +pseudo"

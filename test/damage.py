@@ -9,6 +9,7 @@ from typing import Any, Callable, List, Tuple
 
 import numpy as np
 
+from icefall_kd.cache.field import info_path, state_path
 from icefall_kd.io import sha256_file
 
 Members = List[Tuple[str, bytes]]  # of a tar: name, content
@@ -47,14 +48,14 @@ def seal(folder: Path, field: str, shard: str) -> None:
     """Give a shard's state and the description the checksums of the tar as it is."""
     path = folder / f"{field}.{shard}.tar"
     found = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
-    edit(path.with_suffix(".json"), lambda state: state.update(found))
+    edit(state_path(folder, field, shard), lambda state: state.update(found))
 
     def describe(info: dict) -> None:
         next(s for s in info["shards"] if s["name"] == path.name).update(found)
         digests = "".join(s["sha256"] for s in info["shards"])
         info["content_sha256"] = hashlib.sha256(digests.encode()).hexdigest()
 
-    edit(folder / f"{field}.json", describe)
+    edit(info_path(folder, field), describe)
 
 
 def change_array(

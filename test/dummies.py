@@ -1,8 +1,12 @@
 """Fakes that tests of several rooms share."""
 
 import contextlib
+import functools
+import http.server
 import resource
 import socket
+import threading
+from collections import namedtuple
 from typing import Iterator, List, Optional, Sequence
 
 import numpy as np
@@ -62,3 +66,38 @@ def free_port() -> int:
     with contextlib.closing(socket.socket()) as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+Heard = namedtuple("Heard", "text confidence")
+
+
+class Says:
+    """Hears one and the same; ``waves`` counts what it was given."""
+
+    def __init__(self, text="yes", fingerprint=None):
+        self.text, self.waves = text, 0
+        self._fingerprint = fingerprint or {"says": text}
+
+    def fingerprint(self):
+        return self._fingerprint
+
+    def transcribe(self, waves):
+        self.waves += len(waves)
+        return [Heard(self.text, -0.1) for _ in waves]
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Serves files, whole ones alone, and logs nothing."""
+
+    def log_message(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def serve(folder) -> Iterator[str]:
+    """Yield the URL of a folder on a real server."""
+    handler = functools.partial(QuietHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()

@@ -1,9 +1,7 @@
 """Fixtures: a small Shar of real prompts, with and without a real teacher's field."""
 
-import shutil
-from pathlib import Path
-
 import pytest
+from shar_files import copy_shar
 
 from icefall_kd.cache.extract import extract
 from icefall_kd.cache.reader import open_shar
@@ -26,14 +24,14 @@ def pristine_shar(asterisk, tmp_path_factory):
 @pytest.fixture
 def shar(pristine_shar, tmp_path):
     """The small Shar, without fields, to do with as one likes."""
-    return Path(shutil.copytree(pristine_shar, tmp_path / "shar"))
+    return copy_shar(pristine_shar, tmp_path / "shar")
 
 
 @pytest.fixture(scope="session")
 def taught_shar(pristine_shar, tiny, tmp_path_factory):
     """The small Shar with the field whisper_tiny_en; not to be written to."""
     folder = tmp_path_factory.mktemp("taught") / "shar"
-    shutil.copytree(pristine_shar, folder)
+    copy_shar(pristine_shar, folder)
     extract(folder, [tiny])
     return folder
 
@@ -41,4 +39,4 @@ def taught_shar(pristine_shar, tiny, tmp_path_factory):
 @pytest.fixture
 def taught(taught_shar, tmp_path):
     """The small Shar with the field whisper_tiny_en, to be damaged."""
-    return Path(shutil.copytree(taught_shar, tmp_path / "taught"))
+    return copy_shar(taught_shar, tmp_path / "taught")

@@ -40,7 +40,7 @@ import yaml
 
 from icefall_kd.cache.codecs import CODECS, find_codec, training_options
 from icefall_kd.cache.extract import Report, extract, train_codecs
-from icefall_kd.cache.field import FieldInfo
+from icefall_kd.cache.field import FieldInfo, info_path
 from icefall_kd.cache.forecast import as_table, forecast, parse_dims
 from icefall_kd.cache.making import collect_outputs
 from icefall_kd.cache.obtain import CODEC_FRAMES
@@ -274,9 +274,8 @@ def tell(
         logging.info("%d shards are whole, nothing to do", report.shards_kept)
     for field, info in infos.items():
         logging.info(
-            "%s/%s.json: %d cuts, %d frames of %d values, %s, %.1f MB",
-            shar_dir,
-            field,
+            "%s: %d cuts, %d frames of %d values, %s, %.1f MB",
+            info_path(shar_dir, field),
             info.num_cuts,
             info.num_frames,
             info.dim,
@@ -285,10 +284,9 @@ def tell(
         )
     for field, missing in report.missing.items():
         logging.info(
-            "%s/%s.json: not written, %d shards are missing: they are other "
-            "processes' to make; the last one writes it",
-            shar_dir,
-            field,
+            "%s: not written, %d shards are missing: they are other processes' to "
+            "make; the last one writes it",
+            info_path(shar_dir, field),
             missing,
         )
 

@@ -21,7 +21,7 @@ from typing import Callable, Dict, List, Optional
 from tqdm import tqdm
 
 from icefall_kd.cache.audit import Fault, audit
-from icefall_kd.cache.field import check_field_name, shard_ids
+from icefall_kd.cache.field import SUFFIX, check_field_name, shard_ids
 from icefall_kd.cache.listing import field_files, find_fields
 from icefall_kd.cache.manage import copy_field, delete_damaged, removable, remove
 from icefall_kd.cache.survey import survey
@@ -80,8 +80,9 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 def run_ls(args: argparse.Namespace) -> int:
     """Print a table a folder, or all as JSON."""
-    # "data/shar/*" names the reports beside the folders too.
-    folders = [d for d in args.dir if not as_path(d).is_file()] or args.dir
+    # "data/shar/*" names the reports and the fields' files beside the folders too.
+    sets = [d for d in args.dir if not d.rstrip("/").endswith(SUFFIX)]
+    folders = [d for d in sets if not as_path(d).is_file()] or args.dir
     found = {folder: survey(folder) for folder in folders}
     if args.json:
         told = {f: [s.as_dict() for s in fields] for f, fields in found.items()}

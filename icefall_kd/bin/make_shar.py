@@ -17,9 +17,16 @@ from typing import Any, Dict, Sequence
 import torch
 from lhotse.cut import Cut
 
+from icefall_kd.cache.field import fields_dir
 from icefall_kd.cli import command_parser, expected_failures
 from icefall_kd.data.gate import gate, write_report
-from icefall_kd.data.shar import at_speeds, cuts_sha256, read_cuts, write_shar
+from icefall_kd.data.shar import (
+    at_speeds,
+    check_absent,
+    cuts_sha256,
+    read_cuts,
+    write_shar,
+)
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.io import read_json, sha256_file
 from icefall_kd.logs import setup_logging
@@ -69,7 +76,7 @@ def check_made_of(output: Path, report: Path, made_of: Dict[str, Any]) -> None:
     if differs:
         raise ValueError(
             f"{output} is there, made otherwise ({'; '.join(differs)}); delete it, "
-            "with the fields in it, to make it again, or give another --output"
+            f"and {fields_dir(output)}, to make it again, or give another --output"
         )
 
 
@@ -86,6 +93,7 @@ def main() -> None:
             check_made_of(args.output, report, made_of)
             logging.info("%s is complete: nothing to do", args.output)
             return
+        check_absent(args.output)  # the fields of a deleted folder
         cuts, drops = gate(
             at_speeds(cuts, args.speeds),
             tokenize=tokenizer.encode if tokenizer else None,

@@ -1,24 +1,29 @@
-"""The state of a trained codec, on disk beside the field: ``<field>.codec.npz``."""
+"""The state of a trained codec, on disk with the field: ``<field>.codec.npz``."""
 
 import hashlib
 import io
 import json
 import zipfile
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
 from icefall_kd.cache.codecs import Codec, find_codec, make_codec
-from icefall_kd.cache.field import FieldInfo, load_field_info
-from icefall_kd.io import Pathlike, as_path, write_aside
+from icefall_kd.cache.field import (
+    FieldInfo,
+    field_dir,
+    list_shar,
+    load_field_info,
+)
+from icefall_kd.io import Pathlike, write_aside
 
 _SPEC, _ORIGIN = "spec", "origin"  # entries of the file beside the state's arrays
 
 
 def codec_path(shar_dir: Pathlike, field: str) -> Path:
     """Return the path of the state of a field's codec."""
-    return as_path(shar_dir) / f"{field}.codec.npz"
+    return field_dir(shar_dir, field) / f"{field}.codec.npz"
 
 
 def codec_sha256(codec: Codec) -> Optional[str]:
@@ -75,6 +80,8 @@ def read_origin(shar_dir: Pathlike, field: str) -> Dict[str, Any]:
 def _read(shar_dir: Pathlike, field: str) -> Tuple[Codec, Dict[str, Any]]:
     path = codec_path(shar_dir, field)
     if not path.is_file():
+        list_shar(shar_dir)  # may move it to its place
+    if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing: without it the field cannot be decoded. Copy it from "
             "where the field was made, or extract the field again with --overwrite"
@@ -105,6 +112,24 @@ def load_codec(shar_dir: Pathlike, info: FieldInfo) -> Codec:
             "or extract the field again with --overwrite"
         )
     return codec
+
+
+def load_decoder(shar_dir: Pathlike, field: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the function that decodes the arrays of a field as lhotse reads them.
+
+    For programs that open a Shar folder with lhotse's ``CutSet.from_shar``:
+
+        decode = load_decoder("data/shar/train", "whisper_base")
+        target = decode(cut.load_whisper_base())
+
+    It takes an array as stored, (T, ...) of the codec's type, of any number of frames,
+    and returns (T, W) float32: an embedding of W dimensions, or of a field of another
+    kind what :class:`icefall_kd.teachers.Output` says.
+
+    Raises:
+      FileNotFoundError, ValueError: as :func:`load_field_info`, :func:`load_codec`.
+    """
+    return load_codec(shar_dir, load_field_info(shar_dir, field)).decode
 
 
 def load_codecs(shar_dir: Pathlike, fields: Sequence[str]) -> Dict[str, Codec]:

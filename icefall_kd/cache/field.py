@@ -1,9 +1,14 @@
-"""What a field is, as JSON beside its shards.
+"""What a field is on disk: its shards, and JSON files in a folder of their own.
 
-A folder in Shar format holds ``cuts.000000.jsonl.gz``, ``recording.000000.tar`` and
-so on.  A field adds, and nothing else changes:
+A folder in Shar format, here ``train``, holds ``cuts.000000.jsonl.gz``,
+``recording.000000.tar`` and so on.  lhotse takes every file there for a shard, hidden
+ones too, so a finished field adds its tars and nothing else:
 
-    <field>.000000.tar    the arrays, in the order of the cuts (lhotse's form)
+    train/<field>.000000.tar    the arrays, in the order of the cuts (lhotse's form)
+
+The rest is in the folder ``train.fields/<field>/``:
+
+    <field>.000000.tar    the arrays, until all shards of the field are whole
     <field>.000000.json   :class:`ShardState`: written last, so that a shard is whole
                           when this file exists; holds the keys of the join
     <field>.json          :class:`FieldInfo`: written when all shards are whole
@@ -13,16 +18,32 @@ The folder is a local one or a URL, see :func:`icefall_kd.io.as_path`.
 """
 
 import dataclasses
+import errno
+import logging
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Sequence, Set
 
-from icefall_kd.io import Pathlike, as_path, read_json, write_json
+from icefall_kd.io import (
+    Pathlike,
+    as_path,
+    is_local,
+    move_file,
+    read_json,
+    remove_abandoned,
+    write_json,
+)
 
 _CUTS = re.compile(r"cuts\.(\d+)\.jsonl(\.gz)?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 RESERVED = ("cuts", "recording", "features")
+SUFFIX = ".fields"  # of the folder beside a Shar folder
+# Files that earlier versions wrote into the Shar folder itself.
+_OLD_FIELD = re.compile(rf"({_NAME.pattern})\.(\d+\.json|\d+\.tar|codec\.npz|json)")
+_OLD_LABELS = re.compile(r"pseudo_labels(-\d+)?\.json")
+_unmovable = set()  # folders that a warning named already
 
 
 @dataclass(frozen=True)
@@ -109,7 +130,7 @@ def shard_ids(shar_dir: Pathlike) -> List[str]:
     """
     ids = sorted(
         m.group(1)
-        for m in (_CUTS.fullmatch(p.name) for p in _listed(shar_dir))
+        for m in (_CUTS.fullmatch(p.name) for p in list_shar(shar_dir))
         if m is not None
     )
     if not ids:
@@ -133,24 +154,71 @@ def recording_path(shar_dir: Pathlike, shard: str) -> Path:
 
 def list_fields(shar_dir: Pathlike) -> List[str]:
     """Return the names of the finished fields of a Shar folder, sorted."""
-    files = {p.name for p in _listed(shar_dir)}
-    with_arrays = {name.split(".")[0] for name in files if name.endswith(".tar")}
-    return sorted(n for n in with_arrays if f"{n}.json" in files)
+    names = [p.name for p in list_shar(shar_dir)]
+    with_arrays = {name.split(".")[0] for name in names if name.endswith(".tar")}
+    with_arrays -= set(RESERVED)
+    return sorted(n for n in with_arrays if info_path(shar_dir, n).is_file())
+
+
+def fields_dir(shar_dir: Pathlike) -> Path:
+    """Return the folder of all that is no shard, ``<shar_dir>.fields``.
+
+    A symbolic link to a Shar folder has the folder beside the original.
+
+    Raises:
+      ValueError: if there cannot be a folder beside ``shar_dir``.
+    """
+    folder = as_path(shar_dir)
+    if is_local(folder) and (folder.name in ("", "..") or folder.is_symlink()):
+        folder = Path(os.path.realpath(folder))
+    if not folder.name:
+        raise ValueError(
+            f"{shar_dir}: the descriptions of fields are in a folder beside the Shar "
+            "folder, so it cannot be the root; put it into a folder"
+        )
+    return folder.with_name(folder.name + SUFFIX)
+
+
+def field_dir(shar_dir: Pathlike, field: str) -> Path:
+    """Return the folder of a field's files, all but its finished tars."""
+    return fields_dir(shar_dir) / field
 
 
 def state_path(shar_dir: Pathlike, field: str, shard: str) -> Path:
     """Return the path of one shard's :class:`ShardState`."""
-    return as_path(shar_dir) / f"{field}.{shard}.json"
+    return field_dir(shar_dir, field) / f"{field}.{shard}.json"
 
 
 def tar_path(shar_dir: Pathlike, field: str, shard: str) -> Path:
-    """Return the path of one shard's arrays."""
+    """Return the path of one shard's arrays in a finished field."""
     return as_path(shar_dir) / f"{field}.{shard}.tar"
+
+
+def staged_path(shar_dir: Pathlike, field: str, shard: str) -> Path:
+    """Return the path of one shard's arrays until the field is finished."""
+    return field_dir(shar_dir, field) / f"{field}.{shard}.tar"
+
+
+def find_tar(shar_dir: Pathlike, field: str, shard: str) -> Path:
+    """Return the path of one shard's arrays, the newer ones where there are two."""
+    staged = staged_path(shar_dir, field, shard)
+    return staged if staged.is_file() else tar_path(shar_dir, field, shard)
+
+
+def publish(shar_dir: Pathlike, field: str, shards: Sequence[str]) -> None:
+    """Move the arrays of a field, all of them whole, into the Shar folder.
+
+    Until then lhotse would miss shards there, and open the folder no more.
+    """
+    for shard in shards:
+        staged = staged_path(shar_dir, field, shard)
+        if staged.is_file():
+            move_file(staged, tar_path(shar_dir, field, shard))
 
 
 def info_path(shar_dir: Pathlike, field: str) -> Path:
     """Return the path of the field's :class:`FieldInfo`."""
-    return as_path(shar_dir) / f"{field}.json"
+    return field_dir(shar_dir, field) / f"{field}.json"
 
 
 def load_field_info(shar_dir: Pathlike, field: str) -> FieldInfo:
@@ -163,8 +231,9 @@ def load_field_info(shar_dir: Pathlike, field: str) -> FieldInfo:
     """
     path = info_path(shar_dir, field)
     if not path.is_file():
-        parts = len(list(_listed(shar_dir, f"{field}.*.tar")))
-        state = f"is unfinished ({parts} shards)" if parts else "does not exist"
+        there = {p.name for p in list_shar(shar_dir)}  # may move it to its place
+    if not path.is_file():
+        state = _state_of_unfinished(shar_dir, field, there)
         raise FileNotFoundError(
             f"{shar_dir}: field '{field}' {state}; finished fields: "
             f"{list_fields(shar_dir) or 'none'}. Remedy: 'python -m "
@@ -216,8 +285,126 @@ def _from_json(cls: type, path: Pathlike) -> Any:
     return cls(**values)
 
 
-def _listed(shar_dir: Pathlike, pattern: str = "*") -> List[Path]:
+def _state_of_unfinished(shar_dir: Pathlike, field: str, there: Set[str]) -> str:
+    """Return what is wrong with a field that has no description.
+
+    Args:
+      there: names of the files in the Shar folder.
+    """
+    folder = field_dir(shar_dir, field)
+    if f"{field}.json" in there:
+        return f"has its description in the Shar folder itself; move it to {folder}"
+    tars = {n for n in there if re.fullmatch(rf"{field}\.\d+\.tar", n)}
+    if not folder.is_dir():
+        if tars:
+            return f"has no description; copy {folder} from where it was made"
+        return "does not exist"
+    tars |= {path.name for path in folder.glob(f"{field}.*.tar")}
+    return f"is unfinished ({len(tars)} shards)" if tars else "does not exist"
+
+
+def list_shar(shar_dir: Pathlike) -> List[Path]:
+    """Return the files of a Shar folder, sorted.
+
+    The files that earlier versions wrote between the shards are moved out first.
+
+    Raises:
+      FileNotFoundError: if there is no such folder.
+    """
     folder = as_path(shar_dir)
     if not folder.is_dir():
         raise FileNotFoundError(f"{shar_dir}: no such Shar folder")
-    return sorted(folder.glob(pattern))
+    paths = sorted(folder.iterdir())  # hidden ones, which some stores leave out of '*'
+    return sorted(folder.iterdir()) if _move_old_files(shar_dir, paths) else paths
+
+
+def _move_old_files(shar_dir: Pathlike, paths: Sequence[Path]) -> int:
+    """Move what is no shard out of a Shar folder that an earlier version wrote.
+
+    Several processes may do so at the same time: what one lists and another moves is
+    at its place when both return.  A folder that cannot be written stays as it is.
+
+    Returns:
+      the number of files that were found.
+    """
+    names = {path.name for path in paths}
+    partial = [n.split(".partial.", 1)[1] for n in names if ".partial." in n]
+    places = {p: q for p in paths if (q := _new_place(shar_dir, p, names)) is not None}
+    try:
+        for name in partial:
+            remove_abandoned(shar_dir, name)
+        for old, new in places.items():
+            _move_old_file(old, new)
+    except (PermissionError, NotImplementedError) as e:  # the latter: a web server
+        reason = str(e)
+    except OSError as e:
+        if e.errno != errno.EROFS:
+            raise
+        reason = str(e)
+    else:
+        if places:
+            logging.info(
+                "%s: moved %d files to %s: lhotse takes every file of a Shar folder "
+                "for a shard",
+                shar_dir,
+                len(places),
+                fields_dir(shar_dir),
+            )
+        return len(places) + len(partial)
+    if str(shar_dir) not in _unmovable:
+        _unmovable.add(str(shar_dir))
+        logging.warning(
+            "%s: %d files are to be moved to %s, which failed (%s). Until then its "
+            "fields cannot be read. Run 'python -m icefall_kd.bin.fields ls %s' once "
+            "as a user who may write there",
+            shar_dir,
+            len(places) + len(partial),
+            fields_dir(shar_dir),
+            reason,
+            shar_dir,
+        )
+    return 0
+
+
+def _new_place(shar_dir: Pathlike, path: Path, names: Set[str]) -> Optional[Path]:
+    """Return where a file belongs that may be of an earlier version; None if it stays.
+
+    Args:
+      names: of all files in the folder.
+    """
+    if _OLD_LABELS.fullmatch(path.name):
+        return fields_dir(shar_dir) / path.name
+    match = _OLD_FIELD.fullmatch(path.name)
+    if match is None or match[1] in RESERVED:
+        return None
+    field, kind = match.groups()
+    states = any(re.fullmatch(rf"{field}\.\d+\.json", name) for name in names)
+    if kind.endswith("tar"):  # stays if finished, linked to or another program's
+        finished = f"{field}.json" in names or info_path(shar_dir, field).is_file()
+        if finished or not states or (is_local(path) and path.is_symlink()):
+            return None
+    if kind == "json" and not states and f"{field}.codec.npz" not in names:
+        try:
+            _from_json(FieldInfo, path)
+        except (ValueError, OSError):  # another program's
+            return None
+    return field_dir(shar_dir, field) / path.name
+
+
+def _move_old_file(old: Path, new: Path) -> None:
+    new.parent.mkdir(parents=True, exist_ok=True)
+    if not (is_local(old) and old.is_symlink()):
+        move_file(old, new)
+        return
+    # bin.pseudo_label links to the files of its input, which move, too.
+    target = Path(os.path.abspath(old.parent / os.readlink(old)))
+    if target.parent.is_dir():
+        list_shar(target.parent)
+    if not target.exists():
+        match = _OLD_FIELD.fullmatch(target.name)
+        target = field_dir(target.parent, match[1]) / target.name if match else target
+    link = new.with_name(f".{os.getpid()}.partial.{new.name}")
+    link.unlink(missing_ok=True)
+    link.symlink_to(os.path.relpath(target, new.parent))
+    os.replace(link, new)
+    old.unlink(missing_ok=True)

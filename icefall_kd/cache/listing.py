@@ -1,12 +1,18 @@
-"""Which files of a Shar folder belong to which field, whole or not."""
+"""Which files in and beside a Shar folder belong to which field, whole or not."""
 
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
-from icefall_kd.cache.field import RESERVED, check_field_name, load_field_info
-from icefall_kd.io import Pathlike, as_path
+from icefall_kd.cache.field import (
+    RESERVED,
+    check_field_name,
+    fields_dir,
+    list_shar,
+    load_field_info,
+)
+from icefall_kd.io import Pathlike
 
 # See icefall_kd.io.write_aside: machine, where it is told; process; file.
 _PARTIAL = re.compile(r"\.(?:([A-Za-z0-9-]+)\.)?(\d+)\.partial\.(.+)")
@@ -19,8 +25,9 @@ class FieldFiles:
     """The files of one field, see :mod:`icefall_kd.cache.field`.
 
     Attributes:
-      tars, states: shard -> file.
-      partial:      what a process writes aside, or left behind when it was killed.
+      tars, states: shard -> file; of two tars the newer, not in the Shar folder yet.
+      partial:      what a process writes aside, or left behind when it was killed;
+                    tars that newer ones will replace.
     """
 
     name: str
@@ -61,13 +68,15 @@ def find_fields(shar_dir: Pathlike) -> Dict[str, FieldFiles]:
     Raises:
       FileNotFoundError: if there is no such folder.
     """
-    folder = as_path(shar_dir)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{shar_dir}: no such Shar folder")
     found: Dict[str, FieldFiles] = {}
-    # Hidden files too, which some stores leave out of '*'.
-    for path in folder.iterdir():
-        _file(path, found)
+    for path in list_shar(shar_dir):
+        place = _place(path.name)
+        if place is not None and place[2] == "tar":
+            _file(path, found)
+    beside = fields_dir(shar_dir)
+    for folder in beside.iterdir() if beside.is_dir() else ():
+        for path in folder.iterdir() if folder.is_dir() else ():
+            _file(path, found)
     return {
         name: files
         for name, files in sorted(found.items())
@@ -102,8 +111,12 @@ def _file(path: Path, found: Dict[str, FieldFiles]) -> None:
     files = found.setdefault(name, FieldFiles(name))
     if partial:
         files.partial.append(path)
+    elif kind == "tar":
+        if shard in files.tars:
+            files.partial.append(files.tars[shard])
+        files.tars[shard] = path
     elif shard is not None:
-        (files.tars if kind == "tar" else files.states)[shard] = path
+        files.states[shard] = path
     elif kind == "json":
         files.info = path
     else:

@@ -13,14 +13,16 @@ from icefall_kd.cache.field import (
     FieldInfo,
     ShardState,
     check_field_name,
+    field_dir,
     fingerprint_differences,
     info_path,
+    publish,
     save,
+    staged_path,
     state_path,
-    tar_path,
 )
 from icefall_kd.cache.verify import Place, verified_state
-from icefall_kd.io import Pathlike, as_path, remove_abandoned
+from icefall_kd.io import Pathlike, remove_abandoned
 from icefall_kd.teachers.protocol import Output, Teacher
 
 VERSION = 1  # of the numbers written here; raise it when they change
@@ -97,20 +99,22 @@ def keep_whole(
 def clear(shar_dir: Pathlike, field: Making, todo: Sequence[str]) -> None:
     """Remove what says that shards about to be made are there, and what was left.
 
-    Other processes may be at work on other shards of the field: theirs stay.
+    Other processes may be at work on other shards of the field: theirs stay.  Arrays
+    in the Shar folder stay until all new ones are there: lhotse may be reading it.
     """
+    folder = field_dir(shar_dir, field.name)
     info_path(shar_dir, field.name).unlink(missing_ok=True)  # absent = unfinished
-    remove_abandoned(shar_dir, f"{field.name}.json")
-    remove_abandoned(shar_dir, f"{field.name}.codec.npz")
+    remove_abandoned(folder, f"{field.name}.json")
+    remove_abandoned(folder, f"{field.name}.codec.npz")
     for shard in todo:
-        for path in (state_path, tar_path):
+        for path in (state_path, staged_path):
             file = path(shar_dir, field.name, shard)
             file.unlink(missing_ok=True)
-            remove_abandoned(shar_dir, file.name)
+            remove_abandoned(folder, file.name)
 
 
 def finish_field(shar_dir: Pathlike, field: Making, shards: Sequence[str]) -> int:
-    """Write the field's description if all its shards are whole.
+    """Put the field into the Shar folder and describe it, if all shards are whole.
 
     The shards of this process have been hashed or made; those of others are looked at
     without.  The description depends on the shards alone, not on who writes it.
@@ -120,7 +124,8 @@ def finish_field(shar_dir: Pathlike, field: Making, shards: Sequence[str]) -> in
     Returns:
       the number of shards that are not there yet.
     """
-    files = {p.name for p in as_path(shar_dir).glob(f"{field.name}.*.json")}
+    folder = field_dir(shar_dir, field.name)
+    files = {p.name for p in folder.glob(f"{field.name}.*.json")}
     names = [state_path(shar_dir, field.name, shard).name for shard in shards]
     if not files.issuperset(names):  # known without reading a single state
         return sum(name not in files for name in names)
@@ -141,6 +146,7 @@ def finish_field(shar_dir: Pathlike, field: Making, shards: Sequence[str]) -> in
             strange[:5],
         )
     if len(totals.shards) == len(shards):
+        publish(shar_dir, field.name, shards)
         save(totals.describe(field), info_path(shar_dir, field.name))
     return len(shards) - len(totals.shards)
 

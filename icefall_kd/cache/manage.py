@@ -1,5 +1,6 @@
 """Removes fields and copies them between Shar folders of the same cuts."""
 
+import contextlib
 import dataclasses
 import shutil
 from pathlib import Path
@@ -19,11 +20,15 @@ from icefall_kd.cache.field import (
     FieldInfo,
     ShardState,
     cuts_path,
+    field_dir,
+    find_tar,
     fingerprint_differences,
     info_path,
     load_shard_state,
+    publish,
     save,
     shard_ids,
+    staged_path,
     state_path,
     tar_path,
 )
@@ -77,6 +82,11 @@ def remove(shar_dir: Pathlike, field: str) -> List[Path]:
     paths = removable(shar_dir, field)
     for path in paths:
         path.unlink(missing_ok=True)
+    folder = field_dir(shar_dir, field)
+    if is_local(folder):  # a store has no folders of their own
+        for empty in (folder, folder.parent):
+            with contextlib.suppress(OSError):  # holds something else, or is gone
+                empty.rmdir()
     return paths
 
 
@@ -102,8 +112,8 @@ def copy_field(
     """Copy a finished field to another Shar folder of the same cuts.
 
     Each shard is written aside, hashed as it lies there and only then takes its name;
-    the description comes last.  Killed and started again, it keeps the shards that
-    are whole.
+    they enter the Shar folder together, and the description comes last.  Killed and
+    started again, it keeps the shards that are whole.
 
     Args:
       overwrite: replace a field of another fingerprint instead of refusing.
@@ -135,6 +145,7 @@ def copy_field(
         done += states[shard].bytes
         if progress is not None:
             progress(done, total)
+    publish(target, field, ids)
     new = _described(info, copied)
     save(new, info_path(target, field))
     return Copied(new, len(todo), len(kept))
@@ -210,7 +221,7 @@ def _check_target(target: Pathlike, info: FieldInfo, overwrite: bool) -> None:
 
 def _is_copied(target: Pathlike, field: str, shard: str, state: ShardState) -> bool:
     """Return whether a shard of the target is the source's, byte for byte."""
-    path, tar = state_path(target, field, shard), tar_path(target, field, shard)
+    path, tar = state_path(target, field, shard), find_tar(target, field, shard)
     if not (path.is_file() and tar.is_file()) or tar.stat().st_size != state.bytes:
         return False
     try:
@@ -225,7 +236,7 @@ def _begin(
     target: Pathlike, field: str, codec: Codec, origin: Optional[Mapping[str, Any]]
 ) -> None:
     """Write the codec before the arrays that need it, and sweep what was left."""
-    remove_abandoned(target, f"{field}.*")
+    remove_abandoned(field_dir(target, field), f"{field}.*")
     if codec.state():
         save_codec(codec, target, field, origin)
     else:
@@ -247,7 +258,7 @@ def _copy_shard(
     Raises:
       ValueError: if the arrays are not those that the state tells.
     """
-    old, new = tar_path(source, field, shard), tar_path(target, field, shard)
+    old, new = tar_path(source, field, shard), staged_path(target, field, shard)
     path = state_path(target, field, shard)
     path.unlink(missing_ok=True)
     with write_aside(new) as aside:

@@ -23,10 +23,13 @@ from tqdm import tqdm
 from icefall_kd.cache.extract import ALONE
 from icefall_kd.cache.field import (
     cuts_path,
+    field_dir,
+    list_shar,
     recording_path,
     shard_ids,
 )
-from icefall_kd.cache.pseudo_tally import NOTE, PART, Tally, labelled_path
+from icefall_kd.cache.listing import find_fields
+from icefall_kd.cache.pseudo_tally import Tally, labelled_path
 from icefall_kd.cache.shards import Shard
 from icefall_kd.cache.teach import load_wave
 from icefall_kd.data.normalise import spell
@@ -263,13 +266,34 @@ def _supervision(line: Dict[str, Any], text: str, confidence: float) -> Dict[str
 
 
 def _link_the_rest(shar_dir: Path, output: Path) -> None:
-    """Link what is not the cuts, by a relative path where both have one root."""
+    """Link what is not the cuts, by a relative path where both have one root.
+
+    A field that is unfinished is left out.
+    """
     linked = 0
-    for path in sorted(shar_dir.iterdir()):
-        link = output / path.name
-        if path.name.startswith((".", "cuts.", NOTE, PART)) or link.exists():
+    links = {
+        output / path.name: path
+        for path in list_shar(shar_dir)
+        if not path.name.startswith((".", "cuts."))
+    }
+    for name, files in find_fields(shar_dir).items():
+        if files.described and files.info is None:
+            logging.warning(
+                "%s: field '%s' of %s is unfinished, and was not linked",
+                output,
+                name,
+                shar_dir,
+            )
+            for path in files.tars.values():
+                links.pop(output / path.name, None)
+        elif files.info is not None:
+            about = [files.info, *files.states.values(), files.codec]
+            links.update({field_dir(output, name) / p.name: p for p in about if p})
+    for link, path in links.items():
+        if link.exists():
             continue
-        target = os.path.relpath(path, output)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        target = os.path.relpath(path, link.parent)
         try:
             link.symlink_to(target)
         except FileExistsError:

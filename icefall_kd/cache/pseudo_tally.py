@@ -5,12 +5,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Set
 
-from icefall_kd.cache.field import cuts_path, fingerprint_differences
+from icefall_kd.cache.field import (
+    cuts_path,
+    fields_dir,
+    fingerprint_differences,
+    list_shar,
+)
 from icefall_kd.cache.join import compare_keys, read_keys
 from icefall_kd.io import read_json, remove_abandoned, write_json
 
 NOTE = "pseudo_labels.json"
-# With a hyphen it is no name of a field's file, see icefall_kd.cache.listing.
 PART = "pseudo_labels-"
 
 
@@ -18,8 +22,9 @@ class Tally:
     """What became of the cuts of each shard of an output, with what identifies it.
 
     While shards are missing, ``pseudo_labels-<shard>.json`` says that one is whole;
-    ``pseudo_labels.json`` has all when it is complete.  Earlier versions kept in the
-    latter what they had done so far, which holds too.
+    ``pseudo_labels.json`` has all when it is complete.  Both are in
+    ``<output>.fields``, see :mod:`icefall_kd.cache.field`.  Earlier versions kept in
+    the latter what they had done so far, which holds too.
 
     Raises:
       ValueError: if the output holds transcripts that another identity made.
@@ -29,6 +34,9 @@ class Tally:
         self._shar_dir = shar_dir
         self._output = output
         self._identity = identity
+        self._notes = fields_dir(output)
+        if output.is_dir():
+            list_shar(output)  # moves what an earlier version noted there
         self._joined: Set[str] = set()  # shards that were found to be of these cuts
         self.whole()  # refuses before anything is written
 
@@ -36,7 +44,7 @@ class Tally:
         """Return the counts of the shards that are whole."""
         found = {}
         # Read before the note: who completes that deletes these after it.
-        for path in self._output.glob(f"{PART}*.json"):
+        for path in self._notes.glob(f"{PART}*.json"):
             with contextlib.suppress(FileNotFoundError):
                 said = read_json(path)
                 # What a note that was deleted identified does not count.
@@ -63,10 +71,10 @@ class Tally:
         todo = [shard for shard in own if shard not in whole]
         # Nobody completes the note meanwhile: they would lack what is made here.
         if todo and not self._note():
-            write_json(self._output / NOTE, {**self._identity, "counts": {}})
+            write_json(self._notes / NOTE, {**self._identity, "counts": {}})
         for shard in todo:
             remove_abandoned(self._output, labelled_path(self._output, shard).name)
-            remove_abandoned(self._output, self._path(shard).name)
+            remove_abandoned(self._notes, self._path(shard).name)
         return todo
 
     def add(self, shard: str, counts: Counter) -> None:
@@ -77,15 +85,15 @@ class Tally:
         """Put the counts of all shards together."""
         note = {**self._identity, "counts": counts}
         if self._note() != note:
-            write_json(self._output / NOTE, note)
-        remove_abandoned(self._output, NOTE)
+            write_json(self._notes / NOTE, note)
+        remove_abandoned(self._notes, NOTE)
         for shard in counts:
             self._path(shard).unlink(missing_ok=True)
 
     def _note(self) -> Dict[str, Any]:
         """Return pseudo_labels.json; empty if there is none."""
         try:
-            note = read_json(self._output / NOTE)
+            note = read_json(self._notes / NOTE)
         except FileNotFoundError:
             return {}
         if _without_counts(note) != self._identity:
@@ -97,7 +105,7 @@ class Tally:
         return note
 
     def _path(self, shard: str) -> Path:
-        return self._output / f"{PART}{shard}.json"
+        return self._notes / f"{PART}{shard}.json"
 
 
 def _without_counts(note: Dict[str, Any]) -> Dict[str, Any]:

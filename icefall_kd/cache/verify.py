@@ -7,9 +7,9 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple
 from icefall_kd.cache.field import (
     ShardState,
     cuts_path,
+    find_tar,
     load_shard_state,
     state_path,
-    tar_path,
 )
 from icefall_kd.cache.join import compare_keys, describe, read_keys
 from icefall_kd.io import Pathlike, sha256_file
@@ -35,7 +35,9 @@ def verified_state(
       full: False leaves out the SHA-256, and with it a flipped bit.
     """
     path = state_path(shar_dir, field, shard)
-    tar = tar_path(shar_dir, field, shard)
+    tar = find_tar(shar_dir, field, shard)
+    if not tar.is_file():  # absent, or moved meanwhile: another process finished it
+        tar = find_tar(shar_dir, field, shard)
     if not (path.is_file() and tar.is_file()):
         return None
     try:
@@ -43,7 +45,12 @@ def verified_state(
     except ValueError as e:
         logging.warning("%s; the shard is made again", e)
         return None
-    if tar.stat().st_size != state.bytes or (full and sha256_file(tar) != state.sha256):
+    try:
+        same = tar.stat().st_size == state.bytes
+        same = same and (not full or sha256_file(tar) == state.sha256)
+    except FileNotFoundError:
+        return verified_state(shar_dir, field, shard, keys, full=full)
+    if not same:
         logging.warning("%s is damaged; the shard is made again", tar)
         return None
     cuts = cuts_path(shar_dir, shard)

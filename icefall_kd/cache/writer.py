@@ -14,8 +14,8 @@ from icefall_kd.cache.field import (
     ShardState,
     cuts_path,
     save,
+    staged_path,
     state_path,
-    tar_path,
 )
 from icefall_kd.io import naming_write, sha256_file, write_aside
 
@@ -112,7 +112,7 @@ def write_shard(
     Raises:
       ValueError: if the arrays are not those of the cuts, one by one and in order.
     """
-    path = tar_path(shar_dir, field, shard)
+    path = staged_path(shar_dir, field, shard)
     with _naming_full_disk(path):
         state_path(shar_dir, field, shard).unlink(missing_ok=True)
         with write_aside(path) as aside:

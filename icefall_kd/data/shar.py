@@ -14,6 +14,7 @@ from lhotse.cut import Cut
 from lhotse.shar import SharWriter
 
 from icefall_kd import SAMPLE_RATE
+from icefall_kd.cache.field import fields_dir
 from icefall_kd.data.parallel import parallel_map
 from icefall_kd.data.progress import progress
 from icefall_kd.io import write_text
@@ -82,11 +83,11 @@ def write_shar(
     Args:
       num_jobs: processes, which share the shards.
     Raises:
-      ValueError: if there are no cuts, or ``directory`` exists.
+      ValueError: if there are no cuts, or ``directory`` or the folder of its fields
+        exists.
     """
     directory = Path(directory)
-    if directory.exists():
-        raise ValueError(f"{directory}: is there already; delete it to write it again")
+    check_absent(directory)
     cuts = list(cuts)
     if not cuts:
         raise ValueError(f"{directory}: no cuts to write")
@@ -109,6 +110,22 @@ def write_shar(
     os.replace(aside, directory)
     hours = sum(cut.duration for cut in cuts) / 3600
     logging.info("wrote %s: %d cuts, %.2f h", directory, len(cuts), hours)
+
+
+def check_absent(directory: Path) -> None:
+    """Refuse to write a Shar folder where one, or what is left of one, is.
+
+    Raises:
+      ValueError: if the folder or that of its fields exists.
+    """
+    if directory.exists():
+        raise ValueError(f"{directory}: is there already; delete it to write it again")
+    fields = fields_dir(directory)
+    if fields.exists():
+        raise ValueError(
+            f"{fields}: describes fields of a folder {directory} that is gone; delete "
+            "it, too"
+        )
 
 
 def _files(number: int) -> Tuple[str, str]:

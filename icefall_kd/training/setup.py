@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from icefall_kd.cache.codecs import Codec
-from icefall_kd.cache.field import FieldInfo, load_field_info
+from icefall_kd.cache.field import SUFFIX, FieldInfo, load_field_info
 from icefall_kd.data.fields import LiveFields
 from icefall_kd.data.stream import CutStream, open_stream
 from icefall_kd.data.tokens import Tokenizer
@@ -79,7 +79,11 @@ def shar_dirs(data: DataConfig, names: Sequence[str]) -> list[Path]:
     root = as_path(data.shar_dir)
     for name in names:
         if not (root / name).is_dir():
-            there = sorted(p.name for p in root.glob("*") if p.is_dir())
+            there = sorted(
+                p.name
+                for p in root.glob("*")
+                if p.is_dir() and not p.name.endswith(SUFFIX)
+            )
             raise FileNotFoundError(
                 f"{root}: no set '{name}'; there are {there or 'none'}"
             )

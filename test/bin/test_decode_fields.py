@@ -3,17 +3,17 @@
 import ast
 import itertools
 import re
-import shutil
 
 import numpy as np
 import pytest
 import torch
+from shar_files import copy_shar
 from students import call
 
 from icefall_kd.bin import decode_fields
 from icefall_kd.cache.codec_file import load_codec
 from icefall_kd.cache.extract import extract
-from icefall_kd.cache.field import load_field_info
+from icefall_kd.cache.field import info_path, load_field_info
 from icefall_kd.cache.reader import load_field, open_shar
 from icefall_kd.cache.topk import take_topk
 from icefall_kd.data.shar import write_shar
@@ -108,8 +108,8 @@ def test_bad_input_is_told(call_on, told, cuts, tmp_path):
         call_on("nobody_ctc")
     with pytest.raises(FileNotFoundError, match="none.model: no such BPE model"):
         call_on("student_ctc", more=("--bpe-model", tmp_path / "none.model"))
-    other = shutil.copytree(told, tmp_path / "other")
-    info = other / "student_ctc.json"
+    other = copy_shar(told, tmp_path / "other")
+    info = info_path(other, "student_ctc")
     info.write_text(info.read_text().replace('"vocab_sha256": "', '"vocab_sha256": "0'))
     with pytest.raises(ValueError, match="BPE model 0"):
         call_on("student_ctc", shar=other)

@@ -1,15 +1,15 @@
 """The command ``fields``: what it prints, and its exit status."""
 
 import json
-import shutil
 import subprocess
 import sys
 
 import pytest
 from damage import change_array, flip_a_bit
+from shar_files import copy_shar
 
 from icefall_kd.bin import fields
-from icefall_kd.cache.field import load_field_info
+from icefall_kd.cache.field import info_path, load_field_info, state_path
 from icefall_kd.cache.reader import open_shar
 
 FIELD = "whisper_tiny_en"
@@ -45,9 +45,9 @@ def test_ls_lists_the_fields_of_every_folder(run, taught, pristine_shar):
 
 
 def test_ls_as_json_holds_what_the_description_holds(run, taught):
-    (taught / f"{FIELD}.000003.json").unlink()
+    state_path(taught, FIELD, "000003").unlink()
     whole = load_field_info(taught, FIELD)
-    (taught / f"{FIELD}.json").unlink()
+    info_path(taught, FIELD).unlink()
     status, out, _ = run("ls", "--json", taught)
     (told,) = json.loads(out)[str(taught)]
     assert status == 0
@@ -77,10 +77,9 @@ def test_verify_names_faults_deletes_what_is_damaged_and_fails(taught):
     fault, count, *deleted = done.stdout.splitlines()
     assert fault.startswith(f"{taught / FIELD}.000001.tar: damaged, the SHA-256")
     assert count == f"{taught} {FIELD}: 1 faults (every array)"
-    assert sorted(deleted) == [
-        f"deleted {taught / FIELD}.{end}"
-        for end in ("000001.json", "000001.tar", "json")
-    ]
+    paths = [info_path(taught, FIELD), state_path(taught, FIELD, "000001")]
+    paths.append(taught / f"{FIELD}.000001.tar")
+    assert sorted(deleted) == sorted(f"deleted {path}" for path in paths)
     assert f"verify {FIELD}: 100%" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -120,12 +119,12 @@ def test_rm_without_a_terminal_removes_nothing(run, taught, monkeypatch):
 
     monkeypatch.setattr("builtins.input", nobody)
     assert "nothing was removed" in run("rm", taught, FIELD)[1]
-    assert (taught / f"{FIELD}.json").is_file()
+    assert info_path(taught, FIELD).is_file()
 
 
 def test_copy_makes_the_field_whole_elsewhere(run, taught, pristine_shar, tmp_path):
     target = tmp_path / "target"
-    shutil.copytree(pristine_shar, target)
+    copy_shar(pristine_shar, target)
     assert run("copy", taught, target, FIELD)[0] == 0
     assert run("verify", target)[0] == 0
     assert len(list(open_shar(target, [FIELD]))) == 18

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from damage import change_array, change_members, edit, flip_a_bit, seal
 from loudness import Loudness
+from shar_files import digest
 
 from icefall_kd.cache.audit import audit
 from icefall_kd.cache.codec_file import codec_path, save_codec
 from icefall_kd.cache.codecs import train_codec
 from icefall_kd.cache.extract import extract
+from icefall_kd.cache.field import info_path, state_path
 from icefall_kd.cache.manage import delete_damaged
-from icefall_kd.io import sha256_file
 
 FIELD = "whisper_tiny_en"
 SHARD = "000002"
@@ -25,8 +26,8 @@ def faults(folder, field=FIELD, decode=True):
     return [fault.message for fault in audit(folder, field, decode=decode)]
 
 
-def digest(folder):
-    return {p.name: sha256_file(p) for p in sorted(folder.iterdir())}
+def state_of(tar):
+    return state_path(tar.parent, FIELD, SHARD)
 
 
 @pytest.fixture
@@ -58,11 +59,8 @@ def test_progress_ends_at_all_bytes(taught):
             lambda p: p.write_bytes(p.read_bytes()[:-3000]),
             r"damaged, \d+ bytes instead",
         ),
-        (lambda p: p.with_suffix(".json").unlink(), f"{SHARD}.json is missing"),
-        (
-            lambda p: p.with_suffix(".json").write_text('{"t'),
-            f"{SHARD}.json: not a JSON",
-        ),
+        (lambda p: state_of(p).unlink(), f"{SHARD}.json is missing"),
+        (lambda p: state_of(p).write_text('{"t'), f"{SHARD}.json: not a JSON"),
         (lambda p: p.unlink(), f"has 1 missing shards: {TAR}"),
     ],
     ids=["bit flip", "truncated", "state gone", "state truncated", "gone"],
@@ -99,7 +97,7 @@ def test_a_wrong_array_behind_right_checksums_is_found(taught, change, told):
 
 
 def test_arrays_swapped_between_cuts_are_found_by_their_lengths(taught):
-    keys = json.loads((taught / f"{FIELD}.{SHARD}.json").read_text())["keys"]
+    keys = json.loads(state_path(taught, FIELD, SHARD).read_text())["keys"]
     order = sorted(range(len(keys)), key=lambda n: keys[n][3])
     a, b = order[0], order[-1]
 
@@ -197,26 +195,26 @@ def lose_std(info):
     ids=["mean", "std", "content", "frames", "checksum", "fingerprint", "name"],
 )
 def test_an_edited_description_is_found(taught, change, told):
-    edit(taught / f"{FIELD}.json", change)
+    edit(info_path(taught, FIELD), change)
     for decode in (True, False):
         found = faults(taught, decode=decode)
         assert found and all(re.search(told, x) for x in found)
-        assert all(str(taught / f"{FIELD}.json") in x for x in found)
+        assert all(str(info_path(taught, FIELD)) in x for x in found)
 
 
 def test_edited_statistics_of_a_shard_are_found(taught):
     def change(state):
         state["sum"][7] += 1.0
 
-    edit(taught / f"{FIELD}.{SHARD}.json", change)
+    edit(state_path(taught, FIELD, SHARD), change)
     (message,) = faults(taught)
     assert "other statistics than its state tells, in 1 dim" in message
     assert "[7]" in message
 
 
 def test_an_unfinished_field_is_a_fault_and_its_shards_are_looked_at(taught):
-    (taught / f"{FIELD}.json").unlink()
-    (taught / f"{FIELD}.000003.json").unlink()
+    info_path(taught, FIELD).unlink()
+    state_path(taught, FIELD, "000003").unlink()
     (message,) = faults(taught)
     assert "is unfinished, 3 of 4 shards" in message
     flip_a_bit(taught / f"{FIELD}.000000.tar")
@@ -243,7 +241,7 @@ def test_what_is_deleted_the_next_extraction_writes_again(taught, tiny):
 
 def test_an_edited_description_is_written_again_without_the_teacher(taught, tiny):
     before = digest(taught)
-    edit(taught / f"{FIELD}.json", double_mean)
+    edit(info_path(taught, FIELD), double_mean)
     delete_damaged(audit(taught, FIELD))
     _, report = extract(taught, [tiny])
     assert (report.shards_done, report.shards_kept) == (0, 4)

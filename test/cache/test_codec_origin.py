@@ -1,16 +1,16 @@
 """What becomes of a trained codec when an extraction is killed, repeated or changed."""
 
-import shutil
 import sys
 from collections import namedtuple
 
 import numpy as np
 import pytest
+from shar_files import copy_shar
 
 import icefall_kd.cache.plan as plan
 from icefall_kd.cache.codec_file import codec_path, load_codec, read_origin
 from icefall_kd.cache.extract import extract
-from icefall_kd.cache.field import load_field_info
+from icefall_kd.cache.field import info_path, load_field_info, state_path
 from icefall_kd.cache.reader import load_field, open_shar
 from icefall_kd.data.batches import make_loader
 from icefall_kd.data.stream import open_stream
@@ -24,7 +24,7 @@ TRAINED = f"training codec int8 of {FIELD}"
 def pq_shar(pristine_shar, tiny, tmp_path_factory):
     """The small Shar with the field in codec pq16; not to be written to."""
     folder = tmp_path_factory.mktemp("pq") / "shar"
-    shutil.copytree(pristine_shar, folder)
+    copy_shar(pristine_shar, folder)
     extract(folder, [tiny], codec="pq16", codec_frames=1000)
     return folder
 
@@ -73,10 +73,10 @@ def test_a_second_folder_shares_the_codec(pq_shar, shar, tiny):
 
 
 def test_a_run_ended_between_its_shards_goes_on_with_its_codec(pq_shar, tmp_path, tiny):
-    folder = shutil.copytree(pq_shar, tmp_path / "part")
-    (folder / f"{FIELD}.json").unlink()
+    folder = copy_shar(pq_shar, tmp_path / "part")
+    info_path(folder, FIELD).unlink()
     for shard in ("000001", "000003"):
-        (folder / f"{FIELD}.{shard}.json").unlink()
+        state_path(folder, FIELD, shard).unlink()
         (folder / f"{FIELD}.{shard}.tar").unlink()
     infos, report = extract(folder, [tiny], codec="pq16")
     assert (report.shards_done, report.shards_kept) == (2, 2)
@@ -130,7 +130,7 @@ def test_a_codec_left_by_another_teacher_does_not_serve(
         interrupt(patch)
         extract(shar, [tiny], codec="int8")
     other = build_teacher(FIELD, tiny_dir, context=0.5, num_threads=1)
-    folder = shutil.copytree(pristine_shar, tmp_path / "second") if shared else shar
+    folder = copy_shar(pristine_shar, tmp_path / "second") if shared else shar
     with pytest.raises(ValueError, match="another teacher's output: context is 1.0"):
         extract(folder, [other], codec="int8", codec_dir=shar)
     assert told() == 1

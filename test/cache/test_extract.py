@@ -14,7 +14,13 @@ from shar_files import digest
 import icefall_kd.cache.plan as plan
 from icefall_kd.cache.codecs import make_codec
 from icefall_kd.cache.extract import extract
-from icefall_kd.cache.field import load_field_info
+from icefall_kd.cache.field import (
+    field_dir,
+    fields_dir,
+    info_path,
+    load_field_info,
+    state_path,
+)
 from icefall_kd.cache.reader import load_field, open_shar
 from icefall_kd.teachers import build_teacher
 
@@ -52,8 +58,9 @@ def test_the_description_holds_statistics_of_all_frames(taught_shar, tiny):
 def test_nothing_but_the_field_is_written(taught_shar, pristine_shar):
     names = {p.name for p in taught_shar.iterdir()}
     before = {p.name for p in pristine_shar.iterdir()}
-    new = {f"{FIELD}.00000{i}.{ext}" for i in range(4) for ext in ("tar", "json")}
-    assert names - before == new | {f"{FIELD}.json"}
+    assert names - before == {f"{FIELD}.00000{i}.tar" for i in range(4)}
+    about = {p.name for p in field_dir(taught_shar, FIELD).iterdir()}
+    assert about == {f"{FIELD}.00000{i}.json" for i in range(4)} | {f"{FIELD}.json"}
     for name in before:
         assert (taught_shar / name).read_bytes() == (pristine_shar / name).read_bytes()
 
@@ -77,8 +84,8 @@ def flip_a_bit(path):
         lambda p: p.write_bytes(p.read_bytes()[:-3000]),
         flip_a_bit,
         lambda p: p.unlink(),
-        lambda p: p.with_suffix(".json").unlink(),
-        lambda p: p.with_suffix(".json").write_text('{"tar": '),
+        lambda p: state_path(p.parent, FIELD, "000002").unlink(),
+        lambda p: state_path(p.parent, FIELD, "000002").write_text('{"tar": '),
     ],
     ids=["truncated", "bit flipped", "gone", "state gone", "state truncated"],
 )
@@ -92,7 +99,7 @@ def test_a_damaged_shard_is_found_and_made_again_alone(taught, tiny, damage):
 
 def test_killed_before_the_description_only_that_is_written(taught, tiny):
     before = digest(taught)
-    (taught / f"{FIELD}.json").unlink()
+    info_path(taught, FIELD).unlink()
     _, report = extract(taught, [tiny])
     assert (report.shards_done, report.shards_kept) == (0, 4)
     assert digest(taught) == before
@@ -147,7 +154,7 @@ def test_a_full_disk_is_told_before_anything_is_written(shar, tiny, monkeypatch)
     )
     with pytest.raises(OSError, match="MB are needed .*, 1.0 MB are free"):
         extract(shar, [tiny])
-    assert sorted(os.listdir(shar)) == before
+    assert sorted(os.listdir(shar)) == before and not fields_dir(shar).exists()
 
 
 @pytest.mark.parametrize("field", ["cuts", "recording", "a-b", "a.b", "9"])
@@ -179,7 +186,8 @@ def test_a_disk_that_fills_up_is_told_and_what_was_finished_stays(
     with full_disk(max(sizes[:full])):
         with pytest.raises(OSError, match=f"{FIELD}.00000{full}.tar: could not be .*"):
             extract(shar, [tiny])
-    names = {p.name for p in shar.glob(f"*{FIELD}*")}
+    assert not list(shar.glob(f"*{FIELD}*"))
+    names = {p.name for p in field_dir(shar, FIELD).iterdir()}
     done = range(full)
     assert names == {f"{FIELD}.00000{n}.{e}" for n in done for e in ("tar", "json")}
     _, report = extract(shar, [tiny])

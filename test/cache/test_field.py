@@ -3,7 +3,7 @@ import json
 import pytest
 
 from icefall_kd.cache import FieldInfo, list_fields, load_field_info
-from icefall_kd.cache.field import cuts_path, save, shard_ids
+from icefall_kd.cache.field import cuts_path, info_path, save, shard_ids
 
 INFO = FieldInfo(
     name="a",
@@ -22,24 +22,26 @@ INFO = FieldInfo(
 
 
 def test_a_description_is_read_as_it_was_saved(tmp_path):
-    save(INFO, tmp_path / "a.json")
+    save(INFO, info_path(tmp_path, "a"))
     assert load_field_info(tmp_path, "a") == INFO
 
 
 @pytest.mark.parametrize("change", [{"extra": 1}, {"dim": None}])
 def test_a_file_of_another_form_is_refused_by_name(tmp_path, change):
-    save(INFO, tmp_path / "a.json")
-    values = json.loads((tmp_path / "a.json").read_text())
+    save(INFO, info_path(tmp_path, "a"))
+    values = json.loads(info_path(tmp_path, "a").read_text())
     values.update(change)
     values = {k: v for k, v in values.items() if v is not None}
-    (tmp_path / "a.json").write_text(json.dumps(values))
+    info_path(tmp_path, "a").write_text(json.dumps(values))
     with pytest.raises(ValueError, match="a.json is not a FieldInfo"):
         load_field_info(tmp_path, "a")
 
 
-def test_only_json_files_with_arrays_beside_them_are_fields(tmp_path):
-    for name in ("b.json", "b.000000.tar", "b.000000.json", "report.json", "c.0.tar"):
+def test_only_descriptions_with_arrays_are_fields(tmp_path):
+    for name in ("b.000000.tar", "report.json", "c.0.tar"):
         (tmp_path / name).touch()
+    for name in ("b", "d"):
+        save(INFO, info_path(tmp_path, name))
     assert list_fields(tmp_path) == ["b"]
 
 

@@ -12,9 +12,10 @@ from collections import namedtuple
 import pytest
 import yaml
 from dummies import free_port
-from shar_files import digest
+from shar_files import copy_shar, digest
 
 from icefall_kd.cache.extract import extract
+from icefall_kd.cache.field import fields_dir
 from icefall_kd.teachers import build_teacher
 
 Two = namedtuple("Two", "teachers conf expected")  # two fields made in one pass
@@ -37,10 +38,7 @@ def two(tiny, tiny_dir, taught_shar, tmp_path_factory):
     small = build_teacher(
         "whisper_tiny_en", tiny_dir, "small", context=0.0, num_threads=1
     )
-    shar = folder / "shar"
-    shar.mkdir()
-    for file in taught_shar.iterdir():
-        (shar / file.name).write_bytes(file.read_bytes())
+    shar = copy_shar(taught_shar, folder / "shar")
     extract(shar, [small])
     return Two([tiny, small], path, digest(shar))
 
@@ -66,12 +64,14 @@ def start(folder, conf, ranks, *options):
 
 def whole(folder):
     """Return the states of finished shards."""
-    return {p.name for p in folder.glob("*.0*.json") if not p.name.startswith(".")}
+    paths = fields_dir(folder).glob("*/*.0*.json")
+    return {p.name for p in paths if not p.name.startswith(".")}
 
 
 def begun(folder):
     """Return the numbers of the shards that were being written."""
-    found = (re.search(r"\.partial\..*\.(\d+)\.", name) for name in os.listdir(folder))
+    names = (p.name for p in fields_dir(folder).glob("*/.*"))
+    found = (re.search(r"\.partial\..*\.(\d+)\.", name) for name in names)
     return {match[1] for match in found if match}
 
 

@@ -8,10 +8,13 @@ import signal
 import pytest
 from damage import flip_a_bit
 from loudness import Loudness
+from shar_files import copy_shar, digest, shar_files
 
 import icefall_kd.cache.manage as manage
 from icefall_kd.cache.audit import audit
+from icefall_kd.cache.codec_file import codec_path
 from icefall_kd.cache.extract import extract
+from icefall_kd.cache.field import field_dir, info_path
 from icefall_kd.cache.manage import copy_field, remove
 from icefall_kd.cache.reader import check_field, open_shar
 from icefall_kd.cache.survey import survey
@@ -20,19 +23,18 @@ from icefall_kd.io import as_path, sha256_file
 FIELD = "whisper_tiny_en"
 
 
-def digest(folder, pattern="*"):
-    """File name -> SHA-256."""
-    return {p.name: sha256_file(p) for p in sorted(folder.glob(pattern))}
-
-
 def test_a_field_is_removed_and_its_neighbours_stay(taught):
-    for path in list(taught.glob(f"{FIELD}.*")):
-        for other in ("whisper", "whisper_tiny"):  # names that begin alike
-            shutil.copy(path, taught / path.name.replace(FIELD, other))
-    for name in ("whisper.txt", "whisper.gate.json", ".7.partial.whisper_x.000000.tar"):
+    for other in ("whisper", "whisper_tiny"):  # names that begin alike
+        field_dir(taught, other).mkdir()
+        for path in shar_files(taught):
+            if path.name.startswith(f"{FIELD}."):
+                copy = str(path.relative_to(taught.parent)).replace(FIELD, other)
+                shutil.copy(path, taught.parent / copy)
+    for name in ("whisper.txt", "whisper.gate.json"):
         (taught / name).touch()
-    (taught / ".99.partial.whisper.000001.tar").touch()
-    (taught / "whisper.codec.npz").touch()
+    (field_dir(taught, "whisper_tiny") / ".7.partial.whisper_tiny.0.tar").touch()
+    (field_dir(taught, "whisper") / ".99.partial.whisper.000001.tar").touch()
+    codec_path(taught, "whisper").touch()
     kept = digest(taught)
     gone = remove(taught, "whisper")
     assert gone[0].name == "whisper.json", "until it is gone, the field counts as whole"
@@ -40,6 +42,7 @@ def test_a_field_is_removed_and_its_neighbours_stay(taught):
     assert len(names) == 1 + 2 * 4 + 2
     assert all(n.startswith(("whisper.", ".99.partial.whisper.")) for n in names)
     assert digest(taught) == {n: d for n, d in kept.items() if n not in names}
+    assert not field_dir(taught, "whisper").exists()
 
 
 @pytest.mark.parametrize("field", ["cuts", "recording", "features"])
@@ -74,11 +77,11 @@ def test_a_copy_is_the_field_file_by_file(taught, shar):
 def test_the_codec_of_a_field_is_copied_with_it(shar, pristine_shar, tmp_path):
     extract(shar, [Loudness()], codec="int8")
     target = tmp_path / "target"
-    shutil.copytree(pristine_shar, target)
+    copy_shar(pristine_shar, target)
     copy_field(shar, target, "loudness")
     assert digest(target, "loudness*") == digest(shar, "loudness*")
     assert list(audit(target, "loudness")) == []
-    (target / "loudness.codec.npz").unlink()
+    codec_path(target, "loudness").unlink()
     copy_field(shar, target, "loudness")
     assert digest(target, "loudness*") == digest(shar, "loudness*")
 
@@ -119,13 +122,13 @@ def test_a_damaged_shard_of_the_source_is_not_copied(taught, shar):
     flip_a_bit(taught / f"{FIELD}.000001.tar")
     with pytest.raises(ValueError, match=f"{FIELD}.000001.tar: damaged, the SHA-256"):
         copy_field(taught, shar, FIELD)
-    names = {p.name for p in shar.iterdir() if FIELD in p.name}
+    names = {p.name for p in shar_files(shar) if FIELD in p.name}
     assert names == {f"{FIELD}.000000.tar", f"{FIELD}.000000.json"}
 
 
 def test_a_field_of_another_fingerprint_is_replaced_only_on_demand(shar, tmp_path):
     target = tmp_path / "target"
-    shutil.copytree(shar, target)
+    copy_shar(shar, target)
     extract(shar, [Loudness(version=1)], codec="int8")
     extract(target, [Loudness(version=2)])
     before = digest(target)
@@ -136,7 +139,7 @@ def test_a_field_of_another_fingerprint_is_replaced_only_on_demand(shar, tmp_pat
     assert digest(target, "loudness*") == digest(shar, "loudness*")
     assert digest(target, "loud_ctc*") != digest(shar, "loud_ctc*")  # not asked for
     back = copy_field(target, shar, "loud_ctc", overwrite=True)
-    assert back.shards_done == 4 and not (shar / "loud_ctc.codec.npz").exists()
+    assert back.shards_done == 4 and not codec_path(shar, "loud_ctc").exists()
 
 
 def test_a_full_disk_is_told_before_anything_is_written(taught, shar, monkeypatch):
@@ -189,7 +192,7 @@ def test_a_copy_killed_in_the_middle_goes_on_with_that_shard(taught, shar, withi
 
 def test_a_copy_killed_before_the_description_writes_only_that(taught, shar):
     copy_field(taught, shar, FIELD)
-    (shar / f"{FIELD}.json").unlink()
+    info_path(shar, FIELD).unlink()
     flip_a_bit(shar / f"{FIELD}.000002.tar")  # and what was damaged meanwhile
     copied = copy_field(taught, shar, FIELD)
     assert (copied.shards_done, copied.shards_kept) == (1, 3)

@@ -9,17 +9,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections import namedtuple
 from pathlib import Path
 
 import pytest
 import real_teachers
 import torch
-from dummies import free_port
+from dummies import Heard, Says, free_port
 from kaldialign import edit_distance
+from shar_files import copy_shar, shar_files
 
 from icefall_kd.bin import pseudo_label as command
 from icefall_kd.cache.extract import ALONE
+from icefall_kd.cache.field import fields_dir
 from icefall_kd.cache.listing import find_fields
 from icefall_kd.cache.pseudo import Judge, Limits, pseudo_label
 from icefall_kd.cache.reader import check_field, open_shar
@@ -30,23 +31,7 @@ from icefall_kd.teachers.whisper_text import WhisperText
 from icefall_kd.training.distributed import World
 
 tiny_dir = real_teachers.tiny_dir  # fixture
-Heard = namedtuple("Heard", "text confidence")
 SHARDS = [f"{n:06d}" for n in range(4)]
-
-
-class Says:
-    """Hears one and the same; ``waves`` counts what it was given."""
-
-    def __init__(self, text="yes", fingerprint=None):
-        self.text, self.waves = text, 0
-        self._fingerprint = fingerprint or {"says": text}
-
-    def fingerprint(self):
-        return self._fingerprint
-
-    def transcribe(self, waves):
-        self.waves += len(waves)
-        return [Heard(self.text, -0.1) for _ in waves]
 
 
 @pytest.fixture(scope="module")
@@ -95,17 +80,21 @@ def test_audio_and_fields_are_those_of_the_input(taught_shar, labelled):
     assert -1.0 < confidence <= 0.0
 
 
+def note_path(output):
+    return fields_dir(output) / "pseudo_labels.json"
+
+
 def note_of(output):
-    return json.loads((output / "pseudo_labels.json").read_text())
+    return json.loads(note_path(output).read_text())
 
 
 def test_a_second_run_keeps_what_is_there(taught_shar, labelled):
     output, report = labelled
-    before = {p: p.stat().st_mtime_ns for p in output.iterdir()}
+    before = {p: p.stat().st_mtime_ns for p in shar_files(output)}
     deaf = Says(fingerprint=note_of(output)["reader"])
     assert pseudo_label(taught_shar, output, deaf) == report
     assert deaf.waves == 0
-    assert {p: p.stat().st_mtime_ns for p in output.iterdir()} == before
+    assert {p: p.stat().st_mtime_ns for p in shar_files(output)} == before
 
 
 def test_transcripts_made_otherwise_are_refused(taught_shar, labelled, reader):
@@ -251,14 +240,15 @@ def start(shar, output, tiny_dir, ranks):
 
 def made(output):
     """Return the shards that are declared whole while others are missing."""
-    return {p.stem[-6:] for p in output.glob("pseudo_labels-*.json")}
+    return {p.stem[-6:] for p in fields_dir(output).glob("pseudo_labels-*.json")}
 
 
 def check_same(output, labelled):
     """Compare with what one process wrote undisturbed."""
     expected, _ = labelled
     assert note_of(output) == note_of(expected)
-    assert {p.name for p in output.iterdir()} == {p.name for p in expected.iterdir()}
+    names = [{p.name for p in shar_files(folder)} for folder in (output, expected)]
+    assert names[0] == names[1]
     assert texts(output) == texts(expected)
     check_field(output, "whisper_tiny_en")
 
@@ -306,14 +296,15 @@ def test_killed_processes_are_followed_by_any_number_of_others(
 def test_what_an_earlier_version_left_half_done_is_completed(
     taught_shar, labelled, reader, tmp_path
 ):
-    output = Path(shutil.copytree(labelled[0], tmp_path / "out", symlinks=True))
+    output = copy_shar(labelled[0], tmp_path / "out")
     note = note_of(output)
     del note["counts"]["000001"], note["counts"]["000002"]
-    (output / "pseudo_labels.json").write_text(json.dumps(note))
+    note_path(output).write_text(json.dumps(note))
     (output / "cuts.000002.jsonl.gz").unlink()
     (output / "cuts.000003.jsonl.gz").unlink()  # counted, and lost since
-    (output / ".elsewhere.7.partial.pseudo_labels.json").touch()
-    os.utime(output / ".elsewhere.7.partial.pseudo_labels.json", (0, 0))
+    partial = note_path(output).with_name(".elsewhere.7.partial.pseudo_labels.json")
+    partial.touch()
+    os.utime(partial, (0, 0))
     kept = (output / "cuts.000000.jsonl.gz").stat().st_mtime_ns
     first = pseudo_label(taught_shar, output, reader, world=World(1, 2, ALONE.device))
     assert first.missing == 1 and sum(first.counts.values()) == 13
@@ -327,7 +318,7 @@ def test_what_an_earlier_version_left_half_done_is_completed(
 def test_shards_that_a_deleted_note_identified_are_made_again(shar, tmp_path):
     output, half = tmp_path / "out", World(0, 2, ALONE.device)
     assert pseudo_label(shar, output, Says("yes"), world=half).missing == 2
-    (output / "pseudo_labels.json").unlink()
+    note_path(output).unlink()
     reader = Says("no")
     assert pseudo_label(shar, output, reader).missing == 0
     assert reader.waves == 18 and set(texts(output).values()) == {"NO"}
@@ -382,9 +373,9 @@ def test_the_note_of_transcribed_audio_is_not_taken_for_ones_own(shar, tmp_path)
     note = note_of(second)
     assert note["of"] == "first"
     for shard, counts in note["counts"].items():  # whole, but not put together
-        part = second / f"pseudo_labels-{shard}.json"
+        part = fields_dir(second) / f"pseudo_labels-{shard}.json"
         part.write_text(json.dumps({**note, "counts": counts}))
-    (second / "pseudo_labels.json").unlink()
+    note_path(second).unlink()
     reader = Says()
     assert pseudo_label(first, second, reader) == report
     assert note_of(second) == note and made(second) == set()

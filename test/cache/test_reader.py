@@ -5,6 +5,7 @@ import pytest
 from shar_faults import rename_cuts, rewrite_cuts, rewrite_tar
 
 from icefall_kd.cache.codecs import make_codec
+from icefall_kd.cache.field import info_path
 from icefall_kd.cache.reader import check_field, load_field, open_shar
 
 FIELD = "whisper_tiny_en"
@@ -50,7 +51,7 @@ def test_an_unknown_field_is_refused_with_those_that_exist(taught):
 
 
 def test_an_unfinished_field_is_refused(taught):
-    (taught / f"{FIELD}.json").unlink()
+    info_path(taught, FIELD).unlink()
     with pytest.raises(FileNotFoundError, match="is unfinished"):
         open_shar(taught, [FIELD])
 
@@ -186,7 +187,7 @@ def test_cuts_of_missing_shards_are_without_target_and_counted(taught, caplog):
 
 def test_a_set_without_the_field_is_without_targets(taught, caplog):
     ids = ids_of(taught)
-    (taught / f"{FIELD}.json").unlink()
+    info_path(taught, FIELD).unlink()
     assert_without(targets(taught), {}, ids)
     assert "18 of 18 cuts have no target" in caplog.text
     assert "is unfinished (4 shards)" in caplog.text and "bin.extract" in caplog.text

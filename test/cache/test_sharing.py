@@ -1,17 +1,18 @@
 """Jobs that share the shards of one folder without knowing of each other."""
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
 import time
 
 import pytest
-from shar_files import digest
+from shar_files import copy_shar, digest
 
 from icefall_kd.bin import extract as extract_command
+from icefall_kd.cache.codec_file import codec_path
 from icefall_kd.cache.extract import ALONE, extract, train_codecs
+from icefall_kd.cache.field import field_dir, info_path
 from icefall_kd.cache.share import select_shards
 from icefall_kd.teachers import build_teacher
 from icefall_kd.training.distributed import World
@@ -57,7 +58,7 @@ def test_what_selects_nothing_is_refused(selection, message):
 def test_the_last_job_writes_the_description_whoever_it_is(shar, tiny, taught_shar):
     infos, report = extract(shar, [tiny], shards="1:")
     assert (infos, report.missing) == ({}, {FIELD: 1})
-    assert not (shar / f"{FIELD}.json").exists()
+    assert not info_path(shar, FIELD).exists()
     infos, report = extract(shar, [tiny], shards="0")
     assert (list(infos), report.missing) == ([FIELD], {})
     assert (report.shards_done, report.shards_kept) == (1, 0)
@@ -68,7 +69,8 @@ def test_each_rank_makes_its_own_shards_and_no_others(shar, tiny, taught_shar):
     first = World(0, 2, ALONE.device)  # fp16 is not trained: the two need not meet
     _, report = extract(shar, [tiny], world=first)
     assert report.missing == {FIELD: 2}
-    states = {p.name for p in shar.glob(f"{FIELD}.*.json")}
+    assert not list(shar.glob(f"{FIELD}*"))  # lhotse opens the folder meanwhile
+    states = {p.name for p in field_dir(shar, FIELD).glob(f"{FIELD}.*.json")}
     assert states == {f"{FIELD}.000000.json", f"{FIELD}.000002.json"}
     _, report = extract(shar, [tiny], world=World(1, 2, ALONE.device))
     assert (report.shards_done, report.missing) == (2, {})
@@ -95,34 +97,34 @@ def test_shards_of_jobs_with_other_options_are_told(shar, tiny, caplog):
 def test_jobs_share_a_codec_that_was_made_before_them(shar, tiny, tmp_path):
     with pytest.raises(FileNotFoundError, match="--train-codec-only"):
         extract(shar, [tiny], codec="int8", shards="0:2")
-    alone = shutil.copytree(shar, tmp_path / "alone")
+    alone = copy_shar(shar, tmp_path / "alone")
     train_codecs(shar, [tiny], codec="int8", codec_frames=1000)
-    codec = (shar / f"{FIELD}.codec.npz").read_bytes()
+    codec = codec_path(shar, FIELD).read_bytes()
     for shards in ("0:2", "2:"):
         # No job of an array trains, not even with --overwrite.
         extract(shar, [tiny], codec="int8", shards=shards, overwrite=True)
-    assert (shar / f"{FIELD}.codec.npz").read_bytes() == codec
+    assert codec_path(shar, FIELD).read_bytes() == codec
     extract(alone, [tiny], codec="int8", codec_frames=1000)
     assert digest(shar) == digest(alone)
 
 
 def test_another_sets_codec_is_not_mixed_with_ones_own(shar, tiny, tmp_path):
-    other = shutil.copytree(shar, tmp_path / "other")
+    other = copy_shar(shar, tmp_path / "other")
     train_codecs(shar, [tiny], codec="int8", codec_frames=100)
     train_codecs(other, [tiny], codec="int8", codec_frames=500)
     with pytest.raises(ValueError, match="is not the codec of .*--overwrite"):
         extract(shar, [tiny], codec="int8", codec_dir=other)
     extract(shar, [tiny], codec="int8", codec_dir=other, overwrite=True)
-    name = f"{FIELD}.codec.npz"
-    assert (shar / name).read_bytes() == (other / name).read_bytes()
+    here, there = (codec_path(folder, FIELD) for folder in (shar, other))
+    assert here.read_bytes() == there.read_bytes()
 
 
 def test_a_command_of_another_day_takes_the_codec_of_the_first(
     shar, tiny_dir, tmp_path, monkeypatch
 ):
     """Whatever the order of the folders: the one that is named comes first."""
-    other = shutil.copytree(shar, tmp_path / "other")
-    third = shutil.copytree(shar, tmp_path / "third")
+    other = copy_shar(shar, tmp_path / "other")
+    third = copy_shar(shar, tmp_path / "third")
 
     def call(*folders):
         arguments = ["--shar-dir", *folders, "--codec-from", shar, "--codec", "int8"]
@@ -130,12 +132,12 @@ def test_a_command_of_another_day_takes_the_codec_of_the_first(
         monkeypatch.setattr("sys.argv", ["extract", *map(str, arguments)])
         extract_command.main()
 
-    with pytest.raises(SystemExit, match=f"{shar}/{FIELD}.codec.npz"):
+    with pytest.raises(SystemExit, match=str(codec_path(shar, FIELD))):
         call(other)
     call(other, shar)
     call(third)
     read_fields([shar, third], [other], [FIELD])
-    (third / f"{FIELD}.json").unlink()
+    info_path(third, FIELD).unlink()
     extract(
         third,
         [build_teacher(FIELD, tiny_dir)],
@@ -161,8 +163,10 @@ def test_partial_files_of_others_stay_and_dead_ones_go(shar, tiny):
         f".{here}.{dead.pid}.partial.{FIELD}.000002.tar": True,  # another job's
         f".{here}.{dead.pid}.partial.{FIELD}_2.000000.tar": True,  # another field
     }
+    folder = field_dir(shar, FIELD)
+    folder.mkdir(parents=True)
     for name in cases:
-        (shar / name).write_bytes(b"part of a shard")
-    os.utime(shar / f".elsewhere.1.partial.{FIELD}.000001.tar", (long_ago, long_ago))
+        (folder / name).write_bytes(b"part of a shard")
+    os.utime(folder / f".elsewhere.1.partial.{FIELD}.000001.tar", (long_ago, long_ago))
     extract(shar, [tiny], shards="0:2")
-    assert {name: (shar / name).exists() for name in cases} == cases
+    assert {name: (folder / name).exists() for name in cases} == cases

@@ -9,7 +9,7 @@ from damage import edit
 from loudness import Loudness
 
 from icefall_kd.cache.extract import extract
-from icefall_kd.cache.field import load_field_info
+from icefall_kd.cache.field import field_dir, info_path, load_field_info, state_path
 from icefall_kd.cache.statistics import outstanding
 from icefall_kd.cache.survey import survey
 from icefall_kd.cache.text import describe_field, size, table
@@ -40,9 +40,9 @@ def test_a_finished_field_is_told_with_its_sizes_and_its_teacher(taught):
 
 def test_an_unfinished_field_tells_what_its_shards_tell(taught):
     whole = only(taught)
-    (taught / f"{FIELD}.json").unlink()
-    (taught / f"{FIELD}.000003.json").unlink()
-    (taught / f".1.partial.{FIELD}.000003.tar").touch()
+    info_path(taught, FIELD).unlink()
+    state_path(taught, FIELD, "000003").unlink()
+    (field_dir(taught, FIELD) / f".1.partial.{FIELD}.000003.tar").touch()
     summary = only(taught)
     assert summary.state == "unfinished"
     assert summary.note == "1 files being written or left behind"
@@ -52,7 +52,8 @@ def test_an_unfinished_field_tells_what_its_shards_tell(taught):
 
 
 def test_a_field_whose_first_shard_is_being_written_is_listed(shar):
-    (shar / ".1.partial.whisper.000000.tar").touch()
+    field_dir(shar, "whisper").mkdir(parents=True)
+    (field_dir(shar, "whisper") / ".1.partial.whisper.000000.tar").touch()
     summary = only(shar)
     assert (summary.name, summary.state, summary.shards_done) == (
         "whisper",
@@ -80,7 +81,7 @@ def test_shards_without_cuts_are_orphans(taught):
 
 
 def test_a_description_that_cannot_be_read_is_damage(taught):
-    (taught / f"{FIELD}.json").write_text('{"name"')
+    info_path(taught, FIELD).write_text('{"name"')
     summary = only(taught)
     assert summary.state == "damaged" and f"{FIELD}.json" in summary.note
     assert summary.shards_done == 4
@@ -159,7 +160,7 @@ def test_a_field_of_kind_ctc_is_shown_by_its_probabilities(shar):
     text, sound = describe_field(shar, "loud_ctc")
     assert sound and "best token's log-probability  -0.0" in text
     assert "mass beyond the 3 best" in text
-    edit(shar / "loud_ctc.json", lambda info: info.update(codec="lzma"))
+    edit(info_path(shar, "loud_ctc"), lambda info: info.update(codec="lzma"))
     text, sound = describe_field(shar, "loud_ctc")
     assert not sound and "unknown codec 'lzma'" in text
 

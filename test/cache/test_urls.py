@@ -1,16 +1,13 @@
 """Shar folders behind URLs: written to and read from without a local copy."""
 
-import functools
-import http.server
-import threading
-
 import numpy as np
 import pytest
+from dummies import serve
 from shar_files import digest
 
 from icefall_kd.cache.codec_file import load_codec
 from icefall_kd.cache.extract import extract
-from icefall_kd.cache.field import load_field_info
+from icefall_kd.cache.field import fields_dir, load_field_info
 from icefall_kd.cache.plan import volume_of
 from icefall_kd.cache.reader import load_field, open_shar
 from icefall_kd.data.stream import open_stream
@@ -26,7 +23,9 @@ def memory(pristine_shar):
     for path in pristine_shar.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     yield str(folder)
-    folder.fs.rm(folder.path, recursive=True)
+    for path in (folder, fields_dir(folder)):
+        if path.exists():
+            path.fs.rm(path.path, recursive=True)
 
 
 def test_a_field_is_written_to_a_url_and_read_back(memory, tiny, taught_shar):
@@ -66,21 +65,11 @@ def test_training_reads_a_stream_from_a_url(memory, tiny, taught_shar):
         np.testing.assert_array_equal(there.load_audio(), here.load_audio())
 
 
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    """Serves files, whole ones alone, and logs nothing."""
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def served(taught_shar):
     """URL of the small Shar with its field, on a real server."""
-    handler = functools.partial(QuietHandler, directory=str(taught_shar))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+    with serve(taught_shar.parent) as url:
+        yield f"{url}/{taught_shar.name}"
 
 
 def test_a_folder_is_read_over_http(served, taught_shar):

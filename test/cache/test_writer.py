@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from icefall_kd.cache.codecs import make_codec
-from icefall_kd.cache.field import load_shard_state
+from icefall_kd.cache.field import (
+    field_dir,
+    load_shard_state,
+    staged_path,
+    state_path,
+)
 from icefall_kd.cache.join import read_keys
 from icefall_kd.cache.writer import write_shard
 
@@ -32,9 +37,9 @@ def test_the_bytes_depend_on_the_arrays_alone(shar):
     state = write(shar, "a", keys, arrays(keys))
     again = write(shar, "b", keys, arrays(keys))
     assert state.sha256 == again.sha256
-    assert load_shard_state(shar / "a.000000.json") == state
+    assert load_shard_state(state_path(shar, "a", "000000")) == state
     assert state.num_frames == 50 and state.bytes == os.path.getsize(
-        shar / "a.000000.tar"
+        staged_path(shar, "a", "000000")
     )
 
 
@@ -51,3 +56,4 @@ def test_arrays_that_are_not_those_of_the_cuts_leave_nothing(shar, change):
     with pytest.raises(ValueError, match="expected|4 arrays for 5 cuts"):
         write(shar, "a", keys, given)
     assert sorted(os.listdir(shar)) == before
+    assert not list(field_dir(shar, "a").iterdir())

@@ -12,6 +12,8 @@ import yaml
 from lhotse import CutSet
 from small_librispeech import UTTERANCES
 
+from icefall_kd.cache.field import info_path
+
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "egs/librispeech/KD"
 LABELLED = "train-clean-100"
@@ -145,10 +147,10 @@ def test_a_student_is_taught_by_the_pool_and_its_transcripts(taught):
 
 def has_fields(recipe, *names):
     """Let a set have fields by these names, which is all that train.sh asks for."""
-    folder = recipe / "data/shar" / LABELLED
-    folder.mkdir(parents=True)
     for name in names:
-        (folder / f"{name}.json").touch()
+        info = info_path(recipe / "data/shar" / LABELLED, name)
+        info.parent.mkdir(parents=True)
+        info.touch()
 
 
 def test_all_teachers_weigh_the_same_and_the_pool_is_heard(run_librispeech):
@@ -184,7 +186,7 @@ def test_with_all_labels_there_is_no_pool(run_librispeech):
 def test_a_field_that_is_not_there_is_named(run_librispeech):
     done, commands = run_librispeech("train.sh", "--systems", "all")
     assert done.returncode != 0 and commands == []
-    assert "no field data/shar/train-clean-100/hubert_large.json" in done.stderr
+    assert "no field hubert_large in data/shar/train-clean-100.fields" in done.stderr
 
 
 def test_both_test_sets_are_decoded_and_transcribed(run_librispeech):

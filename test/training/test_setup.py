@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from icefall_kd.cache.field import info_path
 from icefall_kd.data.tokens import train_bpe, write_lang
 from icefall_kd.distill.terms import TermsConfig
 from icefall_kd.training.averaging import write_average
@@ -80,7 +81,7 @@ def test_a_field_of_another_teacher_than_expected_is_refused(config):
 def test_sets_of_different_teachers_are_refused(config, data_dir, tmp_path):
     shar = tmp_path / "shar"
     shutil.copytree(data_dir / "shar", shar)
-    path = shar / "pool/old.json"
+    path = info_path(shar / "pool", "old")
     info = json.loads(path.read_text())
     info["fingerprint"]["teacher"] = "older"
     path.write_text(json.dumps(info))

@@ -15,6 +15,8 @@ from shar_faults import rename_cuts, rewrite_cuts, rewrite_tar
 
 from icefall_kd.bin import train as command
 from icefall_kd.cache.extract import extract
+from icefall_kd.cache.field import fields_dir, info_path
+from icefall_kd.cache.manage import remove
 from icefall_kd.cache.reader import open_shar
 from icefall_kd.data.shar import write_shar
 from icefall_kd.distill.embedding import EmbeddingConfig
@@ -108,14 +110,14 @@ def test_a_fault_is_counted_and_the_rest_is_learned_from(faulty, fault, caplog):
 def test_a_set_without_the_field_trains_beside_one_that_has_it(faulty, caplog):
     config, shar = faulty
     for name in ("pool", "dev"):
-        (shar / name / "wise.json").unlink()
+        info_path(shar / name, "wise").unlink()
     config = with_data(config, train=("pool", "train"), missing="skip")
     train(config)
     assert "pool: field 'wise': 6 of 6 cuts have no target" in caplog.text
     assert "dev: field 'wise': 4 of 4 cuts have no target" in caplog.text
     (dev,) = metrics(config, "dev")
     assert "embedding.wise_l1" not in dev and dev["embedding.old_l1"] > 0
-    (shar / "train/wise.json").unlink()
+    info_path(shar / "train", "wise").unlink()
     with pytest.raises(FileNotFoundError, match="pool: field 'wise' is unfinished"):
         prepare(config)
 
@@ -233,8 +235,9 @@ def test_without_a_stored_field_statistics_come_from_a_sample(
 ):
     caplog.set_level("INFO")
     shutil.copytree(prompts, tmp_path / "shar")
-    for path in (tmp_path / "shar").glob(f"*/{FIELD}*"):
-        path.unlink()
+    for name in ("train", "dev"):
+        remove(tmp_path / "shar" / name, FIELD)
+        assert not fields_dir(tmp_path / "shar" / name).exists()
     alone = prepare(with_data(live, shar_dir=str(tmp_path / "shar")))
     assert re.search(rf"statistics of '{FIELD}' are those of \d+ frames", caplog.text)
     stored = prepare(cached)

@@ -4,7 +4,7 @@
 #   bash egs/asterisk/KD/teachers.sh [--stage 0] [--stop-stage 1] [--profile full]
 #
 # Stage 0: OpenAI Whisper tiny.en and base  -> download/teachers/<teacher>/
-# Stage 1: their embeddings, 50 Hz          -> data/shar/<set>/<teacher>.*.tar, .json
+# Stage 1: their embeddings, 50 Hz          -> data/shar/<set>/<teacher>.*.tar
 #
 # Transcripts of the unlabelled audio, and a teacher in our vocabulary, for the terms on
 # distributions (--stop-stage 5):

@@ -3,10 +3,10 @@
 #
 #   bash egs/librispeech/KD/teachers.sh [--teachers FILE] [--codec int8]
 #
-# Stage 1: embeddings of all teachers in one pass -> data/shar/<set>/<teacher>.*.tar, .json
+# Stage 1: embeddings of all teachers in one pass -> data/shar/<set>/<teacher>.*.tar
 # Stage 2: what Whisper reads in the pool         -> data/shar/<pool>_whisper/
 # Stage 3: on demand (--stop-stage 3), a trained model in our tokens as a teacher
-#          -> data/shar/<set>/zipformer_{ctc,path}.*.tar, .json
+#          -> data/shar/<set>/zipformer_{ctc,path}.*.tar
 #
 # Three large teachers take 12 GB with pq16 in the profile 100h, 700 with int8, 1,400 with
 # fp16 (README.md).  Every stage makes only what is missing or damaged.

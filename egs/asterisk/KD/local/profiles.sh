@@ -58,10 +58,10 @@ teacher_weights() {  # system: Shar fields and their weights
   name=$(teachers_of "$1")
   if [[ $name == both ]]; then
     echo '{"whisper_tiny_en": 0.5, "whisper_base": 0.5}'
-  elif [[ -f data/shar/train/whisper_$name.json ]]; then
+  elif has_field train "whisper_$name"; then
     echo "{\"whisper_$name\": 1.0}"
   else
     die "system \"$1\" is unknown: it is no baseline, not both or both_pool, and there is" \
-      "no field data/shar/train/whisper_$name.json (teachers.sh writes fields)"
+      "no field whisper_$name in data/shar/train.fields (teachers.sh writes fields)"
   fi
 }

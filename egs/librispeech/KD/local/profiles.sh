@@ -56,9 +56,9 @@ teacher_weights() {  # system: Shar fields and their weights
   read -ra fields <<<"$name"
   weight=$(awk -v count=${#fields[@]} 'BEGIN {printf "%.3g", 1 / count}')
   for field in "${fields[@]}"; do
-    if [[ ! -f data/shar/${labelled%% *}/$field.json ]]; then
-      die "system \"$1\": there is no field data/shar/${labelled%% *}/$field.json" \
-        "(teachers.sh writes fields)"
+    if ! has_field "${labelled%% *}" "$field"; then
+      die "system \"$1\": there is no field $field in" \
+        "data/shar/${labelled%% *}.fields (teachers.sh writes fields)"
     fi
     weights+="${weights:+, }\"$field\": $weight"
   done
