@@ -29,6 +29,8 @@ from icefall_kd.cache.field import (
 from icefall_kd.cache.pseudo_tally import NOTE, PART, Tally, labelled_path
 from icefall_kd.cache.shards import Shard
 from icefall_kd.cache.teach import load_wave
+from icefall_kd.data.cuts import check_cuts
+from icefall_kd.data.letters import UnknownLetters
 from icefall_kd.data.normalise import spell
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.io import (
@@ -79,12 +81,14 @@ class Judge:
       limits:    what a transcript must be.
       language, case: of the spelling, see :func:`icefall_kd.data.normalise.spell`.
       tokenizer: of the student, which must know every token; None does not ask.
+      letters: counts what the tokenizer does not know; None where that is None.
     """
 
     limits: Limits
     language: str = "en"
     case: str = "upper"
     tokenizer: Optional[Tokenizer] = None
+    letters: Optional[UnknownLetters] = None
 
     def identity(self) -> Dict[str, Any]:
         """Return what identifies its transcripts, without what is as it ever was."""
@@ -104,8 +108,8 @@ class Judge:
     def verdict(self, text: str, confidence: float, duration: float) -> str:
         """Return "labelled", or why the spelled ``text`` is not taken."""
         verdict = self.limits.verdict(text, confidence, duration)
-        if verdict == "labelled" and self.tokenizer is not None:
-            if self.tokenizer.unk_id in self.tokenizer.encode(text):
+        if verdict == "labelled" and self.letters is not None:
+            if self.tokenizer.unk_id in self.letters.add(text):
                 return _UNKNOWN
         return verdict
 
@@ -153,7 +157,8 @@ def pseudo_label(
     """
     shar_dir, output = Path(shar_dir), Path(output)
     limits = Limits(min_confidence, max_words_per_second)
-    judge = Judge(limits, language, case, tokenizer)
+    letters = None if tokenizer is None else UnknownLetters(tokenizer)
+    judge = Judge(limits, language, case, tokenizer, letters)
     judge.spell("")  # refuses a case that there is not, before a folder is made
     every = shard_ids(shar_dir)
     names = {cuts_path(shar_dir, shard).name for shard in every}
@@ -168,7 +173,9 @@ def pseudo_label(
         output,
         {"of": shar_dir.name, "reader": reader.fingerprint(), **judge.identity()},
     )
-    todo = tally.begin(every[world.rank :: world.size])
+    own = every[world.rank :: world.size]
+    check_cuts((_source(shar_dir, shard) for shard in own), str(shar_dir))
+    todo = tally.begin(own)
     place = f" (process 1 of {world.size})" if world.size > 1 else ""
     for shard in tqdm(
         todo,
@@ -178,6 +185,8 @@ def pseudo_label(
     ):
         counts = _label_shard(shar_dir, output, shard, reader, judge, batch_size)
         tally.add(shard, counts)
+    if letters is not None and letters.unknown:
+        logging.info("%s: not taken: %s", output, letters.describe())
     return _finish(shar_dir, output, every, tally)
 
 
@@ -218,9 +227,7 @@ def _label_shard(
     judge: Judge,
     batch_size: int,
 ) -> Counter:
-    source = Shard(
-        cuts_path(shar_dir, shard), {"recording": recording_path(shar_dir, shard)}
-    )
+    source = _source(shar_dir, shard)
     said = dict(_transcripts((c for _, c in source.read()), reader, batch_size))
     counts: Counter = Counter()
     with write_aside(labelled_path(output, shard)) as aside:
@@ -238,6 +245,12 @@ def _label_shard(
                     line["supervisions"] = [_supervision(line, text, heard.confidence)]
                 out.write(json.dumps(line, ensure_ascii=False) + "\n")
     return counts
+
+
+def _source(shar_dir: Path, shard: str) -> Shard:
+    return Shard(
+        cuts_path(shar_dir, shard), {"recording": recording_path(shar_dir, shard)}
+    )
 
 
 def _transcripts(
