@@ -7,6 +7,7 @@ most the shards that were being written.
 """
 
 import dataclasses
+import functools
 import gzip
 import json
 import logging
@@ -81,14 +82,17 @@ class Judge:
       limits:    what a transcript must be.
       language, case: of the spelling, see :func:`icefall_kd.data.normalise.spell`.
       tokenizer: of the student, which must know every token; None does not ask.
-      letters: counts what the tokenizer does not know; None where that is None.
     """
 
     limits: Limits
     language: str = "en"
     case: str = "upper"
     tokenizer: Optional[Tokenizer] = None
-    letters: Optional[UnknownLetters] = None
+
+    @functools.cached_property
+    def letters(self) -> UnknownLetters:
+        """Counts the letters that the tokenizer does not know."""
+        return UnknownLetters(self.tokenizer)
 
     def identity(self) -> Dict[str, Any]:
         """Return what identifies its transcripts, without what is as it ever was."""
@@ -108,7 +112,7 @@ class Judge:
     def verdict(self, text: str, confidence: float, duration: float) -> str:
         """Return "labelled", or why the spelled ``text`` is not taken."""
         verdict = self.limits.verdict(text, confidence, duration)
-        if verdict == "labelled" and self.letters is not None:
+        if verdict == "labelled" and self.tokenizer is not None:
             if self.tokenizer.unk_id in self.letters.add(text):
                 return _UNKNOWN
         return verdict
@@ -157,8 +161,7 @@ def pseudo_label(
     """
     shar_dir, output = Path(shar_dir), Path(output)
     limits = Limits(min_confidence, max_words_per_second)
-    letters = None if tokenizer is None else UnknownLetters(tokenizer)
-    judge = Judge(limits, language, case, tokenizer, letters)
+    judge = Judge(limits, language, case, tokenizer)
     judge.spell("")  # refuses a case that there is not, before a folder is made
     every = shard_ids(shar_dir)
     names = {cuts_path(shar_dir, shard).name for shard in every}
@@ -185,8 +188,8 @@ def pseudo_label(
     ):
         counts = _label_shard(shar_dir, output, shard, reader, judge, batch_size)
         tally.add(shard, counts)
-    if letters is not None and letters.unknown:
-        logging.info("%s: not taken: %s", output, letters.describe())
+    if tokenizer is not None and judge.letters.unknown:
+        logging.info("%s: not taken: %s", output, judge.letters.describe())
     return _finish(shar_dir, output, every, tally)
 
 
