@@ -16,6 +16,7 @@ from typing import List, Sequence
 from icefall_kd.cache.field import cuts_path, shard_ids
 from icefall_kd.cache.shards import Shard
 from icefall_kd.cli import command_parser, expected_failures
+from icefall_kd.data.cuts import check_cuts
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.logs import setup_logging
 from icefall_kd.transducer.bigram import bigram_table, save_bigram
@@ -64,16 +65,17 @@ def main() -> None:
 
 def texts_of(shar_dirs: Sequence[str]) -> List[str]:
     """Return the different transcripts of Shar folders, sorted."""
-    return sorted(
-        {
-            supervision["text"]
-            for shar_dir in shar_dirs
-            for shard in shard_ids(shar_dir)
-            for line in Shard(cuts_path(shar_dir, shard), {}).lines()
-            for supervision in line.get("supervisions") or []
-            if supervision.get("text")
-        }
-    )
+    texts = set()
+    for shar_dir in shar_dirs:
+        shards = [
+            Shard(cuts_path(shar_dir, shard), {}) for shard in shard_ids(shar_dir)
+        ]
+        check_cuts(shards, str(shar_dir), labelled=True)
+        for line in (line for shard in shards for line in shard.lines()):
+            texts |= {
+                s["text"] for s in line.get("supervisions") or [] if s.get("text")
+            }
+    return sorted(texts)
 
 
 if __name__ == "__main__":

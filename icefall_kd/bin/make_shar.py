@@ -19,7 +19,8 @@ from lhotse.cut import Cut
 
 from icefall_kd.cache.field import fields_dir
 from icefall_kd.cli import command_parser, expected_failures
-from icefall_kd.data.gate import gate, write_report
+from icefall_kd.data.gate import describe_drops, gate, write_report
+from icefall_kd.data.letters import MAX_UNKNOWN, UnknownLetters
 from icefall_kd.data.shar import (
     at_speeds,
     check_absent,
@@ -38,6 +39,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--manifest", type=Path, required=True, help="cuts")
     parser.add_argument("--output", type=Path, required=True, help="the Shar folder")
     parser.add_argument("--bpe-model", type=Path, help="of a labelled manifest")
+    parser.add_argument("--max-unknown", type=float, default=MAX_UNKNOWN,
+                        help="share of the tokens that may be <unk>")
     parser.add_argument("--speeds", type=float, nargs="+", default=[1.0])
     parser.add_argument("--max-duration", type=float, default=30.0, help="s, a cut")
     parser.add_argument("--shard-size", type=int, default=200, help="cuts")
@@ -80,6 +83,22 @@ def check_made_of(output: Path, report: Path, made_of: Dict[str, Any]) -> None:
         )
 
 
+def check_letters(
+    args: argparse.Namespace, cuts: Sequence[Cut], tokenizer: Tokenizer
+) -> UnknownLetters:
+    """Return the letters of the manifest's texts that the BPE model does not know.
+
+    Raises:
+      ValueError: if more than ``--max-unknown`` of the tokens are ``<unk>``.
+    """
+    letters = UnknownLetters(tokenizer)
+    for cut in cuts:
+        for supervision in cut.supervisions:
+            letters.add(supervision.text or "")
+    letters.check(str(args.manifest), "--max-unknown", args.max_unknown)
+    return letters
+
+
 def main() -> None:
     args = get_parser().parse_args()
     setup_logging()
@@ -94,6 +113,7 @@ def main() -> None:
             logging.info("%s is complete: nothing to do", args.output)
             return
         check_absent(args.output)  # the fields of a deleted folder
+        letters = check_letters(args, cuts, tokenizer) if tokenizer else None
         cuts, drops = gate(
             at_speeds(cuts, args.speeds),
             tokenize=tokenizer.encode if tokenizer else None,
@@ -101,9 +121,14 @@ def main() -> None:
             description=f"gate {args.output.name}",
             num_jobs=args.num_jobs,
         )
-        write_report(drops, len(cuts), report, made_of)
+        write_report(drops, len(cuts), report, made_of, letters)
         if not cuts:
-            raise ValueError(f"{args.manifest}: the gate drops every cut, see {report}")
+            reasons = "; ".join(
+                f"{reason}: {line}" for reason, line in describe_drops(drops, 1).items()
+            )
+            raise ValueError(
+                f"{args.manifest}: the gate drops every cut, see {report}; {reasons}"
+            )
         write_shar(
             cuts,
             args.output,

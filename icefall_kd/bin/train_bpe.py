@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 
 from icefall_kd.cli import command_parser, expected_failures
+from icefall_kd.data.letters import count_signs
 from icefall_kd.data.shar import read_cuts
 from icefall_kd.data.tokens import train_bpe, write_lang
 from icefall_kd.logs import setup_logging
@@ -30,6 +31,15 @@ def main() -> None:
     with expected_failures("train_bpe"):
         texts = [s.text for c in read_cuts(args.manifest) for s in c.supervisions]
         texts = [text for text in texts if text]
+        signs = count_signs(texts)
+        if signs:
+            logging.warning(
+                "%s: %d digits and signs become tokens, which a student writes as they "
+                "are: %s. Remedy: normalise the texts, numbers as words, ’ as '",
+                args.manifest,
+                sum(signs.values()),
+                ", ".join(f"{s} (U+{ord(s):04X}) {n}" for s, n in signs.most_common()),
+            )
         tokenizer = write_lang(train_bpe(texts, args.vocab_size), args.output)
     tokens = sum(len(tokenizer.encode(text)) for text in texts)
     words = sum(len(text.split()) for text in texts)

@@ -38,6 +38,7 @@ from icefall_kd.cache.share import select_shards
 from icefall_kd.cache.teach import teach
 from icefall_kd.cache.verify import verified_fingerprints
 from icefall_kd.cache.writer import write_shard
+from icefall_kd.data.cuts import check_cuts
 from icefall_kd.io import Pathlike
 from icefall_kd.teachers.protocol import Teacher
 from icefall_kd.training.distributed import World
@@ -103,13 +104,19 @@ def extract(
       the descriptions, by name, of the fields that are finished, and what was done.
     Raises:
       ValueError: if a field exists with another fingerprint or codec, two teachers
-        claim one field, or audio is not 16 kHz mono.
+        claim one field, or cuts cannot be used, see
+        :func:`icefall_kd.data.cuts.check_cuts`.
       FileNotFoundError: if audio is missing, or the codec for a job with ``shards``.
       OSError: if the disk is too full, before anything is written; or it becomes full.
     """
     every = shard_ids(shar_dir)
     own = select_shards(every, shards)[world.rank :: world.size]
     outputs = collect_outputs(teachers)
+    check_cuts(
+        (_shard(shar_dir, shard) for shard in own),
+        str(shar_dir),
+        labelled=any(getattr(t, "needs_text", False) for t in teachers),
+    )
     codecs = obtain_codecs(
         shar_dir,
         teachers,
@@ -269,7 +276,12 @@ def _cuts(shar_dir: Pathlike, shard: str) -> ShardCuts:
     recording = recording_path(shar_dir, shard)
     if not recording.is_file():
         raise FileNotFoundError(f"{recording} is missing: the Shar has no audio there")
-    return ShardCuts([Shard(cuts_path(shar_dir, shard), {"recording": recording})])
+    return ShardCuts([_shard(shar_dir, shard)])
+
+
+def _shard(shar_dir: Pathlike, shard: str) -> Shard:
+    recording = recording_path(shar_dir, shard)
+    return Shard(cuts_path(shar_dir, shard), {"recording": recording})
 
 
 def _finish(

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Union
 
+from icefall_kd.data.gate import REMEDIES
 from icefall_kd.io import open_text
 
 _SPEED = re.compile(r"_sp(\d+(?:\.\d+)?)$")
@@ -41,7 +42,8 @@ def read_keys(cuts_file: Union[str, Path]) -> List[list]:
                 )
             except (KeyError, TypeError, ValueError) as e:
                 raise ValueError(
-                    f"{cuts_file}, line {number}: not a cut with one recording ({e!r})"
+                    f"{cuts_file}, line {number}: not a cut with one recording "
+                    f"({e!r}). Remedy: {REMEDIES['mixed_cut']}"
                 ) from e
     return keys
 

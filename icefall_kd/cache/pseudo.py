@@ -7,6 +7,7 @@ most the shards that were being written.
 """
 
 import dataclasses
+import functools
 import gzip
 import json
 import logging
@@ -32,6 +33,8 @@ from icefall_kd.cache.listing import find_fields
 from icefall_kd.cache.pseudo_tally import Tally, labelled_path
 from icefall_kd.cache.shards import Shard
 from icefall_kd.cache.teach import load_wave
+from icefall_kd.data.cuts import check_cuts
+from icefall_kd.data.letters import UnknownLetters
 from icefall_kd.data.normalise import spell
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.io import (
@@ -89,6 +92,11 @@ class Judge:
     case: str = "upper"
     tokenizer: Optional[Tokenizer] = None
 
+    @functools.cached_property
+    def letters(self) -> UnknownLetters:
+        """Counts the letters that the tokenizer does not know."""
+        return UnknownLetters(self.tokenizer)
+
     def identity(self) -> Dict[str, Any]:
         """Return what identifies its transcripts, without what is as it ever was."""
         identity: Dict[str, Any] = dataclasses.asdict(self.limits)
@@ -108,7 +116,7 @@ class Judge:
         """Return "labelled", or why the spelled ``text`` is not taken."""
         verdict = self.limits.verdict(text, confidence, duration)
         if verdict == "labelled" and self.tokenizer is not None:
-            if self.tokenizer.unk_id in self.tokenizer.encode(text):
+            if self.tokenizer.unk_id in self.letters.add(text):
                 return _UNKNOWN
         return verdict
 
@@ -171,7 +179,9 @@ def pseudo_label(
         output,
         {"of": shar_dir.name, "reader": reader.fingerprint(), **judge.identity()},
     )
-    todo = tally.begin(every[world.rank :: world.size])
+    own = every[world.rank :: world.size]
+    check_cuts((_source(shar_dir, shard) for shard in own), str(shar_dir))
+    todo = tally.begin(own)
     place = f" (process 1 of {world.size})" if world.size > 1 else ""
     for shard in tqdm(
         todo,
@@ -181,6 +191,8 @@ def pseudo_label(
     ):
         counts = _label_shard(shar_dir, output, shard, reader, judge, batch_size)
         tally.add(shard, counts)
+    if tokenizer is not None and judge.letters.unknown:
+        logging.info("%s: not taken: %s", output, judge.letters.describe())
     return _finish(shar_dir, output, every, tally)
 
 
@@ -221,9 +233,7 @@ def _label_shard(
     judge: Judge,
     batch_size: int,
 ) -> Counter:
-    source = Shard(
-        cuts_path(shar_dir, shard), {"recording": recording_path(shar_dir, shard)}
-    )
+    source = _source(shar_dir, shard)
     said = dict(_transcripts((c for _, c in source.read()), reader, batch_size))
     counts: Counter = Counter()
     with write_aside(labelled_path(output, shard)) as aside:
@@ -241,6 +251,12 @@ def _label_shard(
                     line["supervisions"] = [_supervision(line, text, heard.confidence)]
                 out.write(json.dumps(line, ensure_ascii=False) + "\n")
     return counts
+
+
+def _source(shar_dir: Path, shard: str) -> Shard:
+    return Shard(
+        cuts_path(shar_dir, shard), {"recording": recording_path(shar_dir, shard)}
+    )
 
 
 def _transcripts(

@@ -15,6 +15,7 @@ from icefall_kd.cache.field import cuts_path, shard_ids, tar_path
 from icefall_kd.cache.frames import Frames, find_frames
 from icefall_kd.cache.join import describe, read_keys
 from icefall_kd.cache.shards import Shard, ShardCuts
+from icefall_kd.data.cuts import check_cuts
 from icefall_kd.io import Pathlike
 
 __all__ = [
@@ -58,9 +59,12 @@ def open_shar(
       a lazy CutSet; ``load_field(cut, name)`` gives a field's array.
     Raises:
       FileNotFoundError: if the folder or a shard of audio is missing, or a field.
-      ValueError: if a field does not join the cuts, or its fingerprint differs.
+      ValueError: if a field does not join the cuts, its fingerprint differs, or cuts
+        cannot be used, see :func:`icefall_kd.data.cuts.check_cuts`.
     """
-    return CutSet(ShardCuts(shar_shards(shar_dir, fields, expect, missing)))
+    shards = shar_shards(shar_dir, fields, expect, missing)
+    check_cuts(shards, str(shar_dir), labelled=True)
+    return CutSet(ShardCuts(shards))
 
 
 def shar_shards(
@@ -168,8 +172,8 @@ def find_stored(cut: Cut, name: str) -> Frames:
     if not isinstance(cut, DataCut):
         raise ValueError(
             f"cut '{cut.id}' is a {type(cut).__name__}: field '{name}' can be read of "
-            "single cuts alone; mix, pad or append cuts before bin.make_shar, and "
-            "extract the result"
+            "single cuts alone; write mixed, padded or appended cuts to files "
+            "(CutSet.save_audios of lhotse), and those to Shar, before the extraction"
         )
     if not cut.has_custom(name):
         raise ValueError(

@@ -9,6 +9,7 @@ from lhotse.cut import Cut
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.cache.ahead import ahead
 from icefall_kd.data import waves as audio
+from icefall_kd.data.cuts import transcript
 from icefall_kd.teachers.protocol import Teacher
 
 _LOOKAHEAD = 4  # batches held in memory so that like durations can be put together
@@ -43,18 +44,13 @@ def _hold(cuts: Iterable[Cut], limit: float) -> Iterator[List[_Held]]:
     held: List[_Held] = []
     seconds = 0.0
     for cut in cuts:
-        held.append((cut.id, load_wave(cut), text_of(cut)))
+        held.append((cut.id, load_wave(cut), transcript(cut)))
         seconds += cut.duration
         if seconds >= limit:
             yield held
             held, seconds = [], 0.0
     if held:
         yield held
-
-
-def text_of(cut: Cut) -> str:
-    """Return a cut's transcript, "" where it has none."""
-    return " ".join(s.text or "" for s in cut.supervisions).strip()
 
 
 def teach_batch(

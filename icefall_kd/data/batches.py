@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from icefall_kd import LOG_EPS
 from icefall_kd.cache.codecs import Codec
 from icefall_kd.data.augment import SpecAugment, batch_seed
+from icefall_kd.data.cuts import transcript
 from icefall_kd.data.fbank import compute_fbank
 from icefall_kd.data.fields import (
     LiveFields,
@@ -103,7 +104,7 @@ class BatchDataset(Dataset):
         if self.spec_augment is not None:
             seed = batch_seed(self.seed, self.epoch, [cut.id for cut in cuts])
             x = self.spec_augment(x, lens, seed)
-        text = [c.supervisions[0].text or "" if c.supervisions else "" for c in cuts]
+        text = [transcript(cut) for cut in cuts]
         batch: Dict[str, Any] = {"features": x, "feature_lens": lens, "text": text}
         if self.tokenizer is not None:
             batch["tokens"] = [self.tokenizer.encode(t) for t in text]

@@ -1,9 +1,6 @@
 """The data gate: every cut that would hurt a run is dropped, by name and reason."""
 
-import contextlib
-import functools
 import logging
-import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,24 +9,27 @@ from typing import (
     Callable,
     Dict,
     Iterable,
-    Iterator,
     List,
     Mapping,
     Optional,
+    Sequence,
     Set,
     Tuple,
 )
 
-import numpy as np
-from lhotse import CutSet, Recording
-from lhotse.audio import (
-    get_audio_duration_mismatch_tolerance,
-    info,
-    set_audio_duration_mismatch_tolerance,
-)
+from lhotse import CutSet
 from lhotse.cut import Cut
+from lhotse.cut.data import DataCut
 
 from icefall_kd import SAMPLE_RATE
+from icefall_kd.data.gate_audio import (
+    TOLERANCE,
+    Finding,
+    check_audio_of,
+    shorten,
+    tolerance,
+)
+from icefall_kd.data.letters import UnknownLetters, case_difference
 from icefall_kd.data.parallel import parallel_map
 from icefall_kd.data.progress import progress
 from icefall_kd.data.tokens import UNK_ID
@@ -39,19 +39,39 @@ from icefall_kd.zipformer.subsampling import MIN_FRAMES, encoder_output_lens
 # Reason -> what it means.  A cut is dropped for the first that holds, in this order.
 REASONS: Dict[str, str] = {
     "duplicate_id": "another cut of the set has this id",
+    "mixed_cut": "it is mixed, padded or appended, not a part of one recording",
     "two_supervisions": "a labelled cut has one supervision, this has another number",
-    "empty_text": "nothing is said",
-    "not_mono": "its audio has several channels",
+    "empty_text": "its text is empty",
     "unknown_tokens": "no token of its text is in the vocabulary",
+    "not_mono": "its audio has several channels",
+    "other_rate": "its audio is not of 16 kHz",
+    "outside_recording": "it begins or ends outside its recording, by more than 25 ms",
     "too_long": "longer than the limit",
     "too_short": "fewer fbank frames than the model's front end needs for one frame",
     "too_few_frames": "fewer encoder frames than tokens + 1: an infinite loss",
     "unreadable": "its audio cannot be read",
-    "wrong_length": "its audio has another number of samples than declared",
+    "wrong_length": "its audio differs by more than 25 ms from the declared length",
     "not_finite": "its audio has NaN or infinite samples",
 }
-LOGGED_DROPS = 20  # the report has them all
-LONG = 2.0  # a recording of so many times a cut's length has others in it
+# Reason -> what to do, where the cuts are worth mending.
+REMEDIES: Dict[str, str] = {
+    "duplicate_id": "give each cut an id of its own",
+    "mixed_cut": "lhotse's CutSet.save_audios writes such cuts to files",
+    "two_supervisions": "lhotse's CutSet.trim_to_supervisions makes a cut of each, "
+    "CutSet.merge_supervisions joins them",
+    "empty_text": "correct or remove the text",
+    "unknown_tokens": "write the texts in the letters and the case of the BPE model",
+    "not_mono": "choose one channel: MultiCut.to_mono of lhotse, or 'sox IN OUT remix "
+    "1' for the files",
+    "other_rate": "lhotse's CutSet.resample; bin.make_shar resamples by itself",
+    "outside_recording": "correct start and duration, for example the file segments of "
+    "Kaldi",
+    "too_few_frames": "check that text and audio are of the same utterance",
+    "unreadable": "check the paths and the files",
+    "wrong_length": "make the manifest from the audio files: lhotse's "
+    "Recording.from_file, or 'lhotse kaldi import' without a file reco2dur",
+}
+LOGGED_DROPS = 5  # of each reason; the report has them all
 CHUNK = 32  # cuts that a process reads at a time
 
 
@@ -92,148 +112,154 @@ def gate(
     seen: Set[str] = set()
     findings: List[Finding] = []
     for cut in cuts:
-        found = _check_id(cut, seen)
-        if found is None and tokenize is not None:
-            found = _check_text(cut, tokenize, unk_id)
+        found = _check_manifest(cut, seen, tokenize, unk_id)
         findings.append(found or _check_length(cut, tokenize, max_duration))
         seen.add(cut.id)
     if check_audio:
         places = [i for i, found in enumerate(findings) if found is None]
-        read = parallel_map(_check_audio, [cuts[i] for i in places], num_jobs, CHUNK)
-        heard = progress(read, description, "cut", len(places))
-        for i, found in zip(places, heard):
+        read = parallel_map(check_audio_of, [cuts[i] for i in places], num_jobs, CHUNK)
+        missing: Dict[str, int] = {}
+        for i, (found, lacks) in zip(
+            places, progress(read, description, "cut", len(places))
+        ):
+            if found is None and lacks:
+                missing[cuts[i].id] = lacks
+                cuts[i] = shorten(cuts[i], lacks)
+                found = _check_length(cuts[i], tokenize, max_duration)
             findings[i] = found
+        _log_missing(missing, description)
     kept = [cut for cut, found in zip(cuts, findings) if found is None]
     drops = [Drop(c.id, *found) for c, found in zip(cuts, findings) if found]
-    for drop in drops[:LOGGED_DROPS]:
-        logging.warning("dropped %s: %s, %s", drop.cut_id, drop.reason, drop.detail)
-    if len(drops) > LOGGED_DROPS:
-        logging.warning("... and %d more, see the report", len(drops) - LOGGED_DROPS)
-    counts = Counter(drop.reason for drop in drops)
-    logging.info(
-        "%s: %d cuts kept, %d dropped%s",
-        description,
-        len(kept),
-        len(drops),
-        "".join(f"; {n} {reason}" for reason, n in sorted(counts.items())),
-    )
+    logging.info("%s: %d cuts kept, %d dropped", description, len(kept), len(drops))
+    for reason, line in describe_drops(drops).items():
+        logging.warning("dropped, %s: %s", reason, line)
     return CutSet.from_cuts(kept), drops
 
 
-Finding = Optional[Tuple[str, str]]  # reason and detail, or None: nothing is wrong
+def describe_drops(
+    drops: Sequence[Drop], examples: int = LOGGED_DROPS
+) -> Dict[str, str]:
+    """Return, for each reason, the number of cuts, the first ones and the remedy."""
+    lines = {}
+    for reason in REASONS:
+        cases = [f"{d.cut_id} ({d.detail})" for d in drops if d.reason == reason]
+        if cases:
+            more = ", ..." if len(cases) > examples else ""
+            remedy = REMEDIES.get(reason)
+            lines[reason] = (
+                f"{len(cases)} cuts, {REASONS[reason]}: "
+                f"{', '.join(cases[:examples])}{more}"
+                + (f". Remedy: {remedy}" if remedy else "")
+            )
+    return lines
 
 
-def _check_id(cut: Cut, seen: Set[str]) -> Finding:
-    return ("duplicate_id", "seen before") if cut.id in seen else None
+def _log_missing(missing: Mapping[str, int], description: str) -> None:
+    """Log the cuts that are shortened to the audio that there is."""
+    if missing:
+        cut_id = max(missing, key=lambda name: missing[name])
+        logging.info(
+            "%s: %d cuts end up to %d samples (%s) after their audio, and are "
+            "shortened to it; up to %d samples (%g s) are tolerated",
+            description,
+            len(missing),
+            missing[cut_id],
+            cut_id,
+            round(TOLERANCE * SAMPLE_RATE),
+            TOLERANCE,
+        )
 
 
-def _check_text(cut: Cut, tokenize: Callable[[str], List[int]], unk_id: int) -> Finding:
-    if len(cut.supervisions) != 1:
-        return "two_supervisions", f"{len(cut.supervisions)} supervisions"
-    text = cut.supervisions[0].text or ""
+def _check_manifest(
+    cut: Cut,
+    seen: Set[str],
+    tokenize: Optional[Callable[[str], List[int]]],
+    unk_id: int,
+) -> Finding:
+    if cut.id in seen:
+        return "duplicate_id", "seen before"
+    if not isinstance(cut, DataCut):
+        return "mixed_cut", type(cut).__name__
+    if tokenize is not None:
+        if len(cut.supervisions) != 1:
+            return "two_supervisions", f"{len(cut.supervisions)} supervisions"
+        text = cut.supervisions[0].text or ""
+        found = check_text(text, tokenize(text), tokenize, unk_id)
+        if found is not None:
+            return found
+    if cut.num_channels not in (None, 1):
+        return "not_mono", f"{cut.num_channels} channels"
+    if not cut.has_recording:
+        return None  # found without reading: its audio is missing
+    if cut.sampling_rate != SAMPLE_RATE:
+        return "other_rate", f"{cut.sampling_rate} Hz"
+    return _check_span(cut)
+
+
+def check_text(
+    text: str,
+    tokens: Sequence[int],
+    tokenize: Callable[[str], List[int]],
+    unk_id: int,
+) -> Finding:
+    """Return why no token of a text can be trained on, None if some can."""
     if not text.strip():
         return "empty_text", repr(text)
-    tokens = tokenize(text)
-    # An unknown word is <unk> behind the token of the space before it.
+    # An unknown word is <unk> after the token of the space before it.
     if unk_id in tokens and set(tokens) <= set(tokenize("\ue000")):
-        return "unknown_tokens", text
+        difference = case_difference(text, tokenize, unk_id)
+        return "unknown_tokens", f"{text}: {difference}" if difference else text
     return None
+
+
+def _check_span(cut: Cut) -> Finding:
+    """Compare a cut's span with the declared length of its recording."""
+    declared = cut.recording.duration
+    if 0 <= cut.start < declared and cut.end <= declared + tolerance(cut):
+        return None
+    return (
+        "outside_recording",
+        f"{cut.start:.3f} to {cut.end:.3f} s of a recording of {declared:.3f} s",
+    )
 
 
 def _check_length(
     cut: Cut, tokenize: Optional[Callable[[str], List[int]]], max_duration: float
 ) -> Finding:
-    if cut.num_channels not in (None, 1):
-        return "not_mono", f"{cut.num_channels} channels; a manifest can name one"
     if cut.duration > max_duration:
         return "too_long", f"{cut.duration:.2f} s > {max_duration:g} s"
-    frames = num_fbank_frames(cut.duration)
+    text = cut.supervisions[0].text if tokenize is not None else ""
+    return check_frames(cut.duration, None if tokenize is None else tokenize(text))
+
+
+def check_frames(duration: float, tokens: Optional[Sequence[int]]) -> Finding:
+    """Return why a cut has too few frames for the model and its loss, None if enough.
+
+    Args:
+      duration: in seconds.
+      tokens: of its text; None if it is unlabelled.
+    """
+    frames = num_fbank_frames(duration)
     if frames < MIN_FRAMES:
         return "too_short", f"{frames} fbank frames < {MIN_FRAMES}"
-    if tokenize is not None:
-        tokens = len(tokenize(cut.supervisions[0].text))
-        outputs = int(encoder_output_lens(frames))
-        if outputs < tokens + 1:
-            return "too_few_frames", f"{outputs} encoder frames for {tokens} tokens"
+    outputs = int(encoder_output_lens(frames))
+    if tokens is not None and outputs < len(tokens) + 1:
+        return "too_few_frames", f"{outputs} encoder frames for {len(tokens)} tokens"
     return None
-
-
-def _check_audio(cut: Cut) -> Finding:
-    if not cut.has_recording:
-        return "unreadable", "no audio"
-    try:
-        there, declared = _told_length(cut.recording)
-        if there != declared:
-            return "wrong_length", f"{there} samples in its file, {declared} declared"
-        with _small_tolerance():
-            samples, declared = _load_as_it_is(cut)
-    except Exception as e:  # whatever a decoder raises: the cut is named, not skipped
-        if "diverged" in str(e):
-            return "wrong_length", _one_line(e)
-        return "unreadable", _one_line(e)
-    if samples.shape[1] != declared:
-        return "wrong_length", f"{samples.shape[1]} samples, {declared} declared"
-    if not np.isfinite(samples).all():
-        bad = int(np.count_nonzero(~np.isfinite(samples)))
-        return "not_finite", f"{bad} of {samples.size} samples"
-    return None
-
-
-def _load_as_it_is(cut: Cut) -> Tuple[np.ndarray, int]:
-    """Return a cut's samples (channels, S), and how many there should be."""
-    recording: Recording = cut.recording
-    if recording.duration > LONG * cut.duration:
-        # One of many: reading all of it for each would take the square of its length.
-        return cut.load_audio(), cut.num_samples
-    if recording.transforms:
-        return recording.load_audio(), recording.num_samples
-    # Recording.load_audio would pad or cut what differs a little from the declared.
-    samples = np.concatenate([source.load_audio() for source in recording.sources])
-    return samples, recording.num_samples
-
-
-def _told_length(recording: Recording) -> Tuple[int, int]:
-    """Return the samples by the header of a recording's file, and those declared."""
-    declared = recording.num_samples
-    if recording.transforms or recording.sources[0].type != "file":
-        return declared, declared  # is read as a whole, or its part is
-    return _num_samples(recording.sources[0].source), declared
-
-
-@functools.lru_cache(maxsize=1024)
-def _num_samples(path: str) -> int:
-    return info(path).frames
-
-
-@contextlib.contextmanager
-def _small_tolerance(seconds: float = 0.001) -> Iterator[None]:
-    """lhotse repairs up to 0.5 s in silence: here only a resampler's rounding."""
-    before = get_audio_duration_mismatch_tolerance()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.INFO)  # it logs each change of the tolerance
-        set_audio_duration_mismatch_tolerance(seconds)
-        logging.disable(logging.NOTSET)
-        try:
-            yield
-        finally:
-            logging.disable(logging.INFO)
-            set_audio_duration_mismatch_tolerance(before)
-            logging.disable(logging.NOTSET)
-
-
-def _one_line(error: Exception, limit: int = 200) -> str:
-    line = " ".join(f"{type(error).__name__}: {error}".split())
-    return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
 def write_report(
-    drops: List[Drop], num_kept: int, path: Path, made_of: Mapping[str, Any]
+    drops: List[Drop],
+    num_kept: int,
+    path: Path,
+    made_of: Mapping[str, Any],
+    letters: Optional[UnknownLetters] = None,
 ) -> None:
     """Write the counts by reason and every dropped cut as JSON.
 
     Args:
       made_of: what the set is made of, and how.
+      letters: that the tokens lack; None for an unlabelled set.
     """
     counts = Counter(drop.reason for drop in drops)
     write_json(
@@ -247,6 +273,7 @@ def write_report(
                 for reason in REASONS
                 if counts[reason]
             },
+            **({} if letters is None else {"unknown": letters.counts()}),
             "cuts": [vars(drop) for drop in drops],
         },
     )

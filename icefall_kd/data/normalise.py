@@ -17,13 +17,13 @@ CASES = ("upper", "lower")
 _NOTES = re.compile(r"\[[^\]]*\]|\([^)]*\)|<[^>]*>")
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:ST|ND|RD|TH)?")
 _LETTER_DOT = re.compile(r"\b(?:[A-Z]\.){2,}")  # A.M. U.S.A.
-_DOT_INSIDE = re.compile(r"(?<=[A-Z])\.(?=[A-Z])")  # www.asterisk.org
+_DOTINSIDE = re.compile(r"(?<=[A-Z])\.(?=[A-Z])")  # www.asterisk.org
 _DOT_BEFORE_NUMBER = re.compile(r"(?<=[A-Z])\.(?=\d)")  # H.323
 _PREFIX = re.compile(r"\b(RE|DE|UN)-(?=[A-Z])")  # re-enter is one word
 
 # What may be inside a word beside letters, marks and digits: the apostrophe, and two
 # signs without width that the spelling of Persian and of India's languages needs.
-_INSIDE = "'\u200c\u200d"
+INSIDE = "'\u200c\u200d"
 _DOTTED_I = ("tr", "az")  # languages with the pairs i/İ and ı/I
 
 SYMBOLS = {
@@ -95,7 +95,7 @@ def normalise(text: str, words: Optional[Mapping[str, str]] = None) -> str:
     """
     text = _NOTES.sub(" ", text).upper().replace("’", "'").replace("‘", "'")
     text = _LETTER_DOT.sub(lambda m: " ".join(m[0].replace(".", " ").split()), text)
-    text = _DOT_INSIDE.sub(" DOT ", text)
+    text = _DOTINSIDE.sub(" DOT ", text)
     text = _DOT_BEFORE_NUMBER.sub(" ", text)
     text = _NUMBER.sub(lambda m: f" {spell_number(m[0])} ", text)
     text = _PREFIX.sub(r"\1", text)
@@ -130,7 +130,7 @@ def spell(text: str, language: str = "en", case: str = "upper") -> str:
         return spoken.lower() if case == "lower" else spoken
     text = _NOTES.sub(" ", unicodedata.normalize("NFC", text))
     text = _keep_letters(text.replace("’", "'").replace("‘", "'"))
-    words = (word.strip(_INSIDE) for word in text.split())
+    words = (word.strip(INSIDE) for word in text.split())
     text = " ".join(word for word in words if word)
     # A letter of the other case may be two: NFC again.
     return unicodedata.normalize("NFC", _in_case(text, language, case))
@@ -141,7 +141,7 @@ def _keep_letters(text: str) -> str:
     kept = [" "]
     for char in text:
         kind = unicodedata.category(char)
-        if kind[0] in "LN" or char in _INSIDE:
+        if kind[0] in "LN" or char in INSIDE:
             kept.append(char)
         elif kind[0] == "M":
             # On a letter; else it is what makes an emoji of the sign before it.

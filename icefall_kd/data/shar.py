@@ -5,13 +5,16 @@ import logging
 import os
 import random
 import shutil
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Iterable, List, Sequence, Tuple
 
 from lhotse import CutSet
 from lhotse.cut import Cut
+from lhotse.cut.data import DataCut
 from lhotse.shar import SharWriter
+from lhotse.utils import fastcopy
 
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.cache.field import fields_dir
@@ -25,7 +28,8 @@ PLAN = "plan.sha256"  # what the shards of a folder that is not complete are of
 def read_cuts(manifest: Path) -> List[Cut]:
     """Return the cuts of a manifest, all at 16 kHz.
 
-    What is of another rate is resampled when it is loaded, and counted.
+    What is of another rate is resampled when it is loaded, and counted.  Accents are
+    composed (NFC).
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -33,7 +37,7 @@ def read_cuts(manifest: Path) -> List[Cut]:
     """
     if not Path(manifest).exists():
         raise FileNotFoundError(f"{manifest}: no such manifest")
-    cuts, rates = [], Counter()
+    cuts, rates, composed = [], Counter(), 0
     for cut in CutSet.from_file(manifest):
         if not isinstance(cut, Cut):
             raise ValueError(
@@ -44,12 +48,32 @@ def read_cuts(manifest: Path) -> List[Cut]:
         if cut.has_recording and cut.sampling_rate != SAMPLE_RATE:
             rates[cut.sampling_rate] += 1
             cut = cut.resample(SAMPLE_RATE)
+        written, cut = cut, _compose(cut)
+        composed += cut is not written
         cuts.append(cut)
+    if composed:
+        logging.info(
+            "%s: %d texts have decomposed accents, which are composed (NFC)",
+            manifest,
+            composed,
+        )
     for rate, count in sorted(rates.items()):
         logging.info(
             "%s: %d cuts of %d Hz become %d", manifest, count, rate, SAMPLE_RATE
         )
     return cuts
+
+
+def _compose(cut: Cut) -> Cut:
+    """Return the cut with composed accents (NFC), the cut itself if it has no other."""
+    if not isinstance(cut, DataCut):
+        return cut
+    texts = [s.text or "" for s in cut.supervisions]
+    if all(unicodedata.is_normalized("NFC", text) for text in texts):
+        return cut
+    return cut.map_supervisions(
+        lambda s: fastcopy(s, text=unicodedata.normalize("NFC", s.text or ""))
+    )
 
 
 def at_speeds(cuts: Iterable[Cut], speeds: Sequence[float]) -> List[Cut]:
@@ -59,6 +83,9 @@ def at_speeds(cuts: Iterable[Cut], speeds: Sequence[float]) -> List[Cut]:
     """
     out = []
     for cut in cuts:
+        if not isinstance(cut, DataCut) or not cut.has_recording:
+            out.append(cut)  # for the gate to drop by name
+            continue
         for speed in speeds:
             new = cut if speed == 1.0 else cut.perturb_speed(speed)
             new = new.with_custom("speed", float(speed))

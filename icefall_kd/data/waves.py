@@ -5,6 +5,7 @@ from lhotse.cut import Cut
 from torch import Tensor
 
 from icefall_kd import SAMPLE_RATE
+from icefall_kd.data.gate import REMEDIES
 
 
 def load_wave(cut: Cut) -> Tensor:
@@ -13,11 +14,16 @@ def load_wave(cut: Cut) -> Tensor:
     Raises:
       ValueError: if it is not 16 kHz mono, or cannot be read; the message names it.
     """
-    if cut.sampling_rate != SAMPLE_RATE or cut.num_channels != 1:
+    if cut.num_channels != 1:
         raise ValueError(
-            f"cut '{cut.id}' is {cut.sampling_rate} Hz with {cut.num_channels} "
-            f"channels, wanted is {SAMPLE_RATE} Hz mono; write its Shar again with "
-            "'python -m icefall_kd.bin.make_shar', which resamples"
+            f"cut '{cut.id}' has {cut.num_channels} channels, wanted is mono. Remedy: "
+            f"{REMEDIES['not_mono']}"
+        )
+    if cut.sampling_rate != SAMPLE_RATE:
+        raise ValueError(
+            f"cut '{cut.id}' is {cut.sampling_rate} Hz, wanted is {SAMPLE_RATE} Hz; "
+            "write its Shar again with 'python -m icefall_kd.bin.make_shar', which "
+            "resamples"
         )
     try:
         return torch.from_numpy(cut.load_audio()[0])

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.cache.codecs import Codec
+from icefall_kd.data.cuts import transcript
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.data.waves import load_wave
 from icefall_kd.decoding import DecodeOptions, Hypothesis, decode
@@ -52,7 +53,7 @@ def count_cuts(shar_dir: Pathlike) -> int:
 
 def reference(cut: Cut) -> List[str]:
     """Return the words of a cut's transcript, none when it has no supervision."""
-    return " ".join(s.text or "" for s in cut.supervisions).split()
+    return transcript(cut).split()
 
 
 def batches(cuts: Iterable[Cut], max_duration: float) -> Iterator[List[Cut]]:

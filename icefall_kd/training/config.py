@@ -8,6 +8,7 @@ from typing import Any, Optional
 
 from icefall_kd.cache.reader import MISSING
 from icefall_kd.config import ModelConfig, ZipformerConfig
+from icefall_kd.data.letters import MAX_UNKNOWN
 from icefall_kd.distill.terms import TermsConfig
 from icefall_kd.io import read_yaml
 
@@ -35,6 +36,7 @@ class DataConfig:
         the teachers below speak while training runs.
       teachers: name -> its family, model_dir and options, as bin.extract has them;
         for ``cache: none``.
+      max_unknown: share of the tokens of a set that may be ``<unk>``.
       max_duration: s of audio in a batch, padding included.
       num_buckets: groups of similar duration that batches are drawn from.
       num_workers: processes that load data; 0 loads in the training process.
@@ -52,6 +54,7 @@ class DataConfig:
     missing: str = "error"
     cache: str = "shar"
     teachers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    max_unknown: float = MAX_UNKNOWN
     max_duration: float = 200.0
     num_buckets: int = 10
     num_workers: int = 0

@@ -9,6 +9,7 @@ from typing import Any, Optional
 
 from icefall_kd.cache.codecs import Codec
 from icefall_kd.cache.field import SUFFIX, FieldInfo, load_field_info
+from icefall_kd.data.cuts import check_cuts
 from icefall_kd.data.fields import LiveFields
 from icefall_kd.data.stream import CutStream, open_stream
 from icefall_kd.data.tokens import Tokenizer
@@ -189,10 +190,19 @@ def prepare(config: TrainConfig, checkpoint: Optional[dict[str, Any]] = None) ->
         # Where there is a teacher, a cut without transcript has what it says.
         labelled=all(term.needs_text and not term.fields for _, term in terms),
     )
-    _check_labelled(train_stream)
     dev_stream = None
     if dev_dirs:
         dev_stream = open_stream(dev_dirs, read, data.expect, missing=data.missing)
+    for stream in filter(None, (train_stream, dev_stream)):
+        for source in stream.sources:
+            check_cuts(
+                source.shards,
+                f"{data.shar_dir}/{source.name}",
+                labelled=needs_text,
+                tokenizer=tokenizer if needs_text else None,
+                max_unknown=data.max_unknown,
+            )
+    _check_labelled(train_stream)
     return Setup(
         config=config,
         student=DistilledStudent(

@@ -28,7 +28,8 @@ import kaldialign
 import torch
 
 from icefall_kd.cache.reader import open_shar
-from icefall_kd.cache.teach import load_wave, text_of
+from icefall_kd.cache.teach import load_wave
+from icefall_kd.data.cuts import transcript
 from icefall_kd.data.normalise import normalise
 from icefall_kd.decoding import DecodeOptions
 from icefall_kd.decoding.setting import Chunking
@@ -45,7 +46,7 @@ def measure(read: Read, cuts: list) -> Dict[str, float]:
     errors = words = 0
     seconds = 0.0
     for cut in cuts:
-        wave, right = load_wave(cut), text_of(cut).split()
+        wave, right = load_wave(cut), transcript(cut).split()
         start = time.process_time()
         said = read(wave)
         seconds += time.process_time() - start

@@ -231,7 +231,7 @@ def test_stale_targets_are_not_used(taught, change, caplog):
 
     def remake(lines):
         if change == "duration":
-            return [lines[0].replace('"duration": ', '"duration": 1', 1), *lines[1:]]
+            return [lines[0].replace('"duration": ', '"duration": 1'), *lines[1:]]
         if change == "speed":
             speed = lines[0].split('"speed": ')[1].split("}")[0]
             return [lines[0].replace(f'"speed": {speed}', '"speed": 1.25'), *lines[1:]]

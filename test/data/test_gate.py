@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import soundfile
-from lhotse import CutSet, Recording, SupervisionSegment
+from lhotse import CutSet, MonoCut, MultiCut, Recording, SupervisionSegment
 from lhotse.utils import fastcopy
 
 from icefall_kd.data.fbank import num_frames
@@ -50,6 +50,13 @@ def declared(cut, extra_samples):
     return fastcopy(cut, recording=recording)
 
 
+def whole(cut):
+    """The whole of the cut's recording, as declared."""
+    duration = cut.recording.duration
+    supervision = fastcopy(cut.supervisions[0], duration=duration)
+    return fastcopy(cut, duration=duration, supervisions=[supervision])
+
+
 def stored(cut, path, samples):
     """The cut's text over other samples, declared as they are."""
     soundfile.write(path, samples, 16000, subtype="FLOAT")
@@ -89,10 +96,17 @@ def faults(prompts, tokenizer, tmp_path):
     inf_samples[-1] = np.inf
     return {
         "duplicate_id": [twice],
+        "mixed_cut": [next(p).pad(duration=20.0), next(p).append(next(p))],
         "two_supervisions": [two, none],
         "empty_text": [with_text(next(p), ""), with_text(next(p), None)],
         "unknown_tokens": [with_text(next(p), "你好"), with_text(next(p), "你 好")],
         "not_mono": [stereo(next(p), tmp_path / "stereo.wav")],
+        "other_rate": [next(p).resample(8000)],
+        "outside_recording": [
+            longer(next(p), 0.5),
+            later(next(p)),
+            fastcopy(next(p), start=-0.5),
+        ],
         "too_long": [stored(loud, tmp_path / "long.wav", np.tile(samples(loud), 30))],
         "too_short": [
             stored(next(p), tmp_path / f"{n}.wav", np.zeros(n, np.float32))
@@ -101,8 +115,8 @@ def faults(prompts, tokenizer, tmp_path):
         "too_few_frames": [glued],
         "unreadable": [with_file(next(p), broken), with_file(next(p), "/no/such.flac")],
         "wrong_length": [
-            declared(next(p), 1),
-            declared(next(p), -1),
+            declared(next(p), 401),
+            whole(declared(next(p), -401)),
             declared(next(p), 2147483647),
             with_file(cut_off, half),
         ],
@@ -111,6 +125,16 @@ def faults(prompts, tokenizer, tmp_path):
             stored(inf, tmp_path / "inf.wav", inf_samples),
         ],
     }
+
+
+def longer(cut, seconds):
+    """The cut with so many seconds more than its recording has."""
+    return fastcopy(cut, duration=round(cut.duration + seconds, 6))
+
+
+def later(cut):
+    """The cut with a begin after the end of its recording."""
+    return fastcopy(cut, start=cut.recording.duration + 0.1)
 
 
 def stereo(cut, path):
@@ -177,6 +201,97 @@ def test_wrong_length_is_found_at_another_speed_too(prompts, tokenizer):
     cuts = at_speeds([declared(prompts[0], 4000)], [0.9])
     _, drops = gate(cuts, tokenize=tokenizer.encode)
     assert [drop.reason for drop in drops] == ["wrong_length"]
+
+
+@pytest.mark.parametrize("extra", [-400, -16, -1, 1, 16, 400])
+@pytest.mark.parametrize("speed", [1.0, 0.9])
+def test_rounded_durations_pass_and_no_audio_is_made_up(prompts, extra, speed, caplog):
+    caplog.set_level("INFO")
+    cut = whole(declared(prompts[0], extra))
+    audio = prompts[0].load_audio()[0]
+    kept, drops = gate(at_speeds([cut], [speed]))
+    assert not drops
+    there = min(len(audio), len(audio) + extra)  # not padded, nor longer than declared
+    assert kept[0].num_samples == pytest.approx(there / speed, abs=2)
+    found = kept[0].load_audio()[0]
+    assert len(found) == kept[0].num_samples
+    assert kept[0].supervisions[0].end <= kept[0].duration
+    if speed == 1.0:
+        np.testing.assert_array_equal(found, audio[:there])
+    told = "up to 400 samples (0.025 s) are tolerated" in caplog.text
+    assert told == (extra > 2 or (extra > 0 and speed == 1.0))
+
+
+def test_the_end_of_a_cut_is_held_against_the_decoded_samples(prompts, tmp_path):
+    """Cuts of a long recording, at 44.1 kHz, at several speeds, with mono MultiCuts."""
+    path = tmp_path / "long.flac"
+    tone = 0.1 * np.random.default_rng(0).standard_normal(44100 * 10)
+    soundfile.write(path, tone, 44100)
+    recording = Recording.from_file(path).resample(16000)
+    spans = {
+        "first": (0.0, 2.0),
+        "last": (8.0, 2.0),
+        "rounded": (8.0, 2.02),
+        "over": (8.0, 2.5),
+        "most": (1.0, 9.5),
+        "after": (10.01, 1.0),
+    }
+    cuts = [
+        fastcopy(
+            recording.to_cut(),
+            id=f"{name}-{kind.__name__}",
+            **{"start": start, "duration": duration},
+        )
+        if kind is MonoCut
+        else MultiCut(f"{name}-MultiCut", start, duration, [0], recording=recording)
+        for name, (start, duration) in spans.items()
+        for kind in (MonoCut, MultiCut)
+    ]
+    for speed in (0.9, 1.0, 1.1):
+        kept, drops = gate(at_speeds(cuts, [speed]))
+        assert {d.reason for d in drops} == {"outside_recording"}
+        assert {d.cut_id.split("-")[0] for d in drops} == {"over", "most", "after"}
+        assert len(kept) == len(drops) == 6
+        ends = [cut.end * speed for cut in kept if not cut.id.startswith("first")]
+        assert ends == pytest.approx([10.0] * 4, abs=2e-4)
+
+
+def test_stereo_files_lend_one_channel(prompts, tmp_path):
+    """A cut of one channel answers for that channel alone."""
+    audio = prompts[0].load_audio()[0].astype(np.float32)
+    other = np.full_like(audio, np.nan)
+    path = tmp_path / "stereo.wav"
+    soundfile.write(path, np.stack([audio, other], axis=1), 16000, subtype="FLOAT")
+    recording = Recording.from_file(path)
+    cuts = [
+        MonoCut(f"c{c}", 0.0, recording.duration, c, recording=recording)
+        for c in (0, 1)
+    ]
+    kept, drops = gate(cuts)
+    assert [cut.id for cut in kept] == ["c0"]
+    assert [(d.cut_id, d.reason) for d in drops] == [("c1", "not_finite")]
+
+
+def test_a_missing_file_is_named_with_the_working_directory(
+    prompts, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    cuts = [
+        fastcopy(with_file(cut, f"a/{n}.flac"), id=f"c{n}")
+        for n, cut in enumerate(prompts[:40])
+    ]
+    _, drops = gate(cuts)
+    assert drops[0].detail == f"no file a/0.flac in the working directory {tmp_path}"
+    (line,) = [r.getMessage() for r in caplog.records if "unreadable" in r.getMessage()]
+    assert f"40 cuts, its audio cannot be read: c0 ({drops[0].detail})" in line
+
+
+def test_unknown_tokens_of_the_other_case_say_so(prompts, tokenizer):
+    _, (drop,) = gate([with_text(prompts[0], "hello")], tokenize=tokenizer.encode)
+    assert (drop.reason, drop.detail) == (
+        "unknown_tokens",
+        "hello: texts are lower case, tokens upper case",
+    )
 
 
 def test_of_a_long_recording_a_cut_answers_for_its_own_part(prompts, tmp_path):

@@ -43,10 +43,12 @@ def assert_refused(config, match, error=ValueError):
 
 
 def test_a_bpe_model_of_another_size_is_refused(config, tmp_path):
-    write_lang(train_bpe(["ONE TWO THREE"] * 9, 13), tmp_path)
+    write_lang(train_bpe(["ONE TWO THREE"] * 9, 13), tmp_path)  # and no other letter
     config = change(config, data={"bpe_model": str(tmp_path / "bpe.model")})
     assert_refused(config, r"bpe.model has 13 tokens.*vocab_size is 24.*to 0")
     config = change(config, model={"vocab_size": 0})
+    assert_refused(config, "of 87 tokens .* are <unk>.*I .U.0049. 8.*data.max_unknown")
+    config = change(config, data={"max_unknown": 0.5})
     assert prepare(config).config.model.vocab_size == 13
 
 

@@ -1,0 +1,142 @@
+"""Check the cuts of a Shar folder, which plain Lhotse may have written, on reading.
+
+What the data gate drops before it writes a folder is refused here: by the JSON lines of
+the cuts alone, before any audio is read.
+"""
+
+import logging
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import Any, Optional, Protocol
+
+from lhotse.cut import Cut
+
+from icefall_kd import SAMPLE_RATE
+from icefall_kd.data.gate import (
+    REMEDIES,
+    Drop,
+    check_frames,
+    check_text,
+    describe_drops,
+)
+from icefall_kd.data.gate_audio import TOLERANCE, Finding
+from icefall_kd.data.letters import MAX_UNKNOWN, UnknownLetters
+from icefall_kd.data.tokens import Tokenizer
+
+EXAMPLES = 2  # cuts of each reason in a message
+
+
+class HasLines(Protocol):
+    """A shard; see :class:`icefall_kd.cache.shards.Shard`."""
+
+    def lines(self) -> Iterable[Mapping[str, Any]]:
+        """Yield every cut as plain JSON."""
+        ...
+
+
+def check_cuts(
+    shards: Iterable[HasLines],
+    name: str,
+    *,
+    labelled: bool = False,
+    tokenizer: Optional[Tokenizer] = None,
+    max_unknown: float = MAX_UNKNOWN,
+) -> int:
+    """Refuse a Shar set with cuts that the data gate would drop.
+
+    Cuts without a supervision pass: what needs text leaves them out.
+
+    Args:
+      shards: of the set.
+      name: of the set, for messages.
+      labelled: transcripts are used, so a cut has at most one supervision.
+      tokenizer: transcripts are trained on; they must have tokens, fewer than frames.
+      max_unknown: share of the tokens that may be ``<unk>``.
+    Returns:
+      the number of cuts.
+    Raises:
+      ValueError: naming the first cuts for each reason, and the remedy.
+    """
+    letters = UnknownLetters(tokenizer) if tokenizer is not None else None
+    seen: set[str] = set()
+    drops: list[Drop] = []
+    number = without_text = 0
+    for shard in shards:
+        for line in shard.lines():
+            number += 1
+            found = _check_form(line, seen)
+            texts = [s.get("text") or "" for s in line.get("supervisions") or ()]
+            without_text += not any(text.strip() for text in texts)
+            if found is None and labelled and len(texts) > 1:
+                found = "two_supervisions", f"{len(texts)} supervisions"
+            if found is None and letters is not None and texts:
+                found = _check_labelled(line["duration"], texts[0], letters, tokenizer)
+            if found is not None:
+                drops.append(Drop(str(line.get("id")), *found))
+            seen.add(line.get("id"))
+    if drops:
+        reasons = "; ".join(
+            f"{reason}: {line}"
+            for reason, line in describe_drops(drops, EXAMPLES).items()
+        )
+        raise ValueError(
+            f"{name}: {len(drops)} of {number} cuts cannot be used: {reasons}. Write "
+            "the set without them, or from its manifest with 'python -m "
+            "icefall_kd.bin.make_shar', which drops them and lists them in a report"
+        )
+    if letters is not None:
+        letters.check(name, "data.max_unknown", max_unknown)
+    if labelled and tokenizer is None and 0 < without_text < number:
+        logging.warning(
+            "%s: %d of %d cuts have no text; every word that is recognised in them "
+            "counts as an error",
+            name,
+            without_text,
+            number,
+        )
+    return number
+
+
+def _check_form(line: Mapping[str, Any], seen: set[str]) -> Finding:
+    if line.get("id") in seen:
+        return "duplicate_id", "seen before"
+    if line.get("type") not in ("MonoCut", "MultiCut"):
+        return "mixed_cut", str(line.get("type"))
+    channel, recording = line.get("channel", 0), line.get("recording")
+    channels = len(channel) if isinstance(channel, (list, tuple)) else 1
+    if channels != 1:
+        return "not_mono", f"{channels} channels"
+    if recording is None:
+        return "unreadable", "no audio"
+    rate = recording["sampling_rate"]
+    if rate != SAMPLE_RATE:
+        return "other_rate", f"{rate} Hz"
+    end, length = line["start"] + line["duration"], recording["duration"]
+    if not 0 <= line["start"] < length or end > length + TOLERANCE:
+        return "outside_recording", f"ends at {end:.3f} s, its audio at {length:.3f} s"
+    return None
+
+
+def _check_labelled(
+    duration: float, text: str, letters: UnknownLetters, tokenizer: Tokenizer
+) -> Finding:
+    tokens = letters.add(text)
+    found = check_text(text, tokens, tokenizer.encode, tokenizer.unk_id)
+    return found or check_frames(duration, tokens)
+
+
+def transcript(cut: Cut) -> str:
+    """Return the text of a cut's supervision, accents composed (NFC); "" without one.
+
+    Tokens and hypotheses are composed, since sentencepiece composes.
+
+    Raises:
+      ValueError: if several supervisions have text.
+    """
+    texts = [s.text.strip() for s in cut.supervisions if s.text and s.text.strip()]
+    if len(texts) > 1:
+        raise ValueError(
+            f"cut '{cut.id}' has {len(texts)} supervisions with text, one can be used. "
+            f"Remedy: {REMEDIES['two_supervisions']}"
+        )
+    return unicodedata.normalize("NFC", texts[0]) if texts else ""

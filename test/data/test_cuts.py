@@ -1,0 +1,233 @@
+"""Shar folders that plain Lhotse wrote are held to what the data gate demands."""
+
+import dataclasses
+import json
+import unicodedata
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import real_shar
+import soundfile
+from lhotse import CutSet, Recording
+from lhotse.utils import fastcopy
+from real_teachers import tiny, tiny_dir  # noqa: F401  # fixtures
+from shar_faults import rewrite_cuts
+from two_stacks import MODEL
+
+from icefall_kd.bin import make_denominator
+from icefall_kd.cache.extract import extract
+from icefall_kd.cache.pseudo import pseudo_label
+from icefall_kd.cache.reader import open_shar, shar_shards
+from icefall_kd.data.batches import BatchDataset
+from icefall_kd.data.cuts import check_cuts, transcript
+from icefall_kd.data.tokens import Tokenizer
+from icefall_kd.data.waves import load_wave
+from icefall_kd.decoding.recognise import reference
+from icefall_kd.distill.ctc import CtcConfig
+from icefall_kd.distill.terms import TermsConfig
+from icefall_kd.training.config import DataConfig, TrainConfig
+from icefall_kd.training.setup import prepare
+
+pristine_shar = real_shar.pristine_shar  # fixture
+
+
+@pytest.fixture(scope="module")
+def tokenizer(asterisk):
+    return Tokenizer(asterisk / "data/lang_bpe_150/bpe.model")
+
+
+@pytest.fixture(scope="module")
+def prompts(asterisk):
+    """Test prompts with their audio in memory, and without our own marks."""
+    cuts = open_shar(asterisk / "data/shar/test")
+    return [fastcopy(cut, custom=None) for cut, _ in zip(cuts, range(8))]
+
+
+def foreign(cuts, folder):
+    """Write the cuts as Lhotse does, through no gate of ours."""
+    folder.mkdir(parents=True)
+    CutSet.from_cuts(cuts).to_shar(folder, {"recording": "flac"}, shard_size=3)
+    return folder
+
+
+def with_text(cut, text):
+    return fastcopy(cut, supervisions=[fastcopy(cut.supervisions[0], text=text)])
+
+
+def twice(cut):
+    halves = [
+        fastcopy(s, id=f"{s.id}-{n}")
+        for n, s in enumerate(cut.supervisions + cut.supervisions)
+    ]
+    return fastcopy(cut, supervisions=halves)
+
+
+def stereo(cut, path):
+    audio = cut.load_audio()[0]
+    soundfile.write(path, np.stack([audio, audio], axis=1), 16000)
+    whole = Recording.from_file(path, recording_id=cut.recording.id).to_cut()
+    return fastcopy(whole, id=cut.id, supervisions=cut.supervisions)
+
+
+def mixed(folder):
+    """Make the first cut one that Lhotse has padded."""
+
+    def change(lines):
+        cut = json.loads(lines[0])
+        track = {"cut": cut, "type": "MonoCut", "offset": 0.0}
+        line = {"id": cut["id"], "tracks": [track], "type": "MixedCut"}
+        return [json.dumps(line), *lines[1:]]
+
+    rewrite_cuts(folder, "000000", change)
+
+
+FORMS = {
+    "duplicate_id": lambda cut, path: fastcopy(cut, id="same"),
+    "not_mono": stereo,
+    "other_rate": lambda cut, path: cut.resample(8000),
+    "mixed_cut": lambda cut, path: cut,  # Lhotse writes these without audio alone
+}
+TEXTS = {
+    "two_supervisions": lambda cut, path: twice(cut),
+    "empty_text": lambda cut, path: with_text(cut, None),
+    "unknown_tokens": lambda cut, path: with_text(cut, "hello"),
+    "too_few_frames": lambda cut, path: with_text(cut, "ONE TWO " * 200),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(prompts, tmp_path_factory):
+    """Reason -> a Shar folder whose first cut has this fault, or first two."""
+    root = tmp_path_factory.mktemp("foreign")
+    found = {}
+    for reason, fault in {**FORMS, **TEXTS}.items():
+        count = 2 if reason == "duplicate_id" else 1
+        cuts = [fault(cut, root / f"{reason}.wav") for cut in prompts[:count]]
+        found[reason] = foreign([*cuts, *prompts[count:]], root / reason / "train")
+        if reason == "mixed_cut":
+            mixed(found[reason])
+    found["good"] = foreign(prompts, root / "good" / "train")
+    return found
+
+
+def train_on(folder, asterisk):
+    return prepare(
+        TrainConfig(
+            exp_dir=str(folder.parent / "exp"),
+            model=dataclasses.replace(MODEL, vocab_size=0),
+            data=DataConfig(
+                shar_dir=str(folder.parent),
+                bpe_model=str(asterisk / "data/lang_bpe_150/bpe.model"),
+                dev=None,
+            ),
+            terms=TermsConfig(ctc=CtcConfig()),
+        )
+    )
+
+
+@pytest.mark.parametrize("reason", [*FORMS, *TEXTS])
+def test_training_refuses_what_the_gate_drops(reason, folders, prompts, asterisk):
+    with pytest.raises(ValueError) as caught:
+        train_on(folders[reason], asterisk)
+    line = str(caught.value)
+    wrong = "same" if reason == "duplicate_id" else prompts[0].id
+    assert f"train: 1 of 8 cuts cannot be used: {reason}: 1 cuts" in line
+    assert f"{wrong} (" in line and "Remedy: " in line and "\n" not in line
+
+
+def test_training_takes_what_is_fit(folders, asterisk):
+    assert train_on(folders["good"], asterisk).train_stream.counts() == (8, 8)
+
+
+@pytest.mark.parametrize("reason", FORMS)
+def test_extraction_and_pseudo_labels_refuse_the_same(
+    reason,
+    folders,
+    tiny,  # noqa: F811
+    tmp_path,
+):
+    reader = SimpleNamespace(fingerprint=dict, transcribe=None)  # is never asked
+    before = sorted(folders[reason].iterdir())
+    with pytest.raises(ValueError, match=f"1 of 8 cuts cannot be used: {reason}"):
+        extract(folders[reason], [tiny])
+    with pytest.raises(ValueError, match=f"1 of 8 cuts cannot be used: {reason}"):
+        pseudo_label(folders[reason], tmp_path / "out", reader)
+    assert sorted(folders[reason].iterdir()) == before
+
+
+@pytest.mark.parametrize("reason", [*FORMS, "two_supervisions"])
+def test_decoding_refuses_the_same_before_it_begins(reason, folders):
+    with pytest.raises(ValueError, match=f"1 of 8 cuts cannot be used: {reason}"):
+        open_shar(folders[reason])
+
+
+def test_the_denominator_is_of_the_texts_that_are_trained_on(folders):
+    with pytest.raises(ValueError, match="two_supervisions: 1 cuts"):
+        make_denominator.texts_of([folders["two_supervisions"]])
+    assert len(make_denominator.texts_of([folders["good"]])) == 8
+
+
+def test_text_is_not_looked_at_where_it_is_not_used(folders):
+    for reason in TEXTS:
+        assert check_cuts(shar_shards(folders[reason]), "x") == 8
+
+
+def test_sets_without_all_texts_are_counted_where_they_are_scored(folders, caplog):
+    assert check_cuts(shar_shards(folders["empty_text"]), "x", labelled=True) == 8
+    assert "x: 1 of 8 cuts have no text" in caplog.text
+    caplog.clear()
+    check_cuts(shar_shards(folders["good"]), "x", labelled=True)
+    assert not caplog.records
+
+
+def test_training_and_scoring_read_one_text(prompts, tokenizer):
+    dataset = BatchDataset(tokenizer=tokenizer)
+    cut = with_text(prompts[0], "  TWO LINES\n")
+    assert dataset[CutSet.from_cuts([cut])]["text"] == ["TWO LINES"]
+    assert reference(cut) == ["TWO", "LINES"]
+    with pytest.raises(ValueError, match="has 2 supervisions with text"):
+        dataset[CutSet.from_cuts([twice(cut)])]
+    with pytest.raises(ValueError, match=f"'{cut.id}' has 2 supervisions with text"):
+        reference(twice(cut))
+    assert transcript(fastcopy(cut, supervisions=[])) == ""
+
+
+def test_decomposed_accents_are_scored_as_composed_ones(prompts):
+    cut = with_text(prompts[0], unicodedata.normalize("NFD", "L'ÉTÉ À NÎMES"))
+    assert reference(cut) == ["L'ÉTÉ", "À", "NÎMES"]
+
+
+def test_no_message_about_stereo_advises_the_gate_that_drops_it(prompts, tmp_path):
+    with pytest.raises(ValueError, match="2 channels.*MultiCut.to_mono") as caught:
+        load_wave(stereo(prompts[0], tmp_path / "a.wav"))
+    assert "make_shar" not in str(caught.value)
+    with pytest.raises(ValueError, match="8000 Hz.*make_shar', which resamples"):
+        load_wave(prompts[0].resample(8000))
+
+
+def test_letters_of_a_foreign_set_are_counted_and_refused(
+    prompts, asterisk, tokenizer, tmp_path, caplog
+):
+    texts = [with_text(cut, cut.supervisions[0].text + " Ü’1") for cut in prompts]
+    with pytest.raises(ValueError, match="data.max_unknown") as caught:
+        train_on(foreign(texts, tmp_path / "many/train"), asterisk)
+    assert "tokens" in str(caught.value) and "Ü (U+00DC) 8" in str(caught.value)
+    long = " ".join(cut.supervisions[0].text for cut in prompts)
+    few = [SimpleNamespace(lines=lambda: [_line("a", f"{long} Ü", 60.0)])]
+    assert check_cuts(few, "x", tokenizer=tokenizer) == 1
+    tokens = len(tokenizer.encode(f"{long} Ü"))
+    assert f"x: 1 of {tokens} tokens" in caplog.text and "Ü (U+00DC) 1" in caplog.text
+
+
+def _line(cut_id, text, duration):
+    recording = {"id": cut_id, "sampling_rate": 16000, "duration": duration}
+    return {
+        "id": cut_id,
+        "start": 0.0,
+        "duration": duration,
+        "channel": 0,
+        "supervisions": [{"id": cut_id, "text": text}],
+        "recording": recording,
+        "type": "MonoCut",
+    }
