@@ -63,14 +63,14 @@ class TermOutput:
       count: frames or utterances behind ``sum``.
       extras: further figures to log, each (sum, count).
       suspects: indexes of utterances whose own loss is not finite.
-      skipped: reason -> utterances that the term could not use.
+      skipped: reason -> indexes of utterances that the term could not use.
     """
 
     sum: Tensor
     count: int
     extras: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
     suspects: tuple[int, ...] = ()
-    skipped: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, list[int]] = field(default_factory=dict)
 
 
 class Term(Protocol):
@@ -110,30 +110,32 @@ class Term(Protocol):
         """Evaluate the term; ``step`` counts updates, for schedules."""
 
 
-def skipped_texts(tokens: Sequence[Sequence[int]], skipped: Tensor) -> dict[str, int]:
-    """Return reason -> number of the utterances that a term on texts skips.
+def skipped_texts(
+    tokens: Sequence[Sequence[int]], skipped: Tensor
+) -> dict[str, list[int]]:
+    """Return reason -> indexes of the utterances that a term on texts skips.
 
     Args:
       tokens: N lists of ids; empty where there is no transcript.
       skipped: (N,) bool.
     """
     empty = torch.tensor([not t for t in tokens], device=skipped.device)
-    return _counts({NO_TEXT: skipped & empty, TOO_LONG: skipped & ~empty})
+    return _indexes({NO_TEXT: skipped & empty, TOO_LONG: skipped & ~empty})
 
 
-def skipped_targets(has_target: Tensor, lens: Tensor) -> dict[str, int]:
-    """Return reason -> number of the utterances that a term on targets skips.
+def skipped_targets(has_target: Tensor, lens: Tensor) -> dict[str, list[int]]:
+    """Return reason -> indexes of the utterances that a term on targets skips.
 
     Args:
       has_target: (N,) bool.
       lens: (N,) int64, student frames that the term compares.
     """
-    return _counts({NO_TARGET: ~has_target, TOO_SHORT: has_target & (lens == 0)})
+    return _indexes({NO_TARGET: ~has_target, TOO_SHORT: has_target & (lens == 0)})
 
 
-def _counts(reasons: Mapping[str, Tensor]) -> dict[str, int]:
-    counts = {reason: int(rows.sum()) for reason, rows in reasons.items()}
-    return {reason: count for reason, count in counts.items() if count}
+def _indexes(reasons: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    found = {r: rows.nonzero().flatten().tolist() for r, rows in reasons.items()}
+    return {reason: rows for reason, rows in found.items() if rows}
 
 
 def taught_figure(term: Term) -> str:
