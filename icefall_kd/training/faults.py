@@ -206,16 +206,22 @@ class SkippedCuts:
         if not complete and cuts < EARLY:
             return
         for term in self.terms:
-            skipped = {
-                key.partition(".")[2]: count
-                for key, count in counts.items()
-                if key.startswith(f"{term}.")
-            }
+            skipped = _reasons(counts, term)
             allowed = sum(n for why, n in skipped.items() if why in self._allowed)
             faults = sum(skipped.values()) - allowed
             none_used = faults + allowed == cuts
             if none_used or (complete and faults > (cuts - allowed) / 2):
                 raise TrainingStoppedError(self._describe(epoch, term, skipped, cuts))
+
+    def unused(self) -> dict[str, dict[str, int]]:
+        """Return reason -> count of each term that used no cut.
+
+        Every process must call it.
+        """
+        counts = self.state()
+        reasons = {term: _reasons(counts, term) for term in self.terms}
+        cuts = counts.get("cuts", 0)
+        return {t: why for t, why in reasons.items() if sum(why.values()) == cuts > 0}
 
     def _describe(
         self, epoch: int, term: str, skipped: Mapping[str, int], cuts: int
@@ -232,6 +238,15 @@ class SkippedCuts:
             f"cuts and learned too little, so no checkpoint of this epoch is written; "
             + "; ".join(parts)
         )
+
+
+def _reasons(counts: Mapping[str, int], term: str) -> dict[str, int]:
+    """Return reason -> count of one term."""
+    return {
+        key.partition(".")[2]: count
+        for key, count in counts.items()
+        if key.startswith(f"{term}.")
+    }
 
 
 def check_scale(scale: float, base_lr: float) -> None:

@@ -36,7 +36,7 @@ from icefall_kd.training.memory import (
     explaining_memory,
     probe_memory,
 )
-from icefall_kd.training.metrics import MetricsTracker, add_outputs
+from icefall_kd.training.metrics import add_outputs
 from icefall_kd.training.optim import Eden, ScaledAdam
 from icefall_kd.training.report import Reporter
 from icefall_kd.training.setup import Setup
@@ -44,6 +44,7 @@ from icefall_kd.training.signals import StopRequest, TrainingInterruptedError
 from icefall_kd.training.snapshot import restore, snapshot
 from icefall_kd.training.state import TrainState, restore_rng, seed_everything
 from icefall_kd.training.student import parameter_groups, to_device
+from icefall_kd.training.validation import validate
 from icefall_kd.zipformer.schedules import set_batch_count
 
 SCHEDULES_END = 100_000  # batches; by then every schedule of the encoder has ended
@@ -300,23 +301,18 @@ class Trainer:
             return contextlib.nullcontext()
         return torch.autocast(self.world.device.type, dtype)
 
-    @torch.no_grad()
     def _validate(self) -> dict[str, float]:
         """Return the means over the dev set, {} if there is none."""
         if self.setup.dev_stream is None:
             return {}
-        self.student.eval()
-        tracker = MetricsTracker()
-        duration = self.config.data.max_duration
-        for batch in make_dev_loader(self.setup, self.world):
-            with explaining_memory(batch, duration), self._autocast():
-                loss, frames, outputs = self.student(
-                    to_device(batch, self.world.device), self.state.step
-                )
-            tracker.add("loss", loss * frames, frames)
-            add_outputs(tracker, outputs, len(batch["feature_lens"]))
-        self.student.train()
-        return tracker.reduced().means()
+        return validate(
+            self.student,
+            make_dev_loader(self.setup, self.world),
+            self.world,
+            tokenizer=self.setup.tokenizer,
+            autocast=self._autocast,
+            max_duration=self.config.data.max_duration,
+        )
 
     def _save(self, path: Path) -> None:
         weights = (*self.model.parameters(), *self.mean.mean.values())
