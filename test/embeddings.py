@@ -65,7 +65,7 @@ def student():
     torch.manual_seed(1)
     model = behind_an_encoder(VOCAB, DIM)
     encoder_out = torch.randn(2, max(LENS), DIM, requires_grad=True)
-    return StudentOutput(encoder_out, torch.tensor(LENS), model, nn.ModuleDict())
+    return StudentOutput(encoder_out, torch.tensor(LENS), model, nn.ModuleDict(), 16)
 
 
 def embedding(student, infos, **options):

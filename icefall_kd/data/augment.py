@@ -15,8 +15,8 @@ from torch import Tensor
 class SpecAugment:
     """Masks bands of mel bins and spans of frames of each utterance.
 
-    Time warping moves frames away from where a teacher heard them, therefore it is
-    off unless asked for, and must stay off where a term compares frames.
+    Time warping moves frames away from the times of a teacher's frames.  It is off by
+    default, and training refuses it where the targets of a term are frames.
     """
 
     def __init__(

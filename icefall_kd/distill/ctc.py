@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from icefall_kd.config import ModelConfig
-from icefall_kd.distill.term import Batch, StudentOutput, TermOutput
+from icefall_kd.distill.term import (
+    Batch,
+    StudentOutput,
+    TermOutput,
+    skipped_texts,
+)
 from icefall_kd.transducer.loss import ctc_loss, has_alignment
 
 
@@ -30,6 +35,7 @@ class CtcTerm:
     options = CtcConfig
     needs_stacks = False
     needs_text = True
+    frame_targets = False
     fields = ()
     trains = ("ctc_output",)
 
@@ -43,7 +49,9 @@ class CtcTerm:
 
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
         """Sum the loss over the utterances that have a transcript that fits."""
-        rows, skipped = ctc_rows(batch["tokens"], student.lens)
+        chosen = ctc_rows(batch["tokens"], student.lens)
+        rows = chosen.nonzero().flatten()
+        skipped = skipped_texts(batch["tokens"], ~chosen)
         if len(rows) == 0:
             zero = student.encoder_out.new_zeros((), dtype=torch.float32)
             return TermOutput(zero, 0, skipped=skipped)
@@ -58,21 +66,17 @@ class CtcTerm:
         )
 
 
-def ctc_rows(tokens: Sequence[Sequence[int]], lens: Tensor) -> tuple[Tensor, int]:
-    """Return the utterances whose transcript fits, and the number of the others.
+def ctc_rows(tokens: Sequence[Sequence[int]], lens: Tensor) -> Tensor:
+    """Return which utterances have a transcript that fits, (N,) bool.
 
     Args:
       tokens: N lists of ids; empty where there is no transcript.
       lens:   (N,) int64, valid frames.
-    Returns:
-      indexes (M,) int64, and N - M.
     """
     chosen = has_alignment(tokens, lens)
     # Repeated tokens need a blank between them, hence frames of their own.
     needed = [len(t) + sum(a == b for a, b in zip(t, t[1:])) for t in tokens]
-    chosen &= lens >= torch.tensor(needed, device=chosen.device)
-    rows = chosen.nonzero().flatten()
-    return rows, len(chosen) - len(rows)
+    return chosen & (lens >= torch.tensor(needed, device=chosen.device))
 
 
 def ctc_sum(

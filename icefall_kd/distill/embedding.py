@@ -32,7 +32,12 @@ from icefall_kd.distill.regression import (
     regress,
     taught_by,
 )
-from icefall_kd.distill.term import Batch, StudentOutput, TermOutput
+from icefall_kd.distill.term import (
+    Batch,
+    StudentOutput,
+    TermOutput,
+    skipped_targets,
+)
 from icefall_kd.masks import make_pad_mask
 from icefall_kd.transducer.build import encoder_dim
 
@@ -47,8 +52,8 @@ class EmbeddingConfig:
       weight: of the term in the loss.
       teachers: weight of each teacher by Shar field; 0 leaves it out.
       losses: weight of each frame loss: l1, l2, cosine.
-      delay: frames of 40 ms that the student may lag behind the teacher; for
-        streaming students.
+      delay: frames of 40 ms that the student may lag behind the teacher in batches
+        with chunks; with full context there is none.
       choose: "all" teachers at once, one drawn at "random" for each utterance, or
         their "average", where they are of one size.
     """
@@ -67,6 +72,7 @@ class EmbeddingTerm:
     options = EmbeddingConfig
     needs_stacks = False
     needs_text = False
+    frame_targets = True
     trains = ()
 
     def __init__(self, config: EmbeddingConfig) -> None:
@@ -133,7 +139,7 @@ class EmbeddingTerm:
 
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
         """Sum the losses over valid student frames of utterances with a target."""
-        lens = (student.lens - self.delay).clamp(min=0)
+        lens = (student.lens - student.lag(self.delay)).clamp(min=0)
         told = {n: taught_by(batch["fields"][n], lens) for n in self.teachers}
         taught = torch.stack(list(told.values())).any(dim=0)
         lessons: Iterable[Lesson] = ()
@@ -148,7 +154,7 @@ class EmbeddingTerm:
             int((lens * taught).sum()),
             result.extras,
             result.suspects,
-            skipped=int((~taught).sum()),
+            skipped=skipped_targets(taught, lens),
         )
 
     def _separate(
@@ -166,7 +172,7 @@ class EmbeddingTerm:
           told: teacher -> (N,) bool, whether it has a target.
         """
         # Student frame i + delay answers for target frame i.
-        encoder_out = student.encoder_out[:, self.delay :]
+        encoder_out = student.encoder_out[:, student.lag(self.delay) :]
         weights = self.teachers
         if self.choose == "random" and student.model.training:
             ids = [cut.id for cut in batch["cuts"]]
@@ -191,7 +197,7 @@ class EmbeddingTerm:
         told: Mapping[str, Tensor],
     ) -> Lesson:
         """Return the lesson of the mean of the teachers that have a target."""
-        encoder_out = student.encoder_out[:, self.delay :]
+        encoder_out = student.encoder_out[:, student.lag(self.delay) :]
         total, share = torch.zeros(()), torch.zeros(())
         for name, weight in self.teachers.items():
             if told[name].any():
@@ -216,7 +222,7 @@ class EmbeddingTerm:
             target["frame_shift"],
             student.lens,
         )
-        num_frames = student.encoder_out.size(1) - self.delay
+        num_frames = student.encoder_out.size(1) - student.lag(self.delay)
         return student.heads[self.name][name].normalise(aligned[:, :num_frames])
 
 

@@ -21,7 +21,12 @@ from icefall_kd.cache.topk import mean_of_topk, split_topk
 from icefall_kd.config import ModelConfig
 from icefall_kd.distill.distributions import cross_entropy, essence
 from icefall_kd.distill.targets import check_kind, delayed, has_targets, nothing
-from icefall_kd.distill.term import Batch, StudentOutput, TermOutput
+from icefall_kd.distill.term import (
+    Batch,
+    StudentOutput,
+    TermOutput,
+    skipped_targets,
+)
 from icefall_kd.masks import make_pad_mask
 
 
@@ -36,8 +41,8 @@ class EssenceConfig:
       mass: of probability that is enough; None keeps ``size``.
       temperature: above 1 flattens the teachers' distribution.
       token_weight: of frames whose best token is not the blank; of others 1.
-      delay: frames of 40 ms that the student may lag behind the teachers; for
-        streaming students.
+      delay: frames of 40 ms that the student may lag behind the teachers in batches
+        with chunks; with full context there is none.
     """
 
     weight: float = 0.5
@@ -56,6 +61,7 @@ class EssenceTerm:
     options = EssenceConfig
     needs_stacks = False
     needs_text = False
+    frame_targets = True
     trains = ("ctc_output",)
 
     def __init__(self, config: EssenceConfig) -> None:
@@ -101,7 +107,11 @@ class EssenceTerm:
         if not all(has_targets(batch["fields"][name]) for name in self.fields):
             return nothing(student)
         log_probs = student.model.ctc_output(student.encoder_out)
-        ids, values, log_probs, lens = self._targets(log_probs, student.lens, batch)
+        target_lens = [batch["fields"][name]["lens"] for name in self.fields]
+        has_target = torch.stack(target_lens).amin(dim=0).to(student.lens.device) > 0
+        ids, values, log_probs, lens = self._targets(
+            log_probs, student.lens, batch, student.lag(self.config.delay)
+        )
         size = min(self.config.size or ids.size(-1), ids.size(-1))
         weights = essence(values, size, self.config.mass, self.config.temperature)
         per_frame = cross_entropy(log_probs, ids, weights)
@@ -114,19 +124,16 @@ class EssenceTerm:
             sum=per_frame.sum(),
             count=int(lens.sum()),
             suspects=tuple(bad.nonzero().flatten().tolist()),
-            skipped=int((lens == 0).sum()),
+            skipped=skipped_targets(has_target, lens),
         )
 
     def _targets(
-        self, log_probs: Tensor, lens: Tensor, batch: Batch
+        self, log_probs: Tensor, lens: Tensor, batch: Batch, delay: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the ensemble's ids and log-probabilities, and the student's frames."""
         parts = []
         for name in self.fields:
-            frames, x, both = delayed(
-                log_probs, lens, batch["fields"][name], self.config.delay
-            )
-            parts.append((frames, x, both))
+            parts.append(delayed(log_probs, lens, batch["fields"][name], delay))
         both = torch.stack([p[2] for p in parts]).amin(dim=0)
         count = int(both.max())
         told = [x[:, :count] for _, x, _ in parts]

@@ -29,7 +29,12 @@ from icefall_kd.distill.regression import (
     taught_by,
 )
 from icefall_kd.distill.targets import check_kind
-from icefall_kd.distill.term import Batch, StudentOutput, TermOutput
+from icefall_kd.distill.term import (
+    Batch,
+    StudentOutput,
+    TermOutput,
+    skipped_targets,
+)
 from icefall_kd.masks import make_pad_mask
 from icefall_kd.transducer.build import stack_dims
 from icefall_kd.zipformer.subsampling import conv2d_subsampling_lens
@@ -54,8 +59,8 @@ class HiddenConfig:
       losses: weight of each frame loss: l1, l2, cosine.
       project: "auto" maps a stack linearly where its size is not the teacher's;
         "always" maps all.
-      delay: frames of 40 ms that the student may lag behind the teacher; for
-        streaming students.
+      delay: frames of 40 ms that the student may lag behind the teacher in batches
+        with chunks; with full context there is none.
     """
 
     weight: float = 1.0
@@ -73,6 +78,7 @@ class HiddenTerm:
     options = HiddenConfig
     needs_stacks = True
     needs_text = False
+    frame_targets = True
     trains = ()
 
     def __init__(self, config: HiddenConfig) -> None:
@@ -131,20 +137,21 @@ class HiddenTerm:
 
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
         """Sum the losses over valid student frames of utterances with a target."""
-        delay = self.config.delay
+        delay = student.lag(self.config.delay)
         taught = torch.zeros_like(student.lens, dtype=torch.bool)  # by any layer
         for name in self.fields:
             taught |= taught_by(batch["fields"][name], taught)
         lens = conv2d_subsampling_lens(batch["feature_lens"]).to(student.lens.device)
         lessons = self._lessons(student, batch, lens)
         result = regress(lessons, self.losses, student.encoder_out)
+        left = (student.lens - delay).clamp(min=0)
         return TermOutput(
             # Of the student's frames, as all terms count them.
             result.sum / _PER_FRAME,
-            int(((student.lens - delay).clamp(min=0) * taught).sum()),
+            int((left * taught).sum()),
             result.extras,
             result.suspects,
-            skipped=int((~taught).sum()),
+            skipped=skipped_targets(taught, left),
         )
 
     def _lessons(
@@ -152,7 +159,7 @@ class HiddenTerm:
     ) -> Iterator[Lesson]:
         """Yield one lesson a stack; ``lens`` (N,) are its valid frames."""
         # Student frame i + delay answers for target frame i.
-        delay = _PER_FRAME * self.config.delay
+        delay = _PER_FRAME * student.lag(self.config.delay)
         left = (lens - delay).clamp(min=0)
         if left.max() == 0:
             return

@@ -23,7 +23,12 @@ from icefall_kd.distill.align import pair_means
 from icefall_kd.distill.ctc import ctc_rows, ctc_sum
 from icefall_kd.distill.distributions import DISTANCES
 from icefall_kd.distill.targets import check_kind, delayed, has_targets
-from icefall_kd.distill.term import Batch, StudentOutput, TermOutput
+from icefall_kd.distill.term import (
+    Batch,
+    StudentOutput,
+    TermOutput,
+    skipped_texts,
+)
 from icefall_kd.masks import make_pad_mask
 from icefall_kd.transducer.build import stack_dims
 from icefall_kd.zipformer.precision import LogSoftmax
@@ -40,8 +45,8 @@ class InterCtcConfig:
       teacher: Shar field of kind ``ctc``; None trains the heads without a teacher.
       kd_weight: lambda, of the distance to the teacher.
       distance: "l2" of probabilities, or "kl".
-      delay: frames of 40 ms that the student may lag behind the teacher; for
-        streaming students.
+      delay: frames of 40 ms that the student may lag behind the teacher in batches
+        with chunks; with full context there is none.
     """
 
     weight: float = 1.0
@@ -59,6 +64,7 @@ class InterCtcTerm:
     name = "inter_ctc"
     options = InterCtcConfig
     needs_text = True
+    frame_targets = True  # unless there is no teacher
     trains = ("ctc_output",)  # unless the final head is none of the term's
 
     def __init__(self, config: InterCtcConfig) -> None:
@@ -81,6 +87,7 @@ class InterCtcTerm:
         self.config = config
         self.needs_stacks = bool(config.stacks)
         self.fields = (config.teacher,) if config.teacher else ()
+        self.frame_targets = bool(config.teacher)
         self.trains = self.trains_with(vars(config))
         if config.teacher:
             first = "final" if config.final else f"stack{config.stacks[0]}"
@@ -117,7 +124,8 @@ class InterCtcTerm:
 
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
         """Sum the losses of all heads; utterances without text have the teacher's."""
-        rows, skipped = ctc_rows(batch["tokens"], student.lens)
+        used = ctc_rows(batch["tokens"], student.lens)
+        rows = used.nonzero().flatten()
         lens = student.lens
         total = student.encoder_out.new_zeros((), dtype=torch.float32)
         frames, extras = int(lens.sum()), {}
@@ -126,6 +134,10 @@ class InterCtcTerm:
         taught = bool(self.config.teacher and self.config.kd_weight) and has_targets(
             batch["fields"][self.config.teacher]
         )
+        if taught:
+            target_lens = batch["fields"][self.config.teacher]["lens"].to(lens.device)
+            left = (lens - student.lag(self.config.delay)).clamp(min=0)
+            used = used | ((target_lens > 0) & (left > 0))
         for name, (scale, log_probs) in heads.items():
             if len(rows):
                 losses = ctc_sum(log_probs[rows], lens[rows], batch["tokens"], rows)
@@ -135,9 +147,11 @@ class InterCtcTerm:
                 count = int(lens[rows].sum())
                 extras[f"{name}_ctc"] = (losses.detach().sum(), count)
             if taught:
-                value, count = self._distance(log_probs, lens, batch)
+                delay = student.lag(self.config.delay)
+                value, count = self._distance(log_probs, lens, batch, delay)
                 total = total + scale * self.config.kd_weight * value
                 extras[f"{name}_kd"] = (value.detach(), count)
+        skipped = skipped_texts(batch["tokens"], ~used)
         return TermOutput(total, frames, extras, tuple(sorted(suspects)), skipped)
 
     def _heads(self, student: StudentOutput) -> dict[str, tuple[float, Tensor]]:
@@ -152,11 +166,11 @@ class InterCtcTerm:
         return found
 
     def _distance(
-        self, log_probs: Tensor, lens: Tensor, batch: Batch
+        self, log_probs: Tensor, lens: Tensor, batch: Batch, delay: int
     ) -> tuple[Tensor, int]:
         """Return the summed distance to the teacher and the frames compared."""
         target = batch["fields"][self.config.teacher]
-        log_probs, x, lens = delayed(log_probs, lens, target, self.config.delay)
+        log_probs, x, lens = delayed(log_probs, lens, target, delay)
         per_frame = DISTANCES[self.config.distance](log_probs, *split_topk(x))
         mask = make_pad_mask(lens, x.size(1))
         return per_frame.masked_fill(mask, 0.0).sum(), int(lens.sum())

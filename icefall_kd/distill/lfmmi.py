@@ -11,7 +11,7 @@ teacher-student training with LF-MMI, 2018, SLT.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,12 @@ from torch import Tensor
 from icefall_kd.cache.topk import split_topk
 from icefall_kd.config import ModelConfig
 from icefall_kd.distill.targets import check_kind, delayed, has_targets, nothing
-from icefall_kd.distill.term import Batch, StudentOutput, TermOutput
+from icefall_kd.distill.term import (
+    Batch,
+    StudentOutput,
+    TermOutput,
+    skipped_targets,
+)
 from icefall_kd.masks import make_pad_mask
 from icefall_kd.transducer.denominator import load_denominator, total_scores
 
@@ -37,7 +42,8 @@ class LfmmiConfig:
       graph: file of ``icefall_kd.bin.make_denominator``.
       scale: of both log-probabilities on the graph; below 1 softens the occupancies.
       output_beam: paths worse than the best by more are left out.
-      delay: frames of 40 ms that the student may lag behind the teacher.
+      delay: frames of 40 ms that the student may lag behind the teacher in batches
+        with chunks; with full context there is none.
     """
 
     weight: float = 0.5
@@ -95,6 +101,7 @@ class LfmmiTerm:
     options = LfmmiConfig
     needs_stacks = False
     needs_text = False
+    frame_targets = True
     trains = ("ctc_output",)
 
     def __init__(self, config: LfmmiConfig) -> None:
@@ -136,18 +143,20 @@ class LfmmiTerm:
 
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
         """Sum the divergence over the utterances."""
-        if not has_targets(batch["fields"][self.config.teacher]):
+        target = batch["fields"][self.config.teacher]
+        if not has_targets(target):
             return nothing(student)
         log_probs = student.model.ctc_output(student.encoder_out)
         log_probs, x, lens = delayed(
             log_probs,
             student.lens,
-            batch["fields"][self.config.teacher],
-            self.config.delay,
+            target,
+            student.lag(self.config.delay),
         )
+        skipped = skipped_targets(target["lens"].to(lens.device) > 0, lens)
         rows = (lens > 0).nonzero().flatten()
         if len(rows) == 0:
-            return nothing(student)
+            return replace(nothing(student), skipped=skipped)
         teacher = dense_log_probs(x[rows], self.vocab_size)
         values = sequence_divergence(
             self.config.scale * log_probs[rows],
@@ -161,5 +170,5 @@ class LfmmiTerm:
             sum=values.sum().float(),
             count=int(lens.sum()),
             suspects=tuple(rows[bad].tolist()),
-            skipped=len(lens) - len(rows),
+            skipped=skipped,
         )

@@ -3,8 +3,8 @@
     sum_t KL( p_teacher(. | t, u_t) || p_student(. | t + shift, u_t) )
 
 over the nodes (t, u_t) of the teacher's most probable path, one in each frame.  On
-audio without transcript the path is that of what the teacher recognised.  A streaming
-student knows a word later than its teacher: ``shift`` lets it lag.
+audio without transcript the path is that of what the teacher recognised.  A student
+that sees chunks knows a word later than its teacher: ``shift`` lets it lag there.
 Source: one-best path distillation for RNN-T, 2021, arXiv:2110.03334; one node a frame
 (``transducer.path``) and the divergence with the tail as one token are ours.
 """
@@ -19,7 +19,12 @@ from icefall_kd.cache.topk import split_path, split_topk
 from icefall_kd.config import ModelConfig
 from icefall_kd.distill.distributions import divergence
 from icefall_kd.distill.targets import check_kind, delayed, has_targets, nothing
-from icefall_kd.distill.term import Batch, StudentOutput, TermOutput
+from icefall_kd.distill.term import (
+    Batch,
+    StudentOutput,
+    TermOutput,
+    skipped_targets,
+)
 from icefall_kd.masks import make_pad_mask
 from icefall_kd.transducer.path import on_path
 
@@ -31,7 +36,8 @@ class OneBestConfig:
     Attributes:
       weight: of the term in the loss.
       teacher: Shar field of kind ``path``.
-      shift: frames of 40 ms that the student may lag behind the teacher.
+      shift: frames of 40 ms that the student may lag behind the teacher in batches
+        with chunks; with full context there is none.
       warm_steps: updates over which the term comes in, from 0.
     """
 
@@ -48,6 +54,7 @@ class OneBestTerm:
     options = OneBestConfig
     needs_stacks = False
     needs_text = False
+    frame_targets = True
     trains = ("decoder", "joiner")
     taught = "kl"
 
@@ -84,7 +91,7 @@ class OneBestTerm:
         if not has_targets(target):
             return nothing(student)
         encoder_out, x, lens = delayed(
-            student.encoder_out, student.lens, target, self.config.shift
+            student.encoder_out, student.lens, target, student.lag(self.config.shift)
         )
         mask = make_pad_mask(lens, x.size(1))
         emitted, frames = split_path(x)
@@ -99,7 +106,7 @@ class OneBestTerm:
             count=int(lens.sum()),
             extras={"kl": (value.detach(), int(lens.sum()))},
             suspects=tuple(bad.nonzero().flatten().tolist()),
-            skipped=int((lens == 0).sum()),
+            skipped=skipped_targets(target["lens"].to(lens.device) > 0, lens),
         )
 
     def scale(self, step: int) -> float:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from icefall_kd import ENCODER_SHIFT
-from icefall_kd.distill.term import StudentOutput, TermOutput
+from icefall_kd.distill.term import NO_TARGET, StudentOutput, TermOutput
 
 _TOLERANCE = 2  # frames that a teacher may have more or less than the student
 
@@ -32,7 +32,7 @@ def has_targets(target: Mapping[str, Any]) -> bool:
 def nothing(student: StudentOutput) -> TermOutput:
     """Return what a term says of a batch without any target."""
     zero = student.encoder_out.new_zeros((), dtype=torch.float32)
-    return TermOutput(zero, 0, skipped=len(student.lens))
+    return TermOutput(zero, 0, skipped={NO_TARGET: list(range(len(student.lens)))})
 
 
 def delayed(

@@ -5,16 +5,23 @@ and text; a new one is a file beside this and a line in :data:`TERMS` of
 ``icefall_kd.distill.terms``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from icefall_kd.config import ModelConfig
 from icefall_kd.transducer.model import AsrModel
 
 Batch = Mapping[str, Any]  # as icefall_kd.data.batches describes it
+
+# Why a term skips an utterance.
+NO_TEXT = "no_text"
+TOO_LONG = "text_too_long"  # for the frames of the utterance
+NO_TARGET = "no_target"
+TOO_SHORT = "too_short"  # no frame is left after the delay
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,7 @@ class StudentOutput:
       lens:        (N,) int64, valid frames of 40 ms.
       model: the student, for terms that go on from its encoder.
       heads: the heads of all terms by term name.
+      chunk_size: of the encoder in this batch, frames of 20 ms; -1 is full context.
       stacks: outputs of the encoder's stacks, each (N, T50, C_i) float in frames of
         20 ms; empty unless a term asks for them.
     """
@@ -34,7 +42,16 @@ class StudentOutput:
     lens: Tensor
     model: AsrModel
     heads: nn.ModuleDict
+    chunk_size: int
     stacks: tuple[Tensor, ...] = ()
+
+    def lag(self, delay: int) -> int:
+        """Return by how many frames the student may lag behind a teacher.
+
+        In chunks it sees little of the future, and that is ``delay``; with full
+        context it sees what the teacher saw, and that is 0.
+        """
+        return delay if self.chunk_size > 0 else 0
 
 
 @dataclass(frozen=True)
@@ -46,14 +63,14 @@ class TermOutput:
       count: frames or utterances behind ``sum``.
       extras: further figures to log, each (sum, count).
       suspects: indexes of utterances whose own loss is not finite.
-      skipped: utterances that the term could not use.
+      skipped: reason -> indexes of utterances that the term could not use.
     """
 
     sum: Tensor
     count: int
     extras: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
     suspects: tuple[int, ...] = ()
-    skipped: int = 0
+    skipped: dict[str, list[int]] = field(default_factory=dict)
 
 
 class Term(Protocol):
@@ -64,6 +81,8 @@ class Term(Protocol):
       options: dataclass of its options, ``weight`` among them.
       needs_text: True if batches must carry token ids.
       needs_stacks: True if it reads the outputs of the encoder's stacks.
+      frame_targets: True if its targets are frames of the audio, which nothing may
+        move in time on the student's side alone.  Each class declares it.
       fields: Shar fields read.
       trains: attributes of the model that the term's gradient reaches, beside the
         encoder; what no term trains is left out of the optimiser.
@@ -78,6 +97,7 @@ class Term(Protocol):
     options: type
     needs_text: bool
     needs_stacks: bool
+    frame_targets: bool
     fields: tuple[str, ...]
     trains: tuple[str, ...]
 
@@ -88,6 +108,34 @@ class Term(Protocol):
 
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
         """Evaluate the term; ``step`` counts updates, for schedules."""
+
+
+def skipped_texts(
+    tokens: Sequence[Sequence[int]], skipped: Tensor
+) -> dict[str, list[int]]:
+    """Return reason -> indexes of the utterances that a term on texts skips.
+
+    Args:
+      tokens: N lists of ids; empty where there is no transcript.
+      skipped: (N,) bool.
+    """
+    empty = torch.tensor([not t for t in tokens], device=skipped.device)
+    return _indexes({NO_TEXT: skipped & empty, TOO_LONG: skipped & ~empty})
+
+
+def skipped_targets(has_target: Tensor, lens: Tensor) -> dict[str, list[int]]:
+    """Return reason -> indexes of the utterances that a term on targets skips.
+
+    Args:
+      has_target: (N,) bool.
+      lens: (N,) int64, student frames that the term compares.
+    """
+    return _indexes({NO_TARGET: ~has_target, TOO_SHORT: has_target & (lens == 0)})
+
+
+def _indexes(reasons: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    found = {r: rows.nonzero().flatten().tolist() for r, rows in reasons.items()}
+    return {reason: rows for reason, rows in found.items() if rows}
 
 
 def taught_figure(term: Term) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from typing import Any, Optional
 
 from icefall_kd.distill.ctc import CtcTerm
@@ -25,6 +26,23 @@ TERMS: dict[str, Any] = {
     "one_best": OneBestTerm,
     "lfmmi": LfmmiTerm,
 }
+
+
+def check_declarations(terms: Mapping[str, type]) -> None:
+    """Refuse a term whose own class does not declare ``frame_targets``.
+
+    Raises:
+      TypeError: naming the term.
+    """
+    for name, term in terms.items():
+        if not isinstance(vars(term).get("frame_targets"), bool):
+            raise TypeError(
+                f"term '{name}': class {term.__name__} declares no frame_targets; set "
+                "it to True if the targets are frames of the audio, else to False"
+            )
+
+
+check_declarations(TERMS)
 
 TermsConfig = dataclasses.make_dataclass(
     "TermsConfig",

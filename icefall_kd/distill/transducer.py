@@ -7,7 +7,12 @@ from typing import Any
 import torch
 
 from icefall_kd.config import ModelConfig
-from icefall_kd.distill.term import Batch, StudentOutput, TermOutput
+from icefall_kd.distill.term import (
+    Batch,
+    StudentOutput,
+    TermOutput,
+    skipped_texts,
+)
 from icefall_kd.transducer.loss import has_alignment, pruned_transducer_loss
 
 
@@ -42,6 +47,7 @@ class TransducerTerm:
     options = TransducerConfig
     needs_stacks = False
     needs_text = True
+    frame_targets = False
     fields = ()
     trains = ("decoder", "joiner", "simple_am_proj", "simple_lm_proj")
 
@@ -66,7 +72,7 @@ class TransducerTerm:
         """Sum the loss over the utterances that have a transcript that fits."""
         chosen = has_alignment(batch["tokens"], student.lens)
         rows = chosen.nonzero().flatten()
-        skipped = len(chosen) - len(rows)
+        skipped = skipped_texts(batch["tokens"], ~chosen)
         if len(rows) == 0:
             zero = student.encoder_out.new_zeros((), dtype=torch.float32)
             return TermOutput(zero, 0, skipped=skipped)

@@ -13,6 +13,11 @@ COLOURS = 8  # of the style sheet
 TICKS = 6
 LOG_FROM = 4.0  # ratio of the largest to the smallest value
 KINDS = ("train", "dev")
+WER = "wer_"  # begins the names of word error rates on dev
+TITLES = {
+    "wer_ctc": "WER % on dev, greedy search of the CTC head",
+    "wer_transducer": "WER % on dev, greedy search of the transducer",
+}
 
 Points = Sequence[Tuple[float, float]]
 
@@ -118,7 +123,10 @@ def charts(runs: Mapping[str, Run], metrics: Sequence[str] = ()) -> List[Chart]:
 
 
 def default_metrics(stages: Sequence[Stage]) -> List[str]:
-    """Return the loss and its terms; of one term alone the loss says nothing more."""
+    """Return the word error rates, the loss and its terms.
+
+    Of one term alone the loss says nothing more.
+    """
     names = dict.fromkeys(
         key
         for stage in stages
@@ -127,9 +135,9 @@ def default_metrics(stages: Sequence[Stage]) -> List[str]:
         for key in line
         if key not in ("kind", "step", "epoch") and "." not in key
     )
-    if len(names) == 2:
+    if sum(not name.startswith(WER) for name in names) == 2:
         names.pop("loss", None)
-    return list(names) or ["loss"]
+    return sorted(names, key=lambda name: not name.startswith(WER)) or ["loss"]
 
 
 def _chart(name: str, metric: str, stages: Mapping[str, Stage]) -> Optional[Chart]:
@@ -155,7 +163,7 @@ def draw(chart: Chart, systems: Sequence[str]) -> Html:
     x = Axis(0, max(steps), LEFT, WIDTH - RIGHT)
     log = low > 0 and high > LOG_FROM * low
     y = Axis(low, high, HEIGHT - BOTTOM, TOP, log)
-    title = f"{chart.stage}: {chart.metric}"
+    title = f"{chart.stage}: {TITLES.get(chart.metric, chart.metric)}"
     parts = [element("title", title), _grid(x, y)]
     for (system, kind), points in chart.lines.items():
         parts.append(_line(system, kind, points, systems.index(system), (x, y)))
@@ -218,5 +226,5 @@ def legend(systems: Sequence[str]) -> Html:
         element("li", element("span", "", class_=f"swatch {colour_class(i)}"), system)
         for i, system in enumerate(systems)
     ]
-    how = element("li", "dots: dev; thin: train")
+    how = element("li", "dots: dev; thin: train, with the weights of that update")
     return element("ul", join(*items), how, class_="legend")

@@ -33,6 +33,7 @@ RESUME_KEYS = (
     "rng",
     "regularisers",
     "metrics",
+    "skipped",
 )
 
 

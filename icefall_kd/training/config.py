@@ -41,8 +41,8 @@ class DataConfig:
       num_buckets: groups of similar duration that batches are drawn from.
       num_workers: processes that load data; 0 loads in the training process.
       spec_augment: mask stretches of time and frequency (student only).
-      time_warp_factor: of SpecAugment, fbank frames; 0 is off.  Refused where a
-        term compares frames with a teacher's.
+      time_warp_factor: of SpecAugment, fbank frames; 0 is off.  Refused where the
+        targets of a term are frames of the audio.
     """
 
     shar_dir: str = "data/shar"
@@ -180,13 +180,6 @@ class TrainConfig:
         twice = sorted(set(self.data.train) & set(mix))
         if twice:
             raise ValueError(f"data.train and data.mix both name {twice}; choose one")
-        for term in ("embedding", "hidden"):
-            if self.data.time_warp_factor > 0 and getattr(self.terms, term) is not None:
-                raise ValueError(
-                    f"data.time_warp_factor is {self.data.time_warp_factor}, but "
-                    f"terms.{term} compares the student's frames with a teacher's, "
-                    "which were not warped; set it to 0"
-                )
 
 
 def parse_config(arguments: Sequence[str]) -> TrainConfig:

@@ -1,19 +1,43 @@
-"""Batches whose loss or gradient is not finite: skipped, counted, named."""
+"""Cuts that are not trained on: skipped, counted, named."""
 
 import json
 import logging
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from icefall_kd.distill.term import Batch, TermOutput
+from icefall_kd.distill.term import (
+    NO_TARGET,
+    NO_TEXT,
+    TOO_LONG,
+    TOO_SHORT,
+    Batch,
+    TermOutput,
+)
 from icefall_kd.training.distributed import World
 from icefall_kd.training.state import TrainState
 
 NAMED = 10  # suspects in a message
+EARLY = 1000  # cuts after which a term that used none ends the run within the epoch
+
+# Why a cut is skipped, beside the reasons of the terms.
+UNLABELLED = "unlabelled"  # no supervision, as in an unlabelled set
+NOT_FINITE = "not_finite"
+OVERFLOW = "overflow"
+REMEDIES = {
+    NO_TEXT: "give the cuts transcripts, or drop them with bin.make_shar",
+    TOO_LONG: "their texts need more frames of 40 ms than they have: drop them with "
+    "bin.make_shar, or use a larger vocabulary",
+    NO_TARGET: "extract the fields of the term with bin.extract",
+    TOO_SHORT: "lower the delay of the term",
+    UNLABELLED: "add a set with transcripts, or leave the term out",
+    NOT_FINITE: "bad_batches.*.jsonl in exp_dir has their batches",
+    OVERFLOW: "train with amp: bf16 or none",
+}
 LEAST_SCALE = 1e-5  # of a loss in half precision: below, no gradient is finite
 
 
@@ -85,6 +109,144 @@ class BadBatches:
             f"optim.base_lr ({base_lr}); then start again: training goes on from the "
             "last checkpoint"
         )
+
+
+class SkippedCuts:
+    """Counts the cuts of an epoch that a term did not train on, by reason."""
+
+    def __init__(self, terms: Sequence[str], world: World, missing: str) -> None:
+        """Begin with nothing counted.
+
+        Args:
+          terms: names of the terms.
+          missing: ``data.missing``; "skip" allows cuts without a target.
+        """
+        self.terms, self.world = tuple(terms), world
+        self._counts: Counter[str] = Counter()  # of this process
+        self._examples: dict[str, list[str]] = {}
+        # What a configuration asks for, or half precision brings, is no fault.
+        self._allowed = {UNLABELLED, OVERFLOW}
+        if missing == "skip":
+            self._allowed.add(NO_TARGET)
+
+    def add(
+        self, batch: Batch, outputs: Mapping[str, TermOutput], reason: str = ""
+    ) -> None:
+        """Count a batch.
+
+        Args:
+          reason: why the whole batch was skipped; "" if it was trained on.
+        """
+        cuts = list(batch["cuts"])
+        self._counts["cuts"] += len(cuts)
+        for term in self.terms:
+            skipped = {reason: range(len(cuts))} if reason else outputs[term].skipped
+            for why, rows in skipped.items():
+                for cut in (cuts[i] for i in rows):
+                    bare = why == NO_TEXT and not cut.supervisions
+                    key = f"{term}.{UNLABELLED if bare else why}"
+                    self._counts[key] += 1
+                    examples = self._examples.setdefault(key, [])
+                    if len(examples) < NAMED // 2:
+                        examples.append(cut.id)
+
+    def state(self) -> dict[str, int]:
+        """Return the counts of all processes; every process must call it."""
+        return dict(sum(self.world.gather(self._counts), Counter()))
+
+    def load(self, state: Mapping[str, int]) -> None:
+        """Go on from :meth:`state`."""
+        self._counts = Counter(state if self.world.is_main else {})
+
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        """Return the epoch's cuts and the shares that were skipped; begin the next.
+
+        Every process must call it.
+
+        Args:
+          epoch: counted from 1.
+        Returns:
+          "cuts" -> their number, "<term>.skipped.<reason>" -> share of them.
+        Raises:
+          TrainingStoppedError: as :meth:`check`, or if there was no cut.
+        """
+        counts = self.state()
+        cuts = counts.pop("cuts", 0)
+        if not cuts:
+            raise TrainingStoppedError(
+                f"epoch {epoch} had no batch: data.train has fewer cuts than the "
+                f"{self.world.size} processes of this run; use more cuts or fewer "
+                "processes"
+            )
+        self.check(epoch)
+        self._counts.clear()
+        self._examples.clear()
+        shares = {"cuts": float(cuts)}
+        for key in sorted(counts):
+            term, _, why = key.partition(".")
+            shares[f"{term}.skipped.{why}"] = counts[key] / cuts
+        return shares
+
+    def check(self, epoch: int, complete: bool = True) -> None:
+        """Refuse an epoch that taught a term nothing; every process must call it.
+
+        That is one of which the term used no cut, or skipped over half of those that
+        it should have used: all but cuts without a supervision and, with
+        ``data.missing: skip``, without a target.
+
+        Args:
+          epoch: counted from 1.
+          complete: whether the epoch has ended.  Within it, a term must have used none
+            of at least 1000 cuts.
+        Raises:
+          TrainingStoppedError: with counts, examples and remedies.
+        """
+        counts = self.state()
+        cuts = counts.get("cuts", 0)
+        if not complete and cuts < EARLY:
+            return
+        for term in self.terms:
+            skipped = _reasons(counts, term)
+            allowed = sum(n for why, n in skipped.items() if why in self._allowed)
+            faults = sum(skipped.values()) - allowed
+            none_used = faults + allowed == cuts
+            if none_used or (complete and faults > (cuts - allowed) / 2):
+                raise TrainingStoppedError(self._describe(epoch, term, skipped, cuts))
+
+    def unused(self) -> dict[str, dict[str, int]]:
+        """Return reason -> count of each term that used no cut.
+
+        Every process must call it.
+        """
+        counts = self.state()
+        reasons = {term: _reasons(counts, term) for term in self.terms}
+        cuts = counts.get("cuts", 0)
+        return {t: why for t, why in reasons.items() if sum(why.values()) == cuts > 0}
+
+    def _describe(
+        self, epoch: int, term: str, skipped: Mapping[str, int], cuts: int
+    ) -> str:
+        """Return the message about a term; every process must call it."""
+        examples = self.world.gather(self._examples)
+        parts = []
+        for why, count in sorted(skipped.items(), key=lambda item: -item[1]):
+            named = [i for e in examples for i in e.get(f"{term}.{why}", ())]
+            told = f", for example {', '.join(named[: NAMED // 2])}" if named else ""
+            parts.append(f"{why}: {count}{told} ({REMEDIES[why]})")
+        return (
+            f"epoch {epoch}: term '{term}' skipped {sum(skipped.values())} of {cuts} "
+            f"cuts and learned too little, so no checkpoint of this epoch is written; "
+            + "; ".join(parts)
+        )
+
+
+def _reasons(counts: Mapping[str, int], term: str) -> dict[str, int]:
+    """Return reason -> count of one term."""
+    return {
+        key.partition(".")[2]: count
+        for key, count in counts.items()
+        if key.startswith(f"{term}.")
+    }
 
 
 def check_scale(scale: float, base_lr: float) -> None:

@@ -20,7 +20,15 @@ from icefall_kd.io import write_text
 from icefall_kd.training import checkpoint as ckpt
 from icefall_kd.training.averaging import RunningMean
 from icefall_kd.training.distributed import World
-from icefall_kd.training.faults import BadBatches, check_finite, check_scale
+from icefall_kd.training.faults import (
+    NOT_FINITE,
+    OVERFLOW,
+    BadBatches,
+    SkippedCuts,
+    TrainingStoppedError,
+    check_finite,
+    check_scale,
+)
 from icefall_kd.training.gradients import clip_gradients, make_scaler
 from icefall_kd.training.loaders import make_dev_loader, make_train_loader
 from icefall_kd.training.memory import (
@@ -28,7 +36,7 @@ from icefall_kd.training.memory import (
     explaining_memory,
     probe_memory,
 )
-from icefall_kd.training.metrics import MetricsTracker, add_outputs
+from icefall_kd.training.metrics import add_outputs
 from icefall_kd.training.optim import Eden, ScaledAdam
 from icefall_kd.training.report import Reporter
 from icefall_kd.training.setup import Setup
@@ -36,6 +44,7 @@ from icefall_kd.training.signals import StopRequest, TrainingInterruptedError
 from icefall_kd.training.snapshot import restore, snapshot
 from icefall_kd.training.state import TrainState, restore_rng, seed_everything
 from icefall_kd.training.student import parameter_groups, to_device
+from icefall_kd.training.validation import validate
 from icefall_kd.zipformer.schedules import set_batch_count
 
 SCHEDULES_END = 100_000  # batches; by then every schedule of the encoder has ended
@@ -86,6 +95,8 @@ class Trainer:
         self.schedule_offset = SCHEDULES_END if trained else 0
         self.state = TrainState()
         self.faults = BadBatches(self.exp_dir, world)
+        names = [term.name for _, term in self.student.terms]
+        self.skipped = SkippedCuts(names, world, config.data.missing)
         self.report = Reporter(config, world, setup.train_seconds)
         self.pending_rng: Optional[dict[str, Any]] = None
         self.loader = make_train_loader(setup, world)
@@ -136,6 +147,7 @@ class Trainer:
         )
         while state.epoch < config.num_epochs:
             self._train_epoch()
+            self._end_epoch()
             if self.mean.samples == state.samples_before:
                 self.mean.sample(self.model)  # each epoch has at least one sample
             dev = self._validate()
@@ -209,6 +221,17 @@ class Trainer:
                 if self.stopping:
                     self._interrupt(f"checkpoint-{state.step}.pt")
 
+    def _end_epoch(self) -> None:
+        """Report what the epoch skipped; leave no checkpoint of one that is refused."""
+        try:
+            shares = self.skipped.end_epoch(self.state.epoch + 1)
+        except TrainingStoppedError:
+            if self.world.is_main:
+                for _, path in ckpt.numbered(self.exp_dir, "checkpoint"):
+                    path.unlink()
+            raise
+        self.report.skipped(self.state, shares)
+
     def _interrupt(self, written: str) -> NoReturn:
         self.report.close()
         self.world.barrier()  # nobody leaves before the checkpoint is written
@@ -248,10 +271,13 @@ class Trainer:
             self.scaler.update()  # to a smaller scale; the next batch needs it
             if not bad_loss:  # no fault of the batch: half precision overflowed
                 check_scale(self.scaler.get_scale(), config.optim.base_lr)
+                self.skipped.add(batch, outputs, OVERFLOW)
                 return audio
         if bad_loss or bad_grad:
             self.faults.note(state, batch, loss.item(), norm, outputs)
+            self.skipped.add(batch, outputs, NOT_FINITE)
             return audio
+        self.skipped.add(batch, outputs)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         state.step += 1
@@ -260,7 +286,7 @@ class Trainer:
         if state.step % config.average_period == 0:
             self.mean.sample(self.model)
         self.report.metrics.add("loss", loss.detach() * frames, frames)
-        add_outputs(self.report.metrics, outputs)
+        add_outputs(self.report.metrics, outputs, len(batch["feature_lens"]))
         self.report.metrics.add("grad_norm", norm, frames)
         return audio
 
@@ -275,27 +301,23 @@ class Trainer:
             return contextlib.nullcontext()
         return torch.autocast(self.world.device.type, dtype)
 
-    @torch.no_grad()
     def _validate(self) -> dict[str, float]:
         """Return the means over the dev set, {} if there is none."""
         if self.setup.dev_stream is None:
             return {}
-        self.student.eval()
-        tracker = MetricsTracker()
-        duration = self.config.data.max_duration
-        for batch in make_dev_loader(self.setup, self.world):
-            with explaining_memory(batch, duration), self._autocast():
-                loss, frames, outputs = self.student(
-                    to_device(batch, self.world.device), self.state.step
-                )
-            tracker.add("loss", loss * frames, frames)
-            add_outputs(tracker, outputs)
-        self.student.train()
-        return tracker.reduced().means()
+        return validate(
+            self.student,
+            make_dev_loader(self.setup, self.world),
+            self.world,
+            tokenizer=self.setup.tokenizer,
+            autocast=self._autocast,
+            max_duration=self.config.data.max_duration,
+        )
 
     def _save(self, path: Path) -> None:
         weights = (*self.model.parameters(), *self.mean.mean.values())
         check_finite(weights, self.state.step, self.config.optim.base_lr)
+        self.skipped.check(self.state.epoch + 1, complete=False)
         saved = snapshot(self)  # by all processes: each has its random state
         if not self.world.is_main:
             return

@@ -39,8 +39,8 @@ class MetricsTracker:
         return {k: [float(v), float(self._counts[k])] for k, v in self._sums.items()}
 
     def means(self) -> dict[str, float]:
-        """Return the mean of each, in the order of first use; 0 of 0 is 0."""
-        return {k: s / c if c else 0.0 for k, (s, c) in self.state().items()}
+        """Return the mean of each, in the order of first use; not of a count of 0."""
+        return {k: s / c for k, (s, c) in self.state().items() if c}
 
     def reduced(self) -> "MetricsTracker":
         """Return the sums over all ranks; ranks may hold different names."""
@@ -60,14 +60,19 @@ def format_means(means: dict[str, float]) -> str:
     return " ".join(f"{name}={value:.4g}" for name, value in means.items())
 
 
-def add_outputs(tracker: MetricsTracker, outputs: dict[str, TermOutput]) -> None:
-    """Add every term and its extras, by name, per frame or utterance it counts."""
+def add_outputs(
+    tracker: MetricsTracker, outputs: dict[str, TermOutput], num_cuts: int
+) -> None:
+    """Add every term and its extras, by name, per frame or utterance it counts.
+
+    Also, as "<term>.skipped", the share of the batch's ``num_cuts`` that it skipped.
+    """
     for name, output in outputs.items():
         tracker.add(name, output.sum, output.count)
         for extra, (total, count) in output.extras.items():
             tracker.add(f"{name}.{extra}", total, count)
-        if output.skipped:
-            tracker.add(f"{name}.skipped", output.skipped)
+        skipped = sum(map(len, output.skipped.values()))
+        tracker.add(f"{name}.skipped", skipped, num_cuts)
 
 
 def format_time(seconds: float) -> str:
@@ -104,7 +109,7 @@ class MetricsWriter:
             )
 
     def write(self, kind: str, step: int, epoch: int, values: dict[str, float]) -> None:
-        """Append one line; ``kind`` is "train" or "dev"."""
+        """Append one line; ``kind`` is "train", "epoch" or "dev"."""
         line = {"kind": kind, "step": step, "epoch": epoch, **values}
         with naming_write(self.path, "make room and start again"):
             with open(self.path, "a", encoding="utf-8") as f:
@@ -142,8 +147,8 @@ def _is_past(line: str, step: int, epochs: int) -> bool:
     """Tell whether a line belongs there; not one that a kill cut short."""
     try:
         values = json.loads(line)
-        # A validation may have been written without the checkpoint behind it.
-        early = values["kind"] != "dev" or values["epoch"] <= epochs
+        # The end of an epoch may have been written without its checkpoint.
+        early = values["kind"] == "train" or values["epoch"] <= epochs
         return values["step"] <= step and early
     except (json.JSONDecodeError, KeyError):
         return False

@@ -7,6 +7,7 @@ from typing import Any, Optional
 
 from icefall_kd.config import to_dict
 from icefall_kd.data.tokens import Tokenizer
+from icefall_kd.distill.term import Term
 from icefall_kd.training.checkpoint import config_differences, unpack_bytes
 from icefall_kd.training.config import TrainConfig
 
@@ -23,6 +24,7 @@ def preflight(
     needs_text: bool,
     fields: Sequence[str] = (),
     *,
+    terms: Sequence[Term] = (),
     start: Optional[Checkpoint] = None,
     resume: Optional[Checkpoint] = None,
 ) -> None:
@@ -33,6 +35,7 @@ def preflight(
       tokenizer: of ``data.bpe_model``; None if that is not set.
       needs_text: a term needs transcripts.
       fields: that the terms need.
+      terms: parts of the loss.
       start: content of ``init_encoder`` or ``init_model``.
       resume: checkpoint that the run goes on from.
     Raises:
@@ -41,6 +44,7 @@ def preflight(
     problems = vocabulary_problems(config, tokenizer, needs_text)
     problems += teacher_problems(config, fields)
     problems += adapter_problems(config)
+    problems += time_problems(config, terms)
     if start is not None:
         problems += start_problems(config, tokenizer, start)
     if resume is not None:
@@ -113,6 +117,35 @@ def adapter_problems(config: TrainConfig) -> list[str]:
         "whose targets it lacks, but an adapter cannot hear a cut without fields; set "
         "data.missing to error"
     ]
+
+
+def time_problems(config: TrainConfig, terms: Sequence[Term]) -> list[str]:
+    """Return what moves the student's frames against those of the targets.
+
+    Also a delay that never applies, since the student always has full context.
+    """
+    problems = []
+    warp = config.data.time_warp_factor
+    framed = [f"terms.{term.name}" for term in terms if term.frame_targets]
+    if warp > 0 and framed:
+        problems.append(
+            f"data.time_warp_factor is {warp}, which moves the student's frames, but "
+            f"the targets of {', '.join(framed)} are frames of the audio as it was; "
+            "set data.time_warp_factor to 0"
+        )
+    encoder = config.model.encoder
+    if encoder.causal and max(encoder.chunk_size) > 0 and not config.model.adapter:
+        return problems
+    for term in terms:
+        for option in ("delay", "shift"):
+            value = getattr(getattr(config.terms, term.name), option, 0)
+            if value:
+                problems.append(
+                    f"terms.{term.name}.{option} is {value}, but the student always "
+                    "has full context and never lags behind a teacher; set it to 0, "
+                    "or train with chunks (model.encoder.causal and chunk_size)"
+                )
+    return problems
 
 
 def start_problems(

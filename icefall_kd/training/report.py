@@ -68,7 +68,7 @@ class Reporter:
         self.metrics = MetricsTracker()
         means["lr"] = lr
         eta = ""
-        line = format_means(means)
+        line = format_means({k: v for k, v in means.items() if not _is_none(k, v)})
         if self.total and state.audio:
             left = max(0.0, self.total - state.audio) * state.seconds / state.audio
             means["eta"] = left
@@ -83,8 +83,23 @@ class Reporter:
             for warning in self._stall.look(state.step):
                 logging.warning("%s", warning)
 
+    def skipped(self, state: TrainState, shares: dict[str, float]) -> None:
+        """Write the shares of the cuts that the epoch after ``state`` skipped."""
+        told = [f"{k} {100 * v:.1f} %" for k, v in shares.items() if k != "cuts"]
+        self.log(
+            f"epoch {state.epoch + 1}: {shares['cuts']:.0f} cuts, "
+            + (", ".join(told) or "none skipped by any term")
+        )
+        if self._writer is not None:
+            self._writer.write("epoch", state.step, state.epoch + 1, shares)
+
     def validation(self, state: TrainState, means: dict[str, float]) -> None:
         """Write the means over the dev set after ``state.epoch`` epochs."""
         self.log(f"epoch {state.epoch} dev: {format_means(means)}")
         if self._writer is not None:
             self._writer.write("dev", state.step, state.epoch, means)
+
+
+def _is_none(name: str, value: float) -> bool:
+    """Return whether a figure says that a term skipped nothing."""
+    return name.endswith(".skipped") and value == 0

@@ -159,7 +159,15 @@ def prepare(config: TrainConfig, checkpoint: Optional[dict[str, Any]] = None) ->
     fields = tuple(
         dict.fromkeys([*heard, *(f for _, term in terms for f in term.fields)])
     )
-    preflight(config, tokenizer, needs_text, fields, start=start, resume=checkpoint)
+    preflight(
+        config,
+        tokenizer,
+        needs_text,
+        fields,
+        terms=[term for _, term in terms],
+        start=start,
+        resume=checkpoint,
+    )
     data = config.data
     cached = data.cache == "shar"
     live = None if cached else build_live(config, fields)

@@ -34,6 +34,7 @@ def snapshot(trainer: "Trainer") -> dict[str, Any]:
         "rng": trainer.world.gather(rng_state()),
         "regularisers": regulariser_state(trainer.model),
         "metrics": trainer.report.metrics.state(),
+        "skipped": trainer.skipped.state(),
         "config": to_dict(config),
     }
 
@@ -60,6 +61,7 @@ def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
         trainer.scaler.load_state_dict(saved["scaler"])
     restore_regularisers(trainer.model, saved["regularisers"])
     trainer.report.metrics = MetricsTracker(saved["metrics"])
+    trainer.skipped.load(saved.get("skipped", {}))
     if trainer.state.batch:
         trainer.loader.load_state_dict(saved["sampler"])
     if trainer.world.rank < len(saved["rng"]):

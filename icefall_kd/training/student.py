@@ -65,9 +65,18 @@ class DistilledStudent(nn.Module):
           (loss, scalar with gradient; student frames; output of each term, detached).
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            encoder_out, lens, stacks = self._encode(batch)
-        student = StudentOutput(encoder_out, lens, self.model, self.heads, stacks)
-        frames = int(lens.sum())
+            student = self.encode(batch)
+        return self.loss(student, batch, step, frozen)
+
+    def loss(
+        self, student: StudentOutput, batch: Batch, step: int, frozen: bool = False
+    ) -> tuple[Tensor, int, dict[str, TermOutput]]:
+        """Add up the terms; arguments and result as of :meth:`forward`.
+
+        Args:
+          student: of :meth:`encode`.
+        """
+        encoder_out, frames = student.encoder_out, int(student.lens.sum())
         # Zero, but it ties the loss to what is trained where no term found a target,
         # so that all processes of a distributed run take part in the backward pass.
         loss = encoder_out.float().sum() * 0.0
@@ -80,13 +89,18 @@ class DistilledStudent(nn.Module):
             outputs[term.name] = detached(output)
         return loss, frames, outputs
 
-    def _encode(self, batch: Batch) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Return the encoder's output, its lengths, and its stacks' where needed."""
+    def encode(self, batch: Batch) -> StudentOutput:
+        """Return the encoder's output, with its stacks' where a term needs them."""
         inputs = self.model.inputs(batch)
-        if not any(term.needs_stacks for _, term in self.terms):
-            return (*self.model.forward_encoder(*inputs), ())
-        encoder_out, lens, stacks = self.model.forward_stacks(*inputs)
-        return encoder_out, lens, tuple(stacks)
+        stacks: Sequence[Tensor] = ()
+        if any(term.needs_stacks for _, term in self.terms):
+            encoder_out, lens, stacks = self.model.forward_stacks(*inputs)
+        else:
+            encoder_out, lens = self.model.forward_encoder(*inputs)
+        chunk_size, _ = self.model.encoder.last_chunk
+        return StudentOutput(
+            encoder_out, lens, self.model, self.heads, chunk_size, tuple(stacks)
+        )
 
 
 def detached(output: TermOutput) -> TermOutput:

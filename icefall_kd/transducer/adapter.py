@@ -25,9 +25,11 @@ class FieldEncoder(nn.Module):
 
     Attributes:
       causal: False; it reads an utterance in both directions.
+      last_chunk: chunk size and left context, full for the same reason.
     """
 
     causal = False
+    last_chunk = (-1, -1)
 
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()

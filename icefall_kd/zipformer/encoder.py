@@ -95,6 +95,8 @@ class Zipformer2(nn.Module):
       chunk_size: frames, -1 is full context; one is drawn a training batch, the
         first used in evaluation.
       left_context_frames: likewise, of the attention; -1 is unlimited.
+    Attributes:
+      last_chunk: chunk size and left context of the last call of :meth:`forward`.
     Raises:
       ValueError: if sizes do not fit together; the message names them.
     """
@@ -140,6 +142,7 @@ class Zipformer2(nn.Module):
         self.chunk_size = tuple(chunk_size)
         self.left_context_frames = tuple(left_context_frames)
         self.fixed_chunk: Optional[Tuple[int, int]] = None
+        self.last_chunk = (-1, -1)
         self._check()
 
         if dropout is None:
@@ -245,7 +248,7 @@ class Zipformer2(nn.Module):
           ``return_stacks`` a list of (T, N, C_i).
         """
         x = x.transpose(0, 1)
-        chunk_size, left_context = self.chunk()
+        self.last_chunk = chunk_size, left_context = self.chunk()
         hidden = None
         if chunk_size > 0:
             hidden = chunk_mask(x.shape[1], chunk_size, left_context, x.device)

@@ -68,7 +68,7 @@ def student():
     )
     encoder_out = torch.randn(2, max(LENS), DIM, requires_grad=True)
     lens = torch.tensor(LENS)
-    return StudentOutput(encoder_out, lens, model, nn.ModuleDict(), stacks)
+    return StudentOutput(encoder_out, lens, model, nn.ModuleDict(), 16, stacks)
 
 
 def make(cls, options, student, infos):
@@ -336,8 +336,10 @@ def test_utterances_without_text_still_hear_the_teacher(student, batch, infos):
     term, student = make(InterCtcTerm, INTER, student, infos)
     batch["tokens"] = [[], []]
     output = term(student, batch, 0)
-    assert output.skipped == 2 and float(output.sum) > 0
+    assert output.skipped == {} and float(output.sum) > 0
     assert set(output.extras) == {"final_kd", "stack0_kd", "stack-1_kd"}
+    batch["fields"]["judge"]["lens"] = torch.tensor([LENS[0], 0])
+    assert term(student, batch, 0).skipped == {"no_text": [1]}
 
 
 def test_utterances_without_a_target_are_counted_and_add_nothing(
@@ -350,14 +352,33 @@ def test_utterances_without_a_target_are_counted_and_add_nothing(
             field["lens"] = torch.tensor([0, LENS[1]])
             field["x"] = field["x"][:, : LENS[1]]
         one = term(student, {**batch, "fields": fields}, 0)
-        assert torch.isfinite(one.sum) and (cls is InterCtcTerm or one.skipped == 1)
+        assert torch.isfinite(one.sum)
+        assert one.skipped == ({} if cls is InterCtcTerm else {"no_target": [0]})
         empty = {"x": torch.zeros(2, 0, 0), "lens": torch.tensor([0, 0])}
         none = {n: {**empty, "frame_shift": 0.0} for n in fields}
         output = term(student, {**batch, "fields": none}, 0)
         if cls is InterCtcTerm:
             assert set(output.extras) == {"final_ctc", "stack0_ctc", "stack-1_ctc"}
         else:
-            assert float(output.sum) == 0.0 and output.skipped == 2
+            assert float(output.sum) == 0.0 and output.skipped == {"no_target": [0, 1]}
+
+
+def test_a_delay_applies_in_chunks_and_not_with_full_context(
+    student, batch, infos, lfmmi
+):
+    for cls, options in [*TERMS, (LfmmiTerm, lfmmi)]:
+        option = "shift" if cls is OneBestTerm else "delay"
+        late = dataclasses.replace(options, **{option: 2})
+        for chunk_size, applies in ((16, True), (64, True), (-1, False)):
+            drawn = dataclasses.replace(student, chunk_size=chunk_size)
+            at_once = make(cls, options, drawn, infos)
+            lagging = make(cls, late, drawn, infos)
+            values = [float(t(s, batch, 0).sum) for t, s in (at_once, lagging)]
+            assert (values[0] != values[1]) == applies, (cls, chunk_size)
+        everything = dataclasses.replace(options, **{option: 40})
+        if cls is not InterCtcTerm:
+            term, drawn = make(cls, everything, student, infos)
+            assert term(drawn, batch, 0).skipped == {"too_short": [0, 1]}
 
 
 def test_a_teacher_of_another_rate_or_length_is_refused(student, batch, infos):

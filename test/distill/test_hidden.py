@@ -68,6 +68,7 @@ def student():
         torch.tensor(LENS),
         behind_an_encoder(9, 5),
         nn.ModuleDict(),
+        16,
         stacks,
     )
 
@@ -174,7 +175,7 @@ def test_utterances_without_a_target_are_counted_and_add_nothing(
     for field in batch["fields"].values():
         field["lens"][row] = 0
     output = term(student, batch, 0)
-    assert output.skipped == 1 and output.count == LENS[1 - row]
+    assert output.skipped == {"no_target": [row]} and output.count == LENS[1 - row]
     output.sum.backward()
     assert student.stacks[0].grad[row].abs().sum() == 0
     assert student.stacks[0].grad[1 - row].abs().sum() > 0
@@ -184,13 +185,15 @@ def test_utterances_without_a_target_are_counted_and_add_nothing(
     empty = {"x": torch.zeros(2, 0, 0), "lens": torch.zeros(2).long()}
     none = {name: {**empty, "frame_shift": 0.0} for name in FIELDS}
     output = term(student, {**batch, "fields": none}, 0)
-    assert (output.count, output.skipped, float(output.sum)) == (0, 2, 0.0)
+    assert (output.count, float(output.sum)) == (0, 0.0)
+    assert output.skipped == {"no_target": [0, 1]}
 
 
 def test_a_delay_longer_than_the_audio_counts_nothing(student, infos, batch):
     term, student = make(dataclasses.replace(BOTH, delay=40), student, infos)
     output = term(student, batch, 0)
     assert output.count == 0 and float(output.sum) == 0.0
+    assert output.skipped == {"too_short": [0, 1]}
 
 
 def test_utterances_that_are_not_finite_are_named(student, infos, batch):
@@ -266,12 +269,12 @@ def listening(checkpoint, cuts, tmp_path_factory):
     return batch, infos
 
 
-def loss_of(model, listening, **options):
+def loss_of(model, listening, chunk_size=16, **options):
     batch, infos = listening
     options = {"stacks": {i: f"own_layer{i}" for i in range(3)}, **options}
     terms = [(1.0, HiddenTerm(HiddenConfig(**options)))]
     heads = build_heads(terms, students.STUDENT, infos, seed=0)
-    model.encoder.set_chunk(16, 64)
+    model.encoder.set_chunk(chunk_size, 64)
     with torch.no_grad():
         _, frames, outputs = DistilledStudent(model, terms, heads).eval()(batch, 0)
     return float(outputs["hidden"].sum) / frames
@@ -283,5 +286,8 @@ def test_a_student_that_is_its_teacher_has_no_loss_and_another_has(
     """Real audio; what is left is half precision of the field, and the last frames."""
     assert loss_of(pristine_student, listening) < 0.01
     assert loss_of(pristine_student, listening, delay=1) > 0.1
+    # With full context it hears the future and has nothing to wait for.
+    at_once = loss_of(pristine_student, listening, chunk_size=-1)
+    assert loss_of(pristine_student, listening, chunk_size=-1, delay=1) == at_once
     torch.manual_seed(5)
     assert loss_of(build_model(students.STUDENT), listening) > 0.5

@@ -15,7 +15,12 @@ from icefall_kd.distill.embedding import (
     EmbeddingTerm,
 )
 from icefall_kd.distill.losses import FRAME_LOSSES
-from icefall_kd.distill.terms import TERMS, TermsConfig, build_terms
+from icefall_kd.distill.terms import (
+    TERMS,
+    TermsConfig,
+    build_terms,
+    check_declarations,
+)
 from icefall_kd.distill.transducer import TransducerConfig, TransducerTerm
 
 infos, batch, student = embeddings.infos, embeddings.batch, embeddings.student
@@ -119,7 +124,7 @@ def test_embedding_uses_the_utterances_with_a_target_alone(student, infos, batch
     expected = term(alone, {**batch, "fields": fields}, 0)
     assert float(output.sum) == pytest.approx(float(expected.sum), rel=1e-5)
     assert output.count == expected.count == LENS[other]
-    assert (output.skipped, expected.skipped) == (1, 0)
+    assert (output.skipped, expected.skipped) == ({"no_target": [row]}, {})
     for name, (value, frames) in expected.extras.items():
         assert output.extras[name][1] == frames == LENS[other]
         assert float(output.extras[name][0]) == pytest.approx(float(value), rel=1e-5)
@@ -134,7 +139,7 @@ def test_each_teacher_counts_its_own_targets(student, infos, batch):
     output = term(student, batch, 0)
     assert output.extras["old_l1"][1] == LENS[0]
     assert output.extras["wise_l1"][1] == sum(LENS)
-    assert output.count == sum(LENS) and output.skipped == 0
+    assert output.count == sum(LENS) and output.skipped == {}
 
 
 def test_a_batch_without_any_target_counts_nothing(student, infos, batch):
@@ -142,13 +147,35 @@ def test_a_batch_without_any_target_counts_nothing(student, infos, batch):
     empty = {"x": torch.zeros(2, 0, 0), "lens": torch.zeros(2).long()}
     batch["fields"]["wise"] = batch["fields"]["old"] = {**empty, "frame_shift": 0.0}
     output = term(student, batch, 0)
-    assert (output.count, output.skipped, float(output.sum)) == (0, 2, 0.0)
+    assert (output.count, float(output.sum)) == (0, 0.0)
+    assert output.skipped == {"no_target": [0, 1]}
+
+
+def test_a_delay_is_none_with_full_context(student, infos, batch):
+    for choose in ("all", "average"):
+        options = {"choose": choose, "teachers": {"wise": 1.0}}
+        full = dataclasses.replace(student, chunk_size=-1)
+        at_once, late = (
+            term(s, batch, 0)
+            for term, s in (embedding(full, infos, **options, delay=d) for d in (0, 3))
+        )
+        assert float(late.sum) == float(at_once.sum) and late.count == sum(LENS)
+
+
+def test_every_term_declares_whether_its_targets_are_frames():
+    check_declarations(TERMS)
+    framed = {name for name, term in TERMS.items() if term.frame_targets}
+    assert framed == set(TERMS) - {"ctc", "transducer"}
+    forgetful = type("Forgetful", (TERMS["essence"],), {})  # inherited is not declared
+    with pytest.raises(TypeError, match="'new': class Forgetful declares no frame_t"):
+        check_declarations({**TERMS, "new": forgetful})
 
 
 def test_a_delay_longer_than_the_audio_counts_nothing(student, infos, batch):
     term, student = embedding(student, infos, delay=40)
     output = term(student, batch, 0)
     assert output.count == 0 and float(output.sum) == 0.0
+    assert output.skipped == {"too_short": [0, 1]}
 
 
 def test_frame_losses_refuse_different_shapes():
@@ -179,13 +206,14 @@ def test_text_terms_use_the_utterances_that_fit_and_count_the_others(
 ):
     term = TERMS[name](TERMS[name].options())
     both = term(student, batch, 0)
-    assert both.count == sum(LENS) and both.skipped == 0
+    assert both.count == sum(LENS) and both.skipped == {}
     batch["tokens"][1] = []
     one = term(student, batch, 0)
-    assert one.count == LENS[0] and one.skipped == 1
+    assert one.count == LENS[0] and one.skipped == {"no_text": [1]}
     batch["tokens"][0] = [1] * LENS[0]  # as many tokens as frames
     none = term(student, batch, 0)
-    assert none.count == 0 and none.skipped == 2 and float(none.sum) == 0.0
+    assert none.count == 0 and float(none.sum) == 0.0
+    assert none.skipped == {"no_text": [1], "text_too_long": [0]}
 
 
 def test_text_terms_name_utterances_that_are_not_finite(student, batch):

@@ -7,7 +7,7 @@ from reported import Page
 
 from icefall_kd.report.curves import Axis, Chart, charts, draw, round_ticks
 from icefall_kd.report.results import find_results
-from icefall_kd.report.runs import find_run
+from icefall_kd.report.runs import Run, Stage, find_run
 
 
 @pytest.fixture
@@ -31,6 +31,20 @@ def test_every_stage_has_the_loss_and_its_terms(runs):
     chart = charts(runs)[3]
     assert chart.lines["kd", "dev"] == [(100, 1.25), (200, 0.75), (300, 0.5)]
     assert chart.lines["baseline", "train"][0] == (100, 3.0)
+
+
+def test_the_word_error_rate_on_dev_comes_first_with_its_name():
+    lines = [
+        {"kind": "train", "step": 5, "epoch": 1, "loss": 2.0, "ctc": 2.0},
+        {"kind": "epoch", "step": 5, "epoch": 1, "cuts": 7},
+        {"kind": "dev", "step": 5, "epoch": 1, "loss": 1.0, "ctc": 1.0, "wer_ctc": 64},
+    ]
+    found = charts({"kd": Run((Stage("finetune", tuple(lines)),))})
+    assert [c.metric for c in found] == ["wer_ctc", "ctc"]  # the loss is the term's
+    assert found[0].lines == {("kd", "dev"): [(5, 64)]}
+    figure = draw(found[0], ["kd"])
+    assert "finetune: WER % on dev, greedy search of the CTC head" in figure
+    assert "<title>kd, 5 updates: 64</title>" in figure
 
 
 def test_metrics_are_chosen_by_name_and_an_unknown_one_is_refused(runs):

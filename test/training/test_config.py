@@ -75,14 +75,6 @@ def test_wrong_options_are_refused_by_name(arguments, match):
         parse_config(["--exp-dir", "x", *arguments])
 
 
-@pytest.mark.parametrize("term", ["embedding.teachers {a: 1}", "hidden.stacks {0: a}"])
-def test_time_warp_is_refused_with_embedding_terms(term):
-    arguments = ["--exp-dir", "x", "--data.time_warp_factor", "80"]
-    assert parse_config([*arguments, "--terms.ctc", "{}"]).data.time_warp_factor == 80
-    with pytest.raises(ValueError, match="time_warp_factor is 80.*set it to 0"):
-        parse_config([*arguments, *f"--terms.{term}".split(" ", 1)])
-
-
 def test_the_saved_configuration_reads_back_the_same(tmp_path):
     import yaml
 

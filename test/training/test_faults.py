@@ -6,15 +6,21 @@ import math
 import shutil
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from dummies import noise_cuts
+from run_metrics import metrics
 from training_runs import Stop, final, stop_after
 
+from icefall_kd.data.shar import write_shar
+from icefall_kd.distill.term import TermOutput
 from icefall_kd.training import loop
 from icefall_kd.training.checkpoint import newest_checkpoint
-from icefall_kd.training.faults import TrainingStoppedError
+from icefall_kd.training.distributed import World
+from icefall_kd.training.faults import SkippedCuts, TrainingStoppedError
 from icefall_kd.training.run import train
 
 
@@ -94,6 +100,76 @@ def test_a_bad_gradient_behind_a_good_loss_is_skipped(config, monkeypatch):
     (note,) = notes(config)
     assert math.isfinite(float(note["loss"])) and note["batch"] == 3
     assert not math.isfinite(float(note["grad_norm"]))
+
+
+LONG = "ONE TWO " * 40  # more tokens than 1 s has frames
+
+
+@pytest.mark.parametrize(
+    "texts, told",
+    [
+        ([""] * 4, "no_text: 4, for example .*noise-"),
+        ([None] * 4, "no_text: 4"),
+        ([LONG] * 4, "text_too_long: 4, for example .*noise-.*more frames"),
+        (["ONE", LONG, "", None], "skipped 3 of 4 cuts.*no_text: 2.*text_too_long: 1"),
+    ],
+)
+def test_an_epoch_whose_cuts_are_all_or_mostly_skipped_is_an_error(
+    only, tmp_path, texts, told
+):
+    cuts = noise_cuts(tmp_path, [1.0, 1.1, 1.2, 1.3], texts)
+    write_shar(cuts, tmp_path / "shar/train")
+    config = only("transducer", "ctc", num_epochs=1, save_every_n=1)
+    data = dataclasses.replace(config.data, shar_dir=str(tmp_path / "shar"), dev=None)
+    with pytest.raises(TrainingStoppedError, match=f"term 'transducer'.*{told}"):
+        train(dataclasses.replace(config, data=data))
+    assert not list(Path(config.exp_dir).glob("*.pt"))
+
+
+def test_a_term_that_used_no_cut_is_an_error_though_others_trained(only):
+    config = only("embedding", "ctc", num_epochs=1)
+    data = dataclasses.replace(config.data, train=("pool",), dev=None)
+    told = "term 'ctc' skipped 6 of 6 cuts.*unlabelled: 6.*leave the term out"
+    with pytest.raises(TrainingStoppedError, match=told):
+        train(dataclasses.replace(config, data=data))
+    assert not list(Path(config.exp_dir).glob("*.pt"))
+
+
+def test_skipped_cuts_are_logged_by_reason_and_survive_a_stop(
+    only, tmp_path, monkeypatch, caplog
+):
+    texts = ["ONE", "TWO", LONG, "THREE", None, "FOUR"]
+    cuts = noise_cuts(tmp_path, [1.0, 1.1, 1.2, 1.3, 1.4, 1.5], texts)
+    write_shar(cuts, tmp_path / "shar/train")
+    config = only("ctc", num_epochs=1, save_every_n=1)
+    data = dataclasses.replace(
+        config.data, shar_dir=str(tmp_path / "shar"), dev=None, max_duration=1.6
+    )
+    config = dataclasses.replace(config, data=data)
+    with monkeypatch.context() as m:
+        stop_after(m, 4)
+        with pytest.raises(Stop):
+            train(config)
+    caplog.set_level("INFO")
+    train(config)
+    share = pytest.approx(1 / 6)
+    (line,) = metrics(config, "epoch")
+    assert line["cuts"] == 6 and line["ctc.skipped.no_text"] == share
+    assert line["ctc.skipped.text_too_long"] == share
+    told = "epoch 1: 6 cuts, ctc.skipped.no_text 16.7 %, ctc.skipped.text_too_long 16.7"
+    assert told in caplog.text
+
+
+def test_within_an_epoch_a_term_that_used_none_of_many_cuts_is_an_error(monkeypatch):
+    cuts = [SimpleNamespace(id=f"cut-{i}", supervisions=[1]) for i in range(10)]
+    output = TermOutput(torch.zeros(()), 0, skipped={"no_text": list(range(10))})
+    counted = SkippedCuts(["ctc"], World(0, 1, torch.device("cpu")), "error")
+    for _ in range(99):
+        counted.add({"cuts": cuts}, {"ctc": output})
+    counted.check(3, complete=False)  # too few to tell
+    counted.add({"cuts": cuts}, {"ctc": output})
+    with pytest.raises(TrainingStoppedError, match="epoch 3: term 'ctc' .* 1000 of 1"):
+        counted.check(3, complete=False)
 
 
 @pytest.fixture

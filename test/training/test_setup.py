@@ -11,7 +11,12 @@ import torch
 
 from icefall_kd.cache.field import info_path
 from icefall_kd.data.tokens import train_bpe, write_lang
-from icefall_kd.distill.terms import TermsConfig
+from icefall_kd.distill.essence import EssenceConfig
+from icefall_kd.distill.hidden import HiddenConfig
+from icefall_kd.distill.inter_ctc import InterCtcConfig
+from icefall_kd.distill.lfmmi import LfmmiConfig
+from icefall_kd.distill.one_best import OneBestConfig
+from icefall_kd.distill.terms import TERMS, TermsConfig
 from icefall_kd.training.averaging import write_average
 from icefall_kd.training.checkpoint import (
     load_checkpoint,
@@ -20,6 +25,7 @@ from icefall_kd.training.checkpoint import (
 )
 from icefall_kd.training.run import train
 from icefall_kd.training.setup import prepare
+from icefall_kd.transducer.denominator import build_denominator, save_denominator
 
 
 def change(config, **parts):
@@ -89,6 +95,48 @@ def test_sets_of_different_teachers_are_refused(config, data_dir, tmp_path):
     path.write_text(json.dumps(info))
     config = change(config, data={"shar_dir": str(shar), "train": ("train", "pool")})
     assert_refused(config, "'old' of .*pool is not from the teacher.*older")
+
+
+@pytest.fixture
+def framed(config, tmp_path):
+    """Options of every term whose targets are frames, with a delay, by name."""
+    graph = tmp_path / "denominator.pt"
+    save_denominator(build_denominator([[1, 2], [3]], 24), 24, graph)
+    return {
+        "embedding": dataclasses.replace(config.terms.embedding, delay=2),
+        "hidden": HiddenConfig(stacks={0: "wise"}, delay=2),
+        "one_best": OneBestConfig(teacher="big_path", shift=2),
+        "essence": EssenceConfig(teachers=("big_ctc",), delay=2),
+        "inter_ctc": InterCtcConfig(teacher="big_ctc", delay=2),
+        "lfmmi": LfmmiConfig(teacher="big_ctc", graph=str(graph), delay=2),
+    }
+
+
+def test_time_warp_is_refused_by_every_term_whose_targets_are_frames(
+    config, only, framed
+):
+    assert set(framed) == {n for n, term in TERMS.items() if term.frame_targets}
+    warped = {"data": {"time_warp_factor": 80}}
+    for name, options in framed.items():
+        one = dataclasses.replace(config, terms=TermsConfig(**{name: options}))
+        with pytest.raises(ValueError, match=rf"factor is 80.*terms.{name} are.*to 0"):
+            train(change(one, **warped))
+    untaught = TermsConfig(inter_ctc=InterCtcConfig(), ctc=config.terms.ctc)
+    prepare(change(dataclasses.replace(config, terms=untaught), **warped))
+    prepare(change(only("transducer", "ctc"), **warped))  # baselines may warp
+
+
+def test_a_delay_of_a_student_that_always_has_full_context_is_refused(config, framed):
+    encoder = dataclasses.replace(
+        config.model.encoder, causal=False, chunk_size=(-1,), left_context_frames=(-1,)
+    )
+    config = change(config, model={"encoder": encoder})
+    for name, options in framed.items():
+        one = dataclasses.replace(config, terms=TermsConfig(**{name: options}))
+        option = "shift" if name == "one_best" else "delay"
+        match = rf"terms.{name}.{option} is 2, but the student always has full context"
+        with pytest.raises(ValueError, match=match):
+            train(one)
 
 
 def test_no_term_and_unknown_losses_are_refused(config):

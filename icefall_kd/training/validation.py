@@ -1,0 +1,100 @@
+"""Losses and word error rate on the dev set."""
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Optional
+
+import torch
+
+from icefall_kd.data.tokens import Tokenizer
+from icefall_kd.decoding import GREEDY, DecodeOptions, decode
+from icefall_kd.decoding.heads import HEADS
+from icefall_kd.decoding.recognise import reference
+from icefall_kd.decoding.scoring import Recognition, score
+from icefall_kd.distill.term import Batch, StudentOutput, Term
+from icefall_kd.training.distributed import World
+from icefall_kd.training.faults import SkippedCuts
+from icefall_kd.training.memory import explaining_memory
+from icefall_kd.training.metrics import MetricsTracker, add_outputs
+from icefall_kd.training.student import DistilledStudent, to_device
+
+# The terms have their final weights, as after the warm-up: losses of two epochs, or of
+# a run and its fine-tuning, must differ by the student alone.
+FINAL_STEP = sys.maxsize
+
+
+@torch.no_grad()
+def validate(
+    student: DistilledStudent,
+    loader: Iterable[Batch],
+    world: World,
+    *,
+    tokenizer: Optional[Tokenizer],
+    autocast: Callable[[], AbstractContextManager],
+    max_duration: float,
+) -> dict[str, float]:
+    """Return the means over the dev set; every process must call it.
+
+    Args:
+      loader: this process's batches of the set.
+      tokenizer: of the student; None if it reads no text.
+      autocast: of the forward pass.
+      max_duration: of a batch, s; for the message where one does not fit.
+    Returns:
+      "loss" and the terms, in nats a frame; with a tokenizer and a trained head also
+      "wer_ctc" or "wer_transducer", in percent.
+    """
+    terms = [term for _, term in student.terms]
+    head = decoding_head(terms) if tokenizer is not None else None
+    tracker = MetricsTracker()
+    skipped = SkippedCuts([term.name for term in terms], world, "error")
+    student.eval()
+    for batch in loader:
+        with explaining_memory(batch, max_duration):
+            batch = to_device(batch, world.device)
+            with autocast():
+                encoded = student.encode(batch)
+                loss, frames, outputs = student.loss(encoded, batch, FINAL_STEP)
+            if head is not None:
+                errors, words = word_errors(encoded, batch, head, tokenizer)
+                tracker.add(f"wer_{head}", 100.0 * errors, words)
+        tracker.add("loss", loss * frames, frames)
+        add_outputs(tracker, outputs, len(batch["feature_lens"]))
+        skipped.add(batch, outputs)
+    student.train()
+    means = tracker.reduced().means()
+    unused = skipped.unused()
+    for term, reasons in unused.items():
+        if world.is_main:
+            logging.warning("dev: term '%s' used no cut, by reason: %s", term, reasons)
+    if len(unused) == len(terms):
+        means.pop("loss", None)  # a sum of nothing
+    return means
+
+
+def decoding_head(terms: Sequence[Term]) -> Optional[str]:
+    """Return the head that dev is decoded by: CTC if trained, else the transducer."""
+    trained = {part for term in terms for part in term.trains}
+    heads = [head for head in ("ctc", "transducer") if trained.issuperset(HEADS[head])]
+    return heads[0] if heads else None
+
+
+def word_errors(
+    student: StudentOutput, batch: Batch, head: str, tokenizer: Tokenizer
+) -> tuple[int, int]:
+    """Return errors and reference words of a batch by greedy search.
+
+    Cuts without a transcript are left out.
+    """
+    options = DecodeOptions(GREEDY[head], unk_id=tokenizer.unk_id)
+    found = decode(student.model, student.encoder_out.float(), student.lens, options)
+    counts = score(
+        [
+            Recognition(cut.id, words, tokenizer.decode(hyp.tokens).split())
+            for cut, hyp in zip(batch["cuts"], found)
+            if (words := reference(cut))
+        ]
+    )
+    return counts.errors, counts.words

@@ -1,0 +1,117 @@
+"""Losses and word error rate on dev: real prompts, real searches, real runs."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import students
+import torch
+from lhotse import CutSet
+from run_metrics import metrics
+from torch import nn
+
+from icefall_kd.data.batches import BatchDataset
+from icefall_kd.data.stream import open_stream
+from icefall_kd.distill.ctc import CtcConfig, CtcTerm
+from icefall_kd.distill.one_best import OneBestConfig, OneBestTerm
+from icefall_kd.distill.terms import TermsConfig
+from icefall_kd.distill.transducer import TransducerConfig, TransducerTerm
+from icefall_kd.training.averaging import write_average
+from icefall_kd.training.distributed import World
+from icefall_kd.training.run import train
+from icefall_kd.training.student import DistilledStudent
+from icefall_kd.training.validation import decoding_head, validate
+
+cuts, waves, tokenizer = students.cuts, students.waves, students.tokenizer  # fixtures
+pristine_student, student = students.pristine_student, students.student
+
+CTC = (0.5, CtcTerm(CtcConfig()))
+TRANSDUCER = (1.0, TransducerTerm(TransducerConfig()))
+ONE_BEST = (1.0, OneBestTerm(OneBestConfig(teacher="path")))
+
+
+def test_ctc_is_preferred_where_it_is_trained():
+    for terms, head in (
+        ([CTC, TRANSDUCER], "ctc"),
+        ([TRANSDUCER], "transducer"),
+        ([ONE_BEST], "transducer"),
+        ([], None),
+    ):
+        assert decoding_head([term for _, term in terms]) == head
+
+
+@pytest.mark.parametrize("head, term", [("ctc", CTC), ("transducer", TRANSDUCER)])
+def test_the_word_error_rate_is_that_of_the_greedy_search(
+    student, cuts, tokenizer, tmp_path, head, term
+):
+    """The transcripts are what the student reads, but for two words of one prompt."""
+    method = {"ctc": "ctc_greedy_search", "transducer": "greedy_search"}[head]
+    some = [c for c in cuts if 1.0 < c.duration < 2.5][:5]
+    students.write_own_words(tmp_path / "own", some, student, tokenizer, method)
+    texts = [c.supervisions[0].text for c in open_stream([tmp_path / "own"])]
+
+    def dev(batch):
+        return validate(
+            DistilledStudent(student, [term], nn.ModuleDict()),
+            [batch],
+            World(0, 1, torch.device("cpu")),
+            tokenizer=tokenizer,
+            autocast=lambda: torch.autocast("cpu", enabled=False),
+            max_duration=100.0,
+        )
+
+    student.encoder.set_chunk(-1, -1)
+    dataset = BatchDataset(tokenizer=tokenizer)
+    for altered in (0, 2):
+        words = texts[0].split()
+        assert len(words) > 2
+        for i in range(altered):
+            words[i] = "QWERTY"
+        found = []
+        for cut in open_stream([tmp_path / "own"]):  # one by one, as they were read
+            if cut.supervisions[0].text == texts[0]:
+                cut.supervisions[0].text = " ".join(words)
+            found.append((dev(dataset[CutSet.from_cuts([cut])]), cut))
+        errors = [
+            round(means[f"wer_{head}"] * len(cut.supervisions[0].text.split()) / 100)
+            for means, cut in found
+        ]
+        assert errors == [altered, 0, 0, 0, 0]
+
+
+def test_a_dev_set_of_no_use_to_a_term_shows_no_loss_of_it(only, caplog):
+    config = only("ctc", num_epochs=1)
+    data = dataclasses.replace(config.data, dev="pool")
+    train(dataclasses.replace(config, data=data))
+    (line,) = metrics(config, "dev")
+    assert "loss" not in line and "ctc" not in line and "wer_ctc" not in line
+    assert "dev: term 'ctc' used no cut, by reason: {'unlabelled': 6}" in caplog.text
+
+
+def test_dev_is_measured_with_the_weights_after_the_warm_up(only, tmp_path):
+    """The weights of the student stay: nothing else may move its loss on dev."""
+    warm = TransducerConfig(warm_steps=1000, simple_scale=0.3)
+    config = only("transducer", average_period=1)
+    optim = dataclasses.replace(config.optim, base_lr=0.0)
+    config = dataclasses.replace(
+        config, terms=TermsConfig(transducer=warm), optim=optim
+    )
+    train(config)
+    first, second = metrics(config, "dev")
+    parts = first["transducer.simple"], first["transducer.pruned"]
+    assert first["loss"] == pytest.approx(0.3 * parts[0] + parts[1], rel=1e-5)
+    assert second["loss"] == first["loss"]
+    assert first["wer_transducer"] > 0
+    path = tmp_path / "pretrained.pt"
+    write_average(config.exp_dir, 2, 1, path)
+    tuned = dataclasses.replace(
+        config, init_model=str(path), exp_dir=str(tmp_path / "tuned"), tensorboard=True
+    )
+    train(dataclasses.replace(tuned, num_epochs=1))
+    (line,) = metrics(tuned, "dev")
+    assert line["loss"] == pytest.approx(first["loss"], rel=1e-5)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(Path(tuned.exp_dir) / "tensorboard")).Reload()
+    (scalar,) = events.Scalars("dev/wer_transducer")
+    assert scalar.value == pytest.approx(line["wer_transducer"])
