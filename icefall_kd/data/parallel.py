@@ -1,6 +1,7 @@
 """Work on many items in several processes."""
 
 import multiprocessing
+import signal
 from concurrent.futures import ProcessPoolExecutor
 from typing import Callable, Iterator, Sequence, TypeVar
 
@@ -37,7 +38,7 @@ def parallel_map(
         yield from map(function, items)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_jobs, context, _one_thread) as pool:
+    with ProcessPoolExecutor(num_jobs, context, _start_job) as pool:
         try:
             yield from pool.map(function, items, chunksize=chunk)
         except BaseException:
@@ -45,5 +46,22 @@ def parallel_map(
             raise
 
 
-def _one_thread() -> None:
+def _start_job() -> None:
     torch.set_num_threads(1)
+    leave_stopping_to_parent()
+
+
+def leave_stopping_to_parent(worker: int = 0) -> None:
+    """Let this process ignore Ctrl-C, and the first SIGTERM.
+
+    A terminal, ``kill 0`` and job schedulers send their signal to all processes of a
+    group.  A worker that ended by it would take its parent's chance to stop in order.
+    The second SIGTERM ends the worker: a parent that ends sends one of its own.
+
+    Args:
+      worker: number of a DataLoader's worker, whose ``worker_init_fn`` this may be.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(
+        signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL)
+    )

@@ -112,7 +112,9 @@ class TrainConfig:
         float32, which is faster there.
       num_threads: of torch on the CPU; 0 leaves it as it is.
       average_period: updates between two samples of the averaged model.
-      save_every_n: updates between two checkpoints within an epoch; 0 for none.
+      save_every_minutes: between two checkpoints within an epoch; 0 for none.
+      save_every_n: updates between two further ones, at steps that do not depend on
+        the machine's speed; 0 for none.
       keep_optimizer: newest epochs whose checkpoint can be resumed from; older
         ones keep the model alone.
       log_interval: updates between two lines of progress.
@@ -138,7 +140,8 @@ class TrainConfig:
     amp: str = "none"
     num_threads: int = 0
     average_period: int = 100
-    save_every_n: int = 1000
+    save_every_minutes: float = 10.0
+    save_every_n: int = 0
     keep_optimizer: int = 2
     log_interval: int = 50
     stall_steps: int = 1000

@@ -60,7 +60,7 @@ def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
         trainer.scaler.load_state_dict(saved["scaler"])
     restore_regularisers(trainer.model, saved["regularisers"])
     trainer.report.metrics = MetricsTracker(saved["metrics"])
-    if trainer.state.batch:
+    if trainer.state.batch and not trainer.state.validating:
         trainer.loader.load_state_dict(saved["sampler"])
     if trainer.world.rank < len(saved["rng"]):
         trainer.pending_rng = saved["rng"][trainer.world.rank]

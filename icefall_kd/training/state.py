@@ -20,6 +20,7 @@ class TrainState:
       step: updates made.
       epoch: epochs finished.
       batch: batches taken from the present epoch, skipped ones included.
+      validating: the present epoch has no batch left and waits for its validation.
       bad_in_row: consecutive batches skipped for a loss or gradient that is not
         finite.
       bad_total: all batches skipped.
@@ -31,6 +32,7 @@ class TrainState:
     step: int = 0
     epoch: int = 0
     batch: int = 0
+    validating: bool = False
     bad_in_row: int = 0
     bad_total: int = 0
     samples_before: int = 0
