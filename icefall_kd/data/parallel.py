@@ -1,8 +1,10 @@
 """Work on many items in several processes."""
 
+import contextlib
 import multiprocessing
 import signal
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import resource_tracker
 from typing import Callable, Iterator, Sequence, TypeVar
 
 import torch
@@ -30,6 +32,7 @@ def parallel_map(
     Raises:
       ValueError: if ``num_jobs`` is not positive.
       whatever ``function`` raises; what was not begun then is not done.
+      KeyboardInterrupt: after Ctrl-C; the processes are ended within their items.
     """
     if num_jobs < 1:
         raise ValueError(f"num_jobs is {num_jobs}, must be at least 1")
@@ -38,17 +41,33 @@ def parallel_map(
         yield from map(function, items)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_jobs, context, _start_job) as pool:
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(num_jobs, context, _one_thread) as pool:
         try:
-            yield from pool.map(function, items, chunksize=chunk)
-        except BaseException:
+            with _blocked(signal.SIGINT):
+                results = pool.map(function, items, chunksize=chunk)
+            yield from results
+        except BaseException as e:
+            if isinstance(e, KeyboardInterrupt):
+                for job in set(multiprocessing.active_children()) - others:
+                    job.terminate()
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _start_job() -> None:
+@contextlib.contextmanager
+def _blocked(number: int) -> Iterator[None]:
+    """Start processes that never get a signal; this one gets it afterwards."""
+    resource_tracker.ensure_running()  # it unblocks SIGINT when it starts
+    signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+
+
+def _one_thread() -> None:
     torch.set_num_threads(1)
-    leave_stopping_to_parent()
 
 
 def leave_stopping_to_parent(worker: int = 0) -> None:
