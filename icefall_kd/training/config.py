@@ -105,7 +105,10 @@ class TrainConfig:
       init_encoder: file of bin.average, or a checkpoint, whose encoder the student
         starts from; null for none.
       init_model: the same for the whole student, whose shape and tokens must be
-        those of this run: for fine-tuning.
+        those of this run: for fine-tuning.  A part that the file lacks, such as the
+        CTC head of icefall's transducers, is initialised anew.
+      init_same_tokens: confirms, for a file of ``init_model`` that carries no BPE
+        model, that it was trained with ``data.bpe_model``.
       seed: of weights, order of data and regularisers.
       device: "auto", "cpu" or "cuda".
       amp: autocast in "none", "bf16" or "fp16"; on a CPU the encoder's stacks stay in
@@ -135,6 +138,7 @@ class TrainConfig:
     num_epochs: int = 30
     init_encoder: Optional[str] = None
     init_model: Optional[str] = None
+    init_same_tokens: bool = False
     seed: int = 42
     device: str = "auto"
     amp: str = "none"

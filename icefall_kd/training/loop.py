@@ -86,7 +86,7 @@ class Trainer:
         # A trained encoder needs no second warm-up of dropout and skipped layers.
         trained = config.init_encoder or config.init_model
         self.schedule_offset = SCHEDULES_END if trained else 0
-        self.state = TrainState()
+        self.state = TrainState(untrained=list(setup.untrained))
         self.faults = BadBatches(self.exp_dir, world)
         self.report = Reporter(config, world, setup.train_seconds)
         self.pending_rng: Optional[dict[str, Any]] = None

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ class TrainState:
         finite.
       bad_total: all batches skipped.
       samples_before: samples of the averaged model before the present epoch.
+      untrained: heads of the student that were random when the run began, although it
+        began from ``init_model``.
       audio: s of audio taken in all epochs, over all processes.
       seconds: s of wall time spent in all sessions of the run.
     """
@@ -36,6 +38,7 @@ class TrainState:
     bad_in_row: int = 0
     bad_total: int = 0
     samples_before: int = 0
+    untrained: list[str] = field(default_factory=list)
     audio: float = 0.0
     seconds: float = 0.0
 
