@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import signal
+import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,16 +57,21 @@ def expected_failures(command: str, *also: type[Exception]) -> Iterator[None]:
     """Turn an expected failure into one line on stderr; any other keeps its traceback.
 
     Expected are errors of files (``OSError``), a ``ValueError`` that this package
-    raises (it carries the remedy), and a missing package of :data:`REMEDIES`.
+    raises (it carries the remedy), a missing package of :data:`REMEDIES`, and Ctrl-C.
 
     Args:
       command: name of the command, the first word of the line.
       also: further expected exceptions.
     Raises:
-      SystemExit: for an expected failure, with the line; the exit status is 1.
+      SystemExit: for an expected failure, with the line; the exit status is 1.  After
+        Ctrl-C it is 130, as shells report a process ended by SIGINT.
     """
     try:
         yield
+    except KeyboardInterrupt as e:
+        remedy = "no file is half-written, the same command goes on or starts again"
+        print(f"\n{command}: interrupted; {remedy}", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from e
     except ImportError as e:
         remedy = REMEDIES.get((e.name or "").partition(".")[0])
         if remedy is None:

@@ -22,7 +22,7 @@
 #          same one for all that follows the "+"
 # Stage 2: fine-tune               -> exp/<profile>/<variant>/<system>/finetune/
 # A run that was stopped goes on; a run that is finished is left alone.  Systems are
-# trained side by side, on a CPU with one thread each.  Each writes to train.log in its
+# trained one after the other on a GPU, on CPUs side by side with one thread each.  Each writes to train.log in its
 # folder.
 stage=1              # first stage to run
 stop_stage=2         # last stage to run
@@ -32,7 +32,7 @@ systems=             # see above; empty: those of the profile
 seed=42              # of weights, order of data and regularisers, where no name has one
 epochs=              # of each stage; empty: the recipe's
 avg=                 # last epochs of each stage that are averaged; empty: the recipe's
-jobs=                # systems trained side by side; empty: the recipe's, or one a CPU core
+jobs=                # systems trained side by side; empty: the recipe's, else 1 on a GPU, one a core on CPUs
 num_processes=1      # of each training; several, on a GPU each, are started by torchrun
 student=conf/student.yaml # shape of the student
 exp=                 # folder of the runs; empty: exp/<profile>
@@ -41,9 +41,17 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 source "$REPO_ROOT/local/parse_options.sh"
 source "$REPO_ROOT/local/systems.sh"
-jobs=${jobs:-$(nproc)}
 as_called student
 further=("$@")  # behind "--"
+
+uses_gpu() {  # as bin.train finds one, unless the options behind "--" say cpu
+  [[ ! " ${further[*]} " =~ " --device"[\ =]"cpu " ]] &&
+    python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
+}
+if [[ -z $jobs ]]; then
+  # Trainings on one GPU side by side run out of its memory.
+  if uses_gpu; then jobs=1; else jobs=$(nproc); fi
+fi
 trainer=(python -m icefall_kd.bin.train)
 if ((num_processes > 1)); then
   trainer=(python -m torch.distributed.run --standalone

@@ -1,5 +1,8 @@
 """What the commands share: expected failures in a line, defaults in the help."""
 
+import os
+import signal
+
 import pytest
 
 from icefall_kd.bin import decode
@@ -33,6 +36,18 @@ def test_a_missing_file_is_a_line(tmp_path):
     with pytest.raises(SystemExit, match="absent.json"):
         with expected_failures("report"):
             read_json(tmp_path / "absent.json")
+
+
+def test_ctrl_c_is_a_line_and_status_130(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        with expected_failures("extract"):
+            os.kill(os.getpid(), signal.SIGINT)
+            signal.pause()
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err.strip() == (
+        "extract: interrupted; no file is half-written, the same command goes on or "
+        "starts again"
+    )
 
 
 def test_help_shows_the_docstring_and_the_defaults():

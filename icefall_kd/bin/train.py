@@ -4,8 +4,9 @@
         --optim.base_lr 0.03 --terms.ctc.weight 0.2
 
 Started again with the same --exp-dir it goes on where it stopped; a finished run is
-left alone.  SIGTERM ends it after the present batch with a checkpoint and exit status
-143.  Several processes: torchrun --nproc_per_node 2 -m icefall_kd.bin.train ...
+left alone.  Ctrl-C (SIGINT) and SIGTERM end it after the present batch, with a
+checkpoint and exit status 130 or 143; a second signal ends it at once.  Several
+processes: torchrun --nproc_per_node 2 -m icefall_kd.bin.train ...
 """
 
 import logging
@@ -19,7 +20,7 @@ from icefall_kd.logs import setup_logging
 from icefall_kd.training.config import parse_config
 from icefall_kd.training.faults import TrainingStoppedError
 from icefall_kd.training.run import train
-from icefall_kd.training.signals import STATUS, TrainingInterruptedError
+from icefall_kd.training.signals import TrainingInterruptedError
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
@@ -31,7 +32,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
             train(config)
         except TrainingInterruptedError as e:
             logging.warning("train: %s", e)
-            raise SystemExit(STATUS) from e
+            raise SystemExit(e.status) from e
 
 
 if __name__ == "__main__":

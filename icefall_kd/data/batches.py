@@ -33,6 +33,7 @@ from icefall_kd.data.fields import (
     without_fields,
 )
 from icefall_kd.data.missing import MissingTargets
+from icefall_kd.data.parallel import leave_stopping_to_parent
 from icefall_kd.data.sampler import BucketSampler, SamplerPlace, bucket_edges
 from icefall_kd.data.stream import CutStream
 from icefall_kd.data.tokens import Tokenizer
@@ -187,6 +188,7 @@ class Loader:
             batch_size=None,
             num_workers=self.num_workers,
             multiprocessing_context=self.start_method if self.num_workers else None,
+            worker_init_fn=leave_stopping_to_parent,
         )
         missing = MissingTargets()
         for batch in loader:

@@ -1,7 +1,10 @@
 """Work on many items in several processes."""
 
+import contextlib
 import multiprocessing
+import signal
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import resource_tracker
 from typing import Callable, Iterator, Sequence, TypeVar
 
 import torch
@@ -29,6 +32,7 @@ def parallel_map(
     Raises:
       ValueError: if ``num_jobs`` is not positive.
       whatever ``function`` raises; what was not begun then is not done.
+      KeyboardInterrupt: after Ctrl-C; the processes are ended within their items.
     """
     if num_jobs < 1:
         raise ValueError(f"num_jobs is {num_jobs}, must be at least 1")
@@ -37,13 +41,46 @@ def parallel_map(
         yield from map(function, items)
         return
     context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(num_jobs, context, _one_thread) as pool:
         try:
-            yield from pool.map(function, items, chunksize=chunk)
-        except BaseException:
+            with _blocked(signal.SIGINT):
+                results = pool.map(function, items, chunksize=chunk)
+            yield from results
+        except BaseException as e:
+            if isinstance(e, KeyboardInterrupt):
+                for job in set(multiprocessing.active_children()) - others:
+                    job.terminate()
             pool.shutdown(cancel_futures=True)
             raise
 
 
+@contextlib.contextmanager
+def _blocked(number: int) -> Iterator[None]:
+    """Start processes that never get a signal; this one gets it afterwards."""
+    resource_tracker.ensure_running()  # it unblocks SIGINT when it starts
+    signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+
+
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+def leave_stopping_to_parent(worker: int = 0) -> None:
+    """Let this process ignore Ctrl-C, and the first SIGTERM.
+
+    A terminal, ``kill 0`` and job schedulers send their signal to all processes of a
+    group.  A worker that ended by it would take its parent's chance to stop in order.
+    The second SIGTERM ends the worker: a parent that ends sends one of its own.
+
+    Args:
+      worker: number of a DataLoader's worker, whose ``worker_init_fn`` this may be.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(
+        signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL)
+    )

@@ -25,8 +25,7 @@ def require_head(
 
     Args:
       info: as a checkpoint holds it; where it has the ``config`` of the run, a head
-        that no term of that run trained is refused, unless the run went on from a
-        whole student, whose head this may be.
+        that neither that run trained nor the student that it began from is refused.
       where: for the message, whose head it is.
     Raises:
       ValueError: if it is not.
@@ -35,16 +34,28 @@ def require_head(
         require_parts(model, head)
     except ValueError as e:
         raise ValueError(f"{where}: {e}") from e
-    config = info.get("config") or {}
-    if "terms" not in config or config.get("init_model"):
-        return
-    untrained = set(HEADS[head]) - trained_parts(config["terms"])
+    untrained = set(HEADS[head]) & untrained_parts(info)
     if untrained:
         raise ValueError(
             f"{where}: no term of its training reached its {head} head "
             f"({', '.join(sorted(untrained))}), which is as random as it began; train "
             f"with terms.{head}.weight above 0, or use another head"
         )
+
+
+def untrained_parts(info: Mapping[str, Any]) -> set:
+    """Return the parts of heads that are as random as they began; none if unknown.
+
+    Args:
+      info: as a checkpoint holds it.
+    """
+    config = info.get("config") or {}
+    if "terms" not in config:
+        return set()
+    untrained = {part for parts in HEADS.values() for part in parts}
+    if config.get("init_model"):
+        untrained = set(info.get("untrained") or ())
+    return untrained - trained_parts(config["terms"])
 
 
 def trained_parts(terms: Mapping[str, Any]) -> set:

@@ -37,12 +37,18 @@ def find_tokenizer(
     """Return what the model's tokens are: as given, as carried, or as lies beside it.
 
     Raises:
-      ValueError: if nothing tells, or it has another number of tokens.
+      ValueError: if nothing tells, or it has another number of tokens, or the file
+        that is given has other tokens than the checkpoint carries.
     """
     beside = path.with_name(BPE_MODEL)
     tokenizer = carried
     if bpe_model is not None:
         tokenizer = Tokenizer(bpe_model)
+        if carried is not None and _tokens(carried) != _tokens(tokenizer):
+            raise ValueError(
+                f"bpe_model {bpe_model} has other tokens than {path} carries; leave "
+                "the option out"
+            )
     elif carried is None and beside.is_file():
         tokenizer = Tokenizer(beside)
     if tokenizer is None:
@@ -56,3 +62,7 @@ def find_tokenizer(
             "give the one that it was trained with"
         )
     return tokenizer
+
+
+def _tokens(tokenizer: Tokenizer) -> list:
+    return [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]

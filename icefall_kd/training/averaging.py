@@ -11,6 +11,7 @@ from icefall_kd.training.checkpoint import (
     epoch_path,
     load_checkpoint,
     numbered,
+    read_info,
     save_pretrained,
     unpack_bytes,
 )
@@ -97,7 +98,7 @@ def write_average(exp_dir: Pathlike, epoch: int, avg: int, output: Pathlike) -> 
         "epoch": epoch,
         "avg": avg,
         "step": last["state"]["step"],
-        "config": last["config"],
+        **read_info(last),
     }
     save_pretrained(
         output, model, last["model_config"], unpack_bytes(last["bpe_model"]), info

@@ -167,17 +167,31 @@ def tidy(exp_dir: Pathlike, keep_optimizer: int) -> None:
             )
 
 
-def load_encoder(model: AsrModel, weights: Mapping[str, Tensor], where: str) -> None:
-    """Start the encoder of ``model`` from a student's weights, everything or nothing.
+def load_start(
+    model: AsrModel, weights: Mapping[str, Tensor], where: str, encoder_only: bool
+) -> list[str]:
+    """Start ``model`` from the weights of another, part by part.
+
+    A part is a module of the model: the encoder must be there, another one that
+    ``weights`` lack stays as it was initialised.  Both this and the parts that only
+    ``weights`` have are logged.
 
     Args:
-      where: for the message, whose weights these are.
+      where: for the messages, whose weights these are.
+      encoder_only: take no other part.
+    Returns:
+      the parts that were not loaded, sorted.
     Raises:
-      ValueError: if a tensor is missing or has another shape; the message lists some.
+      ValueError: if a tensor of a part is missing or has another shape; the message
+        lists some.
     """
-    parts = ("encoder_embed.", "encoder.")
-    given = {k: v for k, v in weights.items() if k.startswith(parts)}
-    own = {k: v for k, v in model.state_dict().items() if k.startswith(parts)}
+    own = model.state_dict()
+    here, there = ({k.split(".")[0] for k in d} for d in (own, weights))
+    taken = here & {"encoder_embed", "encoder"}
+    if not encoder_only:
+        taken |= here & there
+    given = {k: v for k, v in weights.items() if k.split(".")[0] in taken}
+    own = {k: v for k, v in own.items() if k.split(".")[0] in taken}
     wrong = [
         f"{k}: {_shape(given.get(k))} there, {_shape(own.get(k))} here"
         for k in sorted(set(given) | set(own))
@@ -185,11 +199,18 @@ def load_encoder(model: AsrModel, weights: Mapping[str, Tensor], where: str) -> 
     ]
     if wrong:
         raise ValueError(
-            f"{where}: its encoder is not this model's, {len(wrong)} tensors differ: "
+            f"{where}: its model is not of this shape, {len(wrong)} tensors differ: "
             + "; ".join(wrong[:5])
-            + ". Give model.encoder the shape of that checkpoint, or choose another"
+            + ". Give model the shape of that checkpoint, or choose another"
         )
     model.load_state_dict(given, strict=False)
+    new = sorted(here - taken)
+    logging.info(
+        "%s: loaded %s; initialised anew: %s", where, sorted(taken), new or "none"
+    )
+    if there - here:
+        logging.info("%s: left out, unknown here: %s", where, sorted(there - here))
+    return new
 
 
 def _shape(tensor: Optional[Tensor]) -> str:
@@ -272,10 +293,15 @@ def load_model(
     load_weights(model, weights, str(path))
     bpe_model = unpack_bytes(checkpoint.get("bpe_model"))
     tokenizer = None if bpe_model is None else Tokenizer.from_bytes(bpe_model)
-    info = checkpoint.get("info", {})
-    if not info and "config" in checkpoint:  # of training
-        info = {"config": checkpoint["config"]}
-    return model.to(device).eval(), tokenizer, dict(info)
+    return model.to(device).eval(), tokenizer, read_info(checkpoint)
+
+
+def read_info(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint, averaged or of training, holds on its run."""
+    if "info" in checkpoint or "config" not in checkpoint:
+        return dict(checkpoint.get("info", {}))
+    untrained = checkpoint["state"].get("untrained", [])
+    return {"config": checkpoint["config"], "untrained": untrained}
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:

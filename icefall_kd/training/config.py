@@ -108,14 +108,19 @@ class TrainConfig:
       init_encoder: file of bin.average, or a checkpoint, whose encoder the student
         starts from; null for none.
       init_model: the same for the whole student, whose shape and tokens must be
-        those of this run: for fine-tuning.
+        those of this run: for fine-tuning.  A part that the file lacks, such as the
+        CTC head of icefall's transducers, is initialised anew.
+      init_same_tokens: confirms, for a file of ``init_model`` that carries no BPE
+        model, that it was trained with ``data.bpe_model``.
       seed: of weights, order of data and regularisers.
       device: "auto", "cpu" or "cuda".
       amp: autocast in "none", "bf16" or "fp16"; on a CPU the encoder's stacks stay in
         float32, which is faster there.
       num_threads: of torch on the CPU; 0 leaves it as it is.
       average_period: updates between two samples of the averaged model.
-      save_every_n: updates between two checkpoints within an epoch; 0 for none.
+      save_every_minutes: between two checkpoints within an epoch; 0 for none.
+      save_every_n: updates between two further ones, at steps that do not depend on
+        the machine's speed; 0 for none.
       keep_optimizer: newest epochs whose checkpoint can be resumed from; older
         ones keep the model alone.
       log_interval: updates between two lines of progress.
@@ -136,12 +141,14 @@ class TrainConfig:
     num_epochs: int = 30
     init_encoder: Optional[str] = None
     init_model: Optional[str] = None
+    init_same_tokens: bool = False
     seed: int = 42
     device: str = "auto"
     amp: str = "none"
     num_threads: int = 0
     average_period: int = 100
-    save_every_n: int = 1000
+    save_every_minutes: float = 10.0
+    save_every_n: int = 0
     keep_optimizer: int = 2
     log_interval: int = 50
     stall_steps: int = 1000

@@ -69,6 +69,8 @@ class Trainer:
         config = setup.config
         self.stop = stop or StopRequest()
         self.stopping = False  # any process was asked to
+        self.saving = False  # the main process finds that it is time to
+        self._saved = time.monotonic()
         self.setup, self.config, self.world = setup, config, world
         self.exp_dir = Path(config.exp_dir)
         self.student = setup.student.to(world.device)
@@ -93,7 +95,7 @@ class Trainer:
         # A trained encoder needs no second warm-up of dropout and skipped layers.
         trained = config.init_encoder or config.init_model
         self.schedule_offset = SCHEDULES_END if trained else 0
-        self.state = TrainState()
+        self.state = TrainState(untrained=list(setup.untrained))
         self.faults = BadBatches(self.exp_dir, world)
         names = [term.name for _, term in self.student.terms]
         self.skipped = SkippedCuts(names, world, config.data.missing)
@@ -146,12 +148,14 @@ class Trainer:
             f"{total} parameters in the student, {trained} trained with heads"
         )
         while state.epoch < config.num_epochs:
-            self._train_epoch()
-            self._end_epoch()
+            if not state.validating:
+                self._train_epoch()
+                self._end_epoch()
+                state.validating = True
             if self.mean.samples == state.samples_before:
                 self.mean.sample(self.model)  # each epoch has at least one sample
             dev = self._validate()
-            state.epoch, state.batch = state.epoch + 1, 0
+            state.epoch, state.batch, state.validating = state.epoch + 1, 0, False
             state.samples_before = self.mean.samples
             self.scheduler.step_epoch(state.epoch)
             if dev:
@@ -215,8 +219,8 @@ class Trainer:
                 if updated and state.step % config.log_interval == 0:
                     self.report.progress(state, self.scheduler.get_last_lr()[0])
                 every = config.save_every_n
-                due = updated and every and state.step % every == 0
-                if due or self.stopping:
+                due = self.saving or (every and state.step % every == 0)
+                if (updated and due) or self.stopping:
                     self._save(ckpt.step_path(self.exp_dir, state.step))
                 if self.stopping:
                     self._interrupt(f"checkpoint-{state.step}.pt")
@@ -234,10 +238,13 @@ class Trainer:
 
     def _interrupt(self, written: str) -> NoReturn:
         self.report.close()
-        self.world.barrier()  # nobody leaves before the checkpoint is written
+        # Nobody leaves before the checkpoint is written; one process may have been
+        # asked for all.
+        number = max(self.world.gather(self.stop.number))
         raise TrainingInterruptedError(
             f"stopped on request after update {self.state.step}, {written} is written; "
-            "the same command goes on from there"
+            "the same command goes on from there",
+            number,
         )
 
     def _train_batch(self, batch: Batch) -> float:
@@ -258,15 +265,16 @@ class Trainer:
         norm = clip_gradients(self.params, limit)
         state.batch += 1
         # Sums over all processes, so that all of them take the same way from here.
-        bad_loss, bad_grad, audio, stopping = self.world.sum(
+        bad_loss, bad_grad, audio, stopping, saving = self.world.sum(
             [
                 float(not math.isfinite(loss.item())),
                 float(not math.isfinite(norm)),
                 float(batch["feature_lens"].sum()) * FBANK_SHIFT,
                 float(self.stop.asked),
+                float(self.world.is_main and self._is_time_to_save()),
             ]
         )
-        self.stopping = stopping > 0
+        self.stopping, self.saving = stopping > 0, saving > 0
         if (bad_loss or bad_grad) and self.scaler.is_enabled():
             self.scaler.update()  # to a smaller scale; the next batch needs it
             if not bad_loss:  # no fault of the batch: half precision overflowed
@@ -290,6 +298,10 @@ class Trainer:
         self.report.metrics.add("grad_norm", norm, frames)
         return audio
 
+    def _is_time_to_save(self) -> bool:
+        seconds = 60 * self.config.save_every_minutes
+        return seconds > 0 and time.monotonic() - self._saved >= seconds
+
     def _frozen(self) -> bool:
         """Return whether the encoder waits for the layers behind it."""
         waiting = self.state.step < self.config.optim.frozen_batches
@@ -307,18 +319,39 @@ class Trainer:
             return {}
         return validate(
             self.student,
-            make_dev_loader(self.setup, self.world),
+            self._dev_batches(),
             self.world,
             tokenizer=self.setup.tokenizer,
             autocast=self._autocast,
             max_duration=self.config.data.max_duration,
         )
 
+    def _dev_batches(self) -> Iterator[Batch]:
+        """Yield this rank's batches of the dev set.
+
+        All ranks take part until the last one has no batch left.
+
+        Raises:
+          TrainingInterruptedError: if the run was asked to stop.
+        """
+        batches = iter(make_dev_loader(self.setup, self.world))
+        while True:
+            batch = next(batches, None)
+            ended, asked = self.world.sum([batch is None, self.stop.asked])
+            if asked:
+                self._save(ckpt.step_path(self.exp_dir, self.state.step))
+                self._interrupt(f"checkpoint-{self.state.step}.pt")
+            if ended == self.world.size:
+                return
+            if batch is not None:
+                yield batch
+
     def _save(self, path: Path) -> None:
         weights = (*self.model.parameters(), *self.mean.mean.values())
         check_finite(weights, self.state.step, self.config.optim.base_lr)
         self.skipped.check(self.state.epoch + 1, complete=False)
         saved = snapshot(self)  # by all processes: each has its random state
+        self._saved = time.monotonic()
         if not self.world.is_main:
             return
         ckpt.save_checkpoint(path, saved)

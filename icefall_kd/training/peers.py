@@ -3,7 +3,14 @@
 Each process gives a sign of life every few seconds and looks for the next one's, in a
 key-value store that all of them reach.  One that raises an error leaves its message
 there.  So all others end soon and say why, also where the collective operation they are
-in would wait for long: beside a frozen process, or with NCCL.
+in would wait for long: beside a frozen process, or with NCCL.  torchrun notices only a
+process that has ended, and the collective operations wait for the 10 minutes that
+``init_world`` sets.
+
+Time counts only while this process runs.  A job that is frozen as a whole (a suspended
+node, a paused container) finds nobody lost when it wakes: each process counts how often
+itself has looked in vain.  A pause that is longer than the time limit of the collective
+operations ends it all the same, through that limit.
 """
 
 import datetime
@@ -21,7 +28,7 @@ from icefall_kd.training.faults import TrainingStoppedError
 from icefall_kd.training.signals import TrainingInterruptedError
 
 BEAT = 2.0  # s between two signs of life
-PATIENCE = 45.0  # s without one, after which a process counts as lost
+PATIENCE = 45.0  # s of looking in vain, after which a process counts as lost
 REMEDY = "start the job again: training goes on from the last checkpoint"
 
 # What gloo, NCCL and their sockets say when another process does not answer.
@@ -71,8 +78,8 @@ class Peers:
         except (RuntimeError, KeyError) as e:
             logging.warning("no store to watch the other processes by: %s", e)
             return self
-        self._answered = time.monotonic()
-        self._beats = dict.fromkeys(self.others, (-1, self._answered))
+        self._unanswered = 0  # looks since the store answered
+        self._beats = dict.fromkeys(self.others, (-1, 0))  # count, looks without a new
         self._threads = [
             threading.Thread(target=target, daemon=True)
             for target in (self._exchange, self._judge)
@@ -109,7 +116,7 @@ class Peers:
         while not self._ended.is_set():
             try:
                 self._speak_and_listen()
-                self._answered = time.monotonic()
+                self._unanswered = 0
             except RuntimeError as e:  # at the end of a job the store is gone first
                 logging.debug("no answer from the store: %s", e)
             # An error of our own must not wait for the next beat.
@@ -120,29 +127,38 @@ class Peers:
                     break
 
     def _speak_and_listen(self) -> None:
-        rank, now = self.world.rank, time.monotonic()
+        rank = self.world.rank
         self._store.add(f"beat/{rank}", 1)
         if self._own_words and not self._told.is_set():
             self._store.set(f"words/{rank}", f"rank {rank}: {self._own_words}")
             self._store.add(f"gone/{rank}", 1)
             self._told.set()
         for other in self.others:
+            before, looks = self._beats[other]
             count = self._store.add(f"beat/{other}", 0)
-            if count != self._beats[other][0]:
-                self._beats[other] = (count, now)
+            self._beats[other] = (count, 0 if count != before else looks + 1)
             if self._store.add(f"gone/{other}", 0) and not self._words:
                 self._words = self._store.get(f"words/{other}").decode()
 
     def _judge(self) -> None:
         """End this process when another one is lost and nothing else ends it."""
         while not self._ended.wait(self.beat):
-            trouble = self._words or self._silence(self.patience)
-            # The main thread comes first, where its operation fails by itself.
-            if not trouble or self._ended.wait(2 * self.beat) or self._leaving:
+            self._unanswered += 1
+            if not self._trouble():
+                continue
+            # The main thread comes first, where its operation fails by itself; and a
+            # process that was frozen for as long may be back.
+            if self._ended.wait(2 * self.beat) or self._leaving:
+                continue
+            trouble = self._trouble()
+            if not trouble:
                 continue
             logging.error("train: %s; %s", trouble, REMEDY)
             logging.shutdown()
             os._exit(1)  # it waits in C++, where no exception reaches it
+
+    def _trouble(self) -> str:
+        return self._words or self._silence(self.patience)
 
     def _cause(self) -> str:
         """Return which process is gone, with its last words if it left some."""
@@ -157,9 +173,9 @@ class Peers:
 
     def _silence(self, patience: float) -> str:
         """Return who has been silent for longer than ``patience`` s, "" if nobody."""
-        now = time.monotonic()
-        lost = [r for r, (_, last) in self._beats.items() if now - last > patience]
-        if now - self._answered > patience:
+        enough = patience / self.beat
+        lost = [r for r, (_, looks) in self._beats.items() if looks > enough]
+        if self._unanswered > enough:
             who = "the process that holds the job's store, rank 0 or torchrun,"
         elif lost:
             who = f"rank {', '.join(map(str, lost))}"

@@ -10,6 +10,7 @@ from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.distill.term import Term
 from icefall_kd.training.checkpoint import config_differences, unpack_bytes
 from icefall_kd.training.config import TrainConfig
+from icefall_kd.transducer.icefall import shape_of_icefall
 
 # Options of the encoder that no weight depends on: fine-tuning may have others.
 FREE = ("chunk_size", "left_context_frames", "dropout", "warmup_batches")
@@ -154,7 +155,12 @@ def start_problems(
     """Return what keeps the student from starting with the weights of ``start``."""
     option = "init_model" if config.init_model else "init_encoder"
     path = config.init_model or config.init_encoder
-    here, there = to_dict(config.model), start.get("model_config", {})
+    here, there = to_dict(config.model), start.get("model_config")
+    if there is None:
+        try:
+            there = shape_of_icefall(start, here["encoder"])
+        except ValueError as e:
+            return [f"{option} {path}: {e}"]
     if option == "init_encoder":
         here, there = ({"encoder": c.get("encoder", {})} for c in (here, there))
     problems = []
@@ -169,8 +175,17 @@ def start_problems(
             "here); give this run the shape of that checkpoint, or choose another"
         )
     model = unpack_bytes(start.get("bpe_model"))
-    if option == "init_model" and model is not None and tokenizer is not None:
+    if option == "init_encoder" or tokenizer is None:
+        return problems
+    if model is not None:
         problems += _bpe_problems(f"{option} {path}", config, tokenizer, model)
+    elif not config.init_same_tokens:
+        problems.append(
+            f"{option} {path} carries no BPE model, so nothing shows that its tokens "
+            f"are those of data.bpe_model {config.data.bpe_model}; set "
+            "init_same_tokens: true if it was trained with that file, or start from "
+            "its encoder alone with init_encoder"
+        )
     return problems
 
 

@@ -31,7 +31,8 @@ def train(config: TrainConfig) -> None:
       OSError: if a file cannot be written.
       TrainingStoppedError: if too many batches in a row were not finite, a batch does
         not fit into memory, or another process of the job is gone.
-      TrainingInterruptedError: if SIGTERM came; all that is needed is written.
+      TrainingInterruptedError: if SIGINT or SIGTERM came; all that is needed is
+        written.
     """
     if config.num_threads > 0:
         torch.set_num_threads(config.num_threads)
@@ -46,7 +47,6 @@ def train(config: TrainConfig) -> None:
     world = init_world(config.device)
     with contextlib.ExitStack() as stack:
         stack.callback(close_world)
-        stop = stack.enter_context(StopRequest())
         stack.enter_context(Peers(world))
         if world.is_main:
             stack.enter_context(sole_user(exp_dir))
@@ -58,7 +58,10 @@ def train(config: TrainConfig) -> None:
             optim, data = setup.config.optim, setup.config.data
             logging.info("%s", lr_hint(optim.base_lr, data.max_duration, world.size))
         world.barrier()
-        Trainer(setup, world, resume, stop).run()
+        stop = StopRequest()
+        trainer = Trainer(setup, world, resume, stop)
+        with stop:  # only now is there something that an end at once would lose
+            trainer.run()
 
 
 def environment() -> dict:

@@ -13,14 +13,15 @@ from icefall_kd.data.cuts import check_cuts
 from icefall_kd.data.fields import LiveFields
 from icefall_kd.data.stream import CutStream, open_stream
 from icefall_kd.data.tokens import Tokenizer
+from icefall_kd.decoding.heads import untrained_parts
 from icefall_kd.distill.term import Term
 from icefall_kd.distill.terms import build_terms
 from icefall_kd.distill.vocabulary import check_vocabulary
 from icefall_kd.io import as_path
 from icefall_kd.training.checkpoint import (
     load_checkpoint,
-    load_encoder,
-    load_weights,
+    load_start,
+    read_info,
 )
 from icefall_kd.training.config import DataConfig, TrainConfig
 from icefall_kd.training.preflight import preflight
@@ -43,6 +44,7 @@ class Setup:
       live: says them where they are not read; None where they are.
       train_stream: all training sets mixed.
       dev_stream: None where there is no validation.
+      untrained: heads of a student of ``init_model`` that are random there or here.
       train_seconds: s of audio in an epoch, about.
     """
 
@@ -54,6 +56,7 @@ class Setup:
     train_stream: CutStream
     dev_stream: Optional[CutStream]
     train_seconds: float
+    untrained: tuple[str, ...] = ()
 
 
 def load_tokenizer(config: TrainConfig) -> tuple[TrainConfig, Optional[Tokenizer]]:
@@ -174,10 +177,14 @@ def prepare(config: TrainConfig, checkpoint: Optional[dict[str, Any]] = None) ->
     seed_everything(config.seed)
     model = build_model(config.model)
     set_statistics(model, config)
-    if start is not None and config.init_model:
-        load_weights(model, start["model"], str(path))
-    elif start is not None:
-        load_encoder(model, start["model"], str(path))
+    untrained: set[str] = set()
+    if start is not None:
+        option = "init_encoder" if config.init_encoder else "init_model"
+        where = f"{option} {path}"
+        untrained = untrained_parts(read_info(start))
+        untrained.update(
+            load_start(model, start["model"], where, bool(config.init_encoder))
+        )
     train_dirs = shar_dirs(data, (*data.train, *data.mix))
     dev_dirs = shar_dirs(data, [data.dev] if data.dev else [])
     read = fields if cached else ()
@@ -222,4 +229,5 @@ def prepare(config: TrainConfig, checkpoint: Optional[dict[str, Any]] = None) ->
         train_stream=train_stream,
         dev_stream=dev_stream,
         train_seconds=train_stream.seconds(),
+        untrained=tuple(sorted(untrained)),
     )

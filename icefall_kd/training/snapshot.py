@@ -62,7 +62,7 @@ def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
     restore_regularisers(trainer.model, saved["regularisers"])
     trainer.report.metrics = MetricsTracker(saved["metrics"])
     trainer.skipped.load(saved.get("skipped", {}))
-    if trainer.state.batch:
+    if trainer.state.batch and not trainer.state.validating:
         trainer.loader.load_state_dict(saved["sampler"])
     if trainer.world.rank < len(saved["rng"]):
         trainer.pending_rng = saved["rng"][trainer.world.rank]

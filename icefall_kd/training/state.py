@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,13 @@ class TrainState:
       step: updates made.
       epoch: epochs finished.
       batch: batches taken from the present epoch, skipped ones included.
+      validating: the present epoch has no batch left and waits for its validation.
       bad_in_row: consecutive batches skipped for a loss or gradient that is not
         finite.
       bad_total: all batches skipped.
       samples_before: samples of the averaged model before the present epoch.
+      untrained: heads of the student that were random when the run began, although it
+        began from ``init_model``.
       audio: s of audio taken in all epochs, over all processes.
       seconds: s of wall time spent in all sessions of the run.
     """
@@ -31,9 +34,11 @@ class TrainState:
     step: int = 0
     epoch: int = 0
     batch: int = 0
+    validating: bool = False
     bad_in_row: int = 0
     bad_total: int = 0
     samples_before: int = 0
+    untrained: list[str] = field(default_factory=list)
     audio: float = 0.0
     seconds: float = 0.0
 

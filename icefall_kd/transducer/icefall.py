@@ -17,7 +17,7 @@ from typing import Any, Dict, List, Mapping, Sequence, Tuple, Union
 from torch import Tensor
 
 from icefall_kd import NUM_MEL_BINS
-from icefall_kd.config import ModelConfig, ZipformerConfig
+from icefall_kd.config import ModelConfig, ZipformerConfig, to_dict
 from icefall_kd.transducer.build import build_model
 from icefall_kd.transducer.model import AsrModel
 
@@ -87,6 +87,31 @@ def config_of_weights(
     unknown = sorted(set(heads) - set(HEAD_OPTIONS))
     if unknown:
         raise ValueError(f"{unknown} tells nothing of heads; what does: {HEAD_OPTIONS}")
+    return ModelConfig(encoder=_encoder_config(weights, heads), **_sizes(weights))
+
+
+def shape_of_icefall(
+    checkpoint: Mapping[str, Any], encoder: Mapping[str, Any]
+) -> Dict[str, Any]:
+    """Return the fields of ``ModelConfig`` that the weights of icefall determine.
+
+    Args:
+      checkpoint: as of :func:`model_of_icefall`.
+      encoder: fields of ``ZipformerConfig``; of these the dimensions of the heads,
+        where the file has none.
+    Raises:
+      ValueError: as :func:`config_of_weights`.
+    """
+    weights = checkpoint["model"]
+    heads = {k: checkpoint.get(k, encoder[k]) for k in HEAD_OPTIONS if k in encoder}
+    found = to_dict(_encoder_config(weights, heads))
+    unknown = ("encoder_unmasked_dim", "feature_dim")
+    found = {k: v for k, v in found.items() if k not in unknown}
+    return {"encoder": found, **_sizes(weights)}
+
+
+def _sizes(weights: Mapping[str, Any]) -> Dict[str, int]:
+    """Return the sizes of the parts beside the encoder that are there."""
     sizes: Dict[str, int] = {}
     if "decoder.embedding.weight" in weights:
         vocab_size, decoder_dim = _shape(weights, "decoder.embedding.weight")
@@ -97,7 +122,7 @@ def config_of_weights(
         sizes["vocab_size"] = _shape(weights, "ctc_output.1.weight")[0]
     if "joiner.output_linear.weight" in weights:
         sizes["joiner_dim"] = _shape(weights, "joiner.output_linear.weight")[1]
-    return ModelConfig(encoder=_encoder_config(weights, heads), **sizes)
+    return sizes
 
 
 def frontend_fields(weights: Mapping[str, Any]) -> Dict[str, Any]:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from icefall_kd.config import ModelConfig, ZipformerConfig, from_dict
 from icefall_kd.transducer.build import build_model
-from icefall_kd.transducer.icefall import frontend_fields
+from icefall_kd.transducer.icefall import PARTS, frontend_fields
 from icefall_kd.transducer.loss import ctc_loss, pruned_transducer_loss
 from icefall_kd.transducer.model import AsrModel
 from icefall_kd.zipformer.streaming import hop_frames, window_frames
@@ -36,6 +36,15 @@ PREFIX = "param/"
 # Of the whole model rather than of the encoder.
 MODEL_FIELDS = ("vocab_size", "decoder_dim", "joiner_dim", "context_size")
 INPUTS = ("config", "x", "x_lens", "decoder_in", "y")
+# Outputs, and the parts beside the encoder that compute them.
+PARTS_OF = {
+    "decoder_out": ("decoder",),
+    "joiner_logits": ("decoder", "joiner"),
+    "ctc_log_probs": ("ctc_output",),
+    "ctc_loss": ("ctc_output",),
+    "simple_loss": ("decoder", "joiner", "simple_am_proj", "simple_lm_proj"),
+    "pruned_loss": ("decoder", "joiner", "simple_am_proj", "simple_lm_proj"),
+}
 PRUNE_RANGE, AM_SCALE, LM_SCALE = 5, 0.0, 0.25  # of the file's transducer losses
 
 
@@ -84,15 +93,25 @@ def _weights(arrays: Arrays) -> Dict[str, np.ndarray]:
 def load_model(arrays: Arrays) -> AsrModel:
     """Return the model with the file's weights, in evaluation.
 
+    A part of which the file has no weight, such as the CTC head, is None.
+
     Raises:
-      ValueError: if a weight is missing, unexpected or of another shape.
+      ValueError: if a weight is missing, unexpected or of another shape, or the file
+        has an output of a part without weights.
     """
     model = build_model(read_config(arrays))
     weights = {k: torch.from_numpy(v) for k, v in _weights(arrays).items()}
+    present = {name.split(".")[0] for name in weights}
+    for part in set(PARTS) - present - {"encoder_embed", "encoder"}:
+        needing = [name for name in arrays if part in PARTS_OF.get(name, ())]
+        if needing:
+            raise ValueError(f"the file has {needing}, but no weights of '{part}'")
+        setattr(model, part, None)
     try:
         model.load_state_dict(weights, strict=True)
     except RuntimeError as e:
-        raise ValueError(f"the file's weights do not fit its config: {e}") from e
+        problems = " ".join(str(e).split())
+        raise ValueError(f"the file's weights do not fit its config: {problems}") from e
     return model.eval()
 
 

@@ -65,6 +65,17 @@ def test_weights_that_do_not_fit_are_named(damaged, capsys):
     assert name in capsys.readouterr().err
 
 
+def test_a_part_without_weights_is_left_out_where_nothing_needs_it(damaged, capsys):
+    """icefall's transducers have no CTC head."""
+    with np.load(DATA / "causal.npz") as file:
+        ctc = [k for k in file.files if k.startswith("param/ctc_output.")]
+    none = dict.fromkeys(ctc)
+    assert main([damaged(**none)[0]]) == 2
+    said = capsys.readouterr().err
+    assert "'ctc_log_probs', 'ctc_loss'" in said and "no weights of 'ctc_out" in said
+    assert main([damaged(**none, ctc_log_probs=None, ctc_loss=None)[0]]) == 0
+
+
 def test_an_unknown_key_of_the_config_is_named(damaged, capsys):
     with np.load(DATA / "causal.npz") as file:
         config = json.loads(str(file["config"]))

@@ -1,7 +1,11 @@
 """Items that a thread makes before they are used."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +52,29 @@ def test_the_thread_ends_when_nobody_takes_its_items_any_more():
     while threads() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not threads()
+
+
+def test_a_command_that_ends_early_is_not_aborted():
+    """Python 3.10 ends a daemon thread within C++, and that aborts the process."""
+    code = """
+import torch
+from icefall_kd.cache.ahead import ahead
+def make():
+    while True:
+        yield sum(torch.randn(300, 300).mm(torch.randn(300, 300)) for _ in range(9))
+items = ahead(make())
+next(items)
+raise SystemExit(130)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[2],
+    )
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 def test_nothing_gives_nothing():

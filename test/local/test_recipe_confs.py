@@ -36,3 +36,13 @@ def test_a_part_turns_its_terms_on(path):
             assert {key: found[key] for key in asked} == asked
     # The denominator graph is made by the recipe's scripts, and read with the term.
     build_terms(dataclasses.replace(terms, lfmmi=None))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.parent.name)
+def test_the_lengths_of_every_profile_are_read(recipe):
+    confs = sorted(recipe.glob("conf/*/*train.yaml")) + sorted(
+        recipe.glob("conf/*/finetune.yaml")
+    )
+    assert len(confs) == 4
+    arguments = [w for conf in confs for w in ("--config", str(conf))]
+    assert parse_config([*arguments, "--exp-dir", "x"]).save_every_minutes > 0

@@ -124,6 +124,29 @@ def test_what_is_given_to_all_systems_ends_their_commands(train_sh):
     assert "--init-encoder exp/small/unified/both/pretrain/" in commands[1]
 
 
+@pytest.mark.parametrize(
+    "gpu, options, expected",
+    [
+        (True, (), 1),
+        (True, ("--jobs", "3"), 3),
+        (True, ("--", "--device", "cpu"), 4),
+        (True, ("--", "--device=cpu"), 4),
+        (True, ("--", "--device", "cuda"), 1),
+        (False, (), 4),
+    ],
+)
+def test_systems_are_trained_one_after_the_other_on_a_gpu(
+    run_script, monkeypatch, gpu, options, expected
+):
+    python = run_script.recipe.parents[2] / "venv/bin/python"
+    asked = f"[[ $1 == -c && $2 == *cuda* ]] && exit {int(not gpu)}\n"
+    python.write_text(python.read_text().replace("\n", f"\n{asked}", 1))
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")  # what nproc prints
+    done, _ = run_script("train.sh", "--systems", "baseline", *options)
+    assert done.returncode == 0, done.stderr
+    assert f", {expected} side by side" in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("system", ["nobody", "both+nothing", "baseline@x", "both@"])
 def test_an_unknown_system_is_named(train_sh, system):
     done, commands = train_sh(system)

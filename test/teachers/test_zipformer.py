@@ -285,7 +285,9 @@ def test_options_that_cannot_be_are_refused(whole, options, message):
         teacher_of(whole, **options)
 
 
-def test_ctc_wants_a_head_and_its_tokens(pristine_student, tokenizer, tmp_path):
+def test_ctc_wants_a_head_and_its_tokens(
+    pristine_student, tokenizer, cuts, whole, tmp_path
+):
     heads = {"query_head_dim": 8, "value_head_dim": [8, 4, 8], "outputs": "ctc"}
     weights = pristine_student.state_dict()
     torch.save({"model": weights}, tmp_path / "a.pt")
@@ -298,6 +300,11 @@ def test_ctc_wants_a_head_and_its_tokens(pristine_student, tokenizer, tmp_path):
     (tmp_path / "other.model").write_bytes(other)
     with pytest.raises(ValueError, match="has 90 tokens, its BPE model 14"):
         teacher_of(tmp_path / "a.pt", bpe_model=tmp_path / "other.model", **heads)
+    texts = [cut.supervisions[0].text[::-1] for cut in cuts]
+    same_size = train_bpe(texts, tokenizer.vocab_size)
+    (tmp_path / "same_size.model").write_bytes(same_size)
+    with pytest.raises(ValueError, match="same_size.model has other tokens than"):
+        teacher_of(whole, outputs="ctc", bpe_model=tmp_path / "same_size.model")
     bare = {k: v for k, v in weights.items() if not k.startswith("ctc_output")}
     torch.save({"model": bare}, tmp_path / "b.pt")
     with pytest.raises(ValueError, match="b.pt: the model has no CTC head"):

@@ -30,6 +30,26 @@ def test_a_process_beside_a_lost_one_ends_and_names_it(tmp_path, lost, number):
         assert "start the job again" in job.log(1 - lost)
 
 
+def test_a_job_frozen_for_longer_than_its_patience_goes_on(tmp_path):
+    """And still notices afterwards that a process is lost."""
+    with ranks.Job(ranks.run_sums, (*QUICK, -1, ""), tmp_path) as job:
+        job.wait_for(lambda: "adding" in job.log(0) and "adding" in job.log(1))
+        pids = [process.pid for process in job.processes]
+        for waking in (pids, pids[::-1]):
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            time.sleep(2 * QUICK[1])
+            for pid in waking:
+                os.kill(pid, signal.SIGCONT)
+                time.sleep(QUICK[0])  # they do not wake at once
+            time.sleep(QUICK[1])
+        assert [process.exitcode for process in job.processes] == [None, None]
+        assert job.log(0) + job.log(1) == "adding\n" * 2
+        os.kill(pids[1], signal.SIGSTOP)
+        assert job.end(0, 30) == 1
+        assert "rank 1 gives no sign of life" in job.log(0)
+
+
 def test_the_error_of_one_process_is_told_by_the_others(tmp_path):
     message = "cut x-17: damaged"
     with ranks.Job(ranks.run_sums, (*QUICK, 1, message), tmp_path, size=3) as job:

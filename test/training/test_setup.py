@@ -11,6 +11,7 @@ import torch
 
 from icefall_kd.cache.field import info_path
 from icefall_kd.data.tokens import train_bpe, write_lang
+from icefall_kd.decoding.recognise import load_recogniser
 from icefall_kd.distill.essence import EssenceConfig
 from icefall_kd.distill.hidden import HiddenConfig
 from icefall_kd.distill.inter_ctc import InterCtcConfig
@@ -188,11 +189,18 @@ def test_an_encoder_of_another_shape_is_refused_by_option_and_by_tensor(pretrain
         r"model.encoder.feedforward_dim: \[16, 24\] -> \[16, 28\] .*shape of that",
     )
     saved = load_checkpoint(path)
-    del saved["model_config"]  # as a checkpoint of another project
+    del saved["model_config"]  # as a checkpoint of icefall
     save_checkpoint(path, saved)
     assert_refused(
         other,
-        r"its encoder is not this model's.*encoder.*there.*here.*model.encoder",
+        r"model.encoder.feedforward_dim: \[16, 24\] -> \[16, 28\] .*shape of that",
+    )
+    del saved["model"]["encoder.encoders.0.layers.0.bypass.bypass_scale"]
+    save_checkpoint(path, saved)
+    assert_refused(
+        config,
+        r"init_encoder .*pretrained.pt: .*1 tensors differ: encoder.*bypass_scale: "
+        r"none there, \(16,\) here. Give",
     )
     missing = dataclasses.replace(config, init_encoder="no.pt")
     assert_refused(missing, "no.pt: no such checkpoint", FileNotFoundError)
@@ -255,6 +263,60 @@ def test_fine_tuning_starts_from_the_whole_student(pretrained, config):
         assert torch.equal(student[name], value), name
     with pytest.raises(ValueError, match="both set"):
         dataclasses.replace(other, init_encoder=str(path))
+
+
+@pytest.fixture
+def of_icefall(pretrained):
+    """A file as icefall writes a transducer, and a config that begins from it."""
+    path, config = pretrained
+    weights = load_checkpoint(path)["model"]
+    weights = {k: v for k, v in weights.items() if not k.startswith("ctc_output.")}
+    weights["attention_decoder.embed.weight"] = torch.zeros(2, 2)
+    save_checkpoint(path, {"model": weights})
+    return path, weights, dataclasses.replace(config, init_model=str(path))
+
+
+def test_what_a_file_of_icefall_has_is_loaded_and_the_rest_named(of_icefall, caplog):
+    path, weights, config = of_icefall
+    assert_refused(
+        config,
+        r"init_model .*pretrained.pt carries no BPE model.*data.bpe_model .*bpe.model; "
+        r"set init_same_tokens: true",
+    )
+    config = dataclasses.replace(config, init_same_tokens=True)
+    caplog.set_level("INFO")
+    setup = prepare(config)
+    assert "initialised anew: ['ctc_output']" in caplog.text
+    assert "left out, unknown here: ['attention_decoder']" in caplog.text
+    student = setup.student.model.state_dict()
+    for name, value in student.items():
+        if not name.startswith("ctc_output."):
+            assert torch.equal(weights[name], value), name
+    assert setup.untrained == ("ctc_output",)
+    wrong = change(config, model={"joiner_dim": 20})
+    assert_refused(wrong, "pretrained.pt is of another shape: model.joiner_dim: 16 -> ")
+    del weights["joiner.output_linear.bias"]
+    save_checkpoint(path, {"model": weights})
+    assert_refused(config, r"1 tensors differ: joiner.output_linear.bias: none there")
+    save_checkpoint(path, {"model": {"layer.weight": torch.zeros(2)}})
+    assert_refused(config, "init_model .*pretrained.pt: the weights are not those of a")
+
+
+def test_a_head_that_stayed_random_is_refused_by_decoding(of_icefall, only, tmp_path):
+    """Also where a third run began from the second."""
+    path, _, _ = of_icefall
+    begun = {"init_model": str(path), "init_same_tokens": True, "num_epochs": 1}
+    second = only("transducer", **begun)
+    train(dataclasses.replace(second, exp_dir=str(tmp_path / "second")))
+    averaged = tmp_path / "averaged.pt"
+    write_average(tmp_path / "second", 1, 1, averaged)
+    for file in (averaged, tmp_path / "second/epoch-1.pt"):
+        load_recogniser(file, "transducer")
+        with pytest.raises(ValueError, match="no term of its .*(ctc_output).*random"):
+            load_recogniser(file, "ctc")
+    third = only("transducer", init_model=str(averaged))
+    assert prepare(third).untrained == ("ctc_output",)
+    assert prepare(only("ctc", init_model=str(averaged))).untrained == ("ctc_output",)
 
 
 def test_a_mixed_in_set_is_refused_where_its_share_or_name_is_wrong(config):

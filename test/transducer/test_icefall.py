@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from icefall_kd.config import ModelConfig, ZipformerConfig
+from icefall_kd.config import ModelConfig, ZipformerConfig, to_dict
 from icefall_kd.training.checkpoint import load_model
 from icefall_kd.transducer.build import build_model
-from icefall_kd.transducer.icefall import config_of_weights
+from icefall_kd.transducer.icefall import config_of_weights, shape_of_icefall
 from icefall_kd.transducer.parity import PREFIX, read_config
 
 DATA = Path(__file__).parents[1] / "zipformer/data"
 # Of both reference models; the others are icefall's defaults.
 HEADS = {"query_head_dim": [8, 16, 8], "value_head_dim": [8, 12, 8]}
 TRAINING_ONLY = ("encoder_unmasked_dim", "chunk_size", "left_context_frames")
+TRAINED_WITH = to_dict(ZipformerConfig())
+TRAINED_WITH = {k: TRAINED_WITH[k] for k in (*TRAINING_ONLY[1:], "dropout")}
 
 
 def read(name):
@@ -45,6 +47,20 @@ def test_the_shape_is_read_from_the_weights(reference):
     for name in ZipformerConfig.__dataclass_fields__:
         if name not in TRAINING_ONLY:
             assert getattr(found.encoder, name) == getattr(expected.encoder, name), name
+
+
+def test_the_shape_that_the_weights_determine_is_that_of_the_run(reference):
+    arrays, weights = reference
+    run = to_dict(read_config(arrays))
+    found = shape_of_icefall({"model": weights}, run["encoder"])
+    assert found["encoder"].items() <= {**run["encoder"], **TRAINED_WITH}.items()
+    assert {k: run[k] for k in found if k != "encoder"} == {
+        k: v for k, v in found.items() if k != "encoder"
+    }
+    assert len(found) == 5
+    run["encoder"]["query_head_dim"] = [16, 16, 16]
+    with pytest.raises(ValueError, match="query_head_dim 16.*what fits it"):
+        shape_of_icefall({"model": weights}, run["encoder"])
 
 
 def test_a_file_of_icefall_gives_what_icefall_computes(reference, tmp_path):

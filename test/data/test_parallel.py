@@ -1,0 +1,51 @@
+"""Work that several processes share."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from icefall_kd.data.parallel import leave_stopping_to_parent, parallel_map
+
+
+def test_ctrl_c_ends_the_processes_without_a_word_of_theirs(capfd):
+    """A terminal sends it to all processes of the command."""
+
+    def press():
+        while len(multiprocessing.active_children()) < 2:
+            time.sleep(0.05)
+        for job in multiprocessing.active_children():
+            os.kill(job.pid, signal.SIGINT)
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press).start()
+    with pytest.raises(KeyboardInterrupt):
+        list(parallel_map(time.sleep, [0.0, 600.0, 600.0, 600.0], num_jobs=2))
+    assert multiprocessing.active_children() == []
+    assert capfd.readouterr().err == ""
+
+
+def test_a_loader_worker_ends_at_the_second_sigterm_alone():
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+
+    def work():
+        leave_stopping_to_parent()
+        ready.set()
+        while True:
+            time.sleep(0.05)
+
+    worker = context.Process(target=work)
+    worker.start()
+    assert ready.wait(10)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(worker.pid, number)
+        worker.join(0.3)
+        assert worker.exitcode is None
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == -signal.SIGTERM
