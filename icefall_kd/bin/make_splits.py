@@ -9,13 +9,12 @@ from pathlib import Path
 
 from icefall_kd.cli import command_parser, expected_failures
 from icefall_kd.corpora.asterisk import (
-    WORDS,
     find_prompts,
     match_texts,
     prompt_id,
     read_transcripts,
+    spell_prompt,
 )
-from icefall_kd.data.normalise import normalise
 from icefall_kd.data.splits import choose_splits, write_splits
 from icefall_kd.logs import setup_logging
 
@@ -39,7 +38,9 @@ def main() -> None:
     with expected_failures("make_splits"):
         shipped = read_transcripts(args.source, args.language)
         texts = {
-            prompt_id(prompt, args.language): normalise(shipped[prompt], WORDS)
+            prompt_id(prompt, args.language): spell_prompt(
+                shipped[prompt], args.language
+            )
             for prompt in match_texts(find_prompts(args.source), shipped)
         }
         splits = choose_splits(

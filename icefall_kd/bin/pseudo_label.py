@@ -9,8 +9,9 @@ fields are links to those of the input.  A cut whose transcript is empty, uncert
 too many words for its length, or longer than Whisper hears has none, and is counted:
 terms that need text pass it by.
 
-Texts are written in --case, with the letters of --language.  With --bpe-model of the
-student, a transcript that its tokens cannot write has none either:
+Texts are written in --case, with the letters of --language.  --numbers is the style of
+numbers: EIGHTEEN FORTY TWO (spoken), ONE EIGHT FOUR TWO (digits, as telephone prompts
+read extensions), or 1842 (keep, not in English).  With --bpe-model of the student, a transcript that its tokens cannot write has none either:
 
     python -m icefall_kd.bin.pseudo_label --language fr --case lower \\
         --bpe-model own/lang/bpe.model ...
@@ -31,6 +32,7 @@ from icefall_kd.cache.pseudo import Report, pseudo_label
 from icefall_kd.cli import command_parser, expected_failures
 from icefall_kd.cpu import keep_freed_memory
 from icefall_kd.data.normalise import CASES
+from icefall_kd.data.numbers import STYLES
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.logs import setup_logging
 from icefall_kd.teachers.whisper_text import WhisperText
@@ -45,6 +47,7 @@ def get_parser() -> argparse.ArgumentParser:
     p.add_argument("--output", required=True, help="the new Shar folder")
     p.add_argument("--language", default="en", help="of the speech and the spelling")
     p.add_argument("--case", choices=CASES, default="upper", help="of the transcripts")
+    p.add_argument("--numbers", choices=STYLES, default="spoken", help="as words: how")
     p.add_argument(
         "--bpe-model",
         metavar="FILE",
@@ -97,6 +100,7 @@ def make(args: argparse.Namespace, world: World) -> Report:
         max_words_per_second=args.max_words_per_second,
         language=args.language,
         case=args.case,
+        numbers=args.numbers,
         tokenizer=tokenizer,
         world=world,
     )

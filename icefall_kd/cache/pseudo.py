@@ -83,13 +83,15 @@ class Judge:
 
     Attributes:
       limits:    what a transcript must be.
-      language, case: of the spelling, see :func:`icefall_kd.data.normalise.spell`.
+      language, case, numbers: of the spelling, see
+        :func:`icefall_kd.data.normalise.spell`.
       tokenizer: of the student, which must know every token; None does not ask.
     """
 
     limits: Limits
     language: str = "en"
     case: str = "upper"
+    numbers: str = "spoken"
     tokenizer: Optional[Tokenizer] = None
 
     @functools.cached_property
@@ -98,8 +100,13 @@ class Judge:
         return UnknownLetters(self.tokenizer)
 
     def identity(self) -> Dict[str, Any]:
-        """Return what identifies its transcripts, without what is as it ever was."""
+        """Return what identifies its transcripts.
+
+        Earlier versions wrote neither the defaults nor ``numbers``: they read all
+        numbers digit by digit, so that their transcripts are not taken for these.
+        """
         identity: Dict[str, Any] = dataclasses.asdict(self.limits)
+        identity["numbers"] = self.numbers
         if self.language != "en":
             identity["language"] = self.language
         if self.case != "upper":
@@ -110,7 +117,7 @@ class Judge:
 
     def spell(self, text: str) -> str:
         """Return what was heard as the student shall write it."""
-        return spell(text, self.language, self.case)
+        return spell(text, self.language, self.case, self.numbers)
 
     def verdict(self, text: str, confidence: float, duration: float) -> str:
         """Return "labelled", or why the spelled ``text`` is not taken."""
@@ -144,6 +151,7 @@ def pseudo_label(
     max_words_per_second: float = 6.0,
     language: str = "en",
     case: str = "upper",
+    numbers: str = "spoken",
     tokenizer: Optional[Tokenizer] = None,
     world: World = ALONE,
 ) -> Report:
@@ -154,18 +162,19 @@ def pseudo_label(
 
     Args:
       min_confidence: least mean log-probability of a transcript's tokens, nats.
-      language, case: of the spelling, see :func:`icefall_kd.data.normalise.spell`.
+      language, case, numbers: of the spelling, see
+        :func:`icefall_kd.data.normalise.spell`.
       tokenizer: a transcript with tokens that it does not know is not taken.
       world: processes that share the shards: each takes every ``world.size``-th.
     Raises:
       FileNotFoundError: if ``shar_dir`` is no Shar folder.
       ValueError: if ``output`` holds transcripts made otherwise, or there is no such
-        case.
+        case, or no such style of numbers in the language.
     """
     shar_dir, output = Path(shar_dir), Path(output)
     limits = Limits(min_confidence, max_words_per_second)
-    judge = Judge(limits, language, case, tokenizer)
-    judge.spell("")  # refuses a case that there is not, before a folder is made
+    judge = Judge(limits, language, case, numbers, tokenizer)
+    judge.spell("")  # refuses a case or a style before a folder is made
     every = shard_ids(shar_dir)
     names = {cuts_path(shar_dir, shard).name for shard in every}
     stale = sorted({p.name for p in output.glob("cuts.*.jsonl.gz")} - names)

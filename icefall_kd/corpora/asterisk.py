@@ -14,7 +14,7 @@ from typing import Dict, Optional
 from lhotse import CutSet
 
 from icefall_kd.corpora.audio import clip_of_file, store_clips
-from icefall_kd.data.normalise import normalise
+from icefall_kd.data.normalise import normalise, spell
 
 AUDIO_SUFFIXES = (".g722", ".sln16", ".wav", ".flac")
 FOLDERS = ("dictate", "digits", "followme", "letters", "phonetic", "silence")
@@ -114,6 +114,16 @@ def check_asterisk(source_dir: Path, *, language: str = "en") -> str:
     return f"{source_dir}: {len(prompts)} prompts with transcripts"
 
 
+def spell_prompt(text: str, language: str = "en") -> str:
+    """Return a prompt's text as words.
+
+    A telephone reads extensions and passwords out digit by digit.
+    """
+    if language == "en":
+        return normalise(text, WORDS, numbers="digits")
+    return spell(text, language, numbers="digits")
+
+
 def prompt_id(prompt: str, language: str) -> str:
     """Return the cut's id: "digits/1" in English is ``asterisk-en-digits_1``."""
     return f"asterisk-{language}-{prompt.replace('/', '_')}"
@@ -143,7 +153,7 @@ def prepare_asterisk(
         clip_of_file(
             path,
             prompt_id(prompt, language),
-            text=None if texts is None else normalise(texts[prompt], WORDS),
+            text=None if texts is None else spell_prompt(texts[prompt], language),
             speaker=f"asterisk-{language}",
             language=language,
         )

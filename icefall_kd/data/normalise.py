@@ -1,7 +1,9 @@
 """Transcripts as they are spoken: words and apostrophes, in one case.
 
 English has its numbers and signs written out (:func:`normalise`).  Any other language
-keeps its own letters, and its numbers as digits (:func:`spell`).
+keeps its own letters (:func:`spell`).  How numbers are read is a property of a corpus:
+"spoken" as in running speech (EIGHTEEN FORTY TWO), "digits" as telephone prompts read
+extensions and passwords (ONE EIGHT FOUR TWO), or "keep", not in English, as digits.
 """
 
 import re
@@ -9,6 +11,14 @@ import unicodedata
 from typing import Mapping, Optional
 
 from num2words import num2words
+
+from icefall_kd.data.numbers import (
+    check_style,
+    read_digits,
+    words_of,
+    write_english,
+    write_other,
+)
 
 NORMALISED = re.compile(r"(?:[A-Z']+(?: [A-Z']+)*)?\Z")
 CASES = ("upper", "lower")
@@ -61,22 +71,18 @@ def spell_number(number: str) -> str:
     number = number.replace(",", "")
     ordinal = re.fullmatch(r"(\d+)(?:ST|ND|RD|TH)", number)
     if ordinal:
-        return _words(num2words(int(ordinal[1]), to="ordinal"))
+        return words_of(num2words(int(ordinal[1]), to="ordinal"))
     whole, _, fraction = number.partition(".")
     if fraction or (len(whole) <= 2 and not whole.startswith("0")) or whole == "0":
-        spoken = [_words(num2words(int(whole)))]
+        spoken = words_of(num2words(int(whole)))
     else:
-        spoken = [_words(num2words(int(digit))) for digit in whole]
-    if fraction:
-        spoken += ["POINT"] + [_words(num2words(int(digit))) for digit in fraction]
-    return " ".join(spoken)
+        spoken = read_digits(whole)
+    return f"{spoken} POINT {read_digits(fraction)}" if fraction else spoken
 
 
-def _words(text: str) -> str:
-    return re.sub(r"[^A-Z]+", " ", text.upper()).strip()
-
-
-def normalise(text: str, words: Optional[Mapping[str, str]] = None) -> str:
+def normalise(
+    text: str, words: Optional[Mapping[str, str]] = None, numbers: str = "spoken"
+) -> str:
     """Return ``text`` as upper-case words, one space between two of them.
 
     Notes in brackets are dropped, numbers and the symbols of a telephone keypad are
@@ -90,10 +96,17 @@ def normalise(text: str, words: Optional[Mapping[str, str]] = None) -> str:
       text: English.
       words: what a corpus spells in its own way, upper-case word -> upper-case
         words: {"PBX": "P B X"}.
+      numbers: "spoken" or "digits".
     Returns:
       a string that matches :data:`NORMALISED`; empty when nothing is said.
+    Raises:
+      ValueError: if English has no such style of numbers.
     """
-    text = _NOTES.sub(" ", text).upper().replace("’", "'").replace("‘", "'")
+    check_style("en", numbers)
+    text = text.upper().replace("’", "'").replace("‘", "'")
+    if numbers == "spoken":
+        text = write_english(text)  # an area code is in brackets, as notes are
+    text = _NOTES.sub(" ", text)
     text = _LETTER_DOT.sub(lambda m: " ".join(m[0].replace(".", " ").split()), text)
     text = _DOTINSIDE.sub(" DOT ", text)
     text = _DOT_BEFORE_NUMBER.sub(" ", text)
@@ -107,28 +120,34 @@ def normalise(text: str, words: Optional[Mapping[str, str]] = None) -> str:
     return " ".join(word for word in spoken if word)
 
 
-def spell(text: str, language: str = "en", case: str = "upper") -> str:
+def spell(
+    text: str, language: str = "en", case: str = "upper", numbers: str = "spoken"
+) -> str:
     """Return ``text`` as the words of its language, one space between two of them.
 
     English goes through :func:`normalise`.  Of another language the letters with their
-    marks stay (NFC), the apostrophes inside words, and digits, which nobody here can
-    read aloud; notes in brackets and every other sign are dropped.
+    marks stay (NFC), and the apostrophes inside words; notes in brackets and all other
+    signs are dropped.
 
     >>> spell("L’été [rires], à 8 h !", "fr", "lower")
-    "l'été à 8 h"
+    "l'été à huit h"
 
     Args:
       language: its code, as Whisper has it.
       case:     "upper" or "lower".
+      numbers:  "spoken", "digits" or "keep".
     Raises:
-      ValueError: if the case is neither.
+      ValueError: if the case is neither, or the language has no such style of numbers.
     """
     if case not in CASES:
         raise ValueError(f"--case {case}: it can be {' or '.join(CASES)}")
+    check_style(language, numbers)
     if language == "en":
-        spoken = normalise(text)
+        spoken = normalise(text, numbers=numbers)
         return spoken.lower() if case == "lower" else spoken
     text = _NOTES.sub(" ", unicodedata.normalize("NFC", text))
+    if numbers != "keep":
+        text = write_other(text, language, numbers)
     text = _keep_letters(text.replace("’", "'").replace("‘", "'"))
     words = (word.strip(INSIDE) for word in text.split())
     text = " ".join(word for word in words if word)

@@ -29,8 +29,8 @@ import torch
 
 from icefall_kd.cache.reader import open_shar
 from icefall_kd.cache.teach import load_wave
+from icefall_kd.corpora.asterisk import spell_prompt
 from icefall_kd.data.cuts import transcript
-from icefall_kd.data.normalise import normalise
 from icefall_kd.decoding import DecodeOptions
 from icefall_kd.decoding.setting import Chunking
 from icefall_kd.export.files import ModelFiles
@@ -50,7 +50,7 @@ def measure(read: Read, cuts: list) -> Dict[str, float]:
         start = time.process_time()
         said = read(wave)
         seconds += time.process_time() - start
-        heard = normalise(said).split()
+        heard = spell_prompt(said).split()
         errors += kaldialign.edit_distance(right, heard)["total"]
         words += len(right)
     audio = sum(cut.duration for cut in cuts)

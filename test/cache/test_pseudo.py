@@ -158,15 +158,19 @@ def bpe_model(asterisk):
     return asterisk / "data/lang_bpe_150/bpe.model"
 
 
-def test_what_identifies_transcripts_has_only_options_that_are_not_the_default(
+def test_transcripts_are_identified_by_their_numbers_and_options_off_the_default(
     asterisk, labelled
 ):
     limits = Limits(-0.7, 6.0)
-    as_ever = {"min_confidence": -0.7, "max_words_per_second": 6.0}
+    as_ever = {
+        "min_confidence": -0.7,
+        "max_words_per_second": 6.0,
+        "numbers": "spoken",
+    }
     assert Judge(limits).identity() == as_ever
     assert set(note_of(labelled[0])) == {"of", "reader", "counts", *as_ever}
     tokenizer = Tokenizer(bpe_model(asterisk))
-    assert Judge(limits, "fr", "lower", tokenizer).identity() == {
+    assert Judge(limits, "fr", "lower", "spoken", tokenizer).identity() == {
         **as_ever,
         "language": "fr",
         "case": "lower",
@@ -178,13 +182,47 @@ def test_another_spelling_is_written_and_not_mixed_with_the_first(shar, tmp_path
     reader = Says("L’été, à 8 h…")
     french = {"language": "fr", "case": "lower"}
     pseudo_label(shar, tmp_path / "out", reader, **french)
-    assert set(texts(tmp_path / "out").values()) == {"l'été à 8 h"}
+    assert set(texts(tmp_path / "out").values()) == {"l'été à huit h"}
     message = "made otherwise .case is 'lower', wanted None.*another --output"
     with pytest.raises(ValueError, match=message):
         pseudo_label(shar, tmp_path / "out", reader, language="fr")
     with pytest.raises(ValueError, match="--case title"):
         pseudo_label(shar, tmp_path / "none", reader, case="title")
     assert not (tmp_path / "none").exists()
+
+
+def test_numbers_are_written_in_the_style_of_the_command(shar, tmp_path, monkeypatch):
+    heard = Says("In 1842, $5.")
+    monkeypatch.setattr(command, "WhisperText", lambda *_, **options: heard)
+    arguments = ["--shar-dir", shar, "--model-dir", "none", "--output"]
+    for numbers, options, text in (
+        ("spoken", [], "IN EIGHTEEN FORTY TWO FIVE DOLLARS"),
+        ("digits", ["--numbers", "digits"], "IN ONE EIGHT FOUR TWO FIVE"),
+    ):
+        output = tmp_path / numbers
+        options = ["--max-words-per-second", 50, *options]
+        run_command(monkeypatch, *arguments, output, *options)
+        assert set(texts(output).values()) == {text}
+        assert note_of(output)["numbers"] == numbers
+    with pytest.raises(SystemExit, match="made otherwise .numbers is 'digits', wanted"):
+        run_command(
+            monkeypatch, *arguments, tmp_path / "digits", "--max-words-per-second", 50
+        )
+    with pytest.raises(SystemExit, match="--language el: num2words cannot write"):
+        run_command(monkeypatch, *arguments, tmp_path / "el", "--language", "el")
+    assert not (tmp_path / "el").exists()
+
+
+def test_transcripts_of_an_earlier_version_are_not_taken_for_spoken_ones(
+    shar, tmp_path
+):
+    output = tmp_path / "out"
+    pseudo_label(shar, output, Says("1842"))
+    note = note_of(output)
+    del note["numbers"]
+    (output / "pseudo_labels.json").write_text(json.dumps(note))
+    with pytest.raises(ValueError, match="numbers is None, wanted 'spoken'"):
+        pseudo_label(shar, output, Says("1842"))
 
 
 def test_a_spelling_that_the_tokens_cannot_write_is_told(

@@ -6,12 +6,12 @@ import pytest
 
 from icefall_kd.corpora.asterisk import (
     NOT_SPEECH,
-    WORDS,
     find_prompts,
     match_texts,
     read_transcripts,
+    spell_prompt,
 )
-from icefall_kd.data.normalise import NORMALISED, normalise
+from icefall_kd.data.normalise import NORMALISED
 
 SPECIAL = Path(__file__).with_name("asterisk_special.tsv")
 # Digits, symbols, brackets, abbreviations, hyphens: plain rules do not do.
@@ -37,15 +37,15 @@ def test_the_release_has_a_transcript_for_every_prompt(asterisk, texts):
 
 def test_every_transcript_line_becomes_words(texts):
     for prompt, text in texts.items():
-        said = normalise(text, WORDS)
+        said = spell_prompt(text)
         assert NORMALISED.match(said), (prompt, said)
-        assert normalise(said, WORDS) == said, prompt
+        assert spell_prompt(said) == said, prompt
 
 
 def test_every_special_line_is_read_as_checked_by_hand(texts, expected):
     assert len(expected) > 100
     for prompt, said in expected.items():
-        assert normalise(texts[prompt], WORDS) == said, prompt
+        assert spell_prompt(texts[prompt]) == said, prompt
 
 
 def test_every_line_that_is_not_plain_was_checked_by_hand(texts, expected):
@@ -56,12 +56,12 @@ def test_every_line_that_is_not_plain_was_checked_by_hand(texts, expected):
 def test_every_plain_line_keeps_its_words(texts, expected):
     for prompt in set(texts) - set(expected):
         words = re.findall(r"[a-z']+", texts[prompt].lower())
-        assert normalise(texts[prompt], WORDS).lower().split() == words, prompt
+        assert spell_prompt(texts[prompt]).lower().split() == words, prompt
 
 
 def test_prompts_that_are_no_speech_are_those_without_words(texts):
     for prompt, text in texts.items():
-        assert bool(NOT_SPEECH.match(prompt)) == (not normalise(text, WORDS)), prompt
+        assert bool(NOT_SPEECH.match(prompt)) == (not spell_prompt(text)), prompt
 
 
 def test_folder_without_transcripts_names_file_and_remedy(tmp_path):

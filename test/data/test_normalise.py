@@ -1,6 +1,11 @@
+from pathlib import Path
+
 import pytest
 
 from icefall_kd.data.normalise import NORMALISED, normalise, spell, spell_number
+from icefall_kd.data.numbers import LANGUAGES
+
+SPOKEN = Path(__file__).with_name("spoken_numbers.tsv")
 
 
 @pytest.mark.parametrize(
@@ -36,7 +41,7 @@ def test_numbers_are_read_as_over_the_telephone(number, spoken):
         ("It's 3 P.M. now.", "IT'S THREE P M NOW"),
         ("Mr. Smith vs. Dr. Jones, etc.", "MISTER SMITH VERSUS DOCTOR JONES ET CETERA"),
         ("visit www.asterisk.org.", "VISIT WWW DOT ASTERISK DOT ORG"),
-        ("H.323", "H THREE TWO THREE"),
+        ("H.323", "H THREE TWENTY THREE"),
         ("3D audio", "THREE D AUDIO"),
         ("the 3rd call", "THE THIRD CALL"),
         ("re-enter, de-activated", "REENTER DEACTIVATED"),
@@ -51,6 +56,87 @@ def test_text_becomes_what_is_said(text, spoken):
     assert normalise(text) == spoken
     assert NORMALISED.match(spoken)
     assert normalise(spoken) == spoken
+
+
+def test_numbers_are_read_as_in_running_speech():
+    lines = SPOKEN.read_text(encoding="utf-8").splitlines()
+    assert len(lines) > 60
+    for line in lines:
+        text, spoken = line.split("\t")
+        assert normalise(text) == spoken, text
+        assert normalise(spoken) == spoken, text
+
+
+@pytest.mark.parametrize(
+    "text, spoken",
+    [
+        ("1842", "ONE EIGHT FOUR TWO"),
+        ("dial 300, then #", "DIAL THREE ZERO ZERO THEN POUND"),
+        ("H.323", "H THREE TWO THREE"),
+        ("the 3rd of 12", "THE THIRD OF TWELVE"),
+    ],
+)
+def test_telephone_prompts_have_their_numbers_digit_by_digit(text, spoken):
+    assert normalise(text, numbers="digits") == spoken
+
+
+def test_no_number_stops_the_reading_or_leaves_a_sign():
+    """Numbers of any length, broken in any way."""
+    pieces = ["9" * 40, "1,", "00", "/0", "-", "$", ":", ".5", "3", "TH", "°", "²", "¾"]
+    for first in pieces:
+        for second in pieces:
+            for third in pieces:
+                text = first + second + third
+                assert NORMALISED.match(normalise(text)), text
+
+
+@pytest.mark.parametrize(
+    "language, text, lower",
+    [
+        (
+            "de",
+            "1842 hatten 300 Mann 1.000 Mark, also 2,5 %.",
+            "achtzehnhundertzweiundvierzig hatten dreihundert mann eintausend mark "
+            "also zwei komma fünf prozent",
+        ),
+        (
+            "fr",
+            "En 1842, 1\u202f000 hommes à 8h30",
+            "en mille huit cent quarante deux mille hommes à huit h trente",
+        ),
+        (
+            "es",
+            "21 casas en 1999",
+            "veintiuno casas en mil novecientos noventa y nueve",
+        ),
+        ("it", "Nel 1842", "nel milleottocentoquarantadue"),
+        ("nl", "In 1842", "in achttien honderd tweeënveertig"),
+        ("ru", "300 человек, 2,5", "триста человек две целых пять десятых"),
+        ("cs", "bylo 42", "bylo čtyřicet dva"),
+        ("tr", "2,5 ve 007", "iki beş ve sıfır sıfır yedi"),
+        ("ja", "3時に1000人", "三時に千人"),
+    ],
+)
+def test_other_languages_have_their_numbers_as_words(language, text, lower):
+    assert spell(text, language, "lower") == lower
+
+
+def test_each_language_writes_whole_and_broken_numbers():
+    for language in LANGUAGES:
+        for numbers in ("spoken", "digits"):
+            written = spell(f"7 1.842,5 {10**12} 007", language, numbers=numbers)
+            assert written and not any(c.isdecimal() for c in written), language
+
+
+def test_a_style_that_a_language_cannot_have_is_refused():
+    assert spell("τα 300", "el", "lower", numbers="keep") == "τα 300"
+    for numbers in ("spoken", "digits"):
+        with pytest.raises(ValueError, match="--language el: .*--numbers keep.* cs, "):
+            spell("", "el", numbers=numbers)
+    with pytest.raises(ValueError, match="--numbers keep: English"):
+        spell("", "en", numbers="keep")
+    with pytest.raises(ValueError, match="--numbers words: choose one of spoken, dig"):
+        spell("", "fr", numbers="words")
 
 
 def test_words_of_the_corpus_are_replaced_whole():
@@ -83,11 +169,12 @@ def test_words_of_the_corpus_are_replaced_whole():
     ],
 )
 def test_other_languages_keep_their_letters(language, text, upper):
-    assert spell(text, language) == upper
-    assert spell(upper, language) == upper
-    lower = spell(text, language, "lower")
-    assert lower == spell(lower, language, "lower")
-    assert spell(lower, language, "upper") == upper
+    keep = {"numbers": "keep"}
+    assert spell(text, language, **keep) == upper
+    assert spell(upper, language, **keep) == upper
+    lower = spell(text, language, "lower", **keep)
+    assert lower == spell(lower, language, "lower", **keep)
+    assert spell(lower, language, "upper", **keep) == upper
 
 
 @pytest.mark.parametrize(
@@ -101,10 +188,11 @@ def test_other_languages_keep_their_letters(language, text, upper):
     ],
 )
 def test_lower_case_is_that_of_the_language(language, text, lower):
-    assert spell(text, language, "lower") == lower
+    numbers = "spoken" if language == "en" else "keep"
+    assert spell(text, language, "lower", numbers) == lower
 
 
-def test_english_in_upper_case_is_what_it_was():
+def test_english_in_upper_case_is_the_default():
     for text in ("Press 1, then #.", "don’t say 'no'", "L'été à la plage"):
         assert spell(text) == spell(text, "en", "upper") == normalise(text)
 

@@ -3,8 +3,7 @@ from pathlib import Path
 import pytest
 from lhotse import CutSet
 
-from icefall_kd.corpora.asterisk import WORDS, prompt_id, read_transcripts
-from icefall_kd.data.normalise import normalise
+from icefall_kd.corpora.asterisk import prompt_id, read_transcripts, spell_prompt
 from icefall_kd.data.splits import (
     choose_splits,
     read_splits,
@@ -18,7 +17,7 @@ LISTS = Path(__file__).resolve().parents[2] / "egs/asterisk/KD/splits"
 @pytest.fixture(scope="module")
 def texts(asterisk):
     shipped = read_transcripts(asterisk / "download/asterisk")
-    return {prompt_id(p, "en"): normalise(t, WORDS) for p, t in shipped.items()}
+    return {prompt_id(p, "en"): spell_prompt(t) for p, t in shipped.items()}
 
 
 def test_no_test_or_dev_text_occurs_in_another_split(texts):

@@ -32,6 +32,7 @@ adapter_avg=3        # of its last epochs are averaged
 judged=              # sets that the adapter speaks about; empty: train, dev, stage 2's
 judges=conf/adapter_teacher.yaml # of stage 4; conf/adapter_lm_teacher.yaml: with an LM
 student=             # of stage 6; empty: exp/<profile>/unified/both_pool/finetune/pretrained.pt
+numbers=spoken       # in stage 2's transcripts: spoken (dialogues) or digits (prompts)
 seed=42              # of the adapter
 codec=fp16           # of the embeddings; pq16 takes a sixtieth, see bin.extract --help
 sets=                # folders of data/shar; empty: train, dev and the unlabelled ones
@@ -112,7 +113,7 @@ decode_adapter() {  # folder
 if in_stage 2 "What Whisper base reads -> data/shar/${pool}_whisper_base"; then
   python -m icefall_kd.bin.pseudo_label --shar-dir "data/shar/$pool" \
     --model-dir download/teachers/whisper_base --num-threads "$num_threads" \
-    --output "data/shar/${pool}_whisper_base"
+    --numbers "$numbers" --output "data/shar/${pool}_whisper_base"
 fi
 
 if in_stage 3 "Train an adapter on the embeddings -> exp/adapter"; then

@@ -19,6 +19,7 @@ sets=                # folders of data/shar; empty: labelled, pool and dev of th
 whisper=download/teachers/whisper_large_v3 # CTranslate2 folder, reads in stage 2
 compute_type=float16 # of stage 2; int8 on a CPU
 zipformer=conf/zipformer_teacher.yaml # the teacher of stage 3
+numbers=spoken       # in stage 2's transcripts, as the readers of books say them
 device=cuda          # cuda or cpu
 num_processes=1      # of each stage, which share the shards; each takes a GPU
 num_threads=4        # CPU threads of a process
@@ -62,7 +63,7 @@ if in_stage 2 "What Whisper reads -> data/shar/<pool>$pseudo"; then
   for set in $pool; do
     "${run[@]}" icefall_kd.bin.pseudo_label --shar-dir "data/shar/$set" \
       --model-dir "$whisper" --compute-type "$compute_type" --device "$device" \
-      --num-threads "$num_threads" --batch-size 16 --output "data/shar/$set$pseudo"
+      --num-threads "$num_threads" --batch-size 16 --numbers "$numbers" --output "data/shar/$set$pseudo"
   done
 fi
 
