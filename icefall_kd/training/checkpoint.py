@@ -248,7 +248,7 @@ def load_model(
     Returns:
       (model in evaluation mode, its tokenizer or None where it saw no text, info).
       ``ctc_output`` of the model is None where the file holds a transducer alone; the
-      info of a training checkpoint is its ``config``.
+      info of a training checkpoint is its ``config``, ``epoch`` and ``step``.
     Raises:
       FileNotFoundError, ValueError: as :func:`load_checkpoint`, or if the weights
         are not those of the configuration beside them.
@@ -274,6 +274,8 @@ def load_model(
     info = checkpoint.get("info", {})
     if not info and "config" in checkpoint:  # of training
         info = {"config": checkpoint["config"]}
+        state = checkpoint.get("state", {})
+        info.update({k: state[k] for k in ("epoch", "step") if k in state})
     return model.to(device).eval(), tokenizer, dict(info)
 
 
