@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import signal
 import sys
 import traceback
@@ -50,6 +51,62 @@ def command_parser(description: str, **options: Any) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         description=description, formatter_class=_HelpFormatter, **options
     )
+
+
+def positive_int(text: str) -> int:
+    """Parse an option that is a whole number of at least 1."""
+    return _whole(text, 1)
+
+
+def non_negative_int(text: str) -> int:
+    """Parse an option that is a whole number of at least 0."""
+    return _whole(text, 0)
+
+
+def even_int(text: str) -> int:
+    """Parse an option that is an even whole number of at least 2."""
+    value = _whole(text, 2)
+    if value % 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an even number")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """Parse an option that is a finite number above 0."""
+    value = _finite(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+    return value
+
+
+def non_negative_float(text: str) -> float:
+    """Parse an option that is a finite number of at least 0."""
+    value = _finite(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is below 0")
+    return value
+
+
+def _whole(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a whole number of at least {least}"
+        )
+    return value
+
+
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
 
 
 @contextlib.contextmanager

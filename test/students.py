@@ -137,6 +137,15 @@ def write_own_words(
     return folder
 
 
+def write_unlabelled(folder, cuts):
+    """Write prompts as a Shar folder without transcripts."""
+    some = copy.deepcopy(cuts)
+    for cut in some:
+        cut.supervisions = []
+    write_shar(some, folder)
+    return folder
+
+
 def call(command, *arguments):
     """Run a command of icefall_kd.bin; returns what its run() does."""
     arguments = [str(argument) for argument in arguments]

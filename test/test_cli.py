@@ -1,5 +1,6 @@
 """What the commands share: expected failures in a line, defaults in the help."""
 
+import importlib
 import os
 import signal
 
@@ -59,3 +60,33 @@ def test_help_shows_the_docstring_and_the_defaults():
     assert "\n    an indented command" in text
     assert "number of hypotheses (default: 4)" in text
     assert "decode again\n" in text
+
+
+@pytest.mark.parametrize(
+    "command, option, values",
+    [
+        ("decode", "--max-duration", ["-1", "nan", "inf", "x"]),
+        ("decode", "--beam", ["0", "-4", "1.5"]),
+        ("decode", "--blank-penalty", ["-1", "nan"]),
+        ("decode", "--hotwords-score", ["0", "-1"]),
+        ("decode", "--chunk-size", ["0", "-1", "15"]),
+        ("decode", "--left-context", ["0", "-1"]),
+        ("transcribe", "--beam", ["0"]),
+        ("transcribe", "--blank-penalty", ["-1"]),
+        ("transcribe", "--chunk-size", ["-2"]),
+        ("transcribe", "--threads", ["0", "-1"]),
+        ("export", "--chunk-size", ["15"]),
+        ("export", "--left-context", ["-1"]),
+        ("export", "--max-int8-loss", ["-0.1", "nan"]),
+        ("decode_fields", "--beam", ["0"]),
+        ("decode_fields", "--blank-penalty", ["-1"]),
+        ("report", "--max-audio", ["-1"]),
+    ],
+)
+def test_a_number_out_of_range_is_refused_by_option(command, option, values, capsys):
+    parser = importlib.import_module(f"icefall_kd.bin.{command}").get_parser()
+    for value in values:
+        with pytest.raises(SystemExit) as refused:
+            parser.parse_args([f"{option}={value}"])
+        assert refused.value.code == 2
+        assert f"argument {option}: '{value}' is " in capsys.readouterr().err

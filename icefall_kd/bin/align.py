@@ -3,10 +3,11 @@
     python -m icefall_kd.bin.align --checkpoint exp/pretrained.pt \\
       --shar-dir data/shar/test --output data/alignment/test.ctm
 
-aligns the transcripts with full context and writes a CTM file.  ``bin.decode
---alignment`` measures against it how late words are recognised; align a set once, with
-the best model there is, and hold all systems against that.  A checkpoint over teachers'
-fields (an adapter) reads them from the folder.
+aligns the transcripts with full context and writes a CTM file, and test.ctm.json, which
+names the checkpoint.  ``bin.decode --alignment`` measures against it how late words are
+recognised; align a set once, with the best model there is, and hold all systems against
+that.  A checkpoint over teachers' fields (an adapter) reads them from the folder.  An
+alignment of the same set, checkpoint and code is kept.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import torch
 
 from icefall_kd.cli import command_parser, expected_failures
 from icefall_kd.cpu import tune_cpu
+from icefall_kd.io import Pathlike, as_path, sha256_file
 from icefall_kd.logs import setup_logging
 
 
@@ -25,24 +27,50 @@ def get_parser() -> argparse.ArgumentParser:
     p.add_argument("--checkpoint", type=Path, required=True)
     p.add_argument("--shar-dir", required=True, help="folder or URL")
     p.add_argument("--output", required=True, help="CTM file")
+    p.add_argument("--force", action="store_true", help="align again")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return p
+
+
+def is_unchanged(path: Pathlike, sha256: str) -> bool:
+    """Return whether a file exists and has these contents."""
+    return as_path(path).is_file() and sha256_file(path) == sha256
 
 
 def run(args: argparse.Namespace) -> dict:
     """Align as ``args`` say; return the words of each cut."""
     from icefall_kd.cache.codec_file import load_codecs
     from icefall_kd.cache.reader import open_shar
-    from icefall_kd.decoding.ctm import channels_of, write_ctm
+    from icefall_kd.decoding.ctm import (
+        channels_of,
+        facts_path,
+        read_ctm,
+        transcripts,
+        write_ctm,
+    )
     from icefall_kd.decoding.forced_alignment import align_cuts
+    from icefall_kd.decoding.kept import dependencies, kept_result
     from icefall_kd.decoding.recognise import load_recogniser
 
-    channels = channels_of(args.shar_dir)  # a folder that is no Shar is told
-    model, tokenizer = load_recogniser(args.checkpoint, "ctc", args.device)
+    if not any(transcripts(args.shar_dir).values()):
+        raise ValueError(
+            f"{args.shar_dir}: no transcripts to align; give a labelled set"
+        )
+    model, tokenizer, _ = load_recogniser(args.checkpoint, "ctc", args.device)
+    facts = {
+        "checkpoint": str(args.checkpoint),
+        "checkpoint_sha256": sha256_file(args.checkpoint),
+        "device": str(args.device),
+        **dependencies(args.shar_dir, model.fields),
+    }
+    kept = kept_result(facts_path(args.output), facts, args.force)
+    if kept and is_unchanged(args.output, kept["alignment_sha256"]):
+        return read_ctm(args.output)
+    channels = channels_of(args.shar_dir)
     cuts = open_shar(args.shar_dir, model.fields)
     codecs = load_codecs(args.shar_dir, model.fields)
     times = align_cuts(model, cuts, tokenizer, codecs, len(channels))
-    write_ctm(args.output, times, channels)
+    write_ctm(args.output, times, channels, facts)
     return times
 
 

@@ -10,8 +10,6 @@ student is told: top-k tokens and the tail.  Writes files as bin.decode does.
 """
 
 import argparse
-import hashlib
-import json
 from pathlib import Path
 
 import torch
@@ -19,9 +17,11 @@ import torch
 from icefall_kd.cli import command_parser, expected_failures
 from icefall_kd.cpu import tune_cpu
 from icefall_kd.decoding import DECODERS, DecodeOptions
-from icefall_kd.decoding.scoring import result_path, write_results
-from icefall_kd.decoding.setting import kept_result, setting_facts, setting_name
-from icefall_kd.io import as_path
+from icefall_kd.decoding.ctm import count_transcripts
+from icefall_kd.decoding.kept import dependencies, kept_result
+from icefall_kd.decoding.scoring import result_line, result_path, write_results
+from icefall_kd.decoding.setting import add_search, setting_facts, setting_name
+from icefall_kd.io import as_path, sha256_file
 from icefall_kd.logs import setup_logging
 
 METHODS = sorted(name for name, search in DECODERS.items() if search.head == "ctc")
@@ -33,9 +33,7 @@ def get_parser() -> argparse.ArgumentParser:
     p.add_argument("--fields", nargs="+", required=True, help="of kind ctc")
     p.add_argument("--bpe-model", type=Path, required=True, help="of their tokens")
     p.add_argument("--out-dir", type=Path, required=True)
-    p.add_argument("--method", choices=METHODS, default="ctc_prefix_beam_search")
-    p.add_argument("--beam", type=int, default=4)
-    p.add_argument("--blank-penalty", type=float, default=0.0)
+    add_search(p, METHODS, "ctc_prefix_beam_search")
     p.add_argument("--force", action="store_true", help="decode again")
     return p
 
@@ -46,11 +44,12 @@ def run(args: argparse.Namespace) -> dict:
     from icefall_kd.cache.field import load_field_info
     from icefall_kd.cache.reader import open_shar
     from icefall_kd.data.tokens import Tokenizer
-    from icefall_kd.decoding.recognise import count_cuts, recognise
+    from icefall_kd.decoding.recognise import recognise
     from icefall_kd.decoding.stored import StoredDistributions
     from icefall_kd.distill.targets import check_kind
     from icefall_kd.distill.vocabulary import check_vocabulary
 
+    total, _ = count_transcripts(args.shar_dir)
     if not args.bpe_model.is_file():
         raise FileNotFoundError(f"{args.bpe_model}: no such BPE model")
     tokenizer = Tokenizer.from_bytes(args.bpe_model.read_bytes())
@@ -62,9 +61,18 @@ def run(args: argparse.Namespace) -> dict:
         args.method, args.beam, args.blank_penalty, unk_id=tokenizer.unk_id
     )
     set_name, suffix = args.shar_dir.name, setting_name(options, None)
-    said = json.dumps([info.fingerprint for info in infos], sort_keys=True)
-    digest = hashlib.sha256(said.encode()).hexdigest()
-    kept = kept_result(result_path(args.out_dir, set_name, suffix), digest, args.force)
+    facts = {
+        "engine": "stored fields",
+        **setting_facts(options, None),
+        "checkpoint": "+".join(args.fields),
+        "bpe_model_sha256": sha256_file(args.bpe_model),
+        "parameters": 0,
+        "device": "cpu",
+        "threads": torch.get_num_threads(),
+        **dependencies(args.shar_dir, args.fields),
+    }
+    done = result_path(args.out_dir, set_name, suffix)
+    kept = kept_result(done, facts, args.force)
     if kept:
         return kept
     model = StoredDistributions(
@@ -75,19 +83,10 @@ def run(args: argparse.Namespace) -> dict:
         open_shar(args.shar_dir, model.fields),
         tokenizer,
         options,
-        total=count_cuts(args.shar_dir),
+        total=total,
         codecs=load_codecs(args.shar_dir, model.fields),
     )
-    facts = {
-        "engine": "stored fields",
-        **setting_facts(options, None),
-        "checkpoint": "+".join(args.fields),
-        "checkpoint_sha256": digest,
-        "parameters": 0,
-        "rtf": round(rtf, 5),
-        "device": "cpu",
-        "threads": torch.get_num_threads(),
-    }
+    facts["rtf"] = round(rtf, 5)
     return write_results(args.out_dir, set_name, suffix, recognitions, facts)
 
 
@@ -95,7 +94,7 @@ def main() -> None:
     setup_logging()
     with expected_failures("decode_fields"):
         result = run(get_parser().parse_args())
-    print(f"{result['set']} {result['suffix']}: WER {result['wer']:.2f} %")
+    print(result_line(result))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@
       --out-dir exp/export --check-shar data/shar/dev --check
 
 writes encoder.onnx (whole utterances), decoder.onnx, joiner.onnx, tokens.txt, bpe.vocab
-and export.json; with ``--streaming --chunk-size 16 --left-context 64`` the encoder is
-encoder-streaming-chunk-16-left-64.onnx and reads chunks; run it twice for both.  With
-``--head ctc`` one file takes the place of the three: model.onnx, or
-model-streaming-chunk-16-left-64.onnx; both heads may go to one folder.
+and export.json; with ``--streaming`` the encoder reads chunks, those of the
+checkpoint's configuration unless --chunk-size and --left-context name others, and is
+encoder-streaming-chunk-16-left-128.onnx; run it twice for both.  With ``--head ctc``
+one file takes the place of the three: model.onnx, or
+model-streaming-chunk-16-left-128.onnx; both heads may go to one folder.
 
 With --check-shar also the .int8.onnx files, unless they lose more than --max-int8-loss
 percent WER on those cuts: then they are removed, the figure is told and the command
@@ -19,9 +20,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from icefall_kd.cli import command_parser, expected_failures
+from icefall_kd.cli import command_parser, expected_failures, non_negative_float
 from icefall_kd.decoding.heads import HEADS
-from icefall_kd.decoding.setting import Chunking
+from icefall_kd.decoding.setting import Chunking, add_chunking
 from icefall_kd.io import as_path
 from icefall_kd.logs import setup_logging
 
@@ -33,15 +34,18 @@ def get_parser() -> argparse.ArgumentParser:
     p.add_argument("--checkpoint", type=Path, required=True)
     p.add_argument("--out-dir", type=Path, required=True)
     p.add_argument("--head", choices=sorted(HEADS), default="transducer")
-    p.add_argument("--streaming", action="store_true", help="an encoder of chunks")
-    p.add_argument("--chunk-size", type=int, default=16, help="20 ms frames")
-    p.add_argument("--left-context", type=int, default=64, help="20 ms frames")
+    add_chunking(p, "checkpoint")
     p.add_argument(
         "--check-shar", type=as_path, nargs="+", default=[], help="sets to check on"
     )
     p.add_argument("--check", action="store_true", help="compare the three engines")
     p.add_argument("--no-int8", action="store_true", help="float32 only")
-    p.add_argument("--max-int8-loss", type=float, default=0.3, help="%% WER absolute")
+    p.add_argument(
+        "--max-int8-loss",
+        type=non_negative_float,
+        default=0.3,
+        help="%% WER absolute",
+    )
     return p
 
 
@@ -56,7 +60,10 @@ def run(args: argparse.Namespace) -> None:
         )
     cuts = [cut for folder in args.check_shar for cut in open_shar(folder)]
     conversion = Conversion(args.checkpoint, args.out_dir, args.head)
-    chunking = Chunking(args.chunk_size, args.left_context) if args.streaming else None
+    chunking = None
+    if args.streaming:
+        asked = (args.chunk_size, args.left_context)
+        chunking = Chunking.of(conversion.model, *asked, where=str(args.checkpoint))
     files = conversion.write(chunking)
     print(f"wrote {files.encoder}")
     if args.check:

@@ -10,9 +10,10 @@ training that lies beside the results gives the curves.
 
 A gain is the relative WER reduction with the share of bootstrap test sets on which the
 system beats the baseline; it is shown where the baseline was decoded the same way on
-the same utterances, and nowhere else.  Names that differ in ``@SEED`` at their end are
-runs of one system, as train.sh makes them: their means stand in a table of their own,
-in whose intervals and gains the runs are drawn as well as the utterances.
+the same utterances, and nowhere else.  It is over utterances: with one training run of
+each system it leaves out what another seed changes.  Names that differ in ``@SEED`` at
+their end are runs of one system, as train.sh makes them: their means stand in a table
+of their own, in whose intervals and gains the runs are drawn as well as the utterances.
 
 The page is one file that needs no other: send it, open it anywhere.
 """
@@ -22,7 +23,7 @@ import logging
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence
 
-from icefall_kd.cli import command_parser, expected_failures
+from icefall_kd.cli import command_parser, expected_failures, non_negative_int
 from icefall_kd.io import write_text
 from icefall_kd.logs import setup_logging
 from icefall_kd.report.alignment import hardest
@@ -60,7 +61,12 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="a set that was decoded: its audio goes into the page",
     )
-    p.add_argument("--max-audio", type=int, default=30, help="utterances of each set")
+    p.add_argument(
+        "--max-audio",
+        type=non_negative_int,
+        default=30,
+        help="utterances of each set",
+    )
     return p
 
 
@@ -85,7 +91,19 @@ def gather(args: argparse.Namespace) -> List[Result]:
         found = [r for r in found if r.facts["set"] == args.set]
     if not found:
         raise ValueError(f"--set {args.set}: there are results of {sets} alone")
-    return found
+    scored = [r for r in found if r.facts["wer"] is not None]
+    if not scored:
+        raise ValueError(
+            f"no result has a WER: no utterance of {sets} has a transcript; decode a "
+            "labelled set"
+        )
+    if len(scored) < len(found):
+        logging.warning(
+            "%d results of sets without transcripts are left out, for example %s",
+            len(found) - len(scored),
+            next(r.path for r in found if r.facts["wer"] is None),
+        )
+    return scored
 
 
 def training_of(results: List[Result]) -> Dict[str, Run]:
@@ -93,7 +111,10 @@ def training_of(results: List[Result]) -> Dict[str, Run]:
     runs: Dict[str, Run] = {}
     for result in results:
         if not runs.setdefault(result.system, Run()).stages:
-            runs[result.system] = find_run(result.path, result.facts.get("checkpoint"))
+            facts = result.facts
+            runs[result.system] = find_run(
+                result.path, facts.get("checkpoint"), facts.get("training")
+            )
     return runs
 
 

@@ -8,9 +8,14 @@ from its start.
 lhotse writes and reads CTM too, and reads what is written here; but it rounds to 10 ms,
 drops without a word what ends behind a rounded end, and does not say which line of a
 file is wrong.
+
+A JSON file next to it, ``<file>.json``, names the checkpoint that aligned: lhotse reads
+no comments.
 """
 
-from typing import Dict, Iterator, List, Mapping, Tuple
+import logging
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from lhotse.serialization import deserialize_item
 from lhotse.supervision import AlignmentItem
@@ -19,7 +24,15 @@ from icefall_kd.cache.field import cuts_path, shard_ids
 from icefall_kd.cache.shards import Shard
 from icefall_kd.decoding.forced_alignment import SHOWN, WordTimes
 from icefall_kd.decoding.recognise import reference
-from icefall_kd.io import Pathlike, open_text, sha256_file, write_text
+from icefall_kd.io import (
+    Pathlike,
+    as_path,
+    open_text,
+    read_json,
+    sha256_file,
+    write_json,
+    write_text,
+)
 
 
 def ctm_text(times: WordTimes, channels: Mapping[str, int]) -> str:
@@ -45,9 +58,27 @@ def ctm_text(times: WordTimes, channels: Mapping[str, int]) -> str:
     )
 
 
-def write_ctm(path: Pathlike, times: WordTimes, channels: Mapping[str, int]) -> None:
-    """Write a CTM file whole or not at all; else as :func:`ctm_text`."""
+def write_ctm(
+    path: Pathlike,
+    times: WordTimes,
+    channels: Mapping[str, int],
+    facts: Optional[Mapping[str, Any]] = None,
+) -> None:
+    """Write a CTM file whole or not at all; else as :func:`ctm_text`.
+
+    Args:
+      facts: for the JSON file next to it: how the times were found, with the aligner's
+        path and SHA-256 as ``checkpoint`` and ``checkpoint_sha256``.
+    """
     write_text(path, ctm_text(times, channels))
+    if facts is not None:
+        write_json(facts_path(path), {**facts, "alignment_sha256": sha256_file(path)})
+
+
+def facts_path(path: Pathlike) -> Path:
+    """Return the path of the JSON file next to a CTM file."""
+    path = as_path(path)
+    return path.with_name(f"{path.name}.json")
 
 
 def read_ctm(path: Pathlike) -> WordTimes:
@@ -91,6 +122,30 @@ def _read_line(line: str, where: str) -> Tuple[str, AlignmentItem]:
 def transcripts(shar_dir: Pathlike) -> Dict[str, List[str]]:
     """Return the words of each cut of a Shar folder, without reading its audio."""
     return {cut_id: words for cut_id, _, words in _described(shar_dir)}
+
+
+def count_transcripts(shar_dir: Pathlike) -> Tuple[int, int]:
+    """Return the number of cuts of a Shar folder, and of those with a transcript.
+
+    Logs a warning if some have none.
+
+    Raises:
+      FileNotFoundError: if it is no Shar folder.
+    """
+    words = list(transcripts(shar_dir).values())
+    labelled = sum(map(bool, words))
+    if not labelled:
+        logging.warning(
+            "%s: no cut has a transcript, so there is no WER: hypotheses are written",
+            shar_dir,
+        )
+    elif labelled < len(words):
+        logging.warning(
+            "%s: %d of %d cuts have no transcript; every word recognised there counts "
+            "as an insertion",
+            *(shar_dir, len(words) - labelled, len(words)),
+        )
+    return len(words), labelled
 
 
 def channels_of(shar_dir: Pathlike) -> Dict[str, int]:
@@ -142,9 +197,21 @@ def load_word_times(path: Pathlike, shar_dir: Pathlike) -> WordTimes:
     return times
 
 
-def alignment_facts(path: Pathlike) -> Dict[str, str]:
-    """Return what a result JSON says of the alignment that it was held against."""
-    return {"alignment": str(path), "alignment_sha256": sha256_file(path)}
+def alignment_facts(path: Pathlike) -> Dict[str, Optional[str]]:
+    """Return the entries of a result JSON about the alignment and its aligner.
+
+    The aligner is None where the CTM file is not one of bin.align, or was changed.
+    """
+    facts = {"alignment": str(path), "alignment_sha256": sha256_file(path)}
+    described = facts_path(path)
+    found = read_json(described) if described.is_file() else {}
+    if found.get("alignment_sha256") != facts["alignment_sha256"]:
+        found = {}
+    return {
+        **facts,
+        "aligner": found.get("checkpoint"),
+        "aligner_sha256": found.get("checkpoint_sha256"),
+    }
 
 
 def _words(times: WordTimes, cut_id: str) -> List[str]:

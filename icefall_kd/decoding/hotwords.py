@@ -19,6 +19,7 @@ from typing import Deque, Dict, Iterable, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from icefall_kd.cli import positive_float
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.io import Pathlike
 
@@ -209,7 +210,7 @@ def add_hotwords(parser: ArgumentParser) -> None:
     parser.add_argument("--hotwords", type=Path, help="file, a phrase on each line")
     parser.add_argument(
         "--hotwords-score",
-        type=float,
+        type=positive_float,
         default=1.5,
         help="bonus in nats of each token of a hotword that has none of its own",
     )

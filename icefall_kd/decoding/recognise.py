@@ -1,7 +1,7 @@
 """A set of cuts through a PyTorch model, in batches."""
 
 import time
-from typing import Iterable, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
 
 import torch
 from lhotse.cut import Cut
@@ -24,8 +24,9 @@ from icefall_kd.io import Pathlike, open_text
 
 def load_recogniser(
     checkpoint: Pathlike, head: str, device: str = "cpu"
-) -> Tuple[nn.Module, Tokenizer]:
-    """Return a model that can recognise by ``head``, in eval mode, and its tokenizer.
+) -> Tuple[nn.Module, Tokenizer, Dict[str, Any]]:
+    """Return a model in eval mode that can recognise by ``head``, its tokenizer, and
+    the info of its checkpoint.
 
     Raises:
       FileNotFoundError: if there is no such checkpoint.
@@ -37,7 +38,7 @@ def load_recogniser(
     if tokenizer is None:
         raise ValueError(f"{checkpoint}: saw no text in training, knows no words")
     require_head(model, head, info, str(checkpoint))
-    return model, tokenizer
+    return model, tokenizer, info
 
 
 def count_cuts(shar_dir: Pathlike) -> int:

@@ -4,6 +4,10 @@ recogs-<set>-<suffix>.txt       reference and hypothesis of every utterance
 errs-<set>-<suffix>.txt         the errors, utterance by utterance and word by word
 wer-summary-<set>-<suffix>.txt  the figure
 result-<set>-<suffix>.json      the same for machines, with its bootstrap interval
+
+A set without transcripts has recogs-, result- (its WER is null) and
+
+hyps-<set>-<suffix>.txt         id and hypothesis of every utterance, as Kaldi's text
 """
 
 import ast
@@ -21,6 +25,7 @@ from icefall_kd.decoding.bootstrap import (
 from icefall_kd.io import Pathlike, as_path, write_json, write_text
 
 NO_WORD = "*"  # stands opposite an inserted or a deleted word
+MANY_EMPTY = 0.1  # share of empty hypotheses from which on they are explained
 Alignment = List[Tuple[str, str]]
 
 
@@ -59,7 +64,13 @@ class ErrorCounts:
 
     @property
     def wer(self) -> float:
-        """Word error rate in percent."""
+        """Word error rate in percent.
+
+        Raises:
+          ValueError: if the reference has no words.
+        """
+        if self.words == 0:
+            raise ValueError("no transcripts: a WER needs reference words")
         return 100 * self.errors / self.words
 
     def add(self, alignment: Alignment) -> None:
@@ -211,6 +222,10 @@ def summary_text(
     return f"{header}\n" + "\t".join((suffix, f"{wer:.2f}", *told)) + "\n"
 
 
+# What a result has of the errors; null in a set without transcripts.
+SCORES = ("wer", "interval", "errors", "ins", "del", "sub")
+
+
 def result_path(out_dir: Pathlike, set_name: str, suffix: str) -> Path:
     """Return where the JSON of a decoding lies."""
     return Path(out_dir) / f"result-{set_name}-{suffix}.json"
@@ -224,7 +239,9 @@ def write_results(
     info: Mapping[str, Any],
     figures: Optional[Mapping[str, Optional[float]]] = None,
 ) -> Dict[str, Any]:
-    """Score a decoding and write its four files, the JSON last.
+    """Score a decoding and write its files, the JSON last.
+
+    Without reference words the hypotheses are written and every figure is None.
 
     Args:
       out_dir: is made when absent.
@@ -238,44 +255,109 @@ def write_results(
       What the JSON holds; ``wer`` and ``interval`` are in percent, the empty rate is
       the share of utterances with an empty hypothesis.
     Raises:
-      ValueError: if there are no reference words.
+      ValueError: if there are no utterances.
     """
+    if not recognitions:
+        raise ValueError(f"{set_name}: the set has no utterances; nothing is written")
     recognitions = sorted(recognitions, key=lambda r: r.cut_id)
-    counts = utterance_errors(recognitions)
     total = score(recognitions)
-    if total.words == 0:
-        raise ValueError(f"{set_name}: no reference words to score against")
-    interval = wer_interval([c.errors for c in counts], [c.words for c in counts])
-    out_dir = Path(out_dir)
-    recogs = out_dir / f"recogs-{set_name}-{suffix}.txt"
-    write_text(recogs, recogs_text(recognitions))
-    write_text(out_dir / f"errs-{set_name}-{suffix}.txt", errs_text(recognitions))
-    summary = summary_text(suffix, total.wer, figures or {})
-    write_text(out_dir / f"wer-summary-{set_name}-{suffix}.txt", summary)
-    empty = sum(not r.hyp for r in recognitions)
+    files = {
+        kind: Path(out_dir) / f"{kind}-{set_name}-{suffix}.txt"
+        for kind in ("recogs", "errs", "wer-summary", "hyps")
+    }
+    write_text(files["recogs"], recogs_text(recognitions))
+    if total.words:
+        scores = _scores(recognitions, total)
+        summary = summary_text(suffix, total.wer, figures or {})
+        write_text(files["errs"], errs_text(recognitions))
+        write_text(files["wer-summary"], summary)
+        outdated = ["hyps"]
+    else:
+        scores = dict.fromkeys(SCORES)
+        lines = [" ".join([r.cut_id, *r.hyp]) + "\n" for r in recognitions]
+        write_text(files["hyps"], "".join(lines))
+        outdated = ["errs", "wer-summary"]
+    for kind in outdated:  # of the set of this name when it had other transcripts
+        files[kind].unlink(missing_ok=True)
+    empty = sum(not r.hyp and (bool(r.ref) or not total.words) for r in recognitions)
     result = {
         "set": set_name,
         "suffix": suffix,
-        "wer": round(total.wer, 4),
-        "interval": [round(x, 4) for x in interval],
-        "errors": total.errors,
+        **scores,
         "words": total.words,
-        "ins": total.ins,
-        "del": total.dels,
-        "sub": total.sub,
         "utterances": len(recognitions),
-        "empty_rate": empty / len(recognitions),
-        "recogs": recogs.name,
+        "empty_rate": sum(not r.hyp for r in recognitions) / len(recognitions),
+        "recogs": files["recogs"].name,
         **(figures or {}),
         **info,
     }
     write_json(result_path(out_dir, set_name, suffix), result)
-    logging.info(
-        f"[{set_name}-{suffix}] %WER {total.wer:.2f} [{total.errors} / {total.words}, "
-        f"{total.ins} ins, {total.dels} del, {total.sub} sub], 95 % interval "
-        f"{interval[0]:.2f} to {interval[1]:.2f}, {empty} empty hypotheses"
-    )
+    logging.info("[%s-%s] %s, %d empty", set_name, suffix, _figure(result), empty)
+    warn_of_empty(empty, len(recognitions), result.get("method"), result.get("engine"))
     return result
+
+
+def _scores(recognitions: Sequence[Recognition], total: ErrorCounts) -> Dict[str, Any]:
+    """Return the entries :data:`SCORES` of a result."""
+    counts = utterance_errors(recognitions)
+    interval = wer_interval([c.errors for c in counts], [c.words for c in counts])
+    values = (
+        round(total.wer, 4),
+        [round(x, 4) for x in interval],
+        *(total.errors, total.ins, total.dels, total.sub),
+    )
+    return dict(zip(SCORES, values))
+
+
+def _figure(result: Mapping[str, Any]) -> str:
+    """Return the WER of a result with its errors and interval, for the log."""
+    if result["wer"] is None:
+        return f"no transcripts, so no WER: {result['utterances']} hypotheses"
+    low, high = result["interval"]
+    return (
+        f"%WER {result['wer']:.2f} [{result['errors']} / {result['words']}, "
+        f"{result['ins']} ins, {result['del']} del, {result['sub']} sub], 95 % "
+        f"interval {low:.2f} to {high:.2f}"
+    )
+
+
+def result_line(result: Mapping[str, Any]) -> str:
+    """Return the line that a command prints for a result."""
+    name = f"{result['set']} {result['suffix']}"
+    if result["wer"] is None:
+        return f"{name}: no transcripts, hypotheses in {result['recogs']}"
+    return f"{name}: WER {result['wer']:.2f} %"
+
+
+def warn_of_empty(
+    empty: int, count: int, method: Optional[str], engine: Optional[str] = None
+) -> None:
+    """Log why hypotheses are empty and what helps, where many are.
+
+    Args:
+      empty: number of empty hypotheses.
+      count: number of all.
+      method: of decoding.
+      engine: that decoded; None: PyTorch.
+    """
+    if empty == 0 or empty < MANY_EMPTY * count:
+        return
+    is_ctc = (method or "").startswith("ctc")
+    remedies = ["train it longer"]
+    if not (is_ctc and (engine or "").startswith("sherpa")):  # which has none for CTC
+        remedies.append("subtract --blank-penalty 1 to 3, a value chosen on a dev set")
+    if not is_ctc:
+        remedies.append(
+            "decode the CTC head (--method ctc_greedy_search), which learns sooner, if "
+            "terms.ctc trained it"
+        )
+    logging.warning(
+        "%d of %d hypotheses are empty: the model prefers the blank in every frame. "
+        "Remedies: %s",
+        empty,
+        count,
+        "; ".join(remedies),
+    )
 
 
 def run_errors(

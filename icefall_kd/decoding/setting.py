@@ -1,21 +1,100 @@
-"""How a set was decoded: in the names of the result files and inside them."""
+"""How a set is decoded: options, names of the result files, entries of their JSON."""
 
-import logging
+from argparse import ArgumentParser
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Optional
+from typing import Any, Dict, Iterable, Mapping, Optional, Sequence
 
+from torch import nn
+
+from icefall_kd.cli import even_int, non_negative_float, positive_int
 from icefall_kd.decoding import DecodeOptions, search_class
 from icefall_kd.decoding.streaming import tail_padding
-from icefall_kd.io import Pathlike, read_json
 
 
 @dataclass(frozen=True)
 class Chunking:
     """Chunk and left context of streaming, in 50 Hz frames (20 ms)."""
 
-    chunk_size: int = 16
-    left_context: int = 64
+    chunk_size: int
+    left_context: int
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        chunk_size: Optional[int] = None,
+        left_context: Optional[int] = None,
+        where: str = "the model",
+    ) -> "Chunking":
+        """Return the chunks in which a student streams.
+
+        What is not given is the student's own: the first chunk size and the first left
+        context of its configuration that are not unlimited.  Training evaluates with
+        these.
+
+        Args:
+          model: ``AsrModel``.
+          chunk_size, left_context: in 50 Hz frames.
+          where: the model's name in messages.
+        Raises:
+          ValueError: if the model is not causal, or has no such value.
+        """
+        if not model.encoder.causal:
+            raise ValueError(
+                f"{where} is not causal and cannot stream; train with "
+                "encoder.causal=true or leave out --streaming"
+            )
+        encoder = model.encoder
+        return cls(
+            chunk_size or _own(encoder.chunk_size, "chunk-size", where),
+            left_context or _own(encoder.left_context_frames, "left-context", where),
+        )
+
+
+def _own(values: Sequence[int], option: str, where: str) -> int:
+    """Return the first limited one of ``values``, which the option replaces."""
+    limited = [value for value in values if value > 0]
+    if not limited:
+        raise ValueError(
+            f"{where} has no limited {option.replace('-', ' ')} in its configuration "
+            f"({', '.join(map(str, values))}); give --{option}"
+        )
+    return limited[0]
+
+
+def add_search(parser: ArgumentParser, methods: Iterable[str], default: str) -> None:
+    """Add the options --method, --beam and --blank-penalty to a command."""
+    parser.add_argument(
+        "--method", choices=sorted(methods), default=default, help="search"
+    )
+    parser.add_argument(
+        "--beam", type=positive_int, default=4, help="hypotheses kept in a beam search"
+    )
+    parser.add_argument(
+        "--blank-penalty",
+        type=non_negative_float,
+        default=0.0,
+        help="nats subtracted from the blank's score",
+    )
+
+
+def add_chunking(parser: ArgumentParser, owner: str) -> None:
+    """Add the options --streaming, --chunk-size and --left-context to a command.
+
+    Args:
+      owner: what the defaults are taken from, for the help.
+    """
+    parser.add_argument("--streaming", action="store_true", help="chunk by chunk")
+    parser.add_argument(
+        "--chunk-size",
+        type=even_int,
+        help=f"in frames of 20 ms (default: that of the {owner})",
+    )
+    parser.add_argument(
+        "--left-context",
+        type=positive_int,
+        help=f"in frames of 20 ms (default: that of the {owner})",
+    )
 
 
 def setting_name(options: DecodeOptions, chunking: Optional[Chunking]) -> str:
@@ -32,8 +111,10 @@ def setting_name(options: DecodeOptions, chunking: Optional[Chunking]) -> str:
     return name
 
 
-def setting_facts(options: DecodeOptions, chunking: Optional[Chunking]) -> dict:
-    """Return what a result JSON says of the search and the chunks."""
+def setting_facts(
+    options: DecodeOptions, chunking: Optional[Chunking]
+) -> Dict[str, Any]:
+    """Return the entries of a result JSON about the search and the chunks."""
     beam = options.beam if search_class(options.method).uses_beam else None
     hotwords = options.hotwords
     return {
@@ -42,6 +123,7 @@ def setting_facts(options: DecodeOptions, chunking: Optional[Chunking]) -> dict:
         "blank_penalty": options.blank_penalty,
         "hotwords": hotwords and str(hotwords.path),
         "hotwords_score": hotwords and hotwords.score,
+        "hotwords_sha256": hotwords and hotwords.sha256,
         "streaming": chunking is not None,
         "chunk_size": chunking and chunking.chunk_size,  # 20 ms frames
         "left_context": chunking and chunking.left_context,  # 20 ms frames
@@ -49,21 +131,13 @@ def setting_facts(options: DecodeOptions, chunking: Optional[Chunking]) -> dict:
     }
 
 
-def kept_result(
-    path: Pathlike, digest: str, force: bool, alignment: Optional[str] = None
-) -> Optional[dict]:
-    """Return the result at ``path`` if it is of the checkpoint with this digest.
+def training_facts(info: Mapping[str, Any]) -> Optional[Dict[str, int]]:
+    """Return epoch, averaged epochs and updates of a checkpoint.
 
     Args:
-      alignment: digest of the one that it must be measured against; None: of any or
-        none.
+      info: of :func:`icefall_kd.training.checkpoint.load_model`.
+    Returns:
+      the entries among "epoch", "avg" and "step" that ``info`` has; None: it has none.
     """
-    if force or not Path(path).exists():
-        return None
-    result = read_json(path)
-    if result.get("checkpoint_sha256") != digest:
-        return None
-    if alignment is not None and result.get("alignment_sha256") != alignment:
-        return None
-    logging.info("%s is of this checkpoint, kept; --force redoes it", path)
-    return result
+    found = {name: info[name] for name in ("epoch", "avg", "step") if name in info}
+    return found or None

@@ -14,7 +14,7 @@ from icefall_kd.decoding import GREEDY, DecodeOptions
 from icefall_kd.decoding.heads import count_parameters, require_head
 from icefall_kd.decoding.recognise import reference
 from icefall_kd.decoding.scoring import Recognition, score
-from icefall_kd.decoding.setting import Chunking
+from icefall_kd.decoding.setting import Chunking, training_facts
 from icefall_kd.decoding.streaming import pad_tail
 from icefall_kd.export.check import Report, compare
 from icefall_kd.export.files import INFO, ModelFiles
@@ -64,6 +64,7 @@ class Conversion:
         self.info = {
             "checkpoint": str(checkpoint),
             "checkpoint_sha256": sha256_file(checkpoint),
+            "training": training_facts(info),
             "encoders": {},
         }
 

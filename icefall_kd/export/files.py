@@ -1,5 +1,6 @@
 """Names of the files of an export folder."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Tuple
@@ -93,3 +94,45 @@ class ModelFiles:
                 f"{self.head} writes them ({name}s in the folder: {there or 'none'})"
             )
         return self
+
+
+def find_chunking(
+    folder: Pathlike,
+    chunk_size: Optional[int] = None,
+    left_context: Optional[int] = None,
+    int8: bool = False,
+    head: str = "transducer",
+) -> Chunking:
+    """Return the chunks of the one streaming encoder of a folder.
+
+    Args:
+      chunk_size, left_context: of that encoder, where the folder has several; None:
+        any.
+      int8, head: as :meth:`ModelFiles.of`.
+    Raises:
+      FileNotFoundError: if the folder has no such encoder.
+      ValueError: if it has several; the message names them.
+    """
+    if chunk_size and left_context:
+        return Chunking(chunk_size, left_context)
+    start, end = f"{MAIN[head]}-streaming-chunk-", ".int8.onnx" if int8 else ".onnx"
+    pattern = re.compile(rf"{start}(\d+)-left-(\d+){re.escape(end)}")
+    there = sorted(path.name for path in Path(folder).glob(f"{MAIN[head]}*.onnx"))
+    found = {m[0]: (int(m[1]), int(m[2])) for m in map(pattern.fullmatch, there) if m}
+    fitting = {
+        name: size
+        for name, size in found.items()
+        if chunk_size in (None, size[0]) and left_context in (None, size[1])
+    }
+    if not fitting:
+        wanted = f"{start}{chunk_size or '*'}-left-{left_context or '*'}{end}"
+        raise FileNotFoundError(
+            f"{folder}: no {wanted}; bin.export --head {head} --streaming writes it "
+            f"({MAIN[head]}s in the folder: {there or 'none'})"
+        )
+    if len(fitting) > 1:
+        raise ValueError(
+            f"{folder} has several streaming encoders, {', '.join(fitting)}; choose "
+            "one with --chunk-size and --left-context"
+        )
+    return Chunking(*next(iter(fitting.values())))

@@ -45,6 +45,7 @@ def facts(
         "int8": int8,
         "checkpoint": info["checkpoint"],
         "checkpoint_sha256": info["checkpoint_sha256"],
+        "training": info.get("training"),
         "parameters": entry.get("parameters") or info["parameters"],
         "device": "cpu",
         "threads": threads,

@@ -115,7 +115,7 @@ def _results(table: Table, systems: Sequence[str]) -> Html:
         told = (
             f"WERR: relative reduction of the WER from {table.baseline}, decoded in "
             "the same way; difference: absolute, negative is better; P(better): share "
-            "of paired bootstrap test sets with fewer errors."
+            "of paired bootstrap test sets with fewer errors, over utterances alone."
         )
     how = (
         "WER with its 95 % bootstrap interval over utterances; RTF: seconds of work a "
@@ -128,10 +128,15 @@ def _results(table: Table, systems: Sequence[str]) -> Html:
     ]
     notes = element("ol", *items, class_="notes") if items else ""
     return join(
+        *_remarks(table),
         element("p", how, class_="how"),
         element("div", grid, class_="sortable"),
         notes,
     )
+
+
+def _remarks(table: Table) -> List[Html]:
+    return [element("p", element("strong", remark)) for remark in table.remarks]
 
 
 def _means(table: Union[Table, None]) -> Html:
@@ -141,6 +146,7 @@ def _means(table: Union[Table, None]) -> Html:
     header, *texts = table.cells()
     rows = [[element("td", text) for text in row] for row in texts]
     return join(
+        *_remarks(table),
         _grid(header, rows, "Means over seeds"),
         *(element("p", note, class_="how") for note in numbered(table)),
     )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
+from icefall_kd.decoding.setting import training_facts
 from icefall_kd.io import as_path, read_json, read_yaml
 from icefall_kd.training.metrics import METRICS, read_metrics
 
@@ -20,20 +21,28 @@ class Stage:
       lines: of metrics.jsonl, in their order.
       config: what config.yaml says; empty when it is not there.
       environment: what environment.json says; empty when it is not there.
+      checkpoint: epoch, avg and step of the checkpoint taken from this run; empty when
+        they are not known: then the counts are those of the whole run.
     """
 
     name: str
     lines: Tuple[Mapping[str, Any], ...]
     config: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def updates(self) -> int:
+        """Updates up to the checkpoint, the last one that an average covers."""
+        if "step" in self.checkpoint:
+            return self.checkpoint["step"]
         return max((line["step"] for line in self.lines), default=0)
 
     @property
     def epochs(self) -> int:
-        """Whole epochs: those after which dev was heard."""
+        """Whole epochs up to the checkpoint: those after which dev was validated."""
+        if "epoch" in self.checkpoint:
+            return self.checkpoint["epoch"]
         dev = [line["epoch"] for line in self.lines if line["kind"] == "dev"]
         return max(dev, default=0)
 
@@ -56,6 +65,10 @@ class Stage:
             told += f" of at most {duration:g} s"
         if self.sets:
             told += f" on {', '.join(self.sets)}"
+        if "avg" in self.checkpoint:
+            told += f"; weights averaged over the last {self.checkpoint['avg']} epochs"
+        elif not self.checkpoint:
+            told += "; counts of the whole run, its checkpoint's are not known"
         return told
 
     def points(self, kind: str, metric: str) -> List[Tuple[int, float]]:
@@ -81,13 +94,14 @@ class Run:
         return self.stages[-1] if self.stages else None
 
 
-def _load_stage(name: str, folder: Path) -> Stage:
+def _load_stage(name: str, folder: Path, checkpoint: Mapping[str, int]) -> Stage:
     config, environment = folder / "config.yaml", folder / "environment.json"
     return Stage(
         name,
         read_metrics(folder / METRICS),
         (read_yaml(config) if config.is_file() else None) or {},
         read_json(environment) if environment.is_file() else {},
+        checkpoint,
     )
 
 
@@ -107,27 +121,43 @@ def _stage_folder(checkpoint: Optional[str], near: Path) -> Optional[Path]:
     return next((p for p in places if p.name == name and (p / METRICS).is_file()), None)
 
 
-def find_run(result_path: Path, checkpoint: Optional[str]) -> Run:
+def _counts(checkpoint: Path) -> Mapping[str, int]:
+    """Return what a checkpoint says of its training; empty when it is not there."""
+    from icefall_kd.training.checkpoint import load_checkpoint
+
+    if not checkpoint.is_file():
+        return {}
+    return training_facts(load_checkpoint(checkpoint).get("info", {})) or {}
+
+
+def find_run(
+    result_path: Path,
+    checkpoint: Optional[str],
+    training: Optional[Mapping[str, int]] = None,
+) -> Run:
     """Return the training that led to a result.
 
     Args:
       result_path: the JSON, in ``<system>/decode`` beside ``<system>/finetune``, or in
         a folder below the run's.
       checkpoint: that was decoded; what it was initialised from is followed.
+      training: its epoch, avg and step, as the result has them.
     Returns:
       the stages, the first one first; none where nothing was kept.
     """
     folder = _stage_folder(checkpoint, result_path.parent.parent)
+    counts: Mapping[str, int] = training or {}
     stages: Dict[Path, Stage] = {}
     while folder is not None and folder.resolve() not in stages:
         taken = {s.name for s in stages.values()}
         name = folder.name
         stage = _load_stage(
-            f"{folder.parent.name}/{name}" if name in taken else name, folder
+            f"{folder.parent.name}/{name}" if name in taken else name, folder, counts
         )
         stages[folder.resolve()] = stage
         origin = stage.config.get("init_encoder") or stage.config.get("init_model")
         folder = _stage_folder(origin, folder.parent)
+        counts = _counts(folder / as_path(origin).name) if folder else {}
     return Run(tuple(reversed(list(stages.values()))))
 
 

@@ -31,11 +31,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """All rows, and what must be known to read them."""
+    """All rows, and what must be known to read them.
+
+    Attributes:
+      notes: of single rows, which give their numbers.
+      remarks: of all rows; they stand above the table.
+    """
 
     rows: Tuple[Row, ...]
     notes: Tuple[str, ...] = ()
     baseline: Optional[str] = None
+    remarks: Tuple[str, ...] = ()
 
     @property
     def columns(self) -> List["Column"]:
@@ -159,15 +165,66 @@ def summarise(
         r.setting in of_baseline for r in results if r.system != baseline
     ):
         _refuse_without_pairs(systems, baseline)
+    first = {r.system: r for r in reversed(results)}
     notes = _Notes()
     rows: List[Row] = []
     for setting in dict.fromkeys(r.setting for r in results):
         side = [r for r in results if r.setting == setting]
         yardstick = of_baseline.get(setting, None if baseline else side[0])
         for r in side:
-            numbers = notes.of(_marks(r, yardstick, baseline, runs))
+            marks = _marks(r, yardstick, baseline, runs)
+            marks += _other_checkpoint(r, first[r.system])
+            numbers = notes.of(marks)
             rows.append(_row(r, of_baseline.get(setting), baseline, numbers))
-    return Table(tuple(rows), tuple(notes.texts), baseline)
+    return Table(tuple(rows), tuple(notes.texts), baseline, _remarks(rows))
+
+
+def _remarks(rows: Sequence[Row]) -> Tuple[str, ...]:
+    """Return what the figures of a whole table leave out, and who aligned."""
+    remarks = []
+    runs = {row.result.system: len(row.result.decodings) for row in rows}
+    single = [system for system, count in runs.items() if count == 1]
+    is_compared = any(row.paired for row in rows)
+    what = "P(better) and the 95 % intervals" if is_compared else "95 % intervals"
+    if len(single) == len(runs) and len(runs) > 1:
+        remarks.append(
+            f"Each row is ONE TRAINING RUN: {what} are over utterances, not over "
+            "training noise. Another seed can change a WER by more than they say; "
+            "train several seeds (systems NAME@SEED) before you call a system better."
+        )
+    elif single and len(runs) > 1:
+        remarks.append(
+            f"ONE TRAINING RUN alone of {', '.join(single)}: there {what} leave out "
+            "training noise."
+        )
+    aligners = dict.fromkeys(_aligner(row.result) for row in rows)
+    named = [name for name in aligners if name]
+    if named:
+        remarks.append(
+            f"Delays are from the ends of words as aligned by {'; '.join(named)}."
+        )
+    return tuple(remarks)
+
+
+def _aligner(result: Result) -> Optional[str]:
+    """Return the name of what aligned the words that delays are measured from."""
+    facts = result.facts
+    if not facts.get("alignment_sha256"):
+        return None
+    unknown = f"an unknown aligner ({facts.get('alignment')})"
+    digest = (facts.get("aligner_sha256") or "")[:8]
+    return f"{facts['aligner']} ({digest})" if facts.get("aligner") else unknown
+
+
+def _other_checkpoint(result: Result, first: Result) -> List[str]:
+    """Say that a result is of another checkpoint than its system's first one."""
+    ours, theirs = (r.facts.get("checkpoint_sha256") for r in (result, first))
+    if ours == theirs or not (ours and theirs):
+        return []
+    return [
+        f"Not of one checkpoint: {result.system}, {result.decoding}, {result.engine}, "
+        f"against {first.decoding}, {first.engine}; decode both with one."
+    ]
 
 
 def _refuse_without_pairs(systems: Sequence[str], baseline: str) -> None:
@@ -211,7 +268,16 @@ def _marks(
             f"Not of one size: {name}, {ours:,} parameters against {theirs:,}."
         )
     if _alignment(result) and _alignment(yardstick) not in (None, _alignment(result)):
-        marks.append(f"Delays held against different alignments: {name}.")
+        marks.append(
+            f"Delays held against different alignments: {name}; "
+            f"{_aligner(result)} against {_aligner(yardstick)}."
+        )
+    ours, theirs = (r.facts.get("set_sha256") for r in (result, yardstick))
+    if ours and theirs and ours != theirs:
+        marks.append(
+            f"Not of one set: {name}, the texts are the same, the files of "
+            f"{result.facts['set']} are not."
+        )
     if runs is not None and result.system != yardstick.system:
         budget = budget_differences(runs[result.system], runs[yardstick.system])
         if budget:
@@ -253,7 +319,7 @@ def plain(table: Table) -> str:
         for row in cells
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([*lines, *numbered(table)]) + "\n"
+    return "\n".join([*table.remarks, *lines, *numbered(table)]) + "\n"
 
 
 def markdown(table: Table) -> str:
@@ -263,7 +329,8 @@ def markdown(table: Table) -> str:
     rows.insert(1, "|" + "---|" * len(cells[0]))
     if table.notes:
         rows += ["", *(_escape(line) for line in numbered(table))]
-    return "\n".join(rows) + "\n"
+    remarks = [f"**{_escape(remark)}**\n" for remark in table.remarks]
+    return "\n".join([*remarks, *rows]) + "\n"
 
 
 def _escape(text: str) -> str:

@@ -270,7 +270,7 @@ def load_model(
     Returns:
       (model in evaluation mode, its tokenizer or None where it saw no text, info).
       ``ctc_output`` of the model is None where the file holds a transducer alone; the
-      info of a training checkpoint is its ``config``.
+      info of a training checkpoint is its ``config``, ``epoch`` and ``step``.
     Raises:
       FileNotFoundError, ValueError: as :func:`load_checkpoint`, or if the weights
         are not those of the configuration beside them.
@@ -300,8 +300,10 @@ def read_info(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a checkpoint, averaged or of training, holds on its run."""
     if "info" in checkpoint or "config" not in checkpoint:
         return dict(checkpoint.get("info", {}))
-    untrained = checkpoint["state"].get("untrained", [])
-    return {"config": checkpoint["config"], "untrained": untrained}
+    state = checkpoint.get("state", {})
+    progress = {name: state[name] for name in ("epoch", "step") if name in state}
+    untrained = state.get("untrained", [])
+    return {"config": checkpoint["config"], "untrained": untrained, **progress}
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:

@@ -82,7 +82,7 @@ def read(
 def main() -> None:
     """Read the set with every list and every score."""
     args = parse()
-    model, tokenizer = load_recogniser(args.checkpoint, "transducer")
+    model, tokenizer, _ = load_recogniser(args.checkpoint, "transducer")
     cuts = list(open_shar(args.shar_dir))
     known = words_of(open_shar(args.train))
     new = words_of(cuts) - known

@@ -3,11 +3,12 @@
 import json
 
 import pytest
-from students import call, write_own_words
+from students import call, write_own_words, write_unlabelled
 
 from icefall_kd.bin import align, decode
 from icefall_kd.decoding.ctm import read_ctm
 from icefall_kd.decoding.setting import Chunking
+from icefall_kd.training.checkpoint import load_checkpoint, save_checkpoint
 
 STREAMING = ["--streaming", "--chunk-size", "16", "--left-context", "64"]
 FIGURES = [f"emission_delay_{x}_ms" for x in ("mean", "p90")]
@@ -85,6 +86,7 @@ def test_what_the_aligner_says_itself_has_no_delay(call_decode, ctm):
 def test_without_an_alignment_a_result_is_what_it_was(call_decode, ctm, tmp_path):
     plain = call_decode()
     names = {*FIGURES, *LATENCY, "delay_words", "alignment", "alignment_sha256"}
+    names |= {"aligner", "aligner_sha256"}
     assert names.isdisjoint(plain)
     (summary,) = tmp_path.glob("wer-summary-*")
     assert summary.read_text().startswith("settings\tWER\n")
@@ -103,6 +105,36 @@ def test_a_result_is_made_again_for_another_alignment(call_decode, ctm, tmp_path
     other.write_text(ctm.read_text() + ";; of another aligner\n")
     again = call_decode("--alignment", other)
     assert "mark" not in again and again["alignment"] == str(other)
+
+
+def test_the_aligner_is_named_and_another_one_aligns_again(
+    checkpoint, own_words, call_decode, tmp_path
+):
+    words = aligned(checkpoint, own_words, tmp_path)
+    first = call_decode("--alignment", words)
+    assert first["aligner"] == str(checkpoint)
+    before = words.stat().st_mtime_ns
+    aligned(checkpoint, own_words, tmp_path)
+    assert words.stat().st_mtime_ns == before  # kept
+    other = load_checkpoint(checkpoint)
+    other["info"] = {"epoch": 2}  # the same times, by another checkpoint
+    save_checkpoint(tmp_path / "other.pt", other)
+    aligned(tmp_path / "other.pt", own_words, tmp_path)
+    assert words.stat().st_mtime_ns > before
+    again = call_decode("--alignment", words)
+    assert again["aligner"] == str(tmp_path / "other.pt")
+    assert again["aligner_sha256"] != first["aligner_sha256"]
+    assert again["alignment_sha256"] == first["alignment_sha256"]
+    words.write_text(words.read_text().replace("1.000", "0.999"))
+    words.write_text(words.read_text() + ";; changed by hand\n")
+    assert call_decode("--alignment", words)["aligner"] is None
+    aligned(tmp_path / "other.pt", own_words, tmp_path)
+    assert "by hand" not in words.read_text()
+
+
+def test_a_set_without_transcripts_cannot_be_aligned(checkpoint, cuts, tmp_path):
+    with pytest.raises(ValueError, match="bare: no transcripts to align"):
+        aligned(checkpoint, write_unlabelled(tmp_path / "bare", cuts[:2]), tmp_path)
 
 
 def test_an_alignment_of_another_set_ends_in_one_message(

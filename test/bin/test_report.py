@@ -36,8 +36,12 @@ def test_means_stand_below_the_runs_everywhere(exp):
     assert "baseline@43" in runs and "baseline@43" not in means
     assert "20.0, 17.5" in means and "+46.7 %" in means  # 10.0 against 18.75
     text = table.read_text()
-    assert f"\n{MEANS}:\n\n| system |" in text and "| 20.0, 17.5 |" in text
+    below = text.partition(f"\n{MEANS}:\n\n")[2]
+    assert below.startswith("**ONE TRAINING RUN alone of kd: there P(better) and")
+    assert "| 20.0, 17.5 |" in below
+    assert runs.startswith("Each row is ONE TRAINING RUN")
     shown = Page(page.read_text())
+    assert "Each row is ONE TRAINING RUN" in shown.text
     rows = [row for i in range(len(shown.tables)) for row in shown.rows(i)]
     (mean,) = [r for r in rows if r.get("of each run", ("",))[0] == "20.0, 17.5"]
     assert mean["system"][0] == "baseline"

@@ -5,11 +5,13 @@ import json
 import pytest
 
 from icefall_kd.decoding.scoring import (
+    SCORES,
     Recognition,
     compare,
     read_recogs,
     recogs_text,
     score,
+    warn_of_empty,
     write_results,
 )
 
@@ -97,10 +99,40 @@ def test_a_file_that_is_not_recogs_is_named(tmp_path):
         read_recogs(path)
 
 
-def test_nothing_to_score_is_refused_before_a_file_appears(tmp_path):
-    with pytest.raises(ValueError, match="no reference words"):
-        write_results(tmp_path, "test", "x", [Recognition("a", [], ["A"])], {})
-    assert list(tmp_path.iterdir()) == []
+def test_without_a_transcript_hypotheses_are_written_and_no_wer(tmp_path):
+    write_results(tmp_path, "test", "x", SAID, {})
+    unlabelled = [Recognition("b", [], []), Recognition("a", [], ["ONE", "TWO"])]
+    result = write_results(tmp_path, "test", "x", unlabelled, {})
+    assert json.loads((tmp_path / "result-test-x.json").read_text()) == result
+    assert {result[name] for name in SCORES} == {None}
+    assert (result["words"], result["utterances"]) == (0, 2)
+    assert (tmp_path / "hyps-test-x.txt").read_text() == "a ONE TWO\nb\n"
+    names = {path.name for path in tmp_path.iterdir()}  # none of the labelled set
+    assert names == {"recogs-test-x.txt", "hyps-test-x.txt", "result-test-x.json"}
+    write_results(tmp_path, "test", "x", SAID, {})
+    assert not (tmp_path / "hyps-test-x.txt").exists()
+    with pytest.raises(ValueError, match="no transcripts"):
+        _ = score(unlabelled).wer
+    with pytest.raises(ValueError, match="no utterances"):
+        write_results(tmp_path, "test", "x", [], {})
+
+
+@pytest.mark.parametrize(
+    "method, engine, wanted, unwanted",
+    [
+        ("greedy_search", "pytorch", "ctc_greedy_search", None),
+        ("ctc_greedy_search", "pytorch", "--blank-penalty", "ctc_greedy_search"),
+        ("ctc_greedy_search", "sherpa-onnx 2.0.1", "train it", "--blank-penalty"),
+    ],
+)
+def test_many_empty_hypotheses_are_explained(caplog, method, engine, wanted, unwanted):
+    warn_of_empty(9, 100, method, engine)
+    warn_of_empty(0, 0, method, engine)
+    assert caplog.text == ""
+    warn_of_empty(10, 100, method, engine)
+    assert "10 of 100 hypotheses are empty" in caplog.text
+    assert wanted in caplog.text and "train it longer" in caplog.text
+    assert unwanted is None or unwanted not in caplog.text
 
 
 def test_two_systems_are_compared_by_utterance():

@@ -101,7 +101,7 @@ def test_a_model_that_is_not_causal_encodes_at_any_length(tmp_path):
             engine.encode(features.numpy()), torch_encode(model, features), atol=2e-4
         )
     with pytest.raises(ValueError, match="causal=true"):
-        export_model(model, tmp_path / "streaming", [Chunking()])
+        export_model(model, tmp_path / "streaming", [Chunking(16, 64)])
     assert not (tmp_path / "streaming").exists()
 
 
@@ -178,5 +178,5 @@ def test_a_front_end_that_sherpa_cannot_feed_is_refused(tmp_path):
         dataclasses.replace(STUDENT, encoder=shape), [torch.randn(40000)]
     )
     with pytest.raises(ValueError, match="128"):
-        export_model(model, tmp_path / "out", [Chunking()])
+        export_model(model, tmp_path / "out", [Chunking(16, 64)])
     assert not (tmp_path / "out").exists()

@@ -5,7 +5,9 @@ import json
 import pytest
 from reported import decoded, train_set, trained
 
+from icefall_kd.config import ModelConfig
 from icefall_kd.report.runs import Run, budget_differences, find_run
+from icefall_kd.training.checkpoint import save_pretrained
 from icefall_kd.training.metrics import read_metrics
 
 RESULT = "decode/result-test-greedy_search.json"
@@ -13,7 +15,8 @@ RESULT = "decode/result-test-greedy_search.json"
 
 def run_of(folder):
     path = folder / RESULT
-    return find_run(path, json.loads(path.read_text())["checkpoint"])
+    facts = json.loads(path.read_text())
+    return find_run(path, facts["checkpoint"], facts.get("training"))
 
 
 def test_the_stages_of_a_checkpoint_are_followed_to_the_first(exp):
@@ -21,10 +24,29 @@ def test_the_stages_of_a_checkpoint_are_followed_to_the_first(exp):
     assert (pretrain.name, finetune.name) == ("pretrain", "finetune")
     assert run_of(exp / "kd").finetuning == finetune
     assert pretrain.sets == ("train", "pool")
-    assert finetune.describe() == ("3 epochs, 300 updates of at most 200 s on train")
+    assert finetune.describe() == (
+        "3 epochs, 300 updates of at most 200 s on train; counts of the whole run, its "
+        "checkpoint's are not known"
+    )
     assert finetune.points("dev", "loss") == [(100, 1.25), (200, 0.75), (300, 0.5)]
     assert finetune.points("train", "loss")[0] == (100, 2.5)
     assert [s.name for s in run_of(exp / "baseline").stages] == ["finetune"]
+
+
+def test_updates_are_those_of_the_checkpoint_and_not_of_its_run(exp, tmp_path):
+    folder = tmp_path / "more"
+    for name in ("pretrain", "finetune"):
+        init = name == "finetune" and str(folder / "pretrain/pretrained.pt")
+        trained(folder / name, [1.0] * 5, init_encoder=init or None)
+    averaged = {"epoch": 2, "avg": 1, "step": 200}
+    save_pretrained(folder / "pretrain/pretrained.pt", {}, ModelConfig(), b"", averaged)
+    decoded(folder / "decode", 1, training={"epoch": 3, "avg": 2, "step": 300})
+    pretrain, finetune = run_of(folder).stages
+    assert (finetune.epochs, finetune.updates) == (3, 300)
+    assert finetune.describe().startswith("3 of 5 epochs, 300 updates of at most 200 s")
+    assert finetune.describe().endswith("; weights averaged over the last 2 epochs")
+    assert (pretrain.epochs, pretrain.updates) == (2, 200)
+    assert budget_differences(run_of(folder), run_of(exp / "baseline"))[1:] == []
 
 
 def test_a_moved_experiment_keeps_its_training(exp, tmp_path):

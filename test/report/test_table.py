@@ -127,10 +127,19 @@ def test_delays_are_shown_where_a_result_has_them(results, tmp_path):
 def test_delays_of_different_alignments_are_marked(tmp_path):
     systems = []
     for name, digest in (("a", "1"), ("b", "1"), ("c", "2"), ("d", None)):
-        told = {"alignment_sha256": digest} if digest else {}
+        told = {"alignment_sha256": digest, "alignment": "x.ctm"} if digest else {}
+        if digest == "1":
+            told.update(aligner="exp/best.pt", aligner_sha256="abcdef0123456789")
         systems += find_results(name, decoded(tmp_path / name, 1, **told))
     table = summarise(systems, "a")
-    assert table.notes == ("Delays held against different alignments: c against a.",)
+    assert table.notes == (
+        "Delays held against different alignments: c against a; an unknown aligner "
+        "(x.ctm) against exp/best.pt (abcdef01).",
+    )
+    assert table.remarks[1] == (
+        "Delays are from the ends of words as aligned by exp/best.pt (abcdef01); an "
+        "unknown aligner (x.ctm)."
+    )
     assert [row.notes for row in table.rows] == [(), (), (1,), ()]
 
 
@@ -145,11 +154,45 @@ def test_the_table_is_written_plain_and_as_markdown(results):
     lines = plain(table).splitlines()
     assert len({line.index(" test ") for line in lines if " test " in line}) == 1
     assert lines[-1] == f"1. {table.notes[0]}"
-    text, notes = markdown(table).split("\n\n")
+    remark, text, notes = markdown(table).split("\n\n")
+    assert remark == f"**{table.remarks[0]}**"
+    assert lines[0] == table.remarks[0]
     rows = text.splitlines()
     assert set(rows[1]) == {"|", "-"}
     assert len({row.count("|") for row in rows}) == 1
     assert notes == f"1. {table.notes[0]}\n"
+
+
+def test_one_training_run_of_each_is_said_above_the_table(results):
+    (remark,) = summarise(results, "baseline").remarks
+    assert remark.startswith("Each row is ONE TRAINING RUN: P(better) and the 95 % int")
+    assert "over utterances, not over training noise" in remark
+    assert "P(better)" not in summarise(results).remarks[0]
+    alone = [r for r in results if r.system == "kd"]
+    assert summarise(alone).remarks == ()
+
+
+def test_results_of_two_checkpoints_or_two_sets_are_marked(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    decoded(a, 1, checkpoint_sha256="1", set_sha256="1")
+    decoded(a, 1, checkpoint_sha256="2", set_sha256="1", chunking=CHUNKS)
+    decoded(b, 1, checkpoint_sha256="3", set_sha256="2")
+    results = find_results("a", a) + find_results("b", b)
+    table = summarise(results, "a")
+    full, streaming, other = (
+        [table.notes[i - 1] for i in row_of(table, *name).notes]
+        for name in (
+            ("a", "greedy_search"),
+            ("a", "greedy_search-chunk-16-left-128"),
+            ("b", "greedy_search"),
+        )
+    )
+    (mark,) = full + streaming
+    assert mark.startswith("Not of one checkpoint: a, ")
+    assert other == [
+        "Not of one set: b against a, the texts are the same, the files of test are "
+        "not."
+    ]
 
 
 def test_a_name_cannot_break_out_of_the_markdown(tmp_path):
