@@ -28,6 +28,7 @@ from icefall_kd.decoding import DECODERS, DecodeOptions
 from icefall_kd.decoding.alignment import SetAlignment
 from icefall_kd.decoding.heads import count_parameters
 from icefall_kd.decoding.hotwords import add_hotwords, read_hotwords
+from icefall_kd.decoding.long_audio import add_max_utterance
 from icefall_kd.decoding.recognise import count_cuts, load_recogniser, recognise
 from icefall_kd.decoding.scoring import result_path, write_results
 from icefall_kd.decoding.setting import (
@@ -63,6 +64,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="s in a batch; default: 200 when streaming, else one utterance at a time, "
         "because padding moves the scores of a Zipformer a little",
     )
+    add_max_utterance(p)
     p.add_argument("--alignment", type=Path, help="of the set, a file of bin.align")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--force", action="store_true", help="decode again")
@@ -102,7 +104,11 @@ def run(args: argparse.Namespace) -> dict:
     loaded = load_model(args) if args.hotwords else None
     hotwords = loaded and read_hotwords(args.hotwords, loaded[1], args.hotwords_score)
     options = DecodeOptions(
-        args.method, args.beam, args.blank_penalty, hotwords=hotwords
+        args.method,
+        args.beam,
+        args.blank_penalty,
+        hotwords=hotwords,
+        max_utterance=args.max_utterance,
     )
     set_name, suffix = args.shar_dir.name, setting_name(options, chunking)
     digest = sha256_file(args.checkpoint)

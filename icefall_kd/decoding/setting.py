@@ -42,6 +42,7 @@ def setting_facts(options: DecodeOptions, chunking: Optional[Chunking]) -> dict:
         "blank_penalty": options.blank_penalty,
         "hotwords": hotwords and str(hotwords.path),
         "hotwords_score": hotwords and hotwords.score,
+        "max_utterance": None if chunking else options.max_utterance,  # s
         "streaming": chunking is not None,
         "chunk_size": chunking and chunking.chunk_size,  # 20 ms frames
         "left_context": chunking and chunking.left_context,  # 20 ms frames
