@@ -33,6 +33,7 @@ from icefall_kd.decoding.ctm import count_transcripts
 from icefall_kd.decoding.heads import count_parameters
 from icefall_kd.decoding.hotwords import add_hotwords, read_hotwords
 from icefall_kd.decoding.kept import dependencies, kept_result
+from icefall_kd.decoding.long_audio import add_max_utterance
 from icefall_kd.decoding.recognise import load_recogniser, recognise
 from icefall_kd.decoding.scoring import result_line, result_path, write_results
 from icefall_kd.decoding.setting import (
@@ -61,6 +62,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="s in a batch, 0: one utterance at a time (default: 200 when streaming, "
         "else 0, because padding moves the scores of a Zipformer a little)",
     )
+    add_max_utterance(p)
     p.add_argument("--alignment", type=Path, help="of the set, a file of bin.align")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--force", action="store_true", help="decode again")
@@ -82,7 +84,12 @@ def decode_setting(
         args.hotwords, tokenizer, args.hotwords_score
     )
     options = DecodeOptions(
-        args.method, args.beam, args.blank_penalty, tokenizer.unk_id, hotwords
+        args.method,
+        args.beam,
+        args.blank_penalty,
+        tokenizer.unk_id,
+        hotwords,
+        max_utterance=args.max_utterance,
     )
     if not args.streaming:
         return options, None

@@ -1,8 +1,11 @@
 """Transcribe with sherpa-onnx from an export folder.
 
-    python -m icefall_kd.bin.transcribe --model-dir exp/export a.wav b.flac
+    python -m icefall_kd.bin.transcribe --model-dir exp/export a.wav b.flac c.m4a
 
-prints a line for each file.  With a Shar set in place of the files,
+prints a line for each file.  A file that cannot be read gets a line on stderr with the
+reason; the others are transcribed, and the exit status is 1.  Channels are averaged.
+Without --streaming, audio longer than --max-utterance is cut into windows in pauses.
+With a Shar set in place of the files,
 
     python -m icefall_kd.bin.transcribe --model-dir exp/export --streaming \\
       --shar-dir data/shar/test --out-dir exp/decode
@@ -14,6 +17,7 @@ misses them, as they do there.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from icefall_kd.cli import command_parser, expected_failures, positive_int
@@ -22,6 +26,7 @@ from icefall_kd.decoding.alignment import SetAlignment
 from icefall_kd.decoding.ctm import count_transcripts
 from icefall_kd.decoding.hotwords import add_hotwords
 from icefall_kd.decoding.kept import dependencies, kept_result
+from icefall_kd.decoding.long_audio import add_max_utterance
 from icefall_kd.decoding.scoring import (
     result_line,
     result_path,
@@ -36,13 +41,14 @@ from icefall_kd.logs import setup_logging
 def get_parser() -> argparse.ArgumentParser:
     p = command_parser(__doc__)
     p.add_argument("--model-dir", type=Path, required=True, help="of bin.export")
-    p.add_argument("audio", type=Path, nargs="*", help="files of any rate")
+    p.add_argument("audio", type=Path, nargs="*", help="files of any format and rate")
     p.add_argument("--shar-dir", type=as_path, help="folder or URL")
     p.add_argument("--out-dir", type=Path, help="for the results of --shar-dir")
     p.add_argument("--alignment", type=Path, help="of the set, a file of bin.align")
     add_search(p, DECODERS, "greedy_search")
     add_hotwords(p)
     add_chunking(p, "one streaming encoder in the folder")
+    add_max_utterance(p)
     p.add_argument("--int8", action="store_true", help="the .int8.onnx files")
     p.add_argument("--threads", type=positive_int, default=1, help="of sherpa-onnx")
     p.add_argument("--force", action="store_true", help="transcribe again")
@@ -71,13 +77,24 @@ def run(args: argparse.Namespace) -> None:
         args.blank_penalty,
         hotwords=args.hotwords
         and transcribe.hotwords(files, args.hotwords, args.hotwords_score),
+        max_utterance=args.max_utterance,
     )
     if args.audio:
-        empty = 0
-        for path, text in transcribe.files(files, args.audio, options, args.threads):
-            print(f"{path}\t{text}")
-            empty += not text
-        warn_of_empty(empty, len(args.audio), args.method, "sherpa-onnx")
+        failed = empty = 0
+        found = transcribe.files(files, args.audio, options, args.threads)
+        for path, text, reason in found:
+            if reason is None:
+                print(f"{path}\t{text}", flush=True)
+                empty += not text
+            else:
+                failed += 1
+                print(f"transcribe: {path}: {reason}", file=sys.stderr)
+        read = len(args.audio) - failed
+        warn_of_empty(empty, read, args.method, "sherpa-onnx")
+        if failed:
+            raise SystemExit(
+                f"transcribe: {failed} of {len(args.audio)} files not transcribed"
+            )
         return
     cuts = open_shar(args.shar_dir)
     count_transcripts(args.shar_dir)

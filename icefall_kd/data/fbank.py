@@ -7,7 +7,7 @@ false).  lhotse computes it on the CPU, and on CUDA where kaldifeat is missing.
 
 import contextlib
 import functools
-from typing import Iterator, List, Sequence, Union
+from typing import Callable, Iterator, List, Sequence, Union
 
 import torch
 from lhotse import Fbank, FbankConfig
@@ -17,6 +17,7 @@ from icefall_kd import FBANK_SHIFT, NUM_MEL_BINS, SAMPLE_RATE
 
 SHIFT = round(FBANK_SHIFT * SAMPLE_RATE)  # samples between two frames
 WINDOW = 400  # samples, 25 ms
+BLOCK = 6000  # frames of a long wave that are computed at a time
 LOW_FREQ, HIGH_FREQ = 20.0, -400.0  # Hz; negative: below the Nyquist frequency
 
 
@@ -50,7 +51,19 @@ def compute_fbank(
         return _kaldifeat(device)([wave.to(device) for wave in waves])
     extractor = _lhotse(device.type)
     with torch.no_grad(), _one_thread():
-        return [extractor.extractor(wave.to(device).unsqueeze(0))[0] for wave in waves]
+        return [_in_blocks(extractor.extractor, wave.to(device)) for wave in waves]
+
+
+def _in_blocks(extract: Callable[[Tensor], Tensor], wave: Tensor) -> Tensor:
+    """Return the fbank of a wave; that of a long one in blocks, to save memory."""
+    frames = num_frames(len(wave))
+    blocks = []
+    for begin in range(0, frames, BLOCK):
+        end = min(begin + BLOCK, frames)
+        lead = min(begin, 2)  # a window of 25 ms reaches less than two shifts further
+        part = wave[(begin - lead) * SHIFT : (end + 2) * SHIFT]
+        blocks.append(extract(part.unsqueeze(0))[0, lead : lead + end - begin])
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
 @contextlib.contextmanager

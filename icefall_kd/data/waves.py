@@ -1,5 +1,7 @@
 """The samples of a cut, of the one form that everything here hears: 16 kHz mono."""
 
+from typing import Iterator
+
 import torch
 from lhotse.cut import Cut
 from torch import Tensor
@@ -7,12 +9,15 @@ from torch import Tensor
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.data.gate import REMEDIES
 
+BLOCK_SECONDS = 60.0  # s of a long cut in memory
+
 
 def load_wave(cut: Cut) -> Tensor:
     """Return the samples (S,) float32 in [-1, 1] of a cut.
 
     Raises:
-      ValueError: if it is not 16 kHz mono, or cannot be read; the message names it.
+      ValueError: if it is not 16 kHz mono, cannot be read, or has samples that are not
+        finite; the message names it.
     """
     if cut.num_channels != 1:
         raise ValueError(
@@ -26,10 +31,35 @@ def load_wave(cut: Cut) -> Tensor:
             "resamples"
         )
     try:
-        return torch.from_numpy(cut.load_audio()[0])
+        wave = torch.from_numpy(cut.load_audio()[0])
     except Exception as e:  # whatever a decoder raises: the cut is named
         reason = " ".join(str(e).split())[:300]
         raise ValueError(
             f"cut '{cut.id}': its audio is damaged, as a bad disk or copy leaves it; "
             f"copy its shard again, or make it again ({reason})"
         ) from e
+    if not torch.isfinite(wave).all():
+        raise ValueError(
+            f"cut '{cut.id}': its audio has NaN or infinite samples; write its Shar "
+            "again with 'python -m icefall_kd.bin.make_shar', which drops such cuts"
+        )
+    return wave
+
+
+def load_blocks(cut: Cut) -> Iterator[Tensor]:
+    """Load the samples of a cut in blocks (S,) of :data:`BLOCK_SECONDS`.
+
+    Raises:
+      ValueError: as :func:`load_wave`.
+    """
+    if cut.duration <= BLOCK_SECONDS:
+        yield load_wave(cut)
+        return
+    samples, size = cut.num_samples, round(BLOCK_SECONDS * SAMPLE_RATE)
+    for start in range(0, samples, size):
+        part = cut.truncate(
+            offset=start / SAMPLE_RATE,
+            duration=min(size, samples - start) / SAMPLE_RATE,
+            preserve_id=True,
+        )
+        yield load_wave(part)

@@ -5,6 +5,8 @@ from typing import List, Optional
 
 from icefall_kd.decoding.hotwords import Hotwords
 
+MIN_WINDOW = 5.0  # s; shorter windows lose too much context
+
 
 @dataclass(frozen=True)
 class DecodeOptions:
@@ -19,6 +21,7 @@ class DecodeOptions:
       unk_id: id of ``<unk>``; it is treated as a blank, so it is never emitted and
         leaves the context as it was.  None: the vocabulary has none.
       hotwords: phrases to find rather than to miss (modified_beam_search).
+      max_utterance: s; a longer utterance is cut into windows, unless it streams.
     """
 
     method: str = "greedy_search"
@@ -26,12 +29,18 @@ class DecodeOptions:
     blank_penalty: float = 0.0
     unk_id: Optional[int] = None
     hotwords: Optional[Hotwords] = None
+    max_utterance: float = 30.0
 
     def __post_init__(self) -> None:
         if self.beam < 1:
             raise ValueError(f"beam must be at least 1, got {self.beam}")
         if self.blank_penalty < 0:
             raise ValueError(f"blank_penalty must be >= 0, got {self.blank_penalty}")
+        if not self.max_utterance >= MIN_WINDOW:
+            raise ValueError(
+                f"max_utterance must be at least {MIN_WINDOW:g} s, got "
+                f"{self.max_utterance:g} s"
+            )
 
 
 @dataclass

@@ -1,7 +1,19 @@
 """A set of cuts through a PyTorch model, in batches."""
 
+import math
 import time
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
+from dataclasses import dataclass
+from typing import (
+    Any,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Tuple,
+    TypeVar,
+)
 
 import torch
 from lhotse.cut import Cut
@@ -13,9 +25,10 @@ from icefall_kd import SAMPLE_RATE
 from icefall_kd.cache.codecs import Codec
 from icefall_kd.data.cuts import transcript
 from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.data.waves import load_wave
+from icefall_kd.data.waves import load_blocks
 from icefall_kd.decoding import DecodeOptions, Hypothesis, decode
 from icefall_kd.decoding.heads import require_head
+from icefall_kd.decoding.long_audio import Window, cut_windows
 from icefall_kd.decoding.scoring import Recognition
 from icefall_kd.decoding.setting import Chunking, setting_name
 from icefall_kd.decoding.streaming import decode_streaming, pad_tail
@@ -57,10 +70,13 @@ def reference(cut: Cut) -> List[str]:
     return transcript(cut).split()
 
 
-def batches(cuts: Iterable[Cut], max_duration: float) -> Iterator[List[Cut]]:
+Timed = TypeVar("Timed")  # has a ``duration`` in s
+
+
+def batches(cuts: Iterable[Timed], max_duration: float) -> Iterator[List[Timed]]:
     """Group cuts in their order; padded to the longest, a group stays under
     ``max_duration`` seconds unless one cut alone is longer."""
-    group: List[Cut] = []
+    group: List[Timed] = []
     longest = 0.0
     for cut in cuts:
         longest = max(longest, cut.duration)
@@ -136,6 +152,25 @@ def decode_waves(
     )
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A window of a cut, the whole cut unless it is long."""
+
+    cut: Cut
+    window: Window
+
+    @property
+    def duration(self) -> float:
+        return self.window.duration
+
+
+def _cut_parts(cuts: Iterable[Cut], max_seconds: float) -> Iterator[_Part]:
+    for cut in cuts:
+        blocks = (block.numpy() for block in load_blocks(cut))
+        for window in cut_windows(blocks, max_seconds):
+            yield _Part(cut, window)
+
+
 @torch.no_grad()
 def field_inputs(
     model: nn.Module, cuts: Iterable[Cut], codecs: Mapping[str, Codec]
@@ -165,7 +200,7 @@ def recognise(
     total: Optional[int] = None,
     codecs: Optional[Mapping[str, Codec]] = None,
 ) -> Tuple[List[Recognition], float]:
-    """Recognise a set.
+    """Recognise a set; cuts longer than ``options.max_utterance`` in windows.
 
     Args:
       model: ``AsrModel`` in eval mode.
@@ -182,12 +217,15 @@ def recognise(
       features, model and search a second of audio, reading not counted; of a model
       that hears teachers, without these.
     """
-    recognitions, seconds, audio = [], 0.0, 0.0
+    recognitions: List[Recognition] = []
+    seconds, audio = 0.0, 0.0
+    whole = chunking is not None or bool(model.fields)
+    parts = _cut_parts(cuts, math.inf if whole else options.max_utterance)
     with tqdm(total=total, desc=setting_name(options, chunking), unit="cut") as bar:
-        for group in batches(cuts, max_duration):
-            waves = [load_wave(cut) for cut in group]
+        for group in batches(parts, max_duration):
+            waves = [torch.from_numpy(part.window.wave) for part in group]
             if model.fields:
-                inputs = field_inputs(model, group, codecs or {})
+                inputs = field_inputs(model, [p.cut for p in group], codecs or {})
             start = time.perf_counter()
             if model.fields:
                 hyps = decode_full_context(model, inputs, options)
@@ -195,10 +233,16 @@ def recognise(
                 hyps = decode_waves(model, waves, options, chunking)
             seconds += time.perf_counter() - start
             audio += sum(len(wave) for wave in waves) / SAMPLE_RATE
-            for cut, hyp in zip(group, hyps):
-                words = tokenizer.decode(hyp.tokens).split()
-                spans = tokenizer.word_spans(hyp.tokens)
-                frames = [hyp.timestamps[last] for _, last in spans]
-                recognitions.append(Recognition(cut.id, reference(cut), words, frames))
-            bar.update(len(group))
+            for part, hyp in zip(group, hyps):
+                if part.window.start == 0:  # the first of its cut
+                    recognitions.append(
+                        Recognition(part.cut.id, reference(part.cut), [])
+                    )
+                    bar.update()
+                pieces = [tokenizer.piece(token) for token in hyp.tokens]
+                kept, times = part.window.place_tokens(pieces, hyp.timestamps)
+                tokens = [hyp.tokens[i] for i in kept]
+                recognitions[-1].hyp.extend(tokenizer.decode(tokens).split())
+                spans = tokenizer.word_spans(tokens)
+                recognitions[-1].frames.extend(times[last] for _, last in spans)
     return recognitions, seconds / max(audio, 1e-9)

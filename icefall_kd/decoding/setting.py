@@ -124,6 +124,7 @@ def setting_facts(
         "hotwords": hotwords and str(hotwords.path),
         "hotwords_score": hotwords and hotwords.score,
         "hotwords_sha256": hotwords and hotwords.sha256,
+        "max_utterance": None if chunking else options.max_utterance,  # s
         "streaming": chunking is not None,
         "chunk_size": chunking and chunking.chunk_size,  # 20 ms frames
         "left_context": chunking and chunking.left_context,  # 20 ms frames

@@ -5,7 +5,8 @@ so everything it needs is checked before it is called.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Sequence
+from itertools import zip_longest
+from typing import Any, Dict, Iterable, List, Sequence
 
 import numpy as np
 
@@ -105,7 +106,7 @@ class SherpaRecogniser:
         waves = [_check_wave(wave) for wave in waves]
         if self.chunking is None:
             return self._decode_offline(waves)
-        return self._decode_online(waves)
+        return self.decode_streams([[wave] for wave in waves])
 
     def _decode_offline(self, waves: List[np.ndarray]) -> List[SherpaHypothesis]:
         answers = [SherpaHypothesis() for _ in waves]
@@ -121,20 +122,36 @@ class SherpaRecogniser:
             answers[i] = self._answer(said.tokens, said.timestamps, said.text)
         return answers
 
-    def _decode_online(self, waves: List[np.ndarray]) -> List[SherpaHypothesis]:
+    def decode_streams(
+        self, streams: Sequence[Iterable[np.ndarray]]
+    ) -> List[SherpaHypothesis]:
+        """Decode streams together, and give each its tail.
+
+        Args:
+          streams: the blocks (S,) float32 of each, as they come; no block is kept.
+        """
         tail = np.zeros(
             round(tail_padding(self.chunking.chunk_size) * SAMPLE_RATE), np.float32
         )
         r = self.recogniser
-        streams = [r.create_stream() for _ in waves]
-        for stream, wave in zip(streams, waves):
-            stream.accept_waveform(SAMPLE_RATE, np.concatenate([wave, tail]))
+        opened = [r.create_stream() for _ in streams]
+        for blocks in zip_longest(*streams):
+            for stream, block in zip(opened, blocks):
+                if block is not None:
+                    stream.accept_waveform(SAMPLE_RATE, _check_wave(block))
+            self._advance(opened)
+        for stream in opened:
+            stream.accept_waveform(SAMPLE_RATE, tail)
             stream.input_finished()
-        while ready := [s for s in streams if r.is_ready(s)]:
-            r.decode_streams(ready)
+        self._advance(opened)
         return [
-            self._answer(r.tokens(s), r.timestamps(s), r.get_result(s)) for s in streams
+            self._answer(r.tokens(s), r.timestamps(s), r.get_result(s)) for s in opened
         ]
+
+    def _advance(self, streams: List[Any]) -> None:
+        """Decode what the streams hold."""
+        while ready := [s for s in streams if self.recogniser.is_ready(s)]:
+            self.recogniser.decode_streams(ready)
 
     def _answer(
         self, tokens: Sequence[str], times: Sequence[float], text: str

@@ -4,15 +4,17 @@ import time
 from pathlib import Path
 from typing import Dict, Iterable, Iterator, List, Optional, Tuple
 
-from lhotse import Recording
+import numpy as np
 from lhotse.cut import Cut
 from tqdm import tqdm
 
 from icefall_kd import SAMPLE_RATE
-from icefall_kd.data.tokens import Tokenizer, word_spans
-from icefall_kd.data.waves import load_wave
+from icefall_kd.corpora.audio import AudioError, read_file
+from icefall_kd.data.tokens import WORD_START, Tokenizer, word_spans
+from icefall_kd.data.waves import load_blocks
 from icefall_kd.decoding import DecodeOptions
 from icefall_kd.decoding.hotwords import Hotwords, read_hotwords
+from icefall_kd.decoding.long_audio import cut_windows
 from icefall_kd.decoding.recognise import reference
 from icefall_kd.decoding.scoring import Recognition
 from icefall_kd.decoding.setting import Chunking, setting_facts, setting_name
@@ -66,6 +68,54 @@ def hotwords(model_files: ModelFiles, path: Path, score: float) -> Hotwords:
     return read_hotwords(path, Tokenizer(bpe_model), score)
 
 
+class _Blocks:
+    """Iterate over the blocks of an utterance, and time their reading.
+
+    Attributes:
+      samples: read so far.
+      seconds: that reading them took.
+    """
+
+    def __init__(self, blocks: Iterable[np.ndarray]) -> None:
+        self.blocks = iter(blocks)
+        self.samples, self.seconds = 0, 0.0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self
+
+    def __next__(self) -> np.ndarray:
+        start = time.perf_counter()
+        try:
+            block = next(self.blocks)
+        finally:
+            self.seconds += time.perf_counter() - start
+        self.samples += len(block)
+        return block
+
+
+def _transcribe(
+    sherpa: SherpaRecogniser, blocks: Iterable[np.ndarray], options: DecodeOptions
+) -> Tuple[List[str], List[int]]:
+    """Return the words of an utterance, and the frame of each one's last token."""
+    if sherpa.chunking:
+        (hyp,) = sherpa.decode_streams([blocks])
+        return hyp.text.split(), [
+            hyp.timestamps[last] for _, last in word_spans(hyp.pieces)
+        ]
+    words: List[str] = []
+    frames: List[int] = []
+    for window in cut_windows(blocks, options.max_utterance):
+        (hyp,) = sherpa.decode([window.wave])
+        kept, times = window.place_tokens(hyp.pieces, hyp.timestamps)
+        pieces = [hyp.pieces[i] for i in kept]
+        text = hyp.text
+        if len(kept) < len(hyp.pieces):
+            text = "".join(pieces).replace(WORD_START, " ")
+        words.extend(text.split())
+        frames.extend(times[last] for _, last in word_spans(pieces))
+    return words, frames
+
+
 def cuts(
     model_files: ModelFiles,
     cut_set: Iterable[Cut],
@@ -81,31 +131,30 @@ def cuts(
     sherpa = SherpaRecogniser(model_files, options, threads)
     found, seconds, audio = [], 0.0, 0.0
     for cut in tqdm(cut_set, desc="sherpa-onnx", unit="cut"):
-        wave = load_wave(cut).numpy()
+        blocks = _Blocks(block.numpy() for block in load_blocks(cut))
         start = time.perf_counter()
-        hyp = sherpa.decode([wave])[0]
-        seconds += time.perf_counter() - start
-        audio += len(wave) / SAMPLE_RATE
-        frames = [hyp.timestamps[last] for _, last in word_spans(hyp.pieces)]
-        found.append(Recognition(cut.id, reference(cut), hyp.text.split(), frames))
+        words, frames = _transcribe(sherpa, blocks, options)
+        seconds += time.perf_counter() - start - blocks.seconds
+        audio += blocks.samples / SAMPLE_RATE
+        found.append(Recognition(cut.id, reference(cut), words, frames))
     return found, seconds / max(audio, 1e-9)
 
 
 def files(
     model_files: ModelFiles, paths: Iterable[Path], options: DecodeOptions, threads: int
-) -> Iterator[Tuple[Path, str]]:
-    """Transcribe audio files of any rate, the first channel of each.
+) -> Iterator[Tuple[Path, str, Optional[str]]]:
+    """Transcribe audio files one after another, in flat memory.
+
+    Several channels are averaged.
 
     Yields:
-      path and text.
-    Raises:
-      FileNotFoundError: if a file is missing.
+      path, text, and the reason why the file cannot be transcribed, else None.
     """
-    paths = list(paths)
-    for path in paths:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such audio file")
     sherpa = SherpaRecogniser(model_files, options, threads)
     for path in paths:
-        recording = Recording.from_file(path).resample(SAMPLE_RATE)
-        yield path, sherpa.decode([recording.load_audio(channels=0)[0]])[0].text
+        try:
+            words, _ = _transcribe(sherpa, read_file(path), options)
+        except AudioError as e:
+            yield path, "", str(e)
+        else:
+            yield path, " ".join(words), None
