@@ -12,6 +12,7 @@ from tqdm import tqdm
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.cache.codecs import Codec
 from icefall_kd.data.cuts import transcript
+from icefall_kd.data.letters import UnknownLetters
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.data.waves import load_wave
 from icefall_kd.decoding import DecodeOptions, Hypothesis, decode
@@ -182,6 +183,7 @@ def recognise(
       that hears teachers, without these.
     """
     recognitions, seconds, audio = [], 0.0, 0.0
+    letters = UnknownLetters(tokenizer)
     with tqdm(total=total, desc=setting_name(options, chunking), unit="cut") as bar:
         for group in batches(cuts, max_duration):
             waves = [load_wave(cut) for cut in group]
@@ -199,5 +201,7 @@ def recognise(
                 spans = tokenizer.word_spans(hyp.tokens)
                 frames = [hyp.timestamps[last] for _, last in spans]
                 recognitions.append(Recognition(cut.id, reference(cut), words, frames))
+                letters.add(transcript(cut))
             bar.update(len(group))
+    letters.check("the transcripts", max_unknown=1.0)
     return recognitions, seconds / max(audio, 1e-9)
