@@ -78,7 +78,9 @@ class UnknownLetters:
                 line += f": {difference}"
         return line
 
-    def check(self, name: str, option: str, max_unknown: float = MAX_UNKNOWN) -> None:
+    def check(
+        self, name: str, option: str = "", max_unknown: float = MAX_UNKNOWN
+    ) -> None:
         """Log the letters that are unknown, if any.
 
         Args:

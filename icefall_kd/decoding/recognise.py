@@ -24,6 +24,7 @@ from tqdm import tqdm
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.cache.codecs import Codec
 from icefall_kd.data.cuts import transcript
+from icefall_kd.data.letters import UnknownLetters
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.data.waves import load_blocks
 from icefall_kd.decoding import DecodeOptions, Hypothesis, decode
@@ -221,6 +222,7 @@ def recognise(
     seconds, audio = 0.0, 0.0
     whole = chunking is not None or bool(model.fields)
     parts = _cut_parts(cuts, math.inf if whole else options.max_utterance)
+    letters = UnknownLetters(tokenizer)
     with tqdm(total=total, desc=setting_name(options, chunking), unit="cut") as bar:
         for group in batches(parts, max_duration):
             waves = [torch.from_numpy(part.window.wave) for part in group]
@@ -238,6 +240,7 @@ def recognise(
                     recognitions.append(
                         Recognition(part.cut.id, reference(part.cut), [])
                     )
+                    letters.add(transcript(part.cut))
                     bar.update()
                 pieces = [tokenizer.piece(token) for token in hyp.tokens]
                 kept, times = part.window.place_tokens(pieces, hyp.timestamps)
@@ -245,4 +248,5 @@ def recognise(
                 recognitions[-1].hyp.extend(tokenizer.decode(tokens).split())
                 spans = tokenizer.word_spans(tokens)
                 recognitions[-1].frames.extend(times[last] for _, last in spans)
+    letters.check("the transcripts", max_unknown=1.0)
     return recognitions, seconds / max(audio, 1e-9)

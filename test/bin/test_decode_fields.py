@@ -82,12 +82,12 @@ def test_what_is_stored_is_read(call_on, told, tokenizer, tmp_path):
 
 
 def test_other_arrays_of_the_same_field_are_decoded_again(call_on, told, tmp_path):
-    shar = shutil.copytree(told, tmp_path / "own")
+    shar = copy_shar(told, tmp_path / "own")
     first = call_on("student_ctc", shar=shar)
     assert call_on("student_ctc", shar=shar)["rtf"] == first["rtf"]
-    state = json.loads((shar / "student_ctc.json").read_text())
+    state = json.loads(info_path(shar, "student_ctc").read_text())
     state["content_sha256"] = "0" * 64  # as another extraction writes it
-    (shar / "student_ctc.json").write_text(json.dumps(state))
+    info_path(shar, "student_ctc").write_text(json.dumps(state))
     again = call_on("student_ctc", shar=shar)
     assert again["fields_sha256"] != first["fields_sha256"]
 

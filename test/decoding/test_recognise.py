@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from lhotse.utils import fastcopy
 
 from icefall_kd.cache.reader import open_shar
 from icefall_kd.data.waves import load_wave
@@ -28,6 +29,16 @@ def test_a_set_is_recognised_in_its_order(student, cuts, tokenizer):
     assert [" ".join(r.ref) for r in found] == [c.supervisions[0].text for c in some]
     assert all(r.hyp for r in found)
     assert 0 < rtf < 10
+
+
+def test_letters_that_the_student_cannot_write_are_named(
+    student, cuts, tokenizer, caplog
+):
+    supervision = fastcopy(cuts[0].supervisions[0], text="HALLÖ")
+    recognise(
+        student, [fastcopy(cuts[0], supervisions=[supervision])], tokenizer, GREEDY
+    )
+    assert "are <unk>, for the letters Ö (U+00D6) 1" in caplog.text
 
 
 def test_streams_are_the_same_whatever_the_batch(student, cuts, tokenizer):
