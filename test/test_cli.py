@@ -1,13 +1,20 @@
 """What the commands share: expected failures in a line, defaults in the help."""
 
+import importlib
 import os
+import re
 import signal
+import sys
 
 import pytest
 
 from icefall_kd.bin import decode
 from icefall_kd.cli import command_parser, expected_failures
 from icefall_kd.io import read_json
+
+OUT = ("--shar-dir=no", "--out-dir=no")
+SET = "--check-shar=no"
+WHISPER = ("--model-dir={tmp}", "--shar-dir=no")
 
 
 def test_an_error_of_the_package_becomes_one_line(tmp_path):
@@ -30,6 +37,38 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
     with pytest.raises(SystemExit, match=r"'sherpa_onnx'.*pip install 'icefall_kd\["):
         with expected_failures("transcribe"):
             import sherpa_onnx  # noqa: F401
+
+
+@pytest.mark.parametrize(
+    "package, command, arguments",
+    [
+        ("k2", "train", ("--exp-dir={tmp}/exp", "--terms.transducer.weight=1")),
+        ("k2", "decode", ("--checkpoint=no", "--method=fast_beam_search", *OUT)),
+        ("k2", "make_denominator", ("--bpe-model=no", "--output=no", "--shar-dir=no")),
+        ("onnx", "export", ("--checkpoint=no", "--out-dir=no")),
+        ("sherpa_onnx", "export", ("--checkpoint=no", "--check", "--out-dir=no", SET)),
+        ("onnxruntime", "export", ("--checkpoint=no", "--out-dir=no", SET)),
+        ("sherpa_onnx", "transcribe", ("--model-dir=no", "a.wav")),
+        ("faiss", "extract", ("--shar-dir=no", "--teacher=no", "--codec=pq16")),
+        ("multi_quantization", "extract", ("--shar-dir=no", "--codec=mvq8")),
+        ("ctranslate2", "extract", ("--teacher=whisper_base", *WHISPER)),
+        ("ctranslate2", "pseudo_label", ("--output=no", *WHISPER)),
+    ],
+)
+def test_a_missing_package_is_named_before_any_work(
+    package, command, arguments, tmp_path, monkeypatch
+):
+    """Nothing that the arguments name is there, but the files of a Whisper folder."""
+    for name in ("model.bin", "config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(sys, "argv", [command, *arguments])
+    line = rf"{command}: the package '{package}' cannot be imported .*; remedy: .*"
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(f"icefall_kd.bin.{command}").main()
+    assert re.fullmatch(line, str(stopped.value))
+    assert not (tmp_path / "exp").exists()
 
 
 def test_a_missing_file_is_a_line(tmp_path):

@@ -18,6 +18,7 @@ import torch
 from icefall_kd.cli import command_parser, expected_failures
 from icefall_kd.cpu import tune_cpu
 from icefall_kd.logs import setup_logging
+from icefall_kd.training.distributed import check_device
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -37,6 +38,7 @@ def run(args: argparse.Namespace) -> dict:
     from icefall_kd.decoding.forced_alignment import align_cuts
     from icefall_kd.decoding.recognise import load_recogniser
 
+    check_device(args.device)
     channels = channels_of(args.shar_dir)  # a folder that is no Shar is told
     model, tokenizer = load_recogniser(args.checkpoint, "ctc", args.device)
     cuts = open_shar(args.shar_dir, model.fields)

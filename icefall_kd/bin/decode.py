@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from icefall_kd.cli import command_parser, expected_failures
+from icefall_kd.cli import command_parser, expected_failures, require_packages
 from icefall_kd.cpu import tune_cpu
 from icefall_kd.decoding import DECODERS, DecodeOptions
 from icefall_kd.decoding.alignment import SetAlignment
@@ -38,6 +38,7 @@ from icefall_kd.decoding.setting import (
 )
 from icefall_kd.io import as_path, sha256_file
 from icefall_kd.logs import setup_logging
+from icefall_kd.training.distributed import check_device
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -94,6 +95,8 @@ def run(args: argparse.Namespace) -> dict:
     from icefall_kd.cache.field import shard_ids
     from icefall_kd.cache.reader import open_shar
 
+    check_device(args.device)
+    require_packages(*DECODERS[args.method].packages)
     shard_ids(args.shar_dir)  # a folder that is no Shar is told
     if not args.checkpoint.is_file():
         raise FileNotFoundError(f"{args.checkpoint}: no such checkpoint")

@@ -19,7 +19,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from icefall_kd.cli import command_parser, expected_failures
+from icefall_kd.cli import command_parser, expected_failures, require_packages
 from icefall_kd.decoding.heads import HEADS
 from icefall_kd.decoding.setting import Chunking
 from icefall_kd.io import as_path
@@ -54,6 +54,9 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(
             "--check needs --check-shar, the set to compare the engines on"
         )
+    require_packages("onnx")
+    if args.check or (args.check_shar and not args.no_int8):
+        require_packages("onnxruntime", "sherpa_onnx")
     cuts = [cut for folder in args.check_shar for cut in open_shar(folder)]
     conversion = Conversion(args.checkpoint, args.out_dir, args.head)
     chunking = Chunking(args.chunk_size, args.left_context) if args.streaming else None

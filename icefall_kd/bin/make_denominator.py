@@ -15,7 +15,7 @@ from typing import List, Sequence
 
 from icefall_kd.cache.field import cuts_path, shard_ids
 from icefall_kd.cache.shards import Shard
-from icefall_kd.cli import command_parser, expected_failures
+from icefall_kd.cli import command_parser, expected_failures, require_packages
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.logs import setup_logging
 from icefall_kd.transducer.bigram import bigram_table, save_bigram
@@ -45,6 +45,8 @@ def main() -> None:
         parser.error("give --output, --bigram, or both")
     setup_logging()
     with expected_failures("make_denominator"):
+        if args.output:
+            require_packages("k2")
         tokenizer = Tokenizer(args.bpe_model)
         tokens = [tokenizer.encode(text) for text in texts_of(args.shar_dir)]
         if args.bigram:

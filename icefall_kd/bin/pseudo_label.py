@@ -34,7 +34,13 @@ from icefall_kd.data.normalise import CASES
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.logs import setup_logging
 from icefall_kd.teachers.whisper_text import WhisperText
-from icefall_kd.training.distributed import World, close_world, init_world, own_device
+from icefall_kd.training.distributed import (
+    World,
+    check_device,
+    close_world,
+    init_world,
+    own_device,
+)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -71,6 +77,7 @@ def main() -> None:
     setup_logging()
     torch.set_num_threads(args.num_threads)
     with expected_failures("pseudo_label"):
+        check_device(args.device)
         world = init_world("cpu")
         report = make(args, world)
         close_world()

@@ -16,7 +16,7 @@ misses them, as they do there.
 import argparse
 from pathlib import Path
 
-from icefall_kd.cli import command_parser, expected_failures
+from icefall_kd.cli import command_parser, expected_failures, require_packages
 from icefall_kd.decoding import DECODERS, DecodeOptions, search_class
 from icefall_kd.decoding.alignment import SetAlignment
 from icefall_kd.decoding.hotwords import add_hotwords
@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("give audio files or --shar-dir, one of the two")
     if args.shar_dir and not args.out_dir:
         raise ValueError("--shar-dir needs --out-dir for its results")
+    require_packages("onnx", "sherpa_onnx")
     chunking = Chunking(args.chunk_size, args.left_context) if args.streaming else None
     head = search_class(args.method).head
     files = ModelFiles.of(args.model_dir, chunking, args.int8, head)

@@ -43,6 +43,7 @@ class TransducerTerm:
     needs_stacks = False
     needs_text = True
     fields = ()
+    packages = ("k2",)
     trains = ("decoder", "joiner", "simple_am_proj", "simple_lm_proj")
 
     def __init__(self, config: TransducerConfig) -> None:
