@@ -1,19 +1,24 @@
 """What the commands share: expected failures in a line, defaults in the help."""
 
+import argparse
 import importlib
 import os
+import pkgutil
 import re
 import signal
 import sys
 
+import jsonargparse
 import pytest
 
+from icefall_kd import bin
 from icefall_kd.bin import decode
 from icefall_kd.cli import command_parser, expected_failures
 from icefall_kd.io import read_json
 
 OUT = ("--shar-dir=no", "--out-dir=no")
 SET = "--check-shar=no"
+NO_DEFAULT = (None, False, argparse.SUPPRESS, [], ())
 WHISPER = ("--model-dir={tmp}", "--shar-dir=no")
 
 
@@ -98,3 +103,46 @@ def test_help_shows_the_docstring_and_the_defaults():
     assert "\n    an indented command" in text
     assert "number of hypotheses (default: 4)" in text
     assert "decode again\n" in text
+
+
+class FoundParser(Exception):
+    """Carries the parser of a command that was about to read its arguments."""
+
+
+def parser_of(command, monkeypatch):
+    """Return a command's parser."""
+
+    def stop(self, *_, **__):
+        raise FoundParser(self)
+
+    for parser in (argparse.ArgumentParser, jsonargparse.ArgumentParser):
+        monkeypatch.setattr(parser, "parse_args", stop)
+    monkeypatch.setattr(sys, "argv", [command])
+    with pytest.raises(FoundParser) as found:
+        importlib.import_module(f"icefall_kd.bin.{command}").main()
+    return found.value.args[0]
+
+
+def parsers(parser):
+    """Yield a parser and those of its verbs."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for verb in action.choices.values():
+                yield from parsers(verb)
+
+
+@pytest.mark.parametrize(
+    "command", [m.name for m in pkgutil.iter_modules(bin.__path__)]
+)
+def test_the_help_of_every_option_says_what_it_is_and_its_default(command, monkeypatch):
+    for parser in parsers(parser_of(command, monkeypatch)):
+        formatter = parser._get_formatter()
+        for action in parser._actions:
+            names = action.option_strings or [action.dest]
+            if isinstance(action, argparse._SubParsersAction):
+                continue
+            assert action.help, names
+            if action.option_strings and action.default not in NO_DEFAULT:
+                text = formatter._expand_help(action)
+                assert "default" in text, names

@@ -23,10 +23,16 @@ from icefall_kd.training.distributed import check_device
 
 def get_parser() -> argparse.ArgumentParser:
     p = command_parser(__doc__)
-    p.add_argument("--checkpoint", type=Path, required=True)
+    p.add_argument(
+        "--checkpoint", type=Path, required=True, help="file of bin.average or of a run"
+    )
     p.add_argument("--shar-dir", required=True, help="folder or URL")
     p.add_argument("--output", required=True, help="CTM file")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda or cuda:<number>",
+    )
     return p
 
 

@@ -43,17 +43,24 @@ from icefall_kd.training.distributed import check_device
 
 def get_parser() -> argparse.ArgumentParser:
     p = command_parser(__doc__)
-    p.add_argument("--checkpoint", type=Path, required=True)
+    p.add_argument(
+        "--checkpoint", type=Path, required=True, help="file of bin.average or of a run"
+    )
     p.add_argument("--shar-dir", type=as_path, required=True, help="folder or URL")
-    p.add_argument("--out-dir", type=Path, required=True)
+    p.add_argument("--out-dir", type=Path, required=True, help="receives the results")
     p.add_argument(
         "--method",
         choices=sorted(DECODERS),
         default="greedy_search",
         help="search",
     )
-    p.add_argument("--beam", type=int, default=4)
-    p.add_argument("--blank-penalty", type=float, default=0.0)
+    p.add_argument("--beam", type=int, default=4, help="hypotheses of a beam search")
+    p.add_argument(
+        "--blank-penalty",
+        type=float,
+        default=0.0,
+        help="subtracted from the blank's log-probability; above 0 for fewer deletions",
+    )
     add_hotwords(p)
     p.add_argument("--streaming", action="store_true", help="chunk by chunk")
     p.add_argument("--chunk-size", type=int, default=16, help="20 ms frames")
@@ -65,7 +72,11 @@ def get_parser() -> argparse.ArgumentParser:
         "because padding moves the scores of a Zipformer a little",
     )
     p.add_argument("--alignment", type=Path, help="of the set, a file of bin.align")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda or cuda:<number>",
+    )
     p.add_argument("--force", action="store_true", help="decode again")
     return p
 

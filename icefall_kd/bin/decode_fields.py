@@ -32,10 +32,17 @@ def get_parser() -> argparse.ArgumentParser:
     p.add_argument("--shar-dir", type=as_path, required=True, help="folder or URL")
     p.add_argument("--fields", nargs="+", required=True, help="of kind ctc")
     p.add_argument("--bpe-model", type=Path, required=True, help="of their tokens")
-    p.add_argument("--out-dir", type=Path, required=True)
-    p.add_argument("--method", choices=METHODS, default="ctc_prefix_beam_search")
-    p.add_argument("--beam", type=int, default=4)
-    p.add_argument("--blank-penalty", type=float, default=0.0)
+    p.add_argument("--out-dir", type=Path, required=True, help="receives the results")
+    p.add_argument(
+        "--method", choices=METHODS, default="ctc_prefix_beam_search", help="search"
+    )
+    p.add_argument("--beam", type=int, default=4, help="hypotheses of a beam search")
+    p.add_argument(
+        "--blank-penalty",
+        type=float,
+        default=0.0,
+        help="subtracted from the blank's log-probability; above 0 for fewer deletions",
+    )
     p.add_argument("--force", action="store_true", help="decode again")
     return p
 

@@ -30,9 +30,13 @@ INT8_REFUSED = 3  # exit status: the recipe may go on with the float32 files
 
 def get_parser() -> argparse.ArgumentParser:
     p = command_parser(__doc__)
-    p.add_argument("--checkpoint", type=Path, required=True)
-    p.add_argument("--out-dir", type=Path, required=True)
-    p.add_argument("--head", choices=sorted(HEADS), default="transducer")
+    p.add_argument(
+        "--checkpoint", type=Path, required=True, help="file of bin.average or of a run"
+    )
+    p.add_argument("--out-dir", type=Path, required=True, help="receives the files")
+    p.add_argument(
+        "--head", choices=sorted(HEADS), default="transducer", help="of the student"
+    )
     p.add_argument("--streaming", action="store_true", help="an encoder of chunks")
     p.add_argument("--chunk-size", type=int, default=16, help="20 ms frames")
     p.add_argument("--left-context", type=int, default=64, help="20 ms frames")

@@ -26,7 +26,7 @@ def get_parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
     p = command_parser(__doc__)
     p.add_argument("--shar-dir", required=True, nargs="+", help="labelled Shar folders")
-    p.add_argument("--bpe-model", required=True)
+    p.add_argument("--bpe-model", required=True, help="of the tokens")
     p.add_argument("--output", help="receives the graph")
     p.add_argument("--bigram", help="receives the bigram")
     p.add_argument(

@@ -39,14 +39,19 @@ def get_parser() -> argparse.ArgumentParser:
         default="greedy_search",
         help="search",
     )
-    p.add_argument("--beam", type=int, default=4)
-    p.add_argument("--blank-penalty", type=float, default=0.0)
+    p.add_argument("--beam", type=int, default=4, help="hypotheses of a beam search")
+    p.add_argument(
+        "--blank-penalty",
+        type=float,
+        default=0.0,
+        help="subtracted from the blank's log-probability; above 0 for fewer deletions",
+    )
     add_hotwords(p)
     p.add_argument("--streaming", action="store_true", help="chunk by chunk")
     p.add_argument("--chunk-size", type=int, default=16, help="20 ms frames")
     p.add_argument("--left-context", type=int, default=64, help="20 ms frames")
     p.add_argument("--int8", action="store_true", help="the .int8.onnx files")
-    p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--threads", type=int, default=1, help="of sherpa-onnx")
     p.add_argument("--force", action="store_true", help="transcribe again")
     return p
 
