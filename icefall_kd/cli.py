@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib
 import math
 import signal
 import sys
@@ -39,6 +40,19 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         if given and is_option and "default" not in text:
             text += " (default: %(default)s)"
         return text
+
+
+def require_packages(*modules: str) -> None:
+    """Import what a command needs later on, before it reads or writes anything.
+
+    Raises:
+      ImportError: naming the package that cannot be imported.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as e:  # of the package itself, or of what it imports
+            raise ImportError(str(e), name=module) from e
 
 
 def command_parser(description: str, **options: Any) -> argparse.ArgumentParser:

@@ -19,13 +19,29 @@ class ZipformerConfig:
     Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, table 2.
 
     Attributes:
+      feature_dim: mel bins of a frame of the input.
       frontend_channels: channels of the three convolutions of the front end; the
         last must be 128 for sherpa-onnx's streaming recogniser.
       convnext_expansion: hidden width of the ConvNeXt layer over its channels.
       downsampling_factor: of each stack relative to the 50 Hz of the front end.
+      output_downsampling_factor: of the encoder's output relative to 50 Hz.
+      num_encoder_layers: layers of each stack.
+      encoder_dim: channels of each stack.
+      encoder_unmasked_dim: channels of each stack that training never masks.
+      feedforward_dim: hidden width of the feed-forward modules of each stack.
+      num_heads: attention heads of each stack.
+      query_head_dim: dimension of queries and keys of a head.
+      pos_head_dim: dimension of a head's projection of the positions.
+      value_head_dim: dimension of the values of a head.
+      pos_dim: dimension of the positional encoding.
+      cnn_module_kernel: kernel size of the convolution modules of each stack, odd.
+      causal: let no frame depend on later ones beyond its chunk, for streaming.
       chunk_size: in 50 Hz frames; -1 is full context.  Several: one is drawn for
         each training batch, the first is used in evaluation.
       left_context_frames: in 50 Hz frames; -1 is unlimited.
+      dropout: rate at the first update, 0 to 1; it falls to a third.
+      warmup_batches: updates after which the schedules of dropout and of skipped layers
+        are over.
     """
 
     feature_dim: int = 80
@@ -98,10 +114,16 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of the transducer; ``vocab_size`` includes the blank.
+    """Shape of the transducer.
 
-    With an ``adapter`` the encoder hears teachers instead of audio, and ``encoder``
-    means nothing.
+    Attributes:
+      encoder: shape of the Zipformer; without a meaning where there is an adapter.
+      vocab_size: tokens with the blank; 0 takes the size of ``data.bpe_model``.
+      decoder_dim: dimension of the predictor's output.
+      joiner_dim: dimension of the joiner.
+      context_size: tokens that the predictor sees.
+      adapter: options of an encoder over teachers' embeddings, which are its input in
+        place of the audio; null for none.
     """
 
     encoder: ZipformerConfig = field(default_factory=ZipformerConfig)

@@ -20,15 +20,22 @@ from icefall_kd.cli import command_parser, expected_failures
 from icefall_kd.cpu import tune_cpu
 from icefall_kd.io import Pathlike, as_path, sha256_file
 from icefall_kd.logs import setup_logging
+from icefall_kd.training.distributed import check_device
 
 
 def get_parser() -> argparse.ArgumentParser:
     p = command_parser(__doc__)
-    p.add_argument("--checkpoint", type=Path, required=True)
+    p.add_argument(
+        "--checkpoint", type=Path, required=True, help="file of bin.average or of a run"
+    )
     p.add_argument("--shar-dir", required=True, help="folder or URL")
     p.add_argument("--output", required=True, help="CTM file")
     p.add_argument("--force", action="store_true", help="align again")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda or cuda:<number>",
+    )
     return p
 
 
@@ -52,6 +59,7 @@ def run(args: argparse.Namespace) -> dict:
     from icefall_kd.decoding.kept import dependencies, kept_result
     from icefall_kd.decoding.recognise import load_recogniser
 
+    check_device(args.device)
     if not any(transcripts(args.shar_dir).values()):
         raise ValueError(
             f"{args.shar_dir}: no transcripts to align; give a labelled set"

@@ -25,7 +25,12 @@ from typing import Any, Optional, Tuple
 import torch
 from torch import nn
 
-from icefall_kd.cli import command_parser, expected_failures, non_negative_float
+from icefall_kd.cli import (
+    command_parser,
+    expected_failures,
+    non_negative_float,
+    require_packages,
+)
 from icefall_kd.cpu import tune_cpu
 from icefall_kd.decoding import DECODERS, DecodeOptions
 from icefall_kd.decoding.alignment import SetAlignment
@@ -46,13 +51,16 @@ from icefall_kd.decoding.setting import (
 )
 from icefall_kd.io import as_path, sha256_file
 from icefall_kd.logs import setup_logging
+from icefall_kd.training.distributed import check_device
 
 
 def get_parser() -> argparse.ArgumentParser:
     p = command_parser(__doc__)
-    p.add_argument("--checkpoint", type=Path, required=True)
+    p.add_argument(
+        "--checkpoint", type=Path, required=True, help="file of bin.average or of a run"
+    )
     p.add_argument("--shar-dir", type=as_path, required=True, help="folder or URL")
-    p.add_argument("--out-dir", type=Path, required=True)
+    p.add_argument("--out-dir", type=Path, required=True, help="receives the results")
     add_search(p, DECODERS, "greedy_search")
     add_hotwords(p)
     add_chunking(p, "checkpoint")
@@ -64,7 +72,11 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add_max_utterance(p)
     p.add_argument("--alignment", type=Path, help="of the set, a file of bin.align")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda or cuda:<number>",
+    )
     p.add_argument("--force", action="store_true", help="decode again")
     return p
 
@@ -102,6 +114,8 @@ def run(args: argparse.Namespace) -> dict:
     from icefall_kd.cache.codec_file import load_codecs
     from icefall_kd.cache.reader import open_shar
 
+    check_device(args.device)
+    require_packages(*DECODERS[args.method].packages)
     total, _ = count_transcripts(args.shar_dir)
     head = DECODERS[args.method].head
     model, tokenizer, info = load_recogniser(args.checkpoint, head, args.device)

@@ -32,7 +32,7 @@ def get_parser() -> argparse.ArgumentParser:
     p.add_argument("--shar-dir", type=as_path, required=True, help="folder or URL")
     p.add_argument("--fields", nargs="+", required=True, help="of kind ctc")
     p.add_argument("--bpe-model", type=Path, required=True, help="of their tokens")
-    p.add_argument("--out-dir", type=Path, required=True)
+    p.add_argument("--out-dir", type=Path, required=True, help="receives the results")
     add_search(p, METHODS, "ctc_prefix_beam_search")
     p.add_argument("--force", action="store_true", help="decode again")
     return p

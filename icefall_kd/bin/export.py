@@ -20,7 +20,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from icefall_kd.cli import command_parser, expected_failures, non_negative_float
+from icefall_kd.cli import (
+    command_parser,
+    expected_failures,
+    non_negative_float,
+    require_packages,
+)
 from icefall_kd.decoding.heads import HEADS
 from icefall_kd.decoding.setting import Chunking, add_chunking
 from icefall_kd.io import as_path
@@ -31,9 +36,13 @@ INT8_REFUSED = 3  # exit status: the recipe may go on with the float32 files
 
 def get_parser() -> argparse.ArgumentParser:
     p = command_parser(__doc__)
-    p.add_argument("--checkpoint", type=Path, required=True)
-    p.add_argument("--out-dir", type=Path, required=True)
-    p.add_argument("--head", choices=sorted(HEADS), default="transducer")
+    p.add_argument(
+        "--checkpoint", type=Path, required=True, help="file of bin.average or of a run"
+    )
+    p.add_argument("--out-dir", type=Path, required=True, help="receives the files")
+    p.add_argument(
+        "--head", choices=sorted(HEADS), default="transducer", help="of the student"
+    )
     add_chunking(p, "checkpoint")
     p.add_argument(
         "--check-shar", type=as_path, nargs="+", default=[], help="sets to check on"
@@ -58,6 +67,9 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(
             "--check needs --check-shar, the set to compare the engines on"
         )
+    require_packages("onnx")
+    if args.check or (args.check_shar and not args.no_int8):
+        require_packages("onnxruntime", "sherpa_onnx")
     cuts = [cut for folder in args.check_shar for cut in open_shar(folder)]
     conversion = Conversion(args.checkpoint, args.out_dir, args.head)
     chunking = None

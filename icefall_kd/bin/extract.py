@@ -46,13 +46,19 @@ from icefall_kd.cache.making import collect_outputs
 from icefall_kd.cache.obtain import CODEC_FRAMES
 from icefall_kd.cache.plan import Volume, free_bytes, volume_of
 from icefall_kd.cache.probe import probe_speed
-from icefall_kd.cli import command_parser, expected_failures
+from icefall_kd.cli import command_parser, expected_failures, require_packages
 from icefall_kd.cpu import keep_freed_memory
 from icefall_kd.data.progress import AudioProgress
 from icefall_kd.io import as_path, read_yaml
 from icefall_kd.logs import setup_logging
 from icefall_kd.teachers import TEACHERS, Teacher, build_teacher, build_teachers
-from icefall_kd.training.distributed import World, close_world, init_world, own_device
+from icefall_kd.training.distributed import (
+    World,
+    check_device,
+    close_world,
+    init_world,
+    own_device,
+)
 
 CODEC_TIMEOUT = 6 * 3600  # s that the other processes wait for a codec's training
 
@@ -142,10 +148,13 @@ def check(args: argparse.Namespace) -> None:
 
     Raises:
       ValueError: naming them.
+      ImportError: if a package of the codec is missing.
     """
+    check_device(args.device)
     options = read_options("--codec-option", args.codec_option)
     for codec in args.codec:
-        find_codec(codec)
+        if not args.dry_run:
+            require_packages(*find_codec(codec)[0].packages)
         training_options(codec, options)  # refuses what there is not
     if not args.shar_dir and not (args.dry_run and args.dims and args.hours):
         raise ValueError(

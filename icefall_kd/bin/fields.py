@@ -30,6 +30,14 @@ from icefall_kd.cli import command_parser, expected_failures
 from icefall_kd.io import as_path
 from icefall_kd.logs import setup_logging
 
+ARGUMENTS = {
+    "DIR": "Shar folder or URL",
+    "FIELD": "name of a field",
+    "SOURCE": "Shar folder that has the fields",
+    "TARGET": "Shar folder that receives them",
+    "CUT_ID": "id of a cut",
+}
+
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
@@ -44,7 +52,7 @@ def get_parser() -> argparse.ArgumentParser:
             form = {"nargs": argument[-1]} if plural else {}
             if word == "FIELD":
                 form["type"] = _field_name
-            p.add_argument(word.lower(), metavar=word, **form)
+            p.add_argument(word.lower(), metavar=word, help=ARGUMENTS[word], **form)
         return p.add_argument
 
     add = verb("ls", "every field of Shar folders, finished or not", "DIR+")

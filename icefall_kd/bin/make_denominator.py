@@ -15,7 +15,7 @@ from typing import List, Sequence
 
 from icefall_kd.cache.field import cuts_path, shard_ids
 from icefall_kd.cache.shards import Shard
-from icefall_kd.cli import command_parser, expected_failures
+from icefall_kd.cli import command_parser, expected_failures, require_packages
 from icefall_kd.data.cuts import check_cuts
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.logs import setup_logging
@@ -27,7 +27,7 @@ def get_parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
     p = command_parser(__doc__)
     p.add_argument("--shar-dir", required=True, nargs="+", help="labelled Shar folders")
-    p.add_argument("--bpe-model", required=True)
+    p.add_argument("--bpe-model", required=True, help="of the tokens")
     p.add_argument("--output", help="receives the graph")
     p.add_argument("--bigram", help="receives the bigram")
     p.add_argument(
@@ -46,6 +46,8 @@ def main() -> None:
         parser.error("give --output, --bigram, or both")
     setup_logging()
     with expected_failures("make_denominator"):
+        if args.output:
+            require_packages("k2")
         tokenizer = Tokenizer(args.bpe_model)
         tokens = [tokenizer.encode(text) for text in texts_of(args.shar_dir)]
         if args.bigram:

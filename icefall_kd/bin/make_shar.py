@@ -45,7 +45,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--bpe-model", type=Path, help="of a labelled manifest")
     parser.add_argument("--max-unknown", type=float, default=MAX_UNKNOWN,
                         help="share of the tokens that may be <unk>")
-    parser.add_argument("--speeds", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--speeds", type=float, nargs="+", default=[1.0], help="times")
     parser.add_argument("--max-duration", type=float, default=30.0, help="s, a cut")
     parser.add_argument("--shard-size", type=int, default=200, help="cuts")
     parser.add_argument("--seed", type=int, default=0, help="of the order")

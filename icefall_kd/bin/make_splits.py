@@ -24,10 +24,10 @@ def get_parser() -> argparse.ArgumentParser:
     # fmt: off
     parser.add_argument("--source", type=Path, required=True, help="with transcripts")
     parser.add_argument("--output", type=Path, required=True, help="<split>.txt")
-    parser.add_argument("--language", default="en")
-    parser.add_argument("--num-test", type=int, default=100)
-    parser.add_argument("--num-dev", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--language", default="en", help="of the prompts")
+    parser.add_argument("--num-test", type=int, default=100, help="utterances")
+    parser.add_argument("--num-dev", type=int, default=30, help="utterances")
+    parser.add_argument("--seed", type=int, default=42, help="of the choice")
     # fmt: on
     return parser
 

@@ -30,7 +30,7 @@ OPTIONS = ("parts", "language", "languages", "max_minutes")  # each of some corp
 def get_parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     # fmt: off
-    parser.add_argument("corpus", choices=sorted(CORPORA))
+    parser.add_argument("corpus", choices=sorted(CORPORA), help="its form")
     parser.add_argument("--source", type=Path, required=True, help="folder as shipped")
     parser.add_argument("--audio", type=Path, help="folder for 16 kHz flac files")
     parser.add_argument("--output", type=Path, help="folder for manifests")

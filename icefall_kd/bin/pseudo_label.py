@@ -36,13 +36,19 @@ from icefall_kd.data.numbers import STYLES
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.logs import setup_logging
 from icefall_kd.teachers.whisper_text import WhisperText
-from icefall_kd.training.distributed import World, close_world, init_world, own_device
+from icefall_kd.training.distributed import (
+    World,
+    check_device,
+    close_world,
+    init_world,
+    own_device,
+)
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
     p = command_parser(__doc__)
-    p.add_argument("--shar-dir", required=True)
+    p.add_argument("--shar-dir", required=True, help="Shar folder to transcribe")
     p.add_argument("--model-dir", required=True, help="Whisper in CTranslate2's form")
     p.add_argument("--output", required=True, help="the new Shar folder")
     p.add_argument("--language", default="en", help="of the speech and the spelling")
@@ -53,9 +59,9 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="of the student: what has tokens that it does not know is not taken",
     )
-    p.add_argument("--beam", type=int, default=1)
-    p.add_argument("--compute-type", default="int8")
-    p.add_argument("--num-threads", type=int, default=2)
+    p.add_argument("--beam", type=int, default=1, help="hypotheses of the search")
+    p.add_argument("--compute-type", default="int8", help="of CTranslate2")
+    p.add_argument("--num-threads", type=int, default=2, help="CPU threads")
     p.add_argument("--device", default="cpu", help="cpu or cuda")
     p.add_argument("--batch-size", type=int, default=8, help="utterances")
     p.add_argument(
@@ -64,7 +70,12 @@ def get_parser() -> argparse.ArgumentParser:
         default=-0.7,
         help="least mean log-probability of a transcript's tokens",
     )
-    p.add_argument("--max-words-per-second", type=float, default=6.0)
+    p.add_argument(
+        "--max-words-per-second",
+        type=float,
+        default=6.0,
+        help="of a transcript; one with more is left out",
+    )
     return p
 
 
@@ -74,6 +85,7 @@ def main() -> None:
     setup_logging()
     torch.set_num_threads(args.num_threads)
     with expected_failures("pseudo_label"):
+        check_device(args.device)
         world = init_world("cpu")
         report = make(args, world)
         close_world()

@@ -40,8 +40,21 @@ MEANS = "Means over seeds"
 
 def get_parser() -> argparse.ArgumentParser:
     p = command_parser(__doc__)
-    p.add_argument("--system", action="append", default=[], metavar="NAME=PATH")
-    p.add_argument("--exp", type=Path, action="append", default=[], metavar="FOLDER")
+    p.add_argument(
+        "--system",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="a system and the folder of its results; repeatable",
+    )
+    p.add_argument(
+        "--exp",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="of runs, each sub-folder a system; repeatable",
+    )
     p.add_argument("--baseline", metavar="NAME", help="without it no gains are shown")
     p.add_argument("--set", help="only results of this set")
     p.add_argument("--out", type=Path, help="a Markdown file for the table")

@@ -20,7 +20,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from icefall_kd.cli import command_parser, expected_failures, positive_int
+from icefall_kd.cli import (
+    command_parser,
+    expected_failures,
+    positive_int,
+    require_packages,
+)
 from icefall_kd.decoding import DECODERS, DecodeOptions, search_class
 from icefall_kd.decoding.alignment import SetAlignment
 from icefall_kd.decoding.ctm import count_transcripts
@@ -65,6 +70,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("give audio files or --shar-dir, one of the two")
     if args.shar_dir and not args.out_dir:
         raise ValueError("--shar-dir needs --out-dir for its results")
+    require_packages("onnx", "sherpa_onnx")
     head = search_class(args.method).head
     chunking = None
     if args.streaming:

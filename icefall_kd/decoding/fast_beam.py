@@ -24,6 +24,7 @@ class FastBeamSearch(TransducerSearch):
     those of this path.
     """
 
+    packages = ("k2",)
     uses_beam = True
 
     def __init__(self, model: nn.Module, batch_size: int, options: DecodeOptions):

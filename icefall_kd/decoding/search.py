@@ -7,7 +7,7 @@ predictor reads -1 as a zero embedding), a frame gives at most one symbol, and
 """
 
 from abc import ABC, abstractmethod
-from typing import List, Sequence
+from typing import List, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +36,12 @@ class Search(ABC):
     Attributes:
       head: of the student, in :data:`icefall_kd.decoding.heads.HEADS`.
       uses_beam: whether ``options.beam`` matters.
+      packages: that it imports.
       uses_hotwords: whether it knows ``options.hotwords``; else it refuses them.
     """
 
     head: str
+    packages: Tuple[str, ...] = ()
     uses_beam = False
     uses_hotwords = False
 

@@ -87,7 +87,8 @@ class Term(Protocol):
       trains: attributes of the model that the term's gradient reaches, beside the
         encoder; what no term trains is left out of the optimiser.
 
-    Where that depends on its options, the class has ``trains_with(options)``.
+    Where that depends on its options, the class has ``trains_with(options)``.  A term
+    that imports a package which is not always there has its name in ``packages``.
 
     A term whose value is more than its teacher's part, or is warmed up, has the name of
     the extra that is that part in ``taught``.

@@ -49,6 +49,7 @@ class TransducerTerm:
     needs_text = True
     frame_targets = False
     fields = ()
+    packages = ("k2",)
     trains = ("decoder", "joiner", "simple_am_proj", "simple_lm_proj")
 
     def __init__(self, config: TransducerConfig) -> None:

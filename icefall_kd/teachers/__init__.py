@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Union
 
 from icefall_kd.teachers.protocol import KINDS, Output, Teacher, TeacherOutput
+from icefall_kd.training.distributed import check_device
 
 __all__ = [
     "KINDS",
@@ -96,11 +97,12 @@ def build_teacher(
       options:   of the family, for example ``compute_type`` and ``num_threads``.
     Raises:
       ValueError: if the family is unknown, or lacks an option that it needs; the
-        message lists the known families.
+        message lists the known families.  Or if this machine lacks its device.
       FileNotFoundError: if the folder does not hold the model.
     """
     if family not in TEACHERS:
         raise ValueError(f"unknown teacher '{family}'; known are {sorted(TEACHERS)}")
+    check_device(str(options.get("device", "cpu")))
     builder = TEACHERS[family]
     if model_dir is not None:
         options["model_dir"] = model_dir
@@ -121,6 +123,8 @@ def build_teachers(described: Mapping[str, Mapping[str, Any]]) -> List[Teacher]:
     Raises:
       ValueError, FileNotFoundError: as :func:`build_teacher`, naming the teacher.
     """
+    for given in described.values():  # before any of them is loaded
+        check_device(str(given.get("device", "cpu")))
     teachers = []
     for name, given in described.items():
         options = dict(given)

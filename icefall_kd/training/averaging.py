@@ -63,7 +63,11 @@ def average(exp_dir: Pathlike, epoch: int, avg: int) -> dict[str, Tensor]:
       ValueError: if ``avg`` is out of range.
     """
     if not 1 <= avg <= epoch:
-        raise ValueError(f"avg must be 1 to {epoch} for epoch {epoch}, got {avg}")
+        there = "is 1 epoch" if epoch == 1 else f"are {epoch} epochs"
+        raise ValueError(
+            f"avg must be 1 to {epoch}, got {avg}: there {there} up to "
+            f"{epoch_path(exp_dir, epoch)}; give a smaller --avg, or train on"
+        )
     last = load_checkpoint(epoch_path(exp_dir, epoch))
     mean, samples = last["model_avg"], last["avg_samples"]
     if avg < epoch:

@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import re
 from dataclasses import dataclass
 
 import torch
@@ -61,11 +62,30 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """
     if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device is '{name}'; it can be auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch sees none; use cpu or auto")
+    if name != "auto":
+        check_device(name)
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", local_rank)
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that this machine lacks, before anything is loaded.
+
+    Args:
+      name: "cpu", "cuda", or "cuda:1" for the second GPU.
+    Raises:
+      ValueError: with the remedy.
+    """
+    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+    if match is None:
+        raise ValueError(f"device is '{name}'; it can be cpu, cuda or cuda:<number>")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name != "cpu" and int(match[1] or 0) >= count:
+        raise ValueError(
+            f"device is {name}, but torch sees {count or 'none'} of its kind; use cpu, "
+            "or see what 'python -m icefall_kd.bin.doctor' finds"
+        )
 
 
 def init_world(device: str, timeout: float = 600.0) -> World:
@@ -93,7 +113,11 @@ def own_device(device: str) -> str:
 
     For processes that share work without a common model: ``init_world("cpu")`` tells
     their places.
+
+    Raises:
+      ValueError: as :func:`check_device`.
     """
+    check_device(device)
     if device != "cuda" or torch.cuda.device_count() < 2:
         return device
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))

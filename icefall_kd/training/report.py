@@ -21,7 +21,8 @@ class Reporter:
     """Collects the metrics of all processes; rank 0 writes.
 
     Attributes:
-      metrics: sums of this process since the last line of progress.
+      metrics: sums of this process since the last line of progress; "speed" is s of
+        audio of all processes for each s of wall time.
     """
 
     def __init__(
@@ -62,21 +63,24 @@ class Reporter:
     def progress(self, state: TrainState, lr: float) -> None:
         """Write the means since the last call, with the time that is left.
 
-        Every process must call it.
+        The time follows from the speed since the last call: an average over the run
+        would keep what was slow at its start.  Every process must call it.
         """
         means = self.metrics.reduced().means()
         self.metrics = MetricsTracker()
         means["lr"] = lr
-        eta = ""
-        line = format_means({k: v for k, v in means.items() if not _is_none(k, v)})
-        if self.total and state.audio:
-            left = max(0.0, self.total - state.audio) * state.seconds / state.audio
-            means["eta"] = left
-            eta = f" ETA {format_time(left)}"
-        epoch = state.epoch + 1
-        self.log(
-            f"epoch {epoch}/{self.config.num_epochs} step {state.step}: {line}{eta}"
+        line = format_means(
+            {k: v for k, v in means.items() if k != "speed" and not _is_none(k, v)}
         )
+        speed, steps = means.get("speed"), f"{state.step}"
+        if speed:
+            line += f" speed={speed:.4g} s of audio a second"
+        if speed and self.total:
+            means["eta"] = max(0.0, self.total - state.audio) / speed
+            line += f" ETA {format_time(means['eta'])}"
+            steps += f" of about {round(state.step * self.total / state.audio)}"
+        epoch = state.epoch + 1
+        self.log(f"epoch {epoch}/{self.config.num_epochs} step {steps}: {line}")
         if self._writer is not None:
             self._writer.write("train", state.step, epoch, means)
         if self._stall is not None:

@@ -16,7 +16,7 @@ from icefall_kd.io import remove_partial, sole_user, write_json, write_text
 from icefall_kd.training.advice import lr_hint
 from icefall_kd.training.checkpoint import newest_checkpoint
 from icefall_kd.training.config import TrainConfig
-from icefall_kd.training.distributed import close_world, init_world
+from icefall_kd.training.distributed import close_world, init_world, pick_device
 from icefall_kd.training.loop import Trainer
 from icefall_kd.training.peers import Peers
 from icefall_kd.training.setup import prepare
@@ -36,6 +36,7 @@ def train(config: TrainConfig) -> None:
     """
     if config.num_threads > 0:
         torch.set_num_threads(config.num_threads)
+    pick_device(config.device)  # refused now, not after the data is open
     exp_dir = Path(config.exp_dir)
     resume = newest_checkpoint(exp_dir)
     setup = prepare(config, resume)

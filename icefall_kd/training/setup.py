@@ -9,6 +9,7 @@ from typing import Any, Optional
 
 from icefall_kd.cache.codecs import Codec
 from icefall_kd.cache.field import SUFFIX, FieldInfo, load_field_info
+from icefall_kd.cli import require_packages
 from icefall_kd.data.cuts import check_cuts
 from icefall_kd.data.fields import LiveFields
 from icefall_kd.data.stream import CutStream, open_stream
@@ -151,8 +152,11 @@ def prepare(config: TrainConfig, checkpoint: Optional[dict[str, Any]] = None) ->
 
     Raises:
       ValueError, FileNotFoundError: naming what is wrong and the remedy.
+      ImportError: if a package of a term is missing.
     """
     terms: list[tuple[float, Term]] = build_terms(config.terms)
+    for _, term in terms:
+        require_packages(*getattr(term, "packages", ()))
     config, tokenizer = load_tokenizer(config)
     needs_text = any(term.needs_text for _, term in terms)
     config = fill_adapter(config)

@@ -81,6 +81,7 @@ def build_live(config: TrainConfig, fields: Sequence[str]) -> Optional[LiveField
     Raises:
       ValueError, FileNotFoundError: if a teacher cannot be built, says something else
         than ``data.expect`` has, or nobody says a field.
+      ImportError: if a package of a teacher is missing.
     """
     if not fields:
         return None
@@ -90,10 +91,7 @@ def build_live(config: TrainConfig, fields: Sequence[str]) -> Optional[LiveField
         "num_threads": config.num_threads or torch.get_num_threads(),
     }
     described = config.data.teachers
-    try:
-        teachers = build_teachers({n: {**common, **d} for n, d in described.items()})
-    except ImportError as e:
-        raise ValueError(f"data.teachers: {e}; install the package it names") from e
+    teachers = build_teachers({n: {**common, **d} for n, d in described.items()})
     outputs = {n: o for t in teachers for n, o in t.outputs.items()}
     unsaid = [f for f in fields if f not in outputs]
     if unsaid:

@@ -436,6 +436,7 @@ def test_each_process_has_a_gpu_and_the_spelling_of_the_command(
 
     monkeypatch.setattr(command, "WhisperText", reader)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "1")
     arguments = ["--shar-dir", shar, "--model-dir", "none", "--output"]
     spelling = ["--language", "fr", "--case", "lower", "--bpe-model"]

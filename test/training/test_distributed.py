@@ -1,6 +1,7 @@
 """Two processes over gloo train one student."""
 
 import dataclasses
+import importlib
 import json
 import os
 import re
@@ -14,8 +15,14 @@ import pytest
 import ranks
 import torch
 
+from icefall_kd.teachers import build_teachers
 from icefall_kd.training.checkpoint import load_checkpoint, newest_checkpoint
-from icefall_kd.training.distributed import World, init_world, pick_device
+from icefall_kd.training.distributed import (
+    World,
+    check_device,
+    init_world,
+    pick_device,
+)
 
 
 def torchrun(config, tmp_path):
@@ -116,3 +123,40 @@ def test_unknown_and_absent_devices_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="torch sees none"):
         pick_device("cuda")
     assert pick_device("auto") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "command, arguments",
+    [
+        ("decode", ["--checkpoint=no.pt", "--shar-dir=no", "--out-dir=no"]),
+        ("align", ["--checkpoint=no.pt", "--shar-dir=no", "--output=no"]),
+        ("extract", ["--shar-dir=no", "--teacher=whisper_base", "--model-dir=no"]),
+        ("pseudo_label", ["--shar-dir=no", "--model-dir=no", "--output=no"]),
+        ("train", ["--exp-dir=no"]),
+    ],
+)
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_opened(
+    command, arguments, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", [command, *arguments, "--device=cuda"])
+    module = importlib.import_module(f"icefall_kd.bin.{command}")
+    with pytest.raises(SystemExit) as stopped:
+        module.main()
+    said = str(stopped.value)
+    assert re.fullmatch(
+        rf"{command}: device is cuda, but torch sees none.*doctor.*", said
+    )
+
+
+def test_a_second_gpu_and_those_of_teachers_are_looked_for_too(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    check_device("cuda:0")
+    with pytest.raises(ValueError, match="device is cuda:1, but torch sees 1 of its"):
+        check_device("cuda:1")
+    with pytest.raises(ValueError, match="cpu, cuda or cuda:<number>"):
+        check_device("gpu")
+    described = {"a": {"model_dir": "no"}, "b": {"model_dir": "no", "device": "cuda:2"}}
+    with pytest.raises(ValueError, match="device is cuda:2"):
+        build_teachers(described)

@@ -18,6 +18,7 @@ class Codec:
       name:    in :data:`icefall_kd.cache.codecs.CODECS`.
       sized:   True if a spec is the name and a number of bytes.
       trained: True if it has a state that is learned from frames.
+      packages: that training and encoding import.
       kinds:   kinds of output that it can hold.
       options: of its training, each with its default.
     """
@@ -25,6 +26,7 @@ class Codec:
     name: ClassVar[str]
     sized: ClassVar[bool] = False
     trained: ClassVar[bool] = False
+    packages: ClassVar[Tuple[str, ...]] = ()
     kinds: ClassVar[Tuple[str, ...]] = ("embedding",)
     options: ClassVar[Mapping[str, Any]] = {}
 

@@ -54,6 +54,7 @@ class Mvq(Codec):
     name = "mvq"
     sized = True
     trained = True
+    packages = ("multi_quantization",)
     # icefall trains 20,000, on a GPU.
     options = {"iterations": 1000}
 

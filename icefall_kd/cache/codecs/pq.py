@@ -53,6 +53,7 @@ class Pq(Codec):
     name = "pq"
     sized = True
     trained = True
+    packages = ("faiss",)
 
     def __init__(self, size: Optional[int], state: Mapping[str, np.ndarray]) -> None:
         super().__init__(size, state)
