@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 from icefall_kd.cache.field import fields_dir
@@ -18,7 +19,7 @@ def digest(folder, pattern="*"):
     return {
         p.name: hashlib.sha256(p.read_bytes()).hexdigest()
         for p in shar_files(folder)
-        if not p.name.startswith(("cuts.", "recording.")) and p.match(pattern)
+        if not p.name.startswith(("cuts.", "recording.")) and fnmatch(p.name, pattern)
     }
 
 

@@ -71,6 +71,21 @@ class Shard:
         """Yield (place in the shard, cut with its data).
 
         Audio is in memory; frames of a local file are named by their place in it.
+        Arguments and errors are those of :meth:`find`.
+        """
+        for place, stored in self.find(start, wanted, labelled):
+            yield place, stored.load()
+
+    def find(
+        self,
+        start: int = 0,
+        wanted: Optional[Container[int]] = None,
+        labelled: bool = False,
+    ) -> Iterator[tuple[int, "StoredCut"]]:
+        """Yield (place in the shard, cut whose data are not read yet).
+
+        Of local tars the headers alone are read.  Behind a URL the data are read and
+        kept: to go back for those of each cut would take longer.
 
         Args:
           start: place of the first one that is wanted.
@@ -81,6 +96,7 @@ class Shard:
             cuts; the message names the file and the cut.
         """
         pairs = {name: _pairs(tar) for name, tar in self.tars.items()}
+        local = all(is_local(tar) for tar in self.tars.values())
         for place, line in enumerate(self.lines()):
             found = {
                 name: self._find(name, of_field, line["id"])
@@ -90,12 +106,10 @@ class Shard:
                 continue
             if labelled and not line.get("supervisions"):
                 continue
-            cut = deserialize_item(line)
-            for name, pair in found.items():
-                manifest = pair.read() if pair is not None else None
-                if manifest is not None:
-                    setattr(cut, name, manifest)
-            yield place, cut
+            stored = StoredCut(line, found)
+            if not local:
+                stored.keep()
+            yield place, stored
 
     def _find(
         self, name: str, pairs: Iterator["_Pair"], cut_id: str
@@ -118,6 +132,48 @@ class Shard:
         return pair
 
 
+class StoredCut:
+    """A cut whose data are in the tars of a shard.
+
+    Attributes:
+      duration: in s.
+    """
+
+    def __init__(
+        self, line: dict[str, Any], pairs: Mapping[str, Optional["_Pair"]]
+    ) -> None:
+        """Describe a cut; nothing is read.
+
+        Args:
+          line:  the cut as JSON.
+          pairs: field -> its data; None where there are none.
+        """
+        self.id: str = line["id"]
+        self.duration: float = line["duration"]
+        self._line, self._pairs = line, pairs
+        self._cut: Optional[Cut] = None
+
+    def keep(self) -> None:
+        """Read the data, and keep them in memory; else as :meth:`load`."""
+        self._cut = self.load()
+
+    def load(self) -> Cut:
+        """Return the cut with its data.
+
+        Raises:
+          ValueError: if a file is damaged; the message names it and the cut.
+        """
+        if self._cut is not None:
+            return self._cut
+        line = json.loads(json.dumps(self._line))  # deserialising takes it apart
+        cut = deserialize_item(line)
+        for name, pair in self._pairs.items():
+            manifest = pair.read() if pair is not None else None
+            if manifest is not None:
+                setattr(cut, name, manifest)
+        return cut
+
+
 @dataclass(frozen=True)
 class ShardCuts:
     """The cuts of several shards, one shard after the other; fit for a CutSet."""
@@ -132,7 +188,7 @@ class _Pair:
     """What a tar holds of one cut: its data and, behind that, their description."""
 
     def __init__(self, path: Path, f: BinaryIO, data: Member, meta: Member) -> None:
-        self._path, self._file, self._data, self._meta = path, f, data, meta
+        self.path, self._file, self._data, self._meta = path, f, data, meta
         self.key = data.name.rpartition(".")[0]
 
     @property
@@ -148,30 +204,41 @@ class _Pair:
         if self.empty:
             return None
         try:
-            line = json.loads(self._bytes(self._meta))
-            if "array" in line:
-                manifest = TemporalArray.from_dict(line)
-                if self._is_named_by_place(manifest):
-                    return manifest
-            else:
-                manifest = deserialize_item(line)
-            data = self._bytes(self._data)
-        except (OSError, ValueError, KeyError, TypeError) as e:
+            with self._opened() as f:
+                line = json.loads(_bytes(f, self._meta))
+                if "array" in line:
+                    manifest = TemporalArray.from_dict(line)
+                    if self._is_named_by_place(manifest):
+                        return manifest
+                else:
+                    manifest = deserialize_item(line)
+                data = _bytes(f, self._data)
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as e:
             raise ValueError(
-                f"{self._path}: cut '{self.key}' is damaged: {e}; {REMEDY}"
+                f"{self.path}: cut '{self.key}' is damaged: {e}; {REMEDY}"
             ) from e
         fill_shar_placeholder(manifest, data, self._data.name)
         return manifest
 
+    def _opened(self) -> contextlib.AbstractContextManager[BinaryIO]:
+        """Return the tar: as it is while it is gone through, else opened again."""
+        if self._file.closed:
+            return _seekable(self.path)
+        return contextlib.nullcontext(self._file)
+
     def _is_named_by_place(self, manifest: TemporalArray) -> bool:
         _, offset, size, head = self._data
-        return is_local(self._path) and place_in_file(
-            manifest.array, str(self._path), offset, size, head
+        return is_local(self.path) and place_in_file(
+            manifest.array, str(self.path), offset, size, head
         )
 
-    def _bytes(self, member: Member) -> bytes:
-        self._file.seek(member.offset)
-        return self._file.read(member.size)
+
+def _bytes(f: BinaryIO, member: Member) -> bytes:
+    f.seek(member.offset)
+    data = f.read(member.size)
+    if len(data) < member.size:  # it was whole when its header was read
+        raise EOFError("the file was cut short")
+    return data
 
 
 def stored_ids(path: Path) -> list[str]:

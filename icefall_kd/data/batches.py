@@ -39,7 +39,7 @@ from icefall_kd.data.stream import CutStream
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.data.waves import load_wave
 
-# Cuts hold their audio while they wait, 50 kB for 2.5 s, and fields not of local files.
+# Cuts behind a URL hold their data while they wait, 50 kB of audio for 2.5 s.
 BUFFER_SIZE = 8000
 
 

@@ -5,6 +5,8 @@ them, and as many cuts as it took come in from the stream.  A draw depends on th
 the epoch, its number and what waits, so it is enough to keep *where* the waiting cuts
 lie, a few numbers each.  Going on there costs the same however large the data are.
 (lhotse's samplers draw the whole epoch again up to the place.)
+
+All ranks draw the batches of all, which needs no audio, and read the data of their own.
 """
 
 import random
@@ -16,11 +18,11 @@ from typing import Any, Optional
 import numpy as np
 import torch
 from lhotse import CutSet
-from lhotse.cut import Cut
 
+from icefall_kd.cache.shards import StoredCut
 from icefall_kd.data.stream import CutStream, Key, StreamReader
 
-Item = tuple[Key, Cut]
+Item = tuple[Key, StoredCut]
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class BucketSampler:
             if not batches:
                 return
             self.place = draws.place()
-            yield CutSet.from_cuts(cut for _, cut in batches[self.rank])
+            yield CutSet.from_cuts(cut.load() for _, cut in batches[self.rank])
 
 
 class _Draws:
@@ -154,7 +156,7 @@ class _Draws:
         self.edges = tuple(state["edges"])
         self.draws = state["draws"]
         keys = [tuple(key) for key in state["keys"].tolist()]
-        items = iter(list(zip(keys, stream.fetch(keys))))
+        items = iter(list(zip(keys, stream.find(keys))))
         self.buckets = [[next(items) for _ in range(size)] for size in state["sizes"]]
         self.reader = stream.read(self.epoch, state["place"])
 
@@ -230,7 +232,7 @@ class _Draws:
         return batch
 
 
-def _ms(cut: Cut) -> int:
+def _ms(cut: StoredCut) -> int:
     return round(1000 * cut.duration)
 
 

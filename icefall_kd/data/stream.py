@@ -2,6 +2,9 @@
 
 The order depends on the seed and the epoch alone.  A place in it is a few numbers, and
 going on from there opens the shards concerned and no others, however many there are.
+
+Every process goes through the same cuts.  Their data are not read on the way, but where
+a batch is made of them, so each process reads its own alone (from a URL, all).
 """
 
 import functools
@@ -14,7 +17,7 @@ from typing import Any, Optional
 from lhotse.cut import Cut
 
 from icefall_kd.cache.reader import Expectation, shar_shards
-from icefall_kd.cache.shards import Shard
+from icefall_kd.cache.shards import Shard, StoredCut
 from icefall_kd.io import Pathlike, as_path
 
 SAMPLED_SHARDS = 50  # of each set, to know its durations by
@@ -83,7 +86,7 @@ class CutStream:
 
     def __iter__(self) -> Iterator[Cut]:
         """Yield the cuts of epoch 0."""
-        return (cut for _, cut in self.read(0))
+        return (cut.load() for _, cut in self.read(0))
 
     def read(
         self, epoch: int, place: Optional[Mapping[str, Any]] = None
@@ -97,14 +100,18 @@ class CutStream:
         Raises:
           ValueError: if a shard is damaged or lacks one of them.
         """
+        return [cut.load() for cut in self.find(keys)]
+
+    def find(self, keys: Sequence[Key]) -> list[StoredCut]:
+        """Return single cuts without their data; else as :meth:`fetch`."""
         wanted: dict[tuple[int, int], dict[int, list[int]]] = {}
         for n, (source, shard, place) in enumerate(keys):
             places = wanted.setdefault((source, shard), {})
             places.setdefault(place, []).append(n)
-        cuts: dict[int, Cut] = {}
+        cuts: dict[int, StoredCut] = {}
         for (source, number), places in sorted(wanted.items()):
             shard = self.sources[source].shards[number]
-            for place, cut in shard.read(wanted=places):
+            for place, cut in shard.find(wanted=places):
                 cuts.update((n, cut) for n in places[place])
         if len(cuts) < len(keys):
             raise ValueError(
@@ -199,7 +206,7 @@ class CutStream:
 
 
 class StreamReader:
-    """Yields (key, cut) of one epoch."""
+    """Yields (key, cut without its data) of one epoch."""
 
     def __init__(
         self, stream: CutStream, epoch: int, place: Optional[Mapping[str, Any]]
@@ -218,10 +225,10 @@ class StreamReader:
         """Return where the next cut will come from, in plain numbers."""
         return {"taken": list(self._taken), "sets": [s.place() for s in self._sets]}
 
-    def __iter__(self) -> Iterator[tuple[Key, Cut]]:
+    def __iter__(self) -> Iterator[tuple[Key, StoredCut]]:
         return self
 
-    def __next__(self) -> tuple[Key, Cut]:
+    def __next__(self) -> tuple[Key, StoredCut]:
         while self._once:
             source = self._choose()
             item = next(self._sets[source], None)
@@ -245,7 +252,7 @@ class StreamReader:
 
 
 class _SetReader:
-    """Yields (key, cut) of one set, shard after shard."""
+    """Yields (key, cut without its data) of one set, shard after shard."""
 
     def __init__(
         self, stream: CutStream, source: int, epoch: int, place: Sequence[int]
@@ -258,10 +265,10 @@ class _SetReader:
         """Return [turn, nth shard of its order, cut in the shard] of the next."""
         return [self._turn, self._nth, self._cut]
 
-    def __next__(self) -> tuple[Key, Cut]:
+    def __next__(self) -> tuple[Key, StoredCut]:
         return next(self._cuts)
 
-    def _read(self) -> Iterator[tuple[Key, Cut]]:
+    def _read(self) -> Iterator[tuple[Key, StoredCut]]:
         source = self._stream.sources[self._source]
         while True:
             order = self._stream.order(self._source, self._epoch, self._turn)
@@ -269,7 +276,7 @@ class _SetReader:
             while self._nth < len(order):
                 number = order[self._nth]
                 shard = source.shards[number]
-                for place, cut in shard.read(self._cut, labelled=self._stream.labelled):
+                for place, cut in shard.find(self._cut, labelled=self._stream.labelled):
                     self._cut, found = place + 1, found + 1
                     yield (self._source, number, place), cut
                 self._nth, self._cut = self._nth + 1, 0

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from dummies import Says, serve
 from lhotse import CutSet
-from lhotse.dataset import DynamicCutSampler, IterableDatasetWrapper
 from loudness import Loudness
 from shar_files import copy_shar, shar_files
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from icefall_kd.bin import fields as command
 from icefall_kd.cache import load_decoder
@@ -22,6 +21,7 @@ from icefall_kd.cache.codec_file import load_codec
 from icefall_kd.cache.codecs import CODECS
 from icefall_kd.cache.extract import extract
 from icefall_kd.cache.field import (
+    field_dir,
     fields_dir,
     info_path,
     list_fields,
@@ -64,11 +64,14 @@ def check_values(cuts, folder, *names):
     return [cut.id for cut in cuts]
 
 
-class Ids(Dataset):
-    """Which cuts a batch of lhotse's has."""
+class Frames(IterableDataset):
+    """The id of each cut, and how many frames lhotse reads of it."""
 
-    def __getitem__(self, cuts):
-        return [(cut.id, cut.load_loudness().shape[0]) for cut in cuts]
+    def __init__(self, cuts):
+        self.cuts = cuts
+
+    def __iter__(self):
+        return ((cut.id, len(cut.load_loudness())) for cut in self.cuts)
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -91,11 +94,7 @@ def test_lhotse_opens_a_folder_with_fields_of_every_codec(shar, spec):
 def test_workers_of_lhotse_share_the_shards(shar):
     extract(shar, [Loudness()])
     cuts = CutSet.from_shar(in_dir=shar, split_for_dataloading=True)
-    sampler = DynamicCutSampler(cuts, max_cuts=4, rank=0, world_size=1)
-    loader = DataLoader(
-        IterableDatasetWrapper(Ids(), sampler), batch_size=None, num_workers=2
-    )
-    seen = [pair for batch in loader for pair in batch]
+    seen = list(DataLoader(Frames(cuts), batch_size=None, num_workers=2))
     assert sorted(i for i, _ in seen) == sorted(cut.id for cut in open_shar(shar))
     assert all(frames > 10 for _, frames in seen)
 
@@ -240,3 +239,22 @@ def test_several_processes_change_a_folder_together(old, taught):
         infos = pool.starmap(load_field_info, [(old, FIELD)] * 8)
     assert all(info == infos[0] for info in infos)
     check_values(CutSet.from_shar(in_dir=old), old, FIELD)
+
+
+def test_a_folder_copied_without_its_descriptions_is_refused(taught, tmp_path):
+    copy = shutil.copytree(taught, tmp_path / "copy")
+    with pytest.raises(FileNotFoundError, match=f"copy {field_dir(copy, FIELD)} from"):
+        open_shar(copy, [FIELD])
+    shutil.copytree(fields_dir(taught), fields_dir(copy))
+    check_values(CutSet.from_shar(in_dir=copy), copy, FIELD)
+
+
+def test_a_folder_is_one_by_whatever_path(taught, tmp_path, monkeypatch):
+    (tmp_path / "links").mkdir()
+    link = tmp_path / "links/shar"
+    link.symlink_to(taught)
+    assert list_fields(link) == [FIELD]
+    monkeypatch.chdir(taught)
+    assert fields_dir(".") == fields_dir(taught) == fields_dir(f"{taught}/")
+    with pytest.raises(ValueError, match="cannot be the root; put it into a folder"):
+        fields_dir("/")

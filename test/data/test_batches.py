@@ -18,7 +18,7 @@ from icefall_kd import LOG_EPS
 from icefall_kd.cache.codec_file import load_codec
 from icefall_kd.cache.codecs import make_codec
 from icefall_kd.cache.extract import extract
-from icefall_kd.cache.field import load_field_info
+from icefall_kd.cache.field import fields_dir, load_field_info
 from icefall_kd.cache.reader import load_field
 from icefall_kd.data.augment import SpecAugment
 from icefall_kd.data.batches import BatchDataset, make_loader
@@ -234,6 +234,7 @@ def test_the_order_of_the_directory_changes_nothing(taught, tmp_path, monkeypatc
     (tmp_path / "shar").mkdir()
     for name in names:
         shutil.copy(taught / name, tmp_path / "shar")
+    shutil.copytree(fields_dir(taught), fields_dir(tmp_path / "shar"))
     before = batches_of(taught)
     listdir = os.listdir
     monkeypatch.setattr(os, "listdir", lambda path: sorted(listdir(path))[::-1])

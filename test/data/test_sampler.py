@@ -1,5 +1,7 @@
 """Batches that go on exactly where they were left."""
 
+import os
+import shutil
 from itertools import islice
 
 import numpy as np
@@ -66,6 +68,52 @@ def test_other_numbers_of_ranks_and_sizes_lose_and_repeat_no_cut(folder):
     resumed.load_state_dict(ranks[0].state_dict())
     everything = sum(seen + ids(resumed), [])
     assert sorted(everything) == sorted(f"noise-{i}" for i in range(80))
+
+
+def bytes_read():
+    """Return the bytes that this process has asked files for so far."""
+    (line,) = (x for x in open("/proc/self/io") if x.startswith("rchar:"))
+    return int(line.split()[1])
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A Shar set of 80 cuts of 2 to 4 s in shards of 10, and the bytes of its audio."""
+    root = tmp_path_factory.mktemp("large")
+    durations = 2.0 + 2.0 * np.random.default_rng(5).random(80)
+    write_shar(noise_cuts(root, durations), root / "noise", shard_size=10)
+    return root / "noise", sum(
+        path.stat().st_size for path in (root / "noise").glob("recording.*.tar")
+    )
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_a_rank_reads_the_audio_of_its_own_batches_alone(large, world_size):
+    folder, size = large
+    seen, read = [], []
+    for rank in range(world_size):
+        where = {"rank": rank, "world_size": world_size, "max_duration": 12.0}
+        begun, before = sampler(folder, **where), bytes_read()
+        first = ids(islice(begun, 1))
+        rest = sampler(folder, **where)  # going on reads no more either
+        rest.load_state_dict(begun.state_dict())
+        seen += first + ids(rest)
+        read.append((bytes_read() - before) / size)
+    whole = sum(seen, [])
+    assert len(whole) == len(set(whole)) >= 80 - world_size + 1
+    # A rank's share depends on its batches; then, 2 kB of every header of a cut.
+    assert all(abs(part - 1 / world_size) < 0.12 for part in read), read
+    assert sum(read) < 1 + 0.06 * world_size
+
+
+def test_a_file_that_changed_after_its_headers_were_read_is_named(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "noise")
+    batches = iter(sampler(copy, buffer_size=80))
+    next(batches)
+    for path in copy.glob("recording.*.tar"):
+        os.truncate(path, 2048)
+    with pytest.raises(ValueError, match=r"recording.*tar: cut 'noise-\d+' is damaged"):
+        list(batches)
 
 
 def test_going_on_opens_only_the_shards_concerned(folder, tmp_path):

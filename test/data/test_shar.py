@@ -5,6 +5,7 @@ import pytest
 from dummies import noise_cuts
 from lhotse import CutSet
 
+from icefall_kd.cache.field import fields_dir
 from icefall_kd.cache.reader import open_shar
 from icefall_kd.data.shar import at_speeds, write_shar
 
@@ -60,6 +61,15 @@ def test_killed_writing_leaves_no_folder_and_is_repeated(cuts, tmp_path):
     write_shar(list(cuts)[1:], tmp_path / "train")
     assert len(list(open_shar(tmp_path / "train"))) == 4
     assert not list(tmp_path.glob(".*partial"))
+
+
+def test_fields_of_a_deleted_folder_are_refused(tmp_path):
+    """They would describe arrays that are gone."""
+    cuts = noise_cuts(tmp_path, [0.3])
+    fields_dir(tmp_path / "train").mkdir()
+    with pytest.raises(ValueError, match="train.fields: describes fields of a folder"):
+        write_shar(cuts, tmp_path / "train")
+    assert not (tmp_path / "train").exists()
 
 
 def test_the_shards_of_a_killed_writing_are_kept(cuts, tmp_path, caplog):

@@ -82,7 +82,8 @@ def test_single_cuts_are_fetched_with_their_audio(folders):
     items = list(cuts.read(0))
     some = [items[i] for i in (40, 3, 17, 3)]
     found = cuts.fetch([key for key, _ in some])
-    for (_, wanted), cut in zip(some, found):
+    for (_, stored), cut in zip(some, found):
+        wanted = stored.load()
         assert cut.id == wanted.id and cut.duration == wanted.duration
         assert (cut.load_audio() == wanted.load_audio()).all()
     with pytest.raises(ValueError, match="1 cuts that waited.*delete checkpoint"):
