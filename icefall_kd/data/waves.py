@@ -1,15 +1,19 @@
 """The samples of a cut, of the one form that everything here hears: 16 kHz mono."""
 
+import math
+
 import torch
 from lhotse.cut import Cut
+from lhotse.cut.data import DataCut
 from torch import Tensor
 
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.data.gate import REMEDIES
+from icefall_kd.data.gate_audio import decode, tolerance
 
 
 def load_wave(cut: Cut) -> Tensor:
-    """Return the samples (S,) float32 in [-1, 1] of a cut.
+    """Return the samples (S,) float32 in [-1, 1] of a cut, as many as are there.
 
     Raises:
       ValueError: if it is not 16 kHz mono, or cannot be read; the message names it.
@@ -26,7 +30,16 @@ def load_wave(cut: Cut) -> Tensor:
             "resamples"
         )
     try:
-        return torch.from_numpy(cut.load_audio()[0])
+        if not isinstance(cut, DataCut):
+            return torch.from_numpy(cut.load_audio()[0])
+        # cut.load_audio() pads with mirrored audio where up to 0.5 s are missing.
+        whole = cut.start == 0 and math.isclose(
+            cut.duration, cut.recording.duration, abs_tol=1e-3
+        )
+        samples = decode(cut, whole)[0, : cut.num_samples]
+        if cut.num_samples - len(samples) > tolerance(cut) * SAMPLE_RATE:
+            raise ValueError(f"{len(samples)} samples of {cut.num_samples}")
+        return torch.from_numpy(samples)
     except Exception as e:  # whatever a decoder raises: the cut is named
         reason = " ".join(str(e).split())[:300]
         raise ValueError(
