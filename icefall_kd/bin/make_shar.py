@@ -4,10 +4,10 @@
         --bpe-model data/lang_bpe_150/bpe.model --speeds 0.9 1.0 1.1 \
         --output data/shar/train
 
-What is not of 16 kHz is resampled.  <output>.gate.json lists the dropped cuts with their
-reasons.  A cut may end up to 25 ms (400 samples) after its audio and is shortened to it;
-one that ends later is dropped.  Letters that the BPE model does not know are counted,
-and refused where they are more than --max-unknown of the tokens.
+What is not of 16 kHz is resampled.  <output>.gate.json lists the dropped cuts with
+their reasons.  A cut may end up to 25 ms (400 samples) after its audio and is shortened
+to it; one that ends later is dropped.  Letters that the BPE model does not know are
+counted, and refused where they are more than --max-unknown of the tokens.
 
 After a kill the same call goes on with the shards that are missing; a folder that is
 there is kept, and refused if it was made of something else.

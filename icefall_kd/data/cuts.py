@@ -39,6 +39,7 @@ def check_cuts(
     name: str,
     *,
     labelled: bool = False,
+    trained: bool = False,
     tokenizer: Optional[Tokenizer] = None,
     max_unknown: float = MAX_UNKNOWN,
 ) -> int:
@@ -50,7 +51,8 @@ def check_cuts(
       shards: of the set.
       name: of the set, for messages.
       labelled: transcripts are used, so a cut has at most one supervision.
-      tokenizer: transcripts are trained on; they must have tokens, fewer than frames.
+      trained: a student is trained on them, so they have as many frames as it needs.
+      tokenizer: it is trained on transcripts, which have tokens, fewer than frames.
       max_unknown: share of the tokens that may be ``<unk>``.
     Returns:
       the number of cuts.
@@ -71,6 +73,8 @@ def check_cuts(
                 found = "two_supervisions", f"{len(texts)} supervisions"
             if found is None and letters is not None and texts:
                 found = _check_labelled(line["duration"], texts[0], letters, tokenizer)
+            if found is None and trained:
+                found = check_frames(line["duration"], None)
             if found is not None:
                 drops.append(Drop(str(line.get("id")), *found))
             seen.add(line.get("id"))

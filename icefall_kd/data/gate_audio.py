@@ -44,7 +44,7 @@ def check_audio_of(cut: Cut) -> Tuple[Finding, int]:
             detail = f"{there} samples in its file, {declared} declared"
             return ("wrong_length", detail), 0
         with _any_length():
-            samples = _decode(cut, whole)
+            samples = decode(cut, whole)
     except Exception as e:  # whatever a decoder raises: the cut is named, not skipped
         return ("unreadable", _one_line(e)), 0
     if whole:
@@ -84,7 +84,7 @@ def _absent_file(recording: Recording) -> str:
     return ""
 
 
-def _decode(cut: Cut, whole: bool) -> np.ndarray:
+def decode(cut: Cut, whole: bool) -> np.ndarray:
     """Return the samples (channels, S) that can be decoded of a cut.
 
     Recording.load_audio pads with mirrored audio, or cuts, what differs by up to 0.5 s

@@ -1,19 +1,23 @@
 """The samples of a cut, of the one form that everything here hears: 16 kHz mono."""
 
+import math
 from typing import Iterator
 
+import numpy as np
 import torch
 from lhotse.cut import Cut
+from lhotse.cut.data import DataCut
 from torch import Tensor
 
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.data.gate import REMEDIES
+from icefall_kd.data.gate_audio import decode, tolerance
 
 BLOCK_SECONDS = 60.0  # s of a long cut in memory
 
 
 def load_wave(cut: Cut) -> Tensor:
-    """Return the samples (S,) float32 in [-1, 1] of a cut.
+    """Return the samples (S,) float32 in [-1, 1] of a cut, as many as are there.
 
     Raises:
       ValueError: if it is not 16 kHz mono, cannot be read, or has samples that are not
@@ -31,7 +35,7 @@ def load_wave(cut: Cut) -> Tensor:
             "resamples"
         )
     try:
-        wave = torch.from_numpy(cut.load_audio()[0])
+        wave = torch.from_numpy(_load(cut))
     except Exception as e:  # whatever a decoder raises: the cut is named
         reason = " ".join(str(e).split())[:300]
         raise ValueError(
@@ -44,6 +48,20 @@ def load_wave(cut: Cut) -> Tensor:
             "again with 'python -m icefall_kd.bin.make_shar', which drops such cuts"
         )
     return wave
+
+
+def _load(cut: Cut) -> np.ndarray:
+    """Return the samples (S,) of a cut that can be decoded."""
+    if not isinstance(cut, DataCut):
+        return cut.load_audio()[0]
+    # cut.load_audio() pads with mirrored audio where up to 0.5 s are missing.
+    whole = cut.start == 0 and math.isclose(
+        cut.duration, cut.recording.duration, abs_tol=1e-3
+    )
+    samples = decode(cut, whole)[0, : cut.num_samples]
+    if cut.num_samples - len(samples) > tolerance(cut) * SAMPLE_RATE:
+        raise ValueError(f"{len(samples)} samples of {cut.num_samples}")
+    return samples
 
 
 def load_blocks(cut: Cut) -> Iterator[Tensor]:

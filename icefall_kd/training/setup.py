@@ -218,6 +218,7 @@ def prepare(config: TrainConfig, checkpoint: Optional[dict[str, Any]] = None) ->
                 source.shards,
                 f"{data.shar_dir}/{source.name}",
                 labelled=needs_text,
+                trained=True,
                 tokenizer=tokenizer if needs_text else None,
                 max_unknown=data.max_unknown,
             )

@@ -134,7 +134,7 @@ def test_letters_outside_the_vocabulary_are_counted_and_refused(
     assert report["dropped"] == 0
 
 
-def test_texts_of_the_other_case_are_told_so(run, tmp_path, bpe_model):
+def test_texts_of_the_other_case_are_named(run, tmp_path, bpe_model):
     cuts = labelled(tmp_path, [text.lower() for text in TEXTS[:3]])
     with pytest.raises(SystemExit, match="texts are lower case, tokens upper case"):
         run("make_shar", cuts, "--bpe-model", bpe_model)

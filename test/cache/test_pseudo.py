@@ -251,11 +251,13 @@ def test_some_unknown_tokens_are_counted_without_a_warning(
             self.waves += len(waves)
             return [Heard("yes" if self.waves % 2 else "été", -0.1) for _ in waves]
 
+    caplog.set_level("INFO")
     tokenizer = Tokenizer(bpe_model(asterisk))
     options = {"tokenizer": tokenizer, "language": "fr", "batch_size": 1}
     report = pseudo_label(shar, tmp_path / "out", Mixed(), **options)
     assert report.counts == {"labelled": 9, "unknown tokens": 9}
     assert set(texts(tmp_path / "out").values()) == {"", "YES"}
+    assert "are <unk>, for the letters É (U+00C9) 18" in caplog.text
     assert "BPE model" not in caplog.text
 
 

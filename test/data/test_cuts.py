@@ -1,6 +1,7 @@
 """Shar folders that plain Lhotse wrote are held to what the data gate demands."""
 
 import dataclasses
+import io
 import json
 import unicodedata
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import real_shar
 import soundfile
-from lhotse import CutSet, Recording
+from lhotse import AudioSource, CutSet, Recording
 from lhotse.utils import fastcopy
 from real_teachers import tiny, tiny_dir  # noqa: F401  # fixtures
 from shar_faults import rewrite_cuts
@@ -231,3 +232,27 @@ def _line(cut_id, text, duration):
         "recording": recording,
         "type": "MonoCut",
     }
+
+
+@pytest.mark.parametrize("lost", [400, 401])
+def test_audio_that_ends_early_is_not_mirrored_on_reading(prompts, lost):
+    """Up to 25 ms may be missing in a shard; more is damage.  Lhotse repairs 0.5 s."""
+    cut = prompts[0]
+    samples = load_wave(cut).numpy()
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples[:-lost], 16000, format="FLAC")
+    source = AudioSource("memory", [0], buffer.getvalue())
+    short = fastcopy(cut, recording=fastcopy(cut.recording, sources=[source]))
+    assert short.load_audio().shape[1] == len(samples)
+    if lost > 400:
+        with pytest.raises(ValueError, match=f"'{cut.id}': its audio is damaged"):
+            load_wave(short)
+    else:
+        np.testing.assert_array_equal(load_wave(short).numpy(), samples[:-lost])
+
+
+def test_cuts_that_are_too_short_for_the_student_are_refused_without_text(tokenizer):
+    shards = [SimpleNamespace(lines=lambda: [_line("a", "ONE", 0.05)])]
+    assert check_cuts(shards, "x") == 1
+    with pytest.raises(ValueError, match="too_short: 1 cuts.*a .5 fbank frames < 9"):
+        check_cuts(shards, "x", trained=True)

@@ -218,8 +218,8 @@ def test_rounded_durations_pass_and_no_audio_is_made_up(prompts, extra, speed, c
     assert kept[0].supervisions[0].end <= kept[0].duration
     if speed == 1.0:
         np.testing.assert_array_equal(found, audio[:there])
-    told = "up to 400 samples (0.025 s) are tolerated" in caplog.text
-    assert told == (extra > 2 or (extra > 0 and speed == 1.0))
+    logged = "up to 400 samples (0.025 s) are tolerated" in caplog.text
+    assert logged == (extra > 2 or (extra > 0 and speed == 1.0))
 
 
 def test_the_end_of_a_cut_is_held_against_the_decoded_samples(prompts, tmp_path):
