@@ -35,6 +35,13 @@ def test_a_missing_file_is_a_line(tmp_path):
             read_json(tmp_path / "absent.json")
 
 
+def test_an_unknown_option_is_named_with_the_nearest(capsys):
+    needed = ["--checkpoint", "a", "--shar-dir", "b", "--out-dir", "c"]
+    with pytest.raises(SystemExit):
+        decode.get_parser().parse_args([*needed, "--metod=greedy_search"])
+    assert "did you mean --method?" in capsys.readouterr().err
+
+
 def test_help_shows_the_docstring_and_the_defaults():
     assert "(default: greedy_search)" in decode.get_parser().format_help()
     parser = command_parser("First line.\n\n    an indented command")

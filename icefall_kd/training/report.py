@@ -68,7 +68,7 @@ class Reporter:
         self.metrics = MetricsTracker()
         means["lr"] = lr
         eta = ""
-        line = format_means({k: v for k, v in means.items() if not _is_none(k, v)})
+        line = format_means(means)
         if self.total and state.audio:
             left = max(0.0, self.total - state.audio) * state.seconds / state.audio
             means["eta"] = left
@@ -98,8 +98,3 @@ class Reporter:
         self.log(f"epoch {state.epoch} dev: {format_means(means)}")
         if self._writer is not None:
             self._writer.write("dev", state.step, state.epoch, means)
-
-
-def _is_none(name: str, value: float) -> bool:
-    """Return whether a figure says that a term skipped nothing."""
-    return name.endswith(".skipped") and value == 0

@@ -21,6 +21,7 @@ from icefall_kd.training import loop
 from icefall_kd.training.checkpoint import newest_checkpoint
 from icefall_kd.training.distributed import World
 from icefall_kd.training.faults import SkippedCuts, TrainingStoppedError
+from icefall_kd.training.gradients import make_scaler
 from icefall_kd.training.run import train
 
 
@@ -181,6 +182,12 @@ def scaled(config, monkeypatch):
         loop, "make_scaler", lambda enabled: torch.amp.GradScaler("cpu")
     )
     return dataclasses.replace(config, num_epochs=1, save_every_n=1)
+
+
+def test_the_scale_of_summed_losses_begins_at_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # not used, asked for
+    scaler = make_scaler(True)
+    assert scaler.is_enabled() and scaler.get_scale() == 1.0
 
 
 def test_a_poisoned_cut_is_skipped_where_the_loss_is_scaled(scaled, monkeypatch):
