@@ -85,10 +85,10 @@ class Reporter:
 
     def skipped(self, state: TrainState, shares: dict[str, float]) -> None:
         """Write the shares of the cuts that the epoch after ``state`` skipped."""
-        told = [f"{k} {100 * v:.1f} %" for k, v in shares.items() if k != "cuts"]
+        texts = [f"{k} {100 * v:.1f} %" for k, v in shares.items() if k != "cuts"]
         self.log(
             f"epoch {state.epoch + 1}: {shares['cuts']:.0f} cuts, "
-            + (", ".join(told) or "none skipped by any term")
+            + (", ".join(texts) or "none skipped by any term")
         )
         if self._writer is not None:
             self._writer.write("epoch", state.step, state.epoch + 1, shares)

@@ -64,11 +64,11 @@ def test_a_run_that_was_changed_midway_is_marked(results, exp):
         for r in find_results(name, exp / name)
     }
     table = summarise(results, "baseline", runs)
-    told = "kd, finetune: changed midway, after update 100: "
-    assert f"{told}optim.base_lr: 0.5 -> 0.045." in table.notes
-    assert f"{told}commit: fedcba654321 -> abcdef123456." in table.notes
+    start = "kd, finetune: changed midway, after update 100: "
+    assert f"{start}optim.base_lr: 0.5 -> 0.045." in table.notes
+    assert f"{start}commit: fedcba654321 -> abcdef123456." in table.notes
     notes = [table.notes[n - 1] for n in row_of(table, "kd", "greedy_search").notes]
-    assert sum(told in note for note in notes) == 2
+    assert sum(start in note for note in notes) == 2
     assert not [n for n in table.notes if n.startswith("baseline")]
 
 

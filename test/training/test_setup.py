@@ -82,8 +82,8 @@ def test_a_missing_set_is_refused_with_those_that_exist(config, data_dir, monkey
     assert_refused(config, r"no set 'trian'.*dev.*pool.*train", FileNotFoundError)
     monkeypatch.chdir(data_dir)  # a folder in the place of its name
     config = change(config, data={"train": ("shar/train",)})
-    told = "no set 'shar/train'.*set data.shar_dir to shar and name the set 'train'"
-    assert_refused(config, told, FileNotFoundError)
+    message = "no set 'shar/train'.*set data.shar_dir to shar and name the set 'train'"
+    assert_refused(config, message, FileNotFoundError)
 
 
 def test_a_field_of_another_teacher_than_expected_is_refused(config):
