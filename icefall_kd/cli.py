@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import difflib
 import importlib
 import math
 import signal
@@ -9,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NoReturn, Optional
 
 PACKAGE = Path(__file__).parent
 
@@ -55,6 +56,19 @@ def require_packages(*modules: str) -> None:
             raise ImportError(str(e), name=module) from e
 
 
+class _Parser(argparse.ArgumentParser):
+    """Names the nearest option beside one that is unknown."""
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments:"):
+            for word in message.split():
+                name = word.partition("=")[0]
+                near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+                if name.startswith("--") and near:
+                    message += f"; did you mean {near[0]}?"
+        super().error(message)
+
+
 def command_parser(description: str, **options: Any) -> argparse.ArgumentParser:
     """Return a parser whose ``--help`` prints ``description`` and every default.
 
@@ -62,9 +76,7 @@ def command_parser(description: str, **options: Any) -> argparse.ArgumentParser:
       description: docstring of the command's module.
       options: further arguments of ``argparse.ArgumentParser``.
     """
-    return argparse.ArgumentParser(
-        description=description, formatter_class=_HelpFormatter, **options
-    )
+    return _Parser(description=description, formatter_class=_HelpFormatter, **options)
 
 
 def positive_int(text: str) -> int:

@@ -94,6 +94,13 @@ def test_ctrl_c_is_a_line_and_status_130(capsys):
     )
 
 
+def test_an_unknown_option_is_named_with_the_nearest(capsys):
+    needed = ["--checkpoint", "a", "--shar-dir", "b", "--out-dir", "c"]
+    with pytest.raises(SystemExit):
+        decode.get_parser().parse_args([*needed, "--metod=greedy_search"])
+    assert "did you mean --method?" in capsys.readouterr().err
+
+
 def test_help_shows_the_docstring_and_the_defaults():
     assert "(default: greedy_search)" in decode.get_parser().format_help()
     parser = command_parser("First line.\n\n    an indented command")

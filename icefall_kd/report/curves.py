@@ -125,7 +125,7 @@ def charts(runs: Mapping[str, Run], metrics: Sequence[str] = ()) -> List[Chart]:
 def default_metrics(stages: Sequence[Stage]) -> List[str]:
     """Return the word error rates, the loss and its terms.
 
-    Of one term alone the loss says nothing more.
+    With one term the loss is left out, for it is that term.
     """
     names = dict.fromkeys(
         key

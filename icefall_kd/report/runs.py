@@ -1,14 +1,28 @@
 """What training wrote: its metrics, and how much it was given."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Tuple,
+)
 
 from icefall_kd.decoding.setting import training_facts
 from icefall_kd.io import as_path, read_json, read_yaml
+from icefall_kd.training.checkpoint import config_differences
 from icefall_kd.training.metrics import METRICS, read_metrics
 
+# Of a run's files, what changes nothing in its result.
+UNIMPORTANT = ("exp_dir:", "command:", "threads:", "num_threads:", "log_interval:")
 NEAR = 0.05  # relative difference of updates that batching alone brings
 
 
@@ -23,6 +37,7 @@ class Stage:
       environment: what environment.json says; empty when it is not there.
       checkpoint: epoch, avg and step of the checkpoint taken from this run; empty when
         they are not known: then the counts are those of the whole run.
+      changes: what was changed within the run, and after which update.
     """
 
     name: str
@@ -30,6 +45,7 @@ class Stage:
     config: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Mapping[str, int] = field(default_factory=dict)
+    changes: Tuple[str, ...] = ()
 
     @property
     def updates(self) -> int:
@@ -69,7 +85,7 @@ class Stage:
             told += f"; weights averaged over the last {self.checkpoint['avg']} epochs"
         elif not self.checkpoint:
             told += "; counts of the whole run, its checkpoint's are not known"
-        return told
+        return "; ".join([told, *self.changes])
 
     def points(self, kind: str, metric: str) -> List[Tuple[int, float]]:
         """Return (step, value) of a metric on "train" or "dev", finite ones alone."""
@@ -102,7 +118,21 @@ def _load_stage(name: str, folder: Path, checkpoint: Mapping[str, int]) -> Stage
         (read_yaml(config) if config.is_file() else None) or {},
         read_json(environment) if environment.is_file() else {},
         checkpoint,
+        (*_changes(config, read_yaml), *_changes(environment, read_json)),
     )
+
+
+def _changes(path: Path, read: Callable[[Path], Any]) -> Iterator[str]:
+    """Yield what was changed after which update, of a file with kept versions."""
+    pattern = re.compile(rf"{path.stem}\.(\d+){path.suffix}")
+    found = ((pattern.fullmatch(p.name), p) for p in path.parent.glob("*"))
+    kept = sorted((int(m[1]), p) for m, p in found if m)
+    files = [*(p for _, p in kept), path]
+    for (step, before), after in zip(kept, files[1:]):
+        lines = config_differences(read(after), read(before))
+        lines = [x for x in lines if not x.startswith(UNIMPORTANT)]
+        if lines:
+            yield f"changed midway, after update {step}: {', '.join(lines)}"
 
 
 def _stage_folder(checkpoint: Optional[str], near: Path) -> Optional[Path]:

@@ -255,13 +255,15 @@ def _marks(
     runs: Optional[Mapping[str, Run]],
 ) -> List[str]:
     """Say what a reader must know before comparing ``result``."""
+    stages = runs[result.system].stages if runs is not None else ()
+    marks = [f"{result.system}, {s.name}: {c}." for s in stages for c in s.changes]
     if yardstick is None:
         return [
+            *marks,
             f"No gain: {baseline} was not decoded so ({result.decoding}, "
-            f"{result.engine}, set {result.facts['set']})."
+            f"{result.engine}, set {result.facts['set']}).",
         ]
     name = f"{result.system} against {yardstick.system}"
-    marks = []
     ours, theirs = result.facts["parameters"], yardstick.facts["parameters"]
     if ours != theirs:
         marks.append(

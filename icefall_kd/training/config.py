@@ -1,16 +1,22 @@
 """Options of a training run, and their way from YAML and the command line."""
 
-import dataclasses
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Optional
+
+import yaml
 
 from icefall_kd.cache.reader import MISSING
 from icefall_kd.config import ModelConfig, ZipformerConfig
 from icefall_kd.data.letters import MAX_UNKNOWN
 from icefall_kd.distill.terms import TermsConfig
 from icefall_kd.io import read_yaml
+from icefall_kd.training.options import (
+    as_lists,
+    check_arguments,
+    check_keys,
+    explain,
+)
 
 AMP_DTYPES = ("none", "bf16", "fp16")
 CACHES = ("shar", "none")
@@ -98,8 +104,9 @@ class TrainConfig:
     """A training run.
 
     Attributes:
-      exp_dir: folder for checkpoints, logs and metrics; a run that was stopped
-        there goes on.
+      exp_dir: folder for checkpoints, metrics and log/log-train-<date>; a run that
+        was stopped there goes on, and config.<update>.yaml is what it had before where
+        its options are changed.
       model: shape of the student.
       data: what is read.
       terms: parts of the loss.
@@ -193,7 +200,7 @@ def parse_config(arguments: Sequence[str]) -> TrainConfig:
     """Read ``--config file.yaml`` and overrides such as ``--optim.base_lr 0.03``.
 
     Several ``--config`` are laid one over the other; ``-`` in an option's name
-    reads as ``_``.
+    reads as ``_``, and a single value serves an option of several.
 
     Raises:
       ValueError: if a key is unknown or a value of the wrong type.
@@ -211,48 +218,41 @@ def parse_config(arguments: Sequence[str]) -> TrainConfig:
     parser.set_defaults(
         {f"model.encoder.{f.name}": f.default for f in fields(ZipformerConfig)}
     )
-    arguments = [_underscores(a) for a in arguments]
+    arguments = check_arguments(TrainConfig, arguments)
+    arguments, files = _read_files(arguments)
     try:
         namespace = parser.parse_args(arguments)
-        for path in namespace.config or []:
-            check_keys(TrainConfig, read_yaml(str(path)), str(path))
         make = getattr(parser, "instantiate", None) or parser.instantiate_classes
         values = vars(make(namespace))
     except ArgumentError as e:
-        raise ValueError(f"{e}") from e
+        raise ValueError(explain(e, arguments, files)) from e
     values.pop("config")
     return TrainConfig(**values)
 
 
-def check_keys(cls: type, values: Any, where: str) -> None:
-    """Refuse keys that the dataclass ``cls`` lacks, empty ones included.
-
-    jsonargparse lets ``unknown: {}`` pass, and a misspelt term with only defaults
-    looks like that.
+def _read_files(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Return the arguments with files replaced by their content, and the files.
 
     Raises:
-      ValueError: naming the key, its place and the known keys.
+      ValueError: if a file is missing, or not a mapping of options.
     """
-    kinds = {f.name: _dataclass_of(f.type) for f in fields(cls)}
-    if not isinstance(values, Mapping):
-        return
-    for key, value in values.items():
-        if key not in kinds:
-            raise ValueError(f"{where}: unknown key '{key}'; known: {sorted(kinds)}")
-        if kinds[key] is not None:
-            check_keys(kinds[key], value, f"{where}: {key}")
-
-
-def _dataclass_of(kind: Any) -> Optional[type]:
-    """Return the dataclass that a field's type is or allows, if any."""
-    for option in (kind, *typing.get_args(kind)):
-        if dataclasses.is_dataclass(option):
-            return option
-    return None
-
-
-def _underscores(argument: str) -> str:
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
+    found: list[str] = []
+    files: dict[str, Any] = {}
+    for argument in arguments:
+        option, equals, path = argument.partition("=")
+        if found and found[-1] == "--config":
+            option, equals, path = "", "", argument
+        elif option != "--config" or not equals:
+            found.append(argument)
+            continue
+        try:
+            values = read_yaml(path)
+        except FileNotFoundError as e:
+            raise ValueError(f"--config {path}: no such file") from e
+        if not isinstance(values, (Mapping, type(None))):
+            raise ValueError(f"{path}: not a mapping of options to values")
+        check_keys(TrainConfig, values, path)
+        files[path] = as_lists(TrainConfig, values or {})
+        plain = yaml.safe_dump(files[path], sort_keys=False)
+        found.append(f"{option}{equals}{plain}")
+    return found, files

@@ -231,12 +231,11 @@ class SkippedCuts:
         parts = []
         for why, count in sorted(skipped.items(), key=lambda item: -item[1]):
             named = [i for e in examples for i in e.get(f"{term}.{why}", ())]
-            told = f", for example {', '.join(named[: NAMED // 2])}" if named else ""
-            parts.append(f"{why}: {count}{told} ({REMEDIES[why]})")
+            some = f", for example {', '.join(named[: NAMED // 2])}" if named else ""
+            parts.append(f"{why}: {count}{some} ({REMEDIES[why]})")
         return (
             f"epoch {epoch}: term '{term}' skipped {sum(skipped.values())} of {cuts} "
-            f"cuts and learned too little, so no checkpoint of this epoch is written; "
-            + "; ".join(parts)
+            f"cuts, so no checkpoint of this epoch is written; " + "; ".join(parts)
         )
 
 

@@ -7,10 +7,14 @@ from torch import nn
 
 
 def make_scaler(enabled: bool) -> Any:
-    """Return torch's scaler of gradients, under the name that this torch has."""
+    """Return torch's scaler of gradients, under the name that this torch has.
+
+    It begins at 1, as icefall's: a loss that is summed over the frames of a batch has
+    large gradients, and torch's 65536 would overflow in the first updates.
+    """
     if hasattr(torch.amp, "GradScaler"):  # from torch 2.3 on
-        return torch.amp.GradScaler("cuda", enabled=enabled)
-    return torch.cuda.amp.GradScaler(enabled=enabled)
+        return torch.amp.GradScaler("cuda", init_scale=1.0, enabled=enabled)
+    return torch.cuda.amp.GradScaler(init_scale=1.0, enabled=enabled)
 
 
 def clip_gradients(params: list[nn.Parameter], limit: float) -> float:

@@ -56,8 +56,15 @@ class MetricsTracker:
 
 
 def format_means(means: dict[str, float]) -> str:
-    """Return ``name=value`` pairs for a line of progress."""
-    return " ".join(f"{name}={value:.4g}" for name, value in means.items())
+    """Return ``name=value`` pairs for a line of progress.
+
+    A term that skipped nothing is not mentioned.
+    """
+    return " ".join(
+        f"{name}={value:.4g}"
+        for name, value in means.items()
+        if value or not name.endswith(".skipped")
+    )
 
 
 def add_outputs(

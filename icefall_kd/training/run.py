@@ -1,6 +1,7 @@
 """One training run from its configuration to its last checkpoint."""
 
 import contextlib
+import json
 import logging
 import platform
 import subprocess
@@ -12,8 +13,8 @@ import torch
 import yaml
 
 from icefall_kd.config import to_dict
-from icefall_kd.io import remove_partial, sole_user, write_json, write_text
-from icefall_kd.training.advice import lr_hint
+from icefall_kd.io import remove_partial, sole_user, write_text
+from icefall_kd.logs import LogFile, log_file
 from icefall_kd.training.checkpoint import newest_checkpoint
 from icefall_kd.training.config import TrainConfig
 from icefall_kd.training.distributed import close_world, init_world, pick_device
@@ -34,6 +35,11 @@ def train(config: TrainConfig) -> None:
       TrainingInterruptedError: if SIGINT or SIGTERM came; all that is needed is
         written.
     """
+    with log_file() as log:
+        _train(config, log)
+
+
+def _train(config: TrainConfig, log: LogFile) -> None:
     if config.num_threads > 0:
         torch.set_num_threads(config.num_threads)
     pick_device(config.device)  # refused now, not after the data is open
@@ -52,17 +58,35 @@ def train(config: TrainConfig) -> None:
         if world.is_main:
             stack.enter_context(sole_user(exp_dir))
             remove_partial(exp_dir)
+        log.open(exp_dir / "log", "log-train", world.rank, world.size)
+        if world.is_main:
+            step = resume["state"]["step"] if resume is not None else 0
             plain = yaml.safe_dump(to_dict(setup.config), sort_keys=False)
-            write_text(exp_dir / "config.yaml", plain)
-            write_json(exp_dir / "environment.json", environment())
+            keep_version(exp_dir / "config.yaml", plain, step)
+            facts = json.dumps(environment(), indent=2, ensure_ascii=False)
+            keep_version(exp_dir / "environment.json", f"{facts}\n", step)
             logging.info("configuration:\n%s", plain)
-            optim, data = setup.config.optim, setup.config.data
-            logging.info("%s", lr_hint(optim.base_lr, data.max_duration, world.size))
         world.barrier()
         stop = StopRequest()
         trainer = Trainer(setup, world, resume, stop)
         with stop:  # only now is there something that an end at once would lose
             trainer.run()
+
+
+def keep_version(path: Path, text: str, step: int) -> None:
+    """Write a file of a run; keep what it held before, with the step in its name.
+
+    So config.yaml is the newest, and config.100.yaml what the run had up to update 100.
+
+    Args:
+      step: updates that the run has made.
+    """
+    kept = path.with_name(f"{path.stem}.{step}{path.suffix}")
+    if step and path.is_file() and not kept.exists():
+        old = path.read_text(encoding="utf-8")
+        if old != text:
+            write_text(kept, old)
+    write_text(path, text)
 
 
 def environment() -> dict:

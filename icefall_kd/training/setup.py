@@ -89,9 +89,14 @@ def shar_dirs(data: DataConfig, names: Sequence[str]) -> list[Path]:
                 for p in root.glob("*")
                 if p.is_dir() and not p.name.endswith(SUFFIX)
             )
-            raise FileNotFoundError(
-                f"{root}: no set '{name}'; there are {there or 'none'}"
-            )
+            message = f"{root}: no set '{name}'; there are {there or 'none'}"
+            path = Path(name)
+            if path.is_dir():
+                message += (
+                    f". For the folder {name} set data.shar_dir to {path.parent} and "
+                    f"name the set '{path.name}'"
+                )
+            raise FileNotFoundError(message)
     return [root / name for name in names]
 
 

@@ -57,10 +57,10 @@ def validate(
             with autocast():
                 encoded = student.encode(batch)
                 loss, frames, outputs = student.loss(encoded, batch, FINAL_STEP)
+            tracker.add("loss", loss * frames, frames)
             if head is not None:
                 errors, words = word_errors(encoded, batch, head, tokenizer)
                 tracker.add(f"wer_{head}", 100.0 * errors, words)
-        tracker.add("loss", loss * frames, frames)
         add_outputs(tracker, outputs, len(batch["feature_lens"]))
         skipped.add(batch, outputs)
     student.train()

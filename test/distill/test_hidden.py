@@ -286,7 +286,7 @@ def test_a_student_that_is_its_teacher_has_no_loss_and_another_has(
     """Real audio; what is left is half precision of the field, and the last frames."""
     assert loss_of(pristine_student, listening) < 0.01
     assert loss_of(pristine_student, listening, delay=1) > 0.1
-    # With full context it hears the future and has nothing to wait for.
+    # With full context it sees the future and does not lag.
     at_once = loss_of(pristine_student, listening, chunk_size=-1)
     assert loss_of(pristine_student, listening, chunk_size=-1, delay=1) == at_once
     torch.manual_seed(5)

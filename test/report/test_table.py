@@ -1,6 +1,7 @@
 """The table: gains with their baseline, and none without."""
 
 import pytest
+import yaml
 from reported import CHUNKS, REFS, decoded, train_set, trained
 
 from icefall_kd.report.results import find_results
@@ -49,6 +50,26 @@ def test_a_system_that_the_baseline_was_not_decoded_as_gets_no_gain(results):
         "sherpa-onnx 2.0.1 int8, set test).",
     )
     assert row_of(table, "kd", "greedy_search").notes == ()
+
+
+def test_a_run_that_was_changed_midway_is_marked(results, exp):
+    folder = exp / "kd/finetune"
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["optim"]["base_lr"], config["num_threads"] = 0.5, 7
+    (folder / "config.100.yaml").write_text(yaml.safe_dump(config))
+    (folder / "environment.100.json").write_text('{"commit": "fedcba654321"}')
+    runs = {
+        name: find_run(r.path, r.facts["checkpoint"])
+        for name in ("baseline", "kd")
+        for r in find_results(name, exp / name)
+    }
+    table = summarise(results, "baseline", runs)
+    start = "kd, finetune: changed midway, after update 100: "
+    assert f"{start}optim.base_lr: 0.5 -> 0.045." in table.notes
+    assert f"{start}commit: fedcba654321 -> abcdef123456." in table.notes
+    notes = [table.notes[n - 1] for n in row_of(table, "kd", "greedy_search").notes]
+    assert sum(start in note for note in notes) == 2
+    assert not [n for n in table.notes if n.startswith("baseline")]
 
 
 def test_without_a_baseline_no_gain_is_shown(results):

@@ -61,6 +61,71 @@ def test_unknown_keys_and_wrong_types_are_refused_by_name(tmp_path, text, name):
 
 
 @pytest.mark.parametrize(
+    "text, message",
+    [
+        ("base_rl: 1\n", "unknown option base_rl; did you mean optim.base_lr?"),
+        ("optim: {base_rl: 1}\n", "option optim.base_rl; did you mean optim.base_lr?"),
+        ("terms: {ctcc: {}}\n", "option terms.ctcc; did you mean terms.ctc?"),
+        ("terms: {ctc: {wait: 1}}\n", "terms.ctc.wait; did you mean terms.ctc.weight?"),
+        (
+            "data: {xyzzy: 1}\n",
+            "data.xyzzy; known: data.shar_dir, data.train, data.mix",
+        ),
+        ("optim: {base_lr: fast}\n", 'optim.base_lr: expected a number, got "fast"'),
+        ("terms: {ctc: {weight: x}}\n", "terms.ctc.weight: expected a number, got"),
+        ("data: {mix: 3}\n", "data.mix: expected a mapping such as"),
+        ("- a\n", "not a mapping of options to values"),
+    ],
+)
+def test_a_typo_in_yaml_names_the_file_and_the_nearest_option(tmp_path, text, message):
+    good = write(tmp_path, "optim: {base_lr: 0.01}\n", "good.yaml")
+    bad = write(tmp_path, text, "bad.yaml")
+    with pytest.raises(ValueError) as e:
+        parse_config(["--exp-dir", "x", "--config", good, "--config", bad])
+    assert str(e.value).startswith(f"{bad}: ") and message in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            ["--base-rl", "1"],
+            "--base_rl: unknown option; did you mean --optim.base_lr?",
+        ),
+        (
+            ["--optim.base_rl=1"],
+            "--optim.base_rl: unknown option; did you mean --optim.b",
+        ),
+        (["--terms.ctc.wait", "1"], "did you mean --terms.ctc.weight?"),
+        (["--terms.ctc.weight", "x"], '--terms.ctc.weight: expected a number, got "x"'),
+        (["--num-epoch", "3"], "did you mean --num_epochs?"),
+    ],
+)
+def test_a_typo_on_the_command_line_names_the_nearest_option(arguments, message):
+    with pytest.raises(ValueError) as e:
+        parse_config(["--exp-dir", "x", *arguments])
+    assert message in str(e.value)
+
+
+def test_a_single_value_serves_an_option_of_several(tmp_path):
+    path = write(tmp_path, "data: {train: own}\nmodel: {encoder: {num_heads: 4}}\n")
+    config = parse_config(["--exp-dir", "x", "--config", path])
+    assert config.data.train == ("own",)
+    assert config.model.encoder.num_heads == (4,) * 6
+    for given, train in (
+        (["--data.train", "own-2"], ("own-2",)),
+        (["--data.train=a"], ("a",)),
+        (["--data.train", "a,b"], ("a", "b")),
+        (["--data.train", "[a, b]"], ("a", "b")),
+    ):
+        more = ["--terms.essence.teachers", "big_ctc", *given]
+        config = parse_config(["--exp-dir", "x", *more])
+        assert config.data.train == train
+        assert config.terms.essence.teachers == ("big_ctc",)
+
+
+@pytest.mark.parametrize(
     "arguments, match",
     [
         (["--optim.bas_lr", "1"], "bas_lr"),

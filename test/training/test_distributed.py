@@ -77,6 +77,21 @@ def test_unequal_batches_end_together_and_no_cut_is_seen_twice(config, tmp_path)
     assert saved["state"]["step"] == len(taken[0])
 
 
+def test_ranks_agree_that_an_epoch_taught_a_term_nothing(only, tmp_path):
+    config = only("embedding", "ctc", num_epochs=1)
+    data = dataclasses.replace(config.data, train=("pool",), max_duration=2.0)
+    config = dataclasses.replace(config, data=data)
+    path = ranks.save_config(config, tmp_path / "config.yaml")
+    with ranks.Job(ranks.run_command, (path,), tmp_path) as job:
+        assert [job.end(rank) for rank in range(2)] == [1, 1], job.log(0)
+        pattern = r"term 'ctc' skipped (\d+) of \1 cuts.*"
+        messages = [re.search(pattern, job.log(rank))[0] for rank in range(2)]
+    assert messages[0] == messages[1]
+    assert not list(Path(config.exp_dir).glob("*.pt"))
+    names = [log.name[-2:] for log in (Path(config.exp_dir) / "log").iterdir()]
+    assert sorted(names) == ["-0", "-1"]
+
+
 def test_ranks_stop_at_one_step_when_one_is_asked_and_end_when_one_is_killed(
     config, tmp_path
 ):

@@ -21,6 +21,7 @@ from icefall_kd.training import loop
 from icefall_kd.training.checkpoint import newest_checkpoint
 from icefall_kd.training.distributed import World
 from icefall_kd.training.faults import SkippedCuts, TrainingStoppedError
+from icefall_kd.training.gradients import make_scaler
 from icefall_kd.training.run import train
 
 
@@ -106,7 +107,7 @@ LONG = "ONE TWO " * 40  # more tokens than 1 s has frames
 
 
 @pytest.mark.parametrize(
-    "texts, told",
+    "texts, message",
     [
         ([""] * 4, "no_text: 4, for example .*noise-"),
         ([None] * 4, "no_text: 4"),
@@ -115,13 +116,13 @@ LONG = "ONE TWO " * 40  # more tokens than 1 s has frames
     ],
 )
 def test_an_epoch_whose_cuts_are_all_or_mostly_skipped_is_an_error(
-    only, tmp_path, texts, told
+    only, tmp_path, texts, message
 ):
     cuts = noise_cuts(tmp_path, [1.0, 1.1, 1.2, 1.3], texts)
     write_shar(cuts, tmp_path / "shar/train")
     config = only("transducer", "ctc", num_epochs=1, save_every_n=1)
     data = dataclasses.replace(config.data, shar_dir=str(tmp_path / "shar"), dev=None)
-    with pytest.raises(TrainingStoppedError, match=f"term 'transducer'.*{told}"):
+    with pytest.raises(TrainingStoppedError, match=f"term 'transducer'.*{message}"):
         train(dataclasses.replace(config, data=data))
     assert not list(Path(config.exp_dir).glob("*.pt"))
 
@@ -129,8 +130,8 @@ def test_an_epoch_whose_cuts_are_all_or_mostly_skipped_is_an_error(
 def test_a_term_that_used_no_cut_is_an_error_though_others_trained(only):
     config = only("embedding", "ctc", num_epochs=1)
     data = dataclasses.replace(config.data, train=("pool",), dev=None)
-    told = "term 'ctc' skipped 6 of 6 cuts.*unlabelled: 6.*leave the term out"
-    with pytest.raises(TrainingStoppedError, match=told):
+    message = "term 'ctc' skipped 6 of 6 cuts.*unlabelled: 6.*leave the term out"
+    with pytest.raises(TrainingStoppedError, match=message):
         train(dataclasses.replace(config, data=data))
     assert not list(Path(config.exp_dir).glob("*.pt"))
 
@@ -156,8 +157,10 @@ def test_skipped_cuts_are_logged_by_reason_and_survive_a_stop(
     (line,) = metrics(config, "epoch")
     assert line["cuts"] == 6 and line["ctc.skipped.no_text"] == share
     assert line["ctc.skipped.text_too_long"] == share
-    told = "epoch 1: 6 cuts, ctc.skipped.no_text 16.7 %, ctc.skipped.text_too_long 16.7"
-    assert told in caplog.text
+    message = (
+        "epoch 1: 6 cuts, ctc.skipped.no_text 16.7 %, ctc.skipped.text_too_long 16.7"
+    )
+    assert message in caplog.text
 
 
 def test_within_an_epoch_a_term_that_used_none_of_many_cuts_is_an_error(monkeypatch):
@@ -181,6 +184,12 @@ def scaled(config, monkeypatch):
         loop, "make_scaler", lambda enabled: torch.amp.GradScaler("cpu")
     )
     return dataclasses.replace(config, num_epochs=1, save_every_n=1)
+
+
+def test_the_scale_of_summed_losses_begins_at_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # not used, asked for
+    scaler = make_scaler(True)
+    assert scaler.is_enabled() and scaler.get_scale() == 1.0
 
 
 def test_a_poisoned_cut_is_skipped_where_the_loss_is_scaled(scaled, monkeypatch):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from icefall_kd.distill.inter_ctc import InterCtcConfig
 from icefall_kd.distill.lfmmi import LfmmiConfig
 from icefall_kd.distill.one_best import OneBestConfig
 from icefall_kd.distill.terms import TERMS, TermsConfig
+from icefall_kd.io import read_yaml
+from icefall_kd.report.runs import find_run
+from icefall_kd.training import loop
 from icefall_kd.training.averaging import write_average
 from icefall_kd.training.checkpoint import (
     load_checkpoint,
@@ -77,9 +81,13 @@ def test_an_unknown_field_is_refused_with_those_that_exist(config):
     assert_refused(config, r"'nobody' does not exist.*old.*wise", FileNotFoundError)
 
 
-def test_a_missing_set_is_refused_with_those_that_exist(config):
+def test_a_missing_set_is_refused_with_those_that_exist(config, data_dir, monkeypatch):
     config = change(config, data={"train": ("trian",)})
     assert_refused(config, r"no set 'trian'.*dev.*pool.*train", FileNotFoundError)
+    monkeypatch.chdir(data_dir)  # a folder in the place of its name
+    config = change(config, data={"train": ("shar/train",)})
+    message = "no set 'shar/train'.*set data.shar_dir to shar and name the set 'train'"
+    assert_refused(config, message, FileNotFoundError)
 
 
 def test_a_field_of_another_teacher_than_expected_is_refused(config):
@@ -160,6 +168,46 @@ def test_a_checkpoint_of_another_configuration_is_refused(config):
     )
     train(change(longer, optim={"base_lr": 0.01}))  # a new rate is allowed
     assert newest_checkpoint(config.exp_dir)["state"]["epoch"] == 2
+
+
+def test_options_changed_within_a_run_are_kept_with_their_step_and_reported(
+    config, only, caplog
+):
+    caplog.set_level(logging.INFO)
+    config, rates = only("ctc", num_epochs=1), (0.045, 0.02, 0.01)
+    steps, exp_dir = [], Path(config.exp_dir)
+    for epochs, rate in enumerate(rates, 1):
+        changed = dataclasses.replace(config, num_epochs=epochs)
+        train(change(changed, optim={"base_lr": rate}))
+        steps.append(newest_checkpoint(exp_dir)["state"]["step"])
+    train(dataclasses.replace(changed, log_interval=7))  # finished: nothing changes
+    kept = [f"config.{step}" for step in steps[:2]] + ["config"]
+    found = [read_yaml(exp_dir / f"{name}.yaml")["optim"]["base_lr"] for name in kept]
+    assert found == list(rates)
+    assert len(list(exp_dir.glob("config*.yaml"))) == 3
+    (stage,) = find_run(exp_dir / "decode/result.json", f"{exp_dir}/epoch-1.pt").stages
+    assert stage.changes == tuple(
+        f"changed midway, after update {step}: optim.base_lr: {a} -> {b}, "
+        f"num_epochs: {n} -> {n + 1}"
+        for n, (step, a, b) in enumerate(zip(steps, rates, rates[1:]), 1)
+    )
+    assert stage.describe().endswith("; ".join(stage.changes))
+    logs = sorted((exp_dir / "log").iterdir())
+    assert len(logs) in (2, 3) and all(
+        re.fullmatch(r"log-train-\d{4}(-\d\d){5}", log.name) for log in logs
+    )
+    text = "".join(log.read_text() for log in logs)
+    assert "epoch 2 dev: loss=" in text and "configuration:" in text
+    assert "another value than before: optim.base_lr: 0.045 -> 0.02" in text
+
+
+def test_the_log_of_a_run_ends_with_its_error(config, monkeypatch):
+    monkeypatch.setattr(loop.Trainer, "_train_batch", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(config)
+    (log,) = (Path(config.exp_dir) / "log").iterdir()
+    last = log.read_text().splitlines()[-1]
+    assert last.endswith("ended by ZeroDivisionError: division by zero")
 
 
 def write_other_lang(folder):
