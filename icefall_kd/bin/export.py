@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 
 from icefall_kd.cli import command_parser, expected_failures
+from icefall_kd.cpu import tune_cpu
 from icefall_kd.decoding.heads import HEADS
 from icefall_kd.decoding.setting import Chunking
 from icefall_kd.io import as_path
@@ -82,4 +83,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tune_cpu()  # of this process as a whole, so not in main(), which others may call
     main()

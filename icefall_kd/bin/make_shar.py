@@ -18,6 +18,7 @@ import torch
 from lhotse.cut import Cut
 
 from icefall_kd.cli import command_parser, expected_failures
+from icefall_kd.cpu import available_cpus
 from icefall_kd.data.gate import gate, write_report
 from icefall_kd.data.shar import at_speeds, cuts_sha256, read_cuts, write_shar
 from icefall_kd.data.tokens import Tokenizer
@@ -35,7 +36,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-duration", type=float, default=30.0, help="s, a cut")
     parser.add_argument("--shard-size", type=int, default=200, help="cuts")
     parser.add_argument("--seed", type=int, default=0, help="of the order")
-    parser.add_argument("--num-jobs", type=int, default=1, help="processes")
+    parser.add_argument("--num-jobs", type=int, default=available_cpus(),
+                        help="processes; by default one a CPU")
     # fmt: on
     return parser
 

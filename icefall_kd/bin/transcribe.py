@@ -17,6 +17,7 @@ import argparse
 from pathlib import Path
 
 from icefall_kd.cli import command_parser, expected_failures
+from icefall_kd.cpu import default_threads
 from icefall_kd.decoding import DECODERS, DecodeOptions, search_class
 from icefall_kd.decoding.alignment import SetAlignment
 from icefall_kd.decoding.hotwords import add_hotwords
@@ -46,7 +47,7 @@ def get_parser() -> argparse.ArgumentParser:
     p.add_argument("--chunk-size", type=int, default=16, help="20 ms frames")
     p.add_argument("--left-context", type=int, default=64, help="20 ms frames")
     p.add_argument("--int8", action="store_true", help="the .int8.onnx files")
-    p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--threads", type=int, default=default_threads(), help="CPU threads")
     p.add_argument("--force", action="store_true", help="transcribe again")
     return p
 

@@ -37,7 +37,8 @@ class DataConfig:
         for ``cache: none``.
       max_duration: s of audio in a batch, padding included.
       num_buckets: groups of similar duration that batches are drawn from.
-      num_workers: processes that load data; 0 loads in the training process.
+      num_workers: processes that load data; 0 loads in the training process, -1 takes
+        the CPUs that this process has beside its own, at most 4.
       spec_augment: mask stretches of time and frequency (student only).
       time_warp_factor: of SpecAugment, fbank frames; 0 is off.  Refused where a
         term compares frames with a teacher's.
@@ -110,7 +111,7 @@ class TrainConfig:
       device: "auto", "cpu" or "cuda".
       amp: autocast in "none", "bf16" or "fp16"; on a CPU the encoder's stacks stay in
         float32, which is faster there.
-      num_threads: of torch on the CPU; 0 leaves it as it is.
+      num_threads: of torch on the CPU; 0 takes this process's share of the CPUs.
       average_period: updates between two samples of the averaged model.
       save_every_n: updates between two checkpoints within an epoch; 0 for none.
       keep_optimizer: newest epochs whose checkpoint can be resumed from; older
