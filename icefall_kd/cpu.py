@@ -1,12 +1,18 @@
-"""Set a process up for work on a CPU."""
+"""Set a process up for work on a CPU; how many CPUs there are for it.
+
+``python -m icefall_kd.cpu`` prints the number of CPUs, for scripts.
+"""
 
 import ctypes
 import logging
+import math
 import os
 import platform
 import re
 from pathlib import Path
-from typing import Optional
+from typing import List, Optional
+
+from icefall_kd.io import Pathlike
 
 # Parameters of glibc's mallopt(3).
 M_TRIM_THRESHOLD = -1
@@ -17,15 +23,92 @@ M_ARENA_MAX = -8
 MKL_CPU_TYPES = {"AVX2": "5", "AVX-512": "7"}
 AVX512 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
+MAX_WORKERS = 4  # processes that load the batches of one training process
+
+
+def available_cpus(root: Pathlike = "/") -> int:
+    """Return the CPUs that this process may use: its affinity, within cgroup quotas.
+
+    Args:
+      root: folder with ``proc`` and ``sys``.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    return max(1, min(count, int(min([count, *_cgroup_quotas(Path(root))]))))
+
+
+def default_threads() -> int:
+    """Return the CPU threads of this process: its share of :func:`available_cpus`.
+
+    The processes that torchrun starts on a machine share it.  OMP_NUM_THREADS and
+    MKL_NUM_THREADS limit it; among several processes only the latter, since torchrun
+    sets the former to 1 wherever it is not set.
+    """
+    processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+    share = max(1, available_cpus() // processes)
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    for name in names if processes == 1 else names[1:]:
+        given = os.environ.get(name, "").partition(",")[0]
+        if given.isdecimal() and int(given) > 0:
+            return int(given) if processes == 1 else min(int(given), share)
+    return share
+
+
+def default_workers() -> int:
+    """Return the processes that load batches beside this one; 0 on a single CPU."""
+    return min(MAX_WORKERS, default_threads() - 1)
+
+
+def _cgroup_quotas(root: Path) -> List[float]:
+    """Return the CPUs that each cgroup of this process, or one above it, may use."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    quotas = []
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        mounted = root / "sys/fs/cgroup"
+        if "cpu" in controllers.split(","):  # version 1
+            mounted = mounted / "cpu"
+        elif controllers:
+            continue
+        # A container may see its own group as the root, or by the path of its host.
+        inner = mounted / group.lstrip("/")
+        for folder in (inner, *inner.parents):
+            if folder == mounted.parent:
+                break
+            quotas.append(_quota(folder))
+    return quotas
+
+
+def _quota(folder: Path) -> float:
+    """Return the CPUs that a cgroup may use, infinity without a limit."""
+    try:
+        if (folder / "cpu.max").is_file():  # version 2: "150000 100000" or "max ..."
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text()
+            period = (folder / "cpu.cfs_period_us").read_text()
+        return float(quota) / float(period) if float(quota) > 0 else math.inf
+    except (OSError, ValueError):
+        return math.inf
+
 
 def tune_cpu() -> None:
-    """Make the memory and the matrix products of this process fast; call it first.
+    """Make the work of this process on a CPU fast; call it first.
 
-    Nothing is changed in what is computed.  What was measured is in the two functions
-    called.  Each applies only where it helps; a variable set by the user is kept.
+    Torch gets :func:`default_threads`.  Nothing else is changed in what is computed.
+    What was measured is in the two other functions called.  Each applies only where it
+    helps; a variable set by the user is kept.
     """
+    import torch
+
     keep_freed_memory()
     let_old_mkl_use_avx()
+    torch.set_num_threads(default_threads())
 
 
 def keep_freed_memory(one_arena: bool = False) -> bool:
@@ -91,3 +174,7 @@ def _cpuinfo() -> str:
         return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+if __name__ == "__main__":
+    print(available_cpus())

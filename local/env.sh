@@ -4,7 +4,7 @@
 #
 # Sets and exports REPO_ROOT (absolute path of the repository) and ICEFALL_KD_VENV (the
 # virtual environment, default $REPO_ROOT/.venv), puts the environment's bin/ first on
-# PATH, sets the thread counts to the number of cores unless given, and lets a built
+# PATH, sets the thread counts to the number of CPUs unless given, and lets a built
 # kaldifeat find its libraries.  Sources log.sh.  Ends with a remedy when the
 # environment is missing.  The current folder stays what it was.
 
@@ -20,8 +20,7 @@ fi
 export VIRTUAL_ENV=$ICEFALL_KD_VENV
 export PATH=$ICEFALL_KD_VENV/bin:$PATH
 export PYTHONUNBUFFERED=1
-# nproc honours the CPU affinity and an OMP_NUM_THREADS that is set already.
-OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(cd "$REPO_ROOT" && python -m icefall_kd.cpu)}
 export OMP_NUM_THREADS
 export MKL_NUM_THREADS=${MKL_NUM_THREADS:-$OMP_NUM_THREADS}
 

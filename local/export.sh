@@ -10,7 +10,8 @@
 #          sets that local/profiles.sh names; int8 is refused, and float32 kept, when it
 #          costs more than 0.3 % WER absolute there.  With --head ctc one model.onnx in
 #          place of the three.
-# Stage 2: sherpa-onnx on the test sets -> exp/<profile>/<variant>/<system>/sherpa/
+# Stage 2: sherpa-onnx on the test sets -> exp/<profile>/<variant>/<system>/sherpa/; the
+#          real-time factor is that of one thread
 stage=1              # first stage to run
 stop_stage=2         # last stage to run
 profile=             # of local/profiles.sh; empty: the first there
@@ -60,7 +61,7 @@ transcribe_one() {  # folder of a system, decoding, set
   # shellcheck disable=SC2046  # several options
   python -m icefall_kd.bin.transcribe --model-dir "$1/export" \
     --shar-dir "data/shar/$3" --out-dir "$1/sherpa" --method "$method" \
-    --blank-penalty "$blank_penalty" $(chunking "$2") "${options[@]}"
+    --blank-penalty "$blank_penalty" --threads 1 $(chunking "$2") "${options[@]}"
 }
 
 if in_stage 1 "Export and compare three engines -> $exp/*/*/export"; then

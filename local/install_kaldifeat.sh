@@ -59,7 +59,7 @@ CMAKE
     -DCMAKE_CXX_STANDARD=17
     -Dkaldifeat_BUILD_TESTS=OFF"
   KALDIFEAT_CMAKE_ARGS=$(tr '\n' ' ' <<<"$KALDIFEAT_CMAKE_ARGS")
-  export KALDIFEAT_MAKE_ARGS="-j$(nproc)"
+  export KALDIFEAT_MAKE_ARGS="-j$OMP_NUM_THREADS"
   log "building kaldifeat $version, about 3 minutes"
   "$python" -m pip wheel -q --no-build-isolation --no-deps --no-binary kaldifeat \
     -w "$work" "kaldifeat==$version" >"$ICEFALL_KD_VENV/kaldifeat.log" 2>&1 ||

@@ -32,7 +32,7 @@ systems=             # see above; empty: those of the profile
 seed=42              # of weights, order of data and regularisers, where no name has one
 epochs=              # of each stage; empty: the recipe's
 avg=                 # last epochs of each stage that are averaged; empty: the recipe's
-jobs=                # systems trained side by side; empty: the recipe's, else 1 on a GPU, one a core on CPUs
+jobs=                # systems trained side by side; empty: the recipe's, else 1 on a GPU, one a CPU
 num_processes=1      # of each training; several, on a GPU each, are started by torchrun
 student=conf/student.yaml # shape of the student
 exp=                 # folder of the runs; empty: exp/<profile>
@@ -50,7 +50,7 @@ uses_gpu() {  # as bin.train finds one, unless the options behind "--" say cpu
 }
 if [[ -z $jobs ]]; then
   # Trainings on one GPU side by side run out of its memory.
-  if uses_gpu; then jobs=1; else jobs=$(nproc); fi
+  if uses_gpu; then jobs=1; else jobs=$OMP_NUM_THREADS; fi
 fi
 trainer=(python -m icefall_kd.bin.train)
 if ((num_processes > 1)); then
@@ -58,7 +58,7 @@ if ((num_processes > 1)); then
     --nproc_per_node "$num_processes" -m icefall_kd.bin.train)
 fi
 
-threads=$(($(nproc) / (jobs * num_processes)))
+threads=$((OMP_NUM_THREADS / (jobs * num_processes)))
 export OMP_NUM_THREADS=$((threads > 0 ? threads : 1))
 export MKL_NUM_THREADS=$OMP_NUM_THREADS
 

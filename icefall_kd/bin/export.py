@@ -26,6 +26,7 @@ from icefall_kd.cli import (
     non_negative_float,
     require_packages,
 )
+from icefall_kd.cpu import tune_cpu
 from icefall_kd.decoding.heads import HEADS
 from icefall_kd.decoding.setting import Chunking, add_chunking
 from icefall_kd.io import as_path
@@ -101,4 +102,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tune_cpu()  # of this process as a whole, so not in main(), which others may call
     main()

@@ -47,7 +47,7 @@ from icefall_kd.cache.obtain import CODEC_FRAMES
 from icefall_kd.cache.plan import Volume, free_bytes, volume_of
 from icefall_kd.cache.probe import probe_speed
 from icefall_kd.cli import command_parser, expected_failures, require_packages
-from icefall_kd.cpu import keep_freed_memory
+from icefall_kd.cpu import default_threads, keep_freed_memory
 from icefall_kd.data.progress import AudioProgress
 from icefall_kd.io import as_path, read_yaml
 from icefall_kd.logs import setup_logging
@@ -104,7 +104,12 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="options of that training, for example iterations=20000 of mvq8",
     )
-    add("--num-threads", type=int, default=2, help="CPU threads of a teacher")
+    add(
+        "--num-threads",
+        type=int,
+        default=default_threads(),
+        help="CPU threads of this process; by default its share of the machine's CPUs",
+    )
     add("--device", default="cpu", help="cpu or cuda")
     add("--max-batch-duration", type=float, default=60.0, help="s of padded audio")
     add("--overwrite", action="store_true", help="replace fields made otherwise")

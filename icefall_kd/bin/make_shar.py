@@ -23,6 +23,7 @@ from lhotse.cut import Cut
 
 from icefall_kd.cache.field import fields_dir
 from icefall_kd.cli import command_parser, expected_failures
+from icefall_kd.cpu import available_cpus
 from icefall_kd.data.gate import describe_drops, gate, write_report
 from icefall_kd.data.letters import MAX_UNKNOWN, UnknownLetters
 from icefall_kd.data.shar import (
@@ -49,7 +50,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-duration", type=float, default=30.0, help="s, a cut")
     parser.add_argument("--shard-size", type=int, default=200, help="cuts")
     parser.add_argument("--seed", type=int, default=0, help="of the order")
-    parser.add_argument("--num-jobs", type=int, default=1, help="processes")
+    parser.add_argument("--num-jobs", type=int, default=available_cpus(),
+                        help="processes; by default one a CPU")
     # fmt: on
     return parser
 

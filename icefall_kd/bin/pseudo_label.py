@@ -11,7 +11,8 @@ terms that need text pass it by.
 
 Texts are written in --case, with the letters of --language.  --numbers is the style of
 numbers: EIGHTEEN FORTY TWO (spoken), ONE EIGHT FOUR TWO (digits, as telephone prompts
-read extensions), or 1842 (keep, not in English).  With --bpe-model of the student, a transcript that its tokens cannot write has none either:
+read extensions), or 1842 (keep, not in English).  With --bpe-model of the student, a
+transcript that its tokens cannot write has none either:
 
     python -m icefall_kd.bin.pseudo_label --language fr --case lower \\
         --bpe-model own/lang/bpe.model ...
@@ -24,15 +25,18 @@ in any number, they go on with the shards that were being written:
 """
 
 import argparse
+import contextlib
 import logging
 
 import torch
 
 from icefall_kd.cache.pseudo import Report, pseudo_label
+from icefall_kd.cache.pseudo_tally import histogram
 from icefall_kd.cli import command_parser, expected_failures
-from icefall_kd.cpu import keep_freed_memory
+from icefall_kd.cpu import default_threads, keep_freed_memory
 from icefall_kd.data.normalise import CASES
 from icefall_kd.data.numbers import STYLES
+from icefall_kd.data.progress import AudioProgress
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.logs import setup_logging
 from icefall_kd.teachers.whisper_text import WhisperText
@@ -61,7 +65,12 @@ def get_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--beam", type=int, default=1, help="hypotheses of the search")
     p.add_argument("--compute-type", default="int8", help="of CTranslate2")
-    p.add_argument("--num-threads", type=int, default=2, help="CPU threads")
+    p.add_argument(
+        "--num-threads",
+        type=int,
+        default=default_threads(),
+        help="CPU threads of this process; by default its share of the machine's CPUs",
+    )
     p.add_argument("--device", default="cpu", help="cpu or cuda")
     p.add_argument("--batch-size", type=int, default=8, help="utterances")
     p.add_argument(
@@ -103,19 +112,22 @@ def make(args: argparse.Namespace, world: World) -> Report:
         num_threads=args.num_threads,
         device=own_device(args.device),
     )
-    return pseudo_label(
-        args.shar_dir,
-        args.output,
-        reader,
-        batch_size=args.batch_size,
-        min_confidence=args.min_confidence,
-        max_words_per_second=args.max_words_per_second,
-        language=args.language,
-        case=args.case,
-        numbers=args.numbers,
-        tokenizer=tokenizer,
-        world=world,
-    )
+    place = f" (process 1 of {world.size})" if world.size > 1 else ""
+    with contextlib.closing(AudioProgress(f"{args.shar_dir}{place}")) as progress:
+        return pseudo_label(
+            args.shar_dir,
+            args.output,
+            reader,
+            batch_size=args.batch_size,
+            min_confidence=args.min_confidence,
+            max_words_per_second=args.max_words_per_second,
+            language=args.language,
+            case=args.case,
+            numbers=args.numbers,
+            tokenizer=tokenizer,
+            world=world,
+            progress=progress if world.is_main else None,
+        )
 
 
 def tell(output: str, report: Report) -> None:
@@ -133,6 +145,13 @@ def tell(output: str, report: Report) -> None:
         output,
         ", ".join(f"{n} {what}" for what, n in sorted(report.counts.items())),
     )
+    if report.confidences:
+        logging.info(
+            "%s: mean log-probability of a transcript's tokens, cuts, and share of the "
+            "cuts from there up (--min-confidence chooses)\n%s",
+            output,
+            histogram(report.confidences),
+        )
 
 
 if __name__ == "__main__":

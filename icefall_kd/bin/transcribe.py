@@ -26,6 +26,7 @@ from icefall_kd.cli import (
     positive_int,
     require_packages,
 )
+from icefall_kd.cpu import default_threads
 from icefall_kd.decoding import DECODERS, DecodeOptions, search_class
 from icefall_kd.decoding.alignment import SetAlignment
 from icefall_kd.decoding.ctm import count_transcripts
@@ -55,7 +56,9 @@ def get_parser() -> argparse.ArgumentParser:
     add_chunking(p, "one streaming encoder in the folder")
     add_max_utterance(p)
     p.add_argument("--int8", action="store_true", help="the .int8.onnx files")
-    p.add_argument("--threads", type=positive_int, default=1, help="of sherpa-onnx")
+    p.add_argument(
+        "--threads", type=positive_int, default=default_threads(), help="CPU threads"
+    )
     p.add_argument("--force", action="store_true", help="transcribe again")
     return p
 

@@ -14,13 +14,23 @@ import logging
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Protocol, Sequence, Tuple
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    Optional,
+    Protocol,
+    Sequence,
+    Tuple,
+)
 
 from lhotse.cut import Cut
 from lhotse.supervision import SupervisionSegment
 from torch import Tensor
-from tqdm import tqdm
 
+from icefall_kd import SAMPLE_RATE
 from icefall_kd.cache.extract import ALONE
 from icefall_kd.cache.field import (
     cuts_path,
@@ -30,7 +40,7 @@ from icefall_kd.cache.field import (
     shard_ids,
 )
 from icefall_kd.cache.listing import find_fields
-from icefall_kd.cache.pseudo_tally import Tally, labelled_path
+from icefall_kd.cache.pseudo_tally import Tally, labelled_path, step_of
 from icefall_kd.cache.shards import Shard
 from icefall_kd.cache.teach import load_wave
 from icefall_kd.data.cuts import check_cuts
@@ -135,10 +145,36 @@ class Report:
     Attributes:
       counts:  number of cuts, in the shards that are there, by what became of them.
       missing: shards that others have yet to make; 0 says that the output is complete.
+      confidences: number of transcripts, taken or not, by the lower end of the step of
+        0.1 nats that their confidence is in.
     """
 
     counts: Counter
     missing: int
+    confidences: Counter = dataclasses.field(default_factory=Counter)
+
+
+class Seconds:
+    """Counts the seconds of audio of a process's shards that are transcribed."""
+
+    def __init__(
+        self,
+        shar_dir: Path,
+        shards: Sequence[str],
+        progress: Optional[Callable[[float, float], None]],
+    ) -> None:
+        self._progress, self._done, self._total = progress, 0.0, 0.0
+        if progress is not None:
+            for shard in shards:
+                lines = Shard(cuts_path(shar_dir, shard), {}).lines()
+                durations = (line["duration"] for line in lines)
+                self._total += sum(d for d in durations if d <= MAX_SECONDS)
+
+    def add(self, seconds: float) -> None:
+        """Count the audio of a batch."""
+        self._done += seconds
+        if self._progress is not None:
+            self._progress(self._done, self._total)
 
 
 def pseudo_label(
@@ -154,6 +190,7 @@ def pseudo_label(
     numbers: str = "spoken",
     tokenizer: Optional[Tokenizer] = None,
     world: World = ALONE,
+    progress: Optional[Callable[[float, float], None]] = None,
 ) -> Report:
     """Write a Shar folder of the same cuts, with transcripts by ``reader``.
 
@@ -166,6 +203,8 @@ def pseudo_label(
         :func:`icefall_kd.data.normalise.spell`.
       tokenizer: a transcript with tokens that it does not know is not taken.
       world: processes that share the shards: each takes every ``world.size``-th.
+      progress: called with the seconds of audio that this process has transcribed, and
+        those of all its shards, after every batch.
     Raises:
       FileNotFoundError: if ``shar_dir`` is no Shar folder.
       ValueError: if ``output`` holds transcripts made otherwise, or there is no such
@@ -191,15 +230,11 @@ def pseudo_label(
     own = every[world.rank :: world.size]
     check_cuts((_source(shar_dir, shard) for shard in own), str(shar_dir))
     todo = tally.begin(own)
-    place = f" (process 1 of {world.size})" if world.size > 1 else ""
-    for shard in tqdm(
-        todo,
-        desc=f"transcripts of {shar_dir.name}{place}",
-        unit="shard",
-        disable=not world.is_main,
-    ):
-        counts = _label_shard(shar_dir, output, shard, reader, judge, batch_size)
-        tally.add(shard, counts)
+    logging.info("%s: %d of %d shards to transcribe", shar_dir, len(todo), len(every))
+    seconds = Seconds(shar_dir, todo, progress)
+    for shard in todo:
+        made = _label_shard(shar_dir, output, shard, reader, judge, batch_size, seconds)
+        tally.add(shard, *made)
     if tokenizer is not None and judge.letters.unknown:
         logging.info("%s: not taken: %s", output, judge.letters.describe())
     return _finish(shar_dir, output, every, tally)
@@ -207,15 +242,17 @@ def pseudo_label(
 
 def _finish(shar_dir: Path, output: Path, every: Sequence[str], tally: Tally) -> Report:
     """Complete the output if all its shards are whole, whoever made them."""
-    whole = tally.whole()
-    counts = {shard: whole[shard] for shard in every if shard in whole}
+    verdicts, steps = tally.whole()
+    counts = {shard: verdicts[shard] for shard in every if shard in verdicts}
+    confidences = {shard: steps[shard] for shard in counts}
     report = Report(
         sum((Counter(c) for c in counts.values()), Counter()),
         len(every) - len(counts),
+        sum((Counter(c) for c in confidences.values()), Counter()),
     )
     if not report.missing:
         _link_the_rest(shar_dir, output)
-        tally.complete(counts)
+        tally.complete(counts, confidences)
         _warn_of_unknown(output, report.counts)
     return report
 
@@ -241,10 +278,13 @@ def _label_shard(
     reader: Transcriber,
     judge: Judge,
     batch_size: int,
-) -> Counter:
+    seconds: Seconds,
+) -> Tuple[Counter, Counter]:
+    """Write one shard of cuts; return its verdicts and its confidences."""
     source = _source(shar_dir, shard)
-    said = dict(_transcripts((c for _, c in source.read()), reader, batch_size))
-    counts: Counter = Counter()
+    cuts = (cut for _, cut in source.read())
+    said = dict(_transcripts(cuts, reader, batch_size, seconds))
+    counts, confidences = Counter(), Counter()  # type: Counter, Counter
     with write_aside(labelled_path(output, shard)) as aside:
         with gzip.open(aside, "wt", encoding="utf-8") as out:
             for line in source.lines():
@@ -252,6 +292,7 @@ def _label_shard(
                 if heard is None:
                     verdict = "too long"
                 else:
+                    confidences[step_of(heard.confidence)] += 1
                     text = judge.spell(heard.text)
                     verdict = judge.verdict(text, heard.confidence, line["duration"])
                 counts[verdict] += 1
@@ -259,7 +300,7 @@ def _label_shard(
                 if verdict == "labelled":
                     line["supervisions"] = [_supervision(line, text, heard.confidence)]
                 out.write(json.dumps(line, ensure_ascii=False) + "\n")
-    return counts
+    return counts, confidences
 
 
 def _source(shar_dir: Path, shard: str) -> Shard:
@@ -269,7 +310,7 @@ def _source(shar_dir: Path, shard: str) -> Shard:
 
 
 def _transcripts(
-    cuts: Iterator[Cut], reader: Transcriber, batch_size: int
+    cuts: Iterator[Cut], reader: Transcriber, batch_size: int, seconds: Seconds
 ) -> Iterator[Tuple[str, Any]]:
     """Yield (cut id, transcript) of the cuts that are not too long."""
     fit = [(cut.id, load_wave(cut)) for cut in cuts if cut.duration <= MAX_SECONDS]
@@ -277,6 +318,7 @@ def _transcripts(
     for k in range(0, len(fit), batch_size):
         names, waves = zip(*fit[k : k + batch_size])
         yield from zip(names, reader.transcribe(waves))
+        seconds.add(sum(map(len, waves)) / SAMPLE_RATE)
 
 
 def _supervision(line: Dict[str, Any], text: str, confidence: float) -> Dict[str, Any]:

@@ -1,9 +1,14 @@
-"""What became of the cuts of each shard that a teacher transcribes, file by file."""
+"""What became of the cuts of each shard that a teacher transcribes, file by file.
+
+Beside the counts of verdicts a file has how many transcripts have which confidence: a
+mean log-probability of its tokens, in steps of 0.1 nats.
+"""
 
 import contextlib
+import math
 from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Set
+from typing import Any, Dict, List, Mapping, Sequence, Set, Tuple
 
 from icefall_kd.cache.field import (
     cuts_path,
@@ -16,6 +21,8 @@ from icefall_kd.io import read_json, remove_abandoned, write_json
 
 NOTE = "pseudo_labels.json"
 PART = "pseudo_labels-"
+STEPS = 20  # of 0.1 nats; the last one has all below
+Counts = Dict[str, Dict[str, int]]  # shard -> what -> cuts
 
 
 class Tally:
@@ -40,18 +47,24 @@ class Tally:
         self._joined: Set[str] = set()  # shards that were found to be of these cuts
         self.whole()  # refuses before anything is written
 
-    def whole(self) -> Dict[str, Dict[str, int]]:
-        """Return the counts of the shards that are whole."""
-        found = {}
+    def whole(self) -> Tuple[Counts, Counts]:
+        """Return verdicts and confidences of the shards that are whole."""
+        found: Dict[str, Tuple[Dict[str, int], Dict[str, int]]] = {}
         # Read before the note: who completes that deletes these after it.
         for path in self._notes.glob(f"{PART}*.json"):
             with contextlib.suppress(FileNotFoundError):
                 said = read_json(path)
                 # What a note that was deleted identified does not count.
                 if _without_counts(said) == self._identity:
-                    found[path.stem[len(PART) :]] = said["counts"]
-        found = {**self._note().get("counts", {}), **found}
-        return {shard: c for shard, c in found.items() if self._joins(shard)}
+                    shard = path.stem[len(PART) :]
+                    found[shard] = said["counts"], said.get("confidences", {})
+        note = self._note()
+        for shard, counts in note.get("counts", {}).items():
+            confidences = note.get("confidences", {}).get(shard, {})
+            found.setdefault(shard, (counts, confidences))
+        found = {shard: both for shard, both in found.items() if self._joins(shard)}
+        verdicts = {shard: both[0] for shard, both in found.items()}
+        return verdicts, {shard: both[1] for shard, both in found.items()}
 
     def _joins(self, shard: str) -> bool:
         """Return whether a shard is there, and of the cuts that the input has now."""
@@ -67,7 +80,7 @@ class Tally:
 
     def begin(self, own: Sequence[str]) -> List[str]:
         """Return those of ``own`` that are to be made; sweep what was left of them."""
-        whole = self.whole()
+        whole, _ = self.whole()
         todo = [shard for shard in own if shard not in whole]
         # Nobody completes the note meanwhile: they would lack what is made here.
         if todo and not self._note():
@@ -77,13 +90,14 @@ class Tally:
             remove_abandoned(self._notes, self._path(shard).name)
         return todo
 
-    def add(self, shard: str, counts: Counter) -> None:
+    def add(self, shard: str, counts: Counter, confidences: Counter) -> None:
         """Note that a shard is whole."""
-        write_json(self._path(shard), {**self._identity, "counts": dict(counts)})
+        made = {"counts": dict(counts), "confidences": dict(confidences)}
+        write_json(self._path(shard), {**self._identity, **made})
 
-    def complete(self, counts: Dict[str, Dict[str, int]]) -> None:
+    def complete(self, counts: Counts, confidences: Counts) -> None:
         """Put the counts of all shards together."""
-        note = {**self._identity, "counts": counts}
+        note = {**self._identity, "counts": counts, "confidences": confidences}
         if self._note() != note:
             write_json(self._notes / NOTE, note)
         remove_abandoned(self._notes, NOTE)
@@ -109,7 +123,34 @@ class Tally:
 
 
 def _without_counts(note: Dict[str, Any]) -> Dict[str, Any]:
-    return {name: value for name, value in note.items() if name != "counts"}
+    made = ("counts", "confidences")
+    return {name: value for name, value in note.items() if name not in made}
+
+
+def step_of(confidence: float) -> str:
+    """Return the lower end of the step that a confidence is in: "-0.3" for -0.25."""
+    step = math.ceil(-10 * confidence) if math.isfinite(confidence) else STEPS
+    return f"{-min(STEPS, max(1, step)) / 10:.1f}"
+
+
+def histogram(confidences: Mapping[str, int]) -> str:
+    """Return a line for each step of 0.1 nats: its cuts, and the share from it up."""
+    total, above, lines = sum(confidences.values()), 0, []
+    most = max(confidences.values(), default=1)
+    for step in range(1, STEPS + 1):
+        low = f"{-step / 10:.1f}"
+        count = confidences.get(low, 0)
+        above += count
+        span = (
+            f"{low} .. {(1 - step) / 10:.1f}"
+            if step < STEPS
+            else f"below {(1 - step) / 10:.1f}"
+        )
+        bar = "#" * -(-30 * count // most)
+        lines.append(f"  {span:>12} {count:8,} {100 * above / total:5.1f} % {bar}")
+        if above == total:
+            break
+    return "\n".join(lines)
 
 
 def labelled_path(output: Path, shard: str) -> Path:

@@ -12,6 +12,8 @@ from typing import Optional, Sequence
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.recipes.librispeech import prepare_librispeech as prepare_manifests
 
+from icefall_kd.cpu import available_cpus
+
 # Part -> utterances of the release; what differs was not unpacked completely.
 PARTS = {
     "train-clean-100": 28539,
@@ -47,19 +49,21 @@ def prepare_librispeech(
     *,
     parts: Sequence[str] = ("train-clean-100",),
     labelled: bool = True,
-    num_jobs: int = 4,
+    num_jobs: Optional[int] = None,
 ) -> CutSet:
     """Return the utterances of some parts as cuts, sorted by id.
 
     Args:
       parts: keys of :data:`PARTS`.
       labelled: False leaves the transcripts out.
-      num_jobs: threads that read the headers of the audio.
+      num_jobs: threads that read the headers of the audio; None: one a CPU.
     Raises:
       FileNotFoundError: if a part is not there, see :func:`find_parts`.
     """
     folder = find_parts(Path(source_dir), parts)
-    read = prepare_manifests(folder, dataset_parts=list(parts), num_jobs=num_jobs)
+    read = prepare_manifests(
+        folder, dataset_parts=list(parts), num_jobs=num_jobs or available_cpus()
+    )
     cuts = []
     for part in parts:
         recordings, texts = read[part]["recordings"], read[part]["supervisions"]

@@ -116,8 +116,8 @@ def check_style(language: str, numbers: str) -> None:
             )
     elif _num2words_language(language) not in LANGUAGES:
         raise ValueError(
-            f"--language {language}: num2words cannot write its numbers; give --numbers "
-            f"keep to leave digits in the texts. It has {', '.join(LANGUAGES)}"
+            f"--language {language}: num2words cannot write its numbers as words; give "
+            f"--numbers keep to leave digits. It has {', '.join(LANGUAGES)}"
         )
 
 

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from icefall_kd import ENCODER_SHIFT
-from icefall_kd.cache.topk import join_path, take_topk
+from icefall_kd.cache.topk import take_topk
 from icefall_kd.data.fbank import num_frames
-from icefall_kd.decoding import DecodeOptions, decode
+from icefall_kd.decoding.heads import require_head
 from icefall_kd.io import sha256_file
 from icefall_kd.masks import make_pad_mask
+from icefall_kd.teachers.paths import HEAD_OF, BestPaths
 from icefall_kd.teachers.protocol import Output, TeacherOutput, check_waves
 from icefall_kd.training.checkpoint import load_model
 from icefall_kd.transducer.adapter_ensemble import AdapterEnsemble
-from icefall_kd.transducer.bigram import fuse, load_bigram
-from icefall_kd.transducer.path import best_path, tokens_before
+from icefall_kd.transducer.bigram import load_bigram
 
 
 class AdaptedTeacher:
@@ -44,7 +44,7 @@ class AdaptedTeacher:
                  :func:`icefall_kd.transducer.bigram.fuse`; the paths are without it.
       lm_scale:  of the bigram.
       device:    "cpu" or "cuda".
-      num_threads: CPU threads of the members.
+      num_threads: CPU threads of the members; None for this process's share.
     Raises:
       FileNotFoundError: if there is no such checkpoint, or bigram.
       ValueError: if it is no adapter, its fields are not those of the members, a kind
@@ -65,7 +65,7 @@ class AdaptedTeacher:
         lm: Optional[Union[str, Path]] = None,
         lm_scale: float = 0.3,
         device: str = "cpu",
-        num_threads: int = 1,
+        num_threads: Optional[int] = None,
     ) -> None:
         from icefall_kd.teachers import build_teachers
 
@@ -91,11 +91,8 @@ class AdaptedTeacher:
         common = {"device": device, "num_threads": num_threads}
         self.members = build_teachers({n: {**common, **m} for n, m in members.items()})
         said = {f: o for t in self.members for f, o in t.outputs.items()}
-        models = [_load(path, device, said) for path in paths]
+        models = [_load(path, device, said, outputs) for path in paths]
         self.model, self.tokenizer = models[0]
-        self.search = DecodeOptions(
-            "modified_beam_search", beam, unk_id=self.tokenizer.unk_id
-        )
         for path, (_, tokenizer) in zip(paths, models):
             if tokenizer.sha256 != self.tokenizer.sha256:
                 raise ValueError(f"{path} is of other tokens than {paths[0]}")
@@ -110,12 +107,14 @@ class AdaptedTeacher:
             "vocab_size": self.model.vocab_size,
             "vocab_sha256": self.tokenizer.sha256,
         }
-        self.lm: Optional[Tensor] = None
-        self.lm_scale = lm_scale
+        bigram: Optional[Tensor] = None
         of_path: Dict[str, Any] = {"beam": beam}
         if lm is not None and lm_scale > 0:
-            self.lm = load_bigram(lm, self.tokenizer.sha256)
+            bigram = load_bigram(lm, self.tokenizer.sha256)
             of_path.update(lm_sha256=sha256_file(lm), lm_scale=lm_scale)
+        self.paths = BestPaths(
+            self.ensemble, self.tokenizer, topk, beam, bigram, lm_scale
+        )
         widths = {"ctc": 2 * topk + 1, "path": 2 * topk + 2}
         more = {"ctc": {}, "path": of_path}
         self.outputs = {
@@ -141,35 +140,14 @@ class AdaptedTeacher:
         """
         check_waves(waves, wave_lens)
         encoded, lens = self.ensemble.encode(self._hear(waves, wave_lens))
-        mask = make_pad_mask(lens, encoded[0].size(1)).unsqueeze(-1)
         said = {}
         if f"{self.name}_ctc" in self.outputs:
             x = take_topk(self.ensemble.ctc(encoded), self.topk)
+            mask = make_pad_mask(lens, x.size(1)).unsqueeze(-1)
             said[f"{self.name}_ctc"] = TeacherOutput(x.masked_fill(mask, 0.0), lens)
         if f"{self.name}_path" in self.outputs:
-            emitted = self._paths(encoded, lens, texts)
-            log_probs = self.ensemble.on_path(encoded, emitted)
-            if self.lm is not None:
-                before = tokens_before(emitted)
-                log_probs = fuse(log_probs, before, self.lm, self.lm_scale)
-            x = join_path(emitted, take_topk(log_probs, self.topk))
-            said[f"{self.name}_path"] = TeacherOutput(x.masked_fill(mask, 0.0), lens)
+            said[f"{self.name}_path"] = self.paths(encoded, lens, texts)
         return said
-
-    def _paths(
-        self, encoded: Sequence[Tensor], lens: Tensor, texts: Sequence[str]
-    ) -> Tensor:
-        """Return the tokens that the best paths emit, (N, T) int64, 0 for the blank."""
-        emitted = lens.new_zeros(encoded[0].shape[:2])
-        for n, (frames, text) in enumerate(zip(lens.tolist(), texts)):
-            own = [x[n : n + 1, :frames] for x in encoded]
-            tokens = self.tokenizer.encode(text) if text else []
-            if not tokens or len(tokens) > frames:
-                found = decode(self.model, own[0], lens[n : n + 1], self.search)
-                tokens = found[0].tokens
-            lattice = self.ensemble.lattice(own, tokens)
-            emitted[n, :frames] = best_path(lattice, tokens)
-        return emitted
 
     def _hear(self, waves: Tensor, wave_lens: Tensor) -> Dict[str, Any]:
         """Return the members' outputs in the form of a batch of cached fields."""
@@ -186,13 +164,15 @@ class AdaptedTeacher:
         return {"fields": fields, "feature_lens": frames.to(device)}
 
 
-def _load(path: Path, device: str, said: Mapping[str, Output]) -> tuple:
+def _load(
+    path: Path, device: str, said: Mapping[str, Output], outputs: Sequence[str]
+) -> tuple:
     """Return an adapter and its tokenizer.
 
     Raises:
       ValueError: as :class:`AdaptedTeacher`.
     """
-    model, tokenizer, _ = load_model(path, device)
+    model, tokenizer, info = load_model(path, device)
     if not model.fields or not set(model.fields) <= set(said):
         raise ValueError(
             f"{path} hears the fields {list(model.fields)}, its members say "
@@ -200,6 +180,8 @@ def _load(path: Path, device: str, said: Mapping[str, Output]) -> tuple:
         )
     if tokenizer is None:
         raise ValueError(f"{path} carries no BPE model; it saw no text in training")
+    for kind in outputs:
+        require_head(model, HEAD_OF[kind], info, str(path))
     return model, tokenizer
 
 

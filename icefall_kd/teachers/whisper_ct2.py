@@ -41,6 +41,7 @@ import torch
 from torch import Tensor
 
 from icefall_kd import SAMPLE_RATE
+from icefall_kd.cpu import default_threads
 from icefall_kd.teachers.model_hash import model_sha256
 from icefall_kd.teachers.protocol import Output, TeacherOutput, check_waves
 from icefall_kd.teachers.whisper_mel import log_mel
@@ -70,7 +71,8 @@ class WhisperCt2:
       bucket:       seconds; the padded length is rounded up to a multiple of it, so
                     that utterances of about one length share a batch.
       compute_type: "float32", "int8" or another of CTranslate2's.
-      num_threads:  calls that run side by side on a CPU, each on one thread.
+      num_threads:  calls that run side by side on a CPU, each on one thread; None for
+                    this process's share of the CPUs.
       device:       "cpu", "cuda", or "cuda:1" for the second of several.
       max_batch:    seconds of padded audio in one call; None for 30 on a CPU and 60
                     elsewhere.
@@ -88,7 +90,7 @@ class WhisperCt2:
         context: float = 1.0,
         bucket: float = 0.5,
         compute_type: str = "float32",
-        num_threads: int = 2,
+        num_threads: Optional[int] = None,
         device: str = "cpu",
         max_batch: Optional[float] = None,
     ) -> None:
@@ -107,7 +109,7 @@ class WhisperCt2:
         self.bucket = bucket
         self.storage = ctranslate2.StorageView
         kind, _, index = device.partition(":")
-        self.calls = num_threads if kind == "cpu" else 1
+        self.calls = (num_threads or default_threads()) if kind == "cpu" else 1
         self.max_batch = max_batch or (30.0 if kind == "cpu" else 60.0)
         self.model = ctranslate2.models.Whisper(
             str(model_dir),

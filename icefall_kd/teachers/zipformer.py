@@ -12,10 +12,18 @@ from torch import Tensor
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.cache.topk import take_topk
 from icefall_kd.data.tokens import Tokenizer
+from icefall_kd.decoding.heads import HEADS, require_head
 from icefall_kd.io import Pathlike
 from icefall_kd.teachers.layers import LayerChoice, Layers
 from icefall_kd.teachers.model_hash import tensors_sha256
-from icefall_kd.teachers.protocol import DTYPES, Output, TeacherOutput, check_waves
+from icefall_kd.teachers.paths import HEAD_OF, BestPaths
+from icefall_kd.teachers.protocol import (
+    DTYPES,
+    KINDS,
+    Output,
+    TeacherOutput,
+    check_waves,
+)
 from icefall_kd.teachers.zipformer_files import checkpoint_path, find_tokenizer
 from icefall_kd.teachers.zipformer_frames import (
     STACK_STEP,
@@ -24,30 +32,32 @@ from icefall_kd.teachers.zipformer_frames import (
     own_frames,
 )
 from icefall_kd.training.checkpoint import load_model
+from icefall_kd.transducer.adapter_ensemble import AdapterEnsemble
 from icefall_kd.transducer.icefall import HEAD_OPTIONS
 from icefall_kd.zipformer.subsampling import conv2d_subsampling_lens
 
-KINDS = ("embedding", "ctc")
-
 
 class ZipformerTeacher:
-    """Encoder output, outputs of stacks, and CTC distributions of a Zipformer.
+    """Encoder output, outputs of stacks, and token distributions of a Zipformer.
 
     Args:
       name:      the teacher's name; its fields are ``<name>``, ``<name>_layer<k>`` for
-                 several stacks, and ``<name>_ctc``.
+                 several stacks, ``<name>_ctc`` and ``<name>_path``.
       model_dir: a checkpoint, ours or icefall's, or a folder with ``pretrained.pt``.
-      outputs:   any of "embedding" and "ctc".
+      outputs:   any of "embedding", "ctc", and "path": the joiner's distributions on
+                 the one-best path of the transcript, or of what a beam search finds
+                 where there is none.
       layers:    "last" is the encoder's output at 25 Hz; numbers are stacks at 50 Hz,
                  counted from 0 or, negative, from the end, each as the stack behind it
                  gets it, brought back to 50 Hz.  One gives the field ``<name>``,
                  several one field each.
       layer_weights: of a sum of ``layers``, which is then the field ``<name>``.
-      topk:      tokens that a frame of "ctc" keeps.
+      topk:      tokens that a frame of "ctc" or "path" keeps.
+      beam:      hypotheses of the search for paths without transcript.
       chunk_size: 50 Hz frames, -1 is full context; else the model must be causal.
       left_context: of chunks, 50 Hz frames, -1 is unlimited.
-      bpe_model: file, for "ctc" of a checkpoint that does not carry its own (icefall's)
-                 and has none beside it.
+      bpe_model: file, for "ctc" or "path" of a checkpoint that does not carry its own
+                 (icefall's) and has none beside it.
       dtype:     of autocast on CUDA; on a CPU "float32".
       device:    "cpu" or "cuda".
       num_threads: not used: torch has one number of threads for all models.
@@ -66,6 +76,7 @@ class ZipformerTeacher:
         layers: Layers = "last",
         layer_weights: Optional[Sequence[float]] = None,
         topk: int = 10,
+        beam: int = 4,
         chunk_size: int = -1,
         left_context: int = -1,
         bpe_model: Optional[Pathlike] = None,
@@ -79,7 +90,7 @@ class ZipformerTeacher:
         path = checkpoint_path(model_dir)
         self.name = name
         self._device, self._dtype = torch.device(device), DTYPES[dtype]
-        model, tokenizer, _ = load_model(path, device, heads=heads, needed=())
+        model, tokenizer, info = load_model(path, device, heads=heads, needed=())
         if model.fields:
             raise ValueError(f"{path} hears teachers: it is of family 'adapter'")
         self._model = model.requires_grad_(False)
@@ -96,12 +107,23 @@ class ZipformerTeacher:
         self.outputs: Dict[str, Output] = {}
         self._stacks: Optional[LayerChoice] = None  # None: the encoder's output
         self._ctc_field, self._topk = f"{name}_ctc", topk
+        self._path_field = f"{name}_path"
+        self.needs_text = "path" in outputs
         if "embedding" in outputs:
             self._add_embeddings(layers, layer_weights)
+        of_tokens = [kind for kind in ("ctc", "path") if kind in outputs]
+        if not of_tokens:
+            return
+        for kind in of_tokens:
+            require_head(model, HEAD_OF[kind], info, str(path))
+        tokenizer = find_tokenizer(path, tokenizer, bpe_model, model.vocab_size)
+        if not 1 <= topk <= tokenizer.vocab_size:
+            raise ValueError(f"topk is {topk} of {tokenizer.vocab_size} tokens")
         if "ctc" in outputs:
-            if model.ctc_output is None:
-                raise ValueError(f"{path}: the model has no CTC head")
-            self._add_ctc(find_tokenizer(path, tokenizer, bpe_model, model.vocab_size))
+            self._add_tokens("ctc", tokenizer, 2 * topk + 1)
+        if "path" in outputs:
+            self._add_tokens("path", tokenizer, 2 * topk + 2, beam=beam)
+            self._paths = BestPaths(AdapterEnsemble([model]), tokenizer, topk, beam)
 
     def _add_embeddings(
         self, layers: Layers, weights: Optional[Sequence[float]]
@@ -125,21 +147,20 @@ class ZipformerTeacher:
                 "embedding", dim, step / SAMPLE_RATE, {**common, **layers}
             )
 
-    def _add_ctc(self, tokenizer: Tokenizer) -> None:
-        """Describe the CTC output over the tokens of ``tokenizer``."""
-        if not 1 <= self._topk <= tokenizer.vocab_size:
-            raise ValueError(f"topk is {self._topk} of {tokenizer.vocab_size} tokens")
+    def _add_tokens(
+        self, kind: str, tokenizer: Tokenizer, dim: int, **options: Any
+    ) -> None:
+        """Describe an output of distributions over the tokens of ``tokenizer``."""
         fingerprint = {
             **self._fingerprint,
-            "model_sha256": self._sha256("ctc_output"),
+            "model_sha256": self._sha256(*HEADS[HEAD_OF[kind]]),
             "topk": self._topk,
+            **options,
             "vocab_sha256": tokenizer.sha256,
             "vocab_size": tokenizer.vocab_size,
         }
         shift = self._output_step / SAMPLE_RATE
-        self.outputs[self._ctc_field] = Output(
-            "ctc", 2 * self._topk + 1, shift, fingerprint
-        )
+        self.outputs[f"{self.name}_{kind}"] = Output(kind, dim, shift, fingerprint)
 
     def _sha256(self, *more: str) -> str:
         """Return the hash of the encoder's tensors, and those of ``more`` parts."""
@@ -150,15 +171,18 @@ class ZipformerTeacher:
         )
 
     @torch.no_grad()
-    def forward(self, waves: Tensor, wave_lens: Tensor) -> Dict[str, TeacherOutput]:
+    def forward(
+        self, waves: Tensor, wave_lens: Tensor, texts: Sequence[str] = ()
+    ) -> Dict[str, TeacherOutput]:
         """Return the outputs of a batch, on the model's device.
 
-        T of an embedding is ceil(samples / samples of a frame), of "ctc" what the model
-        makes, ((F - 7) // 2 + 1) // 2 of F frames of fbank.
+        T of an embedding is ceil(samples / samples of a frame), of "ctc" and "path"
+        what the model makes, ((F - 7) // 2 + 1) // 2 of F frames of fbank.
 
         Args:
           waves:     (N, S) float32, 16 kHz, in [-1, 1].
           wave_lens: (N,) int64, valid samples.
+          texts:     N transcripts for "path", "" where there is none.
         Raises:
           ValueError: if the shapes do not fit.
         """
@@ -172,6 +196,9 @@ class ZipformerTeacher:
             if self._ctc_field in self.outputs:
                 ctc = take_topk(model.ctc_output(y), self._topk)
                 said[self._ctc_field] = own_frames(ctc, y_lens)
+        if self._path_field in self.outputs:
+            own = own_frames(y, y_lens)
+            said[self._path_field] = self._paths([own.x], own.lens, texts)
         if self._stacks is not None:
             stack_lens = conv2d_subsampling_lens(lens)
             picked = self._stacks.pick(self.name, dict(enumerate(stacks)))

@@ -45,7 +45,8 @@ class DataConfig:
       max_unknown: share of the tokens of a set that may be ``<unk>``.
       max_duration: s of audio in a batch, padding included.
       num_buckets: groups of similar duration that batches are drawn from.
-      num_workers: processes that load data; 0 loads in the training process.
+      num_workers: processes that load data; 0 loads in the training process, -1 takes
+        the CPUs that this process has beside its own, at most 4.
       spec_augment: mask stretches of time and frequency (student only).
       time_warp_factor: of SpecAugment, fbank frames; 0 is off.  Refused where the
         targets of a term are frames of the audio.
@@ -123,7 +124,7 @@ class TrainConfig:
       device: "auto", "cpu" or "cuda".
       amp: autocast in "none", "bf16" or "fp16"; on a CPU the encoder's stacks stay in
         float32, which is faster there.
-      num_threads: of torch on the CPU; 0 leaves it as it is.
+      num_threads: of torch on the CPU; 0 takes this process's share of the CPUs.
       average_period: updates between two samples of the averaged model.
       save_every_minutes: between two checkpoints within an epoch; 0 for none.
       save_every_n: updates between two further ones, at steps that do not depend on

@@ -1,5 +1,6 @@
 """The loaders of a run, for one process of it."""
 
+from icefall_kd.cpu import default_workers
 from icefall_kd.data.augment import SpecAugment
 from icefall_kd.data.batches import Loader, make_loader
 from icefall_kd.training.distributed import World
@@ -20,7 +21,7 @@ def make_train_loader(setup: Setup, world: World) -> Loader:
         seed=setup.config.seed,
         rank=world.rank,
         world_size=world.size,
-        num_workers=data.num_workers,
+        num_workers=default_workers() if data.num_workers < 0 else data.num_workers,
         num_buckets=data.num_buckets,
         spec_augment=augment,
         missing=data.missing,

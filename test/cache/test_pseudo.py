@@ -23,6 +23,7 @@ from icefall_kd.cache.extract import ALONE
 from icefall_kd.cache.field import fields_dir
 from icefall_kd.cache.listing import find_fields
 from icefall_kd.cache.pseudo import Judge, Limits, pseudo_label
+from icefall_kd.cache.pseudo_tally import step_of
 from icefall_kd.cache.reader import check_field, open_shar
 from icefall_kd.cache.teach import load_wave
 from icefall_kd.data.shar import write_shar
@@ -114,12 +115,53 @@ def test_what_is_not_taken_is_counted_and_has_no_text(taught_shar, tmp_path):
             said = [next(self.words, "yes") for _ in waves]
             return [Heard(s, -3.0 if s == "maybe" else -0.1) for s in said]
 
-    report = pseudo_label(taught_shar, tmp_path / "out", Babbler(), batch_size=1)
+    calls = []
+    report = pseudo_label(
+        *(taught_shar, tmp_path / "out", Babbler()),
+        batch_size=1,
+        progress=lambda done, total: calls.append((done, total)),
+    )
+    # After every batch, not every shard.
+    done, totals = zip(*calls)
+    assert len(calls) == 18 and list(done) == sorted(set(done))
+    seconds = sum(cut.duration for cut in open_shar(taught_shar))
+    assert done[-1] == pytest.approx(seconds) and totals == (totals[-1],) * 18
+    assert totals[-1] == pytest.approx(seconds)
     expected = {"empty": 1, "too many words": 1, "uncertain": 1, "labelled": 15}
     assert report.counts == expected
+    assert report.confidences == {"-0.1": 17, "-2.0": 1}
     assert sorted(texts(tmp_path / "out").values()) == [""] * 3 + ["YES"] * 15
     with gzip.open(tmp_path / "out/cuts.000000.jsonl.gz", "rt") as f:
         assert len(f.readlines()) == 5
+
+
+@pytest.mark.parametrize(
+    "confidence, step",
+    [(0.0, "-0.1"), (-0.1, "-0.1"), (-0.11, "-0.2"), (-0.7, "-0.7"), (-9.0, "-2.0")]
+    + [(float("nan"), "-2.0"), (float("-inf"), "-2.0")],
+)
+def test_confidences_are_counted_in_steps(confidence, step):
+    assert step_of(confidence) == step
+
+
+def test_the_command_logs_a_histogram_of_all_shards_confidences(
+    shar, tmp_path, monkeypatch, capsys
+):
+    class Fading(Says):
+        def transcribe(self, waves):
+            first, self.waves = self.waves, self.waves + len(waves)
+            return [Heard("yes", -0.05 - 0.1 * i) for i in range(first, self.waves)]
+
+    monkeypatch.setattr(command, "WhisperText", lambda *_, **options: Fading())
+    arguments = ["--shar-dir", shar, "--model-dir", "none", "--output"]
+    run_command(monkeypatch, *arguments, tmp_path / "out")
+    lines = capsys.readouterr().err.splitlines()
+    rows = [line.split() for line in lines if re.match(r" +-\d\.\d \.\. ", line)]
+    assert len(rows) == 18
+    assert rows[0] == ["-0.1", "..", "0.0", "1", "5.6", "%", "#" * 30]
+    assert rows[6][:6] == ["-0.7", "..", "-0.6", "1", "38.9", "%"]
+    assert rows[-1][4] == "100.0"
+    assert any("11 uncertain" in line and "7 labelled" in line for line in lines)
 
 
 def test_threads_read_what_one_reads(tiny_dir, pristine_shar):
@@ -168,7 +210,10 @@ def test_transcripts_are_identified_by_their_numbers_and_options_off_the_default
         "numbers": "spoken",
     }
     assert Judge(limits).identity() == as_ever
-    assert set(note_of(labelled[0])) == {"of", "reader", "counts", *as_ever}
+    assert set(note_of(labelled[0])) == {
+        *("of", "reader", "counts", "confidences"),
+        *as_ever,
+    }
     tokenizer = Tokenizer(bpe_model(asterisk))
     assert Judge(limits, "fr", "lower", "spoken", tokenizer).identity() == {
         **as_ever,
@@ -304,7 +349,7 @@ def test_two_processes_write_what_one_writes(taught_shar, labelled, tiny_dir, tm
     # The other one was last too, or says that it was not.
     assert all(totals in text or "not complete, " in text for text in told), told
     # Each reads two shards of its own, and none of the other's.
-    assert "| 2/2 [" in told[0] and "shard" not in told[1].split("not complete")[0]
+    assert all("2 of 4 shards to transcribe" in text for text in told), told
 
 
 def test_killed_processes_are_followed_by_any_number_of_others(
@@ -414,7 +459,8 @@ def test_the_note_of_transcribed_audio_is_not_taken_for_ones_own(shar, tmp_path)
     assert note["of"] == "first"
     for shard, counts in note["counts"].items():  # whole, but not put together
         part = fields_dir(second) / f"pseudo_labels-{shard}.json"
-        part.write_text(json.dumps({**note, "counts": counts}))
+        own = {"counts": counts, "confidences": note["confidences"][shard]}
+        part.write_text(json.dumps({**note, **own}))
     note_path(second).unlink()
     reader = Says()
     assert pseudo_label(first, second, reader) == report

@@ -1,5 +1,6 @@
 """The LibriSpeech recipe: its own scripts, from a folder of its shape to a student."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -8,11 +9,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import students
+import torch
 import yaml
 from lhotse import CutSet
 from small_librispeech import UTTERANCES
 
-from icefall_kd.cache.field import info_path
+from icefall_kd.cache.codec_file import load_codec
+from icefall_kd.cache.field import info_path, load_field_info
+from icefall_kd.cache.reader import load_field, open_shar
+from icefall_kd.cache.topk import split_path
+from icefall_kd.data.tokens import Tokenizer
+from icefall_kd.data.waves import load_wave
+from icefall_kd.training.checkpoint import save_pretrained
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "egs/librispeech/KD"
@@ -143,6 +152,60 @@ def test_a_student_is_taught_by_the_pool_and_its_transcripts(taught):
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         dev = [m for m in map(json.loads, lines) if m["kind"] == "dev"][-1]
         assert losses <= set(dev) and all(0 < dev[name] < 100 for name in losses)
+
+
+@pytest.fixture(scope="module")
+def zipformer(taught):
+    """The recipe after teachers.sh --stage 3, its teacher a model of random weights."""
+    bpe = taught.folder / f"data/lang_bpe_{VOCAB}/bpe.model"
+    config = dataclasses.replace(students.STUDENT, vocab_size=VOCAB)
+    waves = [load_wave(c) for c in open_shar(taught.folder / "data/shar/dev-other")]
+    # Where conf/zipformer_teacher.yaml has it.
+    path = taught.folder / "exp/100h-m/unified/baseline/finetune/pretrained.pt"
+    path.parent.mkdir(parents=True)
+    weights = students.random_student(config, waves).state_dict()
+    save_pretrained(path, weights, config, bpe.read_bytes(), {})
+    options = ("--device", "cpu", "--num-threads", "1")
+    taught("teachers.sh", "--stage", "3", "--stop-stage", "3", *options)
+    return taught
+
+
+def test_a_model_in_our_tokens_writes_ctc_and_paths(zipformer):
+    tokenizer = Tokenizer(zipformer.folder / f"data/lang_bpe_{VOCAB}/bpe.model")
+    for name in (LABELLED, *(f"{pool}_whisper" for pool in POOL), "dev-other"):
+        folder = zipformer.folder / "data/shar" / name
+        assert load_field_info(folder, "zipformer_ctc").kind == "ctc"
+        info = load_field_info(folder, "zipformer_path")
+        assert info.kind == "path"
+        codec = load_codec(folder, info)
+        cuts = list(open_shar(folder, ["zipformer_path"]))
+        assert len(cuts) == info.num_cuts > 0
+        for cut in cuts:
+            frames = torch.from_numpy(load_field(cut, "zipformer_path", codec))
+            emitted, _ = split_path(frames)
+            tokens = [t for t in emitted.tolist() if t]
+            assert tokens, cut.id
+            if cut.supervisions:  # Viterbi; else what the beam found
+                assert tokens == tokenizer.encode(cut.supervisions[0].text), cut.id
+
+
+def test_a_student_learns_from_its_paths_and_its_lattices(zipformer):
+    student = zipformer.folder / "conf/tiny_kd.yaml"
+    student.write_text(STUDENT)
+    system = "baseline+one_best+lfmmi"
+    graph = f"data/lang_bpe_{VOCAB}/denominator.pt"
+    zipformer(
+        *("train.sh", "--systems", system, "--student", student, "--exp", "exp/kd"),
+        *("--epochs", "1", "--avg", "1", "--", *OPTIONS.split()),
+        *("--terms.lfmmi.graph", graph),
+    )
+    lines = (
+        zipformer.folder / f"exp/kd/unified/{system}/finetune/metrics.jsonl"
+    ).open()
+    dev = [m for m in map(json.loads, lines) if m["kind"] == "dev"][-1]
+    assert {"one_best", "lfmmi"} <= {name.split(".")[0] for name in dev}
+    losses = [v for k, v in dev.items() if k.startswith(("one_best", "lfmmi"))]
+    assert all(0 < loss < 1000 for loss in losses), dev
 
 
 def has_fields(recipe, *names):

@@ -13,16 +13,18 @@ from icefall_kd import LOG_EPS
 from icefall_kd.cache.codecs import make_codec
 from icefall_kd.cache.extract import extract
 from icefall_kd.cache.reader import load_field, open_shar
-from icefall_kd.cache.topk import split_topk
+from icefall_kd.cache.topk import split_path, split_topk
 from icefall_kd.data.batches import BatchDataset
 from icefall_kd.data.fbank import compute_fbank
 from icefall_kd.data.shar import write_shar
 from icefall_kd.data.tokens import train_bpe
+from icefall_kd.decoding import DecodeOptions, decode
 from icefall_kd.distill.align import ENCODER_FIRST_CENTRE
 from icefall_kd.teachers import build_teacher
 from icefall_kd.teachers.zipformer_frames import fbank_and_silence
 from icefall_kd.training.checkpoint import save_pretrained
 from icefall_kd.transducer.build import build_model
+from icefall_kd.transducer.path import on_path
 from icefall_kd.zipformer.subsampling import encoder_output_lens
 
 cuts, waves = students.cuts, students.waves  # fixtures
@@ -272,6 +274,7 @@ def test_the_folder_is_no_part_of_the_fingerprint(checkpoint, tmp_path):
         ({"outputs": ["text"]}, "a Zipformer has"),
         ({"outputs": []}, "a Zipformer has"),
         ({"outputs": "ctc", "topk": 91}, "topk is 91 of 90"),
+        ({"outputs": "path", "topk": 0}, "topk is 0 of 90"),
         ({"chunk_size": 16}, "needs a model with causal"),
         ({"left_context": 16}, "needs a chunk_size"),
         ({"dtype": "fp16"}, "on a CPU it is float32"),
@@ -307,8 +310,78 @@ def test_ctc_wants_a_head_and_its_tokens(
         teacher_of(whole, outputs="ctc", bpe_model=tmp_path / "same_size.model")
     bare = {k: v for k, v in weights.items() if not k.startswith("ctc_output")}
     torch.save({"model": bare}, tmp_path / "b.pt")
-    with pytest.raises(ValueError, match="b.pt: the model has no CTC head"):
+    with pytest.raises(ValueError, match="b.pt: the model has no ctc head"):
         teacher_of(tmp_path / "b.pt", **heads)
+
+
+def test_a_head_that_is_not_there_or_was_not_trained_gives_no_targets(
+    pristine_student, checkpoint, tokenizer, tmp_path
+):
+    heads = {"query_head_dim": 8, "value_head_dim": [8, 4, 8]}
+    weights = pristine_student.state_dict()
+    bare = {k: v for k, v in weights.items() if k.split(".")[0] != "joiner"}
+    torch.save({"model": bare}, tmp_path / "bare.pt")
+    with pytest.raises(ValueError, match="bare.pt: the model has no transducer head"):
+        teacher_of(tmp_path / "bare.pt", outputs="path", **heads)
+    trained = {"config": {"terms": {"ctc": {"weight": 1.0}}}}
+    path = tmp_path / "ctc.pt"
+    save_pretrained(path, weights, students.STUDENT, tokenizer.model_bytes, trained)
+    assert list(teacher_of(path, outputs="ctc").outputs) == ["zip_ctc"]
+    with pytest.raises(ValueError, match="ctc.pt: no term of its training reached its"):
+        teacher_of(path, outputs=["ctc", "path"])
+
+
+def test_paths_spell_the_transcript_or_what_the_beam_finds(
+    whole, whole_student, cuts, tokenizer
+):
+    teacher = teacher_of(whole, outputs="path", topk=7)
+    assert teacher.needs_text and not teacher_of(whole).needs_text
+    some = [c for c in cuts if c.duration < 3][:3]
+    waves = [torch.from_numpy(c.load_audio()[0]) for c in some]
+    texts = [some[0].supervisions[0].text, "", "A" * 999]
+    lens = torch.tensor([len(w) for w in waves])
+    said = teacher.forward(pad_sequence(waves, batch_first=True), lens, texts)
+    output = said["zip_path"]
+    described = teacher.outputs["zip_path"]
+    assert (described.kind, described.dim, described.frame_shift) == ("path", 16, 0.04)
+    emitted, frames = split_path(output.x)
+    for i, wave in enumerate(waves):
+        x, x_lens = fbank_and_silence(
+            wave[None], lens[i : i + 1], whole_student.encoder, "cpu"
+        )
+        with torch.no_grad():
+            y, y_lens = whole_student.forward_encoder(x, x_lens)
+            n = int(y_lens[0])
+            tokens = tokenizer.encode(texts[i])
+            if i > 0:  # no transcript, and one without a path
+                options = DecodeOptions("modified_beam_search", 4, unk_id=2)
+                tokens = decode(whole_student, y[:, :n], y_lens, options)[0].tokens
+            logits, _ = on_path(whole_student, y[:, :n], emitted[i : i + 1, :n])
+        assert int(output.lens[i]) == n and output.x[i, n:].abs().sum() == 0
+        assert tokens and [t for t in emitted[i].tolist() if t] == tokens
+        ids, log_probs, _ = split_topk(frames[i, :n])
+        values, best = logits[0].log_softmax(-1).topk(7)
+        assert torch.equal(ids, best)
+        torch.testing.assert_close(log_probs, values, atol=1e-3, rtol=1e-3)
+    with pytest.raises(ValueError, match="0 transcripts for 3 utterances"):
+        teacher.forward(pad_sequence(waves, batch_first=True), lens)
+
+
+def test_a_path_is_identified_by_its_beam_and_the_transducers_weights(
+    checkpoint, whole
+):
+    found = [
+        teacher_of(path, outputs="path", **options).outputs["zip_path"].fingerprint
+        for path, options in [
+            (checkpoint, {}),
+            (checkpoint, {"beam": 8}),
+            (checkpoint, {"topk": 5}),
+            (whole, {}),
+        ]
+    ]
+    assert all(a != b for i, a in enumerate(found) for b in found[:i])
+    ctc = teacher_of(checkpoint, outputs="ctc").outputs["zip_ctc"].fingerprint
+    assert ctc["model_sha256"] != found[0]["model_sha256"] and "beam" not in ctc
 
 
 def test_a_folder_without_a_checkpoint_is_named_with_what_it_holds(tmp_path):

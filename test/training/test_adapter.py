@@ -192,7 +192,7 @@ def test_its_paths_spell_the_transcript_or_what_it_recognises(
     model, wave = judge.model, waves[1]
     x, lens = model.inputs(judge._hear(wave[None], torch.tensor([len(wave)])))
     encoder_out, lens = model.forward_encoder(x, lens)
-    found = decode(model, encoder_out, lens, judge.search)[0].tokens
+    found = decode(model, encoder_out, lens, judge.paths.search)[0].tokens
     emitted, _ = split_path(torch.from_numpy(silent["judge_path"]))
     assert [t for t in emitted.tolist() if t] == found
     assert len(split_path(torch.from_numpy(long["judge_path"]))[0]) > 0

@@ -37,7 +37,7 @@ seed=42              # of the adapter
 codec=fp16           # of the embeddings; pq16 takes a sixtieth, see bin.extract --help
 sets=                # folders of data/shar; empty: train, dev and the unlabelled ones
 from_dir=            # folder with one Whisper folder a teacher, instead of the index
-num_threads=$(nproc) # CPU threads of the teachers
+num_threads=         # CPU threads of the teachers; empty: one a CPU
 max_batch_duration=60 # seconds of audio in one call of a teacher
 overwrite=false      # replace fields that were made with other options
 
@@ -70,7 +70,7 @@ if in_stage 1 "Extract embeddings -> data/shar/{${sets// /,}}/<teacher>.*"; then
   for set in $sets; do
     folders+=("data/shar/$set")
   done
-  options=(--codec "$codec" --num-threads "$num_threads")
+  options=(--codec "$codec" ${num_threads:+--num-threads "$num_threads"})
   options+=(--max-batch-duration "$max_batch_duration")
   if [[ $overwrite == true ]]; then
     options+=(--overwrite)
@@ -80,7 +80,8 @@ if in_stage 1 "Extract embeddings -> data/shar/{${sets// /,}}/<teacher>.*"; then
 fi
 
 train_adapter() {  # folder, further options
-  export OMP_NUM_THREADS=$num_threads MKL_NUM_THREADS=$num_threads
+  export OMP_NUM_THREADS=${num_threads:-$OMP_NUM_THREADS}
+  export MKL_NUM_THREADS=$OMP_NUM_THREADS
   python -m icefall_kd.bin.train --exp-dir "$1" --config conf/adapter.yaml \
     --data.train "[${adapter_sets// /, }]" --num-epochs "$adapter_epochs" \
     --seed "$seed" "${@:2}"
@@ -89,7 +90,7 @@ train_adapter() {  # folder, further options
 }
 
 judge() {  # file of teachers: what they say about the sets that are judged
-  local set folders=() options=(--num-threads "$num_threads")
+  local set folders=() options=(${num_threads:+--num-threads "$num_threads"})
   for set in $judged; do
     folders+=("data/shar/$set")
   done
@@ -103,7 +104,7 @@ judge() {  # file of teachers: what they say about the sets that are judged
 decode_adapter() {  # folder
   local set
   python -m icefall_kd.bin.extract --shar-dir data/shar/test --teachers "$conf" \
-    --num-threads "$num_threads"
+    ${num_threads:+--num-threads "$num_threads"}
   for set in dev test; do
     python -m icefall_kd.bin.decode --method modified_beam_search \
       --shar-dir "data/shar/$set" --checkpoint "$1/pretrained.pt" --out-dir "$1/decode"
@@ -112,7 +113,7 @@ decode_adapter() {  # folder
 
 if in_stage 2 "What Whisper base reads -> data/shar/${pool}_whisper_base"; then
   python -m icefall_kd.bin.pseudo_label --shar-dir "data/shar/$pool" \
-    --model-dir download/teachers/whisper_base --num-threads "$num_threads" \
+    --model-dir download/teachers/whisper_base ${num_threads:+--num-threads "$num_threads"} \
     --numbers "$numbers" --output "data/shar/${pool}_whisper_base"
 fi
 

@@ -22,7 +22,7 @@ corpus_dir=       # folder with LibriSpeech/ unpacked; else downloaded
 sets=             # of those of the profile; empty: all
 vocab_size=500    # BPE tokens, <blk>, <sos/eos> and <unk> included
 speeds="0.9 1.0 1.1"  # of the labelled training audio
-num_jobs=$(nproc) # processes that read and write audio
+num_jobs=         # processes that read and write audio; empty: one a CPU
 max_duration=30   # longest cut in seconds; Whisper hears no more; dev and test keep all
 source "$(dirname "${BASH_SOURCE[0]}")/../../../local/parse_options.sh"
 
@@ -90,7 +90,8 @@ fi
 
 if in_stage 3 "Data gate and Shar -> data/shar"; then
   for set in $sets; do
-    options=(--max-duration "$max_duration" --num-jobs "$num_jobs" --shard-size 1000)
+    options=(--max-duration "$max_duration" ${num_jobs:+--num-jobs "$num_jobs"})
+    options+=(--shard-size 1000)
     if is_among "$set" "$heard"; then # of other lengths it would be another test
       options=(--max-duration 60)
     fi

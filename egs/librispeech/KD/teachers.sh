@@ -22,7 +22,7 @@ zipformer=conf/zipformer_teacher.yaml # the teacher of stage 3
 numbers=spoken       # in stage 2's transcripts, as the readers of books say them
 device=cuda          # cuda or cpu
 num_processes=1      # of each stage, which share the shards; each takes a GPU
-num_threads=4        # CPU threads of a process
+num_threads=         # CPU threads of a process; empty: its share of the CPUs
 max_batch_duration=240 # seconds of audio in one call of a teacher
 overwrite=false      # replace fields that were made with other options
 
@@ -50,7 +50,7 @@ speak() {  # file of teachers, sets, further options: what they say about the se
     options=(--overwrite)
   fi
   "${run[@]}" icefall_kd.bin.extract --shar-dir "${folders[@]}" --teachers "$file" \
-    --device "$device" --num-threads "$num_threads" \
+    --device "$device" ${num_threads:+--num-threads "$num_threads"} \
     --max-batch-duration "$max_batch_duration" "${options[@]}" "${@:3}"
 }
 
@@ -63,7 +63,7 @@ if in_stage 2 "What Whisper reads -> data/shar/<pool>$pseudo"; then
   for set in $pool; do
     "${run[@]}" icefall_kd.bin.pseudo_label --shar-dir "data/shar/$set" \
       --model-dir "$whisper" --compute-type "$compute_type" --device "$device" \
-      --num-threads "$num_threads" --batch-size 16 --numbers "$numbers" --output "data/shar/$set$pseudo"
+      ${num_threads:+--num-threads "$num_threads"} --batch-size 16 --numbers "$numbers" --output "data/shar/$set$pseudo"
   done
 fi
 
