@@ -8,9 +8,11 @@
 # Stage 1: greedy search               -> exp/<profile>/<variant>/<system>/decode/
 # Stage 2: modified beam search, beam 4 -> the same folder
 # With --head ctc both are over the CTC head: greedy search, prefix beam search.
-# A result of the same checkpoint is kept.  How late words are recognised is measured
-# against stage 0's times, which one model finds for all systems; delete the file, and
-# name a better --aligner, to measure anew.
+# A result of the same checkpoint, set, options and code is kept.  How late words are
+# recognised is measured against stage 0's times, which one model finds for all systems:
+# the last one of the profile, or, where that is not trained, of --systems.  Another
+# --aligner aligns again, and the delays are measured again; results name it.
+# --chunk-size "16 32" decodes streams at 320 and at 640 ms.
 stage=0              # first stage to run
 stop_stage=2         # last stage to run
 profile=             # of local/profiles.sh; empty: the first there
@@ -18,12 +20,12 @@ variants=            # unified, non_streaming, streaming; empty: those of the pr
 systems=             # as in train.sh; empty: those of the profile
 sets=                # folders of data/shar; empty: the test sets of the recipe
 head=transducer      # transducer or ctc
-chunk_size=16        # streaming: frames of 20 ms; "16 32" decodes at 320 and at 640 ms
-left_context=128     # streaming: frames of 20 ms
+chunk_size=          # streaming: 20 ms frames, or several; empty: the checkpoint's
+left_context=        # streaming: 20 ms frames; empty: the checkpoint's
 blank_penalty=0      # taken from the blank's logit; choose it with --sets dev
 hotwords=            # file of phrases that stage 2 shall rather find than miss, one a line
 hotwords_score=1.5   # bonus of each of their tokens
-aligner=             # checkpoint of stage 0; empty: that of the last of the systems
+aligner=             # checkpoint of stage 0; empty: the last of the profile's systems
 exp=                 # folder of the runs; empty: exp/<profile>
 
 set -euo pipefail
@@ -49,13 +51,13 @@ decode_all() {  # method, further options
     for system in $systems; do
       for set in $sets; do
         for decoding in $(decodings "$variant"); do
-          for size in $chunk_size; do
+          for size in ${chunk_size:-own}; do
             # shellcheck disable=SC2046  # several options
             python -m icefall_kd.bin.decode --method "$1" --shar-dir "data/shar/$set" \
               --blank-penalty "$blank_penalty" \
               --checkpoint "$exp/$variant/$system/finetune/pretrained.pt" \
               --out-dir "$exp/$variant/$system/decode" \
-              $(chunk_size=$size chunking "$decoding") \
+              $(chunk_size=${size#own} chunking "$decoding") \
               --alignment "$exp/alignment/$set.ctm" "${@:2}"
             if [[ $decoding == full ]]; then
               break
@@ -68,12 +70,17 @@ decode_all() {  # method, further options
 }
 
 if in_stage 0 "When each word was said -> $exp/alignment"; then
-  aligner=${aligner:-$exp/${variants%% *}/${systems##* }/finetune/pretrained.pt}
-  for set in $sets; do
-    if [[ ! -f $exp/alignment/$set.ctm ]]; then
-      python -m icefall_kd.bin.align --checkpoint "$aligner" \
-        --shar-dir "data/shar/$set" --output "$exp/alignment/$set.ctm"
+  if [[ -z $aligner ]]; then
+    # The same one whichever systems a call names, so that delays can be compared.
+    aligner=$exp/${profile_variants%% *}/${profile_systems##* }/finetune/pretrained.pt
+    if [[ ! -f $aligner ]]; then
+      aligner=$exp/${variants%% *}/${systems##* }/finetune/pretrained.pt
     fi
+  fi
+  log "$aligner aligns"
+  for set in $sets; do
+    python -m icefall_kd.bin.align --checkpoint "$aligner" \
+      --shar-dir "data/shar/$set" --output "$exp/alignment/$set.ctm"
   done
 fi
 

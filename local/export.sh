@@ -18,8 +18,8 @@ profile=             # of local/profiles.sh; empty: the first there
 variants=            # unified, non_streaming, streaming; empty: those of the profile
 systems=             # as in train.sh; empty: those of the profile
 sets=                # of data/shar that sherpa-onnx transcribes; empty: the test sets
-chunk_size=16        # streaming: frames of 20 ms
-left_context=128     # streaming: frames of 20 ms
+chunk_size=          # streaming: 20 ms frames; empty: the checkpoint's
+left_context=        # streaming: 20 ms frames; empty: the checkpoint's
 blank_penalty=0      # of stage 2, as in decode.sh; sherpa-onnx has none for CTC
 head=transducer      # transducer or ctc
 exp=                 # folder of the runs; empty: exp/<profile>
@@ -71,9 +71,13 @@ if in_stage 1 "Export and compare three engines -> $exp/*/*/export"; then
       for decoding in $(decodings "$variant"); do
         marker=$folder/export/.$mark$decoding
         if [[ $decoding == streaming ]]; then  # chunks of another size are other files
-          marker+=-$chunk_size-$left_context
+          marker+=-${chunk_size:-own}-${left_context:-own}
         fi
-        run_once --after "$folder/finetune/pretrained.pt" "$marker.done" \
+        reads=(--reads "$folder/finetune/pretrained.pt")
+        for set in $check_sets; do
+          reads+=(--reads "data/shar/$set/cuts.*" --reads "data/shar/$set/recording.*")
+        done
+        run_once "${reads[@]}" --code "export/*.py" "$marker.done" \
           export_one "$folder" "$decoding"
       done
     done

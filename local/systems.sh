@@ -104,12 +104,17 @@ decodings() {  # variant: how it is decoded, full (context), streaming (in chunk
 
 chunking() {  # decoding: its options; reads chunk_size, left_context of the calling script
   if [[ $1 == streaming ]]; then
-    echo "--streaming --chunk-size $chunk_size --left-context $left_context"
+    echo "--streaming${chunk_size:+ --chunk-size $chunk_size}" \
+      "${left_context:+--left-context $left_context}"
   fi
 }
 
 if [[ ! -f local/profiles.sh ]]; then
   die "there is no recipe in $PWD; run the script of this name in egs/<corpus>/KD"
 fi
+_asked_variants=${variants:-} _asked_systems=${systems:-}
+variants= systems=
 source local/profiles.sh
+profile_variants=$variants profile_systems=$systems  # of a call without options
+variants=${_asked_variants:-$variants} systems=${_asked_systems:-$systems}
 exp=${exp:-exp/$profile}  # folder of the runs

@@ -73,7 +73,8 @@ pretrain() {  # variant, system
     --num-epochs "${epochs:-$(pretrain_epochs "$2")}" \
     --optim.lr-epochs "$(pretrain_lr_epochs "$2")" --seed "$(seed_of "$2")" \
     "${further[@]}"
-  run_once --after "$folder/done" "$folder/.averaged" \
+  run_once --reads "$folder/done" --reads "$folder/metrics.jsonl" \
+    --code training/averaging.py "$folder/.averaged" \
     python -m icefall_kd.bin.average --exp-dir "$folder" --avg "${avg:-$pretrain_avg}"
 }
 
@@ -94,7 +95,8 @@ finetune() {  # variant, system
     --data.train "$(finetune_sets "$2")" \
     --num-epochs "${epochs:-$(finetune_epochs "$2")}" "${init[@]}" \
     --seed "$(seed_of "$2")" "${further[@]}"
-  run_once --after "$folder/done" "$folder/.averaged" \
+  run_once --reads "$folder/done" --reads "$folder/metrics.jsonl" \
+    --code training/averaging.py "$folder/.averaged" \
     python -m icefall_kd.bin.average --exp-dir "$folder" --avg "${avg:-$finetune_avg}"
 }
 

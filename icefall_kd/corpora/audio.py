@@ -7,6 +7,7 @@ Several channels are averaged.
 import logging
 import struct
 from dataclasses import dataclass
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import (
@@ -27,7 +28,7 @@ from lhotse import MonoCut, Recording, SupervisionSegment
 
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.data.progress import progress
-from icefall_kd.io import write_aside
+from icefall_kd.io import sha256_file, write_aside
 
 # What PyAV cannot tell from the bytes alone: raw G.722 has no header.
 CONTAINER_FORMATS: Dict[str, str] = {".g722": "g722", ".mp3": "mp3", ".ogg": "ogg"}
@@ -200,7 +201,8 @@ def store_clips(
 ) -> Tuple[List[MonoCut], List[Tuple[str, str]]]:
     """Store each clip as ``audio_dir/<id>.flac`` and return its cut.
 
-    A file that is there already is not decoded again.
+    A file that is there already is not decoded again while its source is the same: the
+    file's comment is the SHA-256 of the source.  One without a comment is kept.
 
     Args:
       description: of the progress bar.
@@ -219,20 +221,38 @@ def store_clips(
     cuts, unreadable = [], []
     for clip in progress(clips, description, "clip"):
         path = audio_dir / f"{clip.id}.flac"
-        if not path.exists():
+        digest = _source_sha256(clip.source)
+        if not (path.exists() and _comment(path) in ("", digest)):
             try:
                 samples = decode(clip.source, clip.container)
             except ValueError as e:
                 unreadable.append((clip.id, str(e)))
                 continue
             with write_aside(path) as aside:
-                soundfile.write(aside, samples, SAMPLE_RATE, format="FLAC")
+                with soundfile.SoundFile(
+                    aside, "w", SAMPLE_RATE, channels=1, format="FLAC"
+                ) as file:
+                    file.comment = digest
+                    file.write(samples)
         cuts.append(_cut(clip, path))
     for id, reason in unreadable:
         logging.warning("%s: %s", id, reason)
     if clips and not cuts:
         raise ValueError(f"no clip is readable; the first, {clip.id}: {reason}")
     return cuts, unreadable
+
+
+def _source_sha256(source: Union[Path, bytes]) -> str:
+    """Return the SHA-256 of encoded audio."""
+    if isinstance(source, bytes):
+        return sha256(source).hexdigest()
+    return sha256_file(source)
+
+
+def _comment(path: Path) -> str:
+    """Return the comment of an audio file, empty where it has none."""
+    with soundfile.SoundFile(path) as file:
+        return file.comment
 
 
 def _cut(clip: Clip, path: Path) -> MonoCut:

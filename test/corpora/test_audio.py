@@ -58,12 +58,21 @@ def test_unreadable_clip_is_reported_and_the_others_stored(tmp_path):
 
 
 def test_clip_that_is_stored_is_not_decoded_again(tmp_path):
+    def store(clip):
+        cuts, unreadable = store_clips([clip], tmp_path / "audio", "test")
+        assert not unreadable
+        return cuts[0].load_audio(), flac.stat().st_mtime_ns
+
+    flac = tmp_path / "audio/a.flac"
     soundfile.write(tmp_path / "a.wav", tone(16000), 16000)
-    store_clips([clip_of_file(tmp_path / "a.wav", "a")], tmp_path / "audio", "test")
-    again, unreadable = store_clips(
-        [Clip("a", b"no audio")], tmp_path / "audio", "test"
-    )
-    assert len(again) == 1 and not unreadable
+    clip = clip_of_file(tmp_path / "a.wav", "a")
+    first, at = store(clip)
+    assert store(clip)[1] == at
+    assert store(Clip("a", (tmp_path / "a.wav").read_bytes()))[1] == at
+    soundfile.write(tmp_path / "a.wav", -tone(16000), 16000)  # of the same length
+    assert np.allclose(store(clip)[0], -first, atol=1e-4)
+    soundfile.write(flac, np.zeros(8000, np.int16), 16000)  # of an earlier version
+    assert not store(clip)[0].any()
 
 
 def test_two_clips_of_one_id_are_refused(tmp_path):

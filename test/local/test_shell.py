@@ -1,5 +1,6 @@
 """The shell files that recipe scripts source."""
 
+import gzip
 import os
 import subprocess
 from pathlib import Path
@@ -14,11 +15,15 @@ stage=0         # first stage to run
 stop_stage=9    # last stage to run
 profile=quick   # quick or full
 fast=false      # leave out the rest
+jobs=1          # processes
 source {ROOT}/local/log.sh
 source {ROOT}/local/parse_options.sh
 late=1          # assigned later: no option
 if in_stage 2 "Work"; then
-  run_once --after input done/.work bash -c 'echo worked; exit "${{WORK_STATUS:-0}}"'
+  run_once --reads 'input*' done/.work \\
+    bash -c 'echo worked; exit "${{WORK_STATUS:-0}}"' \\
+    --profile "$profile" --num-jobs "$jobs"
+  run_once --reads input --makes made done/.made mkdir made
 fi
 echo "$stage $stop_stage $profile $fast [$*]"
 """
@@ -71,7 +76,7 @@ def test_a_wrong_option_is_named_with_the_known_ones(recipe, args, named):
     done = recipe(*args.split())
     assert (done.returncode, done.stdout) == (2, "")
     assert named in done.stderr
-    assert "--fast --profile --stage --stop-stage" in done.stderr
+    assert "--fast --jobs --profile --stage --stop-stage" in done.stderr
 
 
 def test_help_is_the_header_and_the_options(recipe):
@@ -98,14 +103,52 @@ def test_what_is_done_is_repeated_only_on_request(recipe, tmp_path):
     assert "worked" in recipe("--stage", "2").stdout
 
 
-def test_what_is_done_is_repeated_when_its_input_is_newer(recipe, tmp_path):
+def test_what_is_done_is_repeated_when_its_input_has_changed(recipe, tmp_path):
     recipe()
-    (tmp_path / "input").write_text("made again\n")
-    os.utime(tmp_path / "input", (2e9, 2e9))
-    done = recipe()
-    assert "worked" in done.stdout and "input is newer than done/.work" in done.stderr
-    os.utime(tmp_path / "input", (1e9, 1e9))
+    for name in ("input", "input of a.gz"):
+        path = tmp_path / name
+        path.write_bytes(gzip.compress(b"made again") if "gz" in name else b"once\n")
+        os.utime(path, (1e9, 1e9))  # copied with its time, older than the marker
+        done = recipe()
+        assert "worked" in done.stdout
+        assert "done again, what it reads has changed (done/.work)" in done.stderr
+    os.utime(path, (2e9, 2e9))
+    path.write_bytes(gzip.compress(b"made again", mtime=7))  # the same contents
     assert "worked" not in recipe().stdout
+
+
+def test_what_another_command_made_is_made_again(recipe):
+    assert "worked" in recipe().stdout
+    assert "worked" not in recipe("--jobs", "8").stdout
+    done = recipe("--profile", "full")
+    assert "worked" in done.stdout
+    assert "another command made it" in done.stderr and "--profile quick" in done.stderr
+
+
+def test_a_folder_is_made_again_unless_teachers_fields_would_be_lost(recipe, tmp_path):
+    recipe()
+    (tmp_path / "made/cuts.000000.jsonl.gz").write_text("")
+    (tmp_path / "input").write_text("1")
+    assert recipe().returncode == 0
+    assert list((tmp_path / "made").iterdir()) == []
+    for field in ("made/whisper.json", "made.fields/whisper/info"):
+        (tmp_path / field).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / field).write_text("")
+        (tmp_path / "input").write_text(field)
+        done = recipe()
+        assert done.returncode == 1 and "made has teachers' fields" in done.stderr
+        (tmp_path / "input").write_text("1")
+        assert recipe().returncode == 0  # with what was there it goes on
+        (tmp_path / field).unlink()
+
+
+def test_a_marker_of_an_earlier_version_counts(recipe, tmp_path):
+    recipe()
+    marker = tmp_path / "done/.work"
+    whole = marker.read_text()
+    marker.write_text(whole.splitlines()[0] + "\n")  # without digests
+    assert "worked" not in recipe().stdout
+    assert marker.read_text() == whole
 
 
 def test_a_failing_step_ends_the_script_and_leaves_no_marker(recipe, tmp_path):
@@ -116,7 +159,7 @@ def test_a_failing_step_ends_the_script_and_leaves_no_marker(recipe, tmp_path):
 
 
 def test_log_lines_name_the_calling_file_and_line(recipe):
-    assert "[recipe.sh:11] Stage 2: Work" in recipe().stderr
+    assert "[recipe.sh:12] Stage 2: Work" in recipe().stderr
 
 
 def test_a_missing_environment_is_named_with_its_remedy(tmp_path):

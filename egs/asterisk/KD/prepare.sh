@@ -58,9 +58,13 @@ manifest() { # set, corpus, options
 }
 
 shar() { # set, options
-  local name=$1
+  local name=$1 reads=(--reads "data/manifests/$1.jsonl.gz")
   shift
-  run_once "data/shar/.$name.done" python -m icefall_kd.bin.make_shar \
+  if [[ ${1:-} == --bpe-model ]]; then
+    reads+=(--reads "$2")
+  fi
+  run_once "${reads[@]}" --makes "data/shar/$name" "data/shar/.$name.done" \
+    python -m icefall_kd.bin.make_shar \
     --manifest "data/manifests/$name.jsonl.gz" --output "data/shar/$name" \
     --max-duration "$max_duration" "$@"
 }
@@ -95,7 +99,8 @@ case $pool in
 esac
 
 if in_stage 1 "Audio to flac, text normalised, train/dev/test -> data/manifests"; then
-  run_once data/manifests/.asterisk.done $prepare asterisk --source "$prompts" \
+  run_once --reads "$prompts/*.txt" --reads "splits/*" \
+    data/manifests/.asterisk.done $prepare asterisk --source "$prompts" \
     --audio data/audio/asterisk --splits splits --output data/manifests
   for name in $unlabelled; do
     case $name in
@@ -114,7 +119,8 @@ fi
 
 lang=data/lang_bpe_$vocab_size
 if in_stage 2 "BPE tokens of the training texts -> $lang"; then
-  run_once "$lang/.done" python -m icefall_kd.bin.train_bpe --vocab-size "$vocab_size" \
+  run_once --reads data/manifests/train.jsonl.gz "$lang/.done" \
+    python -m icefall_kd.bin.train_bpe --vocab-size "$vocab_size" \
     --manifest data/manifests/train.jsonl.gz --output "$lang"
 fi
 
@@ -130,7 +136,8 @@ if in_stage 3 "Data gate and Shar -> data/shar"; then
 fi
 
 if in_stage 4 "Denominator graph and its bigram -> $lang/{denominator,bigram}.pt"; then
-  run_once "$lang/.denominator.done" python -m icefall_kd.bin.make_denominator \
+  run_once --reads "data/shar/train/cuts.*" --reads "$lang/bpe.model" \
+    "$lang/.denominator.done" python -m icefall_kd.bin.make_denominator \
     --shar-dir data/shar/train --bpe-model "$lang/bpe.model" \
     --output "$lang/denominator.pt" --bigram "$lang/bigram.pt"
 fi

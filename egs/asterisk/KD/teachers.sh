@@ -85,7 +85,8 @@ train_adapter() {  # folder, further options
   python -m icefall_kd.bin.train --exp-dir "$1" --config conf/adapter.yaml \
     --data.train "[${adapter_sets// /, }]" --num-epochs "$adapter_epochs" \
     --seed "$seed" "${@:2}"
-  run_once --after "$1/done" "$1/.averaged" \
+  run_once --reads "$1/done" --reads "$1/metrics.jsonl" \
+    --code training/averaging.py "$1/.averaged" \
     python -m icefall_kd.bin.average --exp-dir "$1" --avg "$adapter_avg"
 }
 

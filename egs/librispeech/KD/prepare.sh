@@ -84,7 +84,8 @@ if in_stage 1 "Manifests -> data/manifests"; then
 fi
 
 if in_stage 2 "BPE tokens of $text -> $lang"; then
-  run_once "$lang/.done" python -m icefall_kd.bin.train_bpe --vocab-size "$vocab_size" \
+  run_once --reads "data/manifests/$text.jsonl.gz" "$lang/.done" \
+    python -m icefall_kd.bin.train_bpe --vocab-size "$vocab_size" \
     --manifest "data/manifests/$text.jsonl.gz" --output "$lang"
 fi
 
@@ -92,23 +93,27 @@ if in_stage 3 "Data gate and Shar -> data/shar"; then
   for set in $sets; do
     options=(--max-duration "$max_duration" ${num_jobs:+--num-jobs "$num_jobs"})
     options+=(--shard-size 1000)
+    reads=(--reads "data/manifests/$set.jsonl.gz")
     if is_among "$set" "$heard"; then # of other lengths it would be another test
       options=(--max-duration 60)
     fi
     if ! is_among "$set" "$pool"; then
       options+=(--bpe-model "$lang/bpe.model")
+      reads+=(--reads "$lang/bpe.model")
     fi
     if is_among "$set" "$labelled"; then
       # shellcheck disable=SC2206  # several speeds
       options+=(--speeds $speeds)
     fi
-    run_once "data/shar/.$set.done" python -m icefall_kd.bin.make_shar \
+    run_once "${reads[@]}" --makes "data/shar/$set" "data/shar/.$set.done" \
+      python -m icefall_kd.bin.make_shar \
       --manifest "data/manifests/$set.jsonl.gz" --output "data/shar/$set" "${options[@]}"
   done
 fi
 
 if in_stage 4 "Denominator graph and its bigram -> $lang/{denominator,bigram}.pt"; then
-  run_once "$lang/.denominator.done" python -m icefall_kd.bin.make_denominator \
+  run_once --reads "data/shar/$text/cuts.*" --reads "$lang/bpe.model" \
+    "$lang/.denominator.done" python -m icefall_kd.bin.make_denominator \
     --shar-dir "data/shar/$text" --bpe-model "$lang/bpe.model" \
     --output "$lang/denominator.pt" --bigram "$lang/bigram.pt"
 fi
