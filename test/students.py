@@ -6,6 +6,7 @@ it emits many different tokens and depends on everything that it reads.
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -93,6 +94,13 @@ def cuts(asterisk):
 def waves(cuts):
     """The test prompts: id -> (S,) float32 array, 16 kHz."""
     return {cut.id: load_wave(cut).numpy() for cut in cuts}
+
+
+@pytest.fixture(scope="session")
+def parts(waves):
+    """Five parts of a long recording, 7 s each: prompts between two pauses of 0.5 s."""
+    speech = np.concatenate(list(waves.values()))[: 5 * 96000].reshape(5, 96000)
+    return [np.pad(part, 8000) for part in speech]
 
 
 @pytest.fixture(scope="session")

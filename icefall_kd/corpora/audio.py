@@ -107,8 +107,9 @@ def read_blocks(
     except (av.error.FFmpegError, ValueError) as e:
         if isinstance(e, AudioError):
             raise
-        kind = "read" if isinstance(e, OSError) else f"decoded as {container or 'audio'}"
-        reason = f"cannot be {kind}: {getattr(e, 'strerror', None) or e}"
+        reason = f"cannot be decoded as {container or 'audio'}: {_one_line(e)}"
+        if isinstance(e, OSError):
+            reason = f"cannot be read: {_one_line(e)}"
         if seconds:
             total = f" of {declared:.2f} s" if declared else ""
             reason = f"is truncated or damaged after {seconds:.2f} s{total}"
@@ -120,6 +121,10 @@ def read_blocks(
             f"is truncated: {seconds:.2f} s are there of the {declared:.2f} s that its "
             "header declares; copy the file again"
         )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(getattr(error, "strerror", None) or error).split())
 
 
 def read_file(path: Path) -> Iterator[np.ndarray]:

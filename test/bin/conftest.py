@@ -5,6 +5,7 @@ import real_teachers
 from students import (  # noqa: F401, fixtures
     checkpoint,
     cuts,
+    parts,
     pristine_student,
     tokenizer,
     waves,

@@ -5,9 +5,12 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import soundfile
 import torch
+from audio_files import encoded
+from lhotse import Recording, SupervisionSegment
 from lhotse.supervision import AlignmentItem
 from reported import Page
 from students import call, write_own_words, write_unlabelled
@@ -371,8 +374,65 @@ def test_sherpa_transcribes_files_of_any_rate(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("\t")[0] for line in lines] == files
     assert all(len(line.split("\t")[1].split()) > 1 for line in lines)
-    with pytest.raises(FileNotFoundError, match="c.wav"):
-        call(transcribe, "--model-dir", str(model_dir), str(tmp_path / "c.wav"))
+
+
+def test_transcribe_names_unreadable_files_and_goes_on(
+    model_dir, waves, tmp_path, capsys
+):
+    wave = np.concatenate(list(waves.values())[:2])
+    names = ["ok.wav", "cut.wav", "cut.flac", "nan.wav", "more.flac"]
+    ok, cut, cut_flac, nan, more = files = [tmp_path / name for name in names]
+    soundfile.write(ok, wave, 16000)
+    soundfile.write(more, wave, 16000)
+    cut.write_bytes(ok.read_bytes()[: len(wave)])  # half of its 16-bit samples
+    cut_flac.write_bytes(more.read_bytes()[: more.stat().st_size // 2])
+    soundfile.write(nan, np.append(wave, np.nan), 16000, subtype="FLOAT")
+    (tmp_path / "text.wav").write_text("this is no audio\n" * 100)
+    (tmp_path / "empty.wav").touch()
+    files += [tmp_path / name for name in ("text.wav", "empty.wav", "none.wav")]
+    files += [encoded(tmp_path / "a.m4a", "aac", wave)]
+    files += [encoded(tmp_path / "a.webm", "libopus", wave)]
+    seconds = f"{len(wave) / 16000:.2f} s"
+    reasons = {
+        cut: f"is truncated: .* of the {seconds} that its header declares",
+        cut_flac: f"is truncated or damaged after .* s of {seconds}",
+        nan: "NaN",
+        tmp_path / "text.wav": "cannot be decoded",
+        tmp_path / "empty.wav": "cannot be decoded",
+        tmp_path / "none.wav": "No such file",
+    }
+    with pytest.raises(SystemExit, match="6 of 10 files"):
+        call(transcribe, "--model-dir", model_dir, *files)
+    out, err = capsys.readouterr()
+    lines = dict(line.split("\t") for line in out.splitlines())
+    assert list(lines) == [str(f) for f in files if f not in reasons]
+    assert all(len(text.split()) > 1 for text in lines.values())
+    assert lines[str(ok)] == lines[str(more)]
+    told = [line for line in err.splitlines() if line.startswith("transcribe: ")]
+    assert len(told) == len(reasons)
+    for (path, reason), line in zip(reasons.items(), told):
+        assert re.match(rf"transcribe: {re.escape(str(path))}: .*{reason}", line)
+
+
+def test_a_long_cut_is_decoded_in_windows_by_both_engines(
+    checkpoint, model_dir, parts, tmp_path
+):
+    wave = np.concatenate(parts)
+    soundfile.write(tmp_path / "a.flac", wave, 16000)
+    cut = Recording.from_file(tmp_path / "a.flac", recording_id="a").to_cut()
+    cut.supervisions = [SupervisionSegment("a", "a", 0.0, cut.duration, text="WORD")]
+    shar, out = tmp_path / "long", tmp_path / "out"
+    write_shar([cut], shar)
+    limit = ["--max-utterance", "10"]
+    ours = call_decode(checkpoint, shar, out, *limit)
+    assert ours["max_utterance"] == 10.0
+    paths = ["--model-dir", model_dir, "--shar-dir", shar, "--out-dir", out]
+    call(transcribe, *paths, *limit)
+    result = out / "result-long-sherpa-greedy_search.json"
+    theirs = json.loads(result.read_text())
+    assert theirs["max_utterance"] == 10.0
+    assert abs(theirs["errors"] - ours["errors"]) <= 1 + ours["errors"] // 20
+    assert ours["errors"] > 40
 
 
 def test_transcribe_wants_an_encoder_that_is_there(model_dir, own_words, tmp_path):

@@ -3,6 +3,7 @@
 from students import (  # noqa: F401, fixtures
     checkpoint,
     cuts,
+    parts,
     pristine_student,
     student,
     tokenizer,

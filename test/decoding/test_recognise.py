@@ -2,8 +2,11 @@
 
 import copy
 
+import numpy as np
 import pytest
+import soundfile
 import torch
+from lhotse import Recording
 from lhotse.utils import fastcopy
 
 from icefall_kd.cache.reader import open_shar
@@ -89,6 +92,15 @@ def test_batches_keep_order_and_stay_under_the_duration(cuts):
 def test_audio_of_another_rate_is_refused(cuts):
     with pytest.raises(ValueError, match=f"'{cuts[0].id}' is 8000 Hz.*16000"):
         load_wave(cuts[0].resample(8000))
+
+
+def test_samples_that_are_no_numbers_are_refused(waves, tmp_path):
+    wave = next(iter(waves.values())).copy()
+    wave[100] = np.nan
+    soundfile.write(tmp_path / "a.wav", wave, 16000, subtype="FLOAT")
+    cut = Recording.from_file(tmp_path / "a.wav", recording_id="a").to_cut()
+    with pytest.raises(ValueError, match=f"'{cut.id}'.*NaN.*make_shar"):
+        load_wave(cut)
 
 
 def test_cuts_are_counted_without_their_audio(asterisk):

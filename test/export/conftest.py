@@ -4,6 +4,7 @@ import pytest
 from students import (  # noqa: F401, fixtures
     checkpoint,
     cuts,
+    parts,
     pristine_student,
     student,
     tokenizer,

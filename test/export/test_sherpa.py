@@ -5,8 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 import sherpa_onnx
+import soundfile
 import torch
+from lhotse import Recording
 
+from icefall_kd.data.tokens import word_spans
 from icefall_kd.decoding import DecodeOptions
 from icefall_kd.decoding.recognise import (
     decode_full_context,
@@ -155,3 +158,30 @@ def test_tokens_are_read_as_sherpa_reads_them(exported, tokenizer):
 def test_waves_that_sherpa_would_misread_are_refused(exported, wave):
     with pytest.raises(ValueError, match="float32"):
         SherpaRecogniser(exported["full"], GREEDY).decode([wave])
+
+
+def test_long_audio_gives_the_words_of_its_parts(exported, parts, tmp_path):
+    options = DecodeOptions(unk_id=2, max_utterance=10.0)
+    soundfile.write(tmp_path / "a.wav", np.concatenate(parts), 16000, subtype="FLOAT")
+    ((_, text, reason),) = transcribe.files(
+        exported["full"], [tmp_path / "a.wav"], options, 1
+    )
+    alone = SherpaRecogniser(exported["full"], options).decode(parts)
+    assert reason is None
+    assert text.split() == [word for hyp in alone for word in hyp.text.split()]
+    assert len(text.split()) > 40
+    cut = Recording.from_file(tmp_path / "a.wav", recording_id="a").to_cut()
+    ((recognition,), rtf) = transcribe.cuts(exported["full"], [cut], options, 1)
+    assert recognition.hyp == text.split()
+    assert recognition.frames == [
+        175 * i + hyp.timestamps[last]
+        for i, hyp in enumerate(alone)
+        for _, last in word_spans(hyp.pieces)
+    ]
+    assert 0 < rtf < 10
+
+
+def test_streams_fed_in_blocks_are_those_fed_at_once(exported, some):
+    sherpa = SherpaRecogniser(exported["chunk-16"], GREEDY)
+    blocks = [[w[i : i + 5000] for i in range(0, len(w), 5000)] for w in some]
+    assert_same(sherpa.decode(some), sherpa.decode_streams(blocks))

@@ -1,0 +1,24 @@
+"""Audio files of formats that soundfile cannot write."""
+
+import av
+import numpy as np
+
+
+def encoded(path, codec, wave, rate=48000):
+    """Write a wave (S,), 16 kHz, with an encoder of PyAV; return ``path``."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, layout="mono")
+        resampler = av.AudioResampler(
+            stream.codec_context.format.name,
+            "mono",
+            rate,
+            frame_size=stream.codec_context.frame_size or 1024,
+        )
+        frame = av.AudioFrame.from_ndarray(
+            wave[None].astype(np.float32), "fltp", "mono"
+        )
+        frame.rate = 16000
+        for part in [*resampler.resample(frame), *resampler.resample(None)]:
+            container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
+    return path
