@@ -19,7 +19,7 @@ import socket
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Iterator, TextIO, Union
+from typing import Any, BinaryIO, Iterator, TextIO, Union
 
 Pathlike = Union[str, Path]
 
@@ -63,12 +63,55 @@ def is_local(path: Path) -> bool:
 
 @contextlib.contextmanager
 def open_text(path: Pathlike) -> Iterator[TextIO]:
-    """Open a UTF-8 text file for reading, compressed (``.gz``) or not."""
+    """Open a UTF-8 text file for reading, compressed (``.gz``) or not.
+
+    A byte order mark is skipped; a line may end in LF, CR LF or CR.
+
+    Raises:
+      ValueError: if the text is not UTF-8; the message names file and line.
+    """
     path = as_path(path)
+    try:
+        with _open_binary(path) as binary:
+            with io.TextIOWrapper(binary, encoding="utf-8-sig") as text:
+                yield text
+    except UnicodeDecodeError as e:
+        raise _not_utf8(path) from e
+
+
+@contextlib.contextmanager
+def _open_binary(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading bytes, decompressed when its name ends in ``.gz``."""
     with path.open("rb") as raw:
-        binary = gzip.open(raw) if path.suffix == ".gz" else raw
-        with io.TextIOWrapper(binary, encoding="utf-8") as text:
-            yield text
+        yield gzip.open(raw) if path.suffix == ".gz" else raw
+
+
+def read_text(path: Pathlike) -> str:
+    """Return the text of a UTF-8 file, read as by :func:`open_text`; lines end in LF.
+
+    Raises:
+      ValueError: if the text is not UTF-8; the message names file and line.
+    """
+    with open_text(path) as f:
+        text = f.read()
+    if "\0" in text:  # UTF-16 of ASCII, without a byte order mark, is valid UTF-8
+        raise _not_utf8(as_path(path))
+    return text
+
+
+def _not_utf8(path: Path) -> ValueError:
+    """Return the error of a text in another encoding, with its first bad line."""
+    with _open_binary(path) as f:
+        data, *_ = f.read().partition(b"\0")
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as e:
+        data = data[: e.start]
+    line = len(re.findall(rb"\r\n?|\n", data)) + 1
+    return ValueError(
+        f"{path}:{line}: not UTF-8 text; convert the file, for example with "
+        "'iconv -f LATIN1 -t UTF-8' (or -f UTF-16)"
+    )
 
 
 @contextlib.contextmanager
@@ -223,7 +266,7 @@ def read_json(path: Pathlike) -> Any:
       ValueError: if the file is not JSON; the message names it.
     """
     try:
-        return json.loads(as_path(path).read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except json.JSONDecodeError as e:
         raise ValueError(f"{path}: not a JSON file ({e})") from e
 
@@ -238,7 +281,7 @@ def read_yaml(path: Pathlike) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(as_path(path).read_text(encoding="utf-8"))
+        return yaml.safe_load(read_text(path))
     except yaml.YAMLError as e:
         raise ValueError(f"{path}: not a YAML file ({e})") from e
 

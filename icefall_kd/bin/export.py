@@ -11,9 +11,11 @@ one file takes the place of the three: model.onnx, or
 model-streaming-chunk-16-left-128.onnx; both heads may go to one folder.
 
 With --check-shar also the .int8.onnx files, unless they lose more than --max-int8-loss
-percent WER on those cuts: then they are removed, the figure is told and the command
-ends with status 3 (1 is any other failure); the float32 files stay.
-``--check`` compares PyTorch, ONNX Runtime and sherpa-onnx on the set, token for token.
+percent WER on those cuts: then they are removed, the command prints the figure and
+exits with status 3 (1 is any other failure); the float32 files stay.  Where no cut has
+text, int8 is compared with the float32 hypotheses.
+``--check`` compares PyTorch, ONNX Runtime and sherpa-onnx on the set, token for token,
+and prints the verdict: match, ties, explained flips, or MISMATCH with status 1.
 """
 
 import argparse
@@ -72,6 +74,10 @@ def run(args: argparse.Namespace) -> None:
     if args.check or (args.check_shar and not args.no_int8):
         require_packages("onnxruntime", "sherpa_onnx")
     cuts = [cut for folder in args.check_shar for cut in open_shar(folder)]
+    if args.check_shar and not cuts:
+        raise ValueError(
+            f"--check-shar: no cut in {', '.join(map(str, args.check_shar))}"
+        )
     conversion = Conversion(args.checkpoint, args.out_dir, args.head)
     chunking = None
     if args.streaming:
@@ -80,12 +86,13 @@ def run(args: argparse.Namespace) -> None:
     files = conversion.write(chunking)
     print(f"wrote {files.encoder}")
     if args.check:
-        print("\n".join(conversion.check(files, cuts).lines()))
+        lines = conversion.check(files, cuts).lines()
+        print(f"{files.encoder.name}: " + "\n".join(lines))
     if cuts and not args.no_int8:
         report = conversion.quantize(files, cuts, args.max_int8_loss)
         print(
-            f"int8 WER {report.wer_int8:.2f} %, float32 {report.wer_float:.2f} % on "
-            f"{len(cuts)} cuts: {report.loss:+.2f} absolute"
+            f"{files.int8.encoder.name}: WER {report.wer_int8:.2f} %, float32 "
+            f"{report.wer_float:.2f} %: {report.loss:+.2f} absolute"
         )
 
 

@@ -5,7 +5,6 @@ https://downloads.asterisk.org/pub/telephony/sounds/ .  16 kHz G.722; the transc
 are lines ``name: text`` of ``core-sounds-<language>.txt``.
 """
 
-import gzip
 import logging
 import re
 from pathlib import Path
@@ -15,6 +14,7 @@ from lhotse import CutSet
 
 from icefall_kd.corpora.audio import clip_of_file, store_clips
 from icefall_kd.data.normalise import normalise, spell
+from icefall_kd.io import read_text
 
 AUDIO_SUFFIXES = (".g722", ".sln16", ".wav", ".flac")
 FOLDERS = ("dictate", "digits", "followme", "letters", "phonetic", "silence")
@@ -56,9 +56,7 @@ def read_transcripts(source_dir: Path, language: str = "en") -> Dict[str, str]:
             "copy it there from the release asterisk-core-sounds-"
             f"{language} of the Asterisk project, or the Debian package of this name"
         )
-    opener = gzip.open if found[0].suffix == ".gz" else open
-    with opener(found[0], "rt", encoding="utf-8") as f:
-        lines = f.read().splitlines()
+    lines = read_text(found[0]).split("\n")
     texts: Dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith(";"):

@@ -5,7 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Dict, List, Mapping, Tuple
 
-from icefall_kd.io import write_text
+from icefall_kd.io import read_text, write_text
 
 SPLITS = ("train", "dev", "test")
 EXCLUDED = "excluded"
@@ -76,7 +76,7 @@ def read_splits(directory: Path) -> Dict[str, Tuple[str, ...]]:
         path = directory / f"{split}.txt"
         if not path.exists():
             raise FileNotFoundError(f"{path}: the list of {split} ids is missing")
-        splits[split] = tuple(path.read_text(encoding="utf-8").split())
+        splits[split] = tuple(read_text(path).split())
         for id in splits[split]:
             if id in where:
                 raise ValueError(f"{path}: {id} is listed in {where[id]} already")

@@ -99,8 +99,6 @@ def read_ctm(path: Pathlike) -> WordTimes:
         raise FileNotFoundError(
             f"{path}: no such alignment; 'python -m icefall_kd.bin.align' writes it"
         ) from e
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{path}: not a CTM file ({e})") from e
     return {k: sorted(items, key=lambda item: item.start) for k, items in found.items()}
 
 

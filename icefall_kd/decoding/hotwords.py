@@ -5,7 +5,8 @@ string matching, 1975.  Every token along a phrase earns a bonus; when the hypot
 leaves the phrase before its end, what it had earned is taken back; at the end it keeps
 the bonus, and the next phrase may begin.  The rules are those of sherpa-onnx (its
 ContextGraph, not strict), so that a phrase helps as much here as in the deployed
-recogniser, and the file of phrases is the same.
+recogniser.  The file of phrases is read here alone: sherpa-onnx is given a normalised
+copy of it.
 """
 
 import hashlib
@@ -20,8 +21,8 @@ import torch
 from torch import Tensor
 
 from icefall_kd.cli import positive_float
-from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.io import Pathlike
+from icefall_kd.data.tokens import WORD_START, Tokenizer
+from icefall_kd.io import Pathlike, read_text
 
 Phrase = Tuple[Sequence[int], float]  # its tokens, and the bonus of each of them
 
@@ -53,7 +54,8 @@ class Hotwords:
       next: (S, V) int64, the state after a token; 0 is the start.
       gain: (S, V) float32, what the token adds to the score.
       unfinished: (S,) float32, what a phrase that goes no further has earned in vain.
-      path: of the file that they were read from, for sherpa-onnx, which reads it too.
+      path: of the file that they were read from.
+      text: of a file with the same phrases, normalised, for sherpa-onnx.
       score: bonus of a token of a phrase without one of its own.
       sha256: of the phrases' tokens and bonuses.
     """
@@ -62,6 +64,7 @@ class Hotwords:
     gain: Tensor
     unfinished: Tensor
     path: Optional[Path] = None
+    text: str = ""
     score: float = 0.0
     sha256: str = ""
 
@@ -149,32 +152,33 @@ def _end(state: _State) -> Optional[_State]:
 def read_hotwords(path: Pathlike, tokenizer: Tokenizer, score: float) -> Hotwords:
     """Read phrases from a file, one a line, in the letters of the transcripts.
 
-    A line may end in a bonus of its own for each token, written ":2.5".
+    A line may end in a bonus of its own for each token, written ":2.5".  A line with a
+    "▁" is written in BPE pieces, which are joined: "▁P RE S S" is "PRESS".
 
     Args:
       score: bonus of a token where the line has none.
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if there is no phrase in it, a bonus is not a number or not the last
-        of its line, or a phrase needs letters that the tokens do not have; the message
-        names file and line.
+      ValueError: if the file is not UTF-8 text, there is no phrase in it, a bonus is
+        not a number or not the last of its line, or a phrase needs letters that the
+        tokens do not have; the message names file and line.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of hotwords")
     phrases = []
-    with path.open(encoding="utf-8") as f:
-        for number, line in enumerate(f, start=1):
-            try:
-                phrase = _read_line(line, tokenizer, score)
-            except ValueError as e:
-                raise ValueError(f"{path}: line {number}: {e}") from e
-            if phrase is not None:
-                phrases.append(phrase)
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        try:
+            phrase = _read_line(line, tokenizer, score)
+        except ValueError as e:
+            raise ValueError(f"{path}: line {number}: {e}") from e
+        if phrase is not None:
+            phrases.append(phrase)
     if not phrases:
         raise ValueError(f"{path}: holds no hotwords")
     hotwords = build_hotwords(phrases, tokenizer.vocab_size)
-    return replace(hotwords, path=path, score=score)
+    text = "".join(f"{tokenizer.decode(ids)} :{bonus}\n" for ids, bonus in phrases)
+    return replace(hotwords, path=path, text=text, score=score)
 
 
 def _read_line(line: str, tokenizer: Tokenizer, score: float) -> Optional[Phrase]:
@@ -185,8 +189,12 @@ def _read_line(line: str, tokenizer: Tokenizer, score: float) -> Optional[Phrase
         return None
     if any(word.startswith(":") for word in words):
         raise ValueError("the bonus, :NUMBER, stands at the end, once")
+    if any(WORD_START in word for word in words):
+        words = "".join(words).replace(WORD_START, " ").split()
     # A word at a time, as sherpa-onnx cuts them.
     tokens = [token for word in words for token in tokenizer.encode(word)]
+    if not tokens:  # invisible characters alone
+        return None
     if tokenizer.unk_id in tokens:
         raise ValueError(
             f"'{' '.join(words)}' has letters that the tokens do not have; write it as "

@@ -74,14 +74,24 @@ class Report:
             "ok": self.ok,
         }
 
+    @property
+    def verdict(self) -> str:
+        """The outcome in a few words."""
+        wrong = {d.cut_id for d in self.differences if not d.tie}
+        wrong |= {f.cut_id for f in self.flips if not f.explained}
+        if wrong:
+            return f"MISMATCH on {len(wrong)} of {self.prompts} prompts"
+        reasons = {"ties": len(self.differences), "explained flips": len(self.flips)}
+        found = [f"{n} {reason}" for reason, n in reasons.items() if n]
+        return f"match but for {' and '.join(found)}" if found else "match"
+
     def lines(self) -> List[str]:
-        """Say it for people, every prompt that differs in its line."""
+        """Return the verdict in one line and a line for each prompt that differs."""
         out = [
-            f"{self.prompts} prompts, {self.tokens} tokens in {self.frames} frames; "
-            f"same features: {len(self.differences)} differences; from the audio: "
-            f"{len(self.flips)} prompts differ (features by at most "
-            f"{self.feature_difference:.1e}, the closest decision is "
-            f"{self.smallest_margin:.1e})"
+            f"PyTorch, ONNX Runtime and sherpa-onnx: {self.verdict} "
+            f"({self.prompts} prompts, {self.tokens} tokens in {self.frames} frames; "
+            f"features differ by at most {self.feature_difference:.1e}, the closest "
+            f"decision is {self.smallest_margin:.1e})"
         ]
         out += [
             f"  {d.cut_id}: {d.engines} differ from frame {d.frame} on, margin "
@@ -157,12 +167,13 @@ def compare(
     same = [torch.from_numpy(sherpa_features(w.numpy())) for w in padded]
     own = compute_fbank(padded)
     ort = open_model(files, options)
+    sherpa_onnx = SherpaRecogniser(files, options)
     answers = zip(
         waves,
         decode_features(model, own, options, chunking),
         decode_features(model, same, options, chunking),
         [ort.decode(f.numpy()) for f in same],
-        _decode_sherpa(files, options, list(waves.values())),
+        _decode_sherpa(sherpa_onnx, list(waves.values())),
     )
     report = Report(prompts=len(waves))
     for i, (cut_id, audio, torch_hyp, ort_hyp, sherpa) in enumerate(answers):
@@ -172,8 +183,12 @@ def compare(
         report.smallest_margin = min(report.smallest_margin, margin)
         report.frames += len(ort_hyp.margins)
         report.tokens += len(sherpa.tokens)
-        for engine, hyp in (("ONNX Runtime", ort_hyp), ("sherpa-onnx", sherpa)):
-            frame = first_difference(torch_hyp, hyp)
+        shown, shown_audio = map(sherpa_onnx.show, (torch_hyp, audio))
+        for engine, ours, hyp in (
+            ("ONNX Runtime", torch_hyp, ort_hyp),
+            ("sherpa-onnx", shown, sherpa),
+        ):
+            frame = first_difference(ours, hyp)
             if frame is not None:
                 report.differences.append(
                     Difference(
@@ -181,10 +196,10 @@ def compare(
                         f"PyTorch and {engine}",
                         frame,
                         parting_margin(ort_hyp, frame, files.head),
-                        (torch_hyp.tokens, hyp.tokens),
+                        (ours.tokens, hyp.tokens),
                     )
                 )
-        if first_difference(audio, sherpa) is not None:
+        if first_difference(shown_audio, sherpa) is not None:
             logits = tuple(
                 greedy_logits(model, f[i], options, chunking) for f in (own, same)
             )
@@ -193,11 +208,10 @@ def compare(
 
 
 def _decode_sherpa(
-    files: ModelFiles, options: DecodeOptions, waves: List[np.ndarray]
+    sherpa: SherpaRecogniser, waves: List[np.ndarray]
 ) -> List[Hypothesis]:
     """Decode waves by sherpa-onnx, streams together and whole utterances alone."""
-    sherpa = SherpaRecogniser(files, options)
-    if files.chunking:
+    if sherpa.chunking:
         return sherpa.decode(waves)
     return [sherpa.decode([wave])[0] for wave in waves]
 

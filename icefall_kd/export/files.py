@@ -1,14 +1,16 @@
-"""Names of the files of an export folder."""
+"""Names and digests of the files of an export folder."""
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from icefall_kd.decoding.setting import Chunking
-from icefall_kd.io import Pathlike
+from icefall_kd.io import Pathlike, read_json, sha256_file
 
-INFO = "export.json"  # checkpoint, parameters and what else a result JSON repeats
+# Checkpoint, digests of all files, parameters and what else a result JSON repeats.
+INFO = "export.json"
 MAIN = {"transducer": "encoder", "ctc": "model"}  # the file that reads the features
 
 
@@ -59,6 +61,11 @@ class ModelFiles:
         return self.tokens.with_name("bpe.vocab")
 
     @property
+    def bpe_model(self) -> Path:
+        """Model of sentencepiece, by which hotwords are cut here."""
+        return self.tokens.with_name("bpe.model")
+
+    @property
     def head(self) -> str:
         """What of the student the files hold beside its encoder."""
         return "ctc" if self.decoder is None else "transducer"
@@ -78,6 +85,59 @@ class ModelFiles:
         """Encoder, decoder and joiner, or the CTC model."""
         files = (self.encoder, self.decoder, self.joiner)
         return tuple(path for path in files if path is not None)
+
+    @property
+    def parts(self) -> Tuple[Path, ...]:
+        """All files that recognition reads; the last two for hotwords alone."""
+        return (*self.onnx, self.tokens, self.bpe_vocab, self.bpe_model)
+
+    @property
+    def digests(self) -> Dict[str, str]:
+        """Name to SHA-256 of each part that the folder has."""
+        return {p.name: sha256_file(p) for p in self.parts if p.is_file()}
+
+    @property
+    def sha256(self) -> str:
+        """One digest of all parts, as they are now."""
+        return hashlib.sha256(repr(sorted(self.digests.items())).encode()).hexdigest()
+
+    def read_info(self) -> Dict[str, Any]:
+        """Return :data:`INFO` of the folder, the parts' digests compared with it.
+
+        Raises:
+          FileNotFoundError: naming the files that are missing.
+          ValueError: naming the parts that the export did not write.
+        """
+        path = self.require().encoder.parent / INFO
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: not there; bin.export writes it")
+        info = read_json(path)
+        remedy = (
+            "export again: python -m icefall_kd.bin.export --checkpoint "
+            f"{info.get('checkpoint')} --out-dir {path.parent} --head {self.head}"
+        )
+        if self.chunking:
+            remedy += (
+                f" --streaming --chunk-size {self.chunking.chunk_size}"
+                f" --left-context {self.chunking.left_context}"
+            )
+        if "files" not in info:
+            raise ValueError(
+                f"{path}: an older version wrote it, without digests of the files; "
+                f"{remedy}"
+            )
+        wrong = [
+            f"{path.with_name(name)}: "
+            + ("changed after" if name in info["files"] else "not a file of")
+            for name, digest in self.digests.items()
+            if info["files"].get(name) != digest
+        ]
+        if wrong:
+            raise ValueError(
+                f"{', '.join(wrong)} the export that {path} describes (SHA-256); "
+                f"{remedy}"
+            )
+        return info
 
     def require(self) -> "ModelFiles":
         """Return self.
@@ -136,3 +196,9 @@ def find_chunking(
             "one with --chunk-size and --left-context"
         )
     return Chunking(*next(iter(fitting.values())))
+
+
+def exported_files(folder: Path) -> List[Path]:
+    """Return the ONNX files in ``folder`` with a name that bin.export gives."""
+    names = (*MAIN.values(), "decoder", "joiner")
+    return [path for name in names for path in sorted(folder.glob(f"{name}*.onnx"))]

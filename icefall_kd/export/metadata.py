@@ -7,7 +7,7 @@ of the other kind.  So the keys are written in one place and checked in one plac
 from typing import Dict, List, Mapping, Sequence
 
 from icefall_kd.decoding.setting import Chunking
-from icefall_kd.decoding.streaming import hop_frames, window_frames
+from icefall_kd.decoding.streaming import hop_frames, tail_padding, window_frames
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.io import Pathlike, write_aside
 from icefall_kd.zipformer.encoder import Zipformer2
@@ -39,12 +39,17 @@ def model_type(streaming: bool, head: str) -> str:
 
 
 def offline_encoder_metadata(head: str) -> Dict[str, str]:
-    """Return the metadata of an encoder that reads whole utterances."""
+    """Return the metadata of an encoder that reads whole utterances.
+
+    ``tail_padding``, in seconds of digital silence that a client appends to the audio,
+    is for people: sherpa-onnx does not read it.
+    """
     return {
         "model_type": model_type(False, head),
         "version": "1",
         "model_author": "icefall_kd",
         "comment": f"non-streaming zipformer2 {head}",
+        "tail_padding": "0",
     }
 
 
@@ -61,6 +66,7 @@ def streaming_encoder_metadata(
         **offline_encoder_metadata(head),
         "model_type": model_type(True, head),
         "comment": f"streaming zipformer2 {head}",
+        "tail_padding": str(tail_padding(chunking.chunk_size)),
         "T": str(window_frames(chunking.chunk_size)),
         "decode_chunk_len": str(hop_frames(chunking.chunk_size)),
         "num_encoder_layers": _join(encoder.num_encoder_layers),

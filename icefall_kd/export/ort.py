@@ -4,6 +4,7 @@ The loop follows sherpa-onnx and keeps the scores of every frame, so that the th
 check can say how close a decision was.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Iterator, List, Sequence
@@ -16,6 +17,8 @@ from icefall_kd.decoding.streaming import hop_frames, num_steps, window_frames
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.io import Pathlike, write_aside
 from icefall_kd.zipformer.subsampling import MIN_FRAMES
+
+LOG_ERRORS = 3  # onnxruntime's severity: its warnings are for its own developers
 
 
 @dataclass
@@ -40,6 +43,7 @@ def open_session(path: Pathlike, threads: int = 1):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = threads
+    options.log_severity_level = LOG_ERRORS
     return onnxruntime.InferenceSession(
         str(path), sess_options=options, providers=["CPUExecutionProvider"]
     )
@@ -192,11 +196,16 @@ def quantize_file(
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with write_aside(target) as aside:
-        quantize_dynamic(
-            model_input=str(source),
-            model_output=str(aside),
-            op_types_to_quantize=list(op_types),
-            nodes_to_exclude=list(exclude),
-            weight_type=QuantType.QInt8,
-        )
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # it logs a line for each float32 node to root
+    try:
+        with write_aside(target) as aside:
+            quantize_dynamic(
+                model_input=str(source),
+                model_output=str(aside),
+                op_types_to_quantize=list(op_types),
+                nodes_to_exclude=list(exclude),
+                weight_type=QuantType.QInt8,
+            )
+    finally:
+        logging.disable(before)

@@ -7,7 +7,7 @@ there is no 8-bit model.
 
 import logging
 from dataclasses import asdict, dataclass
-from typing import Callable, List, Tuple
+from typing import Callable, List, Optional, Tuple
 
 import numpy as np
 
@@ -47,15 +47,13 @@ class Int8Report:
 
 
 class Int8Refused(ValueError):
-    """No 8-bit model is as good as it must be; ``report`` is of the best tried."""
+    """No 8-bit model is as good as it must be; ``report`` is of the best tried.
 
-    def __init__(self, report: Int8Report, files: ModelFiles):
-        super().__init__(
-            f"{files.encoder.name}: WER {report.wer_int8:.2f} %, float32 "
-            f"{report.wer_float:.2f} %, a loss of {report.loss:.2f} absolute where "
-            f"{report.max_loss:.2f} is allowed; the int8 files are removed, use the "
-            "float32 ones"
-        )
+    ``report`` is None if none was tried.
+    """
+
+    def __init__(self, message: str, report: Optional[Int8Report] = None):
+        super().__init__(message)
         self.report = report
 
 
@@ -138,4 +136,11 @@ def quantize_checked(
             return report
         reports.append(report)
     remove_int8(int8)
-    raise Int8Refused(min(reports, key=lambda r: r.loss), int8)
+    best = min(reports, key=lambda r: r.loss)
+    raise Int8Refused(
+        f"{int8.encoder.name}: WER {best.wer_int8:.2f} %, float32 "
+        f"{best.wer_float:.2f} %, a loss of {best.loss:.2f} absolute where "
+        f"{best.max_loss:.2f} is allowed; the int8 files are removed, use the "
+        "float32 ones",
+        best,
+    )

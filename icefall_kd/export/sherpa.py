@@ -4,9 +4,11 @@ A mistake in a configuration ends the process inside sherpa-onnx, without an exc
 so everything it needs is checked before it is called.
 """
 
-from dataclasses import dataclass, field
+import tempfile
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from typing import Any, Dict, Iterable, List, Sequence
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Mapping, Sequence
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from icefall_kd.decoding import DecodeOptions, Hypothesis, search_class
 from icefall_kd.decoding.streaming import tail_padding
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.export.metadata import require_sherpa_metadata
-from icefall_kd.io import Pathlike
+from icefall_kd.io import Pathlike, open_text, write_text
 from icefall_kd.zipformer.subsampling import MIN_FRAMES
 
 # Of ours, what sherpa-onnx calls them: the others it does not have.
@@ -48,12 +50,21 @@ def sherpa_version() -> str:
 
 def read_tokens(path: Pathlike) -> Dict[str, int]:
     """Return symbol to id of a ``tokens.txt``."""
-    table = {}
-    with open(path, encoding="utf-8") as f:
-        for line in f:
-            symbol, number = line.split()
-            table[symbol] = int(number)
-    return table
+    with open_text(path) as f:
+        pairs = [line.rsplit(maxsplit=1) for line in f]
+    return {symbol: int(number) for symbol, number in pairs}
+
+
+def shown_bytes(ids: Mapping[str, int]) -> Dict[int, str]:
+    """Return id to symbol of the byte tokens that sherpa-onnx shows as a character.
+
+    A BPE model with byte fallback has the tokens ``<0x00>`` to ``<0xFF>``; sherpa-onnx
+    prints those of visible ASCII characters and of the space as they are.
+    """
+    first, last = ids.get("<0x00>"), ids.get("<0xFF>")
+    if first is None or last is None or last - first != 255:
+        return {}
+    return {first + byte: chr(byte) for byte in range(0x20, 0x7F)}
 
 
 def sherpa_features(wave: np.ndarray) -> np.ndarray:
@@ -79,7 +90,13 @@ def sherpa_features(wave: np.ndarray) -> np.ndarray:
 
 
 class SherpaRecogniser:
-    """Offline or online recogniser of exported files, by their kind of encoder."""
+    """Offline or online recogniser of exported files, by their kind of encoder.
+
+    Attributes:
+      ids: symbol, as sherpa-onnx shows it with its space as ▁, to id.
+      alike: id of a byte token to the id that a hypothesis has in its place: that of
+        the piece with the same symbol, if there is one, else its own.
+    """
 
     def __init__(self, files: ModelFiles, options: DecodeOptions, threads: int = 1):
         """Open the files.
@@ -91,6 +108,10 @@ class SherpaRecogniser:
         require_sherpa_metadata(files)
         self.chunking = files.chunking
         self.ids = read_tokens(files.tokens)
+        shown = {i: s.replace(" ", "▁") for i, s in shown_bytes(self.ids).items()}
+        for token, symbol in shown.items():
+            self.ids.setdefault(symbol, token)
+        self.alike = {i: self.ids[symbol] for i, symbol in shown.items()}
         common = {
             "tokens": str(files.tokens),
             "num_threads": threads,
@@ -100,6 +121,10 @@ class SherpaRecogniser:
         }
         build = _open_ctc if files.head == "ctc" else _open_transducer
         self.recogniser = build(files, options, common)
+
+    def show(self, hyp: Hypothesis) -> Hypothesis:
+        """Return the tokens that sherpa-onnx would answer for the same decisions."""
+        return replace(hyp, tokens=[self.alike.get(t, t) for t in hyp.tokens])
 
     def decode(self, waves: Sequence[np.ndarray]) -> List[SherpaHypothesis]:
         """Decode waves (S,) float32 in [-1, 1] together; streams get their tail."""
@@ -185,7 +210,7 @@ def require_method(files: ModelFiles, options: DecodeOptions) -> None:
             f"{head} one; export it with --head {head}"
         )
     if options.hotwords is not None:
-        if options.method != "modified_beam_search" or options.hotwords.path is None:
+        if options.method != "modified_beam_search" or not options.hotwords.text:
             raise ValueError(
                 "sherpa-onnx takes hotwords from a file, and in modified_beam_search "
                 f"alone; got {options.method}, file {options.hotwords.path}"
@@ -211,22 +236,25 @@ def _open_transducer(files: ModelFiles, options: DecodeOptions, common: Dict) ->
         if files.chunking
         else sherpa_onnx.OfflineRecognizer
     )
-    if options.hotwords is not None:
-        common = {
+    with tempfile.TemporaryDirectory() as folder:
+        if options.hotwords is not None:
+            copy = Path(folder) / "hotwords.txt"  # read once, by the constructor
+            write_text(copy, options.hotwords.text)
+            common = {
+                **common,
+                "hotwords_file": str(copy),
+                "hotwords_score": options.hotwords.score,
+                "modeling_unit": "bpe",
+                "bpe_vocab": str(files.bpe_vocab),
+            }
+        return kind.from_transducer(
+            encoder=str(files.encoder),
+            decoder=str(files.decoder),
+            joiner=str(files.joiner),
+            max_active_paths=options.beam,
+            blank_penalty=options.blank_penalty,
             **common,
-            "hotwords_file": str(options.hotwords.path),
-            "hotwords_score": options.hotwords.score,
-            "modeling_unit": "bpe",
-            "bpe_vocab": str(files.bpe_vocab),
-        }
-    return kind.from_transducer(
-        encoder=str(files.encoder),
-        decoder=str(files.decoder),
-        joiner=str(files.joiner),
-        max_active_paths=options.beam,
-        blank_penalty=options.blank_penalty,
-        **common,
-    )
+        )
 
 
 def _open_ctc(files: ModelFiles, options: DecodeOptions, common: Dict) -> Any:

@@ -18,9 +18,8 @@ from icefall_kd.decoding.long_audio import cut_windows
 from icefall_kd.decoding.recognise import reference
 from icefall_kd.decoding.scoring import Recognition
 from icefall_kd.decoding.setting import Chunking, setting_facts, setting_name
-from icefall_kd.export.files import INFO, ModelFiles
+from icefall_kd.export.files import ModelFiles
 from icefall_kd.export.sherpa import SherpaRecogniser, sherpa_version
-from icefall_kd.io import read_json
 
 
 def suffix(options: DecodeOptions, chunking: Optional[Chunking], int8: bool) -> str:
@@ -34,12 +33,9 @@ def facts(
     """Return what a result JSON says of the model and the engine.
 
     Raises:
-      FileNotFoundError: if the folder lacks a file.
+      FileNotFoundError, ValueError: as :meth:`ModelFiles.read_info`.
     """
-    info_path = model_files.require().encoder.parent / INFO
-    if not info_path.is_file():
-        raise FileNotFoundError(f"{info_path}: not there; bin.export writes it")
-    info = read_json(info_path)
+    info = model_files.read_info()
     entry = info["encoders"].get(model_files.float32.encoder.name, {})
     return {
         "engine": f"sherpa-onnx {sherpa_version()}",
@@ -48,6 +44,7 @@ def facts(
         "checkpoint": info["checkpoint"],
         "checkpoint_sha256": info["checkpoint_sha256"],
         "training": info.get("training"),
+        "export_sha256": model_files.sha256,
         "parameters": entry.get("parameters") or info["parameters"],
         "device": "cpu",
         "threads": threads,
@@ -57,15 +54,13 @@ def facts(
 def hotwords(model_files: ModelFiles, path: Path, score: float) -> Hotwords:
     """Read a file of hotwords for exported files.
 
-    sherpa-onnx reads it again; what it would pass over with a line in its log, or end
-    the process for, is found here.
-
     Raises:
       FileNotFoundError: if a file is missing.
-      ValueError: as :func:`icefall_kd.decoding.hotwords.read_hotwords`.
+      ValueError: as :meth:`ModelFiles.read_info` and
+        :func:`icefall_kd.decoding.hotwords.read_hotwords`.
     """
-    bpe_model = model_files.require().tokens.with_name("bpe.model")
-    return read_hotwords(path, Tokenizer(bpe_model), score)
+    model_files.read_info()
+    return read_hotwords(path, Tokenizer(model_files.bpe_model), score)
 
 
 class _Blocks:
@@ -150,6 +145,7 @@ def files(
     Yields:
       path, text, and the reason why the file cannot be transcribed, else None.
     """
+    model_files.read_info()
     sherpa = SherpaRecogniser(model_files, options, threads)
     for path in paths:
         try:

@@ -8,6 +8,7 @@ from typing import Any, Optional
 from icefall_kd.config import to_dict
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.distill.term import Term
+from icefall_kd.io import read_text
 from icefall_kd.training.checkpoint import config_differences, unpack_bytes
 from icefall_kd.training.config import TrainConfig
 from icefall_kd.transducer.icefall import shape_of_icefall
@@ -250,7 +251,7 @@ def _tokens(tokenizer: Tokenizer) -> list[str]:
 
 
 def _read_tokens(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).split("\n")
     pairs = [line.rsplit(maxsplit=1) for line in lines if line.strip()]
     return [p[0] for p in sorted(pairs, key=lambda p: int(p[-1]))]
 

@@ -127,6 +127,34 @@ def test_a_file_is_read_as_sherpa_reads_it(tokenizer, tmp_path):
     assert read_hotwords(path, tokenizer, 2.0).sha256 != hotwords.sha256
 
 
+MESSY = (
+    "\ufeff\u2581PLEASE\r\r\u2581EX T EN SION\u00a0 :3\r\u200b\r  CON\u200bFERENCE\t"
+)
+
+
+def test_however_a_file_is_written_its_phrases_are_the_same(tokenizer, tmp_path):
+    path = tmp_path / "hotwords.txt"
+    path.write_text("PLEASE\nEXTENSION :3\nCON FERENCE\n")
+    clean = read_hotwords(path, tokenizer, 2.0)
+    assert clean.text == "PLEASE :2.0\nEXTENSION :3.0\nCON FERENCE :2.0\n"
+    path.write_bytes(MESSY.encode())
+    messy = read_hotwords(path, tokenizer, 2.0)
+    assert (messy.text, messy.sha256) == (clean.text, clean.sha256)
+    assert torch.equal(messy.gain, clean.gain)
+
+
+@pytest.mark.parametrize(
+    "encoding, line", [("utf-16", 1), ("utf-16-be", 1), ("latin-1", 2)]
+)
+def test_other_encodings_are_refused_by_file_and_line(
+    tokenizer, tmp_path, encoding, line
+):
+    path = tmp_path / "hotwords.txt"
+    path.write_bytes("PLEASE\rCAFÉ\r".encode(encoding))
+    with pytest.raises(ValueError, match=f"hotwords.txt:{line}: not UTF-8 text"):
+        read_hotwords(path, tokenizer, 2.0)
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

@@ -1,15 +1,18 @@
 """sherpa-onnx beside PyTorch: features, batches, beam search."""
 
 import dataclasses
+import io
 
 import numpy as np
 import pytest
+import sentencepiece
 import sherpa_onnx
 import soundfile
 import torch
 from lhotse import Recording
+from students import STUDENT, random_student
 
-from icefall_kd.data.tokens import word_spans
+from icefall_kd.data.tokens import Tokenizer, word_spans
 from icefall_kd.decoding import DecodeOptions
 from icefall_kd.decoding.recognise import (
     decode_full_context,
@@ -18,9 +21,12 @@ from icefall_kd.decoding.recognise import (
 )
 from icefall_kd.decoding.streaming import decode_streaming, pad_tail
 from icefall_kd.export import transcribe
+from icefall_kd.export.check import decode_features
+from icefall_kd.export.convert import Conversion
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.export.ort import open_model
 from icefall_kd.export.sherpa import SherpaRecogniser, read_tokens, sherpa_features
+from icefall_kd.training.checkpoint import save_pretrained
 
 GREEDY = DecodeOptions(unk_id=2)
 BEAM = DecodeOptions("modified_beam_search", unk_id=2)
@@ -126,6 +132,21 @@ def test_hotwords_agree(exported, student, some, hotwords, kind):
     assert sum(a.tokens != b.tokens for a, b in zip(ours, without)) > 10
 
 
+def test_sherpa_reads_a_messy_file_as_pytorch_does(
+    exported, student, some, hotwords, tmp_path
+):
+    """A byte order mark, CR line ends, and half of the phrases in BPE pieces."""
+    lines = hotwords.path.read_text().splitlines()
+    lines[::2] = ["▁" + line.replace(" ", " ▁") for line in lines[::2]]
+    path = tmp_path / "messy.txt"
+    path.write_bytes(("\ufeff" + "\r".join(lines).replace("▁:", ":")).encode())
+    messy = transcribe.hotwords(exported["full"], path, 2.0)
+    assert messy.sha256 == hotwords.sha256
+    options = dataclasses.replace(BEAM, hotwords=messy)
+    ours = decode_full_context(student, fbank(some), options)
+    assert_same(ours, SherpaRecogniser(exported["full"], options).decode(some))
+
+
 def test_what_sherpa_would_end_the_process_for_is_refused(exported, hotwords, tmp_path):
     with pytest.raises(ValueError, match="in modified_beam_search alone"):
         SherpaRecogniser(
@@ -185,3 +206,48 @@ def test_streams_fed_in_blocks_are_those_fed_at_once(exported, some):
     sherpa = SherpaRecogniser(exported["chunk-16"], GREEDY)
     blocks = [[w[i : i + 5000] for i in range(0, len(w), 5000)] for w in some]
     assert_same(sherpa.decode(some), sherpa.decode_streams(blocks))
+
+
+@pytest.fixture(scope="module")
+def byte_fallback(waves, cuts, tmp_path_factory):
+    """A student of a BPE model with byte fallback: checkpoint and tokenizer."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(" ".join(reference(cut)) for cut in cuts),
+        model_writer=model,
+        vocab_size=340,
+        byte_fallback=True,
+        user_defined_symbols=["<blk>", "<sos/eos>"],
+        unk_id=2,
+        bos_id=-1,
+        eos_id=-1,
+        minloglevel=2,
+    )
+    config = dataclasses.replace(STUDENT, vocab_size=340)
+    some = [torch.from_numpy(w) for w in list(waves.values())[:6]]
+    path = tmp_path_factory.mktemp("bytes") / "pretrained.pt"
+    weights = random_student(config, some).state_dict()
+    save_pretrained(path, weights, config, model.getvalue(), {})
+    return path, Tokenizer.from_bytes(model.getvalue())
+
+
+def test_byte_fallback_is_checked_and_transcribed(byte_fallback, cuts, some, tmp_path):
+    checkpoint, tokenizer = byte_fallback
+    conversion = Conversion(checkpoint, tmp_path)
+    files = conversion.write(None)
+    report = conversion.check(files, cuts[:8])
+    assert report.ok and report.tokens > 100
+    model, options, some = conversion.model, conversion.options, some[:8]
+    sherpa = SherpaRecogniser(files, options)
+    ours = decode_features(model, fbank(some), options, None)
+    pieces = [tokenizer.piece(i) for hyp in ours for i in hyp.tokens]
+    assert {"<0x41>", "A"} <= {tokenizer.piece(i) for i in range(tokenizer.vocab_size)}
+    # Bytes that sherpa-onnx shows as characters, as a piece has them or none, and not.
+    shown = [p for p in pieces if p.startswith("<0x") and 0x20 < int(p[3:5], 16) < 0x7F]
+    assert len(shown) > 20 and len(shown) < len(pieces)
+    for a, wave in zip(ours, some):
+        b = sherpa.decode([wave])[0]
+        assert (sherpa.show(a).tokens, a.timestamps) == (b.tokens, b.timestamps)
+        text = tokenizer.decode(a.tokens)
+        if text.isprintable() and "\ufffd" not in text:  # else it has half a letter
+            assert b.text.split() == text.split()
