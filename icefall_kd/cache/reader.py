@@ -48,7 +48,8 @@ def open_shar(
     and told in one message.
 
     Args:
-      shar_dir: holds cuts.*.jsonl.gz, recording.*.tar, <field>.*.tar, <field>.json.
+      shar_dir: holds cuts.*.jsonl.gz, recording.*.tar and <field>.*.tar; its fields are
+        described in the folder <shar_dir>.fields.
       fields:   read these and no others.
       expect:   field -> the part of its fingerprint that it must have, for example
                 {"whisper_base": {"layer": "last"}}.
