@@ -123,9 +123,7 @@ def kept_result(
         if name not in DESCRIBING and (name not in result or result[name] != value)
     )
     if differs:
-        logging.info(
-            "%s is computed again; changed: %s", path, ", ".join(differs)
-        )
+        logging.info("%s is computed again; changed: %s", path, ", ".join(differs))
         return None
     recogs = result.get("recogs")
     if recogs and not (path.parent / recogs).is_file():
