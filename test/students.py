@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from icefall_kd.bin import decode
 from icefall_kd.cache.reader import open_shar
 from icefall_kd.config import ModelConfig, ZipformerConfig
 from icefall_kd.data.fbank import compute_fbank
@@ -25,6 +26,8 @@ from icefall_kd.transducer.joiner import Joiner
 from icefall_kd.transducer.model import AsrModel
 from icefall_kd.transducer.predictor import Decoder
 
+# The chunks of STUDENT, below.
+STREAMING = ["--streaming", "--chunk-size", "16", "--left-context", "64"]
 VOCAB_SIZE = 90
 STUDENT = ModelConfig(
     encoder=ZipformerConfig(
@@ -158,6 +161,12 @@ def call(command, *arguments):
     """Run a command of icefall_kd.bin; returns what its run() does."""
     arguments = [str(argument) for argument in arguments]
     return command.run(command.get_parser().parse_args(arguments))
+
+
+def call_decode(checkpoint, shar, out, *more):
+    """Run bin.decode; returns what the result JSON holds."""
+    paths = ["--checkpoint", checkpoint, "--shar-dir", shar, "--out-dir", out]
+    return call(decode, *paths, *more)
 
 
 def behind_an_encoder(vocab_size: int, encoder_dim: int, size: int = 8) -> AsrModel:

@@ -33,13 +33,8 @@ from icefall_kd.decoding.ctm import count_transcripts
 from icefall_kd.decoding.hotwords import add_hotwords
 from icefall_kd.decoding.kept import dependencies, kept_result
 from icefall_kd.decoding.long_audio import add_max_utterance
-from icefall_kd.decoding.scoring import (
-    result_line,
-    result_path,
-    warn_of_empty,
-    write_results,
-)
-from icefall_kd.decoding.setting import add_chunking, add_search
+from icefall_kd.decoding.scoring import result_line, result_path, write_results
+from icefall_kd.decoding.setting import add_chunking, add_search, warn_of_empty
 from icefall_kd.io import as_path
 from icefall_kd.logs import setup_logging
 

@@ -49,7 +49,7 @@ def dependencies(shar_dir: Pathlike, fields: Sequence[str] = ()) -> Dict[str, An
 def set_sha256(shar_dir: Pathlike) -> str:
     """Return the SHA-256 of the cuts and the audio of a Shar folder.
 
-    Every byte is read, about 1 GB/s, because a tar is padded: two of equal size may
+    Every byte is read, 0.3 to 1 GB/s, because a tar is padded: two of one size may
     hold other audio.  Cuts count uncompressed, since gzip stores the time.
     """
     digest = hashlib.sha256()

@@ -22,10 +22,10 @@ from icefall_kd.decoding.bootstrap import (
     paired_difference,
     wer_interval,
 )
+from icefall_kd.decoding.setting import warn_of_empty
 from icefall_kd.io import Pathlike, as_path, write_json, write_text
 
 NO_WORD = "*"  # stands opposite an inserted or a deleted word
-MANY_EMPTY = 0.1  # share of empty hypotheses from which on they are explained
 Alignment = List[Tuple[str, str]]
 
 
@@ -327,37 +327,6 @@ def result_line(result: Mapping[str, Any]) -> str:
     if result["wer"] is None:
         return f"{name}: no transcripts, hypotheses in {result['recogs']}"
     return f"{name}: WER {result['wer']:.2f} %"
-
-
-def warn_of_empty(
-    empty: int, count: int, method: Optional[str], engine: Optional[str] = None
-) -> None:
-    """Log why hypotheses are empty and what helps, where many are.
-
-    Args:
-      empty: number of empty hypotheses.
-      count: number of all.
-      method: of decoding.
-      engine: that decoded; None: PyTorch.
-    """
-    if empty == 0 or empty < MANY_EMPTY * count:
-        return
-    is_ctc = (method or "").startswith("ctc")
-    remedies = ["train it longer"]
-    if not (is_ctc and (engine or "").startswith("sherpa")):  # which has none for CTC
-        remedies.append("subtract --blank-penalty 1 to 3, a value chosen on a dev set")
-    if not is_ctc:
-        remedies.append(
-            "decode the CTC head (--method ctc_greedy_search), which learns sooner, if "
-            "terms.ctc trained it"
-        )
-    logging.warning(
-        "%d of %d hypotheses are empty: the model prefers the blank in every frame. "
-        "Remedies: %s",
-        empty,
-        count,
-        "; ".join(remedies),
-    )
 
 
 def run_errors(

@@ -1,5 +1,6 @@
 """How a set is decoded: options, names of the result files, entries of their JSON."""
 
+import logging
 from argparse import ArgumentParser
 from dataclasses import dataclass
 from typing import Any, Dict, Iterable, Mapping, Optional, Sequence
@@ -9,6 +10,8 @@ from torch import nn
 from icefall_kd.cli import even_int, non_negative_float, positive_int
 from icefall_kd.decoding import DecodeOptions, search_class
 from icefall_kd.decoding.streaming import tail_padding
+
+MANY_EMPTY = 0.1  # share of empty hypotheses from which on they are explained
 
 
 @dataclass(frozen=True)
@@ -142,3 +145,34 @@ def training_facts(info: Mapping[str, Any]) -> Optional[Dict[str, int]]:
     """
     found = {name: info[name] for name in ("epoch", "avg", "step") if name in info}
     return found or None
+
+
+def warn_of_empty(
+    empty: int, count: int, method: Optional[str], engine: Optional[str] = None
+) -> None:
+    """Log why hypotheses are empty and what helps, where many are.
+
+    Args:
+      empty: number of empty hypotheses.
+      count: number of all.
+      method: of decoding.
+      engine: that decoded; None: PyTorch.
+    """
+    if empty == 0 or empty < MANY_EMPTY * count:
+        return
+    is_ctc = (method or "").startswith("ctc")
+    remedies = ["train it longer"]
+    if not (is_ctc and (engine or "").startswith("sherpa")):  # which has none for CTC
+        remedies.append("subtract --blank-penalty 1 to 3, a value chosen on a dev set")
+    if not is_ctc:
+        remedies.append(
+            "decode the CTC head (--method ctc_greedy_search), which learns sooner, if "
+            "terms.ctc trained it"
+        )
+    logging.warning(
+        "%d of %d hypotheses are empty: the model prefers the blank in every frame. "
+        "Remedies: %s",
+        empty,
+        count,
+        "; ".join(remedies),
+    )

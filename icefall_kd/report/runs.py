@@ -152,7 +152,7 @@ def _stage_folder(checkpoint: Optional[str], near: Path) -> Optional[Path]:
 
 
 def _counts(checkpoint: Path) -> Mapping[str, int]:
-    """Return what a checkpoint says of its training; empty when it is not there."""
+    """Return epoch, avg and step of a checkpoint file; empty when it is missing."""
     from icefall_kd.training.checkpoint import load_checkpoint
 
     if not checkpoint.is_file():

@@ -189,8 +189,8 @@ def _remarks(rows: Sequence[Row]) -> Tuple[str, ...]:
     if len(single) == len(runs) and len(runs) > 1:
         remarks.append(
             f"Each row is ONE TRAINING RUN: {what} are over utterances, not over "
-            "training noise. Another seed can change a WER by more than they say; "
-            "train several seeds (systems NAME@SEED) before you call a system better."
+            "training noise. Another seed can change a WER by more; train several "
+            "seeds (systems NAME@SEED) before you call a system better."
         )
     elif single and len(runs) > 1:
         remarks.append(
@@ -217,7 +217,7 @@ def _aligner(result: Result) -> Optional[str]:
 
 
 def _other_checkpoint(result: Result, first: Result) -> List[str]:
-    """Say that a result is of another checkpoint than its system's first one."""
+    """Return a note if a result is of another checkpoint than its system's first."""
     ours, theirs = (r.facts.get("checkpoint_sha256") for r in (result, first))
     if ours == theirs or not (ours and theirs):
         return []

@@ -1,16 +1,43 @@
 """The small Shar with a real teacher's field; real prompts and a small student."""
 
+import pytest
 import real_shar
 import real_teachers
-from students import (  # noqa: F401, fixtures
-    checkpoint,
-    cuts,
-    parts,
-    pristine_student,
-    tokenizer,
-    waves,
-)
+import students
+from students import call, write_own_words
+
+from icefall_kd.bin import export
+from icefall_kd.data.shar import write_shar
 
 tiny_dir, tiny = real_teachers.tiny_dir, real_teachers.tiny  # fixtures
 pristine_shar = real_shar.pristine_shar
 taught_shar, taught = real_shar.taught_shar, real_shar.taught
+checkpoint, pristine_student = students.checkpoint, students.pristine_student
+cuts, tokenizer, waves = students.cuts, students.tokenizer, students.waves
+parts = students.parts
+
+
+@pytest.fixture(scope="session")
+def own_words(cuts, pristine_student, tokenizer, tmp_path_factory):
+    """Ten real prompts whose transcripts are what the student says of them."""
+    folder = tmp_path_factory.mktemp("own") / "own"
+    return write_own_words(folder, cuts[:10], pristine_student, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def model_dir(checkpoint, own_words, tmp_path_factory):
+    """Both encoders, checked, and the int8 files of the streaming one."""
+    folder = tmp_path_factory.mktemp("export")
+    common = ["--checkpoint", str(checkpoint), "--out-dir", str(folder)]
+    common += ["--check-shar", str(own_words), "--check"]
+    call(export, *common, "--no-int8")
+    call(export, *common, "--streaming", "--max-int8-loss", "1000")  # its own chunks
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pair(cuts, tmp_path_factory):
+    """Two real prompts as they are."""
+    folder = tmp_path_factory.mktemp("pair") / "pair"
+    write_shar(cuts[:2], folder)
+    return folder

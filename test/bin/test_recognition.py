@@ -1,6 +1,5 @@
 """decode, export, transcribe and report on real prompts, as a recipe calls them."""
 
-import copy
 import json
 import re
 import shutil
@@ -13,19 +12,15 @@ from audio_files import encoded
 from lhotse import Recording, SupervisionSegment
 from lhotse.supervision import AlignmentItem
 from reported import Page
-from students import call, write_own_words, write_unlabelled
+from students import STREAMING, call, call_decode
 
 from icefall_kd.bin import decode, export, report, transcribe
 from icefall_kd.cache.reader import open_shar
-from icefall_kd.data.shar import write_shar
 from icefall_kd.decoding.ctm import write_ctm
 from icefall_kd.decoding.recognise import reference
-from icefall_kd.decoding.setting import Chunking
-from icefall_kd.export.files import find_chunking
 from icefall_kd.io import as_path
 from icefall_kd.training.checkpoint import load_checkpoint, save_checkpoint
 
-STREAMING = ["--streaming", "--chunk-size", "16", "--left-context", "64"]
 KEYS = {
     *("wer", "errors", "words", "ins", "del", "sub", "utterances", "rtf", "method"),
     *("checkpoint", "parameters", "interval", "empty_rate", "streaming", "chunk_size"),
@@ -36,37 +31,6 @@ DELAYS = [
     for kind in ("emission_delay", "latency")
     for figure in ("mean", "p90")
 ]
-
-
-@pytest.fixture(scope="module")
-def own_words(cuts, pristine_student, tokenizer, tmp_path_factory):
-    """Ten real prompts whose transcripts are what the student says of them."""
-    folder = tmp_path_factory.mktemp("own") / "own"
-    return write_own_words(folder, cuts[:10], pristine_student, tokenizer)
-
-
-@pytest.fixture(scope="module")
-def model_dir(checkpoint, own_words, tmp_path_factory):
-    """Both encoders, checked, and the int8 files of the streaming one."""
-    folder = tmp_path_factory.mktemp("export")
-    common = ["--checkpoint", str(checkpoint), "--out-dir", str(folder)]
-    common += ["--check-shar", str(own_words), "--check"]
-    call(export, *common, "--no-int8")
-    call(export, *common, "--streaming", "--max-int8-loss", "1000")  # STREAMING's
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pair(cuts, tmp_path_factory):
-    """Two real prompts as they are."""
-    folder = tmp_path_factory.mktemp("pair") / "pair"
-    write_shar(cuts[:2], folder)
-    return folder
-
-
-def call_decode(checkpoint, shar, out, *more):
-    paths = ["--checkpoint", str(checkpoint), "--shar-dir", str(shar)]
-    return call(decode, *paths, "--out-dir", str(out), *more)
 
 
 def test_a_set_behind_a_url_is_decoded_and_checked(
@@ -130,112 +94,6 @@ def test_a_finished_decoding_is_kept_until_the_checkpoint_changes(
     changed["info"] = {"epoch": 2}
     save_checkpoint(tmp_path / "b.pt", changed)
     assert "mark" not in call_decode(tmp_path / "b.pt", own_words, tmp_path / "out")
-
-
-def test_another_set_behind_the_same_path_is_decoded_again(
-    checkpoint, own_words, model_dir, cuts, tmp_path
-):
-    shar, out = tmp_path / "set", tmp_path / "out"
-    options = ["--model-dir", model_dir, "--shar-dir", shar, "--out-dir", out]
-    found = {}
-    for name, source in (("own", own_words), ("test", None)):
-        shutil.rmtree(shar, ignore_errors=True)
-        if source:
-            shutil.copytree(source, shar)
-        else:
-            write_shar(cuts[:3], shar)
-        call(transcribe, *options)
-        sherpa = json.loads((out / "result-set-sherpa-greedy_search.json").read_text())
-        found[name] = call_decode(checkpoint, shar, out), sherpa
-    for own, test in zip(*found.values()):
-        assert (own["utterances"], test["utterances"]) == (10, 3)
-        assert own["wer"] < 20 < test["wer"]
-
-
-@pytest.mark.parametrize(
-    "option", [("--max-duration", "20"), ("--beam", "2"), ("--left-context", "128")]
-)
-def test_every_option_that_changes_a_result_is_compared(
-    checkpoint, pair, tmp_path, option
-):
-    base = ["--method", "modified_beam_search", *STREAMING]
-    call_decode(checkpoint, pair, tmp_path, *base)
-    for path in tmp_path.glob("result-*.json"):
-        path.write_text(json.dumps({**json.loads(path.read_text()), "mark": 1}))
-    assert "mark" in call_decode(checkpoint, pair, tmp_path, *base)
-    assert "mark" not in call_decode(checkpoint, pair, tmp_path, *base, *option)
-
-
-def test_chunks_are_those_of_the_checkpoint(checkpoint, pair, tmp_path):
-    changed = load_checkpoint(checkpoint)
-    changed["model_config"]["encoder"].update(
-        chunk_size=[-1, 32, 16], left_context_frames=[128, 64]
-    )
-    save_checkpoint(tmp_path / "b.pt", changed)
-    result = call_decode(tmp_path / "b.pt", pair, tmp_path, "--streaming")
-    assert (result["chunk_size"], result["left_context"]) == (32, 128)
-    result = call_decode(checkpoint, pair, tmp_path, "--streaming", "--chunk-size", 32)
-    assert (result["chunk_size"], result["left_context"]) == (32, 64)
-    changed["model_config"]["encoder"]["left_context_frames"] = [-1]
-    save_checkpoint(tmp_path / "c.pt", changed)
-    with pytest.raises(ValueError, match=r"c.pt .*left context .*give --left-context"):
-        call_decode(tmp_path / "c.pt", pair, tmp_path, "--streaming")
-
-
-def test_a_folder_of_one_streaming_encoder_needs_no_options(model_dir, pair, tmp_path):
-    folder, out = shutil.copytree(model_dir, tmp_path / "export"), tmp_path / "out"
-    assert (folder / "encoder-streaming-chunk-16-left-64.onnx").is_file()
-    options = ["--model-dir", folder, "--shar-dir", pair, "--out-dir", out]
-    call(transcribe, *options, "--streaming")
-    assert list(out.glob("result-pair-sherpa-greedy_search-chunk-16-left-64.json"))
-    other = folder / "encoder-streaming-chunk-32-left-64.onnx"
-    other.write_bytes(b"")
-    with pytest.raises(ValueError, match="several .*chunk-16-left-64.*chunk-32-left"):
-        call(transcribe, *options, "--streaming")
-    assert find_chunking(folder, chunk_size=16) == Chunking(16, 64)
-    with pytest.raises(FileNotFoundError, match="no encoder-.*chunk-24.*chunk-16"):
-        find_chunking(folder, chunk_size=24)
-
-
-def test_without_transcripts_hypotheses_are_written_and_reports_leave_them_out(
-    checkpoint, cuts, pair, model_dir, tmp_path, caplog, capsys
-):
-    bare = write_unlabelled(tmp_path / "bare", cuts[:2])
-    out = tmp_path / "exp/kd/decode"
-    result = call_decode(checkpoint, bare, out)
-    assert caplog.messages[0].startswith(f"{bare}: no cut has a transcript")
-    assert (result["wer"], result["utterances"]) == (None, 2)
-    lines = (out / "hyps-bare-greedy_search.txt").read_text().splitlines()
-    assert len(lines) == 2 and all(len(line.split()) > 1 for line in lines)
-    options = ["--model-dir", model_dir, "--shar-dir", bare, "--out-dir", out]
-    call(transcribe, *options)
-    assert "no transcripts, hypotheses in recogs-bare" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="no result has a WER"):
-        call(report, "--exp", tmp_path / "exp")
-    call_decode(checkpoint, pair, out)
-    caplog.clear()
-    text = call(report, "--exp", tmp_path / "exp")
-    assert " pair " in text and " bare " not in text
-    assert "2 results of sets without transcripts are left out" in caplog.text
-
-
-def test_a_cut_without_transcript_in_a_set_is_counted(
-    checkpoint, cuts, tmp_path, caplog
-):
-    some = copy.deepcopy(cuts[:2])
-    some[0].supervisions = []
-    write_shar(some, tmp_path / "half")
-    assert call_decode(checkpoint, tmp_path / "half", tmp_path)["ins"] > 0
-    assert "1 of 2 cuts have no transcript" in caplog.text
-
-
-def test_a_model_of_blanks_is_explained(checkpoint, pair, tmp_path, caplog):
-    mute = load_checkpoint(checkpoint)
-    mute["model"]["joiner.output_linear.bias"][0] += 1000
-    save_checkpoint(tmp_path / "mute.pt", mute)
-    assert call_decode(tmp_path / "mute.pt", pair, tmp_path)["empty_rate"] == 1
-    assert "2 of 2 hypotheses are empty" in caplog.text
-    assert "--blank-penalty" in caplog.text
 
 
 def test_a_model_that_is_not_causal_cannot_stream(

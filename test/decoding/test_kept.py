@@ -72,7 +72,7 @@ def test_a_result_is_kept_while_all_that_it_depends_on_is_the_same(tmp_path, cap
     assert kept_result(path, facts, force=True) is None
     assert kept_result(path, {**facts, "parameters": 6}) is not None
     less = {k: v for k, v in facts.items() if k != "alignment_sha256"}
-    assert kept_result(path, less) is not None  # it says more than was asked for
+    assert kept_result(path, less) is not None  # it holds more than was asked for
     for name, value in (("set_sha256", "2"), ("beam", 8), ("new_option", None)):
         caplog.clear()
         assert kept_result(path, {**facts, name: value}) is None

@@ -11,9 +11,9 @@ from icefall_kd.decoding.scoring import (
     read_recogs,
     recogs_text,
     score,
-    warn_of_empty,
     write_results,
 )
+from icefall_kd.decoding.setting import warn_of_empty
 
 SAID = [
     Recognition("b", "PRESS ONE NOW".split(), "PRESS NINE NOW PLEASE".split()),
