@@ -30,6 +30,7 @@ from lhotse.audio import (
 from lhotse.cut import Cut
 
 from icefall_kd import SAMPLE_RATE
+from icefall_kd.data.audio_files import TOLERANCE, wav_seconds
 from icefall_kd.data.parallel import parallel_map
 from icefall_kd.data.progress import progress
 from icefall_kd.data.tokens import UNK_ID
@@ -165,6 +166,8 @@ def _check_audio(cut: Cut) -> Finding:
         there, declared = _told_length(cut.recording)
         if there != declared:
             return "wrong_length", f"{there} samples in its file, {declared} declared"
+        if truncation := _find_truncation(cut):
+            return "wrong_length", truncation
         with _small_tolerance():
             samples, declared = _load_as_it_is(cut)
     except Exception as e:  # whatever a decoder raises: the cut is named, not skipped
@@ -198,6 +201,21 @@ def _told_length(recording: Recording) -> Tuple[int, int]:
     if recording.transforms or recording.sources[0].type != "file":
         return declared, declared  # is read as a whole, or its part is
     return _num_samples(recording.sources[0].source), declared
+
+
+def _find_truncation(cut: Cut) -> Optional[str]:
+    """Return what is missing of a wav file; libsndfile trims its length in silence."""
+    recording = cut.recording
+    path = recording.sources[0].source
+    in_file = recording.sources[0].type == "file"
+    if not in_file or recording.duration > LONG * cut.duration:
+        return None
+    with open(path, "rb") as file:
+        declared = wav_seconds(file)
+    there = info(path).duration
+    if declared is None or there >= declared - TOLERANCE:
+        return None
+    return f"its file has {there:.2f} s of the {declared:.2f} s that it declares"
 
 
 @functools.lru_cache(maxsize=1024)
