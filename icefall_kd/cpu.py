@@ -132,6 +132,16 @@ def keep_freed_memory(one_arena: bool = False) -> bool:
     return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, -1))
 
 
+def return_freed_memory() -> bool:
+    """Return freed memory to the system now; blocks of many sizes fragment it.
+
+    Returns whether it was done (glibc only).
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    return bool(ctypes.CDLL(None).malloc_trim(0))
+
+
 def let_old_mkl_use_avx() -> bool:
     """Let the MKL of torch 1.13 use AVX-512 or AVX2 on processors not from Intel.
 

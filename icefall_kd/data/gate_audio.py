@@ -20,6 +20,8 @@ from lhotse.cut import Cut
 from lhotse.utils import compute_num_samples, fastcopy
 
 from icefall_kd import SAMPLE_RATE
+from icefall_kd.data import audio_files
+from icefall_kd.data.audio_files import wav_seconds
 
 # Manifests with rounded durations differ from their audio by up to so many seconds, 400
 # samples: Kaldi's files, and lhotse's import of them, round to 1, 10 or 25 ms.
@@ -42,6 +44,8 @@ def check_audio_of(cut: Cut) -> Tuple[Finding, int]:
         there, declared = _header_length(cut.recording)
         if _differ(cut, there, declared):
             detail = f"{there} samples in its file, {declared} declared"
+            return ("wrong_length", detail), 0
+        if whole and (detail := _find_truncation(cut.recording)):
             return ("wrong_length", detail), 0
         with _any_length():
             samples = decode(cut, whole)
@@ -137,6 +141,22 @@ def _header_length(recording: Recording) -> Tuple[int, int]:
     if recording.transforms or recording.sources[0].type != "file":
         return declared, declared  # is read as a whole, or its part is
     return _num_samples(recording.sources[0].source), declared
+
+
+def _find_truncation(recording: Recording) -> str:
+    """Return what a wav file lacks of its declared length, "" if nothing.
+
+    libsndfile takes the length from the size of the file instead.
+    """
+    if recording.sources[0].type != "file":
+        return ""
+    path = recording.sources[0].source
+    with open(path, "rb") as file:
+        declared = wav_seconds(file)
+    there = info(path).duration
+    if declared is None or there >= declared - audio_files.TOLERANCE:
+        return ""
+    return f"its file has {there:.2f} s of the {declared:.2f} s that it declares"
 
 
 @functools.lru_cache(maxsize=1024)

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.cache.codecs import Codec
+from icefall_kd.cpu import return_freed_memory
 from icefall_kd.data.cuts import transcript
 from icefall_kd.data.letters import UnknownLetters
 from icefall_kd.data.tokens import Tokenizer
@@ -34,6 +35,8 @@ from icefall_kd.decoding.scoring import Recognition
 from icefall_kd.decoding.setting import Chunking, setting_name
 from icefall_kd.decoding.streaming import decode_streaming, pad_tail
 from icefall_kd.io import Pathlike, open_text
+
+TRIM_EVERY = 10  # windows of long audio; no two have one length, so memory fragments
 
 
 def load_recogniser(
@@ -219,7 +222,7 @@ def recognise(
       that hears teachers, without these.
     """
     recognitions: List[Recognition] = []
-    seconds, audio = 0.0, 0.0
+    seconds, audio, windows = 0.0, 0.0, 0
     whole = chunking is not None or bool(model.fields)
     parts = _cut_parts(cuts, math.inf if whole else options.max_utterance)
     letters = UnknownLetters(tokenizer)
@@ -248,5 +251,9 @@ def recognise(
                 recognitions[-1].hyp.extend(tokenizer.decode(tokens).split())
                 spans = tokenizer.word_spans(tokens)
                 recognitions[-1].frames.extend(times[last] for _, last in spans)
+                windows += part.window.start > 0
+            if windows >= TRIM_EVERY:
+                windows = 0
+                return_freed_memory()
     letters.check("the transcripts", max_unknown=1.0)
     return recognitions, seconds / max(audio, 1e-9)

@@ -9,7 +9,7 @@ from lhotse.cut import Cut
 from tqdm import tqdm
 
 from icefall_kd import SAMPLE_RATE
-from icefall_kd.corpora.audio import AudioError, read_file
+from icefall_kd.data.audio_files import AudioError, read_file
 from icefall_kd.data.tokens import WORD_START, Tokenizer, word_spans
 from icefall_kd.data.waves import load_blocks
 from icefall_kd.decoding import DecodeOptions

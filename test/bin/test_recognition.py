@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from audio_files import encoded
+from encoded_audio import encoded
 from lhotse import Recording, SupervisionSegment
 from lhotse.supervision import AlignmentItem
 from reported import Page
@@ -16,6 +16,7 @@ from students import STREAMING, call, call_decode
 
 from icefall_kd.bin import decode, export, report, transcribe
 from icefall_kd.cache.reader import open_shar
+from icefall_kd.data.shar import write_shar
 from icefall_kd.decoding.ctm import write_ctm
 from icefall_kd.decoding.recognise import reference
 from icefall_kd.io import as_path
@@ -266,9 +267,9 @@ def test_transcribe_names_unreadable_files_and_goes_on(
     assert list(lines) == [str(f) for f in files if f not in reasons]
     assert all(len(text.split()) > 1 for text in lines.values())
     assert lines[str(ok)] == lines[str(more)]
-    told = [line for line in err.splitlines() if line.startswith("transcribe: ")]
-    assert len(told) == len(reasons)
-    for (path, reason), line in zip(reasons.items(), told):
+    failures = [line for line in err.splitlines() if line.startswith("transcribe: ")]
+    assert len(failures) == len(reasons)
+    for (path, reason), line in zip(reasons.items(), failures):
         assert re.match(rf"transcribe: {re.escape(str(path))}: .*{reason}", line)
 
 

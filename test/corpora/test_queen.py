@@ -2,8 +2,8 @@ import struct
 
 import pytest
 
-from icefall_kd.corpora.audio import decode
 from icefall_kd.corpora.queen import prepare_queen, read_index
+from icefall_kd.data.audio_files import decode
 
 
 def data_file(members):

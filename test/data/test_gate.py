@@ -70,6 +70,14 @@ def stored(cut, path, samples):
     )
 
 
+def truncated(cut, path):
+    """The cut over a wav file without its end, declared as libsndfile reads it."""
+    whole = stored(cut, path, cut.load_audio()[0])
+    path.write_bytes(path.read_bytes()[: int(0.8 * path.stat().st_size)])
+    recording = Recording.from_file(path, recording_id=cut.recording.id)
+    return fastcopy(whole, recording=recording, duration=recording.duration)
+
+
 @pytest.fixture
 def faults(prompts, tokenizer, tmp_path):
     """Reason -> cuts that have this fault and no other."""
@@ -119,6 +127,7 @@ def faults(prompts, tokenizer, tmp_path):
             whole(declared(next(p), -401)),
             declared(next(p), 2147483647),
             with_file(cut_off, half),
+            truncated(next(p), tmp_path / "truncated.wav"),
         ],
         "not_finite": [
             stored(nan, tmp_path / "nan.wav", nan_samples),

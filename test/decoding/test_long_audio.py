@@ -61,16 +61,20 @@ def test_windows_of_speech_without_a_pause_overlap_and_share_its_words(parts):
         np.testing.assert_array_equal(window.wave, noise[window.start * FRAME : end])
     # Words of two tokens, one frame apart, wherever they are.
     times = list(range(0, 998, 3))
-    said = [t for time in times for t in (time, time + 1)]
+    spoken = [t for time in times for t in (time, time + 1)]
     found = []
     for window in windows:
         frames = range(window.start, window.start + len(window.wave) // FRAME)
-        here = [i for i, t in enumerate(said) if t in frames and said[i ^ 1] in frames]
+        here = [
+            i for i, t in enumerate(spoken) if t in frames and spoken[i ^ 1] in frames
+        ]
         pieces = ["o" if i % 2 else "\u2581n" for i in here]
-        kept, placed = window.place_tokens(pieces, [said[i] - frames[0] for i in here])
-        assert [said[here[i]] for i in kept] == placed
+        kept, placed = window.place_tokens(
+            pieces, [spoken[i] - frames[0] for i in here]
+        )
+        assert [spoken[here[i]] for i in kept] == placed
         found += placed
-    assert found == said
+    assert found == spoken
 
 
 def test_long_cuts_give_the_words_of_their_parts_in_their_places(

@@ -94,7 +94,7 @@ def test_audio_of_another_rate_is_refused(cuts):
         load_wave(cuts[0].resample(8000))
 
 
-def test_samples_that_are_no_numbers_are_refused(waves, tmp_path):
+def test_samples_that_are_not_finite_are_refused(waves, tmp_path):
     wave = next(iter(waves.values())).copy()
     wave[100] = np.nan
     soundfile.write(tmp_path / "a.wav", wave, 16000, subtype="FLOAT")
