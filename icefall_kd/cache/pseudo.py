@@ -189,7 +189,7 @@ def pseudo_label(
         counts = _label_shard(shar_dir, output, shard, reader, judge, batch_size)
         tally.add(shard, counts)
     if tokenizer is not None and judge.letters.unknown:
-        logging.info("%s: not taken: %s", output, judge.letters.describe())
+        logging.info("%s: without a transcript: %s", output, judge.letters.describe())
     return _finish(shar_dir, output, every, tally)
 
 
