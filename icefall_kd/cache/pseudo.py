@@ -236,7 +236,7 @@ def pseudo_label(
         made = _label_shard(shar_dir, output, shard, reader, judge, batch_size, seconds)
         tally.add(shard, *made)
     if tokenizer is not None and judge.letters.unknown:
-        logging.info("%s: not taken: %s", output, judge.letters.describe())
+        logging.info("%s: without a transcript: %s", output, judge.letters.describe())
     return _finish(shar_dir, output, every, tally)
 
 
