@@ -217,7 +217,7 @@ def build(args: argparse.Namespace) -> List[Teacher]:
     """Return the teachers that the command names.
 
     Raises:
-      ValueError: if it names none, or in both ways.
+      ValueError: if it names none, or in both ways, or the file is at fault.
     """
     common = {"num_threads": args.num_threads, "device": args.device}
     if (args.teachers is None) == (args.teacher is None):
@@ -226,7 +226,17 @@ def build(args: argparse.Namespace) -> List[Teacher]:
         )
     if args.teachers is not None:
         described = read_yaml(args.teachers)
-        return build_teachers({n: {**common, **d} for n, d in described.items()})
+        if not isinstance(described, dict) or not all(
+            isinstance(options, dict) for options in described.values()
+        ):
+            raise ValueError(
+                f"{args.teachers}: not a mapping of teachers to their options, as in "
+                "'whisper_base: {model_dir: download/teachers/whisper_base}'"
+            )
+        try:
+            return build_teachers({n: {**common, **d} for n, d in described.items()})
+        except ValueError as e:
+            raise ValueError(f"{args.teachers}: {e}") from e
     if args.model_dir is None:
         raise ValueError("--teacher needs --model-dir")
     options = {**common, **read_options("--option", args.option)}

@@ -158,13 +158,15 @@ class SkippedCuts:
         """Go on from :meth:`state`."""
         self._counts = Counter(state if self.world.is_main else {})
 
-    def end_epoch(self, epoch: int) -> dict[str, float]:
+    def end_epoch(self, epoch: int, batches: int) -> dict[str, float]:
         """Return the epoch's cuts and the shares that were skipped; begin the next.
 
         Every process must call it.
 
         Args:
           epoch: counted from 1.
+          batches: of the epoch; some may have been counted by an older version, whose
+            checkpoint the run went on from.
         Returns:
           "cuts" -> their number, "<term>.skipped.<reason>" -> share of them.
         Raises:
@@ -172,7 +174,7 @@ class SkippedCuts:
         """
         counts = self.state()
         cuts = counts.pop("cuts", 0)
-        if not cuts:
+        if not batches:
             raise TrainingStoppedError(
                 f"epoch {epoch} had no batch: data.train has fewer cuts than the "
                 f"{self.world.size} processes of this run; use more cuts or fewer "
@@ -209,7 +211,7 @@ class SkippedCuts:
             skipped = _reasons(counts, term)
             allowed = sum(n for why, n in skipped.items() if why in self._allowed)
             faults = sum(skipped.values()) - allowed
-            none_used = faults + allowed == cuts
+            none_used = faults + allowed == cuts > 0
             if none_used or (complete and faults > (cuts - allowed) / 2):
                 raise TrainingStoppedError(self._describe(epoch, term, skipped, cuts))
 

@@ -228,7 +228,7 @@ class Trainer:
     def _end_epoch(self) -> None:
         """Report what the epoch skipped; leave no checkpoint of one that is refused."""
         try:
-            shares = self.skipped.end_epoch(self.state.epoch + 1)
+            shares = self.skipped.end_epoch(self.state.epoch + 1, self.state.batch)
         except TrainingStoppedError:
             if self.world.is_main:
                 for _, path in ckpt.numbered(self.exp_dir, "checkpoint"):

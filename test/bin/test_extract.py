@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from icefall_kd.bin import extract
@@ -16,6 +18,26 @@ def test_an_unknown_teacher_ends_with_one_message(monkeypatch, tmp_path):
         monkeypatch, "--shar-dir", tmp_path, "--teacher", "x", "--model-dir", tmp_path
     )
     assert text.startswith("extract: unknown teacher 'x'; known are")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (
+            "whisper_base: {model_dir: {0}, compute_typ: int8}",
+            "whisper_base.*compute_typ",
+        ),
+        ("whisper_base: {0}", "not a mapping of teachers to their options"),
+        ("- whisper_base", "not a mapping of teachers to their options"),
+    ],
+)
+def test_a_fault_in_the_file_of_teachers_names_it(
+    monkeypatch, tmp_path, content, message
+):
+    path = tmp_path / "teachers.yaml"
+    path.write_text(content.replace("{0}", str(tmp_path)))
+    text = fail(monkeypatch, "--shar-dir", tmp_path, "--teachers", path)
+    assert re.match(f"extract: {path}: .*{message}", text)
 
 
 def test_a_folder_without_weights_ends_with_the_remedy(monkeypatch, tmp_path):

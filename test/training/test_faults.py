@@ -163,7 +163,7 @@ def test_skipped_cuts_are_logged_by_reason_and_survive_a_stop(
     assert message in caplog.text
 
 
-def test_within_an_epoch_a_term_that_used_none_of_many_cuts_is_an_error(monkeypatch):
+def test_within_an_epoch_a_term_that_used_none_of_many_cuts_is_an_error():
     cuts = [SimpleNamespace(id=f"cut-{i}", supervisions=[1]) for i in range(10)]
     output = TermOutput(torch.zeros(()), 0, skipped={"no_text": list(range(10))})
     counted = SkippedCuts(["ctc"], World(0, 1, torch.device("cpu")), "error")
@@ -173,6 +173,14 @@ def test_within_an_epoch_a_term_that_used_none_of_many_cuts_is_an_error(monkeypa
     counted.add({"cuts": cuts}, {"ctc": output})
     with pytest.raises(TrainingStoppedError, match="epoch 3: term 'ctc' .* 1000 of 1"):
         counted.check(3, complete=False)
+
+
+def test_an_epoch_without_a_batch_is_an_error():
+    counted = SkippedCuts(["ctc"], World(0, 1, torch.device("cpu")), "error")
+    with pytest.raises(TrainingStoppedError, match="epoch 2 had no batch.*fewer cuts"):
+        counted.end_epoch(2, 0)
+    # Of a checkpoint of an older version, which counted nothing.
+    assert counted.end_epoch(2, 5) == {"cuts": 0.0}
 
 
 @pytest.fixture
