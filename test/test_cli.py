@@ -18,6 +18,11 @@ from icefall_kd.io import read_json
 
 OUT = ("--shar-dir=no", "--out-dir=no")
 SET = "--check-shar=no"
+LIVE = (
+    "--terms.embedding.teachers={{whisper_base: 1.0}}",
+    "--data.cache=none",
+    "--data.teachers={{whisper_base: {{model_dir: {tmp}}}}}",
+)
 NO_DEFAULT = (None, False, argparse.SUPPRESS, [], ())
 WHISPER = ("--model-dir={tmp}", "--shar-dir=no")
 
@@ -58,6 +63,7 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
         ("multi_quantization", "extract", ("--shar-dir=no", "--codec=mvq8")),
         ("ctranslate2", "extract", ("--teacher=whisper_base", *WHISPER)),
         ("ctranslate2", "pseudo_label", ("--output=no", *WHISPER)),
+        ("ctranslate2", "train", ("--exp-dir={tmp}/exp", *LIVE)),
     ],
 )
 def test_a_missing_package_is_named_before_any_work(

@@ -37,8 +37,8 @@ def find_tokenizer(
     """Return what the model's tokens are: as given, as carried, or as lies beside it.
 
     Raises:
-      ValueError: if nothing tells, or it has another number of tokens, or the file
-        that is given has other tokens than the checkpoint carries.
+      ValueError: if there is no BPE model, it has another number of tokens, or the
+        file that is given has other tokens than the checkpoint carries.
     """
     beside = path.with_name(BPE_MODEL)
     tokenizer = carried

@@ -168,14 +168,14 @@ class Peers:
             if self._words:
                 return self._words
             time.sleep(self.beat / 2)
-        silence = self._silence(3 * self.beat)
+        silence = self._silence(2 * self.beat)
         return silence or "the connection to another process broke, yet all are alive"
 
     def _silence(self, patience: float) -> str:
         """Return who has been silent for longer than ``patience`` s, "" if nobody."""
         enough = patience / self.beat
-        lost = [r for r, (_, looks) in self._beats.items() if looks > enough]
-        if self._unanswered > enough:
+        lost = [r for r, (_, looks) in self._beats.items() if looks >= enough]
+        if self._unanswered >= enough:
             who = "the process that holds the job's store, rank 0 or torchrun,"
         elif lost:
             who = f"rank {', '.join(map(str, lost))}"

@@ -158,10 +158,8 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_is_opened(
     module = importlib.import_module(f"icefall_kd.bin.{command}")
     with pytest.raises(SystemExit) as stopped:
         module.main()
-    said = str(stopped.value)
-    assert re.fullmatch(
-        rf"{command}: device is cuda, but torch sees none.*doctor.*", said
-    )
+    line = rf"{command}: device is cuda, but torch sees none of its kind.*doctor.*"
+    assert re.fullmatch(line, str(stopped.value))
 
 
 def test_a_second_gpu_and_those_of_teachers_are_looked_for_too(monkeypatch):

@@ -277,8 +277,6 @@ def test_the_averaged_file_is_all_that_decoding_needs(config, tmp_path):
     assert not model.training and info["epoch"] == 1
     assert load_checkpoint(path)["model_config"] == to_dict(config.model)
     assert not any("head" in k or "proj.0" in k for k in load_checkpoint(path))
-    with pytest.raises(
-        ValueError,
-        match="avg must be 1 to 1, got 2: there is 1 epoch up to .*epoch-1.pt; give",
-    ):
+    there = r"avg must be 1 to 1, got 2: there is 1 epoch up to .*epoch-1.pt; give"
+    with pytest.raises(ValueError, match=there):
         write_average(config.exp_dir, 1, 2, path)

@@ -1,6 +1,7 @@
 """The lines of progress."""
 
 import logging
+from pathlib import Path
 
 import torch
 from run_metrics import metrics
@@ -17,6 +18,7 @@ def test_progress_has_the_steps_the_unit_and_the_time_by_the_recent_speed(
     caplog.set_level(logging.INFO)
     report = Reporter(config, World(0, 1, torch.device("cpu")), 100.0)
     state = TrainState(step=10, audio=50.0, seconds=100.0)
+    Path(config.exp_dir).mkdir()
     report.open(state, {})
     for audio, seconds in ((5.0, 1.0), (15.0, 4.0)):
         report.metrics.add("speed", audio, seconds)
