@@ -122,9 +122,9 @@ def load_decoder(shar_dir: Pathlike, field: str) -> Callable[[np.ndarray], np.nd
         decode = load_decoder("data/shar/train", "whisper_base")
         target = decode(cut.load_whisper_base())
 
-    Its argument is an array as stored, (T, ...) of the codec's type, or any part of it in
-    time.  It returns (T, W) float32, whose meaning for each kind of field is documented
-    in :class:`icefall_kd.teachers.Output`.
+    Its argument is an array as stored, (T, ...) of the codec's type, or any part of it
+    in time.  It returns (T, W) float32, whose meaning for each kind of field is
+    documented in :class:`icefall_kd.teachers.Output`.
 
     Raises:
       FileNotFoundError, ValueError: as :func:`load_field_info`, :func:`load_codec`.

@@ -252,6 +252,18 @@ def test_a_field_that_is_not_there_is_named(run_librispeech):
     assert "no field hubert_large in data/shar/train-clean-100.fields" in done.stderr
 
 
+def test_a_field_of_an_earlier_version_is_moved_before_it_is_looked_for(
+    run_librispeech,
+):
+    shar = run_librispeech.recipe / "data/shar" / LABELLED
+    shar.mkdir(parents=True)
+    (shar / "wavlm_large.json").touch()
+    done, commands = run_librispeech("train.sh", "--systems", "wavlm_large")
+    (command,) = commands  # which moves nothing here
+    assert f"-m icefall_kd.bin.fields ls data/shar/{LABELLED}" in command
+    assert "no field wavlm_large in data/shar/train-clean-100.fields" in done.stderr
+
+
 def test_both_test_sets_are_decoded_and_transcribed(run_librispeech):
     done, commands = run_librispeech("decode.sh", "--systems", "baseline")
     assert done.returncode == 0, done.stderr
