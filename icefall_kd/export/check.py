@@ -82,8 +82,8 @@ class Report:
         if wrong:
             return f"MISMATCH on {len(wrong)} of {self.prompts} prompts"
         reasons = {"ties": len(self.differences), "explained flips": len(self.flips)}
-        found = [f"{n} {reason}" for reason, n in reasons.items() if n]
-        return f"match but for {' and '.join(found)}" if found else "match"
+        found = [f"{reason} ({n})" for reason, n in reasons.items() if n]
+        return f"match but for {', '.join(found)}" if found else "match"
 
     def lines(self) -> List[str]:
         """Return the verdict in one line and a line for each prompt that differs."""

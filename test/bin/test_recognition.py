@@ -1,5 +1,6 @@
 """decode, export, transcribe and report on real prompts, as a recipe calls them."""
 
+import copy
 import json
 import re
 import shutil
@@ -162,22 +163,62 @@ def test_the_ctc_head_is_decoded_exported_and_transcribed(
         call(transcribe, *paths, "--out-dir", str(out))
 
 
+@pytest.fixture(scope="module")
+def unlabelled(cuts, tmp_path_factory):
+    """Five real prompts without supervision."""
+    some = copy.deepcopy(cuts[:5])
+    for cut in some:
+        cut.supervisions = []
+    folder = tmp_path_factory.mktemp("unlabelled") / "unlabelled"
+    write_shar(some, folder)
+    return folder
+
+
+@pytest.mark.parametrize("check_set, count", [("own_words", 10), ("unlabelled", 5)])
 def test_a_lossy_int8_export_is_refused_with_the_figure(
-    checkpoint,
-    own_words,
-    tmp_path,
-    monkeypatch,
-    capsys,
+    checkpoint, request, tmp_path, monkeypatch, capsys, check_set, count
 ):
     arguments = ["--checkpoint", str(checkpoint), "--out-dir", str(tmp_path)]
-    arguments += ["--check-shar", str(own_words)]
+    arguments += ["--check", "--check-shar", str(request.getfixturevalue(check_set))]
     monkeypatch.setattr("sys.argv", ["export", *arguments])
     with pytest.raises(SystemExit) as refused:
         export.main()
     assert refused.value.code == export.INT8_REFUSED == 3
-    assert re.search(r"a loss of \d+\.\d\d absolute", capsys.readouterr().err)
+    printed = capsys.readouterr()
+    assert re.search(r"a loss of \d+\.\d\d absolute", printed.err)
     assert (tmp_path / "encoder.onnx").is_file()
     assert not list(tmp_path.glob("*.int8.onnx"))
+    engines = "PyTorch, ONNX Runtime and sherpa-onnx"
+    verdict = rf"^encoder.onnx: {engines}: match.* \({count} prompts"
+    assert re.search(verdict, printed.out, re.MULTILINE)
+    for chatter in ("non constant B", "pre-processing", "not specified", "onnxruntime"):
+        assert chatter not in printed.err
+
+
+def test_hotwords_of_any_form_give_both_commands_the_same_texts(
+    checkpoint, model_dir, own_words, tmp_path
+):
+    words = sorted({word for cut in open_shar(own_words) for word in reference(cut)})
+    phrases = [" ".join(words[i : i + 2]) for i in range(0, len(words), 2)]
+    (tmp_path / "clean.txt").write_text("\n".join(phrases))
+    pieces = ["\u2581" + " ".join(p.replace(" ", "\u2581")) for p in phrases[::2]]
+    messy = "\ufeff" + "\r".join([*pieces, *phrases[1::2]])
+    (tmp_path / "messy.txt").write_bytes(messy.encode())
+    search = ["--method", "modified_beam_search", "--hotwords-score", "9"]
+    paths = ["--model-dir", model_dir, "--shar-dir", own_words]
+
+    def texts(name, *hotwords):
+        out = tmp_path / name
+        call_decode(checkpoint, own_words, out, *search, *hotwords)
+        call(transcribe, *paths, "--out-dir", out, *search, *hotwords)
+        return {p.read_text() for p in out.glob("recogs-*.txt")}
+
+    clean, messy = (
+        texts(name, "--hotwords", tmp_path / f"{name}.txt")
+        for name in ("clean", "messy")
+    )
+    assert len(clean) == 1 and messy == clean
+    assert texts("without") != clean
 
 
 def spread(cut):

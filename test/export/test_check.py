@@ -1,5 +1,7 @@
 """PyTorch, ONNX Runtime and sherpa-onnx on every test prompt."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,12 @@ from icefall_kd.export.check import (
     compare,
     first_difference,
 )
-from icefall_kd.export.flips import FEATURE_TOLERANCE, find_flip, greedy_logits
+from icefall_kd.export.flips import (
+    FEATURE_TOLERANCE,
+    FeatureFlip,
+    find_flip,
+    greedy_logits,
+)
 from icefall_kd.export.onnx import export_joiner
 
 GREEDY = DecodeOptions(unk_id=2)
@@ -89,6 +96,26 @@ def test_only_a_tie_may_come_out_either_way():
     assert report(1e-5).ok
     assert "a tie" in report(1e-5).lines()[1]
     assert not report(1e-3).ok
+
+
+def test_the_verdict_is_in_the_first_line():
+    tokens, margins = ([5], [6]), {"tie": 1e-5, "wrong": 1e-3}
+    difference = {k: Difference(k, "A and B", 3, m, tokens) for k, m in margins.items()}
+    flip = FeatureFlip("flip", 1, 0.04, (1, 3), 0.1, 0.3, 1e-3)
+    cases = {
+        "match": ([], []),
+        "match but for ties (1)": ([difference["tie"]], []),
+        "match but for explained flips (1)": ([], [flip]),
+        "match but for ties (1), explained flips (1)": ([difference["tie"]], [flip]),
+        "MISMATCH on 1 of 9 prompts": (list(difference.values()), [flip]),
+    }
+    for verdict, (differences, flips) in cases.items():
+        report = Report(prompts=9, differences=differences, flips=flips)
+        assert f"sherpa-onnx: {verdict} (9 prompts" in report.lines()[0]
+        assert report.ok is ("MISMATCH" not in verdict)
+    unexplained = dataclasses.replace(flip, margin=0.5)
+    report = Report(prompts=9, flips=[unexplained])
+    assert report.verdict == "MISMATCH on 1 of 9 prompts"
 
 
 def test_a_difference_without_a_flip_is_not_explained():

@@ -1,14 +1,20 @@
 """From a checkpoint to a folder."""
 
+import copy
 import json
 import shutil
 
 import pytest
 from students import STUDENT
 
-from icefall_kd.data.tokens import train_bpe
+from icefall_kd.data.tokens import train_bpe, write_lang
+from icefall_kd.decoding import DecodeOptions
+from icefall_kd.decoding.setting import Chunking
+from icefall_kd.export import transcribe
 from icefall_kd.export.convert import Conversion, EnginesDisagree
 from icefall_kd.export.files import ModelFiles
+from icefall_kd.export.onnx import export_joiner
+from icefall_kd.export.quantize import Int8Refused
 from icefall_kd.io import sha256_file, write_json
 from icefall_kd.training.checkpoint import save_pretrained
 
@@ -33,20 +39,162 @@ def test_the_folder_says_where_it_comes_from(exported, checkpoint):
     info = json.loads((folder / "export.json").read_text())
     assert info["checkpoint_sha256"] == sha256_file(checkpoint)
     assert info["encoders"]["encoder.onnx"]["parameters"] > 100_000
+    assert {name: e["tail_padding"] for name, e in info["encoders"].items()} == {
+        "encoder.onnx": 0.0,
+        "encoder-streaming-chunk-16-left-64.onnx": 0.75,
+        "encoder-streaming-chunk-32-left-64.onnx": 1.07,
+    }
+    parts = {path.name for path in folder.iterdir()} - {"export.json"}
+    assert info["files"] == {name: sha256_file(folder / name) for name in parts}
     assert sorted(info["encoders"]) == sorted(
         files.encoder.name for files in exported.values()
     )
 
 
-def test_encoders_of_another_checkpoint_do_not_stay(checkpoint, tmp_path):
+def test_an_export_of_another_checkpoint_does_not_stay(checkpoint, tmp_path, caplog):
     stale = tmp_path / "encoder-streaming-chunk-16-left-64.int8.onnx"
     stale.write_bytes(b"of another")
-    write_json(
-        tmp_path / "export.json", {"checkpoint_sha256": "x", "encoders": {"e": {}}}
-    )
-    conversion = Conversion(checkpoint, tmp_path)
-    conversion.write(None)
-    assert [p.name for p in tmp_path.glob("encoder*.onnx")] == ["encoder.onnx"]
+    (tmp_path / "silero_vad.onnx").write_bytes(b"of the user")
+    old = {"checkpoint": "other.pt", "checkpoint_sha256": "x", "encoders": {"e": {}}}
+    write_json(tmp_path / "export.json", {**old, "files": {stale.name: "y"}})
+    Conversion(checkpoint, tmp_path).write(None)
+    assert sorted(p.name for p in tmp_path.glob("*.onnx")) == [
+        *("decoder.onnx", "encoder.onnx", "joiner.onnx", "silero_vad.onnx")
+    ]
+    assert "an export of another checkpoint, other.pt: it is replaced" in caplog.text
+    assert f"removed {stale}" in caplog.text
+    info = ModelFiles.of(tmp_path).read_info()
+    assert list(info["encoders"]) == ["encoder.onnx"]
+    assert stale.name not in info["files"]
+
+
+@pytest.fixture
+def folder(exported, tmp_path):
+    """A copy of the folder of exported files."""
+    source = exported["full"].encoder.parent
+    return shutil.copytree(source, tmp_path / "export")
+
+
+def put_other_tokens(folder, student, tokenizer):
+    texts = [tokenizer.piece(i).strip("▁") for i in range(3, 90)]
+    write_lang(train_bpe(texts, 60), folder)
+
+
+def put_other_joiner(folder, student, tokenizer):
+    student.joiner.output_linear.bias.data[0] -= 1.0
+    export_joiner(student, folder / "joiner.onnx")
+
+
+def cut_encoder(folder, student, tokenizer):
+    with open(folder / "encoder.onnx", "r+b") as f:
+        f.truncate(100_000)
+
+
+@pytest.mark.parametrize(
+    "damage, strangers",
+    [
+        (put_other_tokens, ["tokens.txt", "bpe.vocab", "bpe.model"]),
+        (put_other_joiner, ["joiner.onnx"]),
+        (cut_encoder, ["encoder.onnx"]),
+    ],
+)
+def test_a_part_of_another_model_is_named(
+    folder, student, tokenizer, checkpoint, cuts, tmp_path, damage, strangers
+):
+    files, audio = ModelFiles.of(folder), tmp_path / "a.wav"
+    audio.write_bytes(b"")
+    before = files.sha256
+    damage(folder, student, tokenizer)
+    assert files.sha256 != before
+    found = " .*".join(f"{folder / name}: changed after," for name in strangers)[:-1]
+    message = f"^{found} the export.*--checkpoint {checkpoint} --out-dir {folder}"
+    for use in (
+        lambda: list(transcribe.files(files, [audio], DecodeOptions(), 1)),
+        lambda: transcribe.facts(files, DecodeOptions(), 1, False),
+        lambda: transcribe.hotwords(files, tmp_path / "hotwords.txt", 1.0),
+        lambda: Conversion(checkpoint, folder).check(files, cuts[:1]),
+        lambda: Conversion(checkpoint, folder).quantize(files, cuts[:1]),
+    ):
+        with pytest.raises(ValueError, match=message):
+            use()
+
+
+def test_an_encoder_that_the_export_did_not_write_is_named(folder, exported):
+    other = folder / "encoder-streaming-chunk-64-left-128.onnx"
+    shutil.copy(exported["chunk-32"].encoder, other)
+    files = ModelFiles.of(folder, Chunking(64, 128))
+    with pytest.raises(
+        ValueError, match=f"^{other}: not a file of the export.*--chunk-size 64 --left"
+    ):
+        files.read_info()
+    exported["chunk-32"].read_info()
+
+
+def test_an_export_without_digests_is_refused_with_the_remedy(folder, checkpoint):
+    info = json.loads((folder / "export.json").read_text())
+    del info["files"]
+    write_json(folder / "export.json", info)
+    with pytest.raises(ValueError, match=f"older version.*--checkpoint {checkpoint}"):
+        ModelFiles.of(folder).read_info()
+    Conversion(checkpoint, folder).write(None)
+    ModelFiles.of(folder).read_info()  # exported again; the others are not verified yet
+    with pytest.raises(ValueError, match="chunk-16-left-64.onnx: not a file of"):
+        ModelFiles.of(folder, Chunking(16, 64)).read_info()
+
+
+def test_files_of_another_checkpoint_are_not_checked(
+    folder, pristine_student, tokenizer, cuts, tmp_path
+):
+    other, weights = tmp_path / "other.pt", pristine_student.state_dict()
+    save_pretrained(other, weights, STUDENT, tokenizer.model_bytes, {"epoch": 2})
+    with pytest.raises(ValueError, match=f"export of .*, not of {other}"):
+        Conversion(other, folder).check(ModelFiles.of(folder), cuts[:1])
+
+
+def without_text(cut):
+    cut = copy.deepcopy(cut)
+    cut.supervisions[0].text = None
+    return cut
+
+
+def test_int8_is_compared_with_float32_where_no_cut_has_text(
+    folder, checkpoint, cuts, caplog
+):
+    conversion, files = Conversion(checkpoint, folder), ModelFiles.of(folder)
+    unlabelled = [without_text(cut) for cut in cuts[:3]]
+    with pytest.raises(Int8Refused, match=r"float32 0\.00 %, a loss of \d+"):
+        conversion.quantize(files, unlabelled)
+    assert "the float32 hypotheses are the references" in caplog.text
+    assert not list(folder.glob("*.int8.onnx"))
+    info = files.read_info()
+    assert info["encoders"]["encoder.onnx"]["int8"]["accepted"] is False
+    assert not any("int8" in name for name in info["files"])
+    report = conversion.quantize(files, unlabelled, max_loss=1000.0)
+    assert report.wer_float == 0.0 < report.wer_int8
+    info = files.int8.read_info()
+    facts = info["encoders"]["encoder.onnx"]["int8"]
+    assert facts["references"] == "float32 hypotheses"
+    assert info["files"]["encoder.int8.onnx"] == sha256_file(files.int8.encoder)
+
+
+def test_int8_is_measured_on_the_cuts_with_text(folder, checkpoint, cuts, caplog):
+    conversion, files = Conversion(checkpoint, folder), ModelFiles.of(folder)
+    alone = conversion.quantize(files, cuts[:2], max_loss=1000.0)
+    mixed = [*cuts[:2], without_text(cuts[2])]
+    assert conversion.quantize(files, mixed, max_loss=1000.0) == alone
+    assert "1 cuts have no text" in caplog.text
+
+
+def test_int8_of_a_model_that_recognises_nothing_is_refused(
+    student, tokenizer, cuts, tmp_path
+):
+    student.joiner.output_linear.bias.data[0] += 1000.0
+    weights, path = student.state_dict(), tmp_path / "pretrained.pt"
+    save_pretrained(path, weights, STUDENT, tokenizer.model_bytes, {})
+    conversion = Conversion(path, tmp_path)
+    files = conversion.write(None)
+    with pytest.raises(Int8Refused, match="no word in 2 cuts without text"):
+        conversion.quantize(files, [without_text(cut) for cut in cuts[:2]])
 
 
 def test_engines_that_disagree_are_an_error_that_lists_prompts(
@@ -60,7 +208,8 @@ def test_engines_that_disagree_are_an_error_that_lists_prompts(
     info = json.loads((tmp_path / "export.json").read_text())
     assert info["encoders"]["encoder.onnx"]["check"]["ok"] is True
     conversion.model.joiner.output_linear.bias.data[0] -= 6.0
-    with pytest.raises(EnginesDisagree, match=cuts[0].id):
+    message = rf"MISMATCH on 3 of 3 prompts[^$]*{cuts[0].id}"
+    with pytest.raises(EnginesDisagree, match=message):
         conversion.check(files, cuts[:3])
 
 

@@ -8,8 +8,13 @@ import sys
 import onnx
 import pytest
 
+from icefall_kd.decoding.setting import Chunking
 from icefall_kd.export.files import ModelFiles
-from icefall_kd.export.metadata import read_metadata, require_sherpa_metadata
+from icefall_kd.export.metadata import (
+    read_metadata,
+    require_sherpa_metadata,
+    streaming_encoder_metadata,
+)
 
 
 def test_streaming_metadata_describe_the_stacks(exported):
@@ -17,6 +22,7 @@ def test_streaming_metadata_describe_the_stacks(exported):
     expected = {
         "model_type": "zipformer2",
         "T": "45",
+        "tail_padding": "0.75",
         "decode_chunk_len": "32",
         "num_encoder_layers": "1,1,1",
         "encoder_dims": "32,48,64",
@@ -31,9 +37,18 @@ def test_streaming_metadata_describe_the_stacks(exported):
 
 def test_the_other_files_have_what_they_need(exported):
     files = exported["full"]
-    assert read_metadata(files.encoder)["model_type"] == "zipformer2"
+    encoder = read_metadata(files.encoder)
+    assert (encoder["model_type"], encoder["tail_padding"]) == ("zipformer2", "0")
     assert read_metadata(files.decoder) == {"context_size": "2", "vocab_size": "90"}
     assert read_metadata(files.joiner) == {"joiner_dim": "32"}
+
+
+def test_the_tail_padding_is_what_the_chunk_needs(student):
+    for size, seconds in ((16, "0.75"), (32, "1.07"), (64, "1.71")):
+        chunking = Chunking(size, 128)
+        for head in ("transducer", "ctc"):
+            metadata = streaming_encoder_metadata(student.encoder, chunking, head)
+            assert metadata["tail_padding"] == seconds
 
 
 def test_complete_files_pass(exported):
