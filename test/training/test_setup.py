@@ -28,6 +28,8 @@ from icefall_kd.training.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
+from icefall_kd.training.distributed import World
+from icefall_kd.training.loaders import make_train_loader
 from icefall_kd.training.run import train
 from icefall_kd.training.setup import prepare
 from icefall_kd.transducer.denominator import build_denominator, save_denominator
@@ -407,3 +409,12 @@ def test_cuts_without_transcript_are_left_out_where_every_term_needs_one(
     assert all(key[0] == 0 for _, key in stream.longest(100))
     pool_only = change(only("ctc"), data={"train": ("pool",)})
     assert_refused(pool_only, r"none of 6 cuts of \['pool'\] has a transcript")
+
+
+def test_workers_are_by_the_cpus_of_the_machine_where_asked(config, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for asked, workers in ((-1, 2), (0, 0), (1, 1)):
+        setup = prepare(change(config, data={"num_workers": asked}))
+        world = World(0, 1, torch.device("cpu"))
+        assert make_train_loader(setup, world).num_workers == workers
