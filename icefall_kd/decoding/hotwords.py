@@ -187,12 +187,13 @@ def _read_line(line: str, tokenizer: Tokenizer, score: float) -> Optional[Phrase
         score = _bonus(words.pop())
     if not words:
         return None
-    if any(word.startswith(":") for word in words):
-        raise ValueError("the bonus, :NUMBER, stands at the end, once")
     if any(WORD_START in word for word in words):
         words = "".join(words).replace(WORD_START, " ").split()
     # A word at a time, as sherpa-onnx cuts them.
     tokens = [token for word in words for token in tokenizer.encode(word)]
+    read = tokenizer.decode(tokens).split()  # as sherpa-onnx reads the copy
+    if any(word.startswith(":") for word in (*words, *read)):
+        raise ValueError("the bonus, :NUMBER, stands at the end, once")
     if not tokens:  # invisible characters alone
         return None
     if tokenizer.unk_id in tokens:

@@ -9,6 +9,7 @@ from small_joiner import DIM, UNK, VOCAB, random_model
 from students import call
 
 from icefall_kd.bin import decode as decode_command
+from icefall_kd.data.tokens import Tokenizer, train_bpe
 from icefall_kd.decoding import DecodeOptions, decode, make_search
 from icefall_kd.decoding.hotwords import build_hotwords, read_hotwords
 
@@ -196,3 +197,14 @@ def test_results_say_which_hotwords_helped(checkpoint, asterisk, tmp_path):
         decode_command, *arguments, "--hotwords", hotwords, "--hotwords-score", 6
     )
     assert other["suffix"] != helped["suffix"]
+
+
+def test_a_wide_colon_that_the_tokens_have_is_no_bonus_for_sherpa(tmp_path):
+    texts = ["A:B CD :EF GH"] * 5
+    tokenizer = Tokenizer.from_bytes(train_bpe(texts, 14))
+    path = tmp_path / "hotwords.txt"
+    path.write_text("A:B\nCD \uff1aEF\n")
+    with pytest.raises(ValueError, match="line 2: the bonus"):
+        read_hotwords(path, tokenizer, 1.5)
+    path.write_text("A:B\n")
+    assert read_hotwords(path, tokenizer, 1.5).text == "A:B :1.5\n"
