@@ -36,8 +36,6 @@ from icefall_kd.decoding.setting import Chunking, setting_name
 from icefall_kd.decoding.streaming import decode_streaming, pad_tail
 from icefall_kd.io import Pathlike, open_text
 
-TRIM_EVERY = 10  # windows of long audio; no two have one length, so memory fragments
-
 
 def load_recogniser(
     checkpoint: Pathlike, head: str, device: str = "cpu"
@@ -222,7 +220,7 @@ def recognise(
       that hears teachers, without these.
     """
     recognitions: List[Recognition] = []
-    seconds, audio, windows = 0.0, 0.0, 0
+    seconds, audio = 0.0, 0.0
     whole = chunking is not None or bool(model.fields)
     parts = _cut_parts(cuts, math.inf if whole else options.max_utterance)
     letters = UnknownLetters(tokenizer)
@@ -251,9 +249,7 @@ def recognise(
                 recognitions[-1].hyp.extend(tokenizer.decode(tokens).split())
                 spans = tokenizer.word_spans(tokens)
                 recognitions[-1].frames.extend(times[last] for _, last in spans)
-                windows += part.window.start > 0
-            if windows >= TRIM_EVERY:
-                windows = 0
-                return_freed_memory()
+            if any(part.window.start > 0 for part in group):
+                return_freed_memory()  # no two windows have one length
     letters.check("the transcripts", max_unknown=1.0)
     return recognitions, seconds / max(audio, 1e-9)
