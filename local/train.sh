@@ -117,13 +117,15 @@ train_system() {  # variant, system
 }
 
 show() {  # name, log file: keep all, let progress through with the name before it
+  trap '' INT TERM  # up to the last line of a training that is asked to stop
   tee -a "$2" |
     { grep --line-buffered -E ' ETA | dev: |done before|ERROR|WARNING|train: ' || true; } |
     sed -u "s|^|[$1] |"
 }
 
 log "Stages $stage to $stop_stage: $systems ($variants), $jobs side by side -> $exp"
-trap 'trap - INT TERM; kill 0' INT TERM  # the background runs too
+# The trainings stop after their present batch, with a checkpoint, and are waited for.
+trap 'trap "" INT TERM; kill 0; wait; exit 130' INT TERM
 failed=
 running=()
 wait_for_one() {  # the oldest; what fails is told at the end
@@ -149,7 +151,7 @@ for variant in $variants; do
       fi
     done
     mkdir -p "$folder"
-    (set -o pipefail; (train_system "$variant" "$system") 2>&1 |
+    (trap '' INT; trap : TERM; set -o pipefail; (train_system "$variant" "$system") 2>&1 |
       show "$variant $system" "$folder/train.log") &
     running+=("$!:$folder")
     if ((${#running[@]} >= jobs)); then

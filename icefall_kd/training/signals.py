@@ -9,8 +9,8 @@ from types import FrameType
 from typing import Any, Optional
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
-# torchrun forwards the signal that the terminal or the scheduler has sent to its
-# processes as well: within this time, in seconds, the two are one request.
+# Within this time, in seconds, two signals are one request: torchrun forwards what the
+# terminal has sent to its processes as well, and scripts send SIGTERM after SIGINT.
 FORWARDING = 2.0
 
 
@@ -67,7 +67,8 @@ class StopRequest:
         now = time.monotonic()
         forwards = "TORCHELASTIC_RUN_ID" in os.environ
         if self.asked:
-            if forwards and now - self._since < FORWARDING:
+            may_be_copy = forwards or number != self.number
+            if may_be_copy and now - self._since < FORWARDING:
                 return
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -77,5 +78,4 @@ class StopRequest:
             signal.Signals(number).name,
         )
         if not forwards:  # the default ends a collective operation of torch as well
-            for each in self._before:
-                signal.signal(each, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_DFL)

@@ -1,5 +1,10 @@
 """What a recipe's train.sh asks for, by the commands that it runs."""
 
+import os
+import signal
+import subprocess
+import time
+
 import pytest
 from torch.distributed.run import parse_args
 
@@ -145,6 +150,36 @@ def test_systems_are_trained_one_after_the_other_on_a_gpu(
     done, _ = run_script("train.sh", "--systems", "baseline", *options)
     assert done.returncode == 0, done.stderr
     assert f", {expected} side by side" in done.stdout + done.stderr
+
+
+def test_ctrl_c_waits_for_the_checkpoints_of_the_trainings(run_script):
+    recipe = run_script.recipe
+    python = recipe.parents[2] / "venv/bin/python"
+    python.write_text(
+        "#!/usr/bin/env bash\n"
+        "trap 'sleep 1; echo train: written; exit 143' TERM\n"
+        f"echo $$ >>{recipe}/started\n"
+        "for _ in {1..600}; do sleep 0.1; done\n"
+    )
+    process = subprocess.Popen(
+        [*("bash", recipe / "train.sh", "--systems", "baseline both"), "--jobs", "2"],
+        env={**os.environ, "ICEFALL_KD_VENV": str(recipe.parents[2] / "venv")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    started, deadline = recipe / "started", time.monotonic() + 30
+    while not started.exists() or len(started.read_text().split()) < 2:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, output
+    assert output.count("train: written") == 2
+    for system in ("baseline", "both"):
+        log = recipe / f"exp/quick/unified/{system}/train.log"
+        assert log.read_text().endswith("train: written\n")
 
 
 @pytest.mark.parametrize("system", ["nobody", "both+nothing", "baseline@x", "both@"])
