@@ -135,5 +135,10 @@ def test_the_processes_of_torchrun_share_the_cpus(eight_cpus, variables, threads
     for command, arguments in needed.items():
         assert command.get_parser().parse_args(arguments).num_threads == threads
     assert transcribe.get_parser().parse_args(["--model-dir", "a"]).threads == threads
-    arguments = ["--manifest", "a", "--output", "b"]
-    assert make_shar.get_parser().parse_args(arguments).num_jobs == 8
+    for given, cuts, jobs in (
+        (None, 99, 1),
+        (None, 5000, 2),
+        (None, 10**6, 8),
+        (3, 9, 3),
+    ):
+        assert make_shar.choose_num_jobs(given, cuts) == jobs

@@ -16,7 +16,7 @@ there is kept, and refused if it was made of something else.
 import argparse
 import logging
 from pathlib import Path
-from typing import Any, Dict, Sequence
+from typing import Any, Dict, Optional, Sequence
 
 import torch
 from lhotse.cut import Cut
@@ -37,6 +37,8 @@ from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.io import read_json, sha256_file
 from icefall_kd.logs import setup_logging
 
+CUTS_OF_A_JOB = 2000  # starting a process takes as long as reading 500
+
 
 def get_parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
@@ -50,8 +52,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-duration", type=float, default=30.0, help="s, a cut")
     parser.add_argument("--shard-size", type=int, default=200, help="cuts")
     parser.add_argument("--seed", type=int, default=0, help="of the order")
-    parser.add_argument("--num-jobs", type=int, default=available_cpus(),
-                        help="processes; by default one a CPU")
+    parser.add_argument("--num-jobs", type=int, help="processes (default: one a CPU, "
+                        f"of at least {CUTS_OF_A_JOB} cuts each)")
     # fmt: on
     return parser
 
@@ -105,6 +107,13 @@ def check_letters(
     return letters
 
 
+def choose_num_jobs(given: Optional[int], num_cuts: int) -> int:
+    """Return the processes for a set: as given, or by its cuts and the CPUs."""
+    if given is not None:
+        return given
+    return max(1, min(available_cpus(), num_cuts // CUTS_OF_A_JOB))
+
+
 def main() -> None:
     args = get_parser().parse_args()
     setup_logging()
@@ -120,12 +129,14 @@ def main() -> None:
             return
         check_absent(args.output)  # the fields of a deleted folder
         letters = check_letters(args, cuts, tokenizer) if tokenizer else None
+        cuts = at_speeds(cuts, args.speeds)
+        num_jobs = choose_num_jobs(args.num_jobs, len(cuts))
         cuts, drops = gate(
-            at_speeds(cuts, args.speeds),
+            cuts,
             tokenize=tokenizer.encode if tokenizer else None,
             max_duration=args.max_duration,
             description=f"gate {args.output.name}",
-            num_jobs=args.num_jobs,
+            num_jobs=num_jobs,
         )
         write_report(drops, len(cuts), report, made_of, letters)
         if not cuts:
@@ -140,7 +151,7 @@ def main() -> None:
             args.output,
             shard_size=args.shard_size,
             seed=args.seed,
-            num_jobs=args.num_jobs,
+            num_jobs=num_jobs,
         )
 
 

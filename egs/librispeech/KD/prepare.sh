@@ -22,7 +22,7 @@ corpus_dir=       # folder with LibriSpeech/ unpacked; else downloaded
 sets=             # of those of the profile; empty: all
 vocab_size=500    # BPE tokens, <blk>, <sos/eos> and <unk> included
 speeds="0.9 1.0 1.1"  # of the labelled training audio
-num_jobs=         # processes that read and write audio; empty: one a CPU
+num_jobs=         # processes that read and write audio; empty: by CPUs and cuts
 max_duration=30   # longest cut in seconds; Whisper hears no more; dev and test keep all
 source "$(dirname "${BASH_SOURCE[0]}")/../../../local/parse_options.sh"
 
