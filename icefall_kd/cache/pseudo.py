@@ -24,6 +24,7 @@ from icefall_kd.cache.extract import ALONE
 from icefall_kd.cache.field import (
     cuts_path,
     field_dir,
+    fields_dir,
     list_shar,
     recording_path,
     shard_ids,
@@ -34,10 +35,7 @@ from icefall_kd.cache.shards import Shard
 from icefall_kd.cache.teach import load_wave
 from icefall_kd.data.normalise import spell
 from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.io import (
-    Pathlike,
-    write_aside,
-)
+from icefall_kd.io import Pathlike, move_file, write_aside
 from icefall_kd.training.distributed import World
 
 MAX_SECONDS = 30.0  # that Whisper hears at once
@@ -226,7 +224,9 @@ def _label_shard(
     )
     said = dict(_transcripts((c for _, c in source.read()), reader, batch_size))
     counts: Counter = Counter()
-    with write_aside(labelled_path(output, shard)) as aside:
+    path = labelled_path(output, shard)
+    written = fields_dir(output) / path.name  # lhotse may be reading the output
+    with write_aside(written) as aside:
         with gzip.open(aside, "wt", encoding="utf-8") as out:
             for line in source.lines():
                 heard = said.get(line["id"])
@@ -240,6 +240,8 @@ def _label_shard(
                 if verdict == "labelled":
                     line["supervisions"] = [_supervision(line, text, heard.confidence)]
                 out.write(json.dumps(line, ensure_ascii=False) + "\n")
+    output.mkdir(parents=True, exist_ok=True)
+    move_file(written, path)
     return counts
 
 
