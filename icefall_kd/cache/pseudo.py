@@ -35,6 +35,7 @@ from icefall_kd.cache.extract import ALONE
 from icefall_kd.cache.field import (
     cuts_path,
     field_dir,
+    fields_dir,
     list_shar,
     recording_path,
     shard_ids,
@@ -47,10 +48,7 @@ from icefall_kd.data.cuts import check_cuts
 from icefall_kd.data.letters import UnknownLetters
 from icefall_kd.data.normalise import spell
 from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.io import (
-    Pathlike,
-    write_aside,
-)
+from icefall_kd.io import Pathlike, move_file, write_aside
 from icefall_kd.training.distributed import World
 
 MAX_SECONDS = 30.0  # that Whisper hears at once
@@ -285,7 +283,9 @@ def _label_shard(
     cuts = (cut for _, cut in source.read())
     said = dict(_transcripts(cuts, reader, batch_size, seconds))
     counts, confidences = Counter(), Counter()  # type: Counter, Counter
-    with write_aside(labelled_path(output, shard)) as aside:
+    path = labelled_path(output, shard)
+    written = fields_dir(output) / path.name  # lhotse may be reading the output
+    with write_aside(written) as aside:
         with gzip.open(aside, "wt", encoding="utf-8") as out:
             for line in source.lines():
                 heard = said.get(line["id"])
@@ -300,6 +300,8 @@ def _label_shard(
                 if verdict == "labelled":
                     line["supervisions"] = [_supervision(line, text, heard.confidence)]
                 out.write(json.dumps(line, ensure_ascii=False) + "\n")
+    output.mkdir(parents=True, exist_ok=True)
+    move_file(written, path)
     return counts, confidences
 
 

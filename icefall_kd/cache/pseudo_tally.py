@@ -86,7 +86,7 @@ class Tally:
         if todo and not self._note():
             write_json(self._notes / NOTE, {**self._identity, "counts": {}})
         for shard in todo:
-            remove_abandoned(self._output, labelled_path(self._output, shard).name)
+            remove_abandoned(self._notes, labelled_path(self._output, shard).name)
             remove_abandoned(self._notes, self._path(shard).name)
         return todo
 
@@ -114,7 +114,8 @@ class Tally:
             differences = fingerprint_differences(self._identity, _without_counts(note))
             raise ValueError(
                 f"{self._output} holds transcripts made otherwise "
-                f"({'; '.join(differences)}); delete it, or choose another --output"
+                f"({'; '.join(differences)}); delete it and {self._notes}, or choose "
+                "another --output"
             )
         return note
 

@@ -36,9 +36,7 @@ def verified_state(
     """
     path = state_path(shar_dir, field, shard)
     tar = find_tar(shar_dir, field, shard)
-    if not tar.is_file():  # absent, or moved meanwhile: another process finished it
-        tar = find_tar(shar_dir, field, shard)
-    if not (path.is_file() and tar.is_file()):
+    if not path.is_file():
         return None
     try:
         state = load_shard_state(path)
@@ -49,6 +47,9 @@ def verified_state(
         same = tar.stat().st_size == state.bytes
         same = same and (not full or sha256_file(tar) == state.sha256)
     except FileNotFoundError:
+        if find_tar(shar_dir, field, shard) == tar:
+            return None
+        # Another process finished the field meanwhile, and moved its arrays.
         return verified_state(shar_dir, field, shard, keys, full=full)
     if not same:
         logging.warning("%s is damaged; the shard is made again", tar)
