@@ -96,16 +96,24 @@ class MetricsWriter:
     """Writes metrics as JSON lines and, if asked, for TensorBoard."""
 
     def __init__(
-        self, exp_dir: Path, step: int, epochs: int, tensorboard: bool
+        self,
+        exp_dir: Path,
+        step: int,
+        epochs: int,
+        tensorboard: bool,
+        validating: bool = False,
     ) -> None:
-        """Continue in ``exp_dir`` behind ``step`` updates and ``epochs`` whole epochs.
+        """Continue in ``exp_dir`` after ``step`` updates and ``epochs`` whole epochs.
 
-        Lines beyond are of a future that was lost, and go.
+        Later lines are removed: they belong to updates that were lost.
+
+        Args:
+          validating: whether all but the validation of one more epoch is done.
         """
         self.path = exp_dir / METRICS
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _is_past(line, step, epochs)]
+            kept = [line for line in lines if _is_past(line, step, epochs, validating)]
             write_text(self.path, "".join(f"{line}\n" for line in kept))
         self.board = None
         if tensorboard:
@@ -150,12 +158,13 @@ def read_metrics(path: Pathlike) -> tuple[Mapping[str, Any], ...]:
     return tuple(found)
 
 
-def _is_past(line: str, step: int, epochs: int) -> bool:
-    """Tell whether a line belongs there; not one that a kill cut short."""
+def _is_past(line: str, step: int, epochs: int, validating: bool) -> bool:
+    """Return whether a line is kept; one that a kill cut short is not."""
     try:
         values = json.loads(line)
         # The end of an epoch may have been written without its checkpoint.
-        early = values["kind"] == "train" or values["epoch"] <= epochs
+        last = epochs + (validating and values["kind"] == "epoch")
+        early = values["kind"] == "train" or values["epoch"] <= last
         return values["step"] <= step and early
     except (json.JSONDecodeError, KeyError):
         return False

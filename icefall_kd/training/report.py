@@ -46,6 +46,7 @@ class Reporter:
                 state.step,
                 state.epoch,
                 self.config.tensorboard,
+                state.validating,
             )
             steps = self.config.stall_steps
             self._stall = StallWatch(self._writer.path, fields, steps, state.step)

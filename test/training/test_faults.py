@@ -109,20 +109,20 @@ LONG = "ONE TWO " * 40  # more tokens than 1 s has frames
 @pytest.mark.parametrize(
     "texts, message",
     [
-        ([""] * 4, "no_text: 4, for example .*noise-"),
-        ([None] * 4, "no_text: 4"),
-        ([LONG] * 4, "text_too_long: 4, for example .*noise-.*more frames"),
-        (["ONE", LONG, "", None], "skipped 3 of 4 cuts.*no_text: 2.*text_too_long: 1"),
+        ([""] * 4, "4 of 4 cuts.*empty_text: 4 cuts.*noise-"),
+        ([None] * 4, "4 of 4 cuts.*empty_text: 4 cuts"),
+        ([LONG] * 4, "4 of 4 cuts.*too_few_frames: 4 cuts.*noise-"),
+        (["ONE", LONG, "", None], "3 of 4 cuts.*empty_text: 2.*too_few_frames: 1"),
     ],
 )
-def test_an_epoch_whose_cuts_are_all_or_mostly_skipped_is_an_error(
+def test_texts_that_teach_nothing_are_refused_before_training(
     only, tmp_path, texts, message
 ):
     cuts = noise_cuts(tmp_path, [1.0, 1.1, 1.2, 1.3], texts)
     write_shar(cuts, tmp_path / "shar/train")
     config = only("transducer", "ctc", num_epochs=1, save_every_n=1)
     data = dataclasses.replace(config.data, shar_dir=str(tmp_path / "shar"), dev=None)
-    with pytest.raises(TrainingStoppedError, match=f"term 'transducer'.*{message}"):
+    with pytest.raises(ValueError, match=message):
         train(dataclasses.replace(config, data=data))
     assert not list(Path(config.exp_dir).glob("*.pt"))
 
@@ -137,14 +137,11 @@ def test_a_term_that_used_no_cut_is_an_error_though_others_trained(only):
 
 
 def test_skipped_cuts_are_logged_by_reason_and_survive_a_stop(
-    only, tmp_path, monkeypatch, caplog
+    only, monkeypatch, caplog
 ):
-    texts = ["ONE", "TWO", LONG, "THREE", None, "FOUR"]
-    cuts = noise_cuts(tmp_path, [1.0, 1.1, 1.2, 1.3, 1.4, 1.5], texts)
-    write_shar(cuts, tmp_path / "shar/train")
-    config = only("ctc", num_epochs=1, save_every_n=1)
+    config = only("embedding", "ctc", num_epochs=1, save_every_n=1)
     data = dataclasses.replace(
-        config.data, shar_dir=str(tmp_path / "shar"), dev=None, max_duration=1.6
+        config.data, train=("train", "pool"), dev=None, max_duration=1.6
     )
     config = dataclasses.replace(config, data=data)
     with monkeypatch.context() as m:
@@ -153,14 +150,11 @@ def test_skipped_cuts_are_logged_by_reason_and_survive_a_stop(
             train(config)
     caplog.set_level("INFO")
     train(config)
-    share = pytest.approx(1 / 6)
     (line,) = metrics(config, "epoch")
-    assert line["cuts"] == 6 and line["ctc.skipped.no_text"] == share
-    assert line["ctc.skipped.text_too_long"] == share
-    message = (
-        "epoch 1: 6 cuts, ctc.skipped.no_text 16.7 %, ctc.skipped.text_too_long 16.7"
-    )
-    assert message in caplog.text
+    assert line["cuts"] == 12 + 6  # of train and of pool, without text
+    assert line["ctc.skipped.unlabelled"] == pytest.approx(6 / 18)
+    assert "embedding.skipped.unlabelled" not in line
+    assert "epoch 1: 18 cuts, ctc.skipped.unlabelled 33.3 %" in caplog.text
 
 
 def test_within_an_epoch_a_term_that_used_none_of_many_cuts_is_an_error():
@@ -173,6 +167,20 @@ def test_within_an_epoch_a_term_that_used_none_of_many_cuts_is_an_error():
     counted.add({"cuts": cuts}, {"ctc": output})
     with pytest.raises(TrainingStoppedError, match="epoch 3: term 'ctc' .* 1000 of 1"):
         counted.check(3, complete=False)
+
+
+def test_a_term_that_skipped_over_half_of_its_cuts_is_an_error():
+    cuts = [SimpleNamespace(id=f"cut-{i}", supervisions=[1]) for i in range(10)]
+    for skipped, refused in ((5, False), (6, True)):
+        output = TermOutput(torch.ones(()), 1, skipped={"no_target": range(skipped)})
+        counted = SkippedCuts(["hidden"], World(0, 1, torch.device("cpu")), "error")
+        counted.add({"cuts": cuts}, {"hidden": output})
+        if refused:
+            with pytest.raises(TrainingStoppedError, match="no_target: 6, for example"):
+                counted.end_epoch(1, 1)
+        else:
+            shares = counted.end_epoch(1, 1)
+            assert shares == {"cuts": 10.0, "hidden.skipped.no_target": 0.5}
 
 
 def test_an_epoch_without_a_batch_is_an_error():

@@ -79,7 +79,10 @@ def test_the_probe_reaches_heads_and_vocabulary_with_the_longest_cuts(config):
 
 
 def test_the_longest_cuts_with_text_are_probed_too(only, energy_teachers, tmp_path):
-    for name, durations, texts in (("a", [1.0, 1.2], ["A", "B"]), ("b", [2.0], None)):
+    for name, durations, texts in (
+        ("a", [1.0, 1.2], ["ONE", "TWO"]),
+        ("b", [2.0], None),
+    ):
         (tmp_path / f"audio-{name}").mkdir()
         cuts = noise_cuts(tmp_path / f"audio-{name}", durations, texts)
         cuts = cuts.modify_ids(lambda i, name=name: f"{name}-{i}")
