@@ -1,4 +1,4 @@
-"""Numbers written as the words that a reader says, by num2words.
+"""Numbers written as words, as they are read aloud, by num2words.
 
 No light package of the index reads English text whole: those that are pure Python take
 1842 for a quantity and leave ranges and fractions, the others compile grammars.  So
@@ -198,7 +198,7 @@ def _num2words_language(language: str) -> str:
 
 
 def _cardinal(digits: str) -> str:
-    """Return a quantity, as American English says it: without "and"."""
+    """Return a quantity as American English words: without "and"."""
     digits = digits.replace(",", "")
     if len(digits) > _LONGEST:
         return read_digits(digits)

@@ -1,4 +1,4 @@
-"""What a transducer says on its one-best path: the output "path" of a teacher."""
+"""The one-best path of a transducer: the output "path" of a teacher."""
 
 from typing import Optional, Sequence
 
