@@ -15,6 +15,7 @@ therefore for comparing systems that are held against one alignment: their commo
 is the aligner's.
 """
 
+import math
 from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 import torch
@@ -26,7 +27,9 @@ from tqdm import tqdm
 from icefall_kd import BLANK_ID, ENCODER_SHIFT
 from icefall_kd.cache.codecs import Codec
 from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.data.waves import load_wave
+from icefall_kd.data.waves import load_blocks
+from icefall_kd.decoding.hypothesis import DecodeOptions
+from icefall_kd.decoding.long_audio import cut_windows
 from icefall_kd.decoding.recognise import encode_full_context, field_inputs, reference
 from icefall_kd.distill.align import ENCODER_FIRST_CENTRE
 
@@ -136,24 +139,49 @@ def word_times(
 
 @torch.no_grad()
 def ctc_log_probs(
-    model: nn.Module, cut: Cut, codecs: Optional[Mapping[str, Codec]] = None
+    model: nn.Module,
+    cut: Cut,
+    codecs: Optional[Mapping[str, Codec]] = None,
+    max_utterance: float = DecodeOptions.max_utterance,
 ) -> Tensor:
     """Return the CTC head's log-probabilities (T, V) of a cut, with full context.
 
     Args:
-      codecs: of the fields that the cut carries, for a model that hears teachers.
+      codecs: of the fields that the cut carries, for a model that reads fields.
+      max_utterance: in s; a longer cut is encoded in windows cut in its pauses.
     """
     from icefall_kd.data.fbank import compute_fbank
 
     if model.fields:
-        features = field_inputs(model, [cut], codecs or {})
-    else:
-        device = next(model.parameters()).device
-        features = compute_fbank([load_wave(cut)], device)
+        return _log_probs(model, field_inputs(model, [cut], codecs or {}))
+    device = next(model.parameters()).device
+    blocks = (block.numpy() for block in load_blocks(cut))
+    found: List[Tensor] = []
+    for window in cut_windows(blocks, max_utterance):
+        if found:  # the encoder gives a window fewer frames than its time has
+            missing = window.first - sum(map(len, found))
+            found.append(_blanks(missing, model.vocab_size).to(device))
+        log_probs = _log_probs(
+            model, compute_fbank([torch.from_numpy(window.wave)], device)
+        )
+        begin, end = window.first - window.start, window.last - window.start
+        found.append(log_probs[begin:end])
+    return torch.cat(found)
+
+
+def _log_probs(model: nn.Module, features: List[Tensor]) -> Tensor:
+    """Return the log-probabilities (T, V) of one utterance."""
     if features[0].size(0) < model.min_frames:
-        return torch.zeros(0, model.vocab_size)
+        return torch.zeros(0, model.vocab_size, device=features[0].device)
     encoder_out, lens = encode_full_context(model, features)
     return model.ctc_output(encoder_out)[0, : int(lens[0])]
+
+
+def _blanks(frames: int, vocab_size: int) -> Tensor:
+    """Return log-probabilities (T, V) of frames that are blank."""
+    log_probs = torch.full((frames, vocab_size), math.log(1e-4 / vocab_size))
+    log_probs[:, BLANK_ID] = math.log(1 - 1e-4)
+    return log_probs
 
 
 def align_cuts(

@@ -3,8 +3,11 @@
 import copy
 import itertools
 
+import numpy as np
 import pytest
+import soundfile
 import torch
+from lhotse import Recording
 
 from icefall_kd import ENCODER_SHIFT
 from icefall_kd.data.waves import load_wave
@@ -133,3 +136,19 @@ def test_transcripts_that_do_not_fit_are_counted_and_named(student, cuts, tokeni
         align_cuts(student, cuts, tokenizer)
     assert f"{cuts[1].id}: no path: " in str(refused.value)
     assert f"{cuts[2].id}: '\\u200b' has no token" in str(refused.value)
+
+
+def test_a_long_cut_is_aligned_in_windows(student, parts, tmp_path):
+    """As its parts, each at its time."""
+    soundfile.write(tmp_path / "a.wav", np.concatenate(parts), 16000, subtype="FLOAT")
+    cut = Recording.from_file(tmp_path / "a.wav", recording_id="a").to_cut()
+    windowed = ctc_log_probs(student, cut, max_utterance=10.0)
+    for number, part in enumerate(parts):
+        soundfile.write(tmp_path / "b.wav", part, 16000, subtype="FLOAT")
+        alone = Recording.from_file(tmp_path / "b.wav", recording_id="b").to_cut()
+        log_probs = ctc_log_probs(student, alone)
+        first = 175 * number  # 7 s of 40 ms
+        assert torch.equal(windowed[first : first + len(log_probs)], log_probs)
+        between = windowed[first + len(log_probs) : first + 175].exp()
+        assert (between[:, 0] > 0.999).all()
+        assert torch.allclose(between.sum(1), torch.ones(len(between)))
