@@ -35,7 +35,9 @@ def kaldi(asterisk, tmp_path):
     """A Kaldi data directory of real prompts, two segments in a recording."""
     for name, count in (("train", 20), ("dev", 4), ("test", 4)):
         cuts = open_shar(asterisk / f"data/shar/{name}")
-        short = [c for c in cuts if 1.0 < c.duration < 4.0][:count]
+        # Twenty texts do not have all letters: ' would be unknown in another set.
+        plain = (c for c in cuts if "'" not in c.supervisions[0].text)
+        short = [c for c in plain if 1.0 < c.duration < 4.0][:count]
         folder = tmp_path / "data" / name
         folder.mkdir(parents=True)
         lines = {"wav.scp": [], "text": [], "segments": [], "utt2spk": []}

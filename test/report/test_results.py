@@ -48,7 +48,7 @@ def test_the_way_of_decoding_is_told_for_people(tmp_path):
     decoded(tmp_path, 1, options=beam, chunking=CHUNKS)
     decoded(tmp_path, 1, prefix="x-", method="ctc_greedy_search", int8=True)
     decoded(tmp_path, 1, prefix="y-", method="attention")
-    names = Hotwords(*torch.zeros(3, 1, 4), tmp_path / "names.txt", 2.0, "1234567890")
+    names = Hotwords(*torch.zeros(3, 1, 4), tmp_path / "names.txt", "", 2.0, "12345678")
     helped = dataclasses.replace(beam, blank_penalty=0.0, hotwords=names)
     decoded(tmp_path, 1, options=helped)
     less = dataclasses.replace(CHUNKS, left_context=64)
