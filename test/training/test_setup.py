@@ -86,6 +86,9 @@ def test_an_unknown_field_is_refused_with_those_that_exist(config):
 def test_a_missing_set_is_refused_with_those_that_exist(config, data_dir, monkeypatch):
     config = change(config, data={"train": ("trian",)})
     assert_refused(config, r"no set 'trian'.*dev.*pool.*train", FileNotFoundError)
+    nowhere = change(config, data={"shar_dir": "data/nowhere"})
+    message = r"data.shar_dir data/nowhere: no set.*no such folder in /"
+    assert_refused(nowhere, message, FileNotFoundError)
     monkeypatch.chdir(data_dir)  # a folder in the place of its name
     config = change(config, data={"train": ("shar/train",)})
     message = "no set 'shar/train'.*set data.shar_dir to shar and name the set 'train'"
