@@ -5,10 +5,11 @@ import contextlib
 import difflib
 import importlib
 import math
+import re
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
@@ -59,8 +60,27 @@ def require_packages(*modules: str) -> None:
 class _Parser(argparse.ArgumentParser):
     """Names the nearest option beside one that is unknown."""
 
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Keep the arguments for the message of an error."""
+        self._given = sys.argv[1:] if args is None else args
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
-        if message.startswith("unrecognized arguments:"):
+        if message.startswith("the following arguments are required:"):
+            # argparse stops here, before it names an option that does not exist.
+            known = tuple(self._option_string_actions)
+            names = (str(word).partition("=")[0] for word in self._given)
+            unknown = [
+                name
+                for name in names
+                if re.fullmatch("--[a-z][a-z0-9-]*", name)
+                and not any(option.startswith(name) for option in known)
+            ]
+            if unknown:
+                message += f"; unrecognized arguments: {' '.join(unknown)}"
+        if "unrecognized arguments:" in message:
             for word in message.split():
                 name = word.partition("=")[0]
                 near = difflib.get_close_matches(name, self._option_string_actions, n=1)

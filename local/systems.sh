@@ -117,4 +117,7 @@ variants= systems=
 source local/profiles.sh
 profile_variants=$variants profile_systems=$systems  # of a call without options
 variants=${_asked_variants:-$variants} systems=${_asked_systems:-$systems}
+for _variant in $variants; do
+  decodings "$_variant" >/dev/null  # refuses an unknown one
+done
 exp=${exp:-exp/$profile}  # folder of the runs

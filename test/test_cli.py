@@ -105,6 +105,10 @@ def test_an_unknown_option_is_named_with_the_nearest(capsys):
     with pytest.raises(SystemExit):
         decode.get_parser().parse_args([*needed, "--metod=greedy_search"])
     assert "did you mean --method?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # a typo in an option that is required
+        decode.get_parser().parse_args([*needed[:4], "--outdir", "c"])
+    message = "required: --out-dir; unrecognized arguments: --outdir; did you mean"
+    assert f"{message} --out-dir?" in capsys.readouterr().err
 
 
 def test_help_shows_the_docstring_and_the_defaults():

@@ -18,7 +18,7 @@ import torch
 
 from icefall_kd.cli import command_parser, expected_failures
 from icefall_kd.cpu import tune_cpu
-from icefall_kd.io import Pathlike, as_path, sha256_file
+from icefall_kd.io import Pathlike, as_path, read_json, sha256_file
 from icefall_kd.logs import setup_logging
 from icefall_kd.training.distributed import check_device
 
@@ -71,8 +71,17 @@ def run(args: argparse.Namespace) -> dict:
         "device": str(args.device),
         **dependencies(args.shar_dir, model.fields),
     }
-    kept = kept_result(facts_path(args.output), facts, args.force)
-    if kept and is_unchanged(args.output, kept["alignment_sha256"]):
+    facts_file, force = facts_path(args.output), args.force
+    if facts_file.is_file() and not force:
+        digest = read_json(facts_file).get("alignment_sha256", "")
+        force = not is_unchanged(args.output, digest)
+        if force:
+            logging.info(
+                "%s is computed again: it is not the file that %s describes",
+                args.output,
+                facts_file,
+            )
+    if kept_result(facts_file, facts, force):
         return read_ctm(args.output)
     channels = channels_of(args.shar_dir)
     cuts = open_shar(args.shar_dir, model.fields)

@@ -1,7 +1,7 @@
 """Pass a manifest through the data gate and write it as Shar.
 
-    python -m icefall_kd.bin.make_shar --manifest data/manifests/train.jsonl.gz \
-        --bpe-model data/lang_bpe_150/bpe.model --speeds 0.9 1.0 1.1 \
+    python -m icefall_kd.bin.make_shar --manifest data/manifests/train.jsonl.gz \\
+        --bpe-model data/lang_bpe_150/bpe.model --speeds 0.9 1.0 1.1 \\
         --output data/shar/train
 
 What is not of 16 kHz is resampled.  <output>.gate.json lists the dropped cuts with

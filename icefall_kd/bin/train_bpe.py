@@ -1,6 +1,6 @@
 """Train BPE tokens on the texts of a manifest.
 
-    python -m icefall_kd.bin.train_bpe --manifest data/manifests/train.jsonl.gz \
+    python -m icefall_kd.bin.train_bpe --manifest data/manifests/train.jsonl.gz \\
         --vocab-size 150 --output data/lang_bpe_150
 """
 

@@ -129,7 +129,7 @@ def shard_ids(shar_dir: Pathlike) -> List[str]:
     if not ids:
         raise FileNotFoundError(
             f"{shar_dir} holds no cuts.*.jsonl.gz: it is not a Shar folder; make one "
-            "with 'python -m icefall_kd.bin.make_shar'"
+            "with 'python -m icefall_kd.bin.make_shar'" + _name_sets(as_path(shar_dir))
         )
     return ids
 
@@ -301,6 +301,13 @@ def _state_of_unfinished(shar_dir: Pathlike, field: str, there: Set[str]) -> str
     return f"is unfinished ({len(tars)} shards)" if tars else "does not exist"
 
 
+def _name_sets(folder: Path) -> str:
+    """Return the sets that bin.make_shar wrote into a folder, for a message."""
+    there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    sets = [name for name in there if f"{name}.gate.json" in there]
+    return f"; sets in {folder}: {', '.join(sets)}" if sets else ""
+
+
 def list_shar(shar_dir: Pathlike) -> List[Path]:
     """Return the files of a Shar folder, sorted.
 
@@ -313,6 +320,7 @@ def list_shar(shar_dir: Pathlike) -> List[Path]:
 
     folder = as_path(shar_dir)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{shar_dir}: no such Shar folder")
+        near = _name_sets(folder.parent)
+        raise FileNotFoundError(f"{shar_dir}: no such Shar folder{near}")
     paths = sorted(folder.iterdir())  # hidden ones, which some stores leave out of '*'
     return sorted(folder.iterdir()) if move_old_files(shar_dir, paths) else paths

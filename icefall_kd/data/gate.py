@@ -58,7 +58,8 @@ REMEDIES: Dict[str, str] = {
     "duplicate_id": "give each cut an id of its own",
     "mixed_cut": "lhotse's CutSet.save_audios writes such cuts to files",
     "two_supervisions": "lhotse's CutSet.trim_to_supervisions makes a cut of each, "
-    "CutSet.merge_supervisions joins them",
+    "CutSet.merge_supervisions joins them; give no BPE model for a set without "
+    "transcripts",
     "empty_text": "correct or remove the text",
     "unknown_tokens": "write the texts in the letters and the case of the BPE model",
     "not_mono": "choose one channel: MultiCut.to_mono of lhotse, or 'sox IN OUT remix "

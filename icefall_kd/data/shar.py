@@ -33,12 +33,12 @@ def read_cuts(manifest: Path) -> List[Cut]:
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if it holds something else than cuts.
+      ValueError: if it is empty or holds something else than cuts.
     """
     if not Path(manifest).exists():
         raise FileNotFoundError(f"{manifest}: no such manifest")
     cuts, rates, composed = [], Counter(), 0
-    for cut in CutSet.from_file(manifest):
+    for cut in CutSet.from_file(manifest) or ():  # None for an empty file
         if not isinstance(cut, Cut):
             raise ValueError(
                 f"{manifest}: holds a {type(cut).__name__}, not cuts. Remedy: lhotse "
@@ -51,6 +51,11 @@ def read_cuts(manifest: Path) -> List[Cut]:
         written, cut = cut, _compose(cut)
         composed += cut is not written
         cuts.append(cut)
+    if not cuts:
+        raise ValueError(
+            f"{manifest}: holds no cuts; write it again, and see whether the command "
+            "that wrote it failed"
+        )
     if composed:
         logging.info(
             "%s: %d texts have decomposed accents, which are composed (NFC)",

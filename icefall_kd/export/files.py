@@ -149,10 +149,16 @@ class ModelFiles:
         if missing:
             folder, name = self.encoder.parent, MAIN[self.head]
             there = sorted(path.name for path in folder.glob(f"{name}*.onnx"))
-            raise FileNotFoundError(
+            options = self.head + (" --streaming" if self.chunking else "")
+            if self.encoder.name.endswith(".int8.onnx"):
+                options += " --check-shar SET"
+            message = (
                 f"{', '.join(map(str, missing))}: not there; bin.export --head "
-                f"{self.head} writes them ({name}s in the folder: {there or 'none'})"
+                f"{options} writes them ({name}s in the folder: {there or 'none'})"
             )
+            if not self.chunking and any("-streaming-" in path for path in there):
+                message += "; --streaming takes a streaming one"
+            raise FileNotFoundError(message)
         return self
 
 
@@ -186,8 +192,9 @@ def find_chunking(
     }
     if not fitting:
         wanted = f"{start}{chunk_size or '*'}-left-{left_context or '*'}{end}"
+        options = f"{head} --streaming" + (" --check-shar SET" if int8 else "")
         raise FileNotFoundError(
-            f"{folder}: no {wanted}; bin.export --head {head} --streaming writes it "
+            f"{folder}: no {wanted}; bin.export --head {options} writes it "
             f"({MAIN[head]}s in the folder: {there or 'none'})"
         )
     if len(fitting) > 1:

@@ -207,8 +207,6 @@ def resume_problems(
     ]
     if terms[0] != terms[1]:
         fatal.append(f"terms: {terms[0]} -> {terms[1]}")
-    for difference in differences:
-        logging.warning("going on with another value than before: %s", difference)
     problems = []
     if fatal:
         problems.append(
@@ -216,6 +214,9 @@ def resume_problems(
             + "; ".join(fatal)
             + ". Choose another exp_dir, or the configuration of that run"
         )
+    else:
+        for difference in differences:
+            logging.warning("going on with another value than before: %s", difference)
     model = unpack_bytes(resume["bpe_model"])
     if model is not None and tokenizer is not None:
         problems += _bpe_problems(config.exp_dir, config, tokenizer, model)

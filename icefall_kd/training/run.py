@@ -60,6 +60,7 @@ def _train(config: TrainConfig, log: LogFile) -> None:
             remove_partial(exp_dir)
         log.open(exp_dir / "log", "log-train", world.rank, world.size)
         if world.is_main:
+            (exp_dir / "done").unlink(missing_ok=True)  # of fewer epochs
             step = resume["state"]["step"] if resume is not None else 0
             plain = yaml.safe_dump(to_dict(setup.config), sort_keys=False)
             keep_version(exp_dir / "config.yaml", plain, step)

@@ -89,7 +89,11 @@ def shar_dirs(data: DataConfig, names: Sequence[str]) -> list[Path]:
                 for p in root.glob("*")
                 if p.is_dir() and not p.name.endswith(SUFFIX)
             )
-            message = f"{root}: no set '{name}'; there are {there or 'none'}"
+            message = (
+                f"data.shar_dir {root}: no set '{name}'; there are {there or 'none'}"
+            )
+            if not root.is_dir():
+                message += f" (no such folder in {Path.cwd()})"
             path = Path(name)
             if path.is_dir():
                 message += (

@@ -108,7 +108,7 @@ def test_a_result_is_made_again_for_another_alignment(call_decode, ctm, tmp_path
 
 
 def test_the_aligner_is_named_and_another_one_aligns_again(
-    checkpoint, own_words, call_decode, tmp_path
+    checkpoint, own_words, call_decode, tmp_path, caplog
 ):
     words = aligned(checkpoint, own_words, tmp_path)
     first = call_decode("--alignment", words)
@@ -128,8 +128,12 @@ def test_the_aligner_is_named_and_another_one_aligns_again(
     words.write_text(words.read_text().replace("1.000", "0.999"))
     words.write_text(words.read_text() + ";; changed by hand\n")
     assert call_decode("--alignment", words)["aligner"] is None
+    caplog.clear()
+    caplog.set_level("INFO")
     aligned(tmp_path / "other.pt", own_words, tmp_path)
     assert "by hand" not in words.read_text()
+    assert "is computed again: it is not the file that" in caplog.text
+    assert "nothing has changed" not in caplog.text
 
 
 def test_a_set_without_transcripts_cannot_be_aligned(checkpoint, cuts, tmp_path):

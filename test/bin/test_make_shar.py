@@ -92,6 +92,14 @@ def test_a_kaldi_import_keeps_all_of_its_cuts(run, tmp_path):
     }
 
 
+@pytest.mark.parametrize("verb", ["make_shar", "train_bpe"])
+def test_an_empty_manifest_is_refused(run, tmp_path, verb, capsys):
+    """Lhotse leaves one behind when its command fails."""
+    with pytest.raises(SystemExit, match="m.jsonl.gz: holds no cuts"):
+        run(verb, [])
+    assert not (tmp_path / "shar").exists()
+
+
 TEXTS = ["ONE TWO THREE FOUR", "FIVE SIX SEVEN EIGHT", "NINE TEN ELEVEN TWELVE"] * 9
 
 

@@ -10,7 +10,7 @@ from students import STREAMING, call, call_decode, write_unlabelled
 from icefall_kd.bin import report, transcribe
 from icefall_kd.data.shar import write_shar
 from icefall_kd.decoding.setting import Chunking
-from icefall_kd.export.files import find_chunking
+from icefall_kd.export.files import ModelFiles, find_chunking
 from icefall_kd.training.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -77,6 +77,13 @@ def test_a_folder_of_one_streaming_encoder_needs_no_options(model_dir, pair, tmp
     assert find_chunking(folder, chunk_size=16) == Chunking(16, 64)
     with pytest.raises(FileNotFoundError, match="no encoder-.*chunk-24.*chunk-16"):
         find_chunking(folder, chunk_size=24)
+    for path in folder.glob("encoder*.onnx"):
+        if "int8" in path.name or "streaming" not in path.name:
+            path.unlink()
+    with pytest.raises(FileNotFoundError, match="no encoder-.*--check-shar SET writes"):
+        find_chunking(folder, int8=True)
+    with pytest.raises(FileNotFoundError, match="--streaming takes a streaming one"):
+        ModelFiles.of(folder).require()
 
 
 def test_without_transcripts_hypotheses_are_written_and_reports_leave_them_out(

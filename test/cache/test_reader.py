@@ -61,6 +61,12 @@ def test_a_folder_that_is_no_shar_is_refused(tmp_path):
         open_shar(tmp_path)
     with pytest.raises(FileNotFoundError, match="no such Shar folder"):
         open_shar(tmp_path / "none")
+    for name in ("dev.gate.json", "dev", "train.gate.json", "train"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(FileNotFoundError, match="no such Shar.*sets in .*dev, train"):
+        open_shar(tmp_path / "tset")
+    with pytest.raises(FileNotFoundError, match="not a Shar.*sets in .*dev, train"):
+        open_shar(tmp_path)
 
 
 def test_a_fingerprint_that_differs_is_refused(taught):

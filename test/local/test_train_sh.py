@@ -74,6 +74,13 @@ def test_the_baseline_begins_with_random_weights(train_sh):
     assert "init" not in finetune and "from_student" not in finetune
 
 
+def test_an_unknown_variant_is_refused_before_anything_is_written(train_sh):
+    done, commands = train_sh("baseline", "--variants", "unified unifed")
+    assert done.returncode == 1 and commands == []
+    assert 'variant "unifed" is unknown' in done.stderr
+    assert not (train_sh.recipe / "exp").exists()
+
+
 def test_a_student_begins_as_the_one_that_is_its_teacher(train_sh):
     options = ("--variants", "streaming")
     done, commands = train_sh("student student+hidden", *options)

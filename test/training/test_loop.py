@@ -104,6 +104,14 @@ def test_a_finished_run_is_left_alone(config):
     assert {p: p.stat().st_mtime_ns for p in Path(config.exp_dir).iterdir()} == before
 
 
+def test_a_finished_run_that_goes_on_is_not_done(config, monkeypatch):
+    config = dataclasses.replace(config, num_epochs=1)
+    train(config)
+    monkeypatch.setattr(loop.Trainer, "run", lambda trainer: None)
+    train(dataclasses.replace(config, num_epochs=2))
+    assert not (Path(config.exp_dir) / "done").exists()
+
+
 def test_a_term_of_weight_zero_is_the_baseline(only, tmp_path):
     baseline = only("transducer", num_epochs=1, exp_dir=str(tmp_path / "baseline"))
     with_zero = only("transducer", "embedding", num_epochs=1)

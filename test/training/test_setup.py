@@ -86,6 +86,9 @@ def test_an_unknown_field_is_refused_with_those_that_exist(config):
 def test_a_missing_set_is_refused_with_those_that_exist(config, data_dir, monkeypatch):
     config = change(config, data={"train": ("trian",)})
     assert_refused(config, r"no set 'trian'.*dev.*pool.*train", FileNotFoundError)
+    nowhere = change(config, data={"shar_dir": "data/nowhere"})
+    message = r"data.shar_dir data/nowhere: no set.*no such folder in /"
+    assert_refused(nowhere, message, FileNotFoundError)
     monkeypatch.chdir(data_dir)  # a folder in the place of its name
     config = change(config, data={"train": ("shar/train",)})
     message = "no set 'shar/train'.*set data.shar_dir to shar and name the set 'train'"
@@ -157,7 +160,7 @@ def test_no_term_and_unknown_losses_are_refused(config):
     assert_refused(config, r"unknown \['l3'\].*cosine")
 
 
-def test_a_checkpoint_of_another_configuration_is_refused(config):
+def test_a_checkpoint_of_another_configuration_is_refused(config, caplog):
     config = dataclasses.replace(config, num_epochs=1)
     train(config)
     longer = dataclasses.replace(config, num_epochs=2)
@@ -168,7 +171,9 @@ def test_a_checkpoint_of_another_configuration_is_refused(config):
     assert_refused(
         change(longer, terms={"ctc": None}), r"terms: \['ctc', .*\] -> \['embedding'"
     )
+    assert "going on" not in caplog.text
     train(change(longer, optim={"base_lr": 0.01}))  # a new rate is allowed
+    assert "going on with another value than before: optim.base_lr" in caplog.text
     assert newest_checkpoint(config.exp_dir)["state"]["epoch"] == 2
 
 
