@@ -213,7 +213,7 @@ def pseudo_label(
     judge = Judge(limits, language, case, numbers, tokenizer)
     judge.spell("")  # refuses a case or a style before a folder is made
     every = shard_ids(shar_dir)
-    names = {cuts_path(shar_dir, shard).name for shard in every}
+    names = {labelled_path(output, shard).name for shard in every}
     stale = sorted({p.name for p in output.glob("cuts.*.jsonl.gz")} - names)
     if stale:
         raise ValueError(

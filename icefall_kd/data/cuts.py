@@ -24,6 +24,7 @@ from icefall_kd.data.letters import MAX_UNKNOWN, UnknownLetters
 from icefall_kd.data.tokens import Tokenizer
 
 EXAMPLES = 2  # cuts of each reason in a message
+ZERO_WIDTH = dict.fromkeys((0x200B, 0xFEFF), " ")  # space, byte order mark
 
 
 class HasLines(Protocol):
@@ -130,9 +131,10 @@ def _check_labelled(
 
 
 def transcript(cut: Cut) -> str:
-    """Return the text of a cut's supervision, accents composed (NFC); "" without one.
+    """Return the text of a cut's supervision; "" without one.
 
-    Tokens and hypotheses are composed, since sentencepiece composes.
+    Accents are composed (NFC) and zero-width characters are spaces, in tokens and
+    hypotheses, too: sentencepiece encodes texts in this form.
 
     Raises:
       ValueError: if several supervisions have text.
@@ -143,4 +145,5 @@ def transcript(cut: Cut) -> str:
             f"cut '{cut.id}' has {len(texts)} supervisions with text, one can be used. "
             f"Remedy: {REMEDIES['two_supervisions']}"
         )
-    return unicodedata.normalize("NFC", texts[0]) if texts else ""
+    text = texts[0] if texts else ""
+    return unicodedata.normalize("NFC", text.translate(ZERO_WIDTH)).strip()

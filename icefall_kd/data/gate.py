@@ -204,8 +204,8 @@ def check_text(
     unk_id: int,
 ) -> Finding:
     """Return why no token of a text can be trained on, None if some can."""
-    if not text.strip():
-        return "empty_text", repr(text)
+    if not text.strip() or not tokens:  # invisible characters have none
+        return "empty_text", ascii(text)
     # An unknown word is <unk> after the token of the space before it.
     if unk_id in tokens and set(tokens) <= set(tokenize("\ue000")):
         difference = case_difference(text, tokenize, unk_id)

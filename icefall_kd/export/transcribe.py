@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 from lhotse.cut import Cut
@@ -94,9 +94,7 @@ def _transcribe(
     """Return the words of an utterance, and the frame of each one's last token."""
     if sherpa.chunking:
         (hyp,) = sherpa.decode_streams([blocks])
-        return hyp.text.split(), [
-            hyp.timestamps[last] for _, last in word_spans(hyp.pieces)
-        ]
+        return _split_words(hyp.text, hyp.pieces, hyp.timestamps)
     words: List[str] = []
     frames: List[int] = []
     for window in cut_windows(blocks, options.max_utterance):
@@ -106,9 +104,26 @@ def _transcribe(
         text = hyp.text
         if len(kept) < len(hyp.pieces):
             text = "".join(pieces).replace(WORD_START, " ")
-        words.extend(text.split())
-        frames.extend(times[last] for _, last in word_spans(pieces))
+        found = _split_words(text, pieces, times)
+        words.extend(found[0])
+        frames.extend(found[1])
     return words, frames
+
+
+def _split_words(
+    text: str, pieces: Sequence[str], frames: Sequence[int]
+) -> Tuple[List[str], List[int]]:
+    """Return the words of a text, and the frame of each one's last token.
+
+    Args:
+      text: of sherpa-onnx, which drops the space before a special token.
+      pieces, frames: symbol and frame of each token.
+    """
+    words, spans = text.split(), word_spans(pieces)
+    if len(words) != len(spans):
+        joined = ["".join(pieces[first : last + 1]) for first, last in spans]
+        words = [word.replace(WORD_START, "") for word in joined]
+    return words, [frames[last] for _, last in spans]
 
 
 def cuts(

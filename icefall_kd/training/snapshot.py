@@ -31,7 +31,7 @@ def snapshot(trainer: "Trainer") -> dict[str, Any]:
         "scaler": trainer.scaler.state_dict(),
         "sampler": trainer.loader.state_dict(),
         "state": vars(trainer.state).copy(),
-        "rng": trainer.world.gather(rng_state()),
+        "rng": trainer.world.gather(trainer.pending_rng or rng_state()),
         "regularisers": regulariser_state(trainer.model),
         "metrics": trainer.report.metrics.state(),
         "skipped": trainer.skipped.state(),

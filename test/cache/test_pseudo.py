@@ -98,6 +98,17 @@ def test_a_second_run_keeps_what_is_there(taught_shar, labelled):
     assert {p: p.stat().st_mtime_ns for p in shar_files(output)} == before
 
 
+def test_a_second_run_keeps_what_is_there_of_uncompressed_cuts(pristine_shar, tmp_path):
+    shar = copy_shar(pristine_shar, tmp_path / "plain")
+    for path in shar.glob("cuts.*.gz"):
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    first = pseudo_label(shar, tmp_path / "out", Says("yes"))
+    deaf = Says("yes")
+    assert pseudo_label(shar, tmp_path / "out", deaf) == first
+    assert deaf.waves == 0
+
+
 def test_transcripts_made_otherwise_are_refused(taught_shar, labelled, reader):
     output, _ = labelled
     with pytest.raises(ValueError, match="holds transcripts made otherwise"):

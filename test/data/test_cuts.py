@@ -199,6 +199,12 @@ def test_decomposed_accents_are_scored_as_composed_ones(prompts):
     assert reference(cut) == ["L'ÉTÉ", "À", "NÎMES"]
 
 
+def test_zero_width_characters_are_spaces_in_references_as_in_tokens(prompts):
+    cut = with_text(prompts[0], "\ufeffPRESS\u200bONE \u200b")
+    assert reference(cut) == ["PRESS", "ONE"]
+    assert transcript(with_text(cut, "\u200b")) == ""
+
+
 def test_no_message_about_stereo_advises_the_gate_that_drops_it(prompts, tmp_path):
     with pytest.raises(ValueError, match="2 channels.*MultiCut.to_mono") as caught:
         load_wave(stereo(prompts[0], tmp_path / "a.wav"))

@@ -106,7 +106,7 @@ def faults(prompts, tokenizer, tmp_path):
         "duplicate_id": [twice],
         "mixed_cut": [next(p).pad(duration=20.0), next(p).append(next(p))],
         "two_supervisions": [two, none],
-        "empty_text": [with_text(next(p), ""), with_text(next(p), None)],
+        "empty_text": [with_text(next(p), text) for text in ("", None, "\u200b")],
         "unknown_tokens": [with_text(next(p), "你好"), with_text(next(p), "你 好")],
         "not_mono": [stereo(next(p), tmp_path / "stereo.wav")],
         "other_rate": [next(p).resample(8000)],

@@ -251,3 +251,19 @@ def test_byte_fallback_is_checked_and_transcribed(byte_fallback, cuts, some, tmp
         text = tokenizer.decode(a.tokens)
         if text.isprintable() and "\ufffd" not in text:  # else it has half a letter
             assert b.text.split() == text.split()
+
+
+@pytest.mark.parametrize(
+    "pieces, text, words",
+    [
+        ("▁PRESS ▁O NE", " PRESS ONE", "PRESS ONE"),
+        ("▁PRESS ▁ <unk> ▁ONE", " PRESS<unk> ONE", "PRESS <unk> ONE"),
+        ("<0xC3> <0xA9>", "é", "é"),
+        ("", "", ""),
+    ],
+)
+def test_each_word_has_a_frame_though_sherpa_drops_a_space(pieces, text, words):
+    pieces = pieces.split()
+    found, frames = transcribe._split_words(text, pieces, range(len(pieces)))
+    assert found == words.split() and len(frames) == len(found)
+    assert not frames or frames[-1] == len(pieces) - 1
