@@ -136,11 +136,25 @@ def shorten(cut: Cut, num_samples: int) -> Cut:
 
 
 def _header_length(recording: Recording) -> Tuple[int, int]:
-    """Return the samples by the header of a recording's file, and those declared."""
+    """Return the samples by the header of a recording's file, and those declared.
+
+    Both at the recording's rate and speed, so that a header that is wrong at one speed
+    is wrong at all.
+    """
     declared = recording.num_samples
-    if recording.transforms or recording.sources[0].type != "file":
+    if recording.sources[0].type != "file":
         return declared, declared  # is read as a whole, or its part is
-    return _num_samples(recording.sources[0].source), declared
+    path = recording.sources[0].source
+    if not recording.transforms:
+        return _num_samples(path), declared
+    speed = 1.0
+    for transform in recording.transforms:
+        known = isinstance(transform, AudioTransform)
+        transform = transform if known else AudioTransform.from_dict(transform)
+        if type(transform).__name__ in ("Speed", "Tempo"):
+            speed *= transform.factor
+    rate = recording.sampling_rate
+    return round(_seconds(path) * rate / speed), declared
 
 
 def _find_truncation(recording: Recording) -> str:
@@ -162,6 +176,11 @@ def _find_truncation(recording: Recording) -> str:
 @functools.lru_cache(maxsize=1024)
 def _num_samples(path: str) -> int:
     return info(path).frames
+
+
+@functools.lru_cache(maxsize=1024)
+def _seconds(path: str) -> float:
+    return info(path).duration
 
 
 @contextlib.contextmanager

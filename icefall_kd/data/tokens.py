@@ -42,7 +42,8 @@ def train_bpe(texts: Sequence[str], vocab_size: int) -> bytes:
         )
     except (RuntimeError, OSError) as e:
         raise ValueError(
-            f"no BPE model of {vocab_size} pieces for {len(texts)} texts: {e}"
+            f"no BPE model of {vocab_size} pieces for {len(texts)} texts: choose a "
+            f"smaller --vocab-size, or give more text ({e})"
         ) from e
     return model.getvalue()
 

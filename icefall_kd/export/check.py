@@ -81,6 +81,8 @@ class Report:
         wrong |= {f.cut_id for f in self.flips if not f.explained}
         if wrong:
             return f"MISMATCH on {len(wrong)} of {self.prompts} prompts"
+        if not self.tokens:
+            return "match, but no token was recognised, so it shows little: train more"
         reasons = {"ties": len(self.differences), "explained flips": len(self.flips)}
         found = [f"{reason} ({n})" for reason, n in reasons.items() if n]
         return f"match but for {', '.join(found)}" if found else "match"

@@ -212,6 +212,13 @@ def test_wrong_length_is_found_at_another_speed_too(prompts, tokenizer):
     assert [drop.reason for drop in drops] == ["wrong_length"]
 
 
+def test_a_part_of_a_recording_with_a_wrong_length_is_dropped_at_every_speed(prompts):
+    cut = declared(prompts[0], 8000)
+    part = fastcopy(cut, duration=cut.duration / 4)
+    _, drops = gate(at_speeds([part], [0.9, 1.0, 1.1]))
+    assert [drop.reason for drop in drops] == ["wrong_length"] * 3
+
+
 @pytest.mark.parametrize("extra", [-400, -16, -1, 1, 16, 400])
 @pytest.mark.parametrize("speed", [1.0, 0.9])
 def test_rounded_durations_pass_and_no_audio_is_made_up(prompts, extra, speed, caplog):

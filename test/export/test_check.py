@@ -110,12 +110,13 @@ def test_the_verdict_is_in_the_first_line():
         "MISMATCH on 1 of 9 prompts": (list(difference.values()), [flip]),
     }
     for verdict, (differences, flips) in cases.items():
-        report = Report(prompts=9, differences=differences, flips=flips)
+        report = Report(9, tokens=50, differences=differences, flips=flips)
         assert f"sherpa-onnx: {verdict} (9 prompts" in report.lines()[0]
         assert report.ok is ("MISMATCH" not in verdict)
     unexplained = dataclasses.replace(flip, margin=0.5)
     report = Report(prompts=9, flips=[unexplained])
     assert report.verdict == "MISMATCH on 1 of 9 prompts"
+    assert "no token was recognised" in Report(prompts=9).verdict
 
 
 def test_a_difference_without_a_flip_is_not_explained():
