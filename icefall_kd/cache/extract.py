@@ -30,6 +30,7 @@ from icefall_kd.cache.making import (
     collect_outputs,
     finish_field,
     keep_whole,
+    refuse_foreign,
 )
 from icefall_kd.cache.obtain import CODEC_FRAMES, obtain_codecs
 from icefall_kd.cache.plan import Volume, check_disk, predict_bytes
@@ -117,6 +118,8 @@ def extract(
         str(shar_dir),
         labelled=any(getattr(t, "needs_text", False) for t in teachers),
     )
+    if not overwrite:
+        refuse_foreign(shar_dir, outputs)
     codecs = obtain_codecs(
         shar_dir,
         teachers,
@@ -165,10 +168,13 @@ def train_codecs(
     Raises:
       ValueError, FileNotFoundError: as :func:`extract`.
     """
+    outputs = collect_outputs(teachers)
+    if not overwrite:
+        refuse_foreign(shar_dir, outputs)
     obtain_codecs(
         shar_dir,
         teachers,
-        collect_outputs(teachers),
+        outputs,
         codec,
         world=world,
         codec_dir=codec_dir,

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, Sequence, Set
+from typing import Any, Dict, Iterable, List, Mapping, Sequence, Set
 
 import numpy as np
 
@@ -18,8 +18,10 @@ from icefall_kd.cache.field import (
     info_path,
     publish,
     save,
+    shard_ids,
     staged_path,
     state_path,
+    tar_path,
 )
 from icefall_kd.cache.verify import Place, verified_state
 from icefall_kd.io import Pathlike, remove_abandoned
@@ -68,6 +70,25 @@ def begin_field(name: str, output: Output, codec: Codec) -> Making:
     if sha256 is not None:
         fingerprint["codec_sha256"] = sha256
     return Making(name, output, codec, fingerprint, set())
+
+
+def refuse_foreign(shar_dir: Pathlike, fields: Iterable[str]) -> None:
+    """Refuse to replace arrays that another program wrote under a field's name.
+
+    Raises:
+      ValueError: if a field has arrays and no folder of its own.
+    """
+    for field in fields:
+        folder = field_dir(shar_dir, field)
+        if folder.is_dir():
+            continue
+        if any(tar_path(shar_dir, field, s).is_file() for s in shard_ids(shar_dir)):
+            raise ValueError(
+                f"{shar_dir}: field '{field}' has arrays, but no description in "
+                f"{folder}: another program wrote them, or the folder was not copied "
+                "with them. Copy it, give another --field, or --overwrite to replace "
+                "the arrays"
+            )
 
 
 def keep_whole(

@@ -2,6 +2,7 @@ import gzip
 import io
 import logging
 import os
+import shutil
 import tarfile
 from collections import namedtuple
 
@@ -202,3 +203,14 @@ def test_a_size_check_alone_keeps_a_flipped_bit(taught, tiny):
     assert extract(taught, [tiny])[1].shards_kept == 3
     with pytest.raises(ValueError, match="verify is 'quick'; it can be full or size"):
         extract(taught, [tiny], verify="quick")
+
+
+@pytest.mark.parametrize("codec", ["fp16", "int8"])
+def test_arrays_of_another_program_are_not_replaced(taught, tiny, codec):
+    shutil.rmtree(fields_dir(taught))
+    before = digest(taught, "*.tar")
+    with pytest.raises(ValueError, match=f"'{FIELD}' has arrays, but no description"):
+        extract(taught, [tiny], codec=codec)
+    assert digest(taught, "*.tar") == before and not fields_dir(taught).exists()
+    extract(taught, [tiny], codec=codec, overwrite=True)
+    assert load_field_info(taught, FIELD).num_cuts == 18
