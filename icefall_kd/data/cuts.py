@@ -24,7 +24,12 @@ from icefall_kd.data.letters import MAX_UNKNOWN, UnknownLetters
 from icefall_kd.data.tokens import Tokenizer
 
 EXAMPLES = 2  # cuts of each reason in a message
-ZERO_WIDTH = dict.fromkeys((0x200B, 0xFEFF), " ")  # space, byte order mark
+# Characters without a glyph, as sentencepiece's default normaliser reads them: marks of
+# direction, zero-width spaces and byte order marks are spaces, control codes nothing.
+INVISIBLE = {
+    **dict.fromkeys((0x061C, 0x200B, 0x200C, 0x200E, 0x200F, 0xFEFF), " "),
+    **dict.fromkeys((*range(0x01, 0x09), 0x0B, *range(0x0E, 0x20), 0x7F), None),
+}
 
 
 class HasLines(Protocol):
@@ -133,8 +138,8 @@ def _check_labelled(
 def transcript(cut: Cut) -> str:
     """Return the text of a cut's supervision; "" without one.
 
-    Accents are composed (NFC) and zero-width characters are spaces, in tokens and
-    hypotheses, too: sentencepiece encodes texts in this form.
+    Accents are composed (NFC) and invisible characters are spaces or nothing, as in
+    tokens and hypotheses: sentencepiece encodes texts in this form.
 
     Raises:
       ValueError: if several supervisions have text.
@@ -146,4 +151,4 @@ def transcript(cut: Cut) -> str:
             f"Remedy: {REMEDIES['two_supervisions']}"
         )
     text = texts[0] if texts else ""
-    return unicodedata.normalize("NFC", text.translate(ZERO_WIDTH)).strip()
+    return unicodedata.normalize("NFC", text.translate(INVISIBLE)).strip()

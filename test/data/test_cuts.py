@@ -21,7 +21,7 @@ from icefall_kd.cache.extract import extract
 from icefall_kd.cache.pseudo import pseudo_label
 from icefall_kd.cache.reader import open_shar, shar_shards
 from icefall_kd.data.batches import BatchDataset
-from icefall_kd.data.cuts import check_cuts, transcript
+from icefall_kd.data.cuts import INVISIBLE, check_cuts, transcript
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.data.waves import load_wave
 from icefall_kd.decoding.recognise import reference
@@ -199,10 +199,16 @@ def test_decomposed_accents_are_scored_as_composed_ones(prompts):
     assert reference(cut) == ["L'ÉTÉ", "À", "NÎMES"]
 
 
-def test_zero_width_characters_are_spaces_in_references_as_in_tokens(prompts):
+def test_invisible_characters_are_in_references_what_they_are_in_tokens(
+    prompts, tokenizer
+):
     cut = with_text(prompts[0], "\ufeffPRESS\u200bONE \u200b")
     assert reference(cut) == ["PRESS", "ONE"]
     assert transcript(with_text(cut, "\u200b")) == ""
+    for code, text in INVISIBLE.items():
+        words = f"PRESS{chr(code)}ONE"
+        assert tokenizer.decode(tokenizer.encode(words)) == f"PRESS{text or ''}ONE"
+        assert reference(with_text(cut, words)) == f"PRESS{text or ''}ONE".split()
 
 
 def test_no_message_about_stereo_advises_the_gate_that_drops_it(prompts, tmp_path):

@@ -11,20 +11,23 @@ import pytest
 from icefall_kd.data.parallel import leave_stopping_to_parent, parallel_map
 
 
-def test_ctrl_c_ends_the_processes_without_a_word_of_theirs(capfd):
+def test_ctrl_c_ends_the_processes_without_a_word_of_theirs(capfd, tmp_path):
     """A terminal sends it to all processes of the command."""
+    started = [tmp_path / "first", tmp_path / "second"]
 
     def press():
-        while len(multiprocessing.active_children()) < 2:
+        while not all(path.exists() for path in started):
             time.sleep(0.05)
         for job in multiprocessing.active_children():
             os.kill(job.pid, signal.SIGINT)
         time.sleep(1)
         os.kill(os.getpid(), signal.SIGINT)
 
+    work = "import time; open({!r}, 'w').close(); time.sleep(600)"
+    codes = [work.format(str(path)) for path in started]
     threading.Thread(target=press).start()
     with pytest.raises(KeyboardInterrupt):
-        list(parallel_map(time.sleep, [0.0, 600.0, 600.0, 600.0], num_jobs=2))
+        list(parallel_map(exec, codes, num_jobs=2))
     assert multiprocessing.active_children() == []
     assert capfd.readouterr().err == ""
 

@@ -131,11 +131,11 @@ def test_words_a_student_says_itself_are_complete_where_they_were_emitted(
 def test_transcripts_that_do_not_fit_are_counted_and_named(student, cuts, tokenizer):
     cuts = copy.deepcopy(cuts[:3])
     cuts[1].supervisions[0].text = "NINE " * 200
-    cuts[2].supervisions[0].text = "PRESS \u200b NOW"
+    cuts[2].supervisions[0].text = "PRESS \x8f NOW"  # sentencepiece removes it
     with pytest.raises(ValueError, match="2 of 3 cuts cannot be aligned") as refused:
         align_cuts(student, cuts, tokenizer)
     assert f"{cuts[1].id}: no path: " in str(refused.value)
-    assert f"{cuts[2].id}: '\\u200b' has no token" in str(refused.value)
+    assert f"{cuts[2].id}: '\\x8f' has no token" in str(refused.value)
 
 
 def test_a_long_cut_is_aligned_in_windows(student, parts, tmp_path):
