@@ -63,7 +63,8 @@ if in_stage 2 "What Whisper reads -> data/shar/<pool>$pseudo"; then
   for set in $pool; do
     "${run[@]}" icefall_kd.bin.pseudo_label --shar-dir "data/shar/$set" \
       --model-dir "$whisper" --compute-type "$compute_type" --device "$device" \
-      ${num_threads:+--num-threads "$num_threads"} --batch-size 16 --numbers "$numbers" --output "data/shar/$set$pseudo"
+      ${num_threads:+--num-threads "$num_threads"} --batch-size 16 \
+      --numbers "$numbers" --output "data/shar/$set$pseudo"
   done
 fi
 
