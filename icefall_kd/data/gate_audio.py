@@ -6,7 +6,7 @@ import logging
 import math
 import warnings
 from pathlib import Path
-from typing import Iterator, Optional, Tuple
+from typing import Any, Iterator, List, Optional, Tuple
 
 import numpy as np
 from lhotse import Recording
@@ -15,7 +15,7 @@ from lhotse.audio import (
     info,
     set_audio_duration_mismatch_tolerance,
 )
-from lhotse.augmentation import AudioTransform
+from lhotse.augmentation import AudioTransform, Speed, Tempo
 from lhotse.cut import Cut
 from lhotse.utils import compute_num_samples, fastcopy
 
@@ -100,10 +100,7 @@ def decode(cut: Cut, whole: bool) -> np.ndarray:
     """
     recording: Recording = cut.recording
     offset, duration = (0.0, None) if whole else (cut.start, cut.duration)
-    transforms = [
-        t if isinstance(t, AudioTransform) else AudioTransform.from_dict(t)
-        for t in recording.transforms or ()
-    ]
+    transforms = _transforms(recording)
     for transform in reversed(transforms):
         offset, duration = transform.reverse_timestamps(
             offset, duration, recording.sampling_rate
@@ -144,17 +141,21 @@ def _header_length(recording: Recording) -> Tuple[int, int]:
     declared = recording.num_samples
     if recording.sources[0].type != "file":
         return declared, declared  # is read as a whole, or its part is
-    path = recording.sources[0].source
+    header = _header(recording.sources[0].source)
     if not recording.transforms:
-        return _num_samples(path), declared
-    speed = 1.0
-    for transform in recording.transforms:
-        known = isinstance(transform, AudioTransform)
-        transform = transform if known else AudioTransform.from_dict(transform)
-        if type(transform).__name__ in ("Speed", "Tempo"):
-            speed *= transform.factor
-    rate = recording.sampling_rate
-    return round(_seconds(path) * rate / speed), declared
+        return header.frames, declared
+    speed = math.prod(
+        t.factor for t in _transforms(recording) if isinstance(t, (Speed, Tempo))
+    )
+    return round(header.duration * recording.sampling_rate / speed), declared
+
+
+def _transforms(recording: Recording) -> List[AudioTransform]:
+    """Return the transforms of a recording, which a manifest may hold as plain data."""
+    return [
+        t if isinstance(t, AudioTransform) else AudioTransform.from_dict(t)
+        for t in recording.transforms or ()
+    ]
 
 
 def _find_truncation(recording: Recording) -> str:
@@ -167,20 +168,16 @@ def _find_truncation(recording: Recording) -> str:
     path = recording.sources[0].source
     with open(path, "rb") as file:
         declared = wav_seconds(file)
-    there = info(path).duration
+    there = _header(path).duration
     if declared is None or there >= declared - audio_files.TOLERANCE:
         return ""
     return f"its file has {there:.2f} s of the {declared:.2f} s that it declares"
 
 
 @functools.lru_cache(maxsize=1024)
-def _num_samples(path: str) -> int:
-    return info(path).frames
-
-
-@functools.lru_cache(maxsize=1024)
-def _seconds(path: str) -> float:
-    return info(path).duration
+def _header(path: str) -> Any:
+    """Return lhotse's info of a file: ``frames``, ``duration`` in s, and others."""
+    return info(path)
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ from icefall_kd.decoding.long_audio import Window, cut_windows
 from icefall_kd.decoding.scoring import Recognition
 from icefall_kd.decoding.setting import Chunking, setting_name
 from icefall_kd.decoding.streaming import decode_streaming, pad_tail
-from icefall_kd.io import Pathlike, open_text
+from icefall_kd.io import Pathlike
 
 
 def load_recogniser(
@@ -54,17 +54,6 @@ def load_recogniser(
         raise ValueError(f"{checkpoint}: saw no text in training, knows no words")
     require_head(model, head, info, str(checkpoint))
     return model, tokenizer, info
-
-
-def count_cuts(shar_dir: Pathlike) -> int:
-    """Return the number of cuts in a Shar folder, without reading their audio."""
-    from icefall_kd.cache.field import cuts_path, shard_ids
-
-    total = 0
-    for shard in shard_ids(shar_dir):
-        with open_text(cuts_path(shar_dir, shard)) as lines:
-            total += sum(1 for line in lines if line.strip())
-    return total
 
 
 def reference(cut: Cut) -> List[str]:

@@ -27,10 +27,7 @@ SMALL = ZipformerConfig(
 @pytest.fixture(autouse=True)
 def one_thread():
     """Tensors this small are slower on several threads, much so on a busy machine."""
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
