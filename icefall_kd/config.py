@@ -6,8 +6,9 @@ with the run, and the checkpoint carries :class:`ModelConfig`.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Mapping, Optional, Tuple, Type, TypeVar, get_args
+from typing import Any, Optional, TypeVar, get_args
 
 T = TypeVar("T")
 
@@ -45,23 +46,23 @@ class ZipformerConfig:
     """
 
     feature_dim: int = 80
-    frontend_channels: Tuple[int, int, int] = (8, 32, 128)
+    frontend_channels: tuple[int, int, int] = (8, 32, 128)
     convnext_expansion: int = 3
-    downsampling_factor: Tuple[int, ...] = (1, 2, 4, 8, 4, 2)
+    downsampling_factor: tuple[int, ...] = (1, 2, 4, 8, 4, 2)
     output_downsampling_factor: int = 2
-    num_encoder_layers: Tuple[int, ...] = (2, 2, 3, 4, 3, 2)
-    encoder_dim: Tuple[int, ...] = (192, 256, 384, 512, 384, 256)
-    encoder_unmasked_dim: Tuple[int, ...] = (192, 192, 256, 256, 256, 192)
-    feedforward_dim: Tuple[int, ...] = (512, 768, 1024, 1536, 1024, 768)
-    num_heads: Tuple[int, ...] = (4, 4, 4, 8, 4, 4)
-    query_head_dim: Tuple[int, ...] = (32,)
-    pos_head_dim: Tuple[int, ...] = (4,)
-    value_head_dim: Tuple[int, ...] = (12,)
+    num_encoder_layers: tuple[int, ...] = (2, 2, 3, 4, 3, 2)
+    encoder_dim: tuple[int, ...] = (192, 256, 384, 512, 384, 256)
+    encoder_unmasked_dim: tuple[int, ...] = (192, 192, 256, 256, 256, 192)
+    feedforward_dim: tuple[int, ...] = (512, 768, 1024, 1536, 1024, 768)
+    num_heads: tuple[int, ...] = (4, 4, 4, 8, 4, 4)
+    query_head_dim: tuple[int, ...] = (32,)
+    pos_head_dim: tuple[int, ...] = (4,)
+    value_head_dim: tuple[int, ...] = (12,)
     pos_dim: int = 48
-    cnn_module_kernel: Tuple[int, ...] = (31, 31, 15, 15, 15, 31)
+    cnn_module_kernel: tuple[int, ...] = (31, 31, 15, 15, 15, 31)
     causal: bool = False
-    chunk_size: Tuple[int, ...] = (-1,)
-    left_context_frames: Tuple[int, ...] = (-1,)
+    chunk_size: tuple[int, ...] = (-1,)
+    left_context_frames: tuple[int, ...] = (-1,)
     dropout: float = 0.3
     warmup_batches: float = 4000.0
 
@@ -102,8 +103,8 @@ class AdapterConfig:
       mask_frames: length of a hidden stretch, frames of 40 ms.
     """
 
-    fields: Tuple[str, ...] = ()
-    dims: Tuple[int, ...] = ()
+    fields: tuple[str, ...] = ()
+    dims: tuple[int, ...] = ()
     dim: int = 256
     num_layers: int = 2
     input_dropout: float = 0.2
@@ -147,7 +148,7 @@ def to_dict(config: Any) -> dict:
     return plain(dataclasses.asdict(config))
 
 
-def from_dict(cls: Type[T], values: Mapping[str, Any]) -> T:
+def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     """Build the frozen dataclass ``cls`` from plain ``values``.
 
     Raises:

@@ -10,7 +10,7 @@ import os
 import platform
 import re
 from pathlib import Path
-from typing import List, Optional
+from typing import Optional
 
 from icefall_kd.io import Pathlike
 
@@ -61,7 +61,7 @@ def default_workers() -> int:
     return min(MAX_WORKERS, default_threads() - 1)
 
 
-def _cgroup_quotas(root: Path) -> List[float]:
+def _cgroup_quotas(root: Path) -> list[float]:
     """Return the CPUs that each cgroup of this process, or one above it, may use."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()

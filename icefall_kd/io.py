@@ -18,8 +18,9 @@ import shutil
 import socket
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Iterator, TextIO, Union
+from typing import Any, BinaryIO, TextIO, Union
 
 Pathlike = Union[str, Path]
 

@@ -10,7 +10,7 @@ import pickle
 import zipfile
 from pathlib import Path, PosixPath
 from types import SimpleNamespace
-from typing import Any, ContextManager, Dict, Set
+from typing import Any, ContextManager
 
 import torch
 
@@ -45,7 +45,7 @@ def load_weights_only(path: Path) -> Any:
         return torch.serialization._load(reader, "cpu", module, encoding="utf-8")
 
 
-def load_saved(path: Pathlike, what: str, keys: Set[str], make: str) -> Dict[str, Any]:
+def load_saved(path: Pathlike, what: str, keys: set[str], make: str) -> dict[str, Any]:
     """Return the dict of a file that a command of ours wrote.
 
     Args:

@@ -5,14 +5,14 @@ import io
 import json
 import tarfile
 from pathlib import Path
-from typing import Any, Callable, List, Tuple
+from typing import Any, Callable
 
 import numpy as np
 
 from icefall_kd.cache.field import info_path, state_path
 from icefall_kd.io import sha256_file
 
-Members = List[Tuple[str, bytes]]  # of a tar: name, content
+Members = list[tuple[str, bytes]]  # of a tar: name, content
 
 
 def edit(path: Path, change: Callable[[dict], Any]) -> None:

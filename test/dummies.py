@@ -7,7 +7,8 @@ import resource
 import socket
 import threading
 from collections import namedtuple
-from typing import Iterator, List, Optional, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Optional
 
 import numpy as np
 import soundfile
@@ -29,7 +30,7 @@ def noise_cuts(
       texts: of each cut; None gives cuts without supervision.
     """
     rng = np.random.default_rng(seed)
-    cuts: List = []
+    cuts: list = []
     for i, duration in enumerate(durations):
         path = directory / f"noise-{i}.flac"
         samples = 0.05 * rng.standard_normal(round(duration * SAMPLE_RATE))

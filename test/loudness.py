@@ -1,6 +1,6 @@
 """A teacher that says how loud each 20 ms are: cheap, of both kinds, and on time."""
 
-from typing import Dict, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class Loudness:
             "loud_ctc": Output("ctc", 7, 0.02, {**told, "layer": "head"}),
         }
 
-    def forward(self, waves: Tensor, wave_lens: Tensor) -> Dict[str, TeacherOutput]:
+    def forward(self, waves: Tensor, wave_lens: Tensor) -> dict[str, TeacherOutput]:
         """See :class:`icefall_kd.teachers.Teacher`."""
         waves = torch.nn.functional.pad(waves, (0, -waves.shape[1] % FRAME))
         blocks = waves.unflatten(1, (-1, FRAME))  # (N, T, S)

@@ -1,8 +1,9 @@
 """Systems as decoding and training leave them, by the package's own writers."""
 
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence
+from typing import Optional
 
 import yaml
 
@@ -55,7 +56,7 @@ def decoded(
 
 def trained(
     folder: Path, losses: Sequence[float], epochs: int = 0, **config
-) -> List[dict]:
+) -> list[dict]:
     """Write what a run of an epoch for each of ``losses`` on dev leaves.
 
     Args:
@@ -98,12 +99,12 @@ class Page(HTMLParser):
 
     def __init__(self, source: str) -> None:
         super().__init__()
-        self.tags: List[tuple] = []
-        self.scripts: List[str] = []
-        self.styles: List[str] = []
-        self.tables: List[List[List[tuple]]] = []
+        self.tags: list[tuple] = []
+        self.scripts: list[str] = []
+        self.styles: list[str] = []
+        self.tables: list[list[list[tuple]]] = []
         self.text = ""
-        self._open: List[str] = []
+        self._open: list[str] = []
         self.feed(source)
         self.close()
         assert self._open == []  # whatever was opened is closed
@@ -139,7 +140,7 @@ class Page(HTMLParser):
             text, attrs = self.tables[-1][-1][-1]
             self.tables[-1][-1][-1] = (text + data, attrs)
 
-    def rows(self, table: int) -> List[Dict[str, tuple]]:
+    def rows(self, table: int) -> list[dict[str, tuple]]:
         """Return the rows of a table, each {header: (text, attributes)}."""
         header, *rows = self.tables[table]
         return [dict(zip((text for text, _ in header), row)) for row in rows]

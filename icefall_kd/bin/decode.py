@@ -20,7 +20,7 @@ said in icefall_kd/decoding/delay.py.
 
 import argparse
 from pathlib import Path
-from typing import Any, Optional, Tuple
+from typing import Any, Optional
 
 import torch
 from torch import nn
@@ -90,7 +90,7 @@ def default_duration(args: argparse.Namespace) -> float:
 
 def decode_setting(
     args: argparse.Namespace, model: nn.Module, tokenizer: Any
-) -> Tuple[DecodeOptions, Optional[Chunking]]:
+) -> tuple[DecodeOptions, Optional[Chunking]]:
     """Return the options of the search, and the chunks of streaming."""
     hotwords = args.hotwords and read_hotwords(
         args.hotwords, tokenizer, args.hotwords_score

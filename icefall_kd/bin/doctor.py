@@ -10,7 +10,7 @@ wrong and one with the remedy.  Exit status 1 if a required part is wrong, else 
 import json
 import platform
 import sys
-from typing import List, Optional
+from typing import Optional
 
 from icefall_kd.cli import command_parser
 from icefall_kd.doctor.checks import diagnose
@@ -33,7 +33,7 @@ def describe(name: str, findings: Findings) -> str:
     return package.purpose
 
 
-def print_report(findings: Findings, problems: List[Problem]) -> None:
+def print_report(findings: Findings, problems: list[Problem]) -> None:
     """Print the table of packages, then the problems with their remedies."""
     wrong = {p.subject for p in problems}
     print(f"{'python':<20} {platform.python_version():<10} {sys.executable}")
@@ -56,7 +56,7 @@ def print_report(findings: Findings, problems: List[Problem]) -> None:
         print("\nAll is well.")
 
 
-def main(argv: Optional[List[str]] = None) -> int:
+def main(argv: Optional[list[str]] = None) -> int:
     """Run the doctor; returns the exit status."""
     parser = command_parser(__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")

@@ -33,7 +33,8 @@ import argparse
 import json
 import logging
 import time
-from typing import Any, Dict, List, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import yaml
@@ -191,7 +192,7 @@ def make(args: argparse.Namespace) -> None:
     close_world()
 
 
-def codec_arguments(args: argparse.Namespace) -> Dict[str, Any]:
+def codec_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Return what extracting and only training the codecs have in common."""
     return {
         "codec": args.codec[0],
@@ -213,7 +214,7 @@ def join(args: argparse.Namespace) -> World:
     return init_world("cpu", timeout=CODEC_TIMEOUT)
 
 
-def build(args: argparse.Namespace) -> List[Teacher]:
+def build(args: argparse.Namespace) -> list[Teacher]:
     """Return the teachers that the command names.
 
     Raises:
@@ -243,7 +244,7 @@ def build(args: argparse.Namespace) -> List[Teacher]:
     return [build_teacher(args.teacher, args.model_dir, args.field, **options)]
 
 
-def read_options(argument: str, given: Sequence[str]) -> Dict[str, Any]:
+def read_options(argument: str, given: Sequence[str]) -> dict[str, Any]:
     """Return the values of several KEY=VALUE, each read as YAML.
 
     Raises:
@@ -259,7 +260,7 @@ def read_options(argument: str, given: Sequence[str]) -> Dict[str, Any]:
 
 
 def run(
-    shar_dir: str, teachers: List[Teacher], args: argparse.Namespace, world: World
+    shar_dir: str, teachers: list[Teacher], args: argparse.Namespace, world: World
 ) -> None:
     """Extract one folder, telling the progress, and log what was done."""
     names = " ".join(t.name for t in teachers)
@@ -284,7 +285,7 @@ def run(
 
 
 def tell(
-    shar_dir: str, infos: Dict[str, FieldInfo], report: Report, elapsed: float
+    shar_dir: str, infos: dict[str, FieldInfo], report: Report, elapsed: float
 ) -> None:
     """Log what an extraction did, and what is left for others to do."""
     if report.shards_done:

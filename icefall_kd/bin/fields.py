@@ -16,7 +16,7 @@ import argparse
 import json
 import logging
 import sys
-from typing import Callable, Dict, List, Optional
+from typing import Callable, Optional
 
 from tqdm import tqdm
 
@@ -74,7 +74,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Optional[List[str]] = None) -> int:
+def main(argv: Optional[list[str]] = None) -> int:
     """Run the command; returns the exit status."""
     args = get_parser().parse_args(argv)
     setup_logging()
@@ -132,7 +132,7 @@ def run_verify(args: argparse.Namespace) -> int:
     return 1 if wrong else 0
 
 
-def verify(shar_dir: str, field: str, decode: bool) -> List[Fault]:
+def verify(shar_dir: str, field: str, decode: bool) -> list[Fault]:
     """Audit one field with a bar; print its faults as they are found."""
     faults = []
     with _Bar(f"verify {field}") as bar:
@@ -192,7 +192,7 @@ def run_plot(args: argparse.Namespace) -> int:
     return 0
 
 
-VERBS: Dict[str, Callable[[argparse.Namespace], int]] = {
+VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "ls": run_ls,
     "show": run_show,
     "verify": run_verify,

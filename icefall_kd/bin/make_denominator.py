@@ -11,7 +11,7 @@ The bigram alone is what the teachers of family ``adapter`` take as ``lm``.
 
 import argparse
 import logging
-from typing import List, Sequence
+from collections.abc import Sequence
 
 from icefall_kd.cache.field import cuts_path, shard_ids
 from icefall_kd.cache.shards import Shard
@@ -65,7 +65,7 @@ def main() -> None:
             )
 
 
-def texts_of(shar_dirs: Sequence[str]) -> List[str]:
+def texts_of(shar_dirs: Sequence[str]) -> list[str]:
     """Return the different transcripts of Shar folders, sorted."""
     texts = set()
     for shar_dir in shar_dirs:

@@ -15,8 +15,9 @@ there is kept, and refused if it was made of something else.
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Optional
 
 import torch
 from lhotse.cut import Cut
@@ -58,7 +59,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def describe(args: argparse.Namespace, cuts: Sequence[Cut]) -> Dict[str, Any]:
+def describe(args: argparse.Namespace, cuts: Sequence[Cut]) -> dict[str, Any]:
     """Return what a folder is made of, and how; nothing of it is a path."""
     return {
         "cuts_sha256": cuts_sha256(cuts),
@@ -70,7 +71,7 @@ def describe(args: argparse.Namespace, cuts: Sequence[Cut]) -> Dict[str, Any]:
     }
 
 
-def check_made_of(output: Path, report: Path, made_of: Dict[str, Any]) -> None:
+def check_made_of(output: Path, report: Path, made_of: dict[str, Any]) -> None:
     """Refuse a folder that is there and was made otherwise.
 
     Raises:

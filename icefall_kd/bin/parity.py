@@ -8,7 +8,7 @@ one line for each: ``name max_abs_diff``.  Exit status 1 if one is above the tol
 """
 
 import sys
-from typing import List, Optional
+from typing import Optional
 
 import torch
 
@@ -16,7 +16,7 @@ from icefall_kd.cli import command_parser, expected_failures, require_packages
 from icefall_kd.transducer.parity import compare, load_arrays
 
 
-def main(argv: Optional[List[str]] = None) -> int:
+def main(argv: Optional[list[str]] = None) -> int:
     """Run the command; return its exit status."""
     parser = command_parser(__doc__)
     parser.add_argument("file", help=".npz with config, weights, inputs and outputs")

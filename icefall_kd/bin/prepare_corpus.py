@@ -14,7 +14,7 @@ import argparse
 import inspect
 import logging
 from pathlib import Path
-from typing import Any, Callable, Dict
+from typing import Any, Callable
 
 from lhotse import CutSet
 
@@ -46,7 +46,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def options_for(corpus: Callable, args: argparse.Namespace) -> Dict[str, Any]:
+def options_for(corpus: Callable, args: argparse.Namespace) -> dict[str, Any]:
     """Return those of :data:`OPTIONS` that were given.
 
     Raises:

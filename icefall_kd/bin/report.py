@@ -20,8 +20,9 @@ The page is one file that needs no other: send it, open it anywhere.
 
 import argparse
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Sequence
+from typing import Optional
 
 from icefall_kd.cli import command_parser, expected_failures, non_negative_int
 from icefall_kd.io import write_text
@@ -83,7 +84,7 @@ def get_parser() -> argparse.ArgumentParser:
     return p
 
 
-def named_systems(args: argparse.Namespace) -> List[tuple]:
+def named_systems(args: argparse.Namespace) -> list[tuple]:
     """Return (name, path) of what --exp and --system name, the baseline first."""
     named = [pair for exp in args.exp for pair in find_systems(exp).items()]
     for system in args.system:
@@ -96,7 +97,7 @@ def named_systems(args: argparse.Namespace) -> List[tuple]:
     return sorted(named, key=lambda pair: pair[0] != args.baseline)
 
 
-def gather(args: argparse.Namespace) -> List[Result]:
+def gather(args: argparse.Namespace) -> list[Result]:
     """Return the results that ``args`` ask for."""
     found = [r for name, path in named_systems(args) for r in find_results(name, path)]
     sets = sorted({r.facts["set"] for r in found})
@@ -119,9 +120,9 @@ def gather(args: argparse.Namespace) -> List[Result]:
     return scored
 
 
-def training_of(results: List[Result]) -> Dict[str, Run]:
+def training_of(results: list[Result]) -> dict[str, Run]:
     """Return the run of each system, in the order of the systems."""
-    runs: Dict[str, Run] = {}
+    runs: dict[str, Run] = {}
     for result in results:
         if not runs.setdefault(result.system, Run()).stages:
             facts = result.facts
@@ -142,7 +143,7 @@ def means_over_seeds(
     return summarise(means, baseline and system_of(baseline), trained)
 
 
-def sounds(args: argparse.Namespace, results: List[Result]) -> Dict[str, dict]:
+def sounds(args: argparse.Namespace, results: list[Result]) -> dict[str, dict]:
     """Return the audio of the hardest utterances of each set that --shar-dir names."""
     sets = {r.facts["set"] for r in results}
     audio = {}

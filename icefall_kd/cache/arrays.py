@@ -3,7 +3,7 @@
 import math
 import tarfile
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Optional
 
 import numpy as np
 
@@ -25,11 +25,11 @@ class TarFaults:
       sums:     over the decoded arrays that are right.
     """
 
-    problems: List[str]
+    problems: list[str]
     sums: Sums
 
 
-def check_members(shard: Shard) -> List[str]:
+def check_members(shard: Shard) -> list[str]:
     """Return why the members of a shard's one tar are not the cuts in order.
 
     The data are passed over.
@@ -43,7 +43,7 @@ def check_members(shard: Shard) -> List[str]:
 
 
 def check_tar(
-    shard: Shard, keys: List[list], info: FieldInfo, codec: Codec
+    shard: Shard, keys: list[list], info: FieldInfo, codec: Codec
 ) -> TarFaults:
     """Decode every array of a shard's one tar.
 
@@ -52,7 +52,7 @@ def check_tar(
       info: what the arrays must be.
     """
     name = next(iter(shard.tars))
-    wrong: Dict[str, List[str]] = {}
+    wrong: dict[str, list[str]] = {}
     frames, total, squares = 0, np.zeros(info.dim), np.zeros(info.dim)
     try:
         for place, cut in shard.read():
@@ -78,7 +78,7 @@ def check_tar(
 
 def check_array(
     stored: Any, duration: float, info: FieldInfo, codec: Codec
-) -> Tuple[Optional[np.ndarray], Optional[Tuple[str, str]]]:
+) -> tuple[Optional[np.ndarray], Optional[tuple[str, str]]]:
     """Decode one array.
 
     Args:
@@ -106,7 +106,7 @@ def check_array(
     return x, None
 
 
-def _too_many(shard: Shard) -> List[str]:
+def _too_many(shard: Shard) -> list[str]:
     """Return whether the tar goes on behind the last cut's members."""
     tar = next(iter(shard.tars.values()))
     wanted = 2 * sum(1 for _ in shard.lines())  # the data and their description

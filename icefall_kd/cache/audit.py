@@ -6,9 +6,10 @@ right: finite, of the cut's length, of the statistics that the description tells
 """
 
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Callable, Optional
 
 import numpy as np
 
@@ -50,7 +51,7 @@ class Fault:
     """
 
     message: str
-    damaged: Tuple[Path, ...] = ()
+    damaged: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class _Looked:
 
     state: Optional[ShardState]
     sums: Optional[Sums]
-    faults: List[Fault]
+    faults: list[Fault]
 
 
 def audit(
@@ -112,7 +113,7 @@ def audit(
 
 
 def _whole_field(
-    shar_dir: Pathlike, files: FieldFiles, info: Optional[FieldInfo], ids: List[str]
+    shar_dir: Pathlike, files: FieldFiles, info: Optional[FieldInfo], ids: list[str]
 ) -> Iterator[Fault]:
     """Yield what is missing of a field, and what it has too much."""
     if info is None:
@@ -191,7 +192,7 @@ def _shard(
 
 def _told_otherwise(
     files: FieldFiles, info: Optional[FieldInfo], state: ShardState
-) -> List[Fault]:
+) -> list[Fault]:
     """Return where the description tells of a shard what its state does not."""
     if info is None:
         return []
@@ -212,7 +213,7 @@ def _told_otherwise(
     return [Fault(f"{text}; {_REWRITE}", (files.info,))]
 
 
-def _not_joined(tar: Path, problems: Dict[str, List[str]]) -> List[Fault]:
+def _not_joined(tar: Path, problems: dict[str, list[str]]) -> list[Fault]:
     return [
         Fault(
             f"{tar}: does not join its cuts, {len(cases)} {kind}: "
@@ -222,7 +223,7 @@ def _not_joined(tar: Path, problems: Dict[str, List[str]]) -> List[Fault]:
     ]
 
 
-def _other_sums(state: ShardState, found: TarFaults) -> List[str]:
+def _other_sums(state: ShardState, found: TarFaults) -> list[str]:
     """Return where a shard's state tells other statistics than its arrays have."""
     frames, total, squares = state_sums(state)
     num, arrays, array_squares = found.sums
@@ -244,7 +245,7 @@ def _other_sums(state: ShardState, found: TarFaults) -> List[str]:
 
 
 def _description(
-    files: FieldFiles, info: FieldInfo, looked: List[_Looked], decoded: bool
+    files: FieldFiles, info: FieldInfo, looked: list[_Looked], decoded: bool
 ) -> Iterator[Fault]:
     """Yield where the description disagrees with the shards, all of them seen."""
     states = [x.state for x in looked if x.state is not None]
@@ -269,7 +270,7 @@ def _description(
 
 def _other_statistics(
     info: FieldInfo, mean: np.ndarray, square: np.ndarray
-) -> List[str]:
+) -> list[str]:
     told_mean, told_std = np.array(info.mean), np.array(info.std)
     if not told_mean.shape == told_std.shape == mean.shape == (info.dim,):
         return [f"mean and std are not of {info.dim} dimensions"]

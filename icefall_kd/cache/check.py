@@ -5,8 +5,9 @@ written with counts as whole (``icefall_kd.cache.verify`` reads every byte).  Of
 another size, the targets that are still there are used where that is allowed.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Optional
 
 from icefall_kd.cache.field import (
     FieldInfo,
@@ -37,20 +38,20 @@ class Join:
       missing: ids of the first few of these.
     """
 
-    problems: Dict[str, List[str]] = field(default_factory=dict)
-    stored_as: Dict[str, Optional[Dict[str, Optional[str]]]] = field(
+    problems: dict[str, list[str]] = field(default_factory=dict)
+    stored_as: dict[str, Optional[dict[str, Optional[str]]]] = field(
         default_factory=dict
     )
     num_cuts: int = 0
     num_missing: int = 0
-    missing: List[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
     def add(
         self,
         shard: str,
         cut_ids: Sequence[str],
-        problems: Mapping[str, List[str]],
-        stored_as: Optional[Dict[str, Optional[str]]],
+        problems: Mapping[str, list[str]],
+        stored_as: Optional[dict[str, Optional[str]]],
     ) -> None:
         """Take in a shard that does not simply join."""
         for kind, cases in problems.items():
@@ -124,7 +125,7 @@ def _join_shard(
     shar_dir: Pathlike,
     name: str,
     shard: str,
-    entry: Optional[Dict[str, Any]],
+    entry: Optional[dict[str, Any]],
 ) -> None:
     cuts, tar = cuts_path(shar_dir, shard), tar_path(shar_dir, name, shard)
     unchanged = entry is not None and sha256_file(cuts) == entry["cuts_sha256"]

@@ -4,8 +4,9 @@ import hashlib
 import io
 import json
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Optional
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def read_codec(shar_dir: Pathlike, field: str) -> Codec:
     return _read(shar_dir, field)[0]
 
 
-def read_origin(shar_dir: Pathlike, field: str) -> Dict[str, Any]:
+def read_origin(shar_dir: Pathlike, field: str) -> dict[str, Any]:
     """Return what a codec was trained on and how; empty when that was not told.
 
     Raises:
@@ -77,7 +78,7 @@ def read_origin(shar_dir: Pathlike, field: str) -> Dict[str, Any]:
     return _read(shar_dir, field)[1]
 
 
-def _read(shar_dir: Pathlike, field: str) -> Tuple[Codec, Dict[str, Any]]:
+def _read(shar_dir: Pathlike, field: str) -> tuple[Codec, dict[str, Any]]:
     path = codec_path(shar_dir, field)
     if not path.is_file():
         list_shar(shar_dir)  # may move it to its place
@@ -88,7 +89,7 @@ def _read(shar_dir: Pathlike, field: str) -> Tuple[Codec, Dict[str, Any]]:
         )
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            state: Dict[str, np.ndarray] = {name: file[name] for name in file.files}
+            state: dict[str, np.ndarray] = {name: file[name] for name in file.files}
         origin = json.loads(str(state.pop(_ORIGIN)))
         return make_codec(str(state.pop(_SPEC)), state), origin
     except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile) as e:
@@ -132,6 +133,6 @@ def load_decoder(shar_dir: Pathlike, field: str) -> Callable[[np.ndarray], np.nd
     return load_codec(shar_dir, load_field_info(shar_dir, field)).decode
 
 
-def load_codecs(shar_dir: Pathlike, fields: Sequence[str]) -> Dict[str, Codec]:
+def load_codecs(shar_dir: Pathlike, fields: Sequence[str]) -> dict[str, Codec]:
     """Return the codecs of fields of a folder; else as :func:`load_codec`."""
     return {f: load_codec(shar_dir, load_field_info(shar_dir, f)) for f in fields}

@@ -6,7 +6,8 @@ another teacher's output does not serve this one's unnoticed.
 """
 
 import json
-from typing import Any, Dict, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from icefall_kd.cache.codec_file import codec_path, read_codec, read_origin
 from icefall_kd.cache.codecs import find_codec, training_options
@@ -23,7 +24,7 @@ from icefall_kd.teachers.protocol import Output
 
 def origin_of(
     output: Output, spec: str, num_frames: int, options: Mapping[str, Any]
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """Return what a codec is trained on and how, in the form that its file gives back.
 
     Args:

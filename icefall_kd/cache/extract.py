@@ -10,8 +10,9 @@ own, and whoever finds all of them whole at its end writes the field's descripti
 import contextlib
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Optional
 
 import torch
 
@@ -62,7 +63,7 @@ class Report:
     shards_done: int = 0
     shards_kept: int = 0
     seconds: float = 0.0
-    missing: Dict[str, int] = field(default_factory=dict)
+    missing: dict[str, int] = field(default_factory=dict)
 
 
 def extract(
@@ -80,7 +81,7 @@ def extract(
     num_threads: int = 1,
     overwrite: bool = False,
     progress: Optional[Progress] = None,
-) -> Tuple[Dict[str, FieldInfo], Report]:
+) -> tuple[dict[str, FieldInfo], Report]:
     """Write the fields of the teachers, or what is left of them, in one pass.
 
     Args:
@@ -196,7 +197,7 @@ def _look(
     if verify not in ("full", "size"):
         raise ValueError(f"verify is '{verify}'; it can be full or size")
     places = [(f.name, shard) for f in fields for shard in own]
-    sizes: List[int] = []
+    sizes: list[int] = []
     start = time.perf_counter()
     found = verified_fingerprints(
         shar_dir,
@@ -291,8 +292,8 @@ def _shard(shar_dir: Pathlike, shard: str) -> Shard:
 
 
 def _finish(
-    shar_dir: Pathlike, fields: Sequence[Making], every: List[str], report: Report
-) -> Dict[str, FieldInfo]:
+    shar_dir: Pathlike, fields: Sequence[Making], every: list[str], report: Report
+) -> dict[str, FieldInfo]:
     """Describe the fields that are whole; note what the others lack."""
     infos = {}
     for making in fields:

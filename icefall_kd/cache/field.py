@@ -20,9 +20,10 @@ The folder is a local one or a URL, see :func:`icefall_kd.io.as_path`.
 import dataclasses
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Set
+from typing import Any, Optional
 
 from icefall_kd.io import (
     Pathlike,
@@ -61,11 +62,11 @@ class ShardState:
     bytes: int
     num_cuts: int
     num_frames: int
-    sum: List[float]
-    sum_squares: List[float]
+    sum: list[float]
+    sum_squares: list[float]
     cuts_sha256: str
-    keys: List[list]
-    fingerprint: Dict[str, Any]
+    keys: list[list]
+    fingerprint: dict[str, Any]
     codec: str
 
 
@@ -92,13 +93,13 @@ class FieldInfo:
     dim: int
     frame_shift: float
     codec: str
-    fingerprint: Dict[str, Any]
-    mean: List[float]
-    std: List[float]
+    fingerprint: dict[str, Any]
+    mean: list[float]
+    std: list[float]
     num_cuts: int
     num_frames: int
     content_sha256: str
-    shards: List[Dict[str, Any]]
+    shards: list[dict[str, Any]]
     codec_sha256: Optional[str] = None
 
 
@@ -115,7 +116,7 @@ def check_field_name(field: str) -> None:
         )
 
 
-def shard_ids(shar_dir: Pathlike) -> List[str]:
+def shard_ids(shar_dir: Pathlike) -> list[str]:
     """Return the sorted numbers of the shards of cuts, as written: ["000000", ...].
 
     Raises:
@@ -145,7 +146,7 @@ def recording_path(shar_dir: Pathlike, shard: str) -> Path:
     return as_path(shar_dir) / f"recording.{shard}.tar"
 
 
-def list_fields(shar_dir: Pathlike) -> List[str]:
+def list_fields(shar_dir: Pathlike) -> list[str]:
     """Return the names of the finished fields of a Shar folder, sorted."""
     names = [p.name for p in list_shar(shar_dir)]
     with_arrays = {name.split(".")[0] for name in names if name.endswith(".tar")}
@@ -250,8 +251,8 @@ def save(obj: Any, path: Pathlike) -> None:
 
 
 def fingerprint_differences(
-    wanted: Dict[str, Any], found: Dict[str, Any], only_wanted: bool = False
-) -> List[str]:
+    wanted: dict[str, Any], found: dict[str, Any], only_wanted: bool = False
+) -> list[str]:
     """Return one text for each key whose value differs.
 
     Args:
@@ -283,7 +284,7 @@ def from_json(cls: type, path: Pathlike) -> Any:
     return cls(**values)
 
 
-def _state_of_unfinished(shar_dir: Pathlike, field: str, there: Set[str]) -> str:
+def _state_of_unfinished(shar_dir: Pathlike, field: str, there: set[str]) -> str:
     """Return what is wrong with a field that has no description.
 
     Args:
@@ -308,7 +309,7 @@ def _name_sets(folder: Path) -> str:
     return f"; sets in {folder}: {', '.join(sets)}" if sets else ""
 
 
-def list_shar(shar_dir: Pathlike) -> List[Path]:
+def list_shar(shar_dir: Pathlike) -> list[Path]:
     """Return the files of a Shar folder, sorted.
 
     The files that earlier versions wrote between the shards are moved out first.

@@ -1,7 +1,8 @@
 """What an extraction will take in room and in time, as a table and as plain data."""
 
 import re
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
 
 from icefall_kd.cache.codecs import bytes_per_frame
 from icefall_kd.cache.obtain import spec_of
@@ -12,7 +13,7 @@ from icefall_kd.teachers.protocol import Output
 _DIMS = re.compile(r"([A-Za-z_]\w*)=(\d+)@(\d+(?:\.\d+)?)")
 
 
-def parse_dims(texts: Sequence[str]) -> Dict[str, Output]:
+def parse_dims(texts: Sequence[str]) -> dict[str, Output]:
     """Return outputs that are described without a teacher: NAME=VALUES@HZ each.
 
     Raises:
@@ -37,7 +38,7 @@ def forecast(
     *,
     free: Optional[int] = None,
     speed: Optional[Speed] = None,
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """Return what an extraction will take, for each codec of the embeddings.
 
     Args:
@@ -53,7 +54,7 @@ def forecast(
       codecs} of one process.
     """
     rows = [_row(volume, f, o, spec) for f, o in outputs.items() for spec in codecs]
-    result: Dict[str, Any] = {
+    result: dict[str, Any] = {
         "hours_of_audio": volume.seconds / 3600,
         "cuts": volume.num_cuts,
         "shards": volume.num_shards,
@@ -68,7 +69,7 @@ def forecast(
     return result
 
 
-def _row(volume: Volume, field: str, output: Output, codec: str) -> Dict[str, Any]:
+def _row(volume: Volume, field: str, output: Output, codec: str) -> dict[str, Any]:
     spec = spec_of(output, codec)
     per_frame = bytes_per_frame(spec, output.dim)
     return {
@@ -83,7 +84,7 @@ def _row(volume: Volume, field: str, output: Output, codec: str) -> Dict[str, An
 
 def _total(
     rows: Sequence[Mapping[str, Any]], codec: str, free: Optional[int]
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     total = sum(row["bytes"] for row in rows)
     needed = with_margin(total)
     return {
@@ -96,7 +97,7 @@ def _total(
 
 
 def _add_hours(
-    result: Dict[str, Any],
+    result: dict[str, Any],
     volume: Volume,
     outputs: Mapping[str, Output],
     speed: Speed,
@@ -151,7 +152,7 @@ def as_table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _hours(result: Mapping[str, Any]) -> List[str]:
+def _hours(result: Mapping[str, Any]) -> list[str]:
     hours = result["hours"]
     rows = [["reading audio", f"{hours['reading']:,.3f}"]]
     rows += [[name, f"{h:,.3f}"] for name, h in hours["teachers"].items()]
@@ -166,7 +167,7 @@ def _gigabytes(count: int) -> str:
     return f"{count / 1e9:,.{3 if count < 1e9 else 1}f}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> List[str]:
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return rows as lines; the first two columns to the left, numbers to the right."""
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
     return [

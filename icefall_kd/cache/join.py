@@ -7,8 +7,9 @@ array fast; where a cut was renamed, its audio leads there, if to one array only
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Union
+from typing import Optional, Union
 
 from icefall_kd.data.gate import REMEDIES
 from icefall_kd.io import open_text
@@ -17,7 +18,7 @@ _SPEED = re.compile(r"_sp(\d+(?:\.\d+)?)$")
 TOLERANCE = 1e-3  # s
 
 
-def read_keys(cuts_file: Union[str, Path]) -> List[list]:
+def read_keys(cuts_file: Union[str, Path]) -> list[list]:
     """Return [cut id, recording id, start, duration, speed] of each cut, in order.
 
     The file is read as plain JSON, without building lhotse's objects, since this is
@@ -62,7 +63,7 @@ def speed_of(cut: dict) -> float:
     return float(match.group(1)) if match else 1.0
 
 
-def compare_keys(cuts: Sequence[list], stored: Sequence[list]) -> Dict[str, List[str]]:
+def compare_keys(cuts: Sequence[list], stored: Sequence[list]) -> dict[str, list[str]]:
     """Return what keeps the stored targets of a shard from joining its cuts.
 
     Args:
@@ -71,7 +72,7 @@ def compare_keys(cuts: Sequence[list], stored: Sequence[list]) -> Dict[str, List
     Returns:
       kind of problem -> one line a case; empty when all join.
     """
-    problems: Dict[str, List[str]] = {}
+    problems: dict[str, list[str]] = {}
     by_id = {key[0]: key for key in stored}
     by_audio = {_audio(key): key[0] for key in stored}
     for key in cuts:
@@ -95,7 +96,7 @@ def compare_keys(cuts: Sequence[list], stored: Sequence[list]) -> Dict[str, List
     return problems
 
 
-def join_keys(cuts: Sequence[list], stored: Sequence[list]) -> Dict[str, Optional[str]]:
+def join_keys(cuts: Sequence[list], stored: Sequence[list]) -> dict[str, Optional[str]]:
     """Return the cuts whose target is not stored under their own id.
 
     A renamed cut gets the only target of its audio, unless that is another cut's.
@@ -108,11 +109,11 @@ def join_keys(cuts: Sequence[list], stored: Sequence[list]) -> Dict[str, Optiona
       cut id -> the id that its target is stored under, None for a cut without.
     """
     places = {key[0]: n for n, key in enumerate(stored)}
-    by_audio: Dict[tuple, List[str]] = {}
+    by_audio: dict[tuple, list[str]] = {}
     for key in stored:
         by_audio.setdefault(_audio(key), []).append(key[0])
     ids = {key[0] for key in cuts}
-    found: Dict[str, Optional[str]] = {}
+    found: dict[str, Optional[str]] = {}
     last = -1
     for key in cuts:
         name: Optional[str] = key[0]
@@ -130,7 +131,7 @@ def join_keys(cuts: Sequence[list], stored: Sequence[list]) -> Dict[str, Optiona
     return found
 
 
-def describe(problems: Dict[str, List[str]], examples: int = 5) -> str:
+def describe(problems: dict[str, list[str]], examples: int = 5) -> str:
     """Return one line a kind: its count and the first examples."""
     return "\n".join(
         f"  {kind}: {len(cases)}, for example {'; '.join(cases[:examples])}"

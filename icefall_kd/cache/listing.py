@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Optional
 
 from icefall_kd.cache.field import (
     RESERVED,
@@ -33,9 +33,9 @@ class FieldFiles:
     name: str
     info: Optional[Path] = None
     codec: Optional[Path] = None
-    tars: Dict[str, Path] = field(default_factory=dict)
-    states: Dict[str, Path] = field(default_factory=dict)
-    partial: List[Path] = field(default_factory=list)
+    tars: dict[str, Path] = field(default_factory=dict)
+    states: dict[str, Path] = field(default_factory=dict)
+    partial: list[Path] = field(default_factory=list)
 
     @property
     def described(self) -> bool:
@@ -47,7 +47,7 @@ class FieldFiles:
         """Whether it is more than a JSON file, which may be of something else."""
         return bool(self.tars or self.states or self.codec or self.partial)
 
-    def paths(self) -> List[Path]:
+    def paths(self) -> list[Path]:
         """Return all files in the order in which they may be deleted.
 
         The description goes first, then what declares each shard whole: stopped at
@@ -59,7 +59,7 @@ class FieldFiles:
         return single + shards + sorted(self.partial) + last
 
 
-def find_fields(shar_dir: Pathlike) -> Dict[str, FieldFiles]:
+def find_fields(shar_dir: Pathlike) -> dict[str, FieldFiles]:
     """Return the files of all fields by field name, sorted.
 
     A series of tars that another program wrote is among them, see
@@ -68,7 +68,7 @@ def find_fields(shar_dir: Pathlike) -> Dict[str, FieldFiles]:
     Raises:
       FileNotFoundError: if there is no such folder.
     """
-    found: Dict[str, FieldFiles] = {}
+    found: dict[str, FieldFiles] = {}
     for path in list_shar(shar_dir):
         place = _place(path.name)
         if place is not None and place[2] == "tar":
@@ -101,7 +101,7 @@ def field_files(shar_dir: Pathlike, name: str) -> FieldFiles:
     return fields[name]
 
 
-def _file(path: Path, found: Dict[str, FieldFiles]) -> None:
+def _file(path: Path, found: dict[str, FieldFiles]) -> None:
     """Put one path where it belongs, if it is of a field."""
     partial = _PARTIAL.fullmatch(path.name)
     place = _place(partial.group(3) if partial else path.name)
@@ -131,7 +131,7 @@ def _describes_field(shar_dir: Pathlike, name: str) -> bool:
     return True
 
 
-def _place(file_name: str) -> Optional[Tuple[str, Optional[str], str]]:
+def _place(file_name: str) -> Optional[tuple[str, Optional[str], str]]:
     """Return (field, shard, ending) of a file's name; None if it is of no field."""
     match = _SHARD.fullmatch(file_name)
     if match is not None:

@@ -2,8 +2,9 @@
 
 import hashlib
 import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, List, Mapping, Sequence, Set
+from typing import Any
 
 import numpy as np
 
@@ -37,17 +38,17 @@ class Making:
     name: str
     output: Output
     codec: Codec
-    fingerprint: Dict[str, Any]
-    whole: Set[str]
+    fingerprint: dict[str, Any]
+    whole: set[str]
 
 
-def collect_outputs(teachers: Sequence[Teacher]) -> Dict[str, Output]:
+def collect_outputs(teachers: Sequence[Teacher]) -> dict[str, Output]:
     """Return all outputs of several teachers by field name.
 
     Raises:
       ValueError: if two of them claim one name, or a name cannot be a field's.
     """
-    outputs: Dict[str, Output] = {}
+    outputs: dict[str, Output] = {}
     for teacher in teachers:
         for name, output in teacher.outputs.items():
             check_field_name(name)
@@ -94,7 +95,7 @@ def refuse_foreign(shar_dir: Pathlike, fields: Iterable[str]) -> None:
 def keep_whole(
     shar_dir: Pathlike,
     fields: Sequence[Making],
-    found: Mapping[Place, Dict[str, Any]],
+    found: Mapping[Place, dict[str, Any]],
     overwrite: bool,
 ) -> None:
     """Note the shards that need not be made.
@@ -176,7 +177,7 @@ class _Totals:
     """Sums over the states of shards, which are too large to be kept."""
 
     def __init__(self) -> None:
-        self.shards: List[Dict[str, Any]] = []
+        self.shards: list[dict[str, Any]] = []
         self._cuts = self._frames = 0
         self._sum = self._squares = np.zeros(())
 

@@ -3,8 +3,9 @@
 import contextlib
 import dataclasses
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional
+from typing import Any, Callable, Optional
 
 from icefall_kd.cache.audit import Fault
 from icefall_kd.cache.codec_file import (
@@ -57,7 +58,7 @@ class Copied:
     shards_kept: int
 
 
-def removable(shar_dir: Pathlike, field: str) -> List[Path]:
+def removable(shar_dir: Pathlike, field: str) -> list[Path]:
     """Return a field's files, in the order in which they may be deleted.
 
     Raises:
@@ -73,7 +74,7 @@ def removable(shar_dir: Pathlike, field: str) -> List[Path]:
     return files.paths()
 
 
-def remove(shar_dir: Pathlike, field: str) -> List[Path]:
+def remove(shar_dir: Pathlike, field: str) -> list[Path]:
     """Delete a field's files and nothing else; else as :func:`removable`.
 
     Returns:
@@ -90,7 +91,7 @@ def remove(shar_dir: Pathlike, field: str) -> List[Path]:
     return paths
 
 
-def delete_damaged(faults: Iterable[Fault]) -> List[Path]:
+def delete_damaged(faults: Iterable[Fault]) -> list[Path]:
     """Delete the files that faults call damaged; returns them.
 
     What is left is an unfinished field, which the next extraction completes.
@@ -161,14 +162,14 @@ def _load_state(source: Pathlike, field: str, shard: str) -> ShardState:
     return load_shard_state(path)
 
 
-def _check_cuts(target: Pathlike, states: Dict[str, ShardState]) -> None:
+def _check_cuts(target: Pathlike, states: dict[str, ShardState]) -> None:
     """Prove that the cuts of the target are those that the field was made from.
 
     Raises:
       ValueError: with counts and five examples of each problem.
     """
     ids = shard_ids(target)
-    problems: Dict[str, List[str]] = {}
+    problems: dict[str, list[str]] = {}
     if ids != list(states):
         there, here = set(ids), set(states)
         problems["shards of cuts that only one folder has"] = sorted(there ^ here)
@@ -198,10 +199,10 @@ def _check_target(target: Pathlike, info: FieldInfo, overwrite: bool) -> None:
     files = find_fields(target).get(info.name)
     if files is None or overwrite:
         return
-    differences: List[str] = []
+    differences: list[str] = []
     for path in files.states.values():
         try:
-            found: Dict[str, Any] = load_shard_state(path).fingerprint
+            found: dict[str, Any] = load_shard_state(path).fingerprint
         except ValueError:  # of a shard that is damaged: it is copied again
             continue
         differences = fingerprint_differences(info.fingerprint, found)
@@ -276,7 +277,7 @@ def _copy_shard(
     save(state, path)
 
 
-def _described(info: FieldInfo, states: Dict[str, ShardState]) -> FieldInfo:
+def _described(info: FieldInfo, states: dict[str, ShardState]) -> FieldInfo:
     """Return the description with the target's checksums of the cuts."""
     digests = {state.tar: state.cuts_sha256 for state in states.values()}
     shards = [{**s, "cuts_sha256": digests[s["name"]]} for s in info.shards]

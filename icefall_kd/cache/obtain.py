@@ -1,7 +1,8 @@
 """Where the codecs of fields come from: they are there, another set's, or trained."""
 
 import logging
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
 
 from icefall_kd.cache.codec_file import (
     codec_path,
@@ -42,7 +43,7 @@ def obtain_codecs(
     options: Optional[Mapping[str, Any]] = None,
     may_train: bool = True,
     overwrite: bool = False,
-) -> Dict[str, Codec]:
+) -> dict[str, Codec]:
     """Return the codec of each field; what is trained here is saved in ``shar_dir``.
 
     Of several processes the main one trains, and the others wait for it.
@@ -146,7 +147,7 @@ def _train(
     Args:
       origins: what each is trained on and how, see ``codec_origin.origin_of``.
     """
-    needed: List[Teacher] = [t for t in teachers if set(specs) & set(t.outputs)]
+    needed: list[Teacher] = [t for t in teachers if set(specs) & set(t.outputs)]
     if not needed:
         return
     frames = sample_frames(shar_dir, needed, max(origins[n]["frames"] for n in specs))

@@ -7,8 +7,9 @@ import errno
 import logging
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Sequence, Set
+from typing import Optional
 
 from icefall_kd.cache.field import (
     FIELD_NAME,
@@ -77,7 +78,7 @@ def move_old_files(shar_dir: Pathlike, paths: Sequence[Path]) -> int:
     return 0
 
 
-def _new_place(shar_dir: Pathlike, path: Path, names: Set[str]) -> Optional[Path]:
+def _new_place(shar_dir: Pathlike, path: Path, names: set[str]) -> Optional[Path]:
     """Return where a file belongs that may be of an earlier version; None if it stays.
 
     Args:

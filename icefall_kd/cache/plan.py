@@ -1,8 +1,9 @@
 """How much room fields take, told before they are written."""
 
 import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Iterable, List, Mapping, Optional, Sequence
+from typing import Optional
 
 from icefall_kd.cache.field import cuts_path, shard_ids
 from icefall_kd.cache.join import read_keys
@@ -33,7 +34,7 @@ class Volume:
     num_shards: int
 
     @classmethod
-    def of_cuts(cls, keys: List[list]) -> "Volume":
+    def of_cuts(cls, keys: list[list]) -> "Volume":
         """Return that of one shard; see :func:`icefall_kd.cache.join.read_keys`."""
         return cls(len(keys), sum(key[3] for key in keys), 1)
 

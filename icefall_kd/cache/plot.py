@@ -7,9 +7,10 @@ drawn over f * 10 ms .. (f + 1) * 10 ms, a teacher's frame k over k * shift ..
 
 import difflib
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+from typing import Any, Callable
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ _CLIPPED = 0.02  # share of the frames at either end that get the extreme colour
 _SEARCHED = 100_000  # ids among which near matches are looked for
 
 Symbol = Callable[[int], str]  # of a token
-Frames = Dict[str, Tuple[FieldInfo, np.ndarray]]  # field -> what it is, (T, W) float32
+Frames = dict[str, tuple[FieldInfo, np.ndarray]]  # field -> what it is, (T, W) float32
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,13 @@ def read_cut(shar_dir: Pathlike, cut_id: str, fields: Sequence[str]) -> CutWithF
     return CutWithFields(cut, frames)
 
 
-def find_cut(shar_dir: Pathlike, cut_id: str) -> Tuple[str, int]:
+def find_cut(shar_dir: Pathlike, cut_id: str) -> tuple[str, int]:
     """Return the shard that holds a cut, and its place there.
 
     Raises:
       FileNotFoundError: if none does; the message has the ids most like it.
     """
-    seen: List[str] = []
+    seen: list[str] = []
     for shard in shard_ids(shar_dir):
         for place, line in enumerate(Shard(cuts_path(shar_dir, shard), {}).lines()):
             if line["id"] == cut_id:
@@ -184,7 +185,7 @@ def project(x: np.ndarray, std: np.ndarray) -> np.ndarray:
     return out.clip(0.0, 1.0)
 
 
-def best_tokens(x: np.ndarray) -> List[Tuple[int, int, int]]:
+def best_tokens(x: np.ndarray) -> list[tuple[int, int, int]]:
     """Return (token, first frame, frames) of each run of one best token, blank not.
 
     Args:

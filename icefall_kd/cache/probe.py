@@ -1,8 +1,9 @@
 """How fast teachers and codecs are here, measured on a few cuts."""
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Optional
 
 import numpy as np
 from lhotse.cut import Cut
@@ -34,7 +35,7 @@ class Speed:
 
     reading: float
     teachers: Mapping[str, float]
-    codecs: Mapping[Tuple[str, str], Optional[float]]
+    codecs: Mapping[tuple[str, str], Optional[float]]
     seconds: float
 
 
@@ -59,8 +60,8 @@ def probe_speed(
     cuts = list(sample_cuts(shar_dir, seconds, seed))
     total = sum(cut.duration for cut in cuts)
     reading, _ = _hear(cuts, [], max_batch_duration)
-    by_teacher: Dict[str, float] = {}
-    by_codec: Dict[Tuple[str, str], Optional[float]] = {}
+    by_teacher: dict[str, float] = {}
+    by_codec: dict[tuple[str, str], Optional[float]] = {}
     for teacher in teachers:
         elapsed, said = _hear(cuts, [teacher], max_batch_duration)
         by_teacher[teacher.name] = max(0.0, elapsed - reading) / total
@@ -75,7 +76,7 @@ def probe_speed(
 
 def _hear(
     cuts: Sequence[Cut], teachers: Sequence[Teacher], max_batch_duration: float
-) -> Tuple[float, List[Arrays]]:
+) -> tuple[float, list[Arrays]]:
     """Return the s that hearing the cuts takes, after a warm-up, and what was said."""
     list(teach(cuts[:_WARM_UP], teachers, max_batch_duration))
     start = time.perf_counter()
@@ -84,7 +85,7 @@ def _hear(
 
 
 def _codec(
-    shar_dir: Pathlike, field: str, spec: str, frames: List[np.ndarray]
+    shar_dir: Pathlike, field: str, spec: str, frames: list[np.ndarray]
 ) -> Optional[Codec]:
     cls, _ = find_codec(spec)
     if not cls.trained:
@@ -101,7 +102,7 @@ def _codec(
         return None
 
 
-def _encoding_time(codec: Codec, frames: List[np.ndarray]) -> float:
+def _encoding_time(codec: Codec, frames: list[np.ndarray]) -> float:
     """Return s for what a shard's writer does to the frames."""
     moments(codec, codec.encode(frames[0]))
     start = time.perf_counter()

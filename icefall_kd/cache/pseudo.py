@@ -13,17 +13,13 @@ import json
 import logging
 import os
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import (
     Any,
     Callable,
-    Dict,
-    Iterator,
-    List,
     Optional,
     Protocol,
-    Sequence,
-    Tuple,
 )
 
 from lhotse.cut import Cut
@@ -58,11 +54,11 @@ _UNKNOWN = "unknown tokens"
 class Transcriber(Protocol):
     """Reads waves; see :class:`icefall_kd.teachers.whisper_text.WhisperText`."""
 
-    def fingerprint(self) -> Dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Return what identifies the transcripts."""
         ...
 
-    def transcribe(self, waves: Sequence[Tensor]) -> List[Any]:
+    def transcribe(self, waves: Sequence[Tensor]) -> list[Any]:
         """Return ``text`` and ``confidence`` of each wave."""
         ...
 
@@ -107,13 +103,13 @@ class Judge:
         """Counts the letters that the tokenizer does not know."""
         return UnknownLetters(self.tokenizer)
 
-    def identity(self) -> Dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """Return what identifies its transcripts.
 
         Earlier versions wrote neither the defaults nor ``numbers``: they read all
         numbers digit by digit, so that their transcripts are not taken for these.
         """
-        identity: Dict[str, Any] = dataclasses.asdict(self.limits)
+        identity: dict[str, Any] = dataclasses.asdict(self.limits)
         identity["numbers"] = self.numbers
         if self.language != "en":
             identity["language"] = self.language
@@ -277,7 +273,7 @@ def _label_shard(
     judge: Judge,
     batch_size: int,
     seconds: Seconds,
-) -> Tuple[Counter, Counter]:
+) -> tuple[Counter, Counter]:
     """Write one shard of cuts; return its verdicts and its confidences."""
     source = _source(shar_dir, shard)
     cuts = (cut for _, cut in source.read())
@@ -313,7 +309,7 @@ def _source(shar_dir: Path, shard: str) -> Shard:
 
 def _transcripts(
     cuts: Iterator[Cut], reader: Transcriber, batch_size: int, seconds: Seconds
-) -> Iterator[Tuple[str, Any]]:
+) -> Iterator[tuple[str, Any]]:
     """Yield (cut id, transcript) of the cuts that are not too long."""
     fit = [(cut.id, load_wave(cut)) for cut in cuts if cut.duration <= MAX_SECONDS]
     fit.sort(key=lambda pair: len(pair[1]))  # a batch is decoded as long as its longest
@@ -323,7 +319,7 @@ def _transcripts(
         seconds.add(sum(map(len, waves)) / SAMPLE_RATE)
 
 
-def _supervision(line: Dict[str, Any], text: str, confidence: float) -> Dict[str, Any]:
+def _supervision(line: dict[str, Any], text: str, confidence: float) -> dict[str, Any]:
     return SupervisionSegment(
         id=line["id"],
         recording_id=line["recording"]["id"],

@@ -7,8 +7,9 @@ mean log-probability of its tokens, in steps of 0.1 nats.
 import contextlib
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Sequence, Set, Tuple
+from typing import Any
 
 from icefall_kd.cache.field import (
     cuts_path,
@@ -22,7 +23,7 @@ from icefall_kd.io import read_json, remove_abandoned, write_json
 NOTE = "pseudo_labels.json"
 PART = "pseudo_labels-"
 STEPS = 20  # of 0.1 nats; the last one has all below
-Counts = Dict[str, Dict[str, int]]  # shard -> what -> cuts
+Counts = dict[str, dict[str, int]]  # shard -> what -> cuts
 
 
 class Tally:
@@ -37,19 +38,19 @@ class Tally:
       ValueError: if the output holds transcripts that another identity made.
     """
 
-    def __init__(self, shar_dir: Path, output: Path, identity: Dict[str, Any]) -> None:
+    def __init__(self, shar_dir: Path, output: Path, identity: dict[str, Any]) -> None:
         self._shar_dir = shar_dir
         self._output = output
         self._identity = identity
         self._notes = fields_dir(output)
         if output.is_dir():
             list_shar(output)  # moves what an earlier version noted there
-        self._joined: Set[str] = set()  # shards that were found to be of these cuts
+        self._joined: set[str] = set()  # shards that were found to be of these cuts
         self.whole()  # refuses before anything is written
 
-    def whole(self) -> Tuple[Counts, Counts]:
+    def whole(self) -> tuple[Counts, Counts]:
         """Return verdicts and confidences of the shards that are whole."""
-        found: Dict[str, Tuple[Dict[str, int], Dict[str, int]]] = {}
+        found: dict[str, tuple[dict[str, int], dict[str, int]]] = {}
         # Read before the note: who completes that deletes these after it.
         for path in self._notes.glob(f"{PART}*.json"):
             with contextlib.suppress(FileNotFoundError):
@@ -78,7 +79,7 @@ class Tally:
             self._joined.add(shard)
         return True
 
-    def begin(self, own: Sequence[str]) -> List[str]:
+    def begin(self, own: Sequence[str]) -> list[str]:
         """Return those of ``own`` that are to be made; sweep what was left of them."""
         whole, _ = self.whole()
         todo = [shard for shard in own if shard not in whole]
@@ -104,7 +105,7 @@ class Tally:
         for shard in counts:
             self._path(shard).unlink(missing_ok=True)
 
-    def _note(self) -> Dict[str, Any]:
+    def _note(self) -> dict[str, Any]:
         """Return pseudo_labels.json; empty if there is none."""
         try:
             note = read_json(self._notes / NOTE)
@@ -123,7 +124,7 @@ class Tally:
         return self._notes / f"{PART}{shard}.json"
 
 
-def _without_counts(note: Dict[str, Any]) -> Dict[str, Any]:
+def _without_counts(note: dict[str, Any]) -> dict[str, Any]:
     made = ("counts", "confidences")
     return {name: value for name, value in note.items() if name not in made}
 

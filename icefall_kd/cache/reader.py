@@ -2,7 +2,8 @@
 
 import logging
 import math
-from typing import Any, Mapping, Optional, Sequence, Tuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
 
 import numpy as np
 from lhotse import CutSet
@@ -73,7 +74,7 @@ def shar_shards(
     fields: Sequence[str] = (),
     expect: Optional[Expectation] = None,
     missing: str = "error",
-) -> Tuple[Shard, ...]:
+) -> tuple[Shard, ...]:
     """Return the shards of a Shar folder in order; else as :func:`open_shar`."""
     if missing not in MISSING:
         raise ValueError(f"missing is '{missing}'; it can be one of {MISSING}")

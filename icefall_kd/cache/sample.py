@@ -1,7 +1,7 @@
 """A sample of a teacher's frames, to train a codec on or to take statistics from."""
 
 import random
-from typing import Dict, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from lhotse.cut import Cut
@@ -30,7 +30,7 @@ def sample_cuts(shar_dir: Pathlike, seconds: float, seed: int = 0) -> Iterator[C
         for n, key in enumerate(read_keys(cuts_path(shar_dir, shard)))
     ]
     rng.shuffle(places)
-    wanted: Dict[str, Set[int]] = {}
+    wanted: dict[str, set[int]] = {}
     for shard, n, duration in places:
         if seconds <= 0:
             break
@@ -49,7 +49,7 @@ def sample_frames(
     *,
     max_batch_duration: float = 60.0,
     seed: int = 0,
-) -> Dict[str, np.ndarray]:
+) -> dict[str, np.ndarray]:
     """Return about ``num_frames`` frames of each output, of cuts drawn at random.
 
     Whole cuts are taken, see :func:`sample_cuts`, until there is enough audio for the

@@ -1,9 +1,10 @@
 """Which shards of a Shar folder a process makes."""
 
-from typing import List, Optional, Sequence
+from collections.abc import Sequence
+from typing import Optional
 
 
-def select_shards(ids: Sequence[str], selection: Optional[str]) -> List[str]:
+def select_shards(ids: Sequence[str], selection: Optional[str]) -> list[str]:
     """Return the shards that ``selection`` names, in order and each once.
 
     Args:

@@ -1,8 +1,8 @@
 """Statistics of a field's frames: pooled from its shards, and what stands out."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import List, Sequence, Tuple
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from icefall_kd.cache.field import FieldInfo, ShardState
 
 OUTLIER = 10.0  # times the median dimension's root mean square
 
-Sums = Tuple[int, np.ndarray, np.ndarray]  # frames; sum and sum of squares, (D,)
+Sums = tuple[int, np.ndarray, np.ndarray]  # frames; sum and sum of squares, (D,)
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Outstanding:
       energy:   share of the mean squared norm that lies in the outliers.
     """
 
-    largest_mean: List[int]
-    largest_std: List[int]
-    smallest_std: List[int]
-    outliers: List[int]
+    largest_mean: list[int]
+    largest_std: list[int]
+    smallest_std: list[int]
+    outliers: list[int]
     energy: float
 
 
-def pool(sums: Sequence[Sums]) -> Tuple[np.ndarray, np.ndarray]:
+def pool(sums: Sequence[Sums]) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and the mean square of each dimension over all frames."""
     frames = sum(n for n, _, _ in sums)
     total = np.sum([s for _, s, _ in sums], axis=0)

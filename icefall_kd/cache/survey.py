@@ -6,9 +6,10 @@ Nothing here reads the arrays; :mod:`icefall_kd.cache.audit` proves them.
 import dataclasses
 import json
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Optional
 
 from icefall_kd.cache.codecs import find_codec
 from icefall_kd.cache.field import (
@@ -23,7 +24,7 @@ from icefall_kd.cache.join import compare_keys, read_keys
 from icefall_kd.cache.listing import FieldFiles, field_files, find_fields
 from icefall_kd.io import Pathlike, sha256_file
 
-Problems = Dict[str, List[str]]  # kind of problem -> one text a case
+Problems = dict[str, list[str]]  # kind of problem -> one text a case
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Summary:
     num_frames: int
     shards_done: int
     shards: int
-    fingerprint: Dict[str, Any]
+    fingerprint: dict[str, Any]
 
     @property
     def bytes_per_frame(self) -> Optional[float]:
@@ -68,13 +69,13 @@ class Summary:
         shift = self.frame_shift
         return None if shift is None else self.num_frames * shift / 3600
 
-    def as_dict(self) -> Dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """Return everything, for JSON."""
         derived = {"bytes_per_frame": self.bytes_per_frame, "hours": self.hours}
         return {**dataclasses.asdict(self), **derived}
 
 
-def survey(shar_dir: Pathlike) -> List[Summary]:
+def survey(shar_dir: Pathlike) -> list[Summary]:
     """Return a summary of every field, finished or not, sorted by name.
 
     Raises:
@@ -121,7 +122,7 @@ def quick_look(files: FieldFiles, info: FieldInfo, ids: Sequence[str]) -> Proble
 
 def completeness(
     shar_dir: Pathlike, files: FieldFiles, ids: Sequence[str]
-) -> Tuple[int, int, Problems]:
+) -> tuple[int, int, Problems]:
     """Compare a field with the cuts as they are now.
 
     A shard whose file of cuts is the one that it was made from joins without a look
@@ -186,7 +187,7 @@ def _finished(files: FieldFiles, ids: Sequence[str], info: FieldInfo) -> Summary
 
 
 def _unfinished(
-    files: FieldFiles, ids: Sequence[str], state: str, notes: List[str]
+    files: FieldFiles, ids: Sequence[str], state: str, notes: list[str]
 ) -> Summary:
     """Return what the shards tell of a field that has no description."""
     states = {s: read_state(files, s) for s in ids}

@@ -1,6 +1,7 @@
 """Runs teachers over cuts in batches of like duration, and keeps their order."""
 
-from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Optional
 
 import numpy as np
 import torch
@@ -14,13 +15,13 @@ from icefall_kd.teachers.protocol import Teacher
 
 _LOOKAHEAD = 4  # batches held in memory so that like durations can be put together
 
-_Held = Tuple[str, torch.Tensor, str]  # cut id, samples, transcript
-Arrays = Dict[str, np.ndarray]  # field -> (T, W) float32
+_Held = tuple[str, torch.Tensor, str]  # cut id, samples, transcript
+Arrays = dict[str, np.ndarray]  # field -> (T, W) float32
 
 
 def teach(
     cuts: Iterable[Cut], teachers: Sequence[Teacher], max_batch_duration: float
-) -> Iterator[Tuple[str, Arrays]]:
+) -> Iterator[tuple[str, Arrays]]:
     """Yield (cut id, field -> (T, W) float32) in the order of the cuts.
 
     A few batches are read ahead, and cuts of like duration go to the teachers
@@ -39,9 +40,9 @@ def teach(
         yield from _teach_held(held, teachers, max_batch_duration)
 
 
-def _hold(cuts: Iterable[Cut], limit: float) -> Iterator[List[_Held]]:
+def _hold(cuts: Iterable[Cut], limit: float) -> Iterator[list[_Held]]:
     """Yield the waves of successive cuts, about ``limit`` s of them at a time."""
-    held: List[_Held] = []
+    held: list[_Held] = []
     seconds = 0.0
     for cut in cuts:
         held.append((cut.id, load_wave(cut), transcript(cut)))
@@ -57,7 +58,7 @@ def teach_batch(
     waves: Sequence[torch.Tensor],
     teachers: Sequence[Teacher],
     texts: Optional[Sequence[str]] = None,
-) -> List[Arrays]:
+) -> list[Arrays]:
     """Return what the teachers say about each utterance, all at once.
 
     Args:
@@ -66,7 +67,7 @@ def teach_batch(
     """
     padded = torch.nn.utils.rnn.pad_sequence(list(waves), batch_first=True)
     lens = torch.tensor([len(w) for w in waves])
-    results: List[Arrays] = [{} for _ in waves]
+    results: list[Arrays] = [{} for _ in waves]
     for teacher in teachers:
         given = (list(texts or [""] * len(waves)),)
         given = given if getattr(teacher, "needs_text", False) else ()
@@ -77,14 +78,14 @@ def teach_batch(
 
 
 def _teach_held(
-    held: List[_Held],
+    held: list[_Held],
     teachers: Sequence[Teacher],
     max_batch_duration: float,
-) -> Iterator[Tuple[str, Arrays]]:
+) -> Iterator[tuple[str, Arrays]]:
     order = sorted(range(len(held)), key=lambda i: (len(held[i][1]), held[i][0]))
     limit = max(1, int(max_batch_duration * SAMPLE_RATE))
-    results: List[Optional[Arrays]] = [None] * len(held)
-    batch: List[int] = []
+    results: list[Optional[Arrays]] = [None] * len(held)
+    batch: list[int] = []
 
     def run() -> None:
         _, waves, texts = zip(*(held[i] for i in batch))

@@ -1,6 +1,7 @@
 """What is known of fields, as text for a terminal."""
 
-from typing import Any, List, Mapping, Optional, Sequence, Tuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
 
 from icefall_kd.cache.codec_file import load_codec
 from icefall_kd.cache.field import FieldInfo, load_field_info, shard_ids
@@ -28,7 +29,7 @@ _COLUMNS = (
 )
 
 
-def table(fields: Sequence[Summary]) -> List[str]:
+def table(fields: Sequence[Summary]) -> list[str]:
     """Return aligned lines: the columns' titles, a line a field, and what is wrong."""
     if not fields:
         return ["  no fields"]
@@ -53,7 +54,7 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
 
 
-def describe_field(shar_dir: Pathlike, field: str) -> Tuple[str, bool]:
+def describe_field(shar_dir: Pathlike, field: str) -> tuple[str, bool]:
     """Return all that is known of a field without reading its arrays.
 
     Returns:
@@ -97,7 +98,7 @@ def _info(shar_dir: Pathlike, files: FieldFiles) -> Optional[FieldInfo]:
         return None
 
 
-def _row(s: Summary) -> List[str]:
+def _row(s: Summary) -> list[str]:
     def told(value: Any, form: str = "{}") -> str:
         return "-" if value is None else form.format(value)
 
@@ -136,19 +137,19 @@ def _layers(fingerprint: Mapping[str, Any]) -> Optional[str]:
     return " + ".join(f"{w:g} x {k}" for k, w in zip(layers, weights))
 
 
-def _facts(s: Summary) -> List[str]:
+def _facts(s: Summary) -> list[str]:
     row = dict(zip((title for title, _ in _COLUMNS), _row(s)))
     row["state"] += f" ({s.note})" if s.note else ""
     del row["field"]
     return _pairs(row)
 
 
-def _pairs(values: Mapping[str, Any]) -> List[str]:
+def _pairs(values: Mapping[str, Any]) -> list[str]:
     width = max(map(len, values))
     return [f"  {name.ljust(width)}  {value}" for name, value in values.items()]
 
 
-def _statistics(info: FieldInfo) -> List[str]:
+def _statistics(info: FieldInfo) -> list[str]:
     """Return what the mean and the spread of the frames tell."""
     title = f"statistics over {info.num_frames:,} frames"
     if info.kind == "ctc":

@@ -7,7 +7,7 @@ transducer emits there, 0 for the blank; the distribution is the joiner's at the
 where the path crosses the frame.  Ids below 2^24 are exact in float32.
 """
 
-from typing import Sequence, Tuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ def take_topk(log_probs: Tensor, k: int) -> Tensor:
     return torch.cat([ids.float(), values, tail], dim=-1)
 
 
-def split_topk(x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+def split_topk(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return (ids int64 (..., k), log-probabilities (..., k), tail mass (...)).
 
     Args:
@@ -55,7 +55,7 @@ def join_path(emitted: Tensor, frames: Tensor) -> Tensor:
     return torch.cat([emitted.unsqueeze(-1).float(), frames], dim=-1)
 
 
-def split_path(x: Tensor) -> Tuple[Tensor, Tensor]:
+def split_path(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return (emitted int64 (...), frames (..., 2 k + 1)) of kind ``path``."""
     return x[..., 0].round().to(torch.int64), x[..., 1:]
 

@@ -1,8 +1,9 @@
 """Whether a shard of a field is whole."""
 
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Optional
 
 from icefall_kd.cache.field import (
     ShardState,
@@ -14,14 +15,14 @@ from icefall_kd.cache.field import (
 from icefall_kd.cache.join import compare_keys, describe, read_keys
 from icefall_kd.io import Pathlike, sha256_file
 
-Place = Tuple[str, str]  # field, shard
+Place = tuple[str, str]  # field, shard
 
 
 def verified_state(
     shar_dir: Pathlike,
     field: str,
     shard: str,
-    keys: Optional[List[list]] = None,
+    keys: Optional[list[list]] = None,
     *,
     full: bool = True,
 ) -> Optional[ShardState]:
@@ -75,7 +76,7 @@ def verified_fingerprints(
     full: bool = True,
     num_threads: int = 1,
     progress: Optional[Callable[[int], None]] = None,
-) -> Dict[Place, dict]:
+) -> dict[Place, dict]:
     """Return the fingerprint of each shard that is whole, of many at once.
 
     Args:

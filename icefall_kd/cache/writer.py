@@ -2,8 +2,9 @@
 
 import contextlib
 import errno
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any, Optional, Union
 
 import numpy as np
 from lhotse.array import Array, TemporalArray
@@ -36,7 +37,7 @@ class ShardWriter:
         self,
         path: Path,
         tar: ArrayTarWriter,
-        keys: List[list],
+        keys: list[list],
         frame_shift: float,
         codec: Codec,
     ) -> None:
@@ -84,7 +85,7 @@ class ShardWriter:
             )
 
 
-def moments(codec: Codec, stored: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+def moments(codec: Codec, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return sum and sum of squares, (W,) float64, of what a reader will get."""
     back = codec.decode(stored).astype(np.float64)
     return back.sum(axis=0), np.square(back).sum(axis=0)
@@ -95,11 +96,11 @@ def write_shard(
     shar_dir: Union[str, Path],
     field: str,
     shard: str,
-    keys: List[list],
+    keys: list[list],
     *,
     frame_shift: float,
     codec: Codec,
-    fingerprint: Dict[str, Any],
+    fingerprint: dict[str, Any],
 ) -> Iterator[ShardWriter]:
     """Write a shard's arrays in the block, then the state that declares it whole.
 

@@ -8,7 +8,7 @@ are lines ``name: text`` of ``core-sounds-<language>.txt``.
 import logging
 import re
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Optional
 
 from lhotse import CutSet
 
@@ -41,7 +41,7 @@ NOT_SPEECH = re.compile(
 )
 
 
-def read_transcripts(source_dir: Path, language: str = "en") -> Dict[str, str]:
+def read_transcripts(source_dir: Path, language: str = "en") -> dict[str, str]:
     """Return prompt name -> text as shipped, of ``core-sounds-<language>.txt[.gz]``.
 
     Raises:
@@ -57,7 +57,7 @@ def read_transcripts(source_dir: Path, language: str = "en") -> Dict[str, str]:
             f"{language} of the Asterisk project, or the Debian package of this name"
         )
     lines = read_text(found[0]).split("\n")
-    texts: Dict[str, str] = {}
+    texts: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith(";"):
             continue
@@ -69,13 +69,13 @@ def read_transcripts(source_dir: Path, language: str = "en") -> Dict[str, str]:
     return texts
 
 
-def find_prompts(source_dir: Path) -> Dict[str, Path]:
+def find_prompts(source_dir: Path) -> dict[str, Path]:
     """Return prompt name ("digits/1") -> audio file, sorted by name.
 
     Raises:
       FileNotFoundError: if there is no audio below ``source_dir``.
     """
-    prompts: Dict[str, Path] = {}
+    prompts: dict[str, Path] = {}
     for suffix in AUDIO_SUFFIXES:  # the first that a prompt has is taken
         for path in sorted(source_dir.rglob(f"*{suffix}")):
             folder = f"{path.parent.name}/" if path.parent.name in FOLDERS else ""
@@ -87,7 +87,7 @@ def find_prompts(source_dir: Path) -> Dict[str, Path]:
     return dict(sorted(prompts.items()))
 
 
-def match_texts(prompts: Dict[str, Path], texts: Dict[str, str]) -> Dict[str, Path]:
+def match_texts(prompts: dict[str, Path], texts: dict[str, str]) -> dict[str, Path]:
     """Return the prompts that have a text; what has only one of both is logged.
 
     A release may list a prompt that it does not hold: Debian's 1.6.1 has one.
@@ -139,7 +139,7 @@ def prepare_asterisk(
       FileNotFoundError: if there is no audio, or no file of transcripts.
     """
     source_dir, audio_dir = Path(source_dir), Path(audio_dir)
-    texts: Optional[Dict[str, str]] = None
+    texts: Optional[dict[str, str]] = None
     if labelled:
         texts = read_transcripts(source_dir, language)
     prompts = find_prompts(source_dir)

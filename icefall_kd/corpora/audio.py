@@ -1,10 +1,11 @@
 """Store audio as corpora ship it (G.722, MP3, Ogg) in 16 kHz mono flac files."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Iterable, List, Optional, Tuple, Union
+from typing import Optional, Union
 
 import soundfile
 from lhotse import MonoCut, Recording, SupervisionSegment
@@ -40,7 +41,7 @@ def clip_of_file(path: Path, id: str, **fields) -> Clip:
 
 def store_clips(
     clips: Iterable[Clip], audio_dir: Path, description: str
-) -> Tuple[List[MonoCut], List[Tuple[str, str]]]:
+) -> tuple[list[MonoCut], list[tuple[str, str]]]:
     """Store each clip as ``audio_dir/<id>.flac`` and return its cut.
 
     A file that is there already is not decoded again while its source is the same: the

@@ -4,8 +4,9 @@ ALTAR interactive and contributors, GPL-2+; Debian packages ``fillets-ng-data-cs
 and ``fillets-ng-data-nl``.
 """
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import Collection, Optional
+from typing import Optional
 
 from lhotse import CutSet
 

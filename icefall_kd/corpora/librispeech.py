@@ -6,8 +6,9 @@ in upper-case words: lhotse's own recipe reads it, and the audio stays where it 
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Optional
 
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.recipes.librispeech import prepare_librispeech as prepare_manifests

@@ -8,7 +8,7 @@ named ``*.SB`` are MP3 streams of 11.025 kHz, one line of dialogue each.
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional
+from typing import Optional
 
 from lhotse import CutSet
 
@@ -28,7 +28,7 @@ class Member:
     size: int
 
 
-def read_index(data: bytes) -> List[Member]:
+def read_index(data: bytes) -> list[Member]:
     """Return the members of the data file.
 
     Raises:
@@ -90,7 +90,7 @@ def prepare_queen(
     return CutSet.from_cuts(cuts)
 
 
-def _evenly(members: List[Member], minutes: float) -> List[Member]:
+def _evenly(members: list[Member], minutes: float) -> list[Member]:
     """Every k-th member, so that together they last about ``minutes``."""
     bytes_per_second = 2000  # MP3 of 16 kbit/s
     total = sum(m.size for m in members) / bytes_per_second / 60

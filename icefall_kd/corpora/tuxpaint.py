@@ -6,8 +6,9 @@ language code are English.
 """
 
 import re
+from collections.abc import Collection
 from pathlib import Path
-from typing import Collection, Optional
+from typing import Optional
 
 from lhotse import CutSet
 

@@ -5,16 +5,17 @@ Several channels are averaged.
 """
 
 import struct
+from collections.abc import Iterator
 from io import SEEK_END, BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any, BinaryIO, Optional, Union
 
 import numpy as np
 
 from icefall_kd import SAMPLE_RATE
 
 # What PyAV cannot tell from the bytes alone: raw G.722 has no header.
-CONTAINER_FORMATS: Dict[str, str] = {".g722": "g722", ".mp3": "mp3", ".ogg": "ogg"}
+CONTAINER_FORMATS: dict[str, str] = {".g722": "g722", ".mp3": "mp3", ".ogg": "ogg"}
 # Formats of FFmpeg whose header declares the length.
 DECLARING = {"flac", "aiff", "au", "mp3", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"}
 TOLERANCE = 0.1  # s, less than declared; compressed audio comes in frames
@@ -53,7 +54,7 @@ def read_blocks(
                 raise AudioError("has no audio stream")
             declared = _declared_seconds(stream, source)
             is_cut = stream.format.name == "ogg" and _ends_within_page(source)
-            pieces: List[np.ndarray] = []
+            pieces: list[np.ndarray] = []
             for samples, seconds in _resample(stream):
                 if not np.isfinite(samples).all():
                     raise AudioError(
@@ -99,7 +100,7 @@ def read_file(path: Path) -> Iterator[np.ndarray]:
     return read_blocks(path, CONTAINER_FORMATS.get(path.suffix.lower()))
 
 
-def _resample(stream: Any) -> Iterator[Tuple[np.ndarray, float]]:
+def _resample(stream: Any) -> Iterator[tuple[np.ndarray, float]]:
     """Yield samples (S,) float32, 16 kHz, and the time in s up to which they are."""
     import av
 

@@ -5,7 +5,7 @@ Park et al., SpecAugment, 2019, arXiv:1904.08779.  The masks are lhotse's.
 
 import random
 import zlib
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from lhotse.dataset import SpecAugment as LhotseSpecAugment

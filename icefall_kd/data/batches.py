@@ -1,17 +1,12 @@
 """From cuts to batches: sampling by duration, fbank, tokens, teachers' fields."""
 
 from collections import deque
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from typing import (
     Any,
     Callable,
-    Collection,
-    Deque,
-    Dict,
-    Iterator,
-    Mapping,
     Optional,
-    Tuple,
     Union,
 )
 
@@ -73,7 +68,7 @@ class BatchDataset(Dataset):
         self.waves = waves
         self.epoch = 0
 
-    def __getitem__(self, cuts: CutSet) -> Dict[str, Any]:
+    def __getitem__(self, cuts: CutSet) -> dict[str, Any]:
         """Return the batch of ``cuts``, longest first.
 
         Returns:
@@ -91,12 +86,12 @@ class BatchDataset(Dataset):
         """
         return decode_fields(self.stored(cuts), self.fields)
 
-    def stored(self, cuts: CutSet) -> Dict[str, Any]:
+    def stored(self, cuts: CutSet) -> dict[str, Any]:
         """Return the batch of ``cuts`` with its fields as they are stored."""
         cuts = longest_first(cuts)
         return self.join(self.hear(cuts), cuts, without_fields(cuts, self.fields))
 
-    def hear(self, cuts: CutSet) -> Dict[str, Any]:
+    def hear(self, cuts: CutSet) -> dict[str, Any]:
         """Return what a worker makes of ordered cuts: all but their fields."""
         waves = [load_wave(cut) for cut in cuts]
         features = compute_fbank(waves)
@@ -106,7 +101,7 @@ class BatchDataset(Dataset):
             seed = batch_seed(self.seed, self.epoch, [cut.id for cut in cuts])
             x = self.spec_augment(x, lens, seed)
         text = [transcript(cut) for cut in cuts]
-        batch: Dict[str, Any] = {"features": x, "feature_lens": lens, "text": text}
+        batch: dict[str, Any] = {"features": x, "feature_lens": lens, "text": text}
         if self.tokenizer is not None:
             batch["tokens"] = [self.tokenizer.encode(t) for t in text]
         if self.waves:
@@ -116,7 +111,7 @@ class BatchDataset(Dataset):
 
     def join(
         self, heard: Mapping[str, Any], cuts: CutSet, bare: CutSet
-    ) -> Dict[str, Any]:
+    ) -> dict[str, Any]:
         """Return what :meth:`hear` said with the fields of the cuts.
 
         Args:
@@ -132,7 +127,7 @@ class _Hearing(Dataset):
     def __init__(self, dataset: BatchDataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, cuts: CutSet) -> Dict[str, Any]:
+    def __getitem__(self, cuts: CutSet) -> dict[str, Any]:
         return self.dataset.hear(cuts)
 
 
@@ -155,7 +150,7 @@ class Loader:
         sampler: BucketSampler,
         num_workers: int = 0,
         start_method: Optional[str] = None,
-        finish: Optional[Callable[[Mapping[str, Any]], Dict[str, Any]]] = None,
+        finish: Optional[Callable[[Mapping[str, Any]], dict[str, Any]]] = None,
     ) -> None:
         self.dataset = dataset
         self.sampler = sampler
@@ -164,11 +159,11 @@ class Loader:
         self.finish = finish or partial(decode_fields, codecs=dataset.fields)
         self._place: Optional[SamplerPlace] = None
 
-    def load(self, cuts: CutSet) -> Dict[str, Any]:
+    def load(self, cuts: CutSet) -> dict[str, Any]:
         """Return the batch of some cuts, in this process."""
         return self.finish(self.dataset.stored(cuts))
 
-    def state_dict(self) -> Dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the place behind the batch that was yielded last.
 
         The sampler may be further, since workers load ahead.
@@ -214,7 +209,7 @@ class _Ahead:
         self, sampler: BucketSampler, fields: Collection[str], prefetch: bool
     ) -> None:
         self.sampler, self.fields, self.prefetch = sampler, fields, prefetch
-        self.batches: Deque[Tuple[SamplerPlace, CutSet, CutSet]] = deque()
+        self.batches: deque[tuple[SamplerPlace, CutSet, CutSet]] = deque()
 
     def __iter__(self) -> Iterator[CutSet]:
         for cuts in map(longest_first, self.sampler):

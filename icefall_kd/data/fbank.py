@@ -7,7 +7,8 @@ false).  lhotse computes it on the CPU, and on CUDA where kaldifeat is missing.
 
 import contextlib
 import functools
-from typing import Callable, Iterator, List, Sequence, Union
+from collections.abc import Iterator, Sequence
+from typing import Callable, Union
 
 import torch
 from lhotse import Fbank, FbankConfig
@@ -28,7 +29,7 @@ def num_frames(num_samples: int) -> int:
 
 def compute_fbank(
     waves: Sequence[Tensor], device: Union[str, torch.device] = "cpu"
-) -> List[Tensor]:
+) -> list[Tensor]:
     """Return the log-mel filter bank of each wave, on ``device``.
 
     The result does not depend on the number of threads, so that batches are the same

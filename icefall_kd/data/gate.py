@@ -2,19 +2,13 @@
 
 import logging
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import (
     Any,
     Callable,
-    Dict,
-    Iterable,
-    List,
-    Mapping,
     Optional,
-    Sequence,
-    Set,
-    Tuple,
 )
 
 from lhotse import CutSet
@@ -37,7 +31,7 @@ from icefall_kd.io import write_json
 from icefall_kd.zipformer.subsampling import MIN_FRAMES, encoder_output_lens
 
 # Reason -> what it means.  A cut is dropped for the first that holds, in this order.
-REASONS: Dict[str, str] = {
+REASONS: dict[str, str] = {
     "duplicate_id": "another cut of the set has this id",
     "mixed_cut": "it is mixed, padded or appended, not a part of one recording",
     "two_supervisions": "a labelled cut has one supervision, this has another number",
@@ -54,7 +48,7 @@ REASONS: Dict[str, str] = {
     "not_finite": "its audio has NaN or infinite samples",
 }
 # Reason -> what to do, where the cuts are worth mending.
-REMEDIES: Dict[str, str] = {
+REMEDIES: dict[str, str] = {
     "duplicate_id": "give each cut an id of its own",
     "mixed_cut": "lhotse's CutSet.save_audios writes such cuts to files",
     "two_supervisions": "lhotse's CutSet.trim_to_supervisions makes a cut of each, "
@@ -93,13 +87,13 @@ def num_fbank_frames(duration: float) -> int:
 def gate(
     cuts: Iterable[Cut],
     *,
-    tokenize: Optional[Callable[[str], List[int]]] = None,
+    tokenize: Optional[Callable[[str], list[int]]] = None,
     max_duration: float = 30.0,
     check_audio: bool = True,
     unk_id: int = UNK_ID,
     description: str = "data gate",
     num_jobs: int = 1,
-) -> Tuple[CutSet, List[Drop]]:
+) -> tuple[CutSet, list[Drop]]:
     """Return the cuts that a run can take, and a :class:`Drop` for each other one.
 
     Args:
@@ -110,8 +104,8 @@ def gate(
       num_jobs: processes that read it.
     """
     cuts = list(cuts)
-    seen: Set[str] = set()
-    findings: List[Finding] = []
+    seen: set[str] = set()
+    findings: list[Finding] = []
     for cut in cuts:
         found = _check_manifest(cut, seen, tokenize, unk_id)
         findings.append(found or _check_length(cut, tokenize, max_duration))
@@ -119,7 +113,7 @@ def gate(
     if check_audio:
         places = [i for i, found in enumerate(findings) if found is None]
         read = parallel_map(check_audio_of, [cuts[i] for i in places], num_jobs, CHUNK)
-        missing: Dict[str, int] = {}
+        missing: dict[str, int] = {}
         for i, (found, lacks) in zip(
             places, progress(read, description, "cut", len(places))
         ):
@@ -139,7 +133,7 @@ def gate(
 
 def describe_drops(
     drops: Sequence[Drop], examples: int = LOGGED_DROPS
-) -> Dict[str, str]:
+) -> dict[str, str]:
     """Return, for each reason, the number of cuts, the first ones and the remedy."""
     lines = {}
     for reason in REASONS:
@@ -173,8 +167,8 @@ def _log_missing(missing: Mapping[str, int], description: str) -> None:
 
 def _check_manifest(
     cut: Cut,
-    seen: Set[str],
-    tokenize: Optional[Callable[[str], List[int]]],
+    seen: set[str],
+    tokenize: Optional[Callable[[str], list[int]]],
     unk_id: int,
 ) -> Finding:
     if cut.id in seen:
@@ -200,7 +194,7 @@ def _check_manifest(
 def check_text(
     text: str,
     tokens: Sequence[int],
-    tokenize: Callable[[str], List[int]],
+    tokenize: Callable[[str], list[int]],
     unk_id: int,
 ) -> Finding:
     """Return why no token of a text can be trained on, None if some can."""
@@ -225,7 +219,7 @@ def _check_span(cut: Cut) -> Finding:
 
 
 def _check_length(
-    cut: Cut, tokenize: Optional[Callable[[str], List[int]]], max_duration: float
+    cut: Cut, tokenize: Optional[Callable[[str], list[int]]], max_duration: float
 ) -> Finding:
     if cut.duration > max_duration:
         return "too_long", f"{cut.duration:.2f} s > {max_duration:g} s"
@@ -250,7 +244,7 @@ def check_frames(duration: float, tokens: Optional[Sequence[int]]) -> Finding:
 
 
 def write_report(
-    drops: List[Drop],
+    drops: list[Drop],
     num_kept: int,
     path: Path,
     made_of: Mapping[str, Any],

@@ -5,8 +5,9 @@ import functools
 import logging
 import math
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator, List, Optional, Tuple
+from typing import Any, Optional
 
 import numpy as np
 from lhotse import Recording
@@ -29,10 +30,10 @@ TOLERANCE = 0.025
 LONG = 2.0  # a recording of so many times a cut's length has others in it
 ROUNDING = 2  # samples that a resampler may give less than lhotse predicts
 
-Finding = Optional[Tuple[str, str]]  # reason and detail, or None: nothing is wrong
+Finding = Optional[tuple[str, str]]  # reason and detail, or None: nothing is wrong
 
 
-def check_audio_of(cut: Cut) -> Tuple[Finding, int]:
+def check_audio_of(cut: Cut) -> tuple[Finding, int]:
     """Return what is wrong with a cut's audio, and the samples that its end lacks."""
     if not cut.has_recording:
         return ("unreadable", "no audio"), 0
@@ -132,7 +133,7 @@ def shorten(cut: Cut, num_samples: int) -> Cut:
     return fastcopy(cut, duration=duration, supervisions=supervisions)
 
 
-def _header_length(recording: Recording) -> Tuple[int, int]:
+def _header_length(recording: Recording) -> tuple[int, int]:
     """Return the samples by the header of a recording's file, and those declared.
 
     Both at the recording's rate and speed, so that a header that is wrong at one speed
@@ -150,7 +151,7 @@ def _header_length(recording: Recording) -> Tuple[int, int]:
     return round(header.duration * recording.sampling_rate / speed), declared
 
 
-def _transforms(recording: Recording) -> List[AudioTransform]:
+def _transforms(recording: Recording) -> list[AudioTransform]:
     """Return the transforms of a recording, which a manifest may hold as plain data."""
     return [
         t if isinstance(t, AudioTransform) else AudioTransform.from_dict(t)

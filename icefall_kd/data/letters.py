@@ -3,7 +3,8 @@
 import logging
 import unicodedata
 from collections import Counter
-from typing import Any, Callable, Dict, Iterable, List
+from collections.abc import Iterable
+from typing import Any, Callable
 
 from icefall_kd.data.normalise import INSIDE
 from icefall_kd.data.tokens import Tokenizer
@@ -29,9 +30,9 @@ class UnknownLetters:
         self.tokens = self.unknown = 0
         self.letters: Counter = Counter()
         self._tokenizer = tokenizer
-        self._known: Dict[str, bool] = {}
+        self._known: dict[str, bool] = {}
 
-    def add(self, text: str) -> List[int]:
+    def add(self, text: str) -> list[int]:
         """Count one text; return its tokens."""
         tokens = self._tokenizer.encode(text)
         self.tokens += len(tokens)
@@ -52,7 +53,7 @@ class UnknownLetters:
         """Return the share of ``<unk>`` among the tokens."""
         return self.unknown / max(1, self.tokens)
 
-    def counts(self) -> Dict[str, Any]:
+    def counts(self) -> dict[str, Any]:
         """Return the counts for a JSON file."""
         return {
             "tokens": self.tokens,
@@ -99,14 +100,14 @@ class UnknownLetters:
             logging.warning("%s: %s. Remedy: %s", name, self.describe(), REMEDY)
 
 
-_CASES: Dict[Callable[[str], str], str] = {
+_CASES: dict[Callable[[str], str], str] = {
     str.upper: "texts are lower case, tokens upper case",
     str.lower: "texts are upper case, tokens lower case",
 }
 
 
 def case_difference(
-    text: str, tokenize: Callable[[str], List[int]], unk_id: int
+    text: str, tokenize: Callable[[str], list[int]], unk_id: int
 ) -> str:
     """Return how the cases of a text and of the tokens differ, "" if they do not."""
     for change, difference in _CASES.items():

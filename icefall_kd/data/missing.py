@@ -1,7 +1,8 @@
 """How many utterances of an epoch had no target."""
 
 import logging
-from typing import Any, Dict, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from icefall_kd.data.sampler import BucketSampler
 
@@ -10,7 +11,7 @@ class MissingTargets:
     """Counts the utterances without a target in the batches of an epoch."""
 
     def __init__(self) -> None:
-        self._missing: Dict[str, int] = {}
+        self._missing: dict[str, int] = {}
         self._utterances = 0
 
     def add(self, batch: Mapping[str, Any]) -> None:

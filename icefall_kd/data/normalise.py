@@ -8,7 +8,8 @@ extensions and passwords (ONE EIGHT FOUR TWO), or "keep", not in English, as dig
 
 import re
 import unicodedata
-from typing import Mapping, Optional
+from collections.abc import Mapping
+from typing import Optional
 
 from num2words import num2words
 

@@ -8,7 +8,7 @@ number is num2words'.  Other languages have their cardinals alone.
 
 import contextlib
 import re
-from typing import Callable, List, Tuple
+from typing import Callable
 
 from num2words import CONVERTER_CLASSES, num2words
 
@@ -316,11 +316,11 @@ def _any(options: object) -> str:
     return "|".join(sorted(map(re.escape, options), key=len, reverse=True))  # type: ignore
 
 
-_Rule = Tuple["re.Pattern[str]", Callable[["re.Match[str]"], str]]
+_Rule = tuple["re.Pattern[str]", Callable[["re.Match[str]"], str]]
 _BARE = r"(?<![\w$£€.,:/-])"  # before what stands alone
 _END = r"(?![\w/]|[.,:-]\d)"
 _SIGN = f"[{''.join(_MONEY)}]"
-_RULES: List[_Rule] = [
+_RULES: list[_Rule] = [
     (re.compile(pattern), write)
     for pattern, write in (
         (rf"(?<![\w$£€.,:/])({_any(_IDIOMS)}){_END}", lambda m: _IDIOMS[m[1]]),

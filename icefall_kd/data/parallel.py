@@ -3,9 +3,10 @@
 import contextlib
 import multiprocessing
 import signal
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import resource_tracker
-from typing import Callable, Iterator, Sequence, TypeVar
+from typing import Callable, TypeVar
 
 import torch
 

@@ -4,7 +4,8 @@ import datetime
 import logging
 import sys
 import time
-from typing import Iterable, Iterator, Optional, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Optional, TypeVar
 
 from tqdm import tqdm
 

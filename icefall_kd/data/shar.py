@@ -7,8 +7,8 @@ import random
 import shutil
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Iterable, List, Sequence, Tuple
 
 from lhotse import CutSet
 from lhotse.cut import Cut
@@ -25,7 +25,7 @@ from icefall_kd.io import write_text
 PLAN = "plan.sha256"  # what the shards of a folder that is not complete are of
 
 
-def read_cuts(manifest: Path) -> List[Cut]:
+def read_cuts(manifest: Path) -> list[Cut]:
     """Return the cuts of a manifest, all at 16 kHz.
 
     What is of another rate is resampled when it is loaded, and counted.  Accents are
@@ -81,7 +81,7 @@ def _compose(cut: Cut) -> Cut:
     )
 
 
-def at_speeds(cuts: Iterable[Cut], speeds: Sequence[float]) -> List[Cut]:
+def at_speeds(cuts: Iterable[Cut], speeds: Sequence[float]) -> list[Cut]:
     """Return every cut at every speed, ``cut.custom["speed"]`` set to the factor.
 
     The ids at another speed than 1 end in lhotse's ``_sp<factor>``.
@@ -160,12 +160,12 @@ def check_absent(directory: Path) -> None:
         )
 
 
-def _files(number: int) -> Tuple[str, str]:
+def _files(number: int) -> tuple[str, str]:
     """Return the names of a shard's files; the last is there when all are."""
     return f"recording.{number:06d}.tar", f"cuts.{number:06d}.jsonl.gz"
 
 
-def _write_shard(shard: Tuple[Path, int, Sequence[Cut]]) -> None:
+def _write_shard(shard: tuple[Path, int, Sequence[Cut]]) -> None:
     """Write one shard, whole or not at all: (folder, number, cuts)."""
     folder, number, cuts = shard
     own = folder / f".{number:06d}"

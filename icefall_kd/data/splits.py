@@ -2,8 +2,8 @@
 
 import random
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Dict, List, Mapping, Tuple
 
 from icefall_kd.io import read_text, write_text
 
@@ -19,7 +19,7 @@ def choose_splits(
     min_words: int = 3,
     max_words: int = 20,
     seed: int = 42,
-) -> Dict[str, List[str]]:
+) -> dict[str, list[str]]:
     """Return sorted ids of train, dev and test, and of the texts that are empty.
 
     Test and dev are drawn from the texts of ``min_words`` to ``max_words`` words that
@@ -31,10 +31,10 @@ def choose_splits(
     Raises:
       ValueError: if too few texts can be drawn.
     """
-    by_text: Dict[str, List[str]] = defaultdict(list)
+    by_text: dict[str, list[str]] = defaultdict(list)
     for id, text in texts.items():
         by_text[text].append(id)
-    splits: Dict[str, List[str]] = {EXCLUDED: sorted(by_text.pop("", []))}
+    splits: dict[str, list[str]] = {EXCLUDED: sorted(by_text.pop("", []))}
     padded = [f" {text} " for text in by_text]
     drawable = sorted(
         text
@@ -44,7 +44,7 @@ def choose_splits(
     )
     random.Random(seed).shuffle(drawable)
     for split, size in (("test", num_test), ("dev", num_dev)):
-        ids: List[str] = []
+        ids: list[str] = []
         while len(ids) < size:
             if not drawable:
                 raise ValueError(
@@ -56,22 +56,22 @@ def choose_splits(
     return splits
 
 
-def write_splits(splits: Mapping[str, List[str]], directory: Path, reason: str) -> None:
+def write_splits(splits: Mapping[str, list[str]], directory: Path, reason: str) -> None:
     """Write ``<split>.txt``, one id a line; excluded ids with a tab and ``reason``."""
     for split, ids in splits.items():
         note = f"\t{reason}" if split == EXCLUDED else ""
         write_text(directory / f"{split}.txt", "".join(f"{id}{note}\n" for id in ids))
 
 
-def read_splits(directory: Path) -> Dict[str, Tuple[str, ...]]:
+def read_splits(directory: Path) -> dict[str, tuple[str, ...]]:
     """Return split -> ids of ``train.txt``, ``dev.txt`` and ``test.txt``.
 
     Raises:
       FileNotFoundError: if a list is missing.
       ValueError: if an id is listed twice.
     """
-    splits: Dict[str, Tuple[str, ...]] = {}
-    where: Dict[str, str] = {}
+    splits: dict[str, tuple[str, ...]] = {}
+    where: dict[str, str] = {}
     for split in SPLITS:
         path = directory / f"{split}.txt"
         if not path.exists():
@@ -85,8 +85,8 @@ def read_splits(directory: Path) -> Dict[str, Tuple[str, ...]]:
 
 
 def split_by_ids(
-    ids: Mapping[str, Tuple[str, ...]], available: List[str]
-) -> Dict[str, List[str]]:
+    ids: Mapping[str, tuple[str, ...]], available: list[str]
+) -> dict[str, list[str]]:
     """Return split -> its ids, checked against the ids that there are.
 
     Raises:

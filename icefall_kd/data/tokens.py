@@ -2,8 +2,9 @@
 
 import hashlib
 import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Iterable, List, Sequence, Tuple, Union
+from typing import Union
 
 import sentencepiece
 
@@ -48,9 +49,9 @@ def train_bpe(texts: Sequence[str], vocab_size: int) -> bytes:
     return model.getvalue()
 
 
-def word_spans(pieces: Iterable[str]) -> List[Tuple[int, int]]:
+def word_spans(pieces: Iterable[str]) -> list[tuple[int, int]]:
     """Return the place of the first and of the last of the pieces of each word."""
-    spans: List[Tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     first, empty = 0, True
     for place, piece in enumerate(pieces):
         if piece.startswith(WORD_START):
@@ -110,7 +111,7 @@ class Tokenizer:
         self.unk_id = self._processor.unk_id()
         self.vocab_size = self._processor.get_piece_size()
 
-    def encode(self, text: str) -> List[int]:
+    def encode(self, text: str) -> list[int]:
         """Return the ids of ``text``, without blank."""
         return self._processor.encode(text, out_type=int)
 
@@ -118,7 +119,7 @@ class Tokenizer:
         """Return the text of ``ids``; an unknown token reads as sentencepiece's ⁇."""
         return self._processor.decode([int(i) for i in ids])
 
-    def word_spans(self, ids: Sequence[int]) -> List[Tuple[int, int]]:
+    def word_spans(self, ids: Sequence[int]) -> list[tuple[int, int]]:
         """Return the place of the first and of the last token of each word.
 
         The words are those of ``decode(ids).split()``, if no token is ``<unk>``.

@@ -1,7 +1,7 @@
 """The samples of a cut, of the one form that everything here hears: 16 kHz mono."""
 
 import math
-from typing import Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch

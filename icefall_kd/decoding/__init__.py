@@ -16,7 +16,7 @@ from icefall_kd.decoding.greedy import GreedySearch
 from icefall_kd.decoding.hypothesis import DecodeOptions, Hypothesis
 from icefall_kd.decoding.search import Search
 
-DECODERS: Dict[str, Type[Search]] = {
+DECODERS: dict[str, type[Search]] = {
     "greedy_search": GreedySearch,
     "modified_beam_search": ModifiedBeamSearch,
     "fast_beam_search": FastBeamSearch,
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 
-def search_class(method: str) -> Type[Search]:
+def search_class(method: str) -> type[Search]:
     """Return the search of this name.
 
     Raises:
@@ -62,7 +62,7 @@ def make_search(model: nn.Module, batch_size: int, options: DecodeOptions) -> Se
 @torch.no_grad()
 def decode(
     model: nn.Module, encoder_out: Tensor, lens: Tensor, options: DecodeOptions
-) -> List[Hypothesis]:
+) -> list[Hypothesis]:
     """Search a batch of complete utterances.
 
     Args:

@@ -1,7 +1,8 @@
 """The alignment that a decoding of a set is held against, where there is one."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Dict, Mapping, Optional, Sequence
+from typing import Optional
 
 from icefall_kd.decoding.ctm import alignment_facts, load_word_times
 from icefall_kd.decoding.delay import delay_figures, measure_delays
@@ -42,7 +43,7 @@ class SetAlignment:
 
     def figures(
         self, recognitions: Sequence[Recognition], chunking: Optional[Chunking]
-    ) -> Dict[str, Optional[float]]:
+    ) -> dict[str, Optional[float]]:
         """Return how late words were recognised, as a result JSON says it."""
         if self.times is None:
             return {}

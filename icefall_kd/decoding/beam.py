@@ -5,8 +5,6 @@ without expansion inside a frame, Kuang et al., Pruned RNN-T for fast, memory-ef
 ASR training, 2022, arXiv:2206.13236, section 5.
 """
 
-from typing import List
-
 import torch
 from torch import Tensor, nn
 
@@ -44,8 +42,8 @@ class ModifiedBeamSearch(TransducerSearch):
         self.lengths = torch.zeros(shape, dtype=torch.int64, device=self.device)
         self.hotwords = options.hotwords and options.hotwords.to(self.device)
         self.phrases = torch.zeros(shape, dtype=torch.int64, device=self.device)
-        self.parents: List[Tensor] = []  # a frame each, (n, beam)
-        self.emitted: List[Tensor] = []  # a frame each, (n, beam) ids or NO_TOKEN
+        self.parents: list[Tensor] = []  # a frame each, (n, beam)
+        self.emitted: list[Tensor] = []  # a frame each, (n, beam) ids or NO_TOKEN
 
     def _step(self, encoder_frame: Tensor) -> None:
         n, beam = encoder_frame.size(0), self.options.beam
@@ -101,7 +99,7 @@ class ModifiedBeamSearch(TransducerSearch):
             self.scores -= self.hotwords.unfinished[self.phrases]
             self.phrases.zero_()
 
-    def hypotheses(self) -> List[Hypothesis]:
+    def hypotheses(self) -> list[Hypothesis]:
         context_size = self.context.size(2)
         winners = (self.scores / (self.lengths + context_size)).argmax(dim=1)
         scores = self.scores.gather(1, winners[:, None]).squeeze(1)

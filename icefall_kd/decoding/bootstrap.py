@@ -9,8 +9,9 @@ may bring: as many of them are drawn with replacement, independently of the utte
 Three runs are few, so the spread that they add is a lower bound.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence, Tuple, Union
+from typing import Union
 
 import numpy as np
 
@@ -74,7 +75,7 @@ def wer_interval(
     confidence: float = 0.95,
     replications: int = REPLICATIONS,
     seed: int = SEED,
-) -> Tuple[float, float]:
+) -> tuple[float, float]:
     """Return the percentile bootstrap interval of the WER, in percent.
 
     Args:
@@ -108,7 +109,7 @@ class PairedDifference:
     """
 
     difference: float
-    interval: Tuple[float, float]
+    interval: tuple[float, float]
     probability: float
 
 

@@ -5,7 +5,7 @@ recognition using bi-directional recurrent DNNs, 2014, arXiv:1408.2873, algorith
 without its language model.
 """
 
-from typing import List, Optional, Tuple
+from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,7 @@ class CtcGreedySearch(CtcSearch):
         # The symbol of the frame before, kept from chunk to chunk.
         self.last = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
         self.scores = torch.zeros(batch_size, device=self.device)
-        self.emitted: List[Tensor] = []  # a frame each, (n,) ids or NO_TOKEN
+        self.emitted: list[Tensor] = []  # a frame each, (n,) ids or NO_TOKEN
 
     def _step(self, log_probs: Tensor) -> None:
         n = log_probs.size(0)
@@ -77,7 +77,7 @@ class CtcGreedySearch(CtcSearch):
         self.emitted.append(torch.where(emits, tokens, NO_TOKEN))
         self.last[:n] = tokens
 
-    def hypotheses(self) -> List[Hypothesis]:
+    def hypotheses(self) -> list[Hypothesis]:
         return collect(self.scores, self.emitted)
 
 
@@ -106,8 +106,8 @@ class CtcPrefixBeamSearch(CtcSearch):
         self.lengths = torch.zeros(shape, dtype=torch.int64, device=self.device)
         # A frame each: where the best path comes from, (n, beam, 2) as 2 * slot + end;
         # and what its token end emits, (n, beam) ids or NO_TOKEN.
-        self.origins: List[Tensor] = []
-        self.emitted: List[Tensor] = []
+        self.origins: list[Tensor] = []
+        self.emitted: list[Tensor] = []
 
     def _step(self, log_probs: Tensor) -> None:
         n, vocab_size = log_probs.shape
@@ -147,7 +147,7 @@ class CtcPrefixBeamSearch(CtcSearch):
 
     def _extend(
         self, log_probs: Tensor, again: Tensor, joins: Tensor
-    ) -> Tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Move every prefix on by a frame.
 
         Returns:
@@ -216,7 +216,7 @@ class CtcPrefixBeamSearch(CtcSearch):
         ends_in_token = torch.where(new, grown, ends_in_token.gather(1, parents))
         self.bests[:n] = torch.stack([ends_in_blank, ends_in_token], dim=2)
 
-    def _depart(self, n: int, slots: Tensor, tokens: Tensor) -> Tuple[Tensor, Tensor]:
+    def _depart(self, n: int, slots: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return score and origin (n, beam) of the best path that ``tokens`` continue.
 
         Args:
@@ -228,7 +228,7 @@ class CtcPrefixBeamSearch(CtcSearch):
         score = torch.where(again, after_blank, best)
         return score, 2 * slots + torch.where(again, BLANK_END, end)
 
-    def hypotheses(self) -> List[Hypothesis]:
+    def hypotheses(self) -> list[Hypothesis]:
         total, winners = self.sums.logsumexp(2).max(1)
         found = [Hypothesis(score=score) for score in total.tolist()]
         ends = _pick(self.bests, winners[:, None]).squeeze(1).argmax(1).tolist()

@@ -14,8 +14,9 @@ no comments.
 """
 
 import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Optional
 
 from lhotse.serialization import deserialize_item
 from lhotse.supervision import AlignmentItem
@@ -102,7 +103,7 @@ def read_ctm(path: Pathlike) -> WordTimes:
     return {k: sorted(items, key=lambda item: item.start) for k, items in found.items()}
 
 
-def _read_line(line: str, where: str) -> Tuple[str, AlignmentItem]:
+def _read_line(line: str, where: str) -> tuple[str, AlignmentItem]:
     parts = line.split()
     try:
         cut_id, _, start, duration, word, *score = parts
@@ -117,12 +118,12 @@ def _read_line(line: str, where: str) -> Tuple[str, AlignmentItem]:
     return cut_id, AlignmentItem(word, *times[:2], times[2] if score else None)
 
 
-def transcripts(shar_dir: Pathlike) -> Dict[str, List[str]]:
+def transcripts(shar_dir: Pathlike) -> dict[str, list[str]]:
     """Return the words of each cut of a Shar folder, without reading its audio."""
     return {cut_id: words for cut_id, _, words in _described(shar_dir)}
 
 
-def count_transcripts(shar_dir: Pathlike) -> Tuple[int, int]:
+def count_transcripts(shar_dir: Pathlike) -> tuple[int, int]:
     """Return the number of cuts of a Shar folder, and of those with a transcript.
 
     Logs a warning if some have none.
@@ -146,12 +147,12 @@ def count_transcripts(shar_dir: Pathlike) -> Tuple[int, int]:
     return len(words), labelled
 
 
-def channels_of(shar_dir: Pathlike) -> Dict[str, int]:
+def channels_of(shar_dir: Pathlike) -> dict[str, int]:
     """Return the channel of each cut of a Shar folder, without reading its audio."""
     return {cut_id: channel for cut_id, channel, _ in _described(shar_dir)}
 
 
-def _described(shar_dir: Pathlike) -> Iterator[Tuple[str, int, List[str]]]:
+def _described(shar_dir: Pathlike) -> Iterator[tuple[str, int, list[str]]]:
     for shard in shard_ids(shar_dir):
         for line in Shard(cuts_path(shar_dir, shard), {}).lines():
             cut = deserialize_item(line)
@@ -195,7 +196,7 @@ def load_word_times(path: Pathlike, shar_dir: Pathlike) -> WordTimes:
     return times
 
 
-def alignment_facts(path: Pathlike) -> Dict[str, Optional[str]]:
+def alignment_facts(path: Pathlike) -> dict[str, Optional[str]]:
     """Return the entries of a result JSON about the alignment and its aligner.
 
     The aligner is None where the CTM file is not one of bin.align, or was changed.
@@ -212,5 +213,5 @@ def alignment_facts(path: Pathlike) -> Dict[str, Optional[str]]:
     }
 
 
-def _words(times: WordTimes, cut_id: str) -> List[str]:
+def _words(times: WordTimes, cut_id: str) -> list[str]:
     return [item.symbol for item in times[cut_id]]

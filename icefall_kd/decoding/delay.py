@@ -28,8 +28,9 @@ them, and where most words are wrong some pairs are chance, seconds apart.  With
 the frame is where the winner emitted the token; that it won may have shown later.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence
+from typing import Optional
 
 import numpy as np
 
@@ -48,8 +49,8 @@ class Delays:
         full-context decoding.
     """
 
-    emission: List[float]
-    latency: Optional[List[float]] = None
+    emission: list[float]
+    latency: Optional[list[float]] = None
 
 
 def chunk_time(frame: int, chunk_size: int) -> float:
@@ -101,7 +102,7 @@ def _pairs(recognition: Recognition, ends: Sequence[float]):
         j += hyp != NO_WORD
 
 
-def delay_figures(delays: Delays) -> Dict[str, Optional[float]]:
+def delay_figures(delays: Delays) -> dict[str, Optional[float]]:
     """Return what a result JSON says of delays: milliseconds, and the words counted.
 
     Without a word the milliseconds are None.
@@ -112,7 +113,7 @@ def delay_figures(delays: Delays) -> Dict[str, Optional[float]]:
     return {**figures, "delay_words": len(delays.emission)}
 
 
-def _spread(name: str, seconds: Sequence[float]) -> Dict[str, Optional[float]]:
+def _spread(name: str, seconds: Sequence[float]) -> dict[str, Optional[float]]:
     """Return mean and 90th percentile, in milliseconds."""
     keys = (f"{name}_mean_ms", f"{name}_p90_ms")
     if not seconds:

@@ -5,8 +5,6 @@ predictor and joiner as there are contexts, not hypotheses.  k2 keeps the lattic
 utterances of a batch at once.
 """
 
-from typing import List
-
 from torch import Tensor, nn
 
 from icefall_kd import BLANK_ID
@@ -43,7 +41,7 @@ class FastBeamSearch(TransducerSearch):
         log_probs = self._logits(encoder_frame[rows], predicted).log_softmax(dim=-1)
         self.lattices.advance(silence_unk(log_probs, self.options.unk_id))
 
-    def hypotheses(self) -> List[Hypothesis]:
+    def hypotheses(self) -> list[Hypothesis]:
         return [
             Hypothesis(list(tokens), list(frames), score)
             for tokens, frames, score in self.lattices.best_paths()

@@ -16,7 +16,8 @@ is the aligner's.
 """
 
 import math
-from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Optional
 
 import torch
 from lhotse.cut import Cut
@@ -35,7 +36,7 @@ from icefall_kd.distill.align import ENCODER_FIRST_CENTRE
 
 BETWEEN = -1  # in the place of a token, where the path is in a blank
 SHOWN = 5  # examples in a message
-WordTimes = Dict[str, List[AlignmentItem]]  # cut id -> its words, seconds of the cut
+WordTimes = dict[str, list[AlignmentItem]]  # cut id -> its words, seconds of the cut
 
 
 def frame_end(frame: int) -> float:
@@ -108,7 +109,7 @@ def _follow(moves: Tensor, state: int) -> Tensor:
 
 def word_times(
     log_probs: Tensor, words: Sequence[str], tokens: Sequence[Sequence[int]]
-) -> List[AlignmentItem]:
+) -> list[AlignmentItem]:
     """Return when each word was said.
 
     Args:
@@ -156,7 +157,7 @@ def ctc_log_probs(
         return _log_probs(model, field_inputs(model, [cut], codecs or {}))
     device = next(model.parameters()).device
     blocks = (block.numpy() for block in load_blocks(cut))
-    found: List[Tensor] = []
+    found: list[Tensor] = []
     for window in cut_windows(blocks, max_utterance):
         if found:  # the encoder gives a window fewer frames than its time has
             missing = window.first - sum(map(len, found))
@@ -169,7 +170,7 @@ def ctc_log_probs(
     return torch.cat(found)
 
 
-def _log_probs(model: nn.Module, features: List[Tensor]) -> Tensor:
+def _log_probs(model: nn.Module, features: list[Tensor]) -> Tensor:
     """Return the log-probabilities (T, V) of one utterance."""
     if features[0].size(0) < model.min_frames:
         return torch.zeros(0, model.vocab_size, device=features[0].device)
@@ -205,7 +206,7 @@ def align_cuts(
       ValueError: if transcripts cannot be aligned; the message counts and names them.
     """
     found: WordTimes = {}
-    problems: List[Tuple[str, str]] = []
+    problems: list[tuple[str, str]] = []
     for cut in tqdm(cuts, total=total, desc="forced alignment", unit="cut"):
         words = reference(cut)
         tokens = [tokenizer.encode(word) for word in words]

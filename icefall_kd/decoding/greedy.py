@@ -1,7 +1,5 @@
 """Greedy search: the best symbol of every frame."""
 
-from typing import List
-
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +17,7 @@ class GreedySearch(TransducerSearch):
         self.context = start_context(batch_size, size, self.device)
         self.predicted = self._predict(self.context)
         self.scores = torch.zeros(batch_size, device=self.device)
-        self.emitted: List[Tensor] = []  # a frame each, (n,) ids or NO_TOKEN
+        self.emitted: list[Tensor] = []  # a frame each, (n,) ids or NO_TOKEN
 
     def _step(self, encoder_frame: Tensor) -> None:
         n = encoder_frame.size(0)
@@ -34,5 +32,5 @@ class GreedySearch(TransducerSearch):
             self.context[rows] = moved
             self.predicted[rows] = self._predict(moved)
 
-    def hypotheses(self) -> List[Hypothesis]:
+    def hypotheses(self) -> list[Hypothesis]:
         return collect(self.scores, self.emitted)

@@ -1,6 +1,7 @@
 """The heads of a student, and which of its parts the searches over each read."""
 
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 

@@ -13,9 +13,10 @@ import hashlib
 import math
 from argparse import ArgumentParser
 from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Deque, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from icefall_kd.cli import positive_float
 from icefall_kd.data.tokens import WORD_START, Tokenizer
 from icefall_kd.io import Pathlike, read_text
 
-Phrase = Tuple[Sequence[int], float]  # its tokens, and the bonus of each of them
+Phrase = tuple[Sequence[int], float]  # its tokens, and the bonus of each of them
 
 
 @dataclass
@@ -42,7 +43,7 @@ class _State:
     earned: float = 0.0
     ends: bool = False
     number: int = 0
-    next: Dict[int, "_State"] = field(default_factory=dict)
+    next: dict[int, "_State"] = field(default_factory=dict)
     fail: Optional["_State"] = None
 
 
@@ -110,7 +111,7 @@ def build_hotwords(phrases: Iterable[Phrase], vocab_size: int) -> Hotwords:
     return Hotwords(follow, gain, earned, sha256=digest)
 
 
-def _grow(phrases: Sequence[Tuple[List[int], float]]) -> _State:
+def _grow(phrases: Sequence[tuple[list[int], float]]) -> _State:
     """Return the start of a tree of phrases."""
     start = _State()
     for tokens, bonus in phrases:
@@ -124,10 +125,10 @@ def _grow(phrases: Sequence[Tuple[List[int], float]]) -> _State:
     return start
 
 
-def _link(start: _State) -> List[_State]:
+def _link(start: _State) -> list[_State]:
     """Find every state's suffix; return the states, the shorter phrases first."""
-    states: List[_State] = []
-    waiting: Deque[_State] = deque([start])
+    states: list[_State] = []
+    waiting: deque[_State] = deque([start])
     while waiting:
         state = waiting.popleft()
         state.number = len(states)

@@ -1,7 +1,7 @@
 """What a search is asked for and what it answers."""
 
 from dataclasses import dataclass, field
-from typing import List, Optional
+from typing import Optional
 
 from icefall_kd.decoding.hotwords import Hotwords
 
@@ -55,6 +55,6 @@ class Hypothesis:
         that merged into it for the beam, the bonuses of hotwords added.
     """
 
-    tokens: List[int] = field(default_factory=list)
-    timestamps: List[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    timestamps: list[int] = field(default_factory=list)
     score: float = 0.0

@@ -12,8 +12,9 @@ import ast
 import functools
 import hashlib
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Sequence
+from typing import Any, Optional
 
 from icefall_kd.cache.field import cuts_path, info_path, shard_ids, tar_path
 from icefall_kd.io import Pathlike, open_text, read_json, sha256_file
@@ -29,7 +30,7 @@ DESCRIBING = (
 )
 
 
-def dependencies(shar_dir: Pathlike, fields: Sequence[str] = ()) -> Dict[str, Any]:
+def dependencies(shar_dir: Pathlike, fields: Sequence[str] = ()) -> dict[str, Any]:
     """Return what the result of any decoding of a set depends on, besides its options.
 
     Args:
@@ -102,7 +103,7 @@ def _is_text(statement: ast.stmt) -> bool:
 
 def kept_result(
     path: Pathlike, facts: Mapping[str, Any], force: bool = False
-) -> Optional[Dict[str, Any]]:
+) -> Optional[dict[str, Any]]:
     """Return the result at ``path`` if a new one would be the same.
 
     A result may hold more than ``facts``, such as delays that are not asked for.

@@ -7,8 +7,8 @@ window that has more context around it.
 """
 
 import argparse
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Iterable, Iterator, List, Sequence, Tuple
 
 import numpy as np
 
@@ -63,7 +63,7 @@ class Window:
 
     def place_tokens(
         self, pieces: Sequence[str], frames: Sequence[int]
-    ) -> Tuple[List[int], List[int]]:
+    ) -> tuple[list[int], list[int]]:
         """Return which tokens belong to the window, and their frames of the utterance.
 
         Args:
@@ -96,7 +96,7 @@ def cut_windows(blocks: Iterable[np.ndarray], max_seconds: float) -> Iterator[Wi
       windows in order.
     """
     limit = int(min(max_seconds, 1e9) * SAMPLE_RATE) // FRAME * FRAME
-    held: List[np.ndarray] = []
+    held: list[np.ndarray] = []
     count, start, first = 0, 0, 0  # samples held, frames of the utterance
     for block in blocks:
         for part in np.split(block, range(limit, len(block), limit)):
@@ -115,7 +115,7 @@ def cut_windows(blocks: Iterable[np.ndarray], max_seconds: float) -> Iterator[Wi
     yield Window(wave, start, first, start + -(-len(wave) // FRAME) + 1)
 
 
-def _quietest(wave: np.ndarray) -> Tuple[int, bool]:
+def _quietest(wave: np.ndarray) -> tuple[int, bool]:
     """Return the frame in the later half at which to cut, and whether it is in a pause.
 
     Of equally quiet places the middle of the longest run is taken.

@@ -2,16 +2,11 @@
 
 import math
 import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import (
     Any,
-    Dict,
-    Iterable,
-    Iterator,
-    List,
-    Mapping,
     Optional,
-    Tuple,
     TypeVar,
 )
 
@@ -39,7 +34,7 @@ from icefall_kd.io import Pathlike
 
 def load_recogniser(
     checkpoint: Pathlike, head: str, device: str = "cpu"
-) -> Tuple[nn.Module, Tokenizer, Dict[str, Any]]:
+) -> tuple[nn.Module, Tokenizer, dict[str, Any]]:
     """Return a model in eval mode that can recognise by ``head``, its tokenizer, and
     the info of its checkpoint.
 
@@ -56,7 +51,7 @@ def load_recogniser(
     return model, tokenizer, info
 
 
-def reference(cut: Cut) -> List[str]:
+def reference(cut: Cut) -> list[str]:
     """Return the words of a cut's transcript, none when it has no supervision."""
     return transcript(cut).split()
 
@@ -64,10 +59,10 @@ def reference(cut: Cut) -> List[str]:
 Timed = TypeVar("Timed")  # has a ``duration`` in s
 
 
-def batches(cuts: Iterable[Timed], max_duration: float) -> Iterator[List[Timed]]:
+def batches(cuts: Iterable[Timed], max_duration: float) -> Iterator[list[Timed]]:
     """Group cuts in their order; padded to the longest, a group stays under
     ``max_duration`` seconds unless one cut alone is longer."""
-    group: List[Timed] = []
+    group: list[Timed] = []
     longest = 0.0
     for cut in cuts:
         longest = max(longest, cut.duration)
@@ -81,8 +76,8 @@ def batches(cuts: Iterable[Timed], max_duration: float) -> Iterator[List[Timed]]
 
 @torch.no_grad()
 def encode_full_context(
-    model: nn.Module, features: List[Tensor]
-) -> Tuple[Tensor, Tensor]:
+    model: nn.Module, features: list[Tensor]
+) -> tuple[Tensor, Tensor]:
     """Return encoder_out (N, T, D) and lens (N,) of N whole utterances.
 
     Args:
@@ -98,8 +93,8 @@ def encode_full_context(
 
 @torch.no_grad()
 def decode_full_context(
-    model: nn.Module, features: List[Tensor], options: DecodeOptions
-) -> List[Hypothesis]:
+    model: nn.Module, features: list[Tensor], options: DecodeOptions
+) -> list[Hypothesis]:
     """Decode N whole utterances, each frame with all the others as its context.
 
     Args:
@@ -119,10 +114,10 @@ def decode_full_context(
 
 def decode_waves(
     model: nn.Module,
-    waves: List[Tensor],
+    waves: list[Tensor],
     options: DecodeOptions,
     chunking: Optional[Chunking] = None,
-) -> List[Hypothesis]:
+) -> list[Hypothesis]:
     """Decode N waves (S_n,) together: streaming when ``chunking`` says how.
 
     One that is shorter than a window of the fbank is heard with silence behind it.
@@ -165,7 +160,7 @@ def _cut_parts(cuts: Iterable[Cut], max_seconds: float) -> Iterator[_Part]:
 @torch.no_grad()
 def field_inputs(
     model: nn.Module, cuts: Iterable[Cut], codecs: Mapping[str, Codec]
-) -> List[Tensor]:
+) -> list[Tensor]:
     """Return what a model over teachers' fields reads of each cut, (T, D) float32."""
     from lhotse import CutSet
 
@@ -190,7 +185,7 @@ def recognise(
     max_duration: float = 0.0,
     total: Optional[int] = None,
     codecs: Optional[Mapping[str, Codec]] = None,
-) -> Tuple[List[Recognition], float]:
+) -> tuple[list[Recognition], float]:
     """Recognise a set; cuts longer than ``options.max_utterance`` in windows.
 
     Args:
@@ -208,7 +203,7 @@ def recognise(
       features, model and search a second of audio, reading not counted; of a model
       that hears teachers, without these.
     """
-    recognitions: List[Recognition] = []
+    recognitions: list[Recognition] = []
     seconds, audio = 0.0, 0.0
     whole = chunking is not None or bool(model.fields)
     parts = _cut_parts(cuts, math.inf if whole else options.max_utterance)

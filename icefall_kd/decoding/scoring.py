@@ -13,9 +13,10 @@ hyps-<set>-<suffix>.txt         id and hypothesis of every utterance, as Kaldi's
 import ast
 import logging
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Optional
 
 from icefall_kd.decoding.bootstrap import (
     PairedDifference,
@@ -26,7 +27,7 @@ from icefall_kd.decoding.setting import warn_of_empty
 from icefall_kd.io import Pathlike, as_path, write_json, write_text
 
 NO_WORD = "*"  # stands opposite an inserted or a deleted word
-Alignment = List[Tuple[str, str]]
+Alignment = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class Recognition:
     """
 
     cut_id: str
-    ref: List[str]
-    hyp: List[str]
-    frames: List[int] = field(default_factory=list, compare=False)
+    ref: list[str]
+    hyp: list[str]
+    frames: list[int] = field(default_factory=list, compare=False)
 
 
 @dataclass
@@ -93,7 +94,7 @@ def align_words(ref: Sequence[str], hyp: Sequence[str]) -> Alignment:
     return kaldialign.align(list(ref), list(hyp), NO_WORD)
 
 
-def utterance_errors(recognitions: Sequence[Recognition]) -> List[ErrorCounts]:
+def utterance_errors(recognitions: Sequence[Recognition]) -> list[ErrorCounts]:
     """Return the counts of each utterance."""
     counts = []
     for r in recognitions:
@@ -117,14 +118,14 @@ def recogs_text(recognitions: Sequence[Recognition]) -> str:
     )
 
 
-def read_recogs(path: Pathlike) -> List[Recognition]:
+def read_recogs(path: Pathlike) -> list[Recognition]:
     """Read a recogs file.
 
     Raises:
       ValueError: if a line is not of its form; the message names file and line.
     """
     lines = as_path(path).read_text(encoding="utf-8").splitlines()
-    parts: List[Tuple[str, List[str]]] = []
+    parts: list[tuple[str, list[str]]] = []
     for number, line in enumerate(lines, 1):
         key = "ref=" if number % 2 else "hyp="
         cut_id, _, rest = line.partition(":\t")
@@ -148,7 +149,7 @@ def read_recogs(path: Pathlike) -> List[Recognition]:
 
 def _join_errors(alignment: Alignment) -> str:
     """Write one utterance, neighbouring errors as one ``(ref->hyp)``."""
-    groups: List[Tuple[List[str], List[str], bool]] = []
+    groups: list[tuple[list[str], list[str], bool]] = []
     for ref, hyp in alignment:
         wrong = ref != hyp
         if not (wrong and groups and groups[-1][2]):
@@ -185,7 +186,7 @@ def errs_text(recognitions: Sequence[Recognition]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _error_sections(pairs: Mapping[Tuple[str, str], int]) -> List[str]:
+def _error_sections(pairs: Mapping[tuple[str, str], int]) -> list[str]:
     """List substitutions, deletions, insertions and words, the most frequent first."""
     ranked = sorted(((n, pair) for pair, n in pairs.items()), reverse=True)
     subs = [
@@ -195,7 +196,7 @@ def _error_sections(pairs: Mapping[Tuple[str, str], int]) -> List[str]:
     ]
     dels = [f"{n}   {ref}" for n, (ref, hyp) in ranked if hyp == NO_WORD]
     ins = [f"{n}   {hyp}" for n, (ref, hyp) in ranked if ref == NO_WORD]
-    words: Dict[str, List[int]] = {}  # correct, errors, in ref, in hyp
+    words: dict[str, list[int]] = {}  # correct, errors, in ref, in hyp
     for (ref, hyp), n in pairs.items():
         for word, column in ((ref, 2), (hyp, 3)):
             if word != NO_WORD:
@@ -238,7 +239,7 @@ def write_results(
     recognitions: Sequence[Recognition],
     info: Mapping[str, Any],
     figures: Optional[Mapping[str, Optional[float]]] = None,
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """Score a decoding and write its files, the JSON last.
 
     Without reference words the hypotheses are written and every figure is None.
@@ -297,7 +298,7 @@ def write_results(
     return result
 
 
-def _scores(recognitions: Sequence[Recognition], total: ErrorCounts) -> Dict[str, Any]:
+def _scores(recognitions: Sequence[Recognition], total: ErrorCounts) -> dict[str, Any]:
     """Return the entries :data:`SCORES` of a result."""
     counts = utterance_errors(recognitions)
     interval = wer_interval([c.errors for c in counts], [c.words for c in counts])
@@ -331,7 +332,7 @@ def result_line(result: Mapping[str, Any]) -> str:
 
 def run_errors(
     runs: Sequence[Sequence[Recognition]],
-) -> Tuple[List[List[int]], List[int]]:
+) -> tuple[list[list[int]], list[int]]:
     """Return the errors of several decodings of a set, utterance by utterance.
 
     Returns:

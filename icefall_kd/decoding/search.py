@@ -7,7 +7,7 @@ predictor reads -1 as a zero embedding), a frame gives at most one symbol, and
 """
 
 from abc import ABC, abstractmethod
-from typing import List, Sequence, Tuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ class Search(ABC):
     """
 
     head: str
-    packages: Tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
     uses_beam = False
     uses_hotwords = False
 
@@ -100,7 +100,7 @@ class Search(ABC):
         """Take notice that nothing follows; whole utterances end so, streams do not."""
 
     @abstractmethod
-    def hypotheses(self) -> List[Hypothesis]:
+    def hypotheses(self) -> list[Hypothesis]:
         """Return the best hypothesis of each of the N rows so far."""
 
 
@@ -138,7 +138,7 @@ class TransducerSearch(Search):
         return emits
 
 
-def collect(scores: Tensor, emitted: Sequence[Tensor]) -> List[Hypothesis]:
+def collect(scores: Tensor, emitted: Sequence[Tensor]) -> list[Hypothesis]:
     """Return what rows with one hypothesis each have emitted.
 
     Args:

@@ -2,8 +2,9 @@
 
 import logging
 from argparse import ArgumentParser
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, Mapping, Optional, Sequence
+from typing import Any, Optional
 
 from torch import nn
 
@@ -116,7 +117,7 @@ def setting_name(options: DecodeOptions, chunking: Optional[Chunking]) -> str:
 
 def setting_facts(
     options: DecodeOptions, chunking: Optional[Chunking]
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """Return the entries of a result JSON about the search and the chunks."""
     beam = options.beam if search_class(options.method).uses_beam else None
     hotwords = options.hotwords
@@ -135,7 +136,7 @@ def setting_facts(
     }
 
 
-def training_facts(info: Mapping[str, Any]) -> Optional[Dict[str, int]]:
+def training_facts(info: Mapping[str, Any]) -> Optional[dict[str, int]]:
     """Return epoch, averaged epochs and updates of a checkpoint.
 
     Args:

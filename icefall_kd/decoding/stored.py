@@ -1,6 +1,7 @@
 """Stored CTC distributions as a recogniser: what teachers say, without the teachers."""
 
-from typing import Any, Mapping, Sequence, Tuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ class StoredDistributions(nn.Module):
         self.encoder = _FullContext()
         self.ctc_output = MeanOfFields(dims, vocab_size)
 
-    def inputs(self, batch: Mapping[str, Any]) -> Tuple[Tensor, Tensor]:
+    def inputs(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the frames (N, T, sum of dims) of all fields, and their number (N,).
 
         Where one has a frame more than another, it is left out.
@@ -74,6 +75,6 @@ class StoredDistributions(nn.Module):
         count = int(lens.max())
         return torch.cat([field["x"][:, :count] for field in told], dim=2), lens
 
-    def forward_encoder(self, x: Tensor, x_lens: Tensor) -> Tuple[Tensor, Tensor]:
+    def forward_encoder(self, x: Tensor, x_lens: Tensor) -> tuple[Tensor, Tensor]:
         """Return what it is given."""
         return x, x_lens

@@ -5,7 +5,7 @@ the subsampling, 2 * 3 for the ConvNeXt layer's right context), moves on by 2C a
 C / 2 output frames of 40 ms.  A step runs only while more than T frames are left.
 """
 
-from typing import Iterator, List, Sequence, Tuple
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +65,7 @@ def pad_tail(wave: Tensor, chunk_size: int) -> Tensor:
     return torch.cat([wave, wave.new_zeros(zeros)])
 
 
-def narrow_states(states: Sequence[Tensor], batch_size: int) -> List[Tensor]:
+def narrow_states(states: Sequence[Tensor], batch_size: int) -> list[Tensor]:
     """Keep the first ``batch_size`` streams of batched states."""
     dims = state_batch_dims(len(states))
     return [s.narrow(dim, 0, batch_size) for s, dim in zip(states, dims)]
@@ -73,7 +73,7 @@ def narrow_states(states: Sequence[Tensor], batch_size: int) -> List[Tensor]:
 
 def encode_chunks(
     model: nn.Module, features: Sequence[Tensor], chunk_size: int, left_context: int
-) -> Iterator[Tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Encode N streams chunk by chunk; streams that end drop out of the batch.
 
     Args:
@@ -109,7 +109,7 @@ def decode_streaming(
     chunk_size: int,
     left_context: int,
     options: DecodeOptions,
-) -> List[Hypothesis]:
+) -> list[Hypothesis]:
     """Decode N streams together, each fed in chunks.
 
     Args:

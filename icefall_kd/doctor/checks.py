@@ -2,12 +2,12 @@
 
 import sys
 from dataclasses import dataclass
-from typing import Callable, List, Optional, Set, Tuple
+from typing import Callable, Optional
 
-from . import rules
-from .packages import PACKAGES, Package
-from .probe import Finding
-from .problem import (
+from icefall_kd.doctor.rules import (check_python, check_numpy, check_torch, check_k2_torch, check_torchaudio, check_lhotse, check_onnx, check_protobuf, check_transformers, check_gpu, check_k2_cuda)
+from icefall_kd.doctor.packages import PACKAGES, Package
+from icefall_kd.doctor.probe import Finding
+from icefall_kd.doctor.problem import (
     Findings,
     Problem,
     is_torch_1,
@@ -24,7 +24,7 @@ class Check:
 
     subject: str
     run: Callable[[Findings], Optional[Problem]]
-    needs: Tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 def is_absent(finding: Finding) -> bool:
@@ -85,34 +85,34 @@ def _import_check(package: Package) -> Check:
 
 # Versions before imports: a wrong version is the reason for an import that fails.
 _VERSION_CHECKS = [
-    Check("python", rules.check_python),
-    Check("numpy", rules.check_numpy, ("python",)),
-    Check("torch", rules.check_torch, ("python", "numpy")),
-    Check("k2", rules.check_k2_torch, ("python", "torch")),
-    Check("torchaudio", rules.check_torchaudio, ("torch",)),
-    Check("lhotse", rules.check_lhotse, ("torch",)),
-    Check("onnx", rules.check_onnx, ("numpy",)),
-    Check("protobuf", rules.check_protobuf, ("onnx",)),
-    Check("transformers", rules.check_transformers, ("torch",)),
+    Check("python", check_python),
+    Check("numpy", check_numpy, ("python",)),
+    Check("torch", check_torch, ("python", "numpy")),
+    Check("k2", check_k2_torch, ("python", "torch")),
+    Check("torchaudio", check_torchaudio, ("torch",)),
+    Check("lhotse", check_lhotse, ("torch",)),
+    Check("onnx", check_onnx, ("numpy",)),
+    Check("protobuf", check_protobuf, ("onnx",)),
+    Check("transformers", check_transformers, ("torch",)),
 ]
 _IMPORT_CHECKS = [_import_check(p) for p in PACKAGES.values()]  # numpy and torch first
-CHECKS: List[Check] = [
+CHECKS: list[Check] = [
     *_VERSION_CHECKS,
     *(_presence_check(p) for p in PACKAGES.values()),
     *_IMPORT_CHECKS[:2],
-    Check("torch", rules.check_gpu),
+    Check("torch", check_gpu),
     *_IMPORT_CHECKS[2:],
-    Check("k2", rules.check_k2_cuda),
+    Check("k2", check_k2_cuda),
 ]
 
 
-def diagnose(findings: Findings) -> List[Problem]:
+def diagnose(findings: Findings) -> list[Problem]:
     """Run all checks; one Problem at most for each subject, causes before effects."""
     empty = check_environment(findings)
     if empty is not None:
         return [empty]
-    problems: List[Problem] = []
-    tainted: Set[str] = set()
+    problems: list[Problem] = []
+    tainted: set[str] = set()
     for check in CHECKS:
         if check.subject in tainted or tainted.intersection(check.needs):
             continue

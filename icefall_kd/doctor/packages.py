@@ -1,7 +1,7 @@
 """The packages that the doctor looks at, and the pins that it recommends."""
 
 from dataclasses import dataclass
-from typing import Dict, Optional, Tuple
+from typing import Optional
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Package:
     dist: str
     pin: Optional[str]
     purpose: str
-    needs: Tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
     torch_1_only: bool = False
 
     @property
@@ -34,7 +34,7 @@ class Package:
 _TORCH = ("numpy", "torch")
 
 # Imported in this order, in one process: what others stand on comes first.
-PACKAGES: Dict[str, Package] = {
+PACKAGES: dict[str, Package] = {
     p.module: p
     for p in [
         Package("numpy", "numpy", "1.26.4", "everything"),

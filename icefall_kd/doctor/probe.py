@@ -1,7 +1,6 @@
 """Import packages in a process of their own, since a broken one may abort it."""
 
 import contextlib
-import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -9,11 +8,12 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterable, Optional
+from typing import Any, Optional
 
-from .packages import PACKAGES
+from icefall_kd.doctor.packages import PACKAGES
 
 _MARK = "@@probe "  # packages may print while they are imported
 _TIMEOUT = 120  # s, for the imports after one that hung
@@ -31,7 +31,7 @@ class Finding:
 
     version: Optional[str] = None
     error: Optional[str] = None
-    info: Dict[str, Any] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
 
     @property
     def present(self) -> bool:
@@ -44,7 +44,7 @@ class Finding:
         return self.present and self.error is None
 
 
-def probe(modules: Iterable[str]) -> Dict[str, Finding]:
+def probe(modules: Iterable[str]) -> dict[str, Finding]:
     """Import each of ``modules`` in turn, in as few processes as crashes allow.
 
     Args:
@@ -52,7 +52,7 @@ def probe(modules: Iterable[str]) -> Dict[str, Finding]:
     Returns:
       module name -> Finding, for every one of them.
     """
-    findings: Dict[str, Finding] = {}
+    findings: dict[str, Finding] = {}
     left = list(modules)
     while left:
         findings.update(_run_child(left))
@@ -60,7 +60,7 @@ def probe(modules: Iterable[str]) -> Dict[str, Finding]:
     return findings
 
 
-def _run_child(modules: Iterable[str]) -> Dict[str, Finding]:
+def _run_child(modules: Iterable[str]) -> dict[str, Finding]:
     """Probe until all is done or the child dies; at least one module is answered."""
     modules = list(modules)
     command = [sys.executable, "-m", __name__, *modules]
@@ -113,7 +113,7 @@ def k2_built_for(key: str) -> Optional[str]:
     return None
 
 
-def _torch_info(torch: Any) -> Dict[str, Any]:
+def _torch_info(torch: Any) -> dict[str, Any]:
     info = {"cuda": torch.version.cuda, "gpu": None}
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability(0)
@@ -125,7 +125,7 @@ def _torch_info(torch: Any) -> Dict[str, Any]:
     return info
 
 
-def _info(name: str, module: Any) -> Dict[str, Any]:
+def _info(name: str, module: Any) -> dict[str, Any]:
     if name == "torch":
         return _torch_info(module)
     if name == "k2":

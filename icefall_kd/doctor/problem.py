@@ -2,13 +2,13 @@
 
 import sys
 from dataclasses import dataclass
-from typing import Dict, Optional, Tuple
+from typing import Optional
 
-from .packages import PACKAGES
-from .probe import Finding
+from icefall_kd.doctor.packages import PACKAGES
+from icefall_kd.doctor.probe import Finding
 
-Findings = Dict[str, Finding]
-Version = Tuple[int, ...]
+Findings = dict[str, Finding]
+Version = tuple[int, ...]
 
 K2_WHEELS = "https://k2-fsa.github.io/k2/{}.html"
 
@@ -29,7 +29,7 @@ class Problem:
     what: str
     remedy: str
     required: bool = True
-    taints: Tuple[str, ...] = ()
+    taints: tuple[str, ...] = ()
 
 
 def numbers(version: Optional[str]) -> Version:

@@ -6,9 +6,9 @@ Every function takes the findings of the probe and returns a Problem or None.
 import sys
 from typing import Optional
 
-from .packages import PACKAGES
-from .probe import k2_built_for
-from .problem import (
+from icefall_kd.doctor.packages import PACKAGES
+from icefall_kd.doctor.probe import k2_built_for
+from icefall_kd.doctor.problem import (
     K2_WHEELS,
     Findings,
     Problem,

@@ -6,8 +6,9 @@ From the audio, whose features are not quite the same, a decision may flip (see
 ``flips``).
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Optional
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class Difference:
     engines: str
     frame: int
     margin: float
-    tokens: Tuple[List[int], List[int]]
+    tokens: tuple[list[int], list[int]]
 
     @property
     def tie(self) -> bool:
@@ -56,15 +57,15 @@ class Report:
     tokens: int = 0
     smallest_margin: float = float("inf")
     feature_difference: float = 0.0
-    differences: List[Difference] = field(default_factory=list)
-    flips: List[FeatureFlip] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)
+    flips: list[FeatureFlip] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
         ties = all(d.tie for d in self.differences)
         return ties and all(f.explained for f in self.flips)
 
-    def as_dict(self) -> Dict:
+    def as_dict(self) -> dict:
         flips = [{**asdict(f), "explained": f.explained} for f in self.flips]
         differences = [{**asdict(d), "tie": d.tie} for d in self.differences]
         return {
@@ -87,7 +88,7 @@ class Report:
         found = [f"{reason} ({n})" for reason, n in reasons.items() if n]
         return f"match but for {', '.join(found)}" if found else "match"
 
-    def lines(self) -> List[str]:
+    def lines(self) -> list[str]:
         """Return the verdict in one line and a line for each prompt that differs."""
         out = [
             f"PyTorch, ONNX Runtime and sherpa-onnx: {self.verdict} "
@@ -135,7 +136,7 @@ def decode_features(
     features: Sequence[Tensor],
     options: DecodeOptions,
     chunking: Optional[Chunking],
-) -> List[Hypothesis]:
+) -> list[Hypothesis]:
     """Decode each of N fbank tensors (F_n, 80) by PyTorch, apart from the others.
 
     Whole utterances go one at a time: padding to a longer one moves the scores of the
@@ -210,8 +211,8 @@ def compare(
 
 
 def _decode_sherpa(
-    sherpa: SherpaRecogniser, waves: List[np.ndarray]
-) -> List[Hypothesis]:
+    sherpa: SherpaRecogniser, waves: list[np.ndarray]
+) -> list[Hypothesis]:
     """Decode waves by sherpa-onnx, streams together and whole utterances alone."""
     if sherpa.chunking:
         return sherpa.decode(waves)

@@ -1,8 +1,9 @@
 """From a checkpoint to a folder that sherpa-onnx opens, checked on real cuts."""
 
 import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Dict, Iterable, List, Optional, Sequence
+from typing import Optional
 
 import torch
 from lhotse.cut import Cut
@@ -204,8 +205,8 @@ class Conversion:
         return report
 
     def _recognise(
-        self, files: ModelFiles, features: Dict[str, Tensor]
-    ) -> Dict[str, List[str]]:
+        self, files: ModelFiles, features: dict[str, Tensor]
+    ) -> dict[str, list[str]]:
         """Return id -> words of exported files by ONNX Runtime."""
         engine = open_model(files, self.options, torch.get_num_threads())
         return {
@@ -219,7 +220,7 @@ def has_text(cut: Cut) -> bool:
     return any(s.text is not None for s in cut.supervisions)
 
 
-def fbank_for(files: ModelFiles, cuts: Iterable[Cut]) -> Dict[str, "Tensor"]:
+def fbank_for(files: ModelFiles, cuts: Iterable[Cut]) -> dict[str, "Tensor"]:
     """Return id -> fbank (F, 80) as sherpa-onnx feeds it, streams with their tail."""
     features = {}
     for cut in cuts:

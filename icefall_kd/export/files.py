@@ -4,7 +4,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Optional
 
 from icefall_kd.decoding.setting import Chunking
 from icefall_kd.io import Pathlike, read_json, sha256_file
@@ -81,18 +81,18 @@ class ModelFiles:
         return ModelFiles.of(self.encoder.parent, self.chunking, False, self.head)
 
     @property
-    def onnx(self) -> Tuple[Path, ...]:
+    def onnx(self) -> tuple[Path, ...]:
         """Encoder, decoder and joiner, or the CTC model."""
         files = (self.encoder, self.decoder, self.joiner)
         return tuple(path for path in files if path is not None)
 
     @property
-    def parts(self) -> Tuple[Path, ...]:
+    def parts(self) -> tuple[Path, ...]:
         """All files that recognition reads; the last two for hotwords alone."""
         return (*self.onnx, self.tokens, self.bpe_vocab, self.bpe_model)
 
     @property
-    def digests(self) -> Dict[str, str]:
+    def digests(self) -> dict[str, str]:
         """Name to SHA-256 of each part that the folder has."""
         return {p.name: sha256_file(p) for p in self.parts if p.is_file()}
 
@@ -101,7 +101,7 @@ class ModelFiles:
         """One digest of all parts, as they are now."""
         return hashlib.sha256(repr(sorted(self.digests.items())).encode()).hexdigest()
 
-    def read_info(self) -> Dict[str, Any]:
+    def read_info(self) -> dict[str, Any]:
         """Return :data:`INFO` of the folder, the parts' digests compared with it.
 
         Raises:
@@ -205,7 +205,7 @@ def find_chunking(
     return Chunking(*next(iter(fitting.values())))
 
 
-def exported_files(folder: Path) -> List[Path]:
+def exported_files(folder: Path) -> list[Path]:
     """Return the ONNX files in ``folder`` with a name that bin.export gives."""
     names = (*MAIN.values(), "decoder", "joiner")
     return [path for name in names for path in sorted(folder.glob(f"{name}*.onnx"))]

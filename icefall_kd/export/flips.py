@@ -5,7 +5,7 @@ flip, but only at a frame whose two best scores are closer than the features mov
 """
 
 from dataclasses import dataclass
-from typing import Any, List, Optional, Tuple
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class FeatureFlip:
     cut_id: str
     frame: Optional[int]
     time: Optional[float]
-    symbols: Tuple[int, int]
+    symbols: tuple[int, int]
     margin: float
     shift: float
     feature_difference: float
@@ -57,7 +57,7 @@ class _TransducerRecorder(GreedySearch):
     """Greedy search that keeps the logits of every frame."""
 
     def __init__(self, *arguments: Any):
-        self.logits: List[Tensor] = []
+        self.logits: list[Tensor] = []
         super().__init__(*arguments)
 
     def _logits(self, encoder_frame: Tensor, predicted: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class _CtcRecorder(CtcGreedySearch):
     """The same over the CTC head."""
 
     def __init__(self, *arguments: Any):
-        self.logits: List[Tensor] = []
+        self.logits: list[Tensor] = []
         super().__init__(*arguments)
 
     def _step(self, log_probs: Tensor) -> None:
@@ -105,7 +105,7 @@ def greedy_logits(
 
 def find_flip(
     cut_id: str,
-    logits: Tuple[np.ndarray, np.ndarray],
+    logits: tuple[np.ndarray, np.ndarray],
     unk_id: Optional[int],
     feature_difference: float,
 ) -> FeatureFlip:

@@ -4,7 +4,7 @@ It ends the process, without a Python exception, when a key is missing or an enc
 of the other kind.  So the keys are written in one place and checked in one place.
 """
 
-from typing import Dict, List, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from icefall_kd.decoding.setting import Chunking
 from icefall_kd.decoding.streaming import hop_frames, tail_padding, window_frames
@@ -38,7 +38,7 @@ def model_type(streaming: bool, head: str) -> str:
     return OFFLINE_CTC if head == "ctc" and not streaming else MODEL_TYPE
 
 
-def offline_encoder_metadata(head: str) -> Dict[str, str]:
+def offline_encoder_metadata(head: str) -> dict[str, str]:
     """Return the metadata of an encoder that reads whole utterances.
 
     ``tail_padding``, in seconds of digital silence that a client appends to the audio,
@@ -55,7 +55,7 @@ def offline_encoder_metadata(head: str) -> Dict[str, str]:
 
 def streaming_encoder_metadata(
     encoder: Zipformer2, chunking: Chunking, head: str
-) -> Dict[str, str]:
+) -> dict[str, str]:
     """Return the metadata of an encoder that reads chunks.
 
     sherpa-onnx makes the initial states from them.  Left contexts are in frames of
@@ -89,7 +89,7 @@ def add_metadata(path: Pathlike, metadata: Mapping[str, str]) -> None:
         onnx.save(model, str(aside))
 
 
-def read_metadata(path: Pathlike) -> Dict[str, str]:
+def read_metadata(path: Pathlike) -> dict[str, str]:
     """Read the metadata of an ONNX file."""
     import onnx
 
@@ -97,7 +97,7 @@ def read_metadata(path: Pathlike) -> Dict[str, str]:
     return {p.key: p.value for p in model.metadata_props}
 
 
-def read_outputs(path: Pathlike) -> List[str]:
+def read_outputs(path: Pathlike) -> list[str]:
     """Read the names of an ONNX file's outputs."""
     import onnx
 

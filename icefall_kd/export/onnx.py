@@ -9,7 +9,8 @@ TorchScript exporter, which torch 1.13 and 2.x both have.
 import inspect
 import logging
 import warnings
-from typing import Dict, List, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ class OfflineEncoder(nn.Module):
         self.model = model
         self.top = top
 
-    def forward(self, x: Tensor, x_lens: Tensor) -> Tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, x_lens: Tensor) -> tuple[Tensor, Tensor]:
         encoder_out, lens = self.model.forward_encoder(x, x_lens)
         return self.top(encoder_out), lens
 
@@ -75,7 +76,7 @@ class StreamingEncoder(nn.Module):
         self.model = model
         self.top = top
 
-    def forward(self, x: Tensor, *states: Tensor) -> Tuple[Tensor, ...]:
+    def forward(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         encoder_out, _, new_states = self.model.streaming_forward(x, list(states))
         return (self.top(encoder_out), *new_states)
 
@@ -109,9 +110,9 @@ def _export(
     module: nn.Module,
     inputs: Sequence[Tensor],
     path: Pathlike,
-    input_axes: Dict[str, Dict[int, str]],
-    output_axes: Dict[str, Dict[int, str]],
-    metadata: Optional[Dict[str, str]] = None,
+    input_axes: dict[str, dict[int, str]],
+    output_axes: dict[str, dict[int, str]],
+    metadata: Optional[dict[str, str]] = None,
 ) -> None:
     """Trace ``module`` and write it; the dicts give names in order, dynamic axes."""
     options = {}
@@ -237,7 +238,7 @@ def export_model(
     chunkings: Sequence[Optional[Chunking]] = (None,),
     head: str = "transducer",
     unk_id: Optional[int] = None,
-) -> List[ModelFiles]:
+) -> list[ModelFiles]:
     """Write float32 files: one encoder for each chunking (None: whole utterances).
 
     Args:

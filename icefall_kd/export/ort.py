@@ -6,8 +6,8 @@ check can say how close a decision was.
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Iterator, List, Sequence
 
 import numpy as np
 
@@ -145,7 +145,7 @@ class OrtTransducer(OrtModel):
                 predicted = self._predict(context)
         return hyp
 
-    def _predict(self, context: List[int]) -> np.ndarray:
+    def _predict(self, context: list[int]) -> np.ndarray:
         return self.decoder.run(None, {"y": np.array([context], dtype=np.int64)})[0]
 
 

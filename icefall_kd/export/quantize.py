@@ -7,7 +7,7 @@ there is no 8-bit model.
 
 import logging
 from dataclasses import asdict, dataclass
-from typing import Callable, List, Optional, Tuple
+from typing import Callable, Optional
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class Int8Refused(ValueError):
         self.report = report
 
 
-def matrix_errors(path: Pathlike) -> List[Tuple[str, float]]:
+def matrix_errors(path: Pathlike) -> list[tuple[str, float]]:
     """Return how badly 8 bits hold each constant matrix of an ONNX file.
 
     Returns:

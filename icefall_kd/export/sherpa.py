@@ -5,10 +5,11 @@ so everything it needs is checked before it is called.
 """
 
 import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class SherpaHypothesis(Hypothesis):
     """
 
     text: str = ""
-    pieces: List[str] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
 
 
 def sherpa_version() -> str:
@@ -48,14 +49,14 @@ def sherpa_version() -> str:
     return version("sherpa-onnx")
 
 
-def read_tokens(path: Pathlike) -> Dict[str, int]:
+def read_tokens(path: Pathlike) -> dict[str, int]:
     """Return symbol to id of a ``tokens.txt``."""
     with open_text(path) as f:
         pairs = [line.rsplit(maxsplit=1) for line in f]
     return {symbol: int(number) for symbol, number in pairs}
 
 
-def shown_bytes(ids: Mapping[str, int]) -> Dict[int, str]:
+def shown_bytes(ids: Mapping[str, int]) -> dict[int, str]:
     """Return id to symbol of the byte tokens that sherpa-onnx shows as a character.
 
     A BPE model with byte fallback has the tokens ``<0x00>`` to ``<0xFF>``; sherpa-onnx
@@ -126,14 +127,14 @@ class SherpaRecogniser:
         """Return the tokens that sherpa-onnx would answer for the same decisions."""
         return replace(hyp, tokens=[self.alike.get(t, t) for t in hyp.tokens])
 
-    def decode(self, waves: Sequence[np.ndarray]) -> List[SherpaHypothesis]:
+    def decode(self, waves: Sequence[np.ndarray]) -> list[SherpaHypothesis]:
         """Decode waves (S,) float32 in [-1, 1] together; streams get their tail."""
         waves = [_check_wave(wave) for wave in waves]
         if self.chunking is None:
             return self._decode_offline(waves)
         return self.decode_streams([[wave] for wave in waves])
 
-    def _decode_offline(self, waves: List[np.ndarray]) -> List[SherpaHypothesis]:
+    def _decode_offline(self, waves: list[np.ndarray]) -> list[SherpaHypothesis]:
         answers = [SherpaHypothesis() for _ in waves]
         # Of less than a frame of its output an encoder of whole utterances makes none.
         heard = [i for i, w in enumerate(waves) if num_frames(len(w)) >= MIN_FRAMES]
@@ -149,7 +150,7 @@ class SherpaRecogniser:
 
     def decode_streams(
         self, streams: Sequence[Iterable[np.ndarray]]
-    ) -> List[SherpaHypothesis]:
+    ) -> list[SherpaHypothesis]:
         """Decode streams together, and give each its tail.
 
         Args:
@@ -173,7 +174,7 @@ class SherpaRecogniser:
             self._answer(r.tokens(s), r.timestamps(s), r.get_result(s)) for s in opened
         ]
 
-    def _advance(self, streams: List[Any]) -> None:
+    def _advance(self, streams: list[Any]) -> None:
         """Decode what the streams hold."""
         while ready := [s for s in streams if self.recogniser.is_ready(s)]:
             self.recogniser.decode_streams(ready)
@@ -227,7 +228,7 @@ def require_method(files: ModelFiles, options: DecodeOptions) -> None:
         )
 
 
-def _open_transducer(files: ModelFiles, options: DecodeOptions, common: Dict) -> Any:
+def _open_transducer(files: ModelFiles, options: DecodeOptions, common: dict) -> Any:
     """Return a recogniser of sherpa-onnx; ``common`` is what all of them take."""
     import sherpa_onnx
 
@@ -257,7 +258,7 @@ def _open_transducer(files: ModelFiles, options: DecodeOptions, common: Dict) ->
         )
 
 
-def _open_ctc(files: ModelFiles, options: DecodeOptions, common: Dict) -> Any:
+def _open_ctc(files: ModelFiles, options: DecodeOptions, common: dict) -> Any:
     """Do the same for a CTC model."""
     import sherpa_onnx
 

@@ -1,8 +1,9 @@
 """Sets and audio files through sherpa-onnx."""
 
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Optional
 
 import numpy as np
 from lhotse.cut import Cut
@@ -29,7 +30,7 @@ def suffix(options: DecodeOptions, chunking: Optional[Chunking], int8: bool) -> 
 
 def facts(
     model_files: ModelFiles, options: DecodeOptions, threads: int, int8: bool
-) -> Dict:
+) -> dict:
     """Return what a result JSON says of the model and the engine.
 
     Raises:
@@ -90,13 +91,13 @@ class _Blocks:
 
 def _transcribe(
     sherpa: SherpaRecogniser, blocks: Iterable[np.ndarray], options: DecodeOptions
-) -> Tuple[List[str], List[int]]:
+) -> tuple[list[str], list[int]]:
     """Return the words of an utterance, and the frame of each one's last token."""
     if sherpa.chunking:
         (hyp,) = sherpa.decode_streams([blocks])
         return _split_words(hyp.text, hyp.pieces, hyp.timestamps)
-    words: List[str] = []
-    frames: List[int] = []
+    words: list[str] = []
+    frames: list[int] = []
     for window in cut_windows(blocks, options.max_utterance):
         (hyp,) = sherpa.decode([window.wave])
         kept, times = window.place_tokens(hyp.pieces, hyp.timestamps)
@@ -112,7 +113,7 @@ def _transcribe(
 
 def _split_words(
     text: str, pieces: Sequence[str], frames: Sequence[int]
-) -> Tuple[List[str], List[int]]:
+) -> tuple[list[str], list[int]]:
     """Return the words of a text, and the frame of each one's last token.
 
     Args:
@@ -131,7 +132,7 @@ def cuts(
     cut_set: Iterable[Cut],
     options: DecodeOptions,
     threads: int,
-) -> Tuple[List[Recognition], float]:
+) -> tuple[list[Recognition], float]:
     """Transcribe cuts one after another.
 
     Returns:
@@ -152,7 +153,7 @@ def cuts(
 
 def files(
     model_files: ModelFiles, paths: Iterable[Path], options: DecodeOptions, threads: int
-) -> Iterator[Tuple[Path, str, Optional[str]]]:
+) -> Iterator[tuple[Path, str, Optional[str]]]:
     """Transcribe audio files one after another, in flat memory.
 
     Several channels are averaged.

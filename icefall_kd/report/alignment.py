@@ -1,14 +1,15 @@
 """What each system made of each utterance, word by word, for the page's script."""
 
-from typing import Any, Dict, List, Sequence, Tuple, Union
+from collections.abc import Sequence
+from typing import Any, Union
 
 from icefall_kd.decoding.scoring import NO_WORD, Recognition, align_words
 from icefall_kd.report.results import Result
 
-Word = Union[str, Tuple[str, str]]
+Word = Union[str, tuple[str, str]]
 
 
-def aligned(recognition: Recognition) -> List[Word]:
+def aligned(recognition: Recognition) -> list[Word]:
     """Return the words of an utterance: one that is right as itself, others as pairs.
 
     >>> aligned(Recognition("a", ["PRESS", "ONE", "NOW"], ["PRESS", "NINE"]))
@@ -29,14 +30,14 @@ def label(result: Result) -> str:
     return f"{result.system}: {result.decoding}, {result.engine}"
 
 
-def utterances(results: Sequence[Result]) -> Dict[str, Any]:
+def utterances(results: Sequence[Result]) -> dict[str, Any]:
     """Return the alignments of all results.
 
     Returns:
       ``sets``: of each set the ids, sorted; ``results``: for each its set, label,
       setting, system and, in the order of the ids, its aligned utterances.
     """
-    sets: Dict[str, List[str]] = {}
+    sets: dict[str, list[str]] = {}
     told = []
     for r in results:
         by_id = {x.cut_id: x for x in r.recognitions}
@@ -53,9 +54,9 @@ def utterances(results: Sequence[Result]) -> Dict[str, Any]:
     return {"sets": sets, "results": told}
 
 
-def hardest(results: Sequence[Result], set_name: str, count: int) -> List[str]:
+def hardest(results: Sequence[Result], set_name: str, count: int) -> list[str]:
     """Return the ids of the utterances with the most errors over all systems."""
-    errors: Dict[str, int] = {}
+    errors: dict[str, int] = {}
     for r in results:
         if r.facts["set"] == set_name:
             for x in r.recognitions:

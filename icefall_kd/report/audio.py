@@ -2,14 +2,14 @@
 
 import base64
 import io
-from typing import Dict, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 
 from icefall_kd.io import Pathlike
 
 
-def load_audio(shar_dir: Pathlike, ids: Iterable[str]) -> Dict[str, str]:
+def load_audio(shar_dir: Pathlike, ids: Iterable[str]) -> dict[str, str]:
     """Return id -> FLAC as a ``data:`` URI, 16 bits a sample.
 
     Args:
@@ -22,7 +22,7 @@ def load_audio(shar_dir: Pathlike, ids: Iterable[str]) -> Dict[str, str]:
     from icefall_kd.cache.reader import open_shar
 
     wanted = set(ids)
-    found: Dict[str, str] = {}
+    found: dict[str, str] = {}
     for cut in open_shar(shar_dir):
         if len(found) == len(wanted):
             break

@@ -1,8 +1,9 @@
 """Training curves as SVG: a chart for each stage and metric, a line for each system."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Optional
 
 from icefall_kd.report.markup import Html, element, join
 from icefall_kd.report.runs import Run, Stage, stage_names
@@ -19,7 +20,7 @@ TITLES = {
     "wer_transducer": "WER % on dev, greedy search of the transducer",
 }
 
-Points = Sequence[Tuple[float, float]]
+Points = Sequence[tuple[float, float]]
 
 
 def colour_class(index: int) -> str:
@@ -39,7 +40,7 @@ class Chart:
 
     stage: str
     metric: str
-    lines: Mapping[Tuple[str, str], Points]
+    lines: Mapping[tuple[str, str], Points]
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Axis:
         share = (value - low) / (high - low) if high > low else 0.5
         return self.begin + share * (self.end - self.begin)
 
-    def ticks(self) -> List[float]:
+    def ticks(self) -> list[float]:
         """Return round values within the axis."""
         if self.log:
             first, last = (math.floor(math.log10(x)) for x in (self.low, self.high))
@@ -71,7 +72,7 @@ class Axis:
         return round_ticks(self.low, self.high)
 
 
-def round_ticks(low: float, high: float) -> List[float]:
+def round_ticks(low: float, high: float) -> list[float]:
     """Return at most :data:`TICKS` multiples of 1, 2 or 5 times a power of ten.
 
     >>> round_ticks(0.0, 1450.0)
@@ -87,7 +88,7 @@ def round_ticks(low: float, high: float) -> List[float]:
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
-def charts(runs: Mapping[str, Run], metrics: Sequence[str] = ()) -> List[Chart]:
+def charts(runs: Mapping[str, Run], metrics: Sequence[str] = ()) -> list[Chart]:
     """Return the charts of all stages.
 
     Args:
@@ -96,7 +97,7 @@ def charts(runs: Mapping[str, Run], metrics: Sequence[str] = ()) -> List[Chart]:
     Raises:
       ValueError: if no run knows one of ``metrics``.
     """
-    by_stage: Dict[str, Dict[str, Stage]] = {n: {} for n in stage_names(runs.values())}
+    by_stage: dict[str, dict[str, Stage]] = {n: {} for n in stage_names(runs.values())}
     for system, run in runs.items():
         for stage in run.stages:
             by_stage[stage.name][system] = stage
@@ -122,7 +123,7 @@ def charts(runs: Mapping[str, Run], metrics: Sequence[str] = ()) -> List[Chart]:
     return found
 
 
-def default_metrics(stages: Sequence[Stage]) -> List[str]:
+def default_metrics(stages: Sequence[Stage]) -> list[str]:
     """Return the word error rates, the loss and its terms.
 
     With one term the loss is left out, for it is that term.
@@ -207,7 +208,7 @@ def _grid(x: Axis, y: Axis) -> Html:
 
 
 def _line(
-    system: str, kind: str, points: Points, index: int, axes: Tuple[Axis, Axis]
+    system: str, kind: str, points: Points, index: int, axes: tuple[Axis, Axis]
 ) -> Html:
     """Draw one system's line; the points of dev tell their values."""
     x, y = axes

@@ -2,9 +2,10 @@
 
 import base64
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
-from typing import Dict, List, Mapping, Sequence, Union
+from typing import Union
 
 from icefall_kd.report.alignment import utterances
 from icefall_kd.report.curves import Chart, colour_class, draw, legend
@@ -135,7 +136,7 @@ def _results(table: Table, systems: Sequence[str]) -> Html:
     )
 
 
-def _remarks(table: Table) -> List[Html]:
+def _remarks(table: Table) -> list[Html]:
     return [element("p", element("strong", remark)) for remark in table.remarks]
 
 
@@ -214,7 +215,7 @@ def _training(
 
 def _last_values(charts: Sequence[Chart], systems: Sequence[str]) -> Html:
     """Tell where the curves of dev end, for those who cannot see them."""
-    last: Dict[str, List[Html]] = {}
+    last: dict[str, list[Html]] = {}
     for system in systems:
         cells = []
         for chart in charts:

@@ -1,8 +1,8 @@
 """Results of decoding: finding them, and proving that they can be compared."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Mapping, Sequence, Tuple
 
 from icefall_kd.decoding.scoring import Recognition, read_recogs, score
 from icefall_kd.io import Pathlike, as_path, read_json
@@ -36,16 +36,16 @@ class Result:
     system: str
     path: Path
     facts: Mapping
-    recognitions: Tuple[Recognition, ...]
-    runs: Tuple["Result", ...] = ()
+    recognitions: tuple[Recognition, ...]
+    runs: tuple["Result", ...] = ()
 
     @property
-    def decodings(self) -> List[Tuple[Recognition, ...]]:
+    def decodings(self) -> list[tuple[Recognition, ...]]:
         """The recognitions of every run."""
         return [r.recognitions for r in self.runs or (self,)]
 
     @property
-    def setting(self) -> Tuple[str, str]:
+    def setting(self) -> tuple[str, str]:
         """Set and way of decoding; results are compared within one."""
         return self.facts["set"], self.facts["suffix"]
 
@@ -105,7 +105,7 @@ def load_result(system: str, path: Pathlike) -> Result:
     return Result(system, path, facts, tuple(found))
 
 
-def find_results(system: str, path: Pathlike) -> List[Result]:
+def find_results(system: str, path: Pathlike) -> list[Result]:
     """Return the results of a system.
 
     Args:
@@ -126,7 +126,7 @@ def find_results(system: str, path: Pathlike) -> List[Result]:
     return [load_result(system, p) for p in paths]
 
 
-def find_systems(exp_dir: Pathlike) -> Dict[str, Path]:
+def find_systems(exp_dir: Pathlike) -> dict[str, Path]:
     """Return the folder of each system below ``exp_dir``.
 
     A system is a folder whose subfolders (``decode``, ``sherpa``) hold results; its
@@ -157,8 +157,8 @@ def check_comparable(results: Sequence[Result]) -> None:
       ValueError: naming the files and the utterances, or two results of one system,
         set and decoding.
     """
-    seen: Dict[Tuple[str, str, str], Result] = {}
-    first: Dict[str, Result] = {}
+    seen: dict[tuple[str, str, str], Result] = {}
+    first: dict[str, Result] = {}
     for r in results:
         other = seen.setdefault((r.system, *r.setting), r)
         if other is not r:

@@ -2,18 +2,13 @@
 
 import math
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import (
     Any,
     Callable,
-    Dict,
-    Iterable,
-    Iterator,
-    List,
-    Mapping,
     Optional,
-    Tuple,
 )
 
 from icefall_kd.decoding.setting import training_facts
@@ -41,11 +36,11 @@ class Stage:
     """
 
     name: str
-    lines: Tuple[Mapping[str, Any], ...]
+    lines: tuple[Mapping[str, Any], ...]
     config: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Mapping[str, int] = field(default_factory=dict)
-    changes: Tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
 
     @property
     def updates(self) -> int:
@@ -63,7 +58,7 @@ class Stage:
         return max(dev, default=0)
 
     @property
-    def sets(self) -> Tuple[str, ...]:
+    def sets(self) -> tuple[str, ...]:
         """What it heard, with the shares of what was mixed in."""
         data = self.config.get("data", {})
         mixed = [f"{name} ({share:g})" for name, share in data.get("mix", {}).items()]
@@ -87,7 +82,7 @@ class Stage:
             told += "; counts of the whole run, its checkpoint's are not known"
         return "; ".join([told, *self.changes])
 
-    def points(self, kind: str, metric: str) -> List[Tuple[int, float]]:
+    def points(self, kind: str, metric: str) -> list[tuple[int, float]]:
         """Return (step, value) of a metric on "train" or "dev", finite ones alone."""
         return [
             (line["step"], line[metric])
@@ -102,7 +97,7 @@ class Stage:
 class Run:
     """The training of a system, stage by stage, the last one that of its checkpoint."""
 
-    stages: Tuple[Stage, ...] = ()
+    stages: tuple[Stage, ...] = ()
 
     @property
     def finetuning(self) -> Optional[Stage]:
@@ -177,7 +172,7 @@ def find_run(
     """
     folder = _stage_folder(checkpoint, result_path.parent.parent)
     counts: Mapping[str, int] = training or {}
-    stages: Dict[Path, Stage] = {}
+    stages: dict[Path, Stage] = {}
     while folder is not None and folder.resolve() not in stages:
         taken = {s.name for s in stages.values()}
         name = folder.name
@@ -191,7 +186,7 @@ def find_run(
     return Run(tuple(reversed(list(stages.values()))))
 
 
-def budget_differences(ours: Run, theirs: Run) -> List[str]:
+def budget_differences(ours: Run, theirs: Run) -> list[str]:
     """Say how the fine-tuning of two systems differs in what it was given.
 
     Updates within 5 % of each other count as equal: batches of random utterances are
@@ -210,12 +205,12 @@ def budget_differences(ours: Run, theirs: Run) -> List[str]:
     return differences
 
 
-def stage_names(runs: Iterable[Run]) -> List[str]:
+def stage_names(runs: Iterable[Run]) -> list[str]:
     """Return the names of all stages, as the longest training had them."""
     longest_first = sorted(runs, key=lambda run: -len(run.stages))
     return list(dict.fromkeys(s.name for run in longest_first for s in run.stages))
 
 
-def seeds(run: Run) -> Dict[str, Any]:
+def seeds(run: Run) -> dict[str, Any]:
     """Return the seed of each stage that tells it."""
     return {s.name: s.config["seed"] for s in run.stages if "seed" in s.config}

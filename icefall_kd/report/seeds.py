@@ -5,7 +5,8 @@ A run's name may end in ``@SEED``, as ``train.sh`` names them: ``baseline`` and
 """
 
 import statistics
-from typing import Any, Dict, List, Mapping, Sequence, Tuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from icefall_kd.decoding.bootstrap import wer_interval
 from icefall_kd.decoding.scoring import run_errors
@@ -24,7 +25,7 @@ def system_of(run: str) -> str:
     return name if at and seed.isdigit() else run
 
 
-def over_seeds(results: Sequence[Result]) -> List[Result]:
+def over_seeds(results: Sequence[Result]) -> list[Result]:
     """Return the mean over the runs of each system, set and way of decoding.
 
     Args:
@@ -35,7 +36,7 @@ def over_seeds(results: Sequence[Result]) -> List[Result]:
     Raises:
       ValueError: if the runs of a system were not decoded on the same utterances.
     """
-    groups: Dict[Tuple[str, ...], List[Result]] = {}
+    groups: dict[tuple[str, ...], list[Result]] = {}
     for r in results:
         groups.setdefault((system_of(r.system), *r.setting), []).append(r)
     if all(len(runs) == 1 for runs in groups.values()):
@@ -46,7 +47,7 @@ def over_seeds(results: Sequence[Result]) -> List[Result]:
 def _mean(system: str, runs: Sequence[Result]) -> Result:
     first = runs[0]
     errors, words = run_errors([r.recognitions for r in runs])
-    facts: Dict[str, Any] = {
+    facts: dict[str, Any] = {
         **first.facts,
         "wer": statistics.mean(r.facts["wer"] for r in runs),
         "interval": wer_interval(errors, words),
@@ -56,7 +57,7 @@ def _mean(system: str, runs: Sequence[Result]) -> Result:
     return Result(system, first.path, facts, first.recognitions, tuple(runs))
 
 
-def _delays(facts: Sequence[Mapping[str, Any]]) -> Dict[str, Any]:
+def _delays(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the means of the delays; None of one that a run does not tell."""
     keys = [f"{name}_{what}_ms" for name in _DELAYS for what in ("mean", "p90")]
     told = {key: [f.get(key) for f in facts] for key in keys}

@@ -1,7 +1,8 @@
 """The table of results: systems side by side, with the gain over a baseline."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Callable, Optional
 
 from icefall_kd.decoding.bootstrap import PairedDifference
 from icefall_kd.decoding.scoring import compare
@@ -26,7 +27,7 @@ class Row:
     paired: Optional[PairedDifference] = None
     werr: Optional[float] = None
     is_baseline: bool = False
-    notes: Tuple[int, ...] = ()
+    notes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,17 +39,17 @@ class Table:
       remarks: of all rows; they stand above the table.
     """
 
-    rows: Tuple[Row, ...]
-    notes: Tuple[str, ...] = ()
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
     baseline: Optional[str] = None
-    remarks: Tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
-    def columns(self) -> List["Column"]:
+    def columns(self) -> list["Column"]:
         """The columns in which any row says something."""
         return [c for c in COLUMNS if any(c.text(row) for row in self.rows)]
 
-    def cells(self) -> List[Tuple[str, ...]]:
+    def cells(self) -> list[tuple[str, ...]]:
         """Return the texts, the header first."""
         columns = self.columns
         texts = [tuple(c.text(row) for c in columns) for row in self.rows]
@@ -167,7 +168,7 @@ def summarise(
         _refuse_without_pairs(systems, baseline)
     first = {r.system: r for r in reversed(results)}
     notes = _Notes()
-    rows: List[Row] = []
+    rows: list[Row] = []
     for setting in dict.fromkeys(r.setting for r in results):
         side = [r for r in results if r.setting == setting]
         yardstick = of_baseline.get(setting, None if baseline else side[0])
@@ -179,7 +180,7 @@ def summarise(
     return Table(tuple(rows), tuple(notes.texts), baseline, _remarks(rows))
 
 
-def _remarks(rows: Sequence[Row]) -> Tuple[str, ...]:
+def _remarks(rows: Sequence[Row]) -> tuple[str, ...]:
     """Return what the figures of a whole table leave out, and who aligned."""
     remarks = []
     runs = {row.result.system: len(row.result.decodings) for row in rows}
@@ -216,7 +217,7 @@ def _aligner(result: Result) -> Optional[str]:
     return f"{facts['aligner']} ({digest})" if facts.get("aligner") else unknown
 
 
-def _other_checkpoint(result: Result, first: Result) -> List[str]:
+def _other_checkpoint(result: Result, first: Result) -> list[str]:
     """Return a note if a result is of another checkpoint than its system's first."""
     ours, theirs = (r.facts.get("checkpoint_sha256") for r in (result, first))
     if ours == theirs or not (ours and theirs):
@@ -241,9 +242,9 @@ class _Notes:
     """Notes in the order of first use, each text once."""
 
     def __init__(self) -> None:
-        self.texts: Dict[str, int] = {}
+        self.texts: dict[str, int] = {}
 
-    def of(self, texts: Sequence[str]) -> Tuple[int, ...]:
+    def of(self, texts: Sequence[str]) -> tuple[int, ...]:
         """Return the numbers of ``texts``."""
         return tuple(self.texts.setdefault(t, len(self.texts) + 1) for t in texts)
 
@@ -253,7 +254,7 @@ def _marks(
     yardstick: Optional[Result],
     baseline: Optional[str],
     runs: Optional[Mapping[str, Run]],
-) -> List[str]:
+) -> list[str]:
     """Say what a reader must know before comparing ``result``."""
     stages = runs[result.system].stages if runs is not None else ()
     marks = [f"{result.system}, {s.name}: {c}." for s in stages for c in s.changes]
@@ -295,7 +296,7 @@ def _row(
     result: Result,
     of_baseline: Optional[Result],
     baseline: Optional[str],
-    notes: Tuple[int, ...],
+    notes: tuple[int, ...],
 ) -> Row:
     if result.system == baseline:
         return Row(result, is_baseline=True, notes=notes)
@@ -307,7 +308,7 @@ def _row(
     return Row(result, paired, werr, notes=notes)
 
 
-def numbered(table: Table) -> List[str]:
+def numbered(table: Table) -> list[str]:
     """Return the notes of a table with their numbers."""
     return [f"{number}. {text}" for number, text in enumerate(table.notes, 1)]
 

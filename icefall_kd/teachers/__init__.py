@@ -7,8 +7,9 @@ about it.  A builder imports its library when it is called, not before.
 """
 
 import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Union
+from typing import Any, Callable, Dict, List, Optional, Union
 
 from icefall_kd.teachers.protocol import KINDS, Output, Teacher, TeacherOutput
 from icefall_kd.training.distributed import check_device
@@ -64,7 +65,7 @@ def _hugging_face(name: str, model_dir: Union[str, Path], **options: Any) -> Tea
     return HuggingFace(name, model_dir, **options)
 
 
-TEACHERS: Dict[str, Callable[..., Teacher]] = {
+TEACHERS: dict[str, Callable[..., Teacher]] = {
     # OpenAI Whisper converted for CTranslate2: the two that bin.fetch_teacher knows,
     # and any other folder of the same form (small, medium, large-v3, distilled ones).
     "whisper_tiny_en": _whisper_ct2,
@@ -113,7 +114,7 @@ def build_teacher(
     return builder(name or family, **options)
 
 
-def build_teachers(described: Mapping[str, Mapping[str, Any]]) -> List[Teacher]:
+def build_teachers(described: Mapping[str, Mapping[str, Any]]) -> list[Teacher]:
     """Return several teachers, each as a mapping describes it.
 
     Args:

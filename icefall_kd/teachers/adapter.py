@@ -4,8 +4,9 @@ Its members speak, ``transducer.adapter`` listens, and what comes out are the st
 own tokens at the student's own frame times.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Sequence, Union
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor
@@ -108,7 +109,7 @@ class AdaptedTeacher:
             "vocab_sha256": self.tokenizer.sha256,
         }
         bigram: Optional[Tensor] = None
-        of_path: Dict[str, Any] = {"beam": beam}
+        of_path: dict[str, Any] = {"beam": beam}
         if lm is not None and lm_scale > 0:
             bigram = load_bigram(lm, self.tokenizer.sha256)
             of_path.update(lm_sha256=sha256_file(lm), lm_scale=lm_scale)
@@ -127,7 +128,7 @@ class AdaptedTeacher:
     @torch.no_grad()
     def forward(
         self, waves: Tensor, wave_lens: Tensor, texts: Sequence[str]
-    ) -> Dict[str, TeacherOutput]:
+    ) -> dict[str, TeacherOutput]:
         """Return the k best tokens of each frame of 40 ms.
 
         Args:
@@ -149,10 +150,10 @@ class AdaptedTeacher:
             said[f"{self.name}_path"] = self.paths(encoded, lens, texts)
         return said
 
-    def _hear(self, waves: Tensor, wave_lens: Tensor) -> Dict[str, Any]:
+    def _hear(self, waves: Tensor, wave_lens: Tensor) -> dict[str, Any]:
         """Return the members' outputs in the form of a batch of cached fields."""
         device = next(self.model.parameters()).device
-        fields: Dict[str, Dict[str, Any]] = {}
+        fields: dict[str, dict[str, Any]] = {}
         for member in self.members:
             for field, output in member.forward(waves, wave_lens).items():
                 fields[field] = {

@@ -18,7 +18,8 @@ models of one vocabulary alone: token 7 of one is not token 7 of another.
 
 import logging
 import math
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -65,8 +66,8 @@ class Ensemble:
         self.needs_text = any(getattr(m, "needs_text", False) for m in members)
         self._topk = topk
         shares = normalised([m.name for m in members], weights)
-        self._means: Dict[str, List[_Part]] = {}
-        self.outputs: Dict[str, Output] = {}
+        self._means: dict[str, list[_Part]] = {}
+        self.outputs: dict[str, Output] = {}
         for suffix, parts in _called_alike(members, shares).items():
             if len(parts) == len(members) and agree([p.output for p in parts]):
                 self._means[name + suffix] = parts
@@ -94,7 +95,7 @@ class Ensemble:
     def _mean_output(self, parts: Sequence[_Part]) -> Output:
         """Describe the mean of ``parts``."""
         first = parts[0].output
-        fingerprint: Dict[str, Any] = {
+        fingerprint: dict[str, Any] = {
             "teacher": self.name,
             "family": "ensemble",
             "members": {
@@ -114,7 +115,7 @@ class Ensemble:
     @torch.no_grad()
     def forward(
         self, waves: Tensor, wave_lens: Tensor, texts: Sequence[str] = ()
-    ) -> Dict[str, TeacherOutput]:
+    ) -> dict[str, TeacherOutput]:
         """Return all outputs of a batch.
 
         Args:
@@ -125,7 +126,7 @@ class Ensemble:
           ValueError: if members differ in an utterance's frames by more than one, or
             as a member does.
         """
-        said: Dict[str, TeacherOutput] = {}
+        said: dict[str, TeacherOutput] = {}
         for member in self._members:
             given = (texts,) if getattr(member, "needs_text", False) else ()
             said.update(member.forward(waves, wave_lens, *given))
@@ -153,7 +154,7 @@ class Ensemble:
 
 def normalised(
     names: Sequence[str], weights: Optional[Mapping[str, float]]
-) -> List[float]:
+) -> list[float]:
     """Return the weights of the members in their order, of sum 1.
 
     Raises:
@@ -181,7 +182,7 @@ def agree(outputs: Sequence[Output]) -> bool:
     return all(_form(o) == _form(first) for o in outputs[1:])
 
 
-def _form(output: Output) -> Tuple[Any, ...]:
+def _form(output: Output) -> tuple[Any, ...]:
     """Return what must be the same in outputs that are averaged."""
     vocabulary = output.fingerprint.get("vocab_sha256")
     # Distributions may keep different numbers of tokens.
@@ -191,9 +192,9 @@ def _form(output: Output) -> Tuple[Any, ...]:
 
 def _called_alike(
     members: Sequence[Teacher], shares: Sequence[float]
-) -> Dict[str, List[_Part]]:
+) -> dict[str, list[_Part]]:
     """Return the outputs by what their names are without the members' names."""
-    found: Dict[str, List[_Part]] = {}
+    found: dict[str, list[_Part]] = {}
     for member, share in zip(members, shares):
         for field, output in member.outputs.items():
             own = field.startswith(member.name)

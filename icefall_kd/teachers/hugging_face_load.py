@@ -11,9 +11,10 @@ repository is run, and a ``.bin`` is read as weights only.
 import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any, Optional, Union
 
 from torch import nn
 
@@ -52,7 +53,7 @@ class Loaded:
     config: Any
     model_type: str
     normalise: bool
-    identity: Dict[str, Any]
+    identity: dict[str, Any]
 
 
 def load_encoder(model_dir: Union[str, Path], revision: Optional[str] = None) -> Loaded:
@@ -119,7 +120,7 @@ def _import_transformers(model_dir: Union[str, Path]) -> Any:
 
 def _locate(
     model_dir: Union[str, Path], revision: Optional[str]
-) -> Tuple[Path, Dict[str, Any]]:
+) -> tuple[Path, dict[str, Any]]:
     """Return the folder of the files, and where on the hub they are from."""
     name, folder = str(model_dir), Path(model_dir).expanduser()
     if folder.is_dir():
@@ -160,7 +161,7 @@ def _check_type(folder: Path) -> str:
     return model_type
 
 
-def _find_weights(folder: Path) -> Tuple[List[Path], bool]:
+def _find_weights(folder: Path) -> tuple[list[Path], bool]:
     """Return the files of the weights, and whether they are safetensors."""
     for form in _FORMS:
         index = folder / f"{form}.index.json"
@@ -194,7 +195,7 @@ def _load_extractor(transformers: Any, folder: Path, config: Any) -> Any:
 
 def _load_model(
     transformers: Any, folder: Path, config: Any, safe: bool
-) -> Tuple[nn.Module, List[str]]:
+) -> tuple[nn.Module, list[str]]:
     """Return the base model and the names of its weights that are missing."""
     from safetensors import SafetensorError
 
@@ -231,7 +232,7 @@ def _quiet(transformers: Any) -> Iterator[None]:
             log.enable_progress_bar()
 
 
-def _weights_sha256(paths: List[Path]) -> str:
+def _weights_sha256(paths: list[Path]) -> str:
     """Return the checksum of the weights; of several files, over their checksums."""
     sums = [model_sha256(path) for path in paths]
     if len(sums) == 1:

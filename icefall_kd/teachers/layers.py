@@ -4,8 +4,9 @@ Layer k is the input of block k, so 0 is what the first block gets and the numbe
 blocks is the encoder's output; negative numbers count from the end, -1 the output.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Dict, Mapping, Optional, Sequence, Tuple, Union
+from typing import Optional, Union
 
 from torch import Tensor
 
@@ -21,15 +22,15 @@ class LayerChoice:
       weights: of their sum; None when each layer is a field of its own.
     """
 
-    layers: Tuple[int, ...]
-    weights: Optional[Tuple[float, ...]] = None
+    layers: tuple[int, ...]
+    weights: Optional[tuple[float, ...]] = None
 
     @property
     def highest(self) -> int:
         """Return the number of blocks that must be run."""
         return max(self.layers)
 
-    def fields(self, name: str) -> Dict[str, Dict]:
+    def fields(self, name: str) -> dict[str, dict]:
         """Return field name -> what its fingerprint says of the layers.
 
         A sum and a single layer are the field ``name``; several layers are
@@ -43,7 +44,7 @@ class LayerChoice:
             for k in self.layers
         }
 
-    def pick(self, name: str, hidden: Mapping[int, Tensor]) -> Dict[str, Tensor]:
+    def pick(self, name: str, hidden: Mapping[int, Tensor]) -> dict[str, Tensor]:
         """Return field name -> its values.
 
         Args:

@@ -1,8 +1,9 @@
 """The SHA-256 of a model: of its file, remembered beside it, or of its tensors."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Mapping, Union
+from typing import Union
 
 from torch import Tensor
 

@@ -1,6 +1,7 @@
 """The one-best path of a transducer: the output "path" of a teacher."""
 
-from typing import Optional, Sequence
+from collections.abc import Sequence
+from typing import Optional
 
 from torch import Tensor
 

@@ -1,7 +1,8 @@
 """What every teacher offers: a name, its outputs and ``forward``."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Dict, Mapping, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ class Output:
     kind: str
     dim: int
     frame_shift: float
-    fingerprint: Dict[str, Any]
+    fingerprint: dict[str, Any]
 
 
 @dataclass(frozen=True)

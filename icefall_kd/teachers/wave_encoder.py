@@ -15,7 +15,7 @@ So no model needs batches of one length, and padding costs time only.
 """
 
 import math
-from typing import Any, Dict, List, Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,7 @@ class WaveEncoder:
         self._normalise = normalise
         self._choice = choice
         self._shortest = receptive_field(config.conv_kernel, config.conv_stride)
-        self._valid_first: List[int] = []  # frames after the first convolution
+        self._valid_first: list[int] = []  # frames after the first convolution
         self._padding: Optional[Tensor] = None  # (N, T) bool, of the last one
         self._kernel, self._stride = config.conv_kernel[0], config.conv_stride[0]
         self._model = model
@@ -139,7 +139,7 @@ class WaveEncoder:
         heard = num_samples.clamp(min=self._shortest)
         return self._model._get_feat_extract_output_lengths(heard).to(torch.int64)
 
-    def encode(self, waves: Tensor, wave_lens: Tensor) -> Dict[int, Tensor]:
+    def encode(self, waves: Tensor, wave_lens: Tensor) -> dict[int, Tensor]:
         """Return layer -> (N, T, D), valid up to ``num_frames(wave_lens)``.
 
         Args:
@@ -175,7 +175,7 @@ class _ValidGroupNorm(nn.Module):
       valid: frames of each utterance; changed from outside for each batch.
     """
 
-    def __init__(self, norm: nn.GroupNorm, valid: List[int]) -> None:
+    def __init__(self, norm: nn.GroupNorm, valid: list[int]) -> None:
         super().__init__()
         self.norm = norm
         self._valid = valid
@@ -187,7 +187,7 @@ class _ValidGroupNorm(nn.Module):
         return x
 
 
-def receptive_field(kernels: List[int], strides: List[int]) -> int:
+def receptive_field(kernels: list[int], strides: list[int]) -> int:
     """Return the samples that one frame of a stack of convolutions hears.
 
     >>> receptive_field([10, 3, 3, 3, 3, 2, 2], [5, 2, 2, 2, 2, 2, 2])

@@ -32,9 +32,10 @@ a function of the utterance alone, its padded length is its own (its duration pl
 context, rounded up to the bucket), and only pieces of equal padded length share a call.
 """
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, Optional, TypeVar, Union
+from typing import Callable, Optional, TypeVar, Union
 
 import numpy as np
 import torch
@@ -134,7 +135,7 @@ class WhisperCt2:
         self.outputs = {name: Output("embedding", self._dim, shift, fingerprint)}
 
     @torch.no_grad()
-    def forward(self, waves: Tensor, wave_lens: Tensor) -> Dict[str, TeacherOutput]:
+    def forward(self, waves: Tensor, wave_lens: Tensor) -> dict[str, TeacherOutput]:
         """Return the embeddings of a batch; T = ceil(samples / 320).
 
         Args:
@@ -150,7 +151,7 @@ class WhisperCt2:
         pieces = cut_pieces(wave_lens)
         batches = batch_pieces(pieces, self._heard, limit, equal=True)
 
-        def encode(batch: List[Piece]) -> Tensor:
+        def encode(batch: list[Piece]) -> Tensor:
             return self.encode(gather(waves, batch, self._heard(batch[0])))
 
         for batch, encoded in zip(batches, self.side_by_side(encode, batches)):

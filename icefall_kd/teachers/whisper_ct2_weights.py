@@ -7,7 +7,7 @@ the same, so a folder made by ``ct2-transformers-converter`` serves both.
 import re
 import struct
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, Tuple
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ _COUNTED = re.compile(r"encoder/layer_\d+/ffn/linear_0/bias")  # one a block
 _KINDS = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "bias"}
 
 
-def load_ct2_encoder(transformers: Any, path: Path) -> Tuple[nn.Module, Any]:
+def load_ct2_encoder(transformers: Any, path: Path) -> tuple[nn.Module, Any]:
     """Return ``transformers``' WhisperEncoder, in float32, and its configuration.
 
     Args:
@@ -64,7 +64,7 @@ def load_ct2_encoder(transformers: Any, path: Path) -> Tuple[nn.Module, Any]:
     return encoder, config
 
 
-def _read_encoder(path: Path) -> Dict[str, np.ndarray]:
+def _read_encoder(path: Path) -> dict[str, np.ndarray]:
     """Return name -> value of the encoder's variables; the others are passed over."""
     values = {}
     with open(path, "rb") as f:
@@ -95,7 +95,7 @@ def _read_encoder(path: Path) -> Dict[str, np.ndarray]:
     return values
 
 
-def _take(f: BinaryIO, form: str) -> Tuple[int, ...]:
+def _take(f: BinaryIO, form: str) -> tuple[int, ...]:
     return struct.unpack(f"<{form}", f.read(struct.calcsize(f"<{form}")))
 
 
@@ -114,7 +114,7 @@ def _value(path: Path, name: str, kind: int, data: bytes) -> np.ndarray:
     return np.frombuffer(data, dtype)
 
 
-def _state(values: Dict[str, np.ndarray]) -> Dict[str, Tensor]:
+def _state(values: dict[str, np.ndarray]) -> dict[str, Tensor]:
     """Return the state of ``transformers``' WhisperEncoder."""
     state = {}
     for name, value in values.items():

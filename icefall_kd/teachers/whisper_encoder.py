@@ -3,7 +3,7 @@
 What a clip hears beyond its end, and why: :mod:`icefall_kd.teachers.whisper_ct2`.
 """
 
-from typing import Any, Dict, Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,7 @@ class WhisperEncoder:
             num_samples + self.frame - 1, self.frame, rounding_mode="floor"
         )
 
-    def encode(self, waves: Tensor, wave_lens: Tensor) -> Dict[int, Tensor]:
+    def encode(self, waves: Tensor, wave_lens: Tensor) -> dict[int, Tensor]:
         """Return layer -> (N, S // 320, D).
 
         Positions are those of the audio that is there, not of 30 s.

@@ -8,9 +8,10 @@ the encoding of every utterance: 2.8 %, at a quarter of the cost of the padding
 (``test/bench/whisper_text.py``).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Union
+from typing import Any, Union
 
 import numpy as np
 import torch
@@ -72,12 +73,12 @@ class WhisperText:
         self._prompt = self._make_prompt(language)
         self.silence = self.encoder.encode(torch.zeros(1, WINDOW))[0].numpy()
 
-    def fingerprint(self) -> Dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Return what identifies the transcripts."""
         (output,) = self.encoder.outputs.values()
         return {**output.fingerprint, "teacher": "whisper_text", "beam": self.beam}
 
-    def _make_prompt(self, language: str) -> List[int]:
+    def _make_prompt(self, language: str) -> list[int]:
         names = ["<|startoftranscript|>"]
         if self.encoder.model.is_multilingual:
             names += [f"<|{language}|>", "<|transcribe|>"]
@@ -89,7 +90,7 @@ class WhisperText:
         return ids
 
     @torch.no_grad()
-    def transcribe(self, waves: Sequence[Tensor]) -> List[Transcript]:
+    def transcribe(self, waves: Sequence[Tensor]) -> list[Transcript]:
         """Read utterances together.
 
         Args:
@@ -105,12 +106,12 @@ class WhisperText:
         size = -(-len(waves) // self.encoder.calls)
         parts = [slice(k, k + size) for k in range(0, len(waves), size)]
 
-        def read(part: slice) -> List[Transcript]:
+        def read(part: slice) -> list[Transcript]:
             return self._read(np.stack(encoded[part]), waves[part])
 
         return [t for said in self.encoder.side_by_side(read, parts) for t in said]
 
-    def _read(self, encoded: np.ndarray, waves: Sequence[Tensor]) -> List[Transcript]:
+    def _read(self, encoded: np.ndarray, waves: Sequence[Tensor]) -> list[Transcript]:
         """Decode encodings, (N, 1500, D), of these waves."""
         seconds = max(len(w) for w in waves) / SAMPLE_RATE
         results = self.encoder.model.generate(

@@ -1,7 +1,8 @@
 """Long utterances in overlapping windows, pieces of like length in batches."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Callable, List, Sequence, Tuple
+from typing import Callable
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class Piece:
 
 def windows(
     num_samples: int, window: int = WINDOW, overlap: int = OVERLAP
-) -> List[Tuple[int, int]]:
+) -> list[tuple[int, int]]:
     """Cut [0, num_samples) into windows that overlap.
 
     >>> windows(40 * 16000)
@@ -51,7 +52,7 @@ def windows(
 
 def cut_pieces(
     wave_lens: Tensor, window: int = WINDOW, overlap: int = OVERLAP
-) -> List[Piece]:
+) -> list[Piece]:
     """Return the pieces of all utterances of a batch.
 
     Args:
@@ -69,7 +70,7 @@ def batch_pieces(
     length: Callable[[Piece], int],
     max_samples: int,
     equal: bool = False,
-) -> List[List[Piece]]:
+) -> list[list[Piece]]:
     """Put pieces of like length together, the shortest first.
 
     Args:
@@ -78,7 +79,7 @@ def batch_pieces(
       equal:       let only pieces of one length share a batch, otherwise those whose
                    lengths differ by a quarter.
     """
-    batches: List[List[Piece]] = []
+    batches: list[list[Piece]] = []
     for piece in sorted(pieces, key=length):
         last = batches[-1] if batches else []
         limit = length(last[0]) * (1.0 if equal else SPREAD) if last else 0

@@ -4,7 +4,8 @@ What it says of an utterance depends on that utterance alone, and its frames lie
 grid of a field: see :mod:`icefall_kd.teachers.zipformer_frames`.
 """
 
-from typing import Any, Dict, Optional, Sequence, Tuple, Union
+from collections.abc import Sequence
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor
@@ -104,7 +105,7 @@ class ZipformerTeacher:
             "left_context": left_context,
             "dtype": dtype,
         }
-        self.outputs: Dict[str, Output] = {}
+        self.outputs: dict[str, Output] = {}
         self._stacks: Optional[LayerChoice] = None  # None: the encoder's output
         self._ctc_field, self._topk = f"{name}_ctc", topk
         self._path_field = f"{name}_path"
@@ -134,7 +135,7 @@ class ZipformerTeacher:
         if weights is not None:
             check_sum(stacks, weights, dims)
             weights = tuple(map(float, weights))
-        chosen: Dict[str, Dict[str, Any]] = {self.name: {"layers": "last"}}
+        chosen: dict[str, dict[str, Any]] = {self.name: {"layers": "last"}}
         if stacks:
             self._stacks = LayerChoice(stacks, weights)
             chosen = self._stacks.fields(self.name)
@@ -173,7 +174,7 @@ class ZipformerTeacher:
     @torch.no_grad()
     def forward(
         self, waves: Tensor, wave_lens: Tensor, texts: Sequence[str] = ()
-    ) -> Dict[str, TeacherOutput]:
+    ) -> dict[str, TeacherOutput]:
         """Return the outputs of a batch, on the model's device.
 
         T of an embedding is ceil(samples / samples of a frame), of "ctc" and "path"
@@ -209,7 +210,7 @@ class ZipformerTeacher:
         return {field: said[field] for field in self.outputs}
 
 
-def choose_stacks(layers: Layers, num_stacks: int) -> Tuple[int, ...]:
+def choose_stacks(layers: Layers, num_stacks: int) -> tuple[int, ...]:
     """Return the numbers of the stacks, counted from 0; none for "last".
 
     Raises:
@@ -255,7 +256,7 @@ def _check_options(
     device: str,
     chunk_size: int,
     left_context: int,
-    heads: Dict[str, Any],
+    heads: dict[str, Any],
 ) -> None:
     if not outputs or set(outputs) - set(KINDS):
         raise ValueError(f"outputs {outputs}: a Zipformer has {KINDS}")

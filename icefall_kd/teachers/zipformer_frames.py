@@ -21,7 +21,7 @@ frame by frame: of kind "ctc" the model's own frames are given, from the first o
 """
 
 import math
-from typing import Tuple, Union
+from typing import Union
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ def fbank_and_silence(
     wave_lens: Tensor,
     encoder: Zipformer2,
     device: Union[str, torch.device],
-) -> Tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Return the fbank of a batch with silence behind it, and its valid frames.
 
     An utterance too short for the front end counts some of the silence as its own.

@@ -6,7 +6,7 @@ Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, section 3.5 and algorithm
 import logging
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Dict, List, Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -89,8 +89,8 @@ class ScaledAdam(Optimizer):
                 self._step_group(group)
         return loss
 
-    def _step_group(self, group: Dict[str, Any]) -> None:
-        params: List[Tensor] = group["params"]
+    def _step_group(self, group: dict[str, Any]) -> None:
+        params: list[Tensor] = group["params"]
         shared = self._group_state(params, group)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
         clip = self._clip_factor(group, shared, grads)
@@ -124,8 +124,8 @@ class ScaledAdam(Optimizer):
         shared["step"] += 1
 
     def _group_state(
-        self, params: List[Tensor], group: Dict[str, Any]
-    ) -> Dict[str, Any]:
+        self, params: list[Tensor], group: dict[str, Any]
+    ) -> dict[str, Any]:
         """Return what the group keeps, in the state of its first parameter."""
         shared = self.state[params[0]]
         if "step" not in shared:
@@ -144,10 +144,10 @@ class ScaledAdam(Optimizer):
 
     def _size_steps(
         self,
-        group: Dict[str, Any],
-        shared: Dict[str, Any],
-        params: List[Tensor],
-        grads: List[Tensor],
+        group: dict[str, Any],
+        shared: dict[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor],
         clip: float,
     ) -> Optional[Tensor]:
         """Collect the gradients of the sizes; return relative steps when due, (P,)."""
@@ -175,7 +175,7 @@ class ScaledAdam(Optimizer):
         return steps.masked_fill(one_element(params), 0.0)
 
     def _clip_factor(
-        self, group: Dict[str, Any], shared: Dict[str, Any], grads: List[Tensor]
+        self, group: dict[str, Any], shared: dict[str, Any], grads: list[Tensor]
     ) -> float:
         """Return the factor on the gradients, 0 when they are not finite."""
         step, scale = shared["step"], group["clipping_scale"]
@@ -205,7 +205,7 @@ class ScaledAdam(Optimizer):
         return factor
 
     @staticmethod
-    def _estimate_threshold(shared: Dict[str, Any], scale: float, count: int) -> None:
+    def _estimate_threshold(shared: dict[str, Any], scale: float, count: int) -> None:
         recent = shared["model_norms"].sort().values[-count:]
         median = float(recent[min(count - 1, count // 4 * 2)])
         if not math.isfinite(median):
@@ -224,12 +224,12 @@ class ScaledAdam(Optimizer):
         shared["num_clipped"] = 0
 
 
-def one_element(tensors: List[Tensor]) -> Tensor:
+def one_element(tensors: list[Tensor]) -> Tensor:
     """Return which tensors have one element, (len(tensors),) bool."""
     return torch.tensor([t.numel() == 1 for t in tensors], device=tensors[0].device)
 
 
-def rms_of(tensors: List[Tensor]) -> Tensor:
+def rms_of(tensors: list[Tensor]) -> Tensor:
     """Return the root mean square of each tensor, (len(tensors),)."""
     norms = torch.stack(torch._foreach_norm(tensors))
     counts = torch.tensor([float(t.numel()) for t in tensors], device=norms.device)
@@ -296,15 +296,15 @@ class Eden:
         self.epoch = self.epoch + 1 if epoch is None else epoch
         self._set()
 
-    def get_last_lr(self) -> List[float]:
+    def get_last_lr(self) -> list[float]:
         """Return the learning rate of each group."""
         return [group["lr"] for group in self.optimizer.param_groups]
 
-    def state_dict(self) -> Dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the progress; the base rates are the run's configuration."""
         return {"batch": self.batch, "epoch": self.epoch}
 
-    def load_state_dict(self, state: Dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from the progress of `state_dict`."""
         self.batch, self.epoch = state["batch"], state["epoch"]
         self._set()

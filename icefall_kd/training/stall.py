@@ -4,8 +4,8 @@ The total loss falls all the same, by the transcripts, and hides a teacher of an
 language, an unfit layer, or targets that are not those of the audio.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Iterator, List, Mapping, Sequence
 
 from icefall_kd.training.metrics import read_metrics
 
@@ -28,7 +28,7 @@ class StallWatch:
         """
         self.path, self.fields, self.steps, self._seen = path, fields, steps, done
 
-    def look(self, step: int) -> List[str]:
+    def look(self, step: int) -> list[str]:
         """Return what to warn of behind ``step`` updates, a text a term."""
         seen, self._seen = self._seen, step
         if not seen < self.steps <= step:
@@ -36,7 +36,7 @@ class StallWatch:
         lines = [x for x in read_metrics(self.path) if x["kind"] == "train"]
         return list(self._warnings(lines, step))
 
-    def _warnings(self, lines: List[Mapping], step: int) -> Iterator[str]:
+    def _warnings(self, lines: list[Mapping], step: int) -> Iterator[str]:
         for term, fields in self.fields.items():
             values = [line[term] for line in lines if term in line]
             if not fields or len(values) <= LAST or values[0] <= 0:

@@ -7,7 +7,8 @@ can be compared with, frame by frame, at the student's own rate.
 """
 
 import math
-from typing import Any, List, Mapping, Sequence, Tuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,7 +124,7 @@ class AdaptedModel(AsrModel):
         )
         self.fields = tuple(config.fields)
 
-    def inputs(self, batch: Mapping[str, Any]) -> Tuple[Tensor, Tensor]:
+    def inputs(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the teachers' frames at the times of a student's.
 
         Args:
@@ -135,7 +136,7 @@ class AdaptedModel(AsrModel):
 
         lens = conv2d_subsampling_lens(batch["feature_lens"])
         lens = torch.div(lens + 1, 2, rounding_mode="floor").clamp(min=1)
-        aligned: List[Tensor] = []
+        aligned: list[Tensor] = []
         for name in self.fields:
             field = batch["fields"][name]
             aligned.append(
@@ -144,7 +145,7 @@ class AdaptedModel(AsrModel):
         x = torch.cat(aligned, dim=2)
         return x, lens.to(x.device)
 
-    def forward_encoder(self, x: Tensor, x_lens: Tensor) -> Tuple[Tensor, Tensor]:
+    def forward_encoder(self, x: Tensor, x_lens: Tensor) -> tuple[Tensor, Tensor]:
         """Encode what :meth:`inputs` returned; the lengths stay."""
         with full_on_cpu(x):  # torch 1.13 cannot normalise layers in bfloat16 there
             return self.encoder(x, x_lens), x_lens

@@ -1,7 +1,8 @@
 """Adapters that speak as one: the mean of their distributions, node by node."""
 
 import math
-from typing import Any, List, Mapping, Sequence, Tuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class AdapterEnsemble:
         self.models = list(models)
         self.fields = tuple(dict.fromkeys(f for m in models for f in m.fields))
 
-    def encode(self, batch: Mapping[str, Any]) -> Tuple[List[Tensor], Tensor]:
+    def encode(self, batch: Mapping[str, Any]) -> tuple[list[Tensor], Tensor]:
         """Return what each model's encoder says of a batch, and the lengths (N,)."""
         heard = [model.forward_encoder(*model.inputs(batch)) for model in self.models]
         return [x for x, _ in heard], heard[0][1]

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from typing import Dict, Iterable, List, Sequence, Tuple
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,12 +12,12 @@ from icefall_kd.io import Pathlike, write_aside
 from icefall_kd.weights_only import load_saved
 
 END = -1  # in the place of a token: the end of an utterance
-Bigram = Dict[Tuple[int, int], float]
+Bigram = dict[tuple[int, int], float]
 
 
 def estimate_bigram(
     sequences: Iterable[Sequence[int]], vocab_size: int
-) -> Tuple[Bigram, Dict[int, float], Dict[int, float]]:
+) -> tuple[Bigram, dict[int, float], dict[int, float]]:
     """Return a bigram of tokens, smoothed by what follows anywhere.
 
     Witten and Bell's estimate: after a, which was followed n times by t different
@@ -40,7 +40,7 @@ def estimate_bigram(
     if not pairs:
         raise ValueError("no text to estimate a bigram of tokens from")
     ends: Counter = Counter()
-    followers: Dict[int, List[int]] = {}
+    followers: dict[int, list[int]] = {}
     for (a, b), count in pairs.items():
         ends[b] += count
         followers.setdefault(a, []).append(count)

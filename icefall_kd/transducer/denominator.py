@@ -6,7 +6,8 @@ lattice-free MMI, 2016, Interspeech; the bigram in the place of phones as in k2'
 recipes.
 """
 
-from typing import Any, Iterable, Sequence, Tuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ def save_denominator(graph, vocab_size: int, path: Pathlike) -> None:
         torch.save({"vocab_size": vocab_size, "graph": graph.as_dict()}, aside)
 
 
-def load_denominator(path: Pathlike) -> Tuple[Any, int]:
+def load_denominator(path: Pathlike) -> tuple[Any, int]:
     """Return the graph, a ``k2.Fsa``, and the vocabulary's size.
 
     Raises:

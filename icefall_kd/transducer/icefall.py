@@ -12,7 +12,8 @@ What serves training alone (dropout, masks of features, chunk sizes) is not reco
 
 import logging
 import re
-from typing import Any, Dict, List, Mapping, Sequence, Tuple, Union
+from collections.abc import Mapping, Sequence
+from typing import Any, Union
 
 from torch import Tensor
 
@@ -45,7 +46,7 @@ def model_of_icefall(
     checkpoint: Mapping[str, Any],
     heads: Mapping[str, PerStack],
     needed: Sequence[str] = (),
-) -> Tuple[AsrModel, Dict[str, Tensor]]:
+) -> tuple[AsrModel, dict[str, Tensor]]:
     """Return a fresh model of the shape of icefall's weights, and the weights.
 
     A part of the model of which there is no tensor (the CTC head, or all that a
@@ -92,7 +93,7 @@ def config_of_weights(
 
 def shape_of_icefall(
     checkpoint: Mapping[str, Any], encoder: Mapping[str, Any]
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """Return the fields of ``ModelConfig`` that the weights of icefall determine.
 
     Args:
@@ -110,9 +111,9 @@ def shape_of_icefall(
     return {"encoder": found, **_sizes(weights)}
 
 
-def _sizes(weights: Mapping[str, Any]) -> Dict[str, int]:
+def _sizes(weights: Mapping[str, Any]) -> dict[str, int]:
     """Return the sizes of the parts beside the encoder that are there."""
-    sizes: Dict[str, int] = {}
+    sizes: dict[str, int] = {}
     if "decoder.embedding.weight" in weights:
         vocab_size, decoder_dim = _shape(weights, "decoder.embedding.weight")
         sizes = dict(vocab_size=vocab_size, decoder_dim=decoder_dim)
@@ -125,7 +126,7 @@ def _sizes(weights: Mapping[str, Any]) -> Dict[str, int]:
     return sizes
 
 
-def frontend_fields(weights: Mapping[str, Any]) -> Dict[str, Any]:
+def frontend_fields(weights: Mapping[str, Any]) -> dict[str, Any]:
     """Return the front end's fields of ``ZipformerConfig`` from its weights."""
     *channels, hidden = (
         _shape(weights, f"encoder_embed.{layer}.weight")[0]
@@ -142,7 +143,7 @@ def _encoder_config(
 ) -> ZipformerConfig:
     num_layers = _num_layers(weights)
     stacks = [_stack_fields(weights, i) for i in range(len(num_layers))]
-    fields: Dict[str, Any] = {
+    fields: dict[str, Any] = {
         name: tuple(stack[name] for stack in stacks)
         for name in (
             "downsampling_factor",
@@ -164,7 +165,7 @@ def _encoder_config(
     )
 
 
-def _num_layers(weights: Mapping[str, Any]) -> List[int]:
+def _num_layers(weights: Mapping[str, Any]) -> list[int]:
     """Return the number of layers of each stack."""
     found = {m.groups() for m in map(_LAYER.match, weights) if m is not None}
     stacks = sorted({int(stack) for stack, _ in found})
@@ -176,7 +177,7 @@ def _num_layers(weights: Mapping[str, Any]) -> List[int]:
     return [sum(int(stack) == i for stack, _ in found) for i in stacks]
 
 
-def _stack_fields(weights: Mapping[str, Any], i: int) -> Dict[str, Any]:
+def _stack_fields(weights: Mapping[str, Any], i: int) -> dict[str, Any]:
     """Return what the first layer of a stack tells of it."""
     stack = f"encoder.encoders.{i}."
     factor = 1
@@ -205,7 +206,7 @@ def _stack_fields(weights: Mapping[str, Any], i: int) -> Dict[str, Any]:
 
 def _head_fields(
     stacks: Sequence[Mapping[str, Any]], heads: Mapping[str, PerStack]
-) -> Dict[str, Tuple[int, ...]]:
+) -> dict[str, tuple[int, ...]]:
     """Return the dimensions of the heads, as given or by default, and their number.
 
     Raises:
@@ -239,7 +240,7 @@ def _misfit(
     i: int,
     stack: Mapping[str, Any],
     expected: Mapping[str, int],
-    assumed: Tuple[int, int, int, int],
+    assumed: tuple[int, int, int, int],
 ) -> str:
     rows = stack["rows"]
     wrong = [
@@ -264,7 +265,7 @@ def _misfit(
     )
 
 
-def _per_stack(name: str, value: PerStack, num_stacks: int) -> Tuple[int, ...]:
+def _per_stack(name: str, value: PerStack, num_stacks: int) -> tuple[int, ...]:
     if isinstance(value, str):
         value = [int(v) for v in value.split(",")]
     values = (value,) if isinstance(value, int) else tuple(value)
@@ -275,7 +276,7 @@ def _per_stack(name: str, value: PerStack, num_stacks: int) -> Tuple[int, ...]:
     return values
 
 
-def _shape(weights: Mapping[str, Any], name: str) -> Tuple[int, ...]:
+def _shape(weights: Mapping[str, Any], name: str) -> tuple[int, ...]:
     if name not in weights:
         raise ValueError(
             f"the weights are not those of a Zipformer of icefall: '{name}' is missing"

@@ -4,7 +4,7 @@ Source: Kuang et al., Pruned RNN-T for fast, memory-efficient ASR training, 2022
 arXiv:2206.13236, section 5, in k2; the limits are icefall's.
 """
 
-from typing import Any, List, Optional, Tuple
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ SCORE_BEAM = 20.0  # nats below the best of a frame that are kept
 STATES = 8  # of the graph that are kept, for each context
 NEVER = -1e10  # log-probability; finite, as k2 adds it
 # Tokens without blanks, the frame of each, and the log-probability of the path.
-BestPath = Tuple[List[int], List[int], float]
+BestPath = tuple[list[int], list[int], float]
 
 
 class ContextLattices:
@@ -54,11 +54,11 @@ class ContextLattices:
         self._streams = [k2.RnntDecodingStream(graph) for _ in range(count)]
         self._num_frames = [0] * count
         # The frame that each step of a row's lattice is of.
-        self._steps: List[List[int]] = [[] for _ in range(count)]
-        self._found: List[BestPath] = [([], [], 0.0)] * count
+        self._steps: list[list[int]] = [[] for _ in range(count)]
+        self._found: list[BestPath] = [([], [], 0.0)] * count
         self._running: Optional[Any] = None  # lattices of the rows that go on
 
-    def contexts(self, rows: int) -> Tuple[Tensor, Tensor]:
+    def contexts(self, rows: int) -> tuple[Tensor, Tensor]:
         """Return the row (M,) and the tokens (M, context_size) of every live context.
 
         Both int64; a context begins with blanks.
@@ -80,7 +80,7 @@ class ContextLattices:
         for row in range(self._running.num_streams):
             self._num_frames[row] += 1
 
-    def best_paths(self) -> List[BestPath]:
+    def best_paths(self) -> list[BestPath]:
         """Return the best path of each of the N rows so far."""
         self._close(first=0)
         return list(self._found)
@@ -117,7 +117,7 @@ class ContextLattices:
             self._found[row] = _read(labels[row], self._steps[row], float(scores[row]))
 
 
-def _read(labels: List[int], frames: List[int], score: float) -> BestPath:
+def _read(labels: list[int], frames: list[int], score: float) -> BestPath:
     """Return what the arcs of a path say: a label each step, and -1 at the end."""
     found = [(token, f) for token, f in zip(labels, frames) if token > BLANK_ID]
     return [token for token, _ in found], [f for _, f in found], score

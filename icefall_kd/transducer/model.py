@@ -1,6 +1,7 @@
 """The student: encoder, predictor, joiner and CTC head."""
 
-from typing import Any, Mapping, Tuple
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -28,7 +29,7 @@ class AsrModel(nn.Module):
       padding_value: of its input.
     """
 
-    fields: Tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
     min_frames = 9
     padding_value = LOG_EPS
 
@@ -55,7 +56,7 @@ class AsrModel(nn.Module):
             nn.Dropout(0.1), nn.Linear(encoder_dim, vocab_size), LogSoftmax(dim=-1)
         )
 
-    def inputs(self, batch: Mapping[str, Any]) -> Tuple[Tensor, Tensor]:
+    def inputs(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Return what :meth:`forward_encoder` reads of a batch, and its lengths."""
         return batch["features"], batch["feature_lens"]
 

@@ -6,16 +6,12 @@ the reference makes of it.  Every tensor of the file that is an output is compar
 """
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import (
     Any,
     Callable,
-    Dict,
-    Iterator,
-    List,
-    Mapping,
     NamedTuple,
-    Tuple,
     Union,
 )
 
@@ -48,7 +44,7 @@ PARTS_OF = {
 PRUNE_RANGE, AM_SCALE, LM_SCALE = 5, 0.0, 0.25  # of the file's transducer losses
 
 
-def load_arrays(path: Union[str, Path]) -> Dict[str, np.ndarray]:
+def load_arrays(path: Union[str, Path]) -> dict[str, np.ndarray]:
     """Read a parity file.
 
     Raises:
@@ -85,7 +81,7 @@ def read_config(arrays: Arrays) -> ModelConfig:
     return ModelConfig(encoder=from_dict(ZipformerConfig, fields), **model)
 
 
-def _weights(arrays: Arrays) -> Dict[str, np.ndarray]:
+def _weights(arrays: Arrays) -> dict[str, np.ndarray]:
     """Return the file's weights by their names in the model."""
     return {k[len(PREFIX) :]: v for k, v in arrays.items() if k.startswith(PREFIX)}
 
@@ -164,7 +160,7 @@ def difference(ours: Any, expected: np.ndarray) -> float:
     return largest if largest == largest else float("inf")
 
 
-def _shapes_differ(ours: List[List[int]], expected: List[List[int]]) -> float:
+def _shapes_differ(ours: list[list[int]], expected: list[list[int]]) -> float:
     """Return 0 for equal lists, with or without the count of frames at the end."""
     return 0.0 if expected in (ours, ours[:-1]) else float("inf")
 
@@ -183,7 +179,7 @@ class _Outputs:
 
     def get(self, name: str) -> Union[Tensor, None]:
         """Return the named output, None if the name is not known."""
-        table: Dict[str, Callable[[], Tensor]] = {
+        table: dict[str, Callable[[], Tensor]] = {
             "embed_out": lambda: self._embed()[0],
             "embed_out_lens": lambda: self._embed()[1],
             "encoder_out": lambda: self.encoder_out,
@@ -198,7 +194,7 @@ class _Outputs:
         }
         return table[name]() if name in table else None
 
-    def _embed(self) -> Tuple[Tensor, Tensor]:
+    def _embed(self) -> tuple[Tensor, Tensor]:
         return self.model.encoder_embed(self.x, self.x_lens)
 
     def _decoder_out(self) -> Tensor:
@@ -209,10 +205,10 @@ class _Outputs:
         frames = self.encoder_out[:, : decoder_out.shape[1]]
         return self.model.joiner(frames, decoder_out)
 
-    def _tokens(self) -> List[List[int]]:
+    def _tokens(self) -> list[list[int]]:
         return json.loads(str(self.arrays["y"]))
 
-    def _transducer_losses(self) -> Tuple[Tensor, Tensor]:
+    def _transducer_losses(self) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():  # the pruning bounds are a gradient
             losses = pruned_transducer_loss(
                 self.model,
@@ -229,7 +225,7 @@ class _Outputs:
         log_probs = self.model.ctc_output(self.encoder_out)
         return ctc_loss(log_probs, self.encoder_out_lens, self._tokens())
 
-    def state_shapes(self) -> List[List[int]]:
+    def state_shapes(self) -> list[list[int]]:
         return [list(state.shape) for state in self.model.init_states(1)]
 
     def _streaming_out(self) -> Tensor:

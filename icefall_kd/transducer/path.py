@@ -6,7 +6,7 @@ sherpa-onnx walk.  So a path has one node in each frame, and what is kept of it 
 the axis of time.
 """
 
-from typing import List, Sequence, Tuple
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +79,7 @@ def tokens_before(emitted: Tensor) -> Tensor:
 
 def on_path(
     model: AsrModel, encoder_out: Tensor, emitted: Tensor
-) -> Tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Return the joiner's logits at the nodes of paths, and the nodes' u.
 
     Source: one-best path distillation, 2021, arXiv:2110.03334, section 3: T
@@ -105,5 +105,5 @@ def on_path(
 
 def pad_labels(emitted: Tensor) -> Tensor:
     """Return the tokens of paths without blanks, (N, max U) int64, padded with 0."""
-    rows: List[Tensor] = [row[row != BLANK_ID] for row in emitted]
+    rows: list[Tensor] = [row[row != BLANK_ID] for row in emitted]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

@@ -13,7 +13,8 @@ vanish, ln(1 + exp(x - shift)) - 0.08 x - offset is ln(exp(t) + b) - 0.08 t.
 """
 
 import math
-from typing import Iterator, NamedTuple, Tuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -55,13 +56,13 @@ def block_rows(x: Tensor, width: int) -> int:
     return max(1, BLOCK_ELEMENTS // width)
 
 
-def flat_blocks(*tensors: Tensor) -> Iterator[Tuple[Tensor, ...]]:
+def flat_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Yield matching 1-D parts of contiguous tensors of one shape, as views."""
     size = block_rows(tensors[0], 1)
     return zip(*(t.view(-1).split(size) for t in tensors))
 
 
-def swoosh_parts(x: Tensor, kind: Swoosh) -> Tuple[Tensor, Tensor]:
+def swoosh_parts(x: Tensor, kind: Swoosh) -> tuple[Tensor, Tensor]:
     """Return the activation, and exp(t) + b: see `swoosh_slope`.
 
     Absolute error 1e-7.

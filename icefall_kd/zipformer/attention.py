@@ -6,7 +6,7 @@ attention consume them.  Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, 
 
 import math
 import random
-from typing import Optional, Tuple
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -106,7 +106,7 @@ class AttentionWeights(nn.Module):
         positions: Tensor,
         mask: Optional[Tensor] = None,
         cache: Optional[Tensor] = None,
-    ) -> Tuple[Tensor, Optional[Tensor]]:
+    ) -> tuple[Tensor, Optional[Tensor]]:
         """Return the weights of the source frames for each target frame.
 
         Args:
@@ -182,7 +182,7 @@ class SelfAttention(nn.Module):
 
     def forward(
         self, x: Tensor, weights: Tensor, cache: Optional[Tensor] = None
-    ) -> Tuple[Tensor, Optional[Tensor]]:
+    ) -> tuple[Tensor, Optional[Tensor]]:
         """Attend.
 
         Args:
@@ -225,7 +225,7 @@ class NonlinAttention(nn.Module):
 
     def forward(
         self, x: Tensor, weights: Tensor, cache: Optional[Tensor] = None
-    ) -> Tuple[Tensor, Optional[Tensor]]:
+    ) -> tuple[Tensor, Optional[Tensor]]:
         """Attend.
 
         Args:

@@ -1,7 +1,5 @@
 """Front end and encoder from a configuration."""
 
-from typing import Tuple
-
 from icefall_kd.config import ZipformerConfig
 from icefall_kd.zipformer.encoder import Zipformer2
 from icefall_kd.zipformer.schedules import ScheduledFloat, stretch_schedules
@@ -13,7 +11,7 @@ def dropout_schedule(rate: float) -> ScheduledFloat:
     return ScheduledFloat((0.0, rate), (20000.0, rate / 3.0))
 
 
-def build_encoder(config: ZipformerConfig) -> Tuple[Conv2dSubsampling, Zipformer2]:
+def build_encoder(config: ZipformerConfig) -> tuple[Conv2dSubsampling, Zipformer2]:
     """Return the front end and the encoder that ``config`` describes.
 
     Raises:

@@ -1,6 +1,6 @@
 """Convolution module of a layer: gated linear unit and depthwise convolution."""
 
-from typing import Optional, Tuple
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +56,7 @@ class ChunkCausalConv(nn.Module):
 
     def forward(
         self, x: Tensor, chunk_size: int, cache: Optional[Tensor] = None
-    ) -> Tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Convolve the frames of ``x``.
 
         Args:
@@ -142,7 +142,7 @@ class ConvolutionModule(nn.Module):
         pad_mask: Optional[Tensor] = None,
         chunk_size: int = -1,
         cache: Optional[Tensor] = None,
-    ) -> Tuple[Tensor, Optional[Tensor]]:
+    ) -> tuple[Tensor, Optional[Tensor]]:
         """Convolve the frames of ``x``.
 
         Args:

@@ -7,7 +7,7 @@ of the weight of images is one with the gradient of the output as its kernel; th
 frames, for each channel, sums along diagonals of a matrix product.
 """
 
-from typing import Optional, Tuple
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ def depthwise_frames(
 
 
 def depthwise_image(
-    x: Tensor, weight: Tensor, bias: Optional[Tensor], padding: Tuple[int, int]
+    x: Tensor, weight: Tensor, bias: Optional[Tensor], padding: tuple[int, int]
 ) -> Tensor:
     """Convolve each channel of an image.
 
@@ -63,7 +63,7 @@ def depthwise_image(
 
 
 def _convolve(
-    x: Tensor, weight: Tensor, bias: Optional[Tensor], padding: Tuple[int, int]
+    x: Tensor, weight: Tensor, bias: Optional[Tensor], padding: tuple[int, int]
 ) -> Tensor:
     groups = weight.shape[0]
     if TORCH_2 and x.device.type == "cpu" and x.dtype == torch.bfloat16:
@@ -104,7 +104,7 @@ class _Depthwise(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None
 
 
-def image_weight_gradient(x: Tensor, grad: Tensor, padding: Tuple[int, int]) -> Tensor:
+def image_weight_gradient(x: Tensor, grad: Tensor, padding: tuple[int, int]) -> Tensor:
     """Return the gradient of the weight of a depthwise convolution of images.
 
     Entry (c, k, l) is the sum of grad[n, c, h, w] * x[n, c, h + k, w + l]: each image

@@ -4,7 +4,8 @@ Source: Yao et al., Zipformer, 2023, arXiv:2310.11230.
 """
 
 import random
-from typing import List, Optional, Sequence, Tuple, Union
+from collections.abc import Sequence
+from typing import Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ from icefall_kd.zipformer.stacks import (
 PerStack = Union[int, Sequence[int]]
 
 
-def per_stack(name: str, value: PerStack, num_stacks: int) -> Tuple[int, ...]:
+def per_stack(name: str, value: PerStack, num_stacks: int) -> tuple[int, ...]:
     """Return ``value`` as one int a stack; a single one serves all.
 
     Raises:
@@ -124,7 +125,7 @@ class Zipformer2(nn.Module):
         super().__init__()
         num_stacks = len(downsampling_factor)
 
-        def expand(name: str, value: PerStack) -> Tuple[int, ...]:
+        def expand(name: str, value: PerStack) -> tuple[int, ...]:
             return per_stack(name, value, num_stacks)
 
         self.downsampling_factor = tuple(downsampling_factor)
@@ -141,7 +142,7 @@ class Zipformer2(nn.Module):
         self.causal = causal
         self.chunk_size = tuple(chunk_size)
         self.left_context_frames = tuple(left_context_frames)
-        self.fixed_chunk: Optional[Tuple[int, int]] = None
+        self.fixed_chunk: Optional[tuple[int, int]] = None
         self.last_chunk = (-1, -1)
         self._check()
 
@@ -217,7 +218,7 @@ class Zipformer2(nn.Module):
         self._check_chunk(chunk_size)
         self.fixed_chunk = (chunk_size, left_context_frames)
 
-    def chunk(self) -> Tuple[int, int]:
+    def chunk(self) -> tuple[int, int]:
         """Return chunk size and left context: drawn in training, else fixed."""
         if not self.causal:
             return -1, -1
@@ -235,7 +236,7 @@ class Zipformer2(nn.Module):
         x_lens: Tensor,
         src_key_padding_mask: Optional[Tensor] = None,
         return_stacks: bool = False,
-    ) -> Tuple[Tensor, ...]:
+    ) -> tuple[Tensor, ...]:
         """Encode whole utterances.
 
         Args:
@@ -253,7 +254,7 @@ class Zipformer2(nn.Module):
         if chunk_size > 0:
             hidden = chunk_mask(x.shape[1], chunk_size, left_context, x.device)
         feature_masks = self._feature_masks(x)
-        outputs: List[Tensor] = []
+        outputs: list[Tensor] = []
         for i, stack in enumerate(self.encoders):
             factor = self.downsampling_factor[i]
             mask, pad_mask = _stack_masks(hidden, src_key_padding_mask, factor)
@@ -272,8 +273,8 @@ class Zipformer2(nn.Module):
         return y, lens
 
     def streaming_forward(
-        self, x: Tensor, caches: List[LayerCache], mask: Tensor
-    ) -> Tuple[Tensor, List[LayerCache]]:
+        self, x: Tensor, caches: list[LayerCache], mask: Tensor
+    ) -> tuple[Tensor, list[LayerCache]]:
         """Encode one chunk of streams.
 
         Args:
@@ -283,8 +284,8 @@ class Zipformer2(nn.Module):
         Returns:
           (N, C / 2, max encoder_dim) and the next caches.
         """
-        outputs: List[Tensor] = []
-        next_caches: List[LayerCache] = []
+        outputs: list[Tensor] = []
+        next_caches: list[LayerCache] = []
         for i, stack in enumerate(self.encoders):
             first = len(next_caches)
             x, new = stack(
@@ -301,7 +302,7 @@ class Zipformer2(nn.Module):
         factor = self.downsample_output.factor
         return torch.div(x_lens + factor - 1, factor, rounding_mode="floor")
 
-    def _widest(self, outputs: List[Tensor]) -> Tensor:
+    def _widest(self, outputs: list[Tensor]) -> Tensor:
         """Return each channel from the last stack that has it."""
         pieces = [outputs[-1]]
         for output in reversed(outputs[:-1]):
@@ -310,7 +311,7 @@ class Zipformer2(nn.Module):
                 pieces.append(output[..., have:])
         return torch.cat(pieces, dim=-1) if len(pieces) > 1 else pieces[0]
 
-    def _feature_masks(self, x: Tensor) -> List[Optional[Tensor]]:
+    def _feature_masks(self, x: Tensor) -> list[Optional[Tensor]]:
         """Return one (N, 1, C_i) a stack: 0 for the channels hidden in a sequence.
 
         The channels beyond ``encoder_unmasked_dim`` are hidden in 1/8 of sequences,
@@ -321,7 +322,7 @@ class Zipformer2(nn.Module):
         keep = torch.rand(2, x.shape[0], 1, 1, device=x.device) >= 0.125
         lower = keep[0].to(x.dtype)
         upper = (keep[0] & keep[1]).to(x.dtype)
-        masks: List[Optional[Tensor]] = []
+        masks: list[Optional[Tensor]] = []
         for channels, unmasked in zip(self.encoder_dim, self.encoder_unmasked_dim):
             half = (channels - unmasked) // 2
             ones = x.new_ones(x.shape[0], 1, unmasked)
@@ -333,7 +334,7 @@ class Zipformer2(nn.Module):
 
 def _stack_masks(
     hidden: Optional[Tensor], padding: Optional[Tensor], factor: int
-) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+) -> tuple[Optional[Tensor], Optional[Tensor]]:
     """Return the masks of attention and of frames at a stack's rate."""
     if hidden is not None:
         hidden = hidden[::factor, ::factor]

@@ -1,7 +1,7 @@
 """The Zipformer layer: how the modules are put together, and the bypass."""
 
 import random
-from typing import NamedTuple, Optional, Tuple, Union
+from typing import NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -160,7 +160,7 @@ class ZipformerLayer(nn.Module):
         pad_mask: Optional[Tensor] = None,
         chunk_size: int = -1,
         cache: Optional[LayerCache] = None,
-    ) -> Tuple[Tensor, Optional[LayerCache]]:
+    ) -> tuple[Tensor, Optional[LayerCache]]:
         """Compute the layer.
 
         Args:
@@ -214,6 +214,6 @@ class ZipformerLayer(nn.Module):
         return first
 
 
-def _early(start: float, warm: float, *rest: Tuple[float, float]) -> ScheduledFloat:
+def _early(start: float, warm: float, *rest: tuple[float, float]) -> ScheduledFloat:
     """Return a schedule from ``start`` to ``warm`` over the first 4000 batches."""
     return ScheduledFloat((0.0, start), (4000.0, warm), *rest, default=0.0)

@@ -5,7 +5,8 @@ more (nothing without gradients), and goes through the frames by blocks that sta
 processor's cache.
 """
 
-from typing import Iterator, List, Optional, Sequence, Tuple
+from collections.abc import Iterator, Sequence
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from icefall_kd.zipformer.activations import (
 from icefall_kd.zipformer.precision import autocast_dtype, widen
 from icefall_kd.zipformer.regularisers import Balancer, balance_slopes, channel_moments
 
-Block = Tuple[slice, Optional[Tensor]]
+Block = tuple[slice, Optional[Tensor]]
 
 
 class _Pointwise(torch.autograd.Function):
@@ -67,7 +68,7 @@ class _Pointwise(torch.autograd.Function):
         return (grad_x.view(shape).to(dtype), *sums, None, None, None)
 
 
-def _cast(x: Tensor, *layers: Tensor) -> List[Tensor]:
+def _cast(x: Tensor, *layers: Tensor) -> list[Tensor]:
     """Return the frames of ``x`` as rows, and the layers, in the dtype of products."""
     dtype = autocast_dtype(x)
     rows = x.reshape(-1, x.shape[-1])

@@ -8,7 +8,7 @@ autograd graph of its own.
 
 import math
 import random
-from typing import Optional, Tuple
+from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ class _BendByChannel(torch.autograd.Function):
     """Balancer: g <- g + |g| (a_c + b_c x), see :func:`balance_slopes`."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, limits: Tuple[float, ...], scale: float):
+    def forward(ctx, x: Tensor, limits: tuple[float, ...], scale: float):
         ctx.save_for_backward(x)
         ctx.setting = (limits, scale)
         return x.view_as(x)
@@ -47,7 +47,7 @@ class _BendByChannel(torch.autograd.Function):
         return out, None, None
 
 
-def channel_moments(rows: Tensor) -> Tuple[Tensor, Tensor]:
+def channel_moments(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return E[x] and E[x^2] of the columns of (P, C), each (C,)."""
     total = widen(rows.new_zeros(rows.shape[1]))
     power = torch.zeros_like(total)
@@ -59,8 +59,8 @@ def channel_moments(rows: Tensor) -> Tuple[Tensor, Tensor]:
 
 
 def balance_slopes(
-    mean: Tensor, power: Tensor, limits: Tuple[float, ...], scale: float
-) -> Tuple[Tensor, Tensor]:
+    mean: Tensor, power: Tensor, limits: tuple[float, ...], scale: float
+) -> tuple[Tensor, Tensor]:
     """Return a, b such that a + b x is the Balancer's push at a value x of a channel.
 
     The penalty of a channel is |m - clip(m)| + |ln(clip(r) / r)| with m = mean/stddev
@@ -143,7 +143,7 @@ class Balancer(nn.Module):
         self.grad_scale = grad_scale
         self.prob = prob
 
-    def limits(self) -> Tuple[float, float, float, float]:
+    def limits(self) -> tuple[float, float, float, float]:
         """Return (min mean/stddev, max mean/stddev, min rms, max rms) of now."""
         return (
             mean_limit(float(self.min_positive)),
@@ -197,7 +197,7 @@ class Whiten(nn.Module):
         num_groups: int,
         limit: FloatLike,
         grad_scale: float,
-        prob: Tuple[float, float] = (0.025, 0.25),
+        prob: tuple[float, float] = (0.025, 0.25),
     ) -> None:
         super().__init__()
         self.num_groups = num_groups
@@ -229,7 +229,7 @@ class Whiten(nn.Module):
         return grad + push.to(grad.dtype)
 
 
-def whiteness(covariance: Tensor) -> Tuple[Tensor, Tensor]:
+def whiteness(covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Return the whiteness measure and its gradient by centred data, as a matrix.
 
     With C the covariances of G groups of n channels, the measure is

@@ -1,6 +1,7 @@
 """Values that change with the number of training batches seen."""
 
-from typing import Iterator, Optional, Tuple, Union
+from collections.abc import Iterator
+from typing import Optional, Union
 
 import torch
 from torch import nn
@@ -29,7 +30,7 @@ class ScheduledFloat(nn.Module):
       ValueError: if there is no point or the batches do not increase.
     """
 
-    def __init__(self, *points: Tuple[float, float], default: float = 0.0) -> None:
+    def __init__(self, *points: tuple[float, float], default: float = 0.0) -> None:
         super().__init__()
         batches = [batch for batch, _ in points]
         if not points or any(b <= a for a, b in zip(batches, batches[1:])):

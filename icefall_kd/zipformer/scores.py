@@ -4,7 +4,8 @@ Scores are the largest tensors of a layer: only the weights are kept, and all el
 made and used by tiles that stay in a processor's cache.
 """
 
-from typing import Iterator, Optional, Tuple
+from collections.abc import Iterator
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -116,7 +117,7 @@ class _Weights(torch.autograd.Function):
         return grad_query, grad_key, grad_pos_query, grad_positions, None, None
 
 
-def _cast(*parts: Optional[Tensor]) -> Tuple[Optional[Tensor], ...]:
+def _cast(*parts: Optional[Tensor]) -> tuple[Optional[Tensor], ...]:
     """Return the parts in the dtype of products; a tile copies what is in no order."""
     dtype = autocast_dtype(parts[0])
     return tuple(None if p is None else p.to(dtype).contiguous() for p in parts)
@@ -158,7 +159,7 @@ def _hide(scores: Tensor, mask: Tensor) -> None:
         scores.clamp_(min=MASKED_SCORE)
 
 
-def _tiles(weights: Tensor) -> Iterator[Tuple[slice, slice, slice]]:
+def _tiles(weights: Tensor) -> Iterator[tuple[slice, slice, slice]]:
     """Yield sequences, target frames and offsets to take at once: all on a GPU.
 
     The offsets are the columns of the position scores that `align_positions` needs

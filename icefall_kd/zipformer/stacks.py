@@ -1,6 +1,7 @@
 """Stacks of layers at one frame rate, and the changes of rate around them."""
 
-from typing import List, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -75,8 +76,8 @@ class Stack(nn.Module):
         pad_mask: Optional[Tensor] = None,
         chunk_size: int = -1,
         feature_mask: Optional[Tensor] = None,
-        caches: Optional[List[LayerCache]] = None,
-    ) -> Tuple[Tensor, Optional[List[LayerCache]]]:
+        caches: Optional[list[LayerCache]] = None,
+    ) -> tuple[Tensor, Optional[list[LayerCache]]]:
         """Compute the layers.
 
         Args:
@@ -121,8 +122,8 @@ class DownsampledStack(nn.Module):
         return self.encoder.layers
 
     def forward(
-        self, x: Tensor, *args, caches: Optional[List[LayerCache]] = None, **kwargs
-    ) -> Tuple[Tensor, Optional[List[LayerCache]]]:
+        self, x: Tensor, *args, caches: Optional[list[LayerCache]] = None, **kwargs
+    ) -> tuple[Tensor, Optional[list[LayerCache]]]:
         """Compute the stack; masks and chunk size are at its own, lower rate."""
         y = self.downsample(x, exact=caches is not None)
         y, caches = self.encoder(y, *args, caches=caches, **kwargs)
@@ -132,7 +133,7 @@ class DownsampledStack(nn.Module):
 
 def layer_skip_rates(
     num_layers: int, begin: float, end: float, final_rate: float
-) -> List[ScheduledFloat]:
+) -> list[ScheduledFloat]:
     """Return the skip rates of a stack's layers, which warm up one after another.
 
     Args:

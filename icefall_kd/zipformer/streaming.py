@@ -5,7 +5,8 @@ back: six of each layer over all stacks (`LayerCache`), the front end's, and the
 number of 50 Hz frames already seen.
 """
 
-from typing import List, Sequence, Tuple, Union
+from collections.abc import Sequence
+from typing import Union
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ def hop_frames(chunk_size: int) -> int:
     return 2 * chunk_size
 
 
-def streaming_chunk(encoder: Zipformer2) -> Tuple[int, int]:
+def streaming_chunk(encoder: Zipformer2) -> tuple[int, int]:
     """Return the chunk size and left context of streaming, in 50 Hz frames.
 
     Raises:
@@ -62,7 +63,7 @@ def init_states(
     encoder: Zipformer2,
     batch_size: int = 1,
     device: Union[str, torch.device] = "cpu",
-) -> List[Tensor]:
+) -> list[Tensor]:
     """Return the states at the start of streams, all zero.
 
     With i the stack of a layer, H heads and L = left context // downsampling_i, a
@@ -74,7 +75,7 @@ def init_states(
       ValueError: see `streaming_chunk`.
     """
     _, left_context = streaming_chunk(encoder)
-    states: List[Tensor] = []
+    states: list[Tensor] = []
     for i, factor in enumerate(encoder.downsampling_factor):
         left = left_context // factor
         heads, channels = encoder.num_heads[i], encoder.encoder_dim[i]
@@ -100,7 +101,7 @@ def streaming_forward(
     encoder: Zipformer2,
     x: Tensor,
     states: Sequence[Tensor],
-) -> Tuple[Tensor, Tensor, List[Tensor]]:
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Encode one window of each stream.
 
     Args:
@@ -150,7 +151,7 @@ def start_mask(processed: Tensor, left_context: int, chunk_size: int) -> Tensor:
     return torch.cat([before, now], dim=1)
 
 
-def state_batch_dims(num_states: int) -> List[int]:
+def state_batch_dims(num_states: int) -> list[int]:
     """Return the batch dimension of each streaming state.
 
     A layer has key, nonlin_attn, val1, val2 (batch in dimension 1), conv1 and conv2
@@ -167,13 +168,13 @@ def state_batch_dims(num_states: int) -> List[int]:
     return list(LAYER_BATCH_AXES) * layers + [0, 0]
 
 
-def stack_states(states: Sequence[Sequence[Tensor]]) -> List[Tensor]:
+def stack_states(states: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """Join the states of several streams (or batches) into those of one batch."""
     dims = state_batch_dims(len(states[0]))
     return [torch.cat(parts, dim=dim) for dim, *parts in zip(dims, *states)]
 
 
-def unstack_states(states: Sequence[Tensor]) -> List[List[Tensor]]:
+def unstack_states(states: Sequence[Tensor]) -> list[list[Tensor]]:
     """Split the states of a batch into those of its streams, each of batch 1."""
     dims = state_batch_dims(len(states))
     split = [state.split(1, dim=dim) for state, dim in zip(states, dims)]

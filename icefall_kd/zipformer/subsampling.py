@@ -3,7 +3,7 @@
 Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, 3.1 (Conv-Embed).
 """
 
-from typing import Optional, Tuple, TypeVar
+from typing import Optional, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +79,7 @@ class ConvNeXt(nn.Module):
 
     def forward(
         self, x: Tensor, cache: Optional[Tensor] = None
-    ) -> Tuple[Tensor, Optional[Tensor]]:
+    ) -> tuple[Tensor, Optional[Tensor]]:
         """Convolve.
 
         Args:
@@ -132,7 +132,7 @@ class Conv2dSubsampling(nn.Module):
         self,
         feature_dim: int,
         output_dim: int,
-        channels: Tuple[int, int, int] = (8, 32, 128),
+        channels: tuple[int, int, int] = (8, 32, 128),
         convnext_expansion: int = 3,
         dropout: FloatLike = 0.1,
     ) -> None:
@@ -159,7 +159,7 @@ class Conv2dSubsampling(nn.Module):
         self.out_norm = BiasNorm(output_dim)
         self.dropout = dropout
 
-    def forward(self, x: Tensor, x_lens: Tensor) -> Tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, x_lens: Tensor) -> tuple[Tensor, Tensor]:
         """Embed whole utterances.
 
         Args:
@@ -171,7 +171,7 @@ class Conv2dSubsampling(nn.Module):
         x, _ = self.convnext(self._convolve(x))
         return self._embed(x), conv2d_subsampling_lens(x_lens)
 
-    def streaming_forward(self, x: Tensor, cache: Tensor) -> Tuple[Tensor, Tensor]:
+    def streaming_forward(self, x: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
         """Embed one window of a stream.
 
         Args:

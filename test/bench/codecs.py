@@ -24,7 +24,7 @@ import logging
 import random
 import sys
 import time
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable
 
 import numpy as np
 import torch
@@ -52,13 +52,13 @@ def parse() -> argparse.Namespace:
     return p.parse_args()
 
 
-def read_arrays(shar_dir: str, field: str) -> List[np.ndarray]:
+def read_arrays(shar_dir: str, field: str) -> list[np.ndarray]:
     """Return the frames of every cut, (T, D) float32."""
     codec = load_codec(shar_dir, load_field_info(shar_dir, field))
     return [load_field(cut, field, codec) for cut in open_shar(shar_dir, [field])]
 
 
-def draw(arrays: List[np.ndarray], num_frames: int) -> np.ndarray:
+def draw(arrays: list[np.ndarray], num_frames: int) -> np.ndarray:
     """Return the frames of cuts drawn at random until there are enough."""
     arrays = random.Random(0).sample(arrays, len(arrays))
     ends = np.cumsum([len(a) for a in arrays])
@@ -77,14 +77,14 @@ def best_time(call: Callable[[], Any], rounds: int) -> float:
 
 def measure(
     codec: Codec,
-    arrays: List[np.ndarray],
+    arrays: list[np.ndarray],
     mean: np.ndarray,
     std: np.ndarray,
     frame_shift: float,
     rounds: int,
-) -> Dict[str, float]:
+) -> dict[str, float]:
     """Return errors and speeds of one codec."""
-    stored: List[np.ndarray] = []
+    stored: list[np.ndarray] = []
     # An encoder may take 0.3 s for a second of audio: one round must do there.
     encode = best_time(lambda: stored.extend(map(codec.encode, arrays)), 1)
     decode = best_time(lambda: [codec.decode(s) for s in stored], rounds)
@@ -134,7 +134,7 @@ def main() -> None:
     print(table([row(r) for r in results]))
 
 
-def row(result: Dict[str, Any]) -> Dict[str, str]:
+def row(result: dict[str, Any]) -> dict[str, str]:
     """Return a result as it is shown."""
     trained = result["trained on"]
     return {

@@ -22,7 +22,7 @@ import random
 import statistics
 import subprocess
 import sys
-from typing import Dict, Iterator, List
+from collections.abc import Iterator
 
 import markdown
 import reference
@@ -61,7 +61,7 @@ def parse() -> argparse.Namespace:
     return p.parse_args()
 
 
-def real_batches(args: argparse.Namespace) -> Iterator[Dict[str, object]]:
+def real_batches(args: argparse.Namespace) -> Iterator[dict[str, object]]:
     """Yield the batches of the set, epoch after epoch, the same for every system."""
     stream = open_stream([args.shar_dir], seed=args.seed, shuffle=True)
     tokenizer = Tokenizer(args.bpe_model)
@@ -75,7 +75,7 @@ def real_batches(args: argparse.Namespace) -> Iterator[Dict[str, object]]:
             }
 
 
-def train(args: argparse.Namespace) -> List[float]:
+def train(args: argparse.Namespace) -> list[float]:
     """Return the loss of a frame at each step of ``args.system``."""
     name, args.autocast, seed = SYSTEMS[args.system]
     tune_cpu()
@@ -106,7 +106,7 @@ def train(args: argparse.Namespace) -> List[float]:
     return losses
 
 
-def windows(losses: List[float]) -> Dict[str, str]:
+def windows(losses: list[float]) -> dict[str, str]:
     """Return the mean of each window, keyed by its steps."""
     return {
         f"steps {n + 1} to {n + WINDOW}": f"{statistics.mean(part):.3f}"

@@ -23,7 +23,8 @@ audio.
 import argparse
 import json
 import time
-from typing import Callable, Dict, List, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Callable
 
 import ctranslate2
 import numpy as np
@@ -41,7 +42,7 @@ from icefall_kd.teachers.windows import WINDOW
 LONG = (20.0, 30.0)  # s
 
 
-def load_cuts(shar_dirs: Sequence[str], limit: int) -> List:
+def load_cuts(shar_dirs: Sequence[str], limit: int) -> list:
     """Return the first cuts of Shar folders, with their audio as flac."""
     cuts = [cut for d in shar_dirs for cut in open_shar(d) if cut.duration <= 20]
     return cuts[:limit]
@@ -52,7 +53,7 @@ def load_wave(cut) -> torch.Tensor:
     return torch.from_numpy(cut.load_audio()[0])
 
 
-def put_together(waves: Sequence[torch.Tensor]) -> List[torch.Tensor]:
+def put_together(waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Return utterances of 20 to 30 s made of several."""
     out, held = [], []
     for wave in waves:
@@ -65,7 +66,7 @@ def put_together(waves: Sequence[torch.Tensor]) -> List[torch.Tensor]:
     return out
 
 
-def timed(function: Callable) -> Tuple[List[torch.Tensor], Dict[str, float]]:
+def timed(function: Callable) -> tuple[list[torch.Tensor], dict[str, float]]:
     """Return what ``function`` returns, and the s that it took."""
     cpu, wall = time.process_time(), time.perf_counter()
     found = function()
@@ -76,12 +77,12 @@ def timed(function: Callable) -> Tuple[List[torch.Tensor], Dict[str, float]]:
     return found, cost
 
 
-def one_by_one(teacher: Teacher, waves: Sequence[torch.Tensor]) -> List[torch.Tensor]:
+def one_by_one(teacher: Teacher, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Encode each utterance in a call of its own."""
     return [x for wave in waves for x in arrays(teacher, [wave])]
 
 
-def arrays(teacher: Teacher, waves: Sequence[torch.Tensor]) -> List[torch.Tensor]:
+def arrays(teacher: Teacher, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Encode utterances in one call."""
     said = teach_batch(waves, [teacher])
     return [torch.from_numpy(a[teacher.name]) for a in said]
@@ -101,7 +102,7 @@ class NaiveLoop:
             model_dir, compute_type=compute_type, intra_threads=threads
         )
 
-    def __call__(self, waves: Sequence[torch.Tensor]) -> List[torch.Tensor]:
+    def __call__(self, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Return (T, D) of each utterance."""
         said = []
         for wave in waves:
@@ -114,8 +115,8 @@ class NaiveLoop:
 
 
 def naive_loops(
-    loop: NaiveLoop, short: List[torch.Tensor], long: List[torch.Tensor]
-) -> Dict[str, object]:
+    loop: NaiveLoop, short: list[torch.Tensor], long: list[torch.Tensor]
+) -> dict[str, object]:
     """Return what the loop that pads to 30 s says, and what it costs."""
     loop([*short, *long][:2])
     said, short_cost = timed(lambda: loop(short))
@@ -125,12 +126,12 @@ def naive_loops(
 
 def short_rows(
     build: Callable,
-    cuts: List,
+    cuts: list,
     compute: str,
-    naive: Dict,
-    kept: Dict,
+    naive: dict,
+    kept: dict,
     args: argparse.Namespace,
-) -> List[Dict]:
+) -> list[dict]:
     """Compare settings with the naive loop over the same utterances."""
     rows = []
     for context in args.context:
@@ -158,12 +159,12 @@ def short_rows(
 
 def long_row(
     build: Callable,
-    waves: List[torch.Tensor],
+    waves: list[torch.Tensor],
     compute: str,
-    naive: Dict,
-    kept: Dict,
+    naive: dict,
+    kept: dict,
     threads: int,
-) -> Dict:
+) -> dict:
     """Compare batches of long utterances with one at a time."""
     ours = build(compute_type=compute)
     arrays(ours, waves[:1])
@@ -182,7 +183,7 @@ def long_row(
     }
 
 
-def faster(slow: Dict[str, float], fast: Dict[str, float], threads: int) -> float:
+def faster(slow: dict[str, float], fast: dict[str, float], threads: int) -> float:
     """Return the ratio of the CPU seconds, on several threads of those gone by."""
     clock = "cpu_s" if threads == 1 else "wall_s"
     return round(slow[clock] / fast[clock], 2)
@@ -208,7 +209,7 @@ def main() -> None:
             "whisper_ct2", args.model_dir, num_threads=args.threads, **options
         )
 
-    def measure() -> Dict[str, Dict]:
+    def measure() -> dict[str, dict]:
         """Run the loop with each type of numbers."""
         loops = {c: NaiveLoop(args.model_dir, c, args.threads) for c in types}
         return {c: naive_loops(loop, short, waves) for c, loop in loops.items()}

@@ -23,8 +23,9 @@ import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any
 
 import torch
 from lhotse import CutSet
@@ -61,7 +62,7 @@ def parse() -> argparse.Namespace:
     return p.parse_args()
 
 
-def build(file: Path) -> List[Teacher]:
+def build(file: Path) -> list[Teacher]:
     """Return the teachers of a recipe, whose paths are relative to its folder."""
     here = os.getcwd()
     os.chdir(Path(file).resolve().parents[1])
@@ -74,7 +75,7 @@ def build(file: Path) -> List[Teacher]:
         os.chdir(here)
 
 
-def write_fields(folder: Path, args: argparse.Namespace) -> List[str]:
+def write_fields(folder: Path, args: argparse.Namespace) -> list[str]:
     """Write the cuts once for each codec, with all fields; return the fields' names."""
     cuts = list(open_shar(args.shar_dir).subset(first=args.cuts))
     teachers = build(args.teachers)
@@ -111,7 +112,7 @@ def processor_time() -> float:
     return sum(u.ru_utime + u.ru_stime for u in used)
 
 
-def read(loader: Loader) -> Dict[str, float]:
+def read(loader: Loader) -> dict[str, float]:
     """Read an epoch; return the s by the clock, of the processor, and of audio."""
     before, clock = processor_time(), time.perf_counter()
     frames = sum(int(batch["feature_lens"].sum()) for batch in loader)
@@ -124,7 +125,7 @@ def read(loader: Loader) -> Dict[str, float]:
 
 def compare(
     folder: Path, fields: Sequence[str], workers: int, args: argparse.Namespace
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """Return the throughput with fields over that without, and its parts."""
     loaders = {
         "without": loader_of(folder, (), workers, args),
@@ -133,7 +134,7 @@ def compare(
     }
     read(loaders["with"])  # into the page cache
     rounds = [{n: read(x) for n, x in loaders.items()} for _ in range(args.rounds)]
-    result: Dict[str, Any] = {"codec": folder.name, "workers": workers}
+    result: dict[str, Any] = {"codec": folder.name, "workers": workers}
     for kind in ("clock", "processor"):
         for name, other in (("throughput", "with"), ("stored", "stored")):
             ratios = [r["without"][kind] / r[other][kind] for r in rounds]

@@ -8,7 +8,7 @@ its way.  A part's seconds do not include those of the parts inside it.
 import statistics
 import time
 from collections import Counter
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class Stopwatch:
     def restart(self) -> None:
         """Forget what was counted."""
         self.seconds: Counter = Counter()
-        self.inside: List[str] = []
+        self.inside: list[str] = []
         self.since = time.process_time()
 
     def enter(self, part: str) -> None:
@@ -78,7 +78,7 @@ class _Pass(torch.autograd.Function):
         return (None, *grads)
 
 
-def _put(call: Callable[[], None], values: Tuple[Any, ...]) -> Tuple[Any, ...]:
+def _put(call: Callable[[], None], values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return ``values``, the backward of whose tensors calls ``call`` once."""
     places = [
         i for i, v in enumerate(values) if isinstance(v, Tensor) and v.requires_grad
@@ -110,7 +110,7 @@ def profile(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     rounds: int,
-) -> Dict[str, float]:
+) -> dict[str, float]:
     """Return the median processor seconds of each part, the largest first.
 
     Args:
@@ -130,7 +130,7 @@ def profile(
         stopwatch.leave()
 
     optimizer.step = optimise
-    found: List[Counter] = []
+    found: list[Counter] = []
     for _ in range(rounds + 2):  # the first allocate
         stopwatch.restart()
         turn()

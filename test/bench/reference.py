@@ -8,8 +8,9 @@ import contextlib
 import importlib
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable
 
 import torch
 from torch import Tensor, nn

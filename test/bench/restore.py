@@ -25,8 +25,9 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator
+from typing import Any
 
 import torch
 
@@ -52,7 +53,7 @@ def parse() -> argparse.Namespace:
     return p.parse_args()
 
 
-def cut_line(id: str, duration: float, text: str) -> Dict[str, Any]:
+def cut_line(id: str, duration: float, text: str) -> dict[str, Any]:
     """Return a cut as a Shar set has it."""
     samples = round(duration * 16000)
     source = {"type": "shar", "channels": [0], "source": ""}
@@ -111,7 +112,7 @@ def make_sampler(args: argparse.Namespace) -> BucketSampler:
     return BucketSampler(stream, max_duration=args.max_duration, edges=edges)
 
 
-def stand_in_the_middle(args: argparse.Namespace) -> Dict[str, Any]:
+def stand_in_the_middle(args: argparse.Namespace) -> dict[str, Any]:
     """Return the state of a sampler half-way, whose buckets have settled."""
     sampler = make_sampler(args)
     middle = args.cuts // args.shard_size // 2
@@ -132,7 +133,7 @@ def stand_in_the_middle(args: argparse.Namespace) -> Dict[str, Any]:
     return sampler.state_dict()
 
 
-def restore(args: argparse.Namespace) -> Dict[str, Any]:
+def restore(args: argparse.Namespace) -> dict[str, Any]:
     """Go on from the saved state, and say what it took."""
     with timed() as opened:
         sampler = make_sampler(args)
@@ -153,7 +154,7 @@ def restore(args: argparse.Namespace) -> Dict[str, Any]:
     }
 
 
-def lhotse(args: argparse.Namespace) -> Dict[str, Any]:
+def lhotse(args: argparse.Namespace) -> dict[str, Any]:
     """Let lhotse's bucketing sampler go on behind ``args.lhotse`` cuts."""
     from lhotse import CutSet
     from lhotse.dataset import DynamicBucketingSampler
@@ -194,7 +195,7 @@ def peak_mb() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def run_worker(args: argparse.Namespace, name: str) -> Dict[str, Any]:
+def run_worker(args: argparse.Namespace, name: str) -> dict[str, Any]:
     """Run one measurement in a process of its own."""
     command = [sys.executable, __file__, "--worker", name, "--folder", str(args.folder)]
     for option in ("cuts", "shard_size", "max_duration", "lhotse"):

@@ -19,7 +19,7 @@ import json
 import math
 import subprocess
 import sys
-from typing import Dict, List, Sequence
+from collections.abc import Sequence
 
 import markdown
 import side_by_side
@@ -36,7 +36,7 @@ FIXED_LENGTH, FIXED_BATCH, SIZE_BATCH = 5.0, 60.0, 10.0  # s
 TOKENS_PER_SECOND = 4
 # Channels of the stacks, layers of each and feed-forward widths; the largest are the
 # published small and medium models.
-SIZES: Dict[str, Sequence[Sequence[int]]] = {
+SIZES: dict[str, Sequence[Sequence[int]]] = {
     "1": ((48, 64, 96, 64), (1, 1, 1, 1), (96, 128, 192, 128)),
     "3": ((96, 128, 160, 128), (1, 1, 2, 1), (192, 256, 320, 256)),
     "7": ((128, 192, 256, 192), (1, 2, 2, 1), (256, 384, 512, 384)),
@@ -48,7 +48,7 @@ SIZES: Dict[str, Sequence[Sequence[int]]] = {
     ),
 }
 MEASURED = ("cpu_seconds", "seconds", "megabytes")
-Point = Dict[str, object]
+Point = dict[str, object]
 
 
 def parse() -> argparse.Namespace:
@@ -80,17 +80,17 @@ def sized_model(size: str) -> ModelConfig:
     return ModelConfig(encoder=encoder, vocab_size=150, decoder_dim=256, joiner_dim=256)
 
 
-def batch_points() -> List[Point]:
+def batch_points() -> list[Point]:
     """Return the points of growing batches."""
     return [dict(x=s, batch=s, length=FIXED_LENGTH, size="3") for s in BATCHES]
 
 
-def length_points() -> List[Point]:
+def length_points() -> list[Point]:
     """Return the points of growing utterances."""
     return [dict(x=s, batch=FIXED_BATCH, length=s, size="3") for s in LENGTHS]
 
 
-def size_points() -> List[Point]:
+def size_points() -> list[Point]:
     """Return the points of growing models; x is set to their parameters later."""
     return [dict(x=0, batch=SIZE_BATCH, length=FIXED_LENGTH, size=s) for s in SIZES]
 
@@ -99,7 +99,7 @@ AXES = {"batch": batch_points, "length": length_points, "size": size_points}
 UNITS = {"batch": "s a batch", "length": "s an utterance", "size": "M parameters"}
 
 
-def measure_point(args: argparse.Namespace) -> Dict[str, float]:
+def measure_point(args: argparse.Namespace) -> dict[str, float]:
     """Return what the steps of this process take: the fastest and the peak."""
     tune_cpu()
     torch.set_num_threads(args.threads)
@@ -145,7 +145,7 @@ def exponent(xs: Sequence[float], ys: Sequence[float]) -> float:
     return sum((a - mx) * (b - my) for a, b in zip(lx, ly)) / spread
 
 
-def measure(args: argparse.Namespace) -> Dict[str, object]:
+def measure(args: argparse.Namespace) -> dict[str, object]:
     """Return points and exponents of each axis."""
     axes = {}
     for axis in args.axes:
@@ -160,7 +160,7 @@ def measure(args: argparse.Namespace) -> Dict[str, object]:
     return {"axes": axes, "settings": side_by_side.settings(args)}
 
 
-def tables(result: Dict[str, object]) -> str:
+def tables(result: dict[str, object]) -> str:
     """Return the result as a Markdown table."""
     rows = []
     for name, axis in result["axes"].items():

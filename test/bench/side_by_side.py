@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import Callable, Dict, List
+from typing import Callable
 
 import torch
 
@@ -23,7 +23,7 @@ from icefall_kd.cpu import tune_cpu
 
 Turn = Callable[[], float]  # does the work once, returns a figure that it computed
 Build = Callable[[argparse.Namespace, str], Turn]  # for "ours" or "reference"
-Taken = Dict[str, List[Dict[str, float]]]  # of each model, one entry a turn
+Taken = dict[str, list[dict[str, float]]]  # of each model, one entry a turn
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -107,7 +107,7 @@ def serve(args: argparse.Namespace, build: Build) -> None:
         print(json.dumps(timed(turn, base, args.device)), flush=True)
 
 
-def timed(turn: Turn, base: float, device: str) -> Dict[str, float]:
+def timed(turn: Turn, base: float, device: str) -> dict[str, float]:
     """Take a turn; return its seconds, the memory above ``base`` MiB and its figure."""
     synchronise(device)
     clock, processor = time.perf_counter(), time.process_time()
@@ -160,10 +160,10 @@ def measure(args: argparse.Namespace) -> Taken:
     return {name: turns[1:] for name, turns in taken.items()}  # the first allocates
 
 
-def report(taken: Taken, args: argparse.Namespace) -> Dict[str, object]:
+def report(taken: Taken, args: argparse.Namespace) -> dict[str, object]:
     """Return the figures."""
     audio = args.batch * args.frames * FBANK_SHIFT
-    result: Dict[str, Dict[str, float]] = {}
+    result: dict[str, dict[str, float]] = {}
     for name, turns in taken.items():
         result[name] = {}
         for clock in ("seconds", "cpu_seconds"):
@@ -183,7 +183,7 @@ def report(taken: Taken, args: argparse.Namespace) -> Dict[str, object]:
     return {**result, "settings": settings(args)}
 
 
-def settings(args: argparse.Namespace) -> Dict[str, object]:
+def settings(args: argparse.Namespace) -> dict[str, object]:
     """Return what a result was measured with."""
     hidden = ("reference", "worker", "point")
     options = {k: v for k, v in vars(args).items() if k not in hidden}

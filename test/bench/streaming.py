@@ -17,8 +17,8 @@ import json
 import re
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Dict, List, Sequence
 
 import markdown
 import numpy as np
@@ -57,7 +57,7 @@ def parse() -> argparse.Namespace:
 
 def student_config(paths: Sequence[Path]) -> ModelConfig:
     """Return the model that YAML files describe, later ones over earlier ones."""
-    merged: Dict[str, object] = {}
+    merged: dict[str, object] = {}
     for path in paths:
         model = yaml.safe_load(path.read_text(encoding="utf-8")).get("model", {})
         encoder = {**merged.get("encoder", {}), **model.get("encoder", {})}
@@ -77,7 +77,7 @@ def export_student(args: argparse.Namespace, folder: Path) -> None:
         quantize_model(files)
 
 
-def find_encoders(folder: Path, args: argparse.Namespace) -> List[ModelFiles]:
+def find_encoders(folder: Path, args: argparse.Namespace) -> list[ModelFiles]:
     """Return the streaming models of a folder with the chunk sizes that are asked for.
 
     Raises:
@@ -94,7 +94,7 @@ def find_encoders(folder: Path, args: argparse.Namespace) -> List[ModelFiles]:
     return found
 
 
-def stream(engine: OrtTransducer, features: np.ndarray) -> List[Dict[str, float]]:
+def stream(engine: OrtTransducer, features: np.ndarray) -> list[dict[str, float]]:
     """Return the seconds, of the clock and of the processor, of each chunk."""
     taken = []
     chunks = engine.encode_chunks([features])
@@ -110,11 +110,11 @@ def stream(engine: OrtTransducer, features: np.ndarray) -> List[Dict[str, float]
 
 def measure(
     models: Sequence[ModelFiles], args: argparse.Namespace
-) -> List[List[Dict[str, float]]]:
+) -> list[list[dict[str, float]]]:
     """Return what each chunk took, of each model; the first turn warms up."""
     engines = [OrtTransducer(m, DecodeOptions(), args.threads) for m in models]
     generator = np.random.default_rng(0)
-    taken: List[List[Dict[str, float]]] = [[] for _ in models]
+    taken: list[list[dict[str, float]]] = [[] for _ in models]
     for turn in range(args.rounds + 1):
         for engine, chunks in zip(engines, taken):
             chunk_size = engine.chunking.chunk_size
@@ -128,8 +128,8 @@ def measure(
 
 
 def summarise(
-    files: ModelFiles, chunks: Sequence[Dict[str, float]]
-) -> Dict[str, object]:
+    files: ModelFiles, chunks: Sequence[dict[str, float]]
+) -> dict[str, object]:
     """Return a row of the table."""
     audio = hop_frames(files.chunking.chunk_size) * FBANK_SHIFT
     clock = np.array([chunk["seconds"] for chunk in chunks])

@@ -23,7 +23,8 @@ import copy
 import itertools
 import json
 import random
-from typing import Callable, Dict, Iterator, List, Optional, Tuple
+from collections.abc import Iterator
+from typing import Callable, Optional
 
 import parts
 import reference
@@ -53,7 +54,7 @@ def parse() -> argparse.Namespace:
 def make_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: Iterator[Dict[str, object]],
+    batches: Iterator[dict[str, object]],
     forward_encoder: Callable[[Tensor, Tensor], tuple],
     args: argparse.Namespace,
 ) -> side_by_side.Turn:
@@ -74,7 +75,7 @@ def make_step(
     return step
 
 
-def make_batches(args: argparse.Namespace, vocab_size: int) -> List[Dict[str, object]]:
+def make_batches(args: argparse.Namespace, vocab_size: int) -> list[dict[str, object]]:
     """Return the batch of every step, or with ``--vary`` one for each step.
 
     Their lengths are from half to one and a half times ``--frames``, and they have as
@@ -104,7 +105,7 @@ def build_step(args: argparse.Namespace, name: str) -> side_by_side.Turn:
 
 def build(
     args: argparse.Namespace, name: str, config: Optional[ModelConfig] = None
-) -> Tuple[nn.Module, torch.optim.Optimizer, side_by_side.Turn]:
+) -> tuple[nn.Module, torch.optim.Optimizer, side_by_side.Turn]:
     """Return the model, the optimiser and the step of ours or of the reference.
 
     Args:
@@ -130,7 +131,7 @@ def build(
     return theirs, optimizer, make_step(theirs, optimizer, batches, encode, args)
 
 
-def profile_parts(args: argparse.Namespace) -> Dict[str, object]:
+def profile_parts(args: argparse.Namespace) -> dict[str, object]:
     """Return the median processor seconds of the step and of its parts."""
     tune_cpu()
     torch.set_num_threads(args.threads)

@@ -13,7 +13,6 @@ over the rest, the lowest utterance's mean, and CPU seconds for a second of audi
 import argparse
 import json
 import time
-from typing import Dict, List
 
 import torch
 
@@ -23,7 +22,7 @@ from icefall_kd.teachers import build_teacher
 TAIL = 25  # frames, the last 0.5 s
 
 
-def compare(reference: List[torch.Tensor], found: List[torch.Tensor]) -> Dict:
+def compare(reference: list[torch.Tensor], found: list[torch.Tensor]) -> dict:
     """Return mean cosines of (T, D) float32 embeddings, utterance by utterance."""
     cosine = [torch.cosine_similarity(a, b, dim=1) for a, b in zip(reference, found)]
     return {
@@ -34,7 +33,7 @@ def compare(reference: List[torch.Tensor], found: List[torch.Tensor]) -> Dict:
     }
 
 
-def embed(teacher, waves: List[torch.Tensor]) -> List[torch.Tensor]:
+def embed(teacher, waves: list[torch.Tensor]) -> list[torch.Tensor]:
     """Return the (T, D) embeddings of all waves."""
     (output,) = teacher.forward(
         torch.nn.utils.rnn.pad_sequence(waves, batch_first=True),

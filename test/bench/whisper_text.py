@@ -21,8 +21,9 @@ Not collected by pytest.
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable, Dict, Iterator, Tuple
+from typing import Callable
 
 import kaldialign
 import torch
@@ -41,7 +42,7 @@ Read = Callable[[torch.Tensor], str]
 MB = 1e6
 
 
-def measure(read: Read, cuts: list) -> Dict[str, float]:
+def measure(read: Read, cuts: list) -> dict[str, float]:
     """Return WER in % and times real time over labelled cuts."""
     errors = words = 0
     seconds = 0.0
@@ -57,7 +58,7 @@ def measure(read: Read, cuts: list) -> Dict[str, float]:
     return {"wer": 100 * errors / words, "times_real_time": audio / seconds}
 
 
-def students(args: argparse.Namespace) -> Iterator[Tuple[str, float, Read]]:
+def students(args: argparse.Namespace) -> Iterator[tuple[str, float, Read]]:
     """Yield name, MB and reader of every encoder of an export."""
     chunkings = [None, *(Chunking(n, args.left_context) for n in args.chunk_size)]
     for chunking in chunkings:

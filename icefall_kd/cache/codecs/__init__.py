@@ -7,7 +7,8 @@ A codec is written as its name and, where it has a size, the bytes of a frame:
 """
 
 import re
-from typing import Any, Dict, Mapping, Optional, Tuple, Type
+from collections.abc import Mapping
+from typing import Any, Dict, Optional, Tuple, Type
 
 import numpy as np
 
@@ -28,10 +29,10 @@ __all__ = [
     "training_options",
 ]
 
-CODECS: Dict[str, Type[Codec]] = {c.name: c for c in (Fp16, Int8, Pq, Mvq, TopK)}
+CODECS: dict[str, type[Codec]] = {c.name: c for c in (Fp16, Int8, Pq, Mvq, TopK)}
 
 
-def find_codec(spec: str) -> Tuple[Type[Codec], Optional[int]]:
+def find_codec(spec: str) -> tuple[type[Codec], Optional[int]]:
     """Return the class and the size that ``spec`` names, for example "pq16".
 
     Raises:
@@ -71,7 +72,7 @@ def make_codec(spec: str, state: Optional[Mapping[str, np.ndarray]] = None) -> C
     return cls(size, state or {})
 
 
-def training_options(spec: str, given: Mapping[str, Any]) -> Dict[str, Any]:
+def training_options(spec: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return all options of a training of ``spec``: those given, and the defaults.
 
     Raises:

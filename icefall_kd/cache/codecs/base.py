@@ -1,6 +1,7 @@
 """What a codec is."""
 
-from typing import Any, ClassVar, Dict, Mapping, Optional, Tuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, Optional
 
 import numpy as np
 import torch
@@ -26,14 +27,14 @@ class Codec:
     name: ClassVar[str]
     sized: ClassVar[bool] = False
     trained: ClassVar[bool] = False
-    packages: ClassVar[Tuple[str, ...]] = ()
-    kinds: ClassVar[Tuple[str, ...]] = ("embedding",)
+    packages: ClassVar[tuple[str, ...]] = ()
+    kinds: ClassVar[tuple[str, ...]] = ("embedding",)
     options: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, size: Optional[int], state: Mapping[str, np.ndarray]) -> None:
         self.size = size
         self._state = dict(state)
-        self._on_device: Dict[torch.device, Dict[str, Tensor]] = {}
+        self._on_device: dict[torch.device, dict[str, Tensor]] = {}
 
     def __reduce__(self) -> tuple:
         # What a codec keeps beside its state may be large, or not fit to travel.
@@ -44,14 +45,14 @@ class Codec:
         """The codec as it is written: its name and its size."""
         return self.name + (str(self.size) if self.sized else "")
 
-    def state(self) -> Dict[str, np.ndarray]:
+    def state(self) -> dict[str, np.ndarray]:
         """Return the arrays that make this codec again; empty when not trained."""
         return dict(self._state)
 
     @classmethod
     def train(
         cls, size: Optional[int], frames: np.ndarray, seed: int, **options: Any
-    ) -> Dict[str, np.ndarray]:
+    ) -> dict[str, np.ndarray]:
         """Return the state learned from ``frames``, (F, W) float32.
 
         Args:
@@ -93,7 +94,7 @@ class Codec:
         """Return what decoding needs; the state, if not made of it."""
         return self._state
 
-    def constants_on(self, device: torch.device) -> Dict[str, Tensor]:
+    def constants_on(self, device: torch.device) -> dict[str, Tensor]:
         """Return :meth:`constants` on a device, where they are kept."""
         if device not in self._on_device:
             self._on_device[device] = {
@@ -146,7 +147,7 @@ def check_number(frames: np.ndarray, centroids: int, spec: str) -> None:
         )
 
 
-def mean_and_std(frames: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+def mean_and_std(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and the standard deviation of each dimension, (W,) float32.
 
     They make the space in which targets are compared: there every dimension counts

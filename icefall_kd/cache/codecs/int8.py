@@ -4,7 +4,7 @@ Whisper and its like have a few dimensions that are a hundred times larger than 
 rest; one scale for all would leave the others nothing.
 """
 
-from typing import Any, Dict, Optional
+from typing import Any, Optional
 
 import numpy as np
 from torch import Tensor
@@ -27,7 +27,7 @@ class Int8(Codec):
     @classmethod
     def train(
         cls, size: Optional[int], frames: np.ndarray, seed: int, **options: Any
-    ) -> Dict[str, np.ndarray]:
+    ) -> dict[str, np.ndarray]:
         """Learn the middle of each dimension and its largest distance from there.
 
         Distances beyond all but 1e-4 of the frames are clipped, so that no single

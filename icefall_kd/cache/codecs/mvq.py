@@ -20,8 +20,9 @@ know: they predict the indexes and never decode them.
 import logging
 import random
 import time
+from collections.abc import Iterator, Mapping
 from types import ModuleType
-from typing import Any, Dict, Iterator, Mapping, Optional
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -77,7 +78,7 @@ class Mvq(Codec):
     @classmethod
     def train(
         cls, size: Optional[int], frames: np.ndarray, seed: int, **options: Any
-    ) -> Dict[str, np.ndarray]:
+    ) -> dict[str, np.ndarray]:
         """Train, on CUDA where there is one; see :class:`Codec`.
 
         Args:
@@ -185,7 +186,7 @@ def _batches(x: Tensor, seed: int) -> Iterator[Tensor]:
             yield x[order[start : start + _BATCH]]
 
 
-def _to_state(quantizer: torch.nn.Module) -> Dict[str, np.ndarray]:
+def _to_state(quantizer: torch.nn.Module) -> dict[str, np.ndarray]:
     with torch.no_grad():
         scale = (quantizer.logits_scale * quantizer.scale_speed).exp()
         tensors = {

@@ -20,8 +20,9 @@ the dev set of the Asterisk recipe, trained on 20,000 frames of its train set:
 """
 
 import logging
+from collections.abc import Mapping
 from types import ModuleType
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Optional
 
 import numpy as np
 from torch import Tensor
@@ -79,7 +80,7 @@ class Pq(Codec):
     @classmethod
     def train(
         cls, size: Optional[int], frames: np.ndarray, seed: int, **options: Any
-    ) -> Dict[str, np.ndarray]:
+    ) -> dict[str, np.ndarray]:
         """Train; the same for the same frames, seed and number of threads.
 
         Raises:
