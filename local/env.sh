@@ -20,7 +20,7 @@ fi
 export VIRTUAL_ENV=$ICEFALL_KD_VENV
 export PATH=$ICEFALL_KD_VENV/bin:$PATH
 export PYTHONUNBUFFERED=1
-OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(cd "$REPO_ROOT" && python -m icefall_kd.cpu)}
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(cd "$REPO_ROOT" && python -m icefall_kd.core.cpu)}
 export OMP_NUM_THREADS
 export MKL_NUM_THREADS=${MKL_NUM_THREADS:-$OMP_NUM_THREADS}
 

@@ -9,8 +9,8 @@ from typing import Any, Callable
 
 import numpy as np
 
-from icefall_kd.cache.field import info_path, state_path
-from icefall_kd.io import sha256_file
+from icefall_kd.core.files import sha256_file
+from icefall_kd.fields.format import info_path, state_path
 
 Members = list[tuple[str, bytes]]  # of a tar: name, content
 

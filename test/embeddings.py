@@ -9,7 +9,7 @@ import torch
 from students import behind_an_encoder
 from torch import nn
 
-from icefall_kd.config import ModelConfig, ZipformerConfig
+from icefall_kd.core.config import ModelConfig, ZipformerConfig
 from icefall_kd.distill.embedding import EmbeddingConfig, EmbeddingTerm
 from icefall_kd.distill.term import StudentOutput
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from icefall_kd.cache.topk import take_topk
+from icefall_kd.core.frames import take_topk
 from icefall_kd.teachers import Output, TeacherOutput
 
 FRAME = 320  # samples

@@ -14,11 +14,11 @@ import yaml
 from dummies import free_port
 
 from icefall_kd.bin import train as command
-from icefall_kd.config import to_dict
-from icefall_kd.data.batches import Loader
+from icefall_kd.core.config import to_dict
+from icefall_kd.core.distributed import init_world
+from icefall_kd.dataset.loader import Loader
 from icefall_kd.training import loop
-from icefall_kd.training.distributed import init_world
-from icefall_kd.training.peers import Peers
+from icefall_kd.training.interruptions import Peers
 
 # Not this module: before Python 3.12 the server does not know the path of the tests.
 PRELOAD = ["icefall_kd.bin.train", "icefall_kd.transducer.loss", "kaldi_native_fbank"]

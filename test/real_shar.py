@@ -3,9 +3,9 @@
 import pytest
 from shar_files import copy_shar
 
-from icefall_kd.cache.extract import extract
-from icefall_kd.cache.reader import open_shar
 from icefall_kd.data.shar import at_speeds, write_shar
+from icefall_kd.fields.extract import extract
+from icefall_kd.fields.reader import open_shar
 
 SHARD_SIZE = 5
 NUM_CUTS = 18  # so that the last of 4 shards is not full

@@ -7,11 +7,11 @@ from typing import Optional
 
 import yaml
 
-from icefall_kd.config import to_dict
+from icefall_kd.core.config import to_dict
+from icefall_kd.core.files import write_json, write_text
 from icefall_kd.decoding import DecodeOptions
-from icefall_kd.decoding.scoring import Recognition, write_results
-from icefall_kd.decoding.setting import Chunking, setting_facts, setting_name
-from icefall_kd.io import write_json, write_text
+from icefall_kd.recognition.scoring import Recognition, write_results
+from icefall_kd.recognition.setting import Chunking, setting_facts, setting_name
 from icefall_kd.training.config import DataConfig, TrainConfig
 from icefall_kd.training.metrics import MetricsWriter
 

@@ -4,7 +4,7 @@ import gzip
 import io
 import tarfile
 
-from icefall_kd.cache.field import cuts_path, tar_path
+from icefall_kd.fields.format import cuts_path, tar_path
 
 
 def rewrite_cuts(folder, shard, change):

@@ -5,7 +5,7 @@ import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 
-from icefall_kd.cache.field import fields_dir
+from icefall_kd.data.shar import fields_dir
 
 
 def shar_files(folder):

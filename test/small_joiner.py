@@ -4,8 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from icefall_kd.transducer.joiner import Joiner
-from icefall_kd.transducer.predictor import Decoder
+from icefall_kd.transducer.model import Decoder, Joiner
 
 VOCAB, DIM, UNK = 11, 16, 2
 

@@ -12,19 +12,17 @@ import torch
 from torch import nn
 
 from icefall_kd.bin import decode
-from icefall_kd.cache.reader import open_shar
-from icefall_kd.config import ModelConfig, ZipformerConfig
-from icefall_kd.data.fbank import compute_fbank
+from icefall_kd.core.config import ModelConfig, ZipformerConfig
+from icefall_kd.data.cuts import load_wave
+from icefall_kd.data.features import compute_fbank
 from icefall_kd.data.shar import write_shar
 from icefall_kd.data.tokens import Tokenizer, train_bpe
-from icefall_kd.data.waves import load_wave
 from icefall_kd.decoding import DecodeOptions
-from icefall_kd.decoding.recognise import recognise, reference
-from icefall_kd.training.checkpoint import save_pretrained
+from icefall_kd.fields.reader import open_shar
+from icefall_kd.recognition.recognise import recognise, reference
 from icefall_kd.transducer.build import build_model
-from icefall_kd.transducer.joiner import Joiner
-from icefall_kd.transducer.model import AsrModel
-from icefall_kd.transducer.predictor import Decoder
+from icefall_kd.transducer.checkpoint import save_pretrained
+from icefall_kd.transducer.model import AsrModel, Decoder, Joiner
 
 # The chunks of STUDENT, below.
 STREAMING = ["--streaming", "--chunk-size", "16", "--left-context", "64"]

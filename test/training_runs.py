@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from icefall_kd.training import loop
-from icefall_kd.training.checkpoint import load_checkpoint
+from icefall_kd.transducer.checkpoint import load_checkpoint
 
 
 def final(config):

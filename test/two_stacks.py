@@ -1,6 +1,6 @@
 """The smallest encoder with two stacks, for terms that read more than its end."""
 
-from icefall_kd.config import ModelConfig, ZipformerConfig
+from icefall_kd.core.config import ModelConfig, ZipformerConfig
 
 LENS = [23, 13]  # student frames of two utterances, 40 ms
 STACKS = (4, 5)  # sizes of the stacks

@@ -12,6 +12,6 @@ def _print_interrupt(kind: Any, error: Any, trace: Any) -> None:
         sys.__excepthook__(kind, error, trace)
 
 
-# While Python imports a command, which takes seconds.  icefall_kd.cli does the rest.
+# While Python imports a command, which takes seconds; core/cli.py does the rest.
 if sys.argv[:1] == ["-m"]:
     sys.excepthook = _print_interrupt

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from icefall_kd.cli import command_parser, expected_failures
-from icefall_kd.cpu import tune_cpu
-from icefall_kd.io import Pathlike, as_path, read_json, sha256_file
-from icefall_kd.logs import setup_logging
-from icefall_kd.training.distributed import check_device
+from icefall_kd.core.cli import command_parser, expected_failures
+from icefall_kd.core.cpu import tune_cpu
+from icefall_kd.core.distributed import check_device
+from icefall_kd.core.files import Pathlike, as_path, read_json, sha256_file
+from icefall_kd.core.logs import setup_logging
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -46,18 +46,18 @@ def is_unchanged(path: Pathlike, sha256: str) -> bool:
 
 def run(args: argparse.Namespace) -> dict:
     """Align as ``args`` say; return the words of each cut."""
-    from icefall_kd.cache.codec_file import load_codecs
-    from icefall_kd.cache.reader import open_shar
-    from icefall_kd.decoding.ctm import (
+    from icefall_kd.fields.codec_files import load_codecs
+    from icefall_kd.fields.reader import open_shar
+    from icefall_kd.recognition.ctm import (
         channels_of,
         facts_path,
         read_ctm,
         transcripts,
         write_ctm,
     )
-    from icefall_kd.decoding.forced_alignment import align_cuts
-    from icefall_kd.decoding.kept import dependencies, kept_result
-    from icefall_kd.decoding.recognise import load_recogniser
+    from icefall_kd.recognition.forced_alignment import align_cuts
+    from icefall_kd.recognition.kept import dependencies, kept_result
+    from icefall_kd.recognition.recognise import load_recogniser
 
     check_device(args.device)
     if not any(transcripts(args.shar_dir).values()):

@@ -7,8 +7,8 @@ writes exp/a/pretrained.pt: the student alone, with its configuration and BPE mo
 
 from pathlib import Path
 
-from icefall_kd.cli import command_parser, expected_failures
-from icefall_kd.logs import setup_logging
+from icefall_kd.core.cli import command_parser, expected_failures
+from icefall_kd.core.logs import setup_logging
 from icefall_kd.training.averaging import write_average
 
 

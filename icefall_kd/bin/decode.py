@@ -15,7 +15,7 @@ rather than miss them; icefall_kd/decoding/hotwords.py says what a line may hold
 
 --alignment, a CTM file of bin.align, adds how late words are recognised, mean and 90th
 percentile in ms: the emission delay, and the latency when streaming; what they are is
-said in icefall_kd/decoding/delay.py.
+said in icefall_kd/recognition/delay.py.
 """
 
 import argparse
@@ -25,23 +25,24 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
-from icefall_kd.cli import (
+from icefall_kd.core.cli import (
     command_parser,
     expected_failures,
     non_negative_float,
     require_packages,
 )
-from icefall_kd.cpu import tune_cpu
+from icefall_kd.core.cpu import tune_cpu
+from icefall_kd.core.distributed import check_device
+from icefall_kd.core.files import as_path, sha256_file
+from icefall_kd.core.logs import setup_logging
 from icefall_kd.decoding import DECODERS, DecodeOptions
-from icefall_kd.decoding.alignment import SetAlignment
-from icefall_kd.decoding.ctm import count_transcripts
-from icefall_kd.decoding.heads import count_parameters
 from icefall_kd.decoding.hotwords import add_hotwords, read_hotwords
-from icefall_kd.decoding.kept import dependencies, kept_result
-from icefall_kd.decoding.long_audio import add_max_utterance
-from icefall_kd.decoding.recognise import load_recogniser, recognise
-from icefall_kd.decoding.scoring import result_line, result_path, write_results
-from icefall_kd.decoding.setting import (
+from icefall_kd.recognition.ctm import SetAlignment, count_transcripts
+from icefall_kd.recognition.kept import dependencies, kept_result
+from icefall_kd.recognition.long_audio import add_max_utterance
+from icefall_kd.recognition.recognise import load_recogniser, recognise
+from icefall_kd.recognition.scoring import result_line, result_path, write_results
+from icefall_kd.recognition.setting import (
     Chunking,
     add_chunking,
     add_search,
@@ -49,9 +50,7 @@ from icefall_kd.decoding.setting import (
     setting_name,
     training_facts,
 )
-from icefall_kd.io import as_path, sha256_file
-from icefall_kd.logs import setup_logging
-from icefall_kd.training.distributed import check_device
+from icefall_kd.transducer.checkpoint import count_parameters
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -111,8 +110,8 @@ def decode_setting(
 
 def run(args: argparse.Namespace) -> dict:
     """Decode as ``args`` say; return what the result JSON holds."""
-    from icefall_kd.cache.codec_file import load_codecs
-    from icefall_kd.cache.reader import open_shar
+    from icefall_kd.fields.codec_files import load_codecs
+    from icefall_kd.fields.reader import open_shar
 
     check_device(args.device)
     require_packages(*DECODERS[args.method].packages)

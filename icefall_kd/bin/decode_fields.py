@@ -14,15 +14,15 @@ from pathlib import Path
 
 import torch
 
-from icefall_kd.cli import command_parser, expected_failures
-from icefall_kd.cpu import tune_cpu
+from icefall_kd.core.cli import command_parser, expected_failures
+from icefall_kd.core.cpu import tune_cpu
+from icefall_kd.core.files import as_path, sha256_file
+from icefall_kd.core.logs import setup_logging
 from icefall_kd.decoding import DECODERS, DecodeOptions
-from icefall_kd.decoding.ctm import count_transcripts
-from icefall_kd.decoding.kept import dependencies, kept_result
-from icefall_kd.decoding.scoring import result_line, result_path, write_results
-from icefall_kd.decoding.setting import add_search, setting_facts, setting_name
-from icefall_kd.io import as_path, sha256_file
-from icefall_kd.logs import setup_logging
+from icefall_kd.recognition.ctm import count_transcripts
+from icefall_kd.recognition.kept import dependencies, kept_result
+from icefall_kd.recognition.scoring import result_line, result_path, write_results
+from icefall_kd.recognition.setting import add_search, setting_facts, setting_name
 
 METHODS = sorted(name for name, search in DECODERS.items() if search.head == "ctc")
 
@@ -40,14 +40,13 @@ def get_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> dict:
     """Decode as ``args`` say; return what the result JSON holds."""
-    from icefall_kd.cache.codec_file import load_codecs
-    from icefall_kd.cache.field import load_field_info
-    from icefall_kd.cache.reader import open_shar
     from icefall_kd.data.tokens import Tokenizer
-    from icefall_kd.decoding.recognise import recognise
-    from icefall_kd.decoding.stored import StoredDistributions
-    from icefall_kd.distill.targets import check_kind
-    from icefall_kd.distill.vocabulary import check_vocabulary
+    from icefall_kd.distill.term import check_kind, check_vocabulary
+    from icefall_kd.fields.codec_files import load_codecs
+    from icefall_kd.fields.format import load_field_info
+    from icefall_kd.fields.reader import open_shar
+    from icefall_kd.recognition.fields import StoredDistributions
+    from icefall_kd.recognition.recognise import recognise
 
     total, _ = count_transcripts(args.shar_dir)
     if not args.bpe_model.is_file():

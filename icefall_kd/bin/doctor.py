@@ -12,11 +12,9 @@ import platform
 import sys
 from typing import Optional
 
-from icefall_kd.cli import command_parser
-from icefall_kd.doctor.checks import diagnose
-from icefall_kd.doctor.packages import PACKAGES
-from icefall_kd.doctor.probe import k2_built_for, probe
-from icefall_kd.doctor.problem import Findings, Problem
+from icefall_kd.core.cli import command_parser
+from icefall_kd.doctor.checks import Findings, Problem, diagnose
+from icefall_kd.doctor.packages import PACKAGES, k2_built_for, probe
 
 
 def describe(name: str, findings: Findings) -> str:

@@ -22,17 +22,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from icefall_kd.cli import (
+from icefall_kd.core.cli import (
     command_parser,
     expected_failures,
     non_negative_float,
     require_packages,
 )
-from icefall_kd.cpu import tune_cpu
-from icefall_kd.decoding.heads import HEADS
-from icefall_kd.decoding.setting import Chunking, add_chunking
-from icefall_kd.io import as_path
-from icefall_kd.logs import setup_logging
+from icefall_kd.core.cpu import tune_cpu
+from icefall_kd.core.files import as_path
+from icefall_kd.core.logs import setup_logging
+from icefall_kd.recognition.setting import Chunking, add_chunking
+from icefall_kd.transducer.checkpoint import HEADS
 
 INT8_REFUSED = 3  # exit status: the recipe may go on with the float32 files
 
@@ -63,8 +63,8 @@ def get_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Export as ``args`` say."""
-    from icefall_kd.cache.reader import open_shar
     from icefall_kd.export.convert import Conversion
+    from icefall_kd.fields.reader import open_shar
 
     if args.check and not args.check_shar:
         raise ValueError(

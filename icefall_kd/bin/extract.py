@@ -39,27 +39,25 @@ from typing import Any
 import torch
 import yaml
 
-from icefall_kd.cache.codecs import CODECS, find_codec, training_options
-from icefall_kd.cache.extract import Report, extract, train_codecs
-from icefall_kd.cache.field import FieldInfo, info_path
-from icefall_kd.cache.forecast import as_table, forecast, parse_dims
-from icefall_kd.cache.making import collect_outputs
-from icefall_kd.cache.obtain import CODEC_FRAMES
-from icefall_kd.cache.plan import Volume, free_bytes, volume_of
-from icefall_kd.cache.probe import probe_speed
-from icefall_kd.cli import command_parser, expected_failures, require_packages
-from icefall_kd.cpu import default_threads, keep_freed_memory
-from icefall_kd.data.progress import AudioProgress
-from icefall_kd.io import as_path, read_yaml
-from icefall_kd.logs import setup_logging
-from icefall_kd.teachers import TEACHERS, Teacher, build_teacher, build_teachers
-from icefall_kd.training.distributed import (
+from icefall_kd.core.cli import command_parser, expected_failures, require_packages
+from icefall_kd.core.cpu import default_threads, keep_freed_memory
+from icefall_kd.core.distributed import (
     World,
     check_device,
     close_world,
     init_world,
     own_device,
 )
+from icefall_kd.core.files import as_path, read_yaml
+from icefall_kd.core.logs import AudioProgress, setup_logging
+from icefall_kd.fields.builder import collect_outputs
+from icefall_kd.fields.codec_choice import CODEC_FRAMES
+from icefall_kd.fields.codecs import CODECS, find_codec, training_options
+from icefall_kd.fields.extract import Report, extract, train_codecs
+from icefall_kd.fields.forecast import as_table, forecast, parse_dims, probe_speed
+from icefall_kd.fields.format import FieldInfo, info_path
+from icefall_kd.fields.planner import Volume, free_bytes, volume_of
+from icefall_kd.teachers import TEACHERS, Teacher, build_teacher, build_teachers
 
 CODEC_TIMEOUT = 6 * 3600  # s that the other processes wait for a codec's training
 

@@ -7,8 +7,8 @@
 import argparse
 import logging
 
-from icefall_kd.cli import command_parser, expected_failures
-from icefall_kd.logs import setup_logging
+from icefall_kd.core.cli import command_parser, expected_failures
+from icefall_kd.core.logs import setup_logging
 from icefall_kd.teachers.fetch import SOURCES, fetch_teacher
 
 

@@ -20,15 +20,15 @@ from typing import Callable, Optional
 
 from tqdm import tqdm
 
-from icefall_kd.cache.audit import Fault, audit
-from icefall_kd.cache.field import SUFFIX, check_field_name, shard_ids
-from icefall_kd.cache.listing import field_files, find_fields
-from icefall_kd.cache.manage import copy_field, delete_damaged, removable, remove
-from icefall_kd.cache.survey import survey
-from icefall_kd.cache.text import describe_field, table
-from icefall_kd.cli import command_parser, expected_failures
-from icefall_kd.io import as_path
-from icefall_kd.logs import setup_logging
+from icefall_kd.core.cli import command_parser, expected_failures
+from icefall_kd.core.files import as_path
+from icefall_kd.core.logs import setup_logging
+from icefall_kd.data.shar import SUFFIX
+from icefall_kd.fields.audit import Fault, audit
+from icefall_kd.fields.format import check_field_name, shard_ids
+from icefall_kd.fields.manage import copy_field, delete_damaged, removable, remove
+from icefall_kd.fields.survey import field_files, find_fields, survey
+from icefall_kd.fields.text import describe_field, table
 
 ARGUMENTS = {
     "DIR": "Shar folder or URL",
@@ -180,7 +180,7 @@ def run_copy(args: argparse.Namespace) -> int:
 
 def run_plot(args: argparse.Namespace) -> int:
     """Draw the picture."""
-    from icefall_kd.cache.plot import draw, read_cut, save_figure
+    from icefall_kd.fields.plot import draw, read_cut, save_figure
 
     symbol = str
     if args.bpe_model is not None:

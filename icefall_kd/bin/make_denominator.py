@@ -13,14 +13,18 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from icefall_kd.cache.field import cuts_path, shard_ids
-from icefall_kd.cache.shards import Shard
-from icefall_kd.cli import command_parser, expected_failures, require_packages
+from icefall_kd.core.cli import command_parser, expected_failures, require_packages
+from icefall_kd.core.logs import setup_logging
 from icefall_kd.data.cuts import check_cuts
 from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.logs import setup_logging
-from icefall_kd.transducer.bigram import bigram_table, save_bigram
-from icefall_kd.transducer.denominator import build_denominator, save_denominator
+from icefall_kd.fields.format import cuts_path, shard_ids
+from icefall_kd.fields.shards import Shard
+from icefall_kd.transducer.denominator import (
+    bigram_table,
+    build_denominator,
+    save_bigram,
+    save_denominator,
+)
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -22,21 +22,20 @@ from typing import Any, Optional
 import torch
 from lhotse.cut import Cut
 
-from icefall_kd.cache.field import fields_dir
-from icefall_kd.cli import command_parser, expected_failures
-from icefall_kd.cpu import available_cpus
+from icefall_kd.core.cli import command_parser, expected_failures
+from icefall_kd.core.cpu import available_cpus
+from icefall_kd.core.files import read_json, sha256_file
+from icefall_kd.core.logs import setup_logging
 from icefall_kd.data.gate import describe_drops, gate, write_report
-from icefall_kd.data.letters import MAX_UNKNOWN, UnknownLetters
 from icefall_kd.data.shar import (
     at_speeds,
     check_absent,
     cuts_sha256,
+    fields_dir,
     read_cuts,
     write_shar,
 )
-from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.io import read_json, sha256_file
-from icefall_kd.logs import setup_logging
+from icefall_kd.data.tokens import MAX_UNKNOWN, Tokenizer, UnknownLetters
 
 CUTS_OF_A_JOB = 2000  # starting a process takes as long as reading 500
 

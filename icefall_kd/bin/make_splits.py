@@ -7,7 +7,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from icefall_kd.cli import command_parser, expected_failures
+from icefall_kd.core.cli import command_parser, expected_failures
+from icefall_kd.core.logs import setup_logging
 from icefall_kd.corpora.asterisk import (
     find_prompts,
     match_texts,
@@ -15,8 +16,7 @@ from icefall_kd.corpora.asterisk import (
     read_transcripts,
     spell_prompt,
 )
-from icefall_kd.data.splits import choose_splits, write_splits
-from icefall_kd.logs import setup_logging
+from icefall_kd.corpora.splits import choose_splits, write_splits
 
 
 def get_parser() -> argparse.ArgumentParser:

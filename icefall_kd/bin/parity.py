@@ -12,7 +12,7 @@ from typing import Optional
 
 import torch
 
-from icefall_kd.cli import command_parser, expected_failures, require_packages
+from icefall_kd.core.cli import command_parser, expected_failures, require_packages
 from icefall_kd.transducer.parity import compare, load_arrays
 
 

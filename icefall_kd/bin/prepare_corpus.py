@@ -18,11 +18,11 @@ from typing import Any, Callable
 
 from lhotse import CutSet
 
-from icefall_kd.cli import command_parser, expected_failures
+from icefall_kd.core.cli import command_parser, expected_failures
+from icefall_kd.core.files import write_aside
+from icefall_kd.core.logs import setup_logging
 from icefall_kd.corpora import CHECKS, CORPORA
-from icefall_kd.data.splits import read_splits, split_by_ids
-from icefall_kd.io import write_aside
-from icefall_kd.logs import setup_logging
+from icefall_kd.corpora.splits import read_splits, split_by_ids
 
 OPTIONS = ("parts", "language", "languages", "max_minutes")  # each of some corpora
 

@@ -30,23 +30,22 @@ import logging
 
 import torch
 
-from icefall_kd.cache.pseudo import Report, pseudo_label
-from icefall_kd.cache.pseudo_tally import histogram
-from icefall_kd.cli import command_parser, expected_failures
-from icefall_kd.cpu import default_threads, keep_freed_memory
-from icefall_kd.data.normalise import CASES
-from icefall_kd.data.numbers import STYLES
-from icefall_kd.data.progress import AudioProgress
-from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.logs import setup_logging
-from icefall_kd.teachers.whisper_text import WhisperText
-from icefall_kd.training.distributed import (
+from icefall_kd.core.cli import command_parser, expected_failures
+from icefall_kd.core.cpu import default_threads, keep_freed_memory
+from icefall_kd.core.distributed import (
     World,
     check_device,
     close_world,
     init_world,
     own_device,
 )
+from icefall_kd.core.logs import AudioProgress, setup_logging
+from icefall_kd.data.normalise import CASES
+from icefall_kd.data.numbers import STYLES
+from icefall_kd.data.tokens import Tokenizer
+from icefall_kd.pseudo.progress import histogram
+from icefall_kd.pseudo.pseudo_label import Report, pseudo_label
+from icefall_kd.teachers.whisper_text import WhisperText
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -24,17 +24,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Optional
 
-from icefall_kd.cli import command_parser, expected_failures, non_negative_int
-from icefall_kd.io import write_text
-from icefall_kd.logs import setup_logging
-from icefall_kd.report.alignment import hardest
-from icefall_kd.report.audio import load_audio
+from icefall_kd.core.cli import command_parser, expected_failures, non_negative_int
+from icefall_kd.core.files import write_text
+from icefall_kd.core.logs import setup_logging
 from icefall_kd.report.curves import charts
 from icefall_kd.report.page import render
-from icefall_kd.report.results import Result, find_results, find_systems
+from icefall_kd.report.results import (
+    Result,
+    find_results,
+    find_systems,
+    over_seeds,
+    system_of,
+)
 from icefall_kd.report.runs import Run, find_run
-from icefall_kd.report.seeds import over_seeds, system_of
 from icefall_kd.report.table import Table, markdown, plain, summarise
+from icefall_kd.report.utterances import hardest, load_audio
 
 MEANS = "Means over seeds"
 

@@ -14,13 +14,13 @@ import sys
 from collections.abc import Sequence
 from typing import Optional
 
-from icefall_kd.cli import expected_failures
-from icefall_kd.cpu import tune_cpu
-from icefall_kd.logs import setup_logging
+from icefall_kd.core.cli import expected_failures
+from icefall_kd.core.cpu import tune_cpu
+from icefall_kd.core.logs import setup_logging
 from icefall_kd.training.config import parse_config
 from icefall_kd.training.faults import TrainingStoppedError
+from icefall_kd.training.interruptions import TrainingInterruptedError
 from icefall_kd.training.run import train
-from icefall_kd.training.signals import TrainingInterruptedError
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:

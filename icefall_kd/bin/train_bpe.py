@@ -8,11 +8,10 @@ import argparse
 import logging
 from pathlib import Path
 
-from icefall_kd.cli import command_parser, expected_failures
-from icefall_kd.data.letters import count_signs
+from icefall_kd.core.cli import command_parser, expected_failures
+from icefall_kd.core.logs import setup_logging
 from icefall_kd.data.shar import read_cuts
-from icefall_kd.data.tokens import train_bpe, write_lang
-from icefall_kd.logs import setup_logging
+from icefall_kd.data.tokens import count_signs, train_bpe, write_lang
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -20,23 +20,22 @@ import argparse
 import sys
 from pathlib import Path
 
-from icefall_kd.cli import (
+from icefall_kd.core.cli import (
     command_parser,
     expected_failures,
     positive_int,
     require_packages,
 )
-from icefall_kd.cpu import default_threads
+from icefall_kd.core.cpu import default_threads
+from icefall_kd.core.files import as_path
+from icefall_kd.core.logs import setup_logging
 from icefall_kd.decoding import DECODERS, DecodeOptions, search_class
-from icefall_kd.decoding.alignment import SetAlignment
-from icefall_kd.decoding.ctm import count_transcripts
 from icefall_kd.decoding.hotwords import add_hotwords
-from icefall_kd.decoding.kept import dependencies, kept_result
-from icefall_kd.decoding.long_audio import add_max_utterance
-from icefall_kd.decoding.scoring import result_line, result_path, write_results
-from icefall_kd.decoding.setting import add_chunking, add_search, warn_of_empty
-from icefall_kd.io import as_path
-from icefall_kd.logs import setup_logging
+from icefall_kd.recognition.ctm import SetAlignment, count_transcripts
+from icefall_kd.recognition.kept import dependencies, kept_result
+from icefall_kd.recognition.long_audio import add_max_utterance
+from icefall_kd.recognition.scoring import result_line, result_path, write_results
+from icefall_kd.recognition.setting import add_chunking, add_search, warn_of_empty
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -60,9 +59,9 @@ def get_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Transcribe as ``args`` say."""
-    from icefall_kd.cache.reader import open_shar
     from icefall_kd.export import transcribe
     from icefall_kd.export.files import ModelFiles, find_chunking
+    from icefall_kd.fields.reader import open_shar
 
     if bool(args.audio) == bool(args.shar_dir):
         raise ValueError("give audio files or --shar-dir, one of the two")

@@ -12,9 +12,9 @@ from typing import Optional
 
 from lhotse import CutSet
 
+from icefall_kd.core.files import read_text
 from icefall_kd.corpora.audio import clip_of_file, store_clips
 from icefall_kd.data.normalise import normalise, spell
-from icefall_kd.io import read_text
 
 AUDIO_SUFFIXES = (".g722", ".sln16", ".wav", ".flac")
 FOLDERS = ("dictate", "digits", "followme", "letters", "phonetic", "silence")

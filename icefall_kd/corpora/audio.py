@@ -11,9 +11,9 @@ import soundfile
 from lhotse import MonoCut, Recording, SupervisionSegment
 
 from icefall_kd import SAMPLE_RATE
+from icefall_kd.core.files import sha256_file, write_aside
+from icefall_kd.core.logs import progress
 from icefall_kd.data.audio_files import CONTAINER_FORMATS, decode
-from icefall_kd.data.progress import progress
-from icefall_kd.io import sha256_file, write_aside
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Optional
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.recipes.librispeech import prepare_librispeech as prepare_manifests
 
-from icefall_kd.cpu import available_cpus
+from icefall_kd.core.cpu import available_cpus
 
 # Part -> utterances of the release; what differs was not unpacked completely.
 PARTS = {

@@ -5,17 +5,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import (
-    Any,
-    Callable,
-    Optional,
-)
+from typing import Any, Callable, Optional
 
 from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.cut.data import DataCut
 
 from icefall_kd import SAMPLE_RATE
+from icefall_kd.core.files import write_json
+from icefall_kd.core.logs import progress
+from icefall_kd.core.processes import parallel_map
 from icefall_kd.data.gate_audio import (
     TOLERANCE,
     Finding,
@@ -23,11 +22,7 @@ from icefall_kd.data.gate_audio import (
     shorten,
     tolerance,
 )
-from icefall_kd.data.letters import UnknownLetters, case_difference
-from icefall_kd.data.parallel import parallel_map
-from icefall_kd.data.progress import progress
-from icefall_kd.data.tokens import UNK_ID
-from icefall_kd.io import write_json
+from icefall_kd.data.tokens import UNK_ID, UnknownLetters, case_difference
 from icefall_kd.zipformer.subsampling import MIN_FRAMES, encoder_output_lens
 
 # Reason -> what it means.  A cut is dropped for the first that holds, in this order.

@@ -17,10 +17,14 @@ from lhotse.shar import SharWriter
 from lhotse.utils import fastcopy
 
 from icefall_kd import SAMPLE_RATE
-from icefall_kd.cache.field import fields_dir
-from icefall_kd.data.parallel import parallel_map
-from icefall_kd.data.progress import progress
-from icefall_kd.io import write_text
+from icefall_kd.core.files import (
+    Pathlike,
+    as_path,
+    is_local,
+    write_text,
+)
+from icefall_kd.core.logs import progress
+from icefall_kd.core.processes import parallel_map
 
 PLAN = "plan.sha256"  # what the shards of a folder that is not complete are of
 
@@ -212,3 +216,25 @@ def _keep_what_is_of(plan: str, aside: Path) -> None:
         write_text(told, plan)
     for half in aside.glob(".[0-9]*"):  # of a job that was killed
         shutil.rmtree(half)
+
+
+SUFFIX = ".fields"  # of the folder beside a Shar folder
+
+
+def fields_dir(shar_dir: Pathlike) -> Path:
+    """Return the folder of all that is no shard, ``<shar_dir>.fields``.
+
+    A symbolic link to a Shar folder has the folder beside the original.
+
+    Raises:
+      ValueError: if there cannot be a folder beside ``shar_dir``.
+    """
+    folder = as_path(shar_dir)
+    if is_local(folder) and (folder.name in ("", "..") or folder.is_symlink()):
+        folder = Path(os.path.realpath(folder))
+    if not folder.name:
+        raise ValueError(
+            f"{shar_dir}: the descriptions of fields are in a folder beside the Shar "
+            "folder, so it cannot be the root; put it into a folder"
+        )
+    return folder.with_name(folder.name + SUFFIX)

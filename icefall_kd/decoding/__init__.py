@@ -4,17 +4,13 @@ One signature, ``decode(model, encoder_out, lens, options)``; :data:`DECODERS` n
 every method.
 """
 
-from typing import Dict, List, Type
-
 import torch
 from torch import Tensor, nn
 
-from icefall_kd.decoding.beam import ModifiedBeamSearch
-from icefall_kd.decoding.ctc import CtcGreedySearch, CtcPrefixBeamSearch
-from icefall_kd.decoding.fast_beam import FastBeamSearch
-from icefall_kd.decoding.greedy import GreedySearch
-from icefall_kd.decoding.hypothesis import DecodeOptions, Hypothesis
-from icefall_kd.decoding.search import Search
+from icefall_kd.decoding.beam_search import GreedySearch, ModifiedBeamSearch
+from icefall_kd.decoding.ctc_search import CtcGreedySearch, CtcPrefixBeamSearch
+from icefall_kd.decoding.fast_beam_search import FastBeamSearch
+from icefall_kd.decoding.search import DecodeOptions, Hypothesis, Search
 
 DECODERS: dict[str, type[Search]] = {
     "greedy_search": GreedySearch,

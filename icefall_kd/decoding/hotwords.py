@@ -21,9 +21,9 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from icefall_kd.cli import positive_float
+from icefall_kd.core.cli import positive_float
+from icefall_kd.core.files import Pathlike, read_text
 from icefall_kd.data.tokens import WORD_START, Tokenizer
-from icefall_kd.io import Pathlike, read_text
 
 Phrase = tuple[Sequence[int], float]  # its tokens, and the bonus of each of them
 

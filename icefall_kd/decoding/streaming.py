@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from icefall_kd import FBANK_SHIFT, SAMPLE_RATE
-from icefall_kd.data.fbank import WINDOW
+from icefall_kd.data.features import WINDOW
 from icefall_kd.decoding import DecodeOptions, Hypothesis, make_search
 from icefall_kd.zipformer.streaming import state_batch_dims
 

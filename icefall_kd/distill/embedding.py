@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from icefall_kd.config import ModelConfig
-from icefall_kd.distill.align import align_frames
+from icefall_kd.core.config import ModelConfig
+from icefall_kd.core.frames import Batch, align_frames, make_pad_mask
 from icefall_kd.distill.regression import (
     Lesson,
     TeacherHead,
@@ -32,13 +32,7 @@ from icefall_kd.distill.regression import (
     regress,
     taught_by,
 )
-from icefall_kd.distill.term import (
-    Batch,
-    StudentOutput,
-    TermOutput,
-    skipped_targets,
-)
-from icefall_kd.masks import make_pad_mask
+from icefall_kd.distill.term import StudentOutput, TermOutput, skipped_targets
 from icefall_kd.transducer.build import encoder_dim
 
 CHOICES = ("all", "random", "average")

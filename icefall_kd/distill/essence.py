@@ -17,17 +17,18 @@ import torch
 from torch import Tensor
 
 from icefall_kd import BLANK_ID
-from icefall_kd.cache.topk import mean_of_topk, split_topk
-from icefall_kd.config import ModelConfig
-from icefall_kd.distill.distributions import cross_entropy, essence
-from icefall_kd.distill.targets import check_kind, delayed, has_targets, nothing
+from icefall_kd.core.config import ModelConfig
+from icefall_kd.core.frames import Batch, make_pad_mask, mean_of_topk, split_topk
+from icefall_kd.distill.losses import cross_entropy, essence
 from icefall_kd.distill.term import (
-    Batch,
     StudentOutput,
     TermOutput,
+    check_kind,
+    delayed,
+    has_targets,
+    nothing,
     skipped_targets,
 )
-from icefall_kd.masks import make_pad_mask
 
 
 @dataclass(frozen=True)

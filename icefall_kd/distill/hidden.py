@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from icefall_kd.config import ModelConfig
-from icefall_kd.distill.align import align_to_stack
+from icefall_kd.core.config import ModelConfig
+from icefall_kd.core.frames import Batch, align_to_stack, make_pad_mask
 from icefall_kd.distill.regression import (
     Lesson,
     TeacherHead,
@@ -28,14 +28,12 @@ from icefall_kd.distill.regression import (
     regress,
     taught_by,
 )
-from icefall_kd.distill.targets import check_kind
 from icefall_kd.distill.term import (
-    Batch,
     StudentOutput,
     TermOutput,
+    check_kind,
     skipped_targets,
 )
-from icefall_kd.masks import make_pad_mask
 from icefall_kd.transducer.build import stack_dims
 from icefall_kd.zipformer.subsampling import conv2d_subsampling_lens
 

@@ -17,21 +17,20 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, nn
 
-from icefall_kd.cache.topk import split_topk
-from icefall_kd.config import ModelConfig
-from icefall_kd.distill.align import pair_means
-from icefall_kd.distill.ctc import ctc_rows, ctc_sum
-from icefall_kd.distill.distributions import DISTANCES
-from icefall_kd.distill.targets import check_kind, delayed, has_targets
+from icefall_kd.core.config import ModelConfig
+from icefall_kd.core.frames import Batch, make_pad_mask, pair_means, split_topk
+from icefall_kd.distill.losses import DISTANCES
 from icefall_kd.distill.term import (
-    Batch,
     StudentOutput,
     TermOutput,
+    check_kind,
+    delayed,
+    has_targets,
     skipped_texts,
 )
-from icefall_kd.masks import make_pad_mask
+from icefall_kd.distill.transducer import ctc_rows, ctc_sum
 from icefall_kd.transducer.build import stack_dims
-from icefall_kd.zipformer.precision import LogSoftmax
+from icefall_kd.zipformer.cpu.precision import LogSoftmax
 
 
 @dataclass(frozen=True)

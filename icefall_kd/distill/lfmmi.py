@@ -17,16 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from icefall_kd.cache.topk import split_topk
-from icefall_kd.config import ModelConfig
-from icefall_kd.distill.targets import check_kind, delayed, has_targets, nothing
+from icefall_kd.core.config import ModelConfig
+from icefall_kd.core.frames import Batch, make_pad_mask, split_topk
 from icefall_kd.distill.term import (
-    Batch,
     StudentOutput,
     TermOutput,
+    check_kind,
+    delayed,
+    has_targets,
+    nothing,
     skipped_targets,
 )
-from icefall_kd.masks import make_pad_mask
 from icefall_kd.transducer.denominator import load_denominator, total_scores
 
 _TINY = 1e-8  # probability of a token that the teacher did not keep, at least

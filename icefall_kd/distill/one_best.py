@@ -15,17 +15,18 @@ from typing import Any
 
 import torch
 
-from icefall_kd.cache.topk import split_path, split_topk
-from icefall_kd.config import ModelConfig
-from icefall_kd.distill.distributions import divergence
-from icefall_kd.distill.targets import check_kind, delayed, has_targets, nothing
+from icefall_kd.core.config import ModelConfig
+from icefall_kd.core.frames import Batch, make_pad_mask, split_path, split_topk
+from icefall_kd.distill.losses import divergence
 from icefall_kd.distill.term import (
-    Batch,
     StudentOutput,
     TermOutput,
+    check_kind,
+    delayed,
+    has_targets,
+    nothing,
     skipped_targets,
 )
-from icefall_kd.masks import make_pad_mask
 from icefall_kd.transducer.path import on_path
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from icefall_kd.distill.losses import FRAME_LOSSES
-from icefall_kd.transducer.joiner import small_linear
+from icefall_kd.transducer.model import small_linear
 
 _LEAST_STD = 1e-5  # a dimension that never moves must not become a division by zero
 

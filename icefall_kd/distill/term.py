@@ -3,6 +3,10 @@
 The loop adds up terms and knows nothing else of them.  A term consumes Shar fields
 and text; a new one is a file beside this and a line in :data:`TERMS` of
 ``icefall_kd.distill.terms``.
+
+A teacher's frames that are distributions, beside the student's frames.
+
+Whether a teacher's tokens are the student's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,10 +16,12 @@ from typing import Any, Optional, Protocol
 import torch
 from torch import Tensor, nn
 
-from icefall_kd.config import ModelConfig
+from icefall_kd import ENCODER_SHIFT
+from icefall_kd.core.config import ModelConfig
+from icefall_kd.core.frames import Batch
+from icefall_kd.data.tokens import Tokenizer
+from icefall_kd.fields.format import FieldInfo
 from icefall_kd.transducer.model import AsrModel
-
-Batch = Mapping[str, Any]  # as icefall_kd.data.batches describes it
 
 # Why a term skips an utterance.
 NO_TEXT = "no_text"
@@ -143,3 +149,98 @@ def taught_figure(term: Term) -> str:
     """Return the name, in the metrics, of the figure that the term's teacher lowers."""
     part = getattr(term, "taught", "")
     return f"{term.name}.{part}" if part else term.name
+
+
+_TOLERANCE = 2  # frames that a teacher may have more or less than the student
+
+
+def check_kind(option: str, info: Any, kind: str) -> None:
+    """Refuse a field of another kind than a term reads.
+
+    Raises:
+      ValueError: naming the option, the field and both kinds.
+    """
+    if info.kind != kind:
+        raise ValueError(
+            f"{option}: field '{info.name}' is of kind '{info.kind}', not '{kind}'"
+        )
+
+
+def has_targets(target: Mapping[str, Any]) -> bool:
+    """Return whether any utterance of a batch has a target in this field."""
+    return int(target["lens"].max()) > 0
+
+
+def nothing(student: StudentOutput) -> TermOutput:
+    """Return what a term says of a batch without any target."""
+    zero = student.encoder_out.new_zeros((), dtype=torch.float32)
+    return TermOutput(zero, 0, skipped={NO_TARGET: list(range(len(student.lens)))})
+
+
+def delayed(
+    student: Tensor, lens: Tensor, target: Mapping[str, Any], delay: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the frames of the student and of the teacher that answer each other.
+
+    Student frame i + delay answers for teacher frame i.  Distributions cannot be
+    averaged over time as embeddings are: the teacher must have the student's rate.
+
+    An utterance of which the teacher has no frame has none in the result.
+
+    Args:
+      student: (N, T, ...) float.
+      lens:    (N,) int64, valid frames of the student.
+      target:  a field of a batch: "x" (N, T', W), "lens" (N,), "frame_shift".
+      delay:   frames.
+    Returns:
+      student (N, K, ...), teacher (N, K, W), and the valid frames of both (N,).
+    Raises:
+      ValueError: if the teacher has another rate, or its lengths differ by more than
+        two frames.
+    """
+    if abs(target["frame_shift"] - ENCODER_SHIFT) > 1e-6:
+        raise ValueError(
+            f"distributions every {target['frame_shift']} s cannot be compared with a "
+            f"student's every {ENCODER_SHIFT} s; use a teacher of the student's rate"
+        )
+    theirs = target["lens"].to(lens.device)
+    if (((theirs - lens).abs() > _TOLERANCE) & (theirs > 0)).any():
+        raise ValueError(
+            f"the teacher has {theirs.tolist()} frames, the student {lens.tolist()}"
+        )
+    both = torch.minimum(theirs, (lens - delay).clamp(min=0))
+    count = int(both.max())
+    x = target["x"][:, :count].to(student.device)
+    return student[:, delay : delay + count], x, both
+
+
+def check_vocabulary(info: FieldInfo, tokenizer: Optional[Tokenizer]) -> None:
+    """Refuse a field of token distributions over another vocabulary than the student's.
+
+    Equal sizes do not suffice: two BPE models of 500 pieces number different pieces.
+
+    Args:
+      info:      of a field of kind "ctc".
+      tokenizer: of the student; None where it has none.
+    Raises:
+      ValueError: if the field says nothing of tokens, or of others; the message names
+        both vocabularies.
+    """
+    theirs = info.fingerprint.get("vocab_sha256")
+    if theirs is None:
+        raise ValueError(
+            f"field '{info.name}' of kind '{info.kind}' is over no vocabulary; a term "
+            "over tokens wants one of kind 'ctc' or 'path'"
+        )
+    if tokenizer is None:
+        raise ValueError(
+            f"field '{info.name}' is over tokens and the student has none; give the "
+            "training the teacher's bpe.model"
+        )
+    if theirs != tokenizer.sha256:
+        raise ValueError(
+            f"field '{info.name}' is over the {info.fingerprint.get('vocab_size')} "
+            f"tokens of the BPE model {theirs[:12]}, the student over the "
+            f"{tokenizer.vocab_size} of {tokenizer.sha256[:12]} (SHA-256); train it "
+            "with the teacher's bpe.model, or take a teacher of the student's tokens"
+        )

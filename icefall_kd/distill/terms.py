@@ -5,7 +5,6 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Optional
 
-from icefall_kd.distill.ctc import CtcTerm
 from icefall_kd.distill.embedding import EmbeddingTerm
 from icefall_kd.distill.essence import EssenceTerm
 from icefall_kd.distill.hidden import HiddenTerm
@@ -13,7 +12,7 @@ from icefall_kd.distill.inter_ctc import InterCtcTerm
 from icefall_kd.distill.lfmmi import LfmmiTerm
 from icefall_kd.distill.one_best import OneBestTerm
 from icefall_kd.distill.term import Term
-from icefall_kd.distill.transducer import TransducerTerm
+from icefall_kd.distill.transducer import CtcTerm, TransducerTerm
 
 # A new term is its own file and one line here.
 TERMS: dict[str, Any] = {

@@ -1,7 +1,20 @@
-"""The packages that the doctor looks at, and the pins that it recommends."""
+"""The packages that the doctor looks at, and the pins that it recommends.
 
-from dataclasses import dataclass
-from typing import Optional
+Import packages in a process of their own, since a broken one may abort it.
+"""
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import json
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
 
 
 @dataclass(frozen=True)
@@ -94,3 +107,152 @@ PACKAGES: dict[str, Package] = {
         Package("matplotlib", "matplotlib", None, "plots of fields", ("numpy",)),
     ]
 }
+
+_MARK = "@@probe "  # packages may print while they are imported
+_TIMEOUT = 120  # s, for the imports after one that hung
+
+
+@dataclass
+class Finding:
+    """What importing one package showed.
+
+    Attributes:
+      version: as installed, without a local part such as "+cu117"; None if absent.
+      error: None, or why it cannot be imported, in one line.
+      info: facts beyond the version (torch: CUDA; k2: the torch it was built for).
+    """
+
+    version: Optional[str] = None
+    error: Optional[str] = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def present(self) -> bool:
+        """Whether it is installed, working or not."""
+        return self.version is not None
+
+    @property
+    def works(self) -> bool:
+        """Whether it is installed and can be imported."""
+        return self.present and self.error is None
+
+
+def probe(modules: Iterable[str]) -> dict[str, Finding]:
+    """Import each of ``modules`` in turn, in as few processes as crashes allow.
+
+    Args:
+      modules: keys of PACKAGES.
+    Returns:
+      module name -> Finding, for every one of them.
+    """
+    findings: dict[str, Finding] = {}
+    left = list(modules)
+    while left:
+        findings.update(_run_child(left))
+        left = [m for m in left if m not in findings]
+    return findings
+
+
+def _run_child(modules: Iterable[str]) -> dict[str, Finding]:
+    """Probe until all is done or the child dies; at least one module is answered."""
+    modules = list(modules)
+    command = [sys.executable, "-m", __name__, *modules]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=_TIMEOUT)
+        output, end = done.stdout, _describe_exit(done.returncode, done.stderr)
+    except subprocess.TimeoutExpired as e:
+        output, end = e.stdout or b"", f"hangs for {_TIMEOUT} s on import"
+    findings = {}
+    for line in output.decode(errors="replace").splitlines():
+        if line.startswith(_MARK):
+            name, values = json.loads(line[len(_MARK) :])
+            findings[name] = Finding(**values)
+    for name in modules:  # the first without an answer is the one that ended the child
+        if name not in findings:
+            findings[name] = Finding(version=installed_version(name), error=end)
+            break
+    return findings
+
+
+def _describe_exit(status: int, stderr: bytes) -> str:
+    lines = stderr.decode(errors="replace").strip().splitlines()
+    last = f": {lines[-1]}" if lines else ""
+    how = f"signal {-status}" if status < 0 else f"exit status {status}"
+    return f"ends the process on import ({how}){last}"
+
+
+def installed_version(name: str) -> Optional[str]:
+    """Return the version of a package from its metadata, without importing it."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        version = importlib.metadata.version(PACKAGES[name].dist)
+        return version.split("+")[0] if version else None
+    return None
+
+
+def k2_built_for(key: str) -> Optional[str]:
+    """Return what k2 was built for without importing k2, which may abort.
+
+    Args:
+      key: "torch" or "torch_cuda", for the version of torch or of CUDA.
+    Returns:
+      The version as k2 has it written down ("1.13.1+cu117", "11.7", ""), or None.
+    """
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        spec = importlib.util.find_spec("k2")
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            text = Path(folder, "torch_version.py").read_text()
+            found = re.search(rf'^k2_{key}_version = "(.*)"', text, re.M)
+            return found.group(1) if found else None
+    return None
+
+
+def _torch_info(torch: Any) -> dict[str, Any]:
+    info = {"cuda": torch.version.cuda, "gpu": None}
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability(0)
+        info.update(
+            gpu=torch.cuda.get_device_name(0),
+            arch=f"sm_{major}{minor}",
+            arch_list=torch.cuda.get_arch_list(),
+        )
+    return info
+
+
+def _info(name: str, module: Any) -> dict[str, Any]:
+    if name == "torch":
+        return _torch_info(module)
+    if name == "k2":
+        return {"with_cuda": bool(getattr(module, "with_cuda", False))}
+    return {}
+
+
+def probe_here(name: str) -> Finding:
+    """Import one package in this process."""
+    finding = Finding(version=installed_version(name))
+    try:
+        module = importlib.import_module(name)
+        # What is imported counts: it may lie before the installed one on the path.
+        own = str(getattr(module, "__version__", "")).split("+")[0]
+        if own[:1].isdigit():
+            finding.version = own
+        finding.version = finding.version or "unknown"
+        with contextlib.suppress(AttributeError):
+            finding.info = _info(name, module)
+    except ModuleNotFoundError as e:
+        if finding.version is not None or e.name != name.split(".")[0]:
+            finding.error = f"{type(e).__name__}: {e}"
+    except Exception as e:  # an import runs foreign code: it may raise anything
+        reason = str(e).strip().replace("\n", "; ")
+        finding.error = f"{type(e).__name__}: {reason}"
+    return finding
+
+
+def main() -> None:
+    """Probe the packages named as arguments; a line of JSON to stdout for each."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is an answer here
+    for name in sys.argv[1:]:
+        print(_MARK + json.dumps([name, vars(probe_here(name))]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

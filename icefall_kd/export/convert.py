@@ -10,14 +10,11 @@ from lhotse.cut import Cut
 from torch import Tensor
 from tqdm import tqdm
 
-from icefall_kd.data.waves import load_wave
+from icefall_kd.core.files import Pathlike, read_json, sha256_file, write_json
+from icefall_kd.data.cuts import load_wave
 from icefall_kd.decoding import GREEDY, DecodeOptions
-from icefall_kd.decoding.heads import count_parameters, require_head
-from icefall_kd.decoding.recognise import reference
-from icefall_kd.decoding.scoring import Recognition, score
-from icefall_kd.decoding.setting import Chunking, training_facts
 from icefall_kd.decoding.streaming import pad_tail, tail_padding
-from icefall_kd.export.check import Report, compare
+from icefall_kd.export.compare import Report, compare
 from icefall_kd.export.files import INFO, ModelFiles, exported_files
 from icefall_kd.export.onnx import export_model
 from icefall_kd.export.ort import open_model
@@ -28,7 +25,10 @@ from icefall_kd.export.quantize import (
     quantize_checked,
 )
 from icefall_kd.export.sherpa import sherpa_features
-from icefall_kd.io import Pathlike, read_json, sha256_file, write_json
+from icefall_kd.recognition.recognise import reference
+from icefall_kd.recognition.scoring import Recognition, score
+from icefall_kd.recognition.setting import Chunking, training_facts
+from icefall_kd.transducer.checkpoint import count_parameters, require_head
 
 
 class EnginesDisagree(ValueError):
@@ -50,7 +50,7 @@ class Conversion:
           ValueError: if it carries no tokenizer, or one of another vocabulary, or has
             no trained head of this kind.
         """
-        from icefall_kd.training.checkpoint import load_model
+        from icefall_kd.transducer.checkpoint import load_model
 
         self.folder = Path(folder)
         self.head = head

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from icefall_kd.decoding.setting import Chunking
-from icefall_kd.io import Pathlike, read_json, sha256_file
+from icefall_kd.core.files import Pathlike, read_json, sha256_file
+from icefall_kd.recognition.setting import Chunking
 
 # Checkpoint, digests of all files, parameters and what else a result JSON repeats.
 INFO = "export.json"

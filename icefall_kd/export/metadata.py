@@ -6,10 +6,10 @@ of the other kind.  So the keys are written in one place and checked in one plac
 
 from collections.abc import Mapping, Sequence
 
-from icefall_kd.decoding.setting import Chunking
+from icefall_kd.core.files import Pathlike, write_aside
 from icefall_kd.decoding.streaming import hop_frames, tail_padding, window_frames
 from icefall_kd.export.files import ModelFiles
-from icefall_kd.io import Pathlike, write_aside
+from icefall_kd.recognition.setting import Chunking
 from icefall_kd.zipformer.encoder import Zipformer2
 
 MODEL_TYPE = "zipformer2"

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from icefall_kd import NUM_MEL_BINS
-from icefall_kd.decoding.ctc import silence_unk
-from icefall_kd.decoding.heads import require_parts
-from icefall_kd.decoding.setting import Chunking
+from icefall_kd.core.files import Pathlike, write_aside
+from icefall_kd.decoding.ctc_search import silence_unk
 from icefall_kd.decoding.streaming import window_frames
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.export.metadata import (
@@ -27,7 +26,8 @@ from icefall_kd.export.metadata import (
     offline_encoder_metadata,
     streaming_encoder_metadata,
 )
-from icefall_kd.io import Pathlike, write_aside
+from icefall_kd.recognition.setting import Chunking
+from icefall_kd.transducer.checkpoint import require_parts
 from icefall_kd.zipformer.streaming import state_batch_dims
 
 OPSET = 13

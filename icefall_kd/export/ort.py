@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from icefall_kd import BLANK_ID, NUM_MEL_BINS
+from icefall_kd.core.files import Pathlike, write_aside
 from icefall_kd.decoding import GREEDY, DecodeOptions, Hypothesis
 from icefall_kd.decoding.streaming import hop_frames, num_steps, window_frames
 from icefall_kd.export.files import ModelFiles
-from icefall_kd.io import Pathlike, write_aside
 from icefall_kd.zipformer.subsampling import MIN_FRAMES
 
 LOG_ERRORS = 3  # onnxruntime's severity: its warnings are for its own developers

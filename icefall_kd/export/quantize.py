@@ -11,9 +11,9 @@ from typing import Callable, Optional
 
 import numpy as np
 
+from icefall_kd.core.files import Pathlike
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.export.ort import quantize_file
-from icefall_kd.io import Pathlike
 
 MAX_WER_LOSS = 0.3  # percent absolute
 EXCLUDED_SHARES = (0.0, 0.25, 0.5)  # of the encoder's matrices, kept in float32

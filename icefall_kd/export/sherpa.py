@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from icefall_kd import ENCODER_SHIFT, NUM_MEL_BINS, SAMPLE_RATE
-from icefall_kd.data.fbank import num_frames
+from icefall_kd.core.files import Pathlike, open_text, write_text
+from icefall_kd.data.features import num_frames
 from icefall_kd.decoding import DecodeOptions, Hypothesis, search_class
 from icefall_kd.decoding.streaming import tail_padding
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.export.metadata import require_sherpa_metadata
-from icefall_kd.io import Pathlike, open_text, write_text
 from icefall_kd.zipformer.subsampling import MIN_FRAMES
 
 # Of ours, what sherpa-onnx calls them: the others it does not have.

@@ -11,16 +11,16 @@ from tqdm import tqdm
 
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.data.audio_files import AudioError, read_file
+from icefall_kd.data.cuts import load_blocks
 from icefall_kd.data.tokens import WORD_START, Tokenizer, word_spans
-from icefall_kd.data.waves import load_blocks
 from icefall_kd.decoding import DecodeOptions
 from icefall_kd.decoding.hotwords import Hotwords, read_hotwords
-from icefall_kd.decoding.long_audio import cut_windows
-from icefall_kd.decoding.recognise import reference
-from icefall_kd.decoding.scoring import Recognition
-from icefall_kd.decoding.setting import Chunking, setting_facts, setting_name
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.export.sherpa import SherpaRecogniser, sherpa_version
+from icefall_kd.recognition.long_audio import cut_windows
+from icefall_kd.recognition.recognise import reference
+from icefall_kd.recognition.scoring import Recognition
+from icefall_kd.recognition.setting import Chunking, setting_facts, setting_name
 
 
 def suffix(options: DecodeOptions, chunking: Optional[Chunking], int8: bool) -> str:

@@ -7,12 +7,20 @@ from pathlib import Path
 from string import Template
 from typing import Union
 
-from icefall_kd.report.alignment import utterances
-from icefall_kd.report.curves import Chart, colour_class, draw, legend
-from icefall_kd.report.markup import Html, data_block, element, join
+from icefall_kd.report.curves import (
+    Chart,
+    Html,
+    colour_class,
+    data_block,
+    draw,
+    element,
+    join,
+    legend,
+)
 from icefall_kd.report.results import Result
 from icefall_kd.report.runs import Run, seeds, stage_names
 from icefall_kd.report.table import Column, Row, Table, numbered
+from icefall_kd.report.utterances import utterances
 
 HERE = Path(__file__).parent
 BAR = (120, 10)  # width and height of a WER with its interval

@@ -1,11 +1,20 @@
-"""Results of decoding: finding them, and proving that they can be compared."""
+"""Results of decoding: finding them, and proving that they can be compared.
 
+Runs of one system from several seeds, counted together.
+
+A run's name may end in ``@SEED``, as ``train.sh`` names them: ``baseline`` and
+``baseline@43`` are two runs of ``baseline``.
+"""
+
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from icefall_kd.decoding.scoring import Recognition, read_recogs, score
-from icefall_kd.io import Pathlike, as_path, read_json
+from icefall_kd.core.files import Pathlike, as_path, read_json
+from icefall_kd.recognition.bootstrap import wer_interval
+from icefall_kd.recognition.scoring import Recognition, read_recogs, run_errors, score
 
 NEEDED = (
     *("set", "suffix", "wer", "interval", "errors", "utterances", "recogs"),
@@ -29,7 +38,7 @@ class Result:
 
     Attributes:
       runs: the results that this one is the mean of, see
-        :mod:`icefall_kd.report.seeds`; path and recognitions are the first one's.
+        :mod:`icefall_kd.report.results`; path and recognitions are the first one's.
         Empty for a result of its own.
     """
 
@@ -188,3 +197,58 @@ def _check_same_set(a: Result, b: Result) -> None:
             f"{a.system} and {b.system} were not decoded on the same {a.facts['set']} "
             f"set ({'; '.join(problems)}): decode both on one set, or leave one out"
         )
+
+
+_DELAYS = ("emission_delay", "latency")
+
+
+def system_of(run: str) -> str:
+    """Return the name of a system from that of one of its runs.
+
+    >>> system_of("both_pool+pseudo@43")
+    'both_pool+pseudo'
+    """
+    name, at, seed = run.rpartition("@")
+    return name if at and seed.isdigit() else run
+
+
+def over_seeds(results: Sequence[Result]) -> list[Result]:
+    """Return the mean over the runs of each system, set and way of decoding.
+
+    Args:
+      results: of all runs.
+    Returns:
+      one result for each that was decoded so, those of a single run as well, in the
+      order of the first of each; none where no system has several runs.
+    Raises:
+      ValueError: if the runs of a system were not decoded on the same utterances.
+    """
+    groups: dict[tuple[str, ...], list[Result]] = {}
+    for r in results:
+        groups.setdefault((system_of(r.system), *r.setting), []).append(r)
+    if all(len(runs) == 1 for runs in groups.values()):
+        return []
+    return [_mean(system, runs) for (system, *_), runs in groups.items()]
+
+
+def _mean(system: str, runs: Sequence[Result]) -> Result:
+    first = runs[0]
+    errors, words = run_errors([r.recognitions for r in runs])
+    facts: dict[str, Any] = {
+        **first.facts,
+        "wer": statistics.mean(r.facts["wer"] for r in runs),
+        "interval": wer_interval(errors, words),
+        "rtf": statistics.mean(r.facts["rtf"] for r in runs),
+        **_delays([r.facts for r in runs]),
+    }
+    return Result(system, first.path, facts, first.recognitions, tuple(runs))
+
+
+def _delays(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the means of the delays; None of one that a run does not tell."""
+    keys = [f"{name}_{what}_ms" for name in _DELAYS for what in ("mean", "p90")]
+    told = {key: [f.get(key) for f in facts] for key in keys}
+    return {
+        key: None if None in values else statistics.mean(values)
+        for key, values in told.items()
+    }

@@ -5,14 +5,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import (
-    Any,
-    Callable,
-    Optional,
-)
+from typing import Any, Callable, Optional
 
-from icefall_kd.decoding.setting import training_facts
-from icefall_kd.io import as_path, read_json, read_yaml
+from icefall_kd.core.files import as_path, read_json, read_yaml
+from icefall_kd.recognition.setting import training_facts
 from icefall_kd.training.checkpoint import config_differences
 from icefall_kd.training.metrics import METRICS, read_metrics
 
@@ -148,7 +144,7 @@ def _stage_folder(checkpoint: Optional[str], near: Path) -> Optional[Path]:
 
 def _counts(checkpoint: Path) -> Mapping[str, int]:
     """Return epoch, avg and step of a checkpoint file; empty when it is missing."""
-    from icefall_kd.training.checkpoint import load_checkpoint
+    from icefall_kd.transducer.checkpoint import load_checkpoint
 
     if not checkpoint.is_file():
         return {}

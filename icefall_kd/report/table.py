@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Callable, Optional
 
-from icefall_kd.decoding.bootstrap import PairedDifference
-from icefall_kd.decoding.scoring import compare
+from icefall_kd.recognition.bootstrap import PairedDifference
+from icefall_kd.recognition.scoring import compare
 from icefall_kd.report.results import Result, check_comparable
 from icefall_kd.report.runs import Run, budget_differences
 

@@ -9,10 +9,10 @@ about it.  A builder imports its library when it is called, not before.
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Union
+from typing import Any, Callable, Optional, Union
 
+from icefall_kd.core.distributed import check_device
 from icefall_kd.teachers.protocol import KINDS, Output, Teacher, TeacherOutput
-from icefall_kd.training.distributed import check_device
 
 __all__ = [
     "KINDS",
@@ -34,7 +34,7 @@ def _whisper_ct2(name: str, model_dir: Union[str, Path], **options: Any) -> Teac
 def _adapter(
     name: str, model_dir: Union[str, Path, Sequence[Union[str, Path]]], **options: Any
 ) -> Teacher:
-    from icefall_kd.teachers.adapter import AdaptedTeacher
+    from icefall_kd.teachers.embedding_teacher import AdaptedTeacher
 
     return AdaptedTeacher(name, model_dir, **options)
 

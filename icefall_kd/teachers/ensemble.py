@@ -24,8 +24,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from icefall_kd.cache.topk import mean_of_topk
-from icefall_kd.masks import make_pad_mask
+from icefall_kd.core.frames import make_pad_mask, mean_of_topk
 from icefall_kd.teachers.protocol import Output, Teacher, TeacherOutput
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Union
 
-from icefall_kd.io import sha256_file, write_json
+from icefall_kd.core.files import sha256_file, write_json
 
 Pathlike = Union[str, Path]
 

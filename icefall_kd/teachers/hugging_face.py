@@ -23,8 +23,15 @@ from torch import Tensor
 
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.teachers.hugging_face_load import Loaded, load_encoder
-from icefall_kd.teachers.layers import LayerChoice, Layers, choose_layers
-from icefall_kd.teachers.protocol import DTYPES, Output, TeacherOutput, check_waves
+from icefall_kd.teachers.protocol import (
+    DTYPES,
+    LayerChoice,
+    Layers,
+    Output,
+    TeacherOutput,
+    check_waves,
+    choose_layers,
+)
 from icefall_kd.teachers.wave_encoder import WaveEncoder
 from icefall_kd.teachers.whisper_encoder import WhisperEncoder
 from icefall_kd.teachers.windows import Piece, batch_pieces, cut_pieces, gather, stitch
@@ -41,7 +48,7 @@ class HuggingFace:
       model_dir:     a folder written by ``save_pretrained``, or of a Whisper for
                      CTranslate2, or a name on the hub.
       layers:        "last", a number, or several; see
-                     :mod:`icefall_kd.teachers.layers`.  One is the field ``name``,
+                     :mod:`icefall_kd.teachers.protocol`.  One is the field ``name``,
                      several are ``<name>_layer<k>``.
       layer_weights: one for each layer: their weighted sum is the field ``name``.
       dtype:         "float32", "fp16" (CUDA only) or "bf16".

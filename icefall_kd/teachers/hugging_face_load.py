@@ -19,9 +19,9 @@ from typing import Any, Optional, Union
 from torch import nn
 
 from icefall_kd import SAMPLE_RATE
-from icefall_kd.io import read_json
-from icefall_kd.teachers.model_hash import model_sha256
-from icefall_kd.teachers.whisper_ct2_weights import load_ct2_encoder
+from icefall_kd.core.files import read_json
+from icefall_kd.core.weights import model_sha256
+from icefall_kd.teachers.whisper_ct2 import load_ct2_encoder
 
 WAVE_TYPES = ("wav2vec2", "hubert", "wavlm", "data2vec-audio")
 MODEL_TYPES = (*WAVE_TYPES, "whisper")

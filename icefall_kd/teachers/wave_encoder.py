@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from icefall_kd import SAMPLE_RATE
-from icefall_kd.teachers.layers import LayerChoice
+from icefall_kd.teachers.protocol import LayerChoice
 from icefall_kd.teachers.windows import OVERLAP, Piece
 
 MAX_WINDOW = 40.0  # s; LibriSpeech's longest utterance has 35
@@ -31,7 +31,7 @@ class WaveEncoder:
     """The blocks of a model up to the highest layer asked for.
 
     Frame k hears the samples from k * 320 to k * 320 + 400 (the usual strides), so
-    its centre is at 20 k + 12.5 ms.  :mod:`icefall_kd.distill.align` takes it for
+    its centre is at 20 k + 12.5 ms.  :mod:`icefall_kd.core.frames` takes it for
     20 k + 10 ms: 2.5 ms off, a sixteenth of the student's frame.
 
     Args:

@@ -7,10 +7,9 @@ from typing import Union
 import torch
 from torch import Tensor, nn
 
-from icefall_kd.training.checkpoint import (
-    epoch_path,
+from icefall_kd.training.checkpoint import epoch_path, numbered
+from icefall_kd.transducer.checkpoint import (
     load_checkpoint,
-    numbered,
     read_info,
     save_pretrained,
     unpack_bytes,

@@ -10,15 +10,9 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from icefall_kd.distill.term import (
-    NO_TARGET,
-    NO_TEXT,
-    TOO_LONG,
-    TOO_SHORT,
-    Batch,
-    TermOutput,
-)
-from icefall_kd.training.distributed import World
+from icefall_kd.core.distributed import World
+from icefall_kd.core.frames import Batch
+from icefall_kd.distill.term import NO_TARGET, NO_TEXT, TOO_LONG, TOO_SHORT, TermOutput
 from icefall_kd.training.state import TrainState
 
 NAMED = 10  # suspects in a message

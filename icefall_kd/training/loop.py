@@ -15,11 +15,12 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from icefall_kd import FBANK_SHIFT
-from icefall_kd.distill.term import Batch, taught_figure
-from icefall_kd.io import write_text
+from icefall_kd.core.distributed import World
+from icefall_kd.core.files import write_text
+from icefall_kd.core.frames import Batch, to_device
+from icefall_kd.distill.term import taught_figure
 from icefall_kd.training import checkpoint as ckpt
 from icefall_kd.training.averaging import RunningMean
-from icefall_kd.training.distributed import World
 from icefall_kd.training.faults import (
     NOT_FINITE,
     OVERFLOW,
@@ -29,23 +30,21 @@ from icefall_kd.training.faults import (
     check_finite,
     check_scale,
 )
-from icefall_kd.training.gradients import clip_gradients, make_scaler
-from icefall_kd.training.loaders import make_dev_loader, make_train_loader
+from icefall_kd.training.interruptions import StopRequest, TrainingInterruptedError
 from icefall_kd.training.memory import (
     costliest_batches,
     explaining_memory,
     probe_memory,
 )
 from icefall_kd.training.metrics import add_outputs
-from icefall_kd.training.optim import Eden, ScaledAdam
+from icefall_kd.training.optim import Eden, ScaledAdam, clip_gradients, make_scaler
 from icefall_kd.training.report import Reporter
-from icefall_kd.training.setup import Setup
-from icefall_kd.training.signals import StopRequest, TrainingInterruptedError
+from icefall_kd.training.setup import Setup, make_dev_loader, make_train_loader
 from icefall_kd.training.snapshot import restore, snapshot
 from icefall_kd.training.state import TrainState, restore_rng, seed_everything
-from icefall_kd.training.student import parameter_groups, to_device
+from icefall_kd.training.student import parameter_groups
 from icefall_kd.training.validation import validate
-from icefall_kd.zipformer.schedules import set_batch_count
+from icefall_kd.zipformer.regularisers import set_batch_count
 
 SCHEDULES_END = 100_000  # batches; by then every schedule of the encoder has ended
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

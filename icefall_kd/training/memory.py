@@ -11,9 +11,9 @@ import torch
 from lhotse import CutSet
 
 from icefall_kd import FBANK_SHIFT
-from icefall_kd.data.batches import Loader
-from icefall_kd.data.stream import CutStream
-from icefall_kd.distill.term import Batch
+from icefall_kd.core.frames import Batch, to_device
+from icefall_kd.dataset.loader import Loader
+from icefall_kd.dataset.stream import CutStream
 from icefall_kd.training.faults import TrainingStoppedError
 from icefall_kd.training.state import (
     regulariser_state,
@@ -21,7 +21,7 @@ from icefall_kd.training.state import (
     restore_rng,
     rng_state,
 )
-from icefall_kd.training.student import DistilledStudent, to_device
+from icefall_kd.training.student import DistilledStudent
 
 
 class OutOfMemory(TrainingStoppedError):

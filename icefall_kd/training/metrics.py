@@ -8,8 +8,8 @@ from typing import Any, Optional
 import torch
 from torch import distributed as dist
 
+from icefall_kd.core.files import Pathlike, as_path, naming_write, write_text
 from icefall_kd.distill.term import TermOutput
-from icefall_kd.io import Pathlike, as_path, naming_write, write_text
 
 METRICS = "metrics.jsonl"
 

@@ -1,6 +1,8 @@
 """ScaledAdam and the Eden schedule of the learning rate.
 
 Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, section 3.5 and algorithm 1.
+
+Gradients between the backward pass and the optimiser.
 """
 
 import logging
@@ -9,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 # Steps at which the clipping threshold is estimated before a whole period has passed.
@@ -313,3 +315,29 @@ class Eden:
         factor = self.factor()
         for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs):
             group["lr"] = base_lr * factor
+
+
+def make_scaler(enabled: bool) -> Any:
+    """Return torch's scaler of gradients, under the name that this torch has.
+
+    It begins at 1, as icefall's: a loss that is summed over the frames of a batch has
+    large gradients, and torch's 65536 would overflow in the first updates.
+    """
+    if hasattr(torch.amp, "GradScaler"):  # from torch 2.3 on
+        return torch.amp.GradScaler("cuda", init_scale=1.0, enabled=enabled)
+    return torch.cuda.amp.GradScaler(init_scale=1.0, enabled=enabled)
+
+
+def clip_gradients(params: list[nn.Parameter], limit: float) -> float:
+    """Return the 2-norm of all gradients; scale them down to ``limit`` if above.
+
+    Args:
+      limit: 0 is none.
+    """
+    grads = [p.grad for p in params if p.grad is not None]
+    if not grads:
+        return 0.0
+    norm = torch.stack(torch._foreach_norm(grads)).float().norm().item()
+    if limit and norm > limit:
+        torch._foreach_mul_(grads, limit / norm)
+    return norm

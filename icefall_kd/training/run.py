@@ -12,16 +12,15 @@ from pathlib import Path
 import torch
 import yaml
 
-from icefall_kd.config import to_dict
-from icefall_kd.io import remove_partial, sole_user, write_text
-from icefall_kd.logs import LogFile, log_file
+from icefall_kd.core.config import to_dict
+from icefall_kd.core.distributed import close_world, init_world, pick_device
+from icefall_kd.core.files import remove_partial, sole_user, write_text
+from icefall_kd.core.logs import LogFile, log_file
 from icefall_kd.training.checkpoint import newest_checkpoint
 from icefall_kd.training.config import TrainConfig
-from icefall_kd.training.distributed import close_world, init_world, pick_device
+from icefall_kd.training.interruptions import Peers, StopRequest
 from icefall_kd.training.loop import Trainer
-from icefall_kd.training.peers import Peers
 from icefall_kd.training.setup import prepare
-from icefall_kd.training.signals import StopRequest
 
 
 def train(config: TrainConfig) -> None:

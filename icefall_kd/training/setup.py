@@ -1,4 +1,7 @@
-"""Everything that can be wrong with a run is found here, before the first batch."""
+"""Everything that can be wrong with a run is found here, before the first batch.
+
+The loaders of a run, for one process of it.
+"""
 
 import dataclasses
 import logging
@@ -7,29 +10,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from icefall_kd.cache.codecs import Codec
-from icefall_kd.cache.field import SUFFIX, FieldInfo, load_field_info
-from icefall_kd.cli import require_packages
+from icefall_kd.core.cli import require_packages
+from icefall_kd.core.cpu import default_workers
+from icefall_kd.core.distributed import World
+from icefall_kd.core.files import as_path
 from icefall_kd.data.cuts import check_cuts
-from icefall_kd.data.fields import LiveFields
-from icefall_kd.data.stream import CutStream, open_stream
+from icefall_kd.data.features import SpecAugment
+from icefall_kd.data.shar import SUFFIX
 from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.decoding.heads import untrained_parts
-from icefall_kd.distill.term import Term
+from icefall_kd.dataset.fields import LiveFields
+from icefall_kd.dataset.loader import Loader, make_loader
+from icefall_kd.dataset.stream import CutStream, open_stream
+from icefall_kd.distill.term import Term, check_vocabulary
 from icefall_kd.distill.terms import build_terms
-from icefall_kd.distill.vocabulary import check_vocabulary
-from icefall_kd.io import as_path
-from icefall_kd.training.checkpoint import (
-    load_checkpoint,
-    load_start,
-    read_info,
-)
+from icefall_kd.fields.codecs import Codec
+from icefall_kd.fields.format import FieldInfo, load_field_info
+from icefall_kd.training.checkpoint import load_start
 from icefall_kd.training.config import DataConfig, TrainConfig
 from icefall_kd.training.preflight import preflight
 from icefall_kd.training.state import seed_everything
 from icefall_kd.training.student import DistilledStudent, build_heads
 from icefall_kd.training.targets import build_live, live_infos, read_fields
 from icefall_kd.transducer.build import build_model
+from icefall_kd.transducer.checkpoint import load_checkpoint, read_info, untrained_parts
 from icefall_kd.transducer.model import AsrModel
 
 
@@ -244,4 +247,45 @@ def prepare(config: TrainConfig, checkpoint: Optional[dict[str, Any]] = None) ->
         dev_stream=dev_stream,
         train_seconds=train_stream.seconds(),
         untrained=tuple(sorted(untrained)),
+    )
+
+
+def make_train_loader(setup: Setup, world: World) -> Loader:
+    """Return this process's batches of the training sets, shuffled and augmented."""
+    data = setup.config.data
+    augment = None
+    if data.spec_augment:
+        augment = SpecAugment(time_warp=data.time_warp_factor)
+    return make_loader(
+        setup.train_stream,
+        fields=setup.fields,
+        tokenizer=setup.tokenizer,
+        max_duration=data.max_duration,
+        seed=setup.config.seed,
+        rank=world.rank,
+        world_size=world.size,
+        num_workers=default_workers() if data.num_workers < 0 else data.num_workers,
+        num_buckets=data.num_buckets,
+        spec_augment=augment,
+        missing=data.missing,
+        live=setup.live,
+        device=world.device,
+    )
+
+
+def make_dev_loader(setup: Setup, world: World) -> Loader:
+    """Return this process's batches of the dev set, in order and unchanged."""
+    data = setup.config.data
+    return make_loader(
+        setup.dev_stream,
+        fields=setup.fields,
+        tokenizer=setup.tokenizer,
+        max_duration=data.max_duration,
+        shuffle=False,
+        seed=setup.config.seed,
+        rank=world.rank,
+        world_size=world.size,
+        missing=data.missing,
+        live=setup.live,
+        device=world.device,
     )

@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from icefall_kd.config import to_dict
-from icefall_kd.training.checkpoint import load_weights, pack_bytes
+from icefall_kd.core.config import to_dict
 from icefall_kd.training.metrics import MetricsTracker
 from icefall_kd.training.state import (
     TrainState,
@@ -11,6 +10,7 @@ from icefall_kd.training.state import (
     restore_regularisers,
     rng_state,
 )
+from icefall_kd.transducer.checkpoint import load_weights, pack_bytes
 
 if TYPE_CHECKING:
     from icefall_kd.training.loop import Trainer

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from icefall_kd.distill.term import Batch, StudentOutput, Term, TermOutput
+from icefall_kd.core.frames import Batch
+from icefall_kd.distill.term import StudentOutput, Term, TermOutput
 from icefall_kd.training.config import TrainConfig
 from icefall_kd.transducer.model import AsrModel
 
@@ -58,7 +59,7 @@ class DistilledStudent(nn.Module):
         their weights keep their meaning when the size of a batch changes.
 
         Args:
-          batch: see ``icefall_kd.data.batches``; on the model's device.
+          batch: see ``icefall_kd.dataset.loader``; on the model's device.
           step: updates made so far.
           frozen: leave front end and encoder without gradients.
         Returns:
@@ -146,17 +147,3 @@ def parameter_groups(
         {"params": student.parameters_behind_encoder()},
         {"params": student.encoder_parameters(), "lr": lr},
     ]
-
-
-def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
-    """Return the batch with its tensors on ``device``."""
-    moved = dict(batch)
-    for name in ("features", "feature_lens"):
-        moved[name] = batch[name].to(device)
-    moved["fields"] = {
-        field: {
-            k: v.to(device) if isinstance(v, Tensor) else v for k, v in value.items()
-        }
-        for field, value in batch.get("fields", {}).items()
-    }
-    return moved

@@ -10,20 +10,20 @@ from typing import Any, Optional
 import numpy as np
 import torch
 
-from icefall_kd.cache.codec_file import load_codec
-from icefall_kd.cache.codecs import Codec
-from icefall_kd.cache.field import (
+from icefall_kd.core.distributed import pick_device
+from icefall_kd.dataset.fields import LiveFields
+from icefall_kd.fields.codec_files import load_codec
+from icefall_kd.fields.codecs import Codec
+from icefall_kd.fields.format import (
     FieldInfo,
     fingerprint_differences,
     info_path,
     load_field_info,
 )
-from icefall_kd.cache.sample import sample_frames
-from icefall_kd.data.fields import LiveFields
+from icefall_kd.fields.run_teachers import sample_frames
 from icefall_kd.teachers import Output, Teacher, build_teachers
 from icefall_kd.training.checkpoint import config_differences
 from icefall_kd.training.config import TrainConfig
-from icefall_kd.training.distributed import pick_device
 
 STATISTICS_FRAMES = 20_000  # of each field that a teacher's statistics are taken from
 

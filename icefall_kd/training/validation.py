@@ -8,17 +8,18 @@ from typing import Optional
 
 import torch
 
+from icefall_kd.core.distributed import World
+from icefall_kd.core.frames import Batch, to_device
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.decoding import GREEDY, DecodeOptions, decode
-from icefall_kd.decoding.heads import HEADS
-from icefall_kd.decoding.recognise import reference
-from icefall_kd.decoding.scoring import Recognition, score
-from icefall_kd.distill.term import Batch, StudentOutput, Term
-from icefall_kd.training.distributed import World
+from icefall_kd.distill.term import StudentOutput, Term
+from icefall_kd.recognition.recognise import reference
+from icefall_kd.recognition.scoring import Recognition, score
 from icefall_kd.training.faults import SkippedCuts
 from icefall_kd.training.memory import explaining_memory
 from icefall_kd.training.metrics import MetricsTracker, add_outputs
-from icefall_kd.training.student import DistilledStudent, to_device
+from icefall_kd.training.student import DistilledStudent
+from icefall_kd.transducer.checkpoint import HEADS
 
 # The terms have their final weights, as after the warm-up: losses of two epochs, or of
 # a run and its fine-tuning, must differ by the student alone.

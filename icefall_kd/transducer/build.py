@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 
-from icefall_kd.config import ModelConfig
-from icefall_kd.transducer.adapter import AdaptedModel
-from icefall_kd.transducer.joiner import Joiner
-from icefall_kd.transducer.model import AsrModel
-from icefall_kd.transducer.predictor import Decoder
-from icefall_kd.zipformer.build import build_encoder
+from icefall_kd.core.config import ModelConfig
+from icefall_kd.transducer.embedding_model import AdaptedModel
+from icefall_kd.transducer.model import AsrModel, Decoder, Joiner
+from icefall_kd.zipformer.encoder import build_encoder
 
 
 def build_model(config: ModelConfig) -> AsrModel:

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from icefall_kd import BLANK_ID
-from icefall_kd.transducer.model import AsrModel
-from icefall_kd.transducer.predictor import NO_TOKEN
+from icefall_kd.transducer.model import NO_TOKEN, AsrModel
 
 
 def pad_tokens(tokens: Sequence[Sequence[int]], device: torch.device) -> Tensor:

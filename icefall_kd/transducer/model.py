@@ -1,15 +1,149 @@
-"""The student: encoder, predictor, joiner and CTC head."""
+"""Stateless predictor: the next token from a few previous ones.
+
+Joiner: combines encoder and predictor into unnormalised token scores.
+
+The student: encoder, predictor, joiner and CTC head.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from icefall_kd import LOG_EPS
-from icefall_kd.masks import make_pad_mask
-from icefall_kd.transducer.joiner import Joiner, small_linear
-from icefall_kd.transducer.predictor import Decoder
-from icefall_kd.zipformer.precision import LogSoftmax, full_on_cpu
+from icefall_kd import BLANK_ID, LOG_EPS
+from icefall_kd.core.frames import make_pad_mask
+from icefall_kd.zipformer.cpu.precision import LogSoftmax, full_on_cpu
+from icefall_kd.zipformer.regularisers import Balancer
+
+NO_TOKEN = -1  # in the place of a token: its embedding is zero
+
+
+class Decoder(nn.Module):
+    """Embedding of the last ``context_size`` tokens through a grouped convolution.
+
+    Source: Ghodsi et al., RNN-transducer with stateless prediction network, 2020,
+    ICASSP; the convolution over several tokens as in k2's recipes.
+    State-dict names: ``embedding``, ``conv`` (absent when ``context_size`` is 1).
+
+    Attributes:
+      context_size: number of previous tokens that the next one depends on.
+      blank_id: id of the blank, which also stands for the start of an utterance.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        decoder_dim: int,
+        context_size: int = 2,
+        blank_id: int = BLANK_ID,
+    ) -> None:
+        super().__init__()
+        if context_size < 1:
+            raise ValueError(f"context_size must be at least 1, got {context_size}")
+        if decoder_dim % 4 != 0:
+            raise ValueError(f"decoder_dim must be a multiple of 4, got {decoder_dim}")
+        self.vocab_size = vocab_size
+        self.context_size = context_size
+        self.blank_id = blank_id
+        self.embedding = nn.Embedding(vocab_size, decoder_dim)
+        # Keep the magnitudes from drifting, which averaged models suffer from.
+        self.balancer = _magnitude_balancer()
+        if context_size > 1:
+            self.conv = nn.Conv1d(
+                decoder_dim,
+                decoder_dim,
+                kernel_size=context_size,
+                groups=decoder_dim // 4,
+                bias=False,
+            )
+            self.balancer2 = _magnitude_balancer()
+
+    def forward(self, y: Tensor, need_pad: bool = True) -> Tensor:
+        """Embed each position together with the tokens before it.
+
+        Args:
+          y: (N, U) int64 token ids; a negative id means "no token here" and has a
+            zero embedding (a hypothesis starts with such ids).
+          need_pad: True in training, where position u sees ids u-context_size+1..u
+            and nothing stands before the first.  False in decoding, where U must
+            be ``context_size`` and one position comes out.
+        Returns:
+          (N, U, D) float, or (N, 1, D) when ``need_pad`` is False.
+        """
+        x = self.embedding(y.clamp(min=0)) * (y >= 0).unsqueeze(-1)
+        x = self.balancer(x)
+        if self.context_size == 1:
+            return x
+        x = x.transpose(1, 2)  # (N, U, D) -> (N, D, U)
+        if need_pad:
+            x = F.pad(x, (self.context_size - 1, 0))
+        return self.balancer2(F.relu(self.conv(x)).transpose(1, 2))
+
+
+def _magnitude_balancer() -> Balancer:
+    return Balancer(
+        min_positive=0.0,
+        max_positive=1.0,
+        min_abs=0.5,
+        max_abs=1.0,
+        prob=0.05,
+    )
+
+
+def small_linear(in_dim: int, out_dim: int, scale: float = 0.25) -> nn.Linear:
+    """Return a linear layer that starts with weights ``scale`` times the usual.
+
+    The layers in front of the two losses start small, so that the first batches
+    see nearly uniform token scores; biases are uniform in +-0.1 * ``scale``.
+    """
+    layer = nn.Linear(in_dim, out_dim)
+    with torch.no_grad():
+        layer.weight.mul_(scale)
+        layer.bias.uniform_(-0.1 * scale, 0.1 * scale)
+    return layer
+
+
+class Joiner(nn.Module):
+    """Additive joiner: ``output_linear(tanh(project(enc) + project(dec)))``.
+
+    State-dict names: ``encoder_proj``, ``decoder_proj``, ``output_linear``.
+    """
+
+    def __init__(
+        self, encoder_dim: int, decoder_dim: int, joiner_dim: int, vocab_size: int
+    ) -> None:
+        super().__init__()
+        self.encoder_proj = small_linear(encoder_dim, joiner_dim)
+        self.decoder_proj = small_linear(decoder_dim, joiner_dim)
+        self.output_linear = nn.Linear(joiner_dim, vocab_size)
+
+    def forward(
+        self, encoder_out: Tensor, decoder_out: Tensor, project_input: bool = True
+    ) -> Tensor:
+        """Score every token for pairs of encoder and predictor frames.
+
+        Args:
+          encoder_out: (..., C) float, or (..., joiner_dim) if already projected.
+          decoder_out: (..., D) float, or (..., joiner_dim) if already projected; its
+            leading axes broadcast against those of ``encoder_out``.
+          project_input: False when both were projected before, which is cheaper
+            when one frame meets many labels.
+        Returns:
+          (..., V) float, logits.
+        Raises:
+          ValueError: if the two inputs differ in their number of axes.
+        """
+        if encoder_out.dim() != decoder_out.dim():
+            raise ValueError(
+                "encoder_out and decoder_out need the same number of axes, got "
+                f"{tuple(encoder_out.shape)} and {tuple(decoder_out.shape)}"
+            )
+        if project_input:
+            encoder_out = self.encoder_proj(encoder_out)
+            decoder_out = self.decoder_proj(decoder_out)
+        return self.output_linear(torch.tanh(encoder_out + decoder_out))
 
 
 class AsrModel(nn.Module):

@@ -8,18 +8,13 @@ the reference makes of it.  Every tensor of the file that is an output is compar
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import (
-    Any,
-    Callable,
-    NamedTuple,
-    Union,
-)
+from typing import Any, Callable, NamedTuple, Union
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from icefall_kd.config import ModelConfig, ZipformerConfig, from_dict
+from icefall_kd.core.config import ModelConfig, ZipformerConfig, from_dict
 from icefall_kd.transducer.build import build_model
 from icefall_kd.transducer.icefall import PARTS, frontend_fields
 from icefall_kd.transducer.loss import ctc_loss, pruned_transducer_loss

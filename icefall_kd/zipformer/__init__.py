@@ -1,10 +1,13 @@
 """Zipformer: front end, encoder, streaming."""
 
-from icefall_kd.zipformer.build import build_encoder
-from icefall_kd.zipformer.encoder import Zipformer2
-from icefall_kd.zipformer.norms import scaled_linear
-from icefall_kd.zipformer.regularisers import Balancer, Whiten
-from icefall_kd.zipformer.schedules import ScheduledFloat, set_batch_count
+from icefall_kd.zipformer.encoder import Zipformer2, build_encoder
+from icefall_kd.zipformer.regularisers import (
+    Balancer,
+    ScheduledFloat,
+    Whiten,
+    set_batch_count,
+)
+from icefall_kd.zipformer.scaling import scaled_linear
 from icefall_kd.zipformer.streaming import init_states, streaming_forward
 from icefall_kd.zipformer.subsampling import (
     Conv2dSubsampling,

@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icefall_kd.zipformer.feedforward import whitening_limit
-from icefall_kd.zipformer.norms import scaled_linear
-from icefall_kd.zipformer.regularisers import Balancer, Whiten
-from icefall_kd.zipformer.schedules import ScheduledFloat
-from icefall_kd.zipformer.scores import softmax_of_scores
+from icefall_kd.zipformer.cpu.scores import softmax_of_scores
+from icefall_kd.zipformer.modules import whitening_limit
+from icefall_kd.zipformer.regularisers import Balancer, ScheduledFloat, Whiten
+from icefall_kd.zipformer.scaling import scaled_linear
 
 
 class RelativePositions(nn.Module):

@@ -12,11 +12,15 @@ from icefall_kd.zipformer.attention import (
     SelfAttention,
     flatten_weights,
 )
-from icefall_kd.zipformer.convolution import ConvolutionModule
-from icefall_kd.zipformer.feedforward import FeedForward, whitening_limit
-from icefall_kd.zipformer.norms import BiasNorm
-from icefall_kd.zipformer.regularisers import Balancer, Whiten, keep_within
-from icefall_kd.zipformer.schedules import FloatLike, ScheduledFloat
+from icefall_kd.zipformer.modules import ConvolutionModule, FeedForward, whitening_limit
+from icefall_kd.zipformer.regularisers import (
+    Balancer,
+    FloatLike,
+    ScheduledFloat,
+    Whiten,
+    keep_within,
+)
+from icefall_kd.zipformer.scaling import BiasNorm
 
 
 class LayerCache(NamedTuple):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from icefall_kd.zipformer.attention import RelativePositions
 from icefall_kd.zipformer.layers import Bypass, LayerCache, ZipformerLayer
-from icefall_kd.zipformer.schedules import ScheduledFloat
+from icefall_kd.zipformer.regularisers import ScheduledFloat
 
 
 class Downsample(nn.Module):

@@ -9,13 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icefall_kd.zipformer.activations import swoosh_r
-from icefall_kd.zipformer.depthwise import depthwise_image
-from icefall_kd.zipformer.feedforward import keep_channels
-from icefall_kd.zipformer.norms import BiasNorm, scale_init
-from icefall_kd.zipformer.pointwise import pointwise_pair
-from icefall_kd.zipformer.regularisers import Balancer, Whiten, scale_grad
-from icefall_kd.zipformer.schedules import FloatLike, ScheduledFloat
+from icefall_kd.zipformer.cpu.depthwise import depthwise_image
+from icefall_kd.zipformer.cpu.pointwise import pointwise_pair
+from icefall_kd.zipformer.modules import keep_channels
+from icefall_kd.zipformer.regularisers import (
+    Balancer,
+    FloatLike,
+    ScheduledFloat,
+    Whiten,
+    scale_grad,
+)
+from icefall_kd.zipformer.scaling import BiasNorm, scale_init, swoosh_r
 
 Frames = TypeVar("Frames", int, Tensor)
 

@@ -30,13 +30,13 @@ import side_by_side
 import torch
 import train_step
 
-from icefall_kd.cpu import tune_cpu
-from icefall_kd.data.batches import make_loader
-from icefall_kd.data.stream import open_stream
+from icefall_kd.core.cpu import tune_cpu
 from icefall_kd.data.tokens import Tokenizer
+from icefall_kd.dataset.loader import make_loader
+from icefall_kd.dataset.stream import open_stream
 from icefall_kd.training.optim import Eden, ScaledAdam
 from icefall_kd.transducer.build import build_model
-from icefall_kd.zipformer.schedules import set_batch_count
+from icefall_kd.zipformer.regularisers import set_batch_count
 
 WINDOW = 50  # steps that are averaged
 # name -> model, autocast, seed of the regularisers

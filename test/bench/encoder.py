@@ -7,7 +7,7 @@ features.  With ``--reference`` those of an icefall checkout run in turn with ou
 the same weights, see `side_by_side`; ``value`` is the mean absolute value of the
 output, equal for both.  Prints one JSON object.  Not collected by pytest.
 
-Ours runs after `icefall_kd.cpu.tune_cpu`, as ``bin.decode`` does; the reference as its
+Ours runs after ``tune_cpu``, as ``bin.decode`` does; the reference as its
 users run it, or after the same with ``--tune-reference``.
 """
 

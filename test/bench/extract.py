@@ -7,7 +7,7 @@ each to 30 s and encodes one at a time; how much faster, and the mean cosine of 
 frames to those of that loop.  "long": prompts put together to 20 to 30 s, in batches
 against that loop and against our own with batches of one.
 
-The command keeps freed memory (icefall_kd.cpu.keep_freed_memory), which a loop that
+The command keeps freed memory (``keep_freed_memory``), which a loop that
 people write does not: the system then clears the same memory for every call.  The loop
 is timed without, as it is, and once more with it.
 
@@ -31,12 +31,12 @@ import numpy as np
 import torch
 
 from icefall_kd import SAMPLE_RATE
-from icefall_kd.cache.reader import open_shar
-from icefall_kd.cache.teach import teach, teach_batch
-from icefall_kd.cpu import keep_freed_memory
+from icefall_kd.core.cpu import keep_freed_memory
+from icefall_kd.fields.reader import open_shar
+from icefall_kd.fields.run_teachers import teach, teach_batch
 from icefall_kd.teachers import Teacher, build_teacher
 from icefall_kd.teachers.whisper_ct2 import FRAME
-from icefall_kd.teachers.whisper_mel import log_mel
+from icefall_kd.teachers.whisper_encoder import log_mel
 from icefall_kd.teachers.windows import WINDOW
 
 LONG = (20.0, 30.0)  # s

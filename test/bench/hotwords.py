@@ -22,14 +22,14 @@ from pathlib import Path
 from lhotse.cut import Cut
 from torch import nn
 
-from icefall_kd.cache.reader import open_shar
-from icefall_kd.cpu import tune_cpu
+from icefall_kd.core.cpu import tune_cpu
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.decoding import DecodeOptions
 from icefall_kd.decoding.hotwords import read_hotwords
-from icefall_kd.decoding.recognise import load_recogniser, recognise, reference
-from icefall_kd.decoding.scoring import Recognition, align_words, score
-from icefall_kd.decoding.setting import Chunking
+from icefall_kd.fields.reader import open_shar
+from icefall_kd.recognition.recognise import load_recogniser, recognise, reference
+from icefall_kd.recognition.scoring import Recognition, align_words, score
+from icefall_kd.recognition.setting import Chunking
 
 
 def parse() -> argparse.Namespace:

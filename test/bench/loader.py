@@ -30,16 +30,16 @@ from typing import Any
 import torch
 from lhotse import CutSet
 
-from icefall_kd.cache.codec_file import load_codec
-from icefall_kd.cache.extract import extract
-from icefall_kd.cache.field import load_field_info
-from icefall_kd.cache.reader import open_shar
-from icefall_kd.cpu import tune_cpu
-from icefall_kd.data.augment import SpecAugment
-from icefall_kd.data.batches import Loader, make_loader
+from icefall_kd.core.cpu import tune_cpu
+from icefall_kd.core.files import read_yaml
+from icefall_kd.data.features import SpecAugment
 from icefall_kd.data.shar import write_shar
-from icefall_kd.data.stream import open_stream
-from icefall_kd.io import read_yaml
+from icefall_kd.dataset.loader import Loader, make_loader
+from icefall_kd.dataset.stream import open_stream
+from icefall_kd.fields.codec_files import load_codec
+from icefall_kd.fields.extract import extract
+from icefall_kd.fields.format import load_field_info
+from icefall_kd.fields.reader import open_shar
 from icefall_kd.teachers import Teacher, build_teachers
 
 WHOSE = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)

@@ -15,8 +15,8 @@ from typing import Callable
 import torch
 from torch import Tensor, nn
 
-from icefall_kd.config import ZipformerConfig
-from icefall_kd.masks import make_pad_mask
+from icefall_kd.core.config import ZipformerConfig
+from icefall_kd.core.frames import make_pad_mask
 
 RECIPE = "egs/librispeech/ASR/zipformer"
 

@@ -31,8 +31,8 @@ from typing import Any
 
 import torch
 
-from icefall_kd.data.sampler import BucketSampler, bucket_edges
-from icefall_kd.data.stream import open_stream
+from icefall_kd.dataset.sampler import BucketSampler, bucket_edges
+from icefall_kd.dataset.stream import open_stream
 
 WORDS = (
     "the of and to in a is that it was for on are as with his they at be this".split()

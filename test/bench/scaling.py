@@ -27,8 +27,8 @@ import torch
 import train_step
 
 from icefall_kd import FBANK_SHIFT
-from icefall_kd.config import ModelConfig, ZipformerConfig
-from icefall_kd.cpu import tune_cpu
+from icefall_kd.core.config import ModelConfig, ZipformerConfig
+from icefall_kd.core.cpu import tune_cpu
 
 BATCHES = (25.0, 50.0, 100.0, 200.0, 400.0)  # s
 LENGTHS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)  # s

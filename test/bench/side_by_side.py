@@ -18,8 +18,8 @@ from typing import Callable
 import torch
 
 from icefall_kd import FBANK_SHIFT
-from icefall_kd.config import ModelConfig, ZipformerConfig
-from icefall_kd.cpu import tune_cpu
+from icefall_kd.core.config import ModelConfig, ZipformerConfig
+from icefall_kd.core.cpu import tune_cpu
 
 Turn = Callable[[], float]  # does the work once, returns a figure that it computed
 Build = Callable[[argparse.Namespace, str], Turn]  # for "ours" or "reference"

@@ -27,14 +27,14 @@ import torch
 import yaml
 
 from icefall_kd import FBANK_SHIFT, NUM_MEL_BINS
-from icefall_kd.config import ModelConfig, from_dict
+from icefall_kd.core.config import ModelConfig, from_dict
 from icefall_kd.decoding import DecodeOptions
-from icefall_kd.decoding.setting import Chunking
 from icefall_kd.decoding.streaming import hop_frames, window_frames
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.export.onnx import export_model
 from icefall_kd.export.ort import OrtTransducer
 from icefall_kd.export.quantize import quantize_model
+from icefall_kd.recognition.setting import Chunking
 from icefall_kd.transducer.build import build_model
 
 RECIPE = Path(__file__).resolve().parents[2] / "egs/asterisk/KD/conf"

@@ -8,7 +8,7 @@ Zipformer of an icefall checkout runs in turn with ours, see `side_by_side`; ``v
 is the loss of a frame, which the random regularisers make differ.  Prints one JSON
 object.  Not collected by pytest.
 
-Ours runs after `icefall_kd.cpu.tune_cpu`, as ``bin.train`` does; the reference as its
+Ours runs after ``tune_cpu``, as ``bin.train`` does; the reference as its
 users run it, or after the same with ``--tune-reference``.  Predictor, joiner and
 the losses outside the encoder are shared: what differs is the front end, the encoder
 and the optimiser.  On a CPU the reference runs in float32 whatever ``--autocast`` says.
@@ -32,12 +32,12 @@ import side_by_side
 import torch
 from torch import Tensor, nn
 
-from icefall_kd.config import ModelConfig
-from icefall_kd.cpu import tune_cpu
+from icefall_kd.core.config import ModelConfig
+from icefall_kd.core.cpu import tune_cpu
 from icefall_kd.training.optim import ScaledAdam
 from icefall_kd.transducer.build import build_model
 from icefall_kd.transducer.loss import ctc_loss, pruned_transducer_loss
-from icefall_kd.zipformer.schedules import set_batch_count
+from icefall_kd.zipformer.regularisers import set_batch_count
 
 
 def parse() -> argparse.Namespace:

@@ -16,7 +16,7 @@ import time
 
 import torch
 
-from icefall_kd.cache.reader import open_shar
+from icefall_kd.fields.reader import open_shar
 from icefall_kd.teachers import build_teacher
 
 TAIL = 25  # frames, the last 0.5 s

@@ -28,14 +28,14 @@ from typing import Callable
 import kaldialign
 import torch
 
-from icefall_kd.cache.reader import open_shar
-from icefall_kd.cache.teach import load_wave
 from icefall_kd.corpora.asterisk import spell_prompt
 from icefall_kd.data.cuts import transcript
 from icefall_kd.decoding import DecodeOptions
-from icefall_kd.decoding.setting import Chunking
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.export.sherpa import SherpaRecogniser
+from icefall_kd.fields.reader import open_shar
+from icefall_kd.fields.run_teachers import load_wave
+from icefall_kd.recognition.setting import Chunking
 from icefall_kd.teachers.whisper_text import WhisperText
 
 Read = Callable[[torch.Tensor], str]

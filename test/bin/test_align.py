@@ -6,9 +6,9 @@ import pytest
 from students import call, write_own_words, write_unlabelled
 
 from icefall_kd.bin import align, decode
-from icefall_kd.decoding.ctm import read_ctm
-from icefall_kd.decoding.setting import Chunking
-from icefall_kd.training.checkpoint import load_checkpoint, save_checkpoint
+from icefall_kd.recognition.ctm import read_ctm
+from icefall_kd.recognition.setting import Chunking
+from icefall_kd.transducer.checkpoint import load_checkpoint, save_checkpoint
 
 STREAMING = ["--streaming", "--chunk-size", "16", "--left-context", "64"]
 FIGURES = [f"emission_delay_{x}_ms" for x in ("mean", "p90")]

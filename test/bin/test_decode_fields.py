@@ -12,13 +12,13 @@ from shar_files import copy_shar
 from students import call
 
 from icefall_kd.bin import decode_fields
-from icefall_kd.cache.codec_file import load_codec
-from icefall_kd.cache.extract import extract
-from icefall_kd.cache.field import info_path, load_field_info
-from icefall_kd.cache.reader import load_field, open_shar
-from icefall_kd.cache.topk import take_topk
+from icefall_kd.core.frames import take_topk
 from icefall_kd.data.shar import write_shar
-from icefall_kd.decoding.stored import MeanOfFields, StoredDistributions
+from icefall_kd.fields.codec_files import load_codec
+from icefall_kd.fields.extract import extract
+from icefall_kd.fields.format import info_path, load_field_info
+from icefall_kd.fields.reader import load_field, open_shar
+from icefall_kd.recognition.fields import MeanOfFields, StoredDistributions
 from icefall_kd.teachers import build_teacher
 
 GREEDY = ("--method", "ctc_greedy_search")

@@ -9,8 +9,8 @@ from damage import change_array, flip_a_bit
 from shar_files import copy_shar
 
 from icefall_kd.bin import fields
-from icefall_kd.cache.field import info_path, load_field_info, state_path
-from icefall_kd.cache.reader import open_shar
+from icefall_kd.fields.format import info_path, load_field_info, state_path
+from icefall_kd.fields.reader import open_shar
 
 FIELD = "whisper_tiny_en"
 

@@ -12,10 +12,10 @@ from dummies import noise_cuts
 from lhotse import CutSet, MonoCut, Recording, RecordingSet
 from lhotse.utils import fastcopy
 
-from icefall_kd.cache.reader import open_shar
+from icefall_kd.core.files import read_json
+from icefall_kd.data.cuts import load_wave
 from icefall_kd.data.tokens import Tokenizer, train_bpe, write_lang
-from icefall_kd.data.waves import load_wave
-from icefall_kd.io import read_json
+from icefall_kd.fields.reader import open_shar
 
 
 @pytest.fixture

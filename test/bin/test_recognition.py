@@ -16,12 +16,12 @@ from reported import Page
 from students import STREAMING, call, call_decode
 
 from icefall_kd.bin import decode, export, report, transcribe
-from icefall_kd.cache.reader import open_shar
+from icefall_kd.core.files import as_path
 from icefall_kd.data.shar import write_shar
-from icefall_kd.decoding.ctm import write_ctm
-from icefall_kd.decoding.recognise import reference
-from icefall_kd.io import as_path
-from icefall_kd.training.checkpoint import load_checkpoint, save_checkpoint
+from icefall_kd.fields.reader import open_shar
+from icefall_kd.recognition.ctm import write_ctm
+from icefall_kd.recognition.recognise import reference
+from icefall_kd.transducer.checkpoint import load_checkpoint, save_checkpoint
 
 KEYS = {
     *("wer", "errors", "words", "ins", "del", "sub", "utterances", "rtf", "method"),

@@ -3,7 +3,7 @@ import random
 import pytest
 import torch
 
-from icefall_kd.data.augment import SpecAugment, batch_seed
+from icefall_kd.data.features import SpecAugment, batch_seed
 
 LENS = torch.tensor([300, 120, 9])
 

@@ -17,16 +17,15 @@ from shar_faults import rewrite_cuts
 from two_stacks import MODEL
 
 from icefall_kd.bin import make_denominator
-from icefall_kd.cache.extract import extract
-from icefall_kd.cache.pseudo import pseudo_label
-from icefall_kd.cache.reader import open_shar, shar_shards
-from icefall_kd.data.batches import BatchDataset
-from icefall_kd.data.cuts import INVISIBLE, check_cuts, transcript
+from icefall_kd.data.cuts import INVISIBLE, check_cuts, load_wave, transcript
 from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.data.waves import load_wave
-from icefall_kd.decoding.recognise import reference
-from icefall_kd.distill.ctc import CtcConfig
+from icefall_kd.dataset.loader import BatchDataset
 from icefall_kd.distill.terms import TermsConfig
+from icefall_kd.distill.transducer import CtcConfig
+from icefall_kd.fields.extract import extract
+from icefall_kd.fields.reader import open_shar, shar_shards
+from icefall_kd.pseudo.pseudo_label import pseudo_label
+from icefall_kd.recognition.recognise import reference
 from icefall_kd.training.config import DataConfig, TrainConfig
 from icefall_kd.training.setup import prepare
 

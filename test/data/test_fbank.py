@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from icefall_kd.cache.reader import open_shar
-from icefall_kd.data.fbank import compute_fbank, num_frames
+from icefall_kd.data.features import compute_fbank, num_frames
+from icefall_kd.fields.reader import open_shar
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import soundfile
 from lhotse import CutSet, MonoCut, MultiCut, Recording, SupervisionSegment
 from lhotse.utils import fastcopy
 
-from icefall_kd.data.fbank import num_frames
+from icefall_kd.data.features import num_frames
 from icefall_kd.data.gate import REASONS, gate, num_fbank_frames, write_report
 from icefall_kd.data.shar import at_speeds
 from icefall_kd.data.tokens import Tokenizer

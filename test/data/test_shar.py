@@ -5,9 +5,8 @@ import pytest
 from dummies import noise_cuts
 from lhotse import CutSet
 
-from icefall_kd.cache.field import fields_dir
-from icefall_kd.cache.reader import open_shar
-from icefall_kd.data.shar import at_speeds, write_shar
+from icefall_kd.data.shar import at_speeds, fields_dir, write_shar
+from icefall_kd.fields.reader import open_shar
 
 
 @pytest.fixture

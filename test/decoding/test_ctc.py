@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from icefall_kd.decoding import DecodeOptions, Hypothesis, decode, make_search
-from icefall_kd.decoding.ctc import silence_unk
+from icefall_kd.decoding.ctc_search import silence_unk
 
 VOCAB, UNK = 9, 2
 METHODS = ["ctc_greedy_search", "ctc_prefix_beam_search"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from icefall_kd.data.fbank import compute_fbank, num_frames
+from icefall_kd.data.features import compute_fbank, num_frames
 from icefall_kd.decoding import DECODERS, DecodeOptions
 from icefall_kd.decoding.streaming import (
     decode_streaming,

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from icefall_kd.cache.topk import split_topk, take_topk
-from icefall_kd.distill.distributions import (
+from icefall_kd.core.frames import split_topk, take_topk
+from icefall_kd.distill.losses import (
     cross_entropy,
     divergence,
     essence,

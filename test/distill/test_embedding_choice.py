@@ -7,7 +7,7 @@ import pytest
 import torch
 from embeddings import LENS, embedding, without_target
 
-from icefall_kd.distill.align import align_frames
+from icefall_kd.core.frames import align_frames
 from icefall_kd.distill.embedding import draw_teachers
 
 infos, batch, student = embeddings.infos, embeddings.batch, embeddings.student

@@ -10,8 +10,13 @@ from students import behind_an_encoder
 from torch import nn
 from two_stacks import LENS, MODEL, STACKS, VOCAB
 
-from icefall_kd.cache.topk import join_path, split_path, split_topk, take_topk
-from icefall_kd.distill.align import pair_means
+from icefall_kd.core.frames import (
+    join_path,
+    pair_means,
+    split_path,
+    split_topk,
+    take_topk,
+)
 from icefall_kd.distill.essence import EssenceConfig, EssenceTerm
 from icefall_kd.distill.inter_ctc import InterCtcConfig, InterCtcTerm
 from icefall_kd.distill.lfmmi import (

@@ -12,15 +12,15 @@ from students import behind_an_encoder
 from torch import nn
 from two_stacks import LENS, MODEL, STACKS
 
-from icefall_kd.cache.codecs import make_codec
-from icefall_kd.cache.extract import extract
-from icefall_kd.cache.reader import open_shar
-from icefall_kd.config import AdapterConfig, ModelConfig
-from icefall_kd.data.batches import BatchDataset
+from icefall_kd.core.config import AdapterConfig, ModelConfig
+from icefall_kd.core.frames import align_frames, align_to_stack
 from icefall_kd.data.shar import write_shar
-from icefall_kd.distill.align import align_frames, align_to_stack
+from icefall_kd.dataset.loader import BatchDataset
 from icefall_kd.distill.hidden import HiddenConfig, HiddenTerm
 from icefall_kd.distill.term import StudentOutput
+from icefall_kd.fields.codecs import make_codec
+from icefall_kd.fields.extract import extract
+from icefall_kd.fields.reader import open_shar
 from icefall_kd.teachers import build_teacher
 from icefall_kd.training.student import DistilledStudent, build_heads
 from icefall_kd.transducer.build import build_model

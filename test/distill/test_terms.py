@@ -8,20 +8,11 @@ import pytest
 import torch
 from embeddings import DIM, LENS, embedding, without_target
 
-from icefall_kd.distill.align import align_frames
-from icefall_kd.distill.ctc import CtcConfig
-from icefall_kd.distill.embedding import (
-    EmbeddingConfig,
-    EmbeddingTerm,
-)
+from icefall_kd.core.frames import align_frames
+from icefall_kd.distill.embedding import EmbeddingConfig, EmbeddingTerm
 from icefall_kd.distill.losses import FRAME_LOSSES
-from icefall_kd.distill.terms import (
-    TERMS,
-    TermsConfig,
-    build_terms,
-    check_declarations,
-)
-from icefall_kd.distill.transducer import TransducerConfig, TransducerTerm
+from icefall_kd.distill.terms import TERMS, TermsConfig, build_terms, check_declarations
+from icefall_kd.distill.transducer import CtcConfig, TransducerConfig, TransducerTerm
 
 infos, batch, student = embeddings.infos, embeddings.batch, embeddings.student
 

@@ -6,11 +6,9 @@ from pathlib import Path
 import pytest
 from pinned import of_the_pins
 
-from icefall_kd.doctor import rules
-from icefall_kd.doctor.checks import diagnose
-from icefall_kd.doctor.packages import PACKAGES
-from icefall_kd.doctor.probe import Finding
-from icefall_kd.doctor.problem import numbers
+from icefall_kd.doctor import checks as rules
+from icefall_kd.doctor.checks import diagnose, numbers
+from icefall_kd.doctor.packages import PACKAGES, Finding
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = of_the_pins

@@ -11,8 +11,8 @@ from students import (  # noqa: F401, fixtures
     waves,
 )
 
-from icefall_kd.decoding.setting import Chunking
 from icefall_kd.export.convert import Conversion
+from icefall_kd.recognition.setting import Chunking
 
 CHUNKINGS = {"full": None, "chunk-16": Chunking(16, 64), "chunk-32": Chunking(32, 64)}
 

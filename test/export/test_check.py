@@ -7,16 +7,14 @@ import pytest
 import torch
 
 from icefall_kd.decoding import DecodeOptions, Hypothesis
-from icefall_kd.export.check import (
+from icefall_kd.export.compare import (
+    FEATURE_TOLERANCE,
     Difference,
+    FeatureFlip,
     Report,
     compare,
-    first_difference,
-)
-from icefall_kd.export.flips import (
-    FEATURE_TOLERANCE,
-    FeatureFlip,
     find_flip,
+    first_difference,
     greedy_logits,
 )
 from icefall_kd.export.onnx import export_joiner
@@ -59,8 +57,8 @@ def test_another_models_joiner_is_found_out(exported, student, waves, tmp_path):
 
 
 def test_greedy_logits_are_those_of_greedy_search(student, waves):
-    from icefall_kd.data.fbank import compute_fbank
-    from icefall_kd.decoding.recognise import decode_full_context
+    from icefall_kd.data.features import compute_fbank
+    from icefall_kd.recognition.recognise import decode_full_context
 
     features = compute_fbank([torch.from_numpy(next(iter(waves.values())))])[0]
     logits = greedy_logits(student, features, GREEDY, None)

@@ -7,16 +7,16 @@ import shutil
 import pytest
 from students import STUDENT
 
+from icefall_kd.core.files import sha256_file, write_json
 from icefall_kd.data.tokens import train_bpe, write_lang
 from icefall_kd.decoding import DecodeOptions
-from icefall_kd.decoding.setting import Chunking
 from icefall_kd.export import transcribe
 from icefall_kd.export.convert import Conversion, EnginesDisagree
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.export.onnx import export_joiner
 from icefall_kd.export.quantize import Int8Refused
-from icefall_kd.io import sha256_file, write_json
-from icefall_kd.training.checkpoint import save_pretrained
+from icefall_kd.recognition.setting import Chunking
+from icefall_kd.transducer.checkpoint import save_pretrained
 
 
 def test_the_folder_has_all_that_a_recogniser_needs(exported):

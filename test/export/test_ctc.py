@@ -10,17 +10,22 @@ import pytest
 import torch
 
 from icefall_kd.decoding import DecodeOptions
-from icefall_kd.decoding.ctc import CtcGreedySearch
-from icefall_kd.decoding.recognise import decode_full_context
+from icefall_kd.decoding.ctc_search import CtcGreedySearch
 from icefall_kd.decoding.streaming import encode_chunks
-from icefall_kd.export.check import OrtHypothesis, compare, parting_margin
+from icefall_kd.export.compare import (
+    FEATURE_TOLERANCE,
+    OrtHypothesis,
+    compare,
+    greedy_logits,
+    parting_margin,
+)
 from icefall_kd.export.convert import Conversion, EnginesDisagree
 from icefall_kd.export.files import ModelFiles
-from icefall_kd.export.flips import FEATURE_TOLERANCE, greedy_logits
 from icefall_kd.export.metadata import read_metadata, require_sherpa_metadata
 from icefall_kd.export.ort import OrtCtc, open_model, open_session
 from icefall_kd.export.quantize import Int8Refused, quantize_checked, quantize_model
 from icefall_kd.export.sherpa import SherpaRecogniser, sherpa_features
+from icefall_kd.recognition.recognise import decode_full_context
 
 GREEDY = DecodeOptions("ctc_greedy_search", unk_id=2)
 

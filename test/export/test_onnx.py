@@ -9,10 +9,10 @@ import torch
 from students import STUDENT, random_student
 
 from icefall_kd.decoding import DecodeOptions
-from icefall_kd.decoding.setting import Chunking
 from icefall_kd.decoding.streaming import encode_chunks
 from icefall_kd.export.onnx import export_model
 from icefall_kd.export.ort import OrtTransducer, open_session
+from icefall_kd.recognition.setting import Chunking
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from icefall_kd.decoding import DecodeOptions
-from icefall_kd.decoding.scoring import Recognition, score
 from icefall_kd.export.convert import fbank_for
 from icefall_kd.export.metadata import read_metadata
 from icefall_kd.export.onnx import export_model
@@ -20,6 +19,7 @@ from icefall_kd.export.quantize import (
     quantize_model,
 )
 from icefall_kd.export.sherpa import SherpaRecogniser
+from icefall_kd.recognition.scoring import Recognition, score
 
 GREEDY = DecodeOptions(unk_id=2)
 

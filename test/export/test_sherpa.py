@@ -14,19 +14,19 @@ from students import STUDENT, random_student
 
 from icefall_kd.data.tokens import Tokenizer, word_spans
 from icefall_kd.decoding import DecodeOptions
-from icefall_kd.decoding.recognise import (
-    decode_full_context,
-    decode_waves,
-    reference,
-)
 from icefall_kd.decoding.streaming import decode_streaming, pad_tail
 from icefall_kd.export import transcribe
-from icefall_kd.export.check import decode_features
+from icefall_kd.export.compare import decode_features
 from icefall_kd.export.convert import Conversion
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.export.ort import open_model
 from icefall_kd.export.sherpa import SherpaRecogniser, read_tokens, sherpa_features
-from icefall_kd.training.checkpoint import save_pretrained
+from icefall_kd.recognition.recognise import (
+    decode_full_context,
+    decode_waves,
+    reference,
+)
+from icefall_kd.transducer.checkpoint import save_pretrained
 
 GREEDY = DecodeOptions(unk_id=2)
 BEAM = DecodeOptions("modified_beam_search", unk_id=2)

@@ -14,7 +14,7 @@ tiny_dir = real_teachers.tiny_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = """#!/usr/bin/env bash
-if [[ $* == "-m icefall_kd.cpu" ]]; then echo 2; exit; fi
+if [[ $* == "-m icefall_kd.core.cpu" ]]; then echo 2; exit; fi
 printf "%s\\n" "$*" >>"$COMMANDS"
 """
 

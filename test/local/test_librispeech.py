@@ -15,13 +15,13 @@ import yaml
 from lhotse import CutSet
 from small_librispeech import UTTERANCES
 
-from icefall_kd.cache.codec_file import load_codec
-from icefall_kd.cache.field import info_path, load_field_info
-from icefall_kd.cache.reader import load_field, open_shar
-from icefall_kd.cache.topk import split_path
+from icefall_kd.core.frames import split_path
+from icefall_kd.data.cuts import load_wave
 from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.data.waves import load_wave
-from icefall_kd.training.checkpoint import save_pretrained
+from icefall_kd.fields.codec_files import load_codec
+from icefall_kd.fields.format import info_path, load_field_info
+from icefall_kd.fields.reader import load_field, open_shar
+from icefall_kd.transducer.checkpoint import save_pretrained
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "egs/librispeech/KD"

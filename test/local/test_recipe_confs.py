@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from icefall_kd.config import to_dict
+from icefall_kd.core.config import to_dict
 from icefall_kd.distill.terms import build_terms
 from icefall_kd.training.config import parse_config
 

@@ -8,9 +8,9 @@ import pytest
 import soundfile
 from dummies import noise_cuts
 
-from icefall_kd.cache.reader import open_shar
 from icefall_kd.data.shar import write_shar
-from icefall_kd.report.audio import flac_uri, load_audio
+from icefall_kd.fields.reader import open_shar
+from icefall_kd.report.utterances import flac_uri, load_audio
 
 
 def samples_of(uri):

@@ -5,10 +5,10 @@ import json
 import pytest
 from reported import decoded, train_set, trained
 
-from icefall_kd.config import ModelConfig
+from icefall_kd.core.config import ModelConfig
 from icefall_kd.report.runs import Run, budget_differences, find_run
-from icefall_kd.training.checkpoint import save_pretrained
 from icefall_kd.training.metrics import read_metrics
+from icefall_kd.transducer.checkpoint import save_pretrained
 
 RESULT = "decode/result-test-greedy_search.json"
 

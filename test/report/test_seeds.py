@@ -3,8 +3,7 @@
 import pytest
 from reported import CHUNKS, REFS, decoded
 
-from icefall_kd.report.results import find_results
-from icefall_kd.report.seeds import over_seeds, system_of
+from icefall_kd.report.results import find_results, over_seeds, system_of
 from icefall_kd.report.table import summarise
 
 

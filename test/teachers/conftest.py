@@ -4,7 +4,7 @@ import pytest
 import real_teachers
 import torch
 
-from icefall_kd.cache.reader import open_shar
+from icefall_kd.fields.reader import open_shar
 
 tiny_dir, tiny = real_teachers.tiny_dir, real_teachers.tiny  # fixtures
 

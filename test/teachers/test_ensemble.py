@@ -7,18 +7,18 @@ import students
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from icefall_kd.cache.codecs import make_codec
-from icefall_kd.cache.extract import extract
-from icefall_kd.cache.field import load_field_info
-from icefall_kd.cache.reader import load_field, open_shar
-from icefall_kd.cache.topk import split_topk, take_topk
+from icefall_kd.core.frames import split_topk, take_topk
 from icefall_kd.data.shar import write_shar
 from icefall_kd.data.tokens import Tokenizer, train_bpe
-from icefall_kd.distill.vocabulary import check_vocabulary
+from icefall_kd.distill.term import check_vocabulary
+from icefall_kd.fields.codecs import make_codec
+from icefall_kd.fields.extract import extract
+from icefall_kd.fields.format import load_field_info
+from icefall_kd.fields.reader import load_field, open_shar
 from icefall_kd.teachers import build_teacher, build_teachers
 from icefall_kd.teachers.ensemble import Ensemble, agree, mean_of_topk, shortest
 from icefall_kd.teachers.protocol import Output
-from icefall_kd.training.checkpoint import save_pretrained
+from icefall_kd.transducer.checkpoint import save_pretrained
 
 cuts, waves = students.cuts, students.waves  # fixtures
 checkpoint, tokenizer = students.checkpoint, students.tokenizer

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from icefall_kd.teachers.layers import choose_layers
+from icefall_kd.teachers.protocol import choose_layers
 
 
 @pytest.mark.parametrize(

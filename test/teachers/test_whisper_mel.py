@@ -3,7 +3,7 @@ import pytest
 import torch
 from faster_whisper.feature_extractor import FeatureExtractor
 
-from icefall_kd.teachers.whisper_mel import log_mel, mel_filters
+from icefall_kd.teachers.whisper_encoder import log_mel, mel_filters
 
 
 @pytest.mark.parametrize("num_mels", [80, 128])

@@ -10,20 +10,19 @@ from lhotse import CutSet
 from torch.nn.utils.rnn import pad_sequence
 
 from icefall_kd import LOG_EPS
-from icefall_kd.cache.codecs import make_codec
-from icefall_kd.cache.extract import extract
-from icefall_kd.cache.reader import load_field, open_shar
-from icefall_kd.cache.topk import split_path, split_topk
-from icefall_kd.data.batches import BatchDataset
-from icefall_kd.data.fbank import compute_fbank
+from icefall_kd.core.frames import ENCODER_FIRST_CENTRE, split_path, split_topk
+from icefall_kd.data.features import compute_fbank
 from icefall_kd.data.shar import write_shar
 from icefall_kd.data.tokens import train_bpe
+from icefall_kd.dataset.loader import BatchDataset
 from icefall_kd.decoding import DecodeOptions, decode
-from icefall_kd.distill.align import ENCODER_FIRST_CENTRE
+from icefall_kd.fields.codecs import make_codec
+from icefall_kd.fields.extract import extract
+from icefall_kd.fields.reader import load_field, open_shar
 from icefall_kd.teachers import build_teacher
 from icefall_kd.teachers.zipformer_frames import fbank_and_silence
-from icefall_kd.training.checkpoint import save_pretrained
 from icefall_kd.transducer.build import build_model
+from icefall_kd.transducer.checkpoint import save_pretrained
 from icefall_kd.transducer.path import on_path
 from icefall_kd.zipformer.subsampling import encoder_output_lens
 

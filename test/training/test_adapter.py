@@ -10,25 +10,29 @@ from lhotse import CutSet
 
 from icefall_kd.bin import align
 from icefall_kd.bin.decode import get_parser, run
-from icefall_kd.cache.codecs import make_codec
-from icefall_kd.cache.extract import extract
-from icefall_kd.cache.reader import load_field, open_shar
-from icefall_kd.cache.teach import teach_batch
-from icefall_kd.cache.topk import split_path, split_topk
-from icefall_kd.config import AdapterConfig, ModelConfig, to_dict
-from icefall_kd.data.batches import BatchDataset
+from icefall_kd.core.config import AdapterConfig, ModelConfig, to_dict
+from icefall_kd.core.frames import align_frames, split_path, split_topk
 from icefall_kd.data.shar import write_shar
 from icefall_kd.data.tokens import Tokenizer, train_bpe
+from icefall_kd.dataset.loader import BatchDataset
 from icefall_kd.decoding import decode
-from icefall_kd.distill.align import align_frames
+from icefall_kd.fields.codecs import make_codec
+from icefall_kd.fields.extract import extract
+from icefall_kd.fields.reader import load_field, open_shar
+from icefall_kd.fields.run_teachers import teach_batch
 from icefall_kd.teachers import build_teachers
 from icefall_kd.training.averaging import write_average
-from icefall_kd.training.checkpoint import load_model, pack_bytes
 from icefall_kd.training.run import train
 from icefall_kd.training.setup import prepare
-from icefall_kd.transducer.adapter import hide_stretches
-from icefall_kd.transducer.bigram import bigram_table, fuse, load_bigram, save_bigram
 from icefall_kd.transducer.build import build_model
+from icefall_kd.transducer.checkpoint import load_model, pack_bytes
+from icefall_kd.transducer.denominator import (
+    bigram_table,
+    fuse,
+    load_bigram,
+    save_bigram,
+)
+from icefall_kd.transducer.embedding_model import hide_stretches
 
 tiny_dir, tiny = real_teachers.tiny_dir, real_teachers.tiny  # fixtures
 ADAPTER = AdapterConfig(fields=("wise", "old"), dim=16, num_layers=2)

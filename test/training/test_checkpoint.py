@@ -7,20 +7,22 @@ import pytest
 import torch
 from dummies import full_disk
 
-from icefall_kd.config import ModelConfig, to_dict
+from icefall_kd.core.config import ModelConfig, to_dict
 from icefall_kd.training.checkpoint import (
     config_differences,
-    load_checkpoint,
-    load_model,
     newest_checkpoint,
     numbered,
+)
+from icefall_kd.training.run import train
+from icefall_kd.transducer.build import build_model
+from icefall_kd.transducer.checkpoint import (
+    load_checkpoint,
+    load_model,
     pack_bytes,
     save_checkpoint,
     save_pretrained,
     unpack_bytes,
 )
-from icefall_kd.training.run import train
-from icefall_kd.transducer.build import build_model
 
 
 def plain_types(value, where="checkpoint"):

@@ -7,8 +7,8 @@ import torch
 from run_metrics import metrics
 
 from icefall_kd.distill.terms import TermsConfig
-from icefall_kd.training.checkpoint import load_checkpoint
 from icefall_kd.training.run import train
+from icefall_kd.transducer.checkpoint import load_checkpoint
 
 
 def with_embedding(config, **options):

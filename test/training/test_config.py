@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from icefall_kd.config import to_dict
+from icefall_kd.core.config import to_dict
 from icefall_kd.training.config import parse_config
 from icefall_kd.transducer.build import build_model
 

@@ -15,14 +15,10 @@ import pytest
 import ranks
 import torch
 
+from icefall_kd.core.distributed import World, check_device, init_world, pick_device
 from icefall_kd.teachers import build_teachers
-from icefall_kd.training.checkpoint import load_checkpoint, newest_checkpoint
-from icefall_kd.training.distributed import (
-    World,
-    check_device,
-    init_world,
-    pick_device,
-)
+from icefall_kd.training.checkpoint import newest_checkpoint
+from icefall_kd.transducer.checkpoint import load_checkpoint
 
 
 def torchrun(config, tmp_path):

@@ -15,13 +15,13 @@ from dummies import noise_cuts
 from run_metrics import metrics
 from training_runs import Stop, final, stop_after
 
+from icefall_kd.core.distributed import World
 from icefall_kd.data.shar import write_shar
 from icefall_kd.distill.term import TermOutput
 from icefall_kd.training import loop
 from icefall_kd.training.checkpoint import newest_checkpoint
-from icefall_kd.training.distributed import World
 from icefall_kd.training.faults import SkippedCuts, TrainingStoppedError
-from icefall_kd.training.gradients import make_scaler
+from icefall_kd.training.optim import make_scaler
 from icefall_kd.training.run import train
 
 

@@ -14,8 +14,9 @@ import pytest
 import torch
 import yaml
 
-from icefall_kd.config import to_dict
-from icefall_kd.training.checkpoint import load_checkpoint, newest_checkpoint
+from icefall_kd.core.config import to_dict
+from icefall_kd.training.checkpoint import newest_checkpoint
+from icefall_kd.transducer.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 

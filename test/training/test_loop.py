@@ -11,18 +11,15 @@ from dummies import noise_cuts
 from run_metrics import metrics
 from training_runs import Stop, final, stop_after
 
-from icefall_kd.config import to_dict
+from icefall_kd.core.config import to_dict
 from icefall_kd.data.gate import gate
 from icefall_kd.data.shar import write_shar
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.training import loop
 from icefall_kd.training.averaging import average, write_average
-from icefall_kd.training.checkpoint import (
-    load_checkpoint,
-    load_model,
-)
-from icefall_kd.training.gradients import clip_gradients
+from icefall_kd.training.optim import clip_gradients
 from icefall_kd.training.run import train
+from icefall_kd.transducer.checkpoint import load_checkpoint, load_model
 
 
 def assert_same_weights(a, b):

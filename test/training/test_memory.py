@@ -10,11 +10,9 @@ import pytest
 import torch
 from dummies import noise_cuts
 
-from icefall_kd.cache.extract import extract
+from icefall_kd.core.distributed import World
 from icefall_kd.data.shar import write_shar
-from icefall_kd.training.checkpoint import load_checkpoint
-from icefall_kd.training.distributed import World
-from icefall_kd.training.loaders import make_train_loader
+from icefall_kd.fields.extract import extract
 from icefall_kd.training.memory import (
     OutOfMemory,
     costliest_batches,
@@ -22,7 +20,8 @@ from icefall_kd.training.memory import (
     probe_memory,
 )
 from icefall_kd.training.run import train
-from icefall_kd.training.setup import prepare
+from icefall_kd.training.setup import make_train_loader, prepare
+from icefall_kd.transducer.checkpoint import load_checkpoint
 
 CPU = torch.device("cpu")
 

@@ -9,9 +9,12 @@ import pytest
 import ranks
 import torch
 
-from icefall_kd.training.distributed import World
-from icefall_kd.training.peers import PeerLostError, Peers
-from icefall_kd.training.signals import TrainingInterruptedError
+from icefall_kd.core.distributed import World
+from icefall_kd.training.interruptions import (
+    PeerLostError,
+    Peers,
+    TrainingInterruptedError,
+)
 
 QUICK = (0.3, 2.0)  # s, signs of life and patience
 CALM = (1.0, 20.0)  # the same, for a machine that is busy with other tests

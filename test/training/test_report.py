@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from run_metrics import metrics
 
-from icefall_kd.training.distributed import World
+from icefall_kd.core.distributed import World
 from icefall_kd.training.report import Reporter
 from icefall_kd.training.state import TrainState
 

@@ -8,18 +8,17 @@ import pytest
 import torch
 from run_metrics import metrics
 
-from icefall_kd.cache.extract import extract
+from icefall_kd.core.distributed import World
 from icefall_kd.distill.hidden import HiddenConfig
 from icefall_kd.distill.inter_ctc import InterCtcConfig
 from icefall_kd.distill.lfmmi import LfmmiConfig
 from icefall_kd.distill.terms import TermsConfig
+from icefall_kd.fields.extract import extract
 from icefall_kd.teachers import build_teacher
 from icefall_kd.training.averaging import write_average
-from icefall_kd.training.checkpoint import load_checkpoint
-from icefall_kd.training.distributed import World
-from icefall_kd.training.loaders import make_dev_loader
 from icefall_kd.training.run import train
-from icefall_kd.training.setup import prepare
+from icefall_kd.training.setup import make_dev_loader, prepare
+from icefall_kd.transducer.checkpoint import load_checkpoint
 from icefall_kd.transducer.denominator import build_denominator, save_denominator
 
 

@@ -10,28 +10,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from icefall_kd.cache.field import info_path
+from icefall_kd.core.distributed import World
+from icefall_kd.core.files import read_yaml
 from icefall_kd.data.tokens import train_bpe, write_lang
-from icefall_kd.decoding.recognise import load_recogniser
 from icefall_kd.distill.essence import EssenceConfig
 from icefall_kd.distill.hidden import HiddenConfig
 from icefall_kd.distill.inter_ctc import InterCtcConfig
 from icefall_kd.distill.lfmmi import LfmmiConfig
 from icefall_kd.distill.one_best import OneBestConfig
 from icefall_kd.distill.terms import TERMS, TermsConfig
-from icefall_kd.io import read_yaml
+from icefall_kd.fields.format import info_path
+from icefall_kd.recognition.recognise import load_recogniser
 from icefall_kd.report.runs import find_run
 from icefall_kd.training import loop
 from icefall_kd.training.averaging import write_average
-from icefall_kd.training.checkpoint import (
-    load_checkpoint,
-    newest_checkpoint,
-    save_checkpoint,
-)
-from icefall_kd.training.distributed import World
-from icefall_kd.training.loaders import make_train_loader
+from icefall_kd.training.checkpoint import newest_checkpoint
 from icefall_kd.training.run import train
-from icefall_kd.training.setup import prepare
+from icefall_kd.training.setup import make_train_loader, prepare
+from icefall_kd.transducer.checkpoint import load_checkpoint, save_checkpoint
 from icefall_kd.transducer.denominator import build_denominator, save_denominator
 
 

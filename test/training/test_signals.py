@@ -12,11 +12,12 @@ import torch
 from run_metrics import metrics
 from training_runs import final
 
-from icefall_kd.training import loop, signals, student
+from icefall_kd.training import interruptions as signals
+from icefall_kd.training import loop, student
 from icefall_kd.training.checkpoint import newest_checkpoint
 from icefall_kd.training.config import TrainConfig
+from icefall_kd.training.interruptions import StopRequest, TrainingInterruptedError
 from icefall_kd.training.run import train
-from icefall_kd.training.signals import StopRequest, TrainingInterruptedError
 
 DEFAULTS = TrainConfig.__dataclass_fields__
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
@@ -36,7 +37,9 @@ def test_a_request_is_noted_once_and_then_ends_the_process(number):
         # For the second one, in a collective operation of torch as well.
         assert signal.getsignal(number) == signal.SIG_DFL
     assert [signal.getsignal(n) for n in NUMBERS] == before
-    code = "import os, signal\nfrom icefall_kd.training.signals import StopRequest\n"
+    code = (
+        "import os, signal\nfrom icefall_kd.training.interruptions import StopRequest\n"
+    )
     code += f"with StopRequest():\n for _ in range(2): os.kill(os.getpid(), {number})"
     assert subprocess.run([sys.executable, "-c", code]).returncode == -number
     with StopRequest():

@@ -3,8 +3,8 @@
 import dataclasses
 import logging
 
+from icefall_kd.training.report import StallWatch
 from icefall_kd.training.run import train
-from icefall_kd.training.stall import StallWatch
 
 FIELDS = {"embedding": ("hubert", "whisper")}
 

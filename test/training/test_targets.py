@@ -14,17 +14,17 @@ from run_metrics import metrics
 from shar_faults import rename_cuts, rewrite_cuts, rewrite_tar
 
 from icefall_kd.bin import train as command
-from icefall_kd.cache.extract import extract
-from icefall_kd.cache.field import fields_dir, info_path
-from icefall_kd.cache.manage import remove
-from icefall_kd.cache.reader import open_shar
-from icefall_kd.data.shar import write_shar
+from icefall_kd.data.shar import fields_dir, write_shar
 from icefall_kd.distill.embedding import EmbeddingConfig
 from icefall_kd.distill.terms import TermsConfig
+from icefall_kd.fields.extract import extract
+from icefall_kd.fields.format import info_path
+from icefall_kd.fields.manage import remove
+from icefall_kd.fields.reader import open_shar
 from icefall_kd.training import loop
-from icefall_kd.training.checkpoint import load_checkpoint
 from icefall_kd.training.run import train
 from icefall_kd.training.setup import prepare
+from icefall_kd.transducer.checkpoint import load_checkpoint
 
 tiny_dir, tiny = real_teachers.tiny_dir, real_teachers.tiny  # fixtures
 FIELD = "whisper_tiny_en"

@@ -10,14 +10,18 @@ from lhotse import CutSet
 from run_metrics import metrics
 from torch import nn
 
-from icefall_kd.data.batches import BatchDataset
-from icefall_kd.data.stream import open_stream
-from icefall_kd.distill.ctc import CtcConfig, CtcTerm
+from icefall_kd.core.distributed import World
+from icefall_kd.dataset.loader import BatchDataset
+from icefall_kd.dataset.stream import open_stream
 from icefall_kd.distill.one_best import OneBestConfig, OneBestTerm
 from icefall_kd.distill.terms import TermsConfig
-from icefall_kd.distill.transducer import TransducerConfig, TransducerTerm
+from icefall_kd.distill.transducer import (
+    CtcConfig,
+    CtcTerm,
+    TransducerConfig,
+    TransducerTerm,
+)
 from icefall_kd.training.averaging import write_average
-from icefall_kd.training.distributed import World
 from icefall_kd.training.run import train
 from icefall_kd.training.student import DistilledStudent
 from icefall_kd.training.validation import decoding_head, validate

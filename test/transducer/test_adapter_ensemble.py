@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from icefall_kd.config import AdapterConfig, ModelConfig
-from icefall_kd.transducer.adapter_ensemble import AdapterEnsemble
+from icefall_kd.core.config import AdapterConfig, ModelConfig
 from icefall_kd.transducer.build import build_model
+from icefall_kd.transducer.embedding_model import AdapterEnsemble
 from icefall_kd.transducer.path import best_path, nodes
 
 VOCAB, FRAMES, TOKENS = 7, 9, [3, 1, 4]

@@ -8,7 +8,7 @@ import torch
 
 from icefall_kd.bin import make_denominator
 from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.transducer.bigram import (
+from icefall_kd.transducer.denominator import (
     END,
     bigram_table,
     estimate_bigram,

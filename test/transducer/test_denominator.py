@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from icefall_kd.transducer.bigram import estimate_bigram
 from icefall_kd.transducer.denominator import (
     build_denominator,
+    estimate_bigram,
     load_denominator,
     save_denominator,
     total_scores,

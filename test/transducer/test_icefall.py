@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from icefall_kd.config import ModelConfig, ZipformerConfig, to_dict
-from icefall_kd.training.checkpoint import load_model
+from icefall_kd.core.config import ModelConfig, ZipformerConfig, to_dict
 from icefall_kd.transducer.build import build_model
+from icefall_kd.transducer.checkpoint import load_model
 from icefall_kd.transducer.icefall import config_of_weights, shape_of_icefall
 from icefall_kd.transducer.parity import PREFIX, read_config
 

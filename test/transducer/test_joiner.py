@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from icefall_kd.transducer.joiner import Joiner
+from icefall_kd.transducer.model import Joiner
 
 
 def test_projecting_before_or_inside_is_the_same():

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from icefall_kd.transducer.joiner import Joiner
 from icefall_kd.transducer.loss import (
     ctc_loss,
     has_alignment,
@@ -16,8 +15,7 @@ from icefall_kd.transducer.loss import (
     select_labels,
     smoothed_logprobs,
 )
-from icefall_kd.transducer.model import AsrModel
-from icefall_kd.transducer.predictor import Decoder
+from icefall_kd.transducer.model import AsrModel, Decoder, Joiner
 
 
 def small_model(encoder_dim=6, decoder_dim=8, vocab_size=7):

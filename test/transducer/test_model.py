@@ -2,7 +2,7 @@
 
 import torch
 
-from icefall_kd.config import ModelConfig, ZipformerConfig
+from icefall_kd.core.config import ModelConfig, ZipformerConfig
 from icefall_kd.transducer.build import build_model
 
 SMALL = ModelConfig(

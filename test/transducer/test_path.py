@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from icefall_kd.transducer.joiner import Joiner
-from icefall_kd.transducer.model import AsrModel
+from icefall_kd.transducer.model import AsrModel, Joiner
 from icefall_kd.transducer.path import best_path, nodes, on_path
 
 VOCAB = 7
@@ -53,7 +52,7 @@ def test_nodes_count_the_tokens_before_a_frame():
 
 
 def test_logits_on_paths_are_the_joiner_s_at_each_node():
-    from icefall_kd.transducer.predictor import Decoder
+    from icefall_kd.transducer.model import Decoder
 
     torch.manual_seed(0)
     model = AsrModel(

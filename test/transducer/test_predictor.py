@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from icefall_kd.transducer.predictor import Decoder
+from icefall_kd.transducer.model import Decoder
 
 
 def test_each_position_sees_only_its_context():

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from icefall_kd.config import ZipformerConfig
-from icefall_kd.zipformer.build import build_encoder
+from icefall_kd.core.config import ZipformerConfig
+from icefall_kd.zipformer.encoder import build_encoder
 
 SMALL = ZipformerConfig(
     frontend_channels=(2, 4, 8),

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from icefall_kd.zipformer import activations
-from icefall_kd.zipformer.activations import swoosh_l, swoosh_r
+from icefall_kd.zipformer import scaling as activations
+from icefall_kd.zipformer.scaling import swoosh_l, swoosh_r
 
 DEFINITIONS = {
     swoosh_l: lambda x: torch.logaddexp(x - 4, x * 0) - 0.08 * x - 0.035,

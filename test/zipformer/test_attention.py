@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from icefall_kd.zipformer import activations
+from icefall_kd.zipformer import scaling as activations
 from icefall_kd.zipformer.attention import (
     AttentionWeights,
     RelativePositions,
     attend,
     flatten_weights,
 )
-from icefall_kd.zipformer.scores import (
+from icefall_kd.zipformer.cpu.scores import (
     MASKED_SCORE,
     align_positions,
     softmax_of_scores,

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from icefall_kd.zipformer.depthwise import ROWS, depthwise_frames, depthwise_image
+from icefall_kd.zipformer.cpu.depthwise import ROWS, depthwise_frames, depthwise_image
 
 
 def leaves(*shapes):

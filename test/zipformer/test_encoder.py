@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from icefall_kd.masks import make_pad_mask
+from icefall_kd.core.frames import make_pad_mask
 from icefall_kd.zipformer.encoder import Zipformer2, chunk_mask, fit_channels
-from icefall_kd.zipformer.schedules import ScheduledFloat, schedules, set_batch_count
+from icefall_kd.zipformer.regularisers import ScheduledFloat, schedules, set_batch_count
 
 
 def encode(embed, encoder, x, lens):

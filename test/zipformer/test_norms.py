@@ -2,7 +2,7 @@
 
 import torch
 
-from icefall_kd.zipformer.norms import BiasNorm, scaled_linear
+from icefall_kd.zipformer.scaling import BiasNorm, scaled_linear
 
 
 def test_bias_norm_follows_its_formula_and_gradient():

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from icefall_kd.zipformer import activations
-from icefall_kd.zipformer.activations import swoosh_l
-from icefall_kd.zipformer.pointwise import pointwise_pair
+from icefall_kd.zipformer import scaling as activations
+from icefall_kd.zipformer.cpu.pointwise import pointwise_pair
 from icefall_kd.zipformer.regularisers import Balancer
+from icefall_kd.zipformer.scaling import swoosh_l
 
 
 def make(prob):

@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from icefall_kd.zipformer.schedules import (
+from icefall_kd.zipformer.regularisers import (
     ScheduledFloat,
     set_batch_count,
     stretch_schedules,

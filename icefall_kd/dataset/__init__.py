@@ -1,0 +1,1 @@
+"""Batches for training: streams of cuts, sampling, collating, fields."""

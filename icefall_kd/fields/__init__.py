@@ -1,0 +1,1 @@
+"""Fields: the outputs of teachers on disk, beside the audio in Lhotse Shar."""

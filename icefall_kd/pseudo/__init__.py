@@ -1,0 +1,1 @@
+"""Pseudo-labels: transcripts by a teacher in place of references."""

@@ -1,0 +1,1 @@
+"""Recognise sets and long audio, align, score, and keep results."""

@@ -1,0 +1,157 @@
+"""Depthwise convolutions whose gradients are cheap on a CPU.
+
+The libraries behind torch compute a depthwise convolution fast but its gradients,
+above all that of the weight, 10 to 50 times slower (one core, 320 x 8 x 128 frames,
+kernel 31: 0.4 ms against 20 ms).  The gradient of the input is a convolution too.  That
+of the weight of images is one with the gradient of the output as its kernel; that of
+frames, for each channel, sums along diagonals of a matrix product.
+"""
+
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from icefall_kd.zipformer.cpu.precision import autocast_dtype, widen
+
+TORCH_2 = int(torch.__version__.split(".")[0]) >= 2
+ROWS = 64  # of an image at once in the gradient of its weight
+BLOCK = 32  # frames; the matrices of the weight's gradient are BLOCK x BLOCK + K - 1
+
+
+def depthwise_frames(
+    x: Tensor, weight: Tensor, bias: Optional[Tensor], padding: int
+) -> Tensor:
+    """Convolve the frames of each channel.
+
+    Args:
+      x: (N, T, C).
+      weight: (C, 1, K).
+      bias: (C,) or None.
+      padding: zero frames on either side.
+    Returns:
+      (N, T + 2 * padding - K + 1, C).
+    """
+    # As an image of height 1 the frames lie channels last without a copy.
+    image = x.transpose(1, 2).unsqueeze(2)
+    y = depthwise_image(image, weight.unsqueeze(2), bias, (0, padding))
+    return y.squeeze(2).transpose(1, 2)
+
+
+def depthwise_image(
+    x: Tensor, weight: Tensor, bias: Optional[Tensor], padding: tuple[int, int]
+) -> Tensor:
+    """Convolve each channel of an image.
+
+    Args:
+      x: (N, C, H, W), best channels last.
+      weight: (C, 1, KH, KW).
+      bias: (C,) or None.
+      padding: zeros at either side of H and of W, at most KH - 1 and KW - 1.
+    Returns:
+      (N, C, H + 2 * padding[0] - KH + 1, W + 2 * padding[1] - KW + 1).
+    """
+    if (
+        x.device.type == "cpu"
+        and torch.is_grad_enabled()
+        and x.requires_grad
+        and not torch.jit.is_tracing()
+    ):
+        return _Depthwise.apply(x, weight, bias, padding)
+    return _convolve(x, weight, bias, padding)
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Optional[Tensor], padding: tuple[int, int]
+) -> Tensor:
+    groups = weight.shape[0]
+    if TORCH_2 and x.device.type == "cpu" and x.dtype == torch.bfloat16:
+        # Its oneDNN never ends generating bfloat16 code for some shapes: 16 channels,
+        # 36 frames, kernel 15 (torch 2.6).  In float32 7,000 shapes were all well.
+        bias = None if bias is None else bias.float()
+        y = F.conv2d(x.float(), weight.float(), bias, padding=padding, groups=groups)
+        return y.to(x.dtype)
+    return F.conv2d(x, weight, bias, padding=padding, groups=groups)
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, padding):
+        dtype = autocast_dtype(x)
+        ctx.x_dtype, ctx.padding, ctx.has_bias = x.dtype, padding, bias is not None
+        x, weight = x.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+        ctx.save_for_backward(x, weight)
+        with torch.autocast(x.device.type, enabled=False):
+            return _convolve(x, weight, bias, padding)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        kernel = weight.shape[2:]
+        grad = grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
+        back = (kernel[0] - 1 - ctx.padding[0], kernel[1] - 1 - ctx.padding[1])
+        grad_x = _convolve(grad, weight.flip(2, 3), None, back).to(ctx.x_dtype)
+        rows = grad.permute(0, 2, 3, 1)
+        if kernel[0] == 1:
+            x = F.pad(x.permute(0, 2, 3, 1), (0, 0) + 2 * ctx.padding[1:])
+            grad_weight = frames_weight_gradient(x.flatten(0, 1), rows.flatten(0, 1))
+        else:
+            grad_weight = image_weight_gradient(x, grad, ctx.padding)
+        grad_weight = widen(grad_weight).view(weight.shape)
+        grad_bias = widen(rows.sum((0, 1, 2))) if ctx.has_bias else None
+        return grad_x, grad_weight, grad_bias, None
+
+
+def image_weight_gradient(x: Tensor, grad: Tensor, padding: tuple[int, int]) -> Tensor:
+    """Return the gradient of the weight of a depthwise convolution of images.
+
+    Entry (c, k, l) is the sum of grad[n, c, h, w] * x[n, c, h + k, w + l]: each image
+    convolved with a kernel of its own, as large as itself.
+
+    Args:
+      x: (N, C, H, W).
+      grad: (N, C, H', W'), gradient of the output.
+      padding: zeros at either side of H and of W of ``x``.
+    Returns:
+      (C, KH, KW), float32 at least.
+    """
+    above, beside = padding
+    high = x.shape[2] + 2 * above - grad.shape[2] + 1
+    wide = x.shape[3] + 2 * beside - grad.shape[3] + 1
+    sums = widen(x.new_zeros(x.shape[1], high, wide))
+    for image, taps in zip(x.split(1), grad):
+        image = F.pad(image, (0, 0, above, above))
+        for first in range(0, taps.shape[1], ROWS):
+            rows = image[:, :, first : first + ROWS + high - 1]
+            part = taps[:, first : first + ROWS].unsqueeze(1)
+            sums += _convolve(rows, part, None, (0, beside))[0]
+    return sums
+
+
+def frames_weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
+    """Return the gradient of the weight of a depthwise convolution of frames.
+
+    Entry (c, k) is the sum of grad[n, t, c] * x[n, t + k, c], that is of the k-th
+    diagonal of grad^T x over blocks of frames.
+
+    Args:
+      x: (N, T + K - 1, C), padded input.
+      grad: (N, T, C), gradient of the output.
+    Returns:
+      (C, K).
+    """
+    num_frames, channels = grad.shape[1:]
+    kernel = x.shape[1] - num_frames + 1
+    block = min(BLOCK, num_frames)
+    more = -num_frames % block
+    grad = F.pad(grad, (0, 0, 0, more)).reshape(-1, block, channels)
+    x = F.pad(x, (0, 0, 0, more))
+    width = block + kernel - 1
+    x = x.unfold(1, width, block).reshape(-1, channels, width)  # (N * blocks, C, width)
+    product = torch.bmm(grad.permute(2, 1, 0), x.transpose(0, 1)).contiguous()
+    diagonals = product.as_strided(
+        (channels, kernel, block), (block * width, 1, width + 1)
+    )
+    return diagonals.sum(-1)

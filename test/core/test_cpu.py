@@ -1,0 +1,144 @@
+"""What a process is tuned to."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from icefall_kd.bin import extract, make_shar, pseudo_label, transcribe
+from icefall_kd.core.cpu import (
+    AVX512,
+    available_cpus,
+    default_threads,
+    default_workers,
+    mkl_vectors,
+)
+
+
+@pytest.mark.parametrize(
+    "vendor, flags, vectors",
+    [
+        ("AuthenticAMD", {"avx2", "fma"} | AVX512, "AVX-512"),
+        ("AuthenticAMD", {"avx2", "fma", "avx512f"}, "AVX2"),
+        ("AuthenticAMD", {"avx"}, None),
+        ("GenuineIntel", {"avx2", "fma"} | AVX512, None),
+    ],
+)
+def test_mkl_gets_what_the_processor_can_do(vendor, flags, vectors):
+    text = f"vendor_id\t: {vendor}\nflags\t\t: {' '.join(flags)}\nbogomips\t: 1\n"
+    assert mkl_vectors(text) == vectors
+
+
+def test_a_processor_without_flags_is_left_alone():
+    assert mkl_vectors("processor : 0\nFeatures : neon\n") is None
+
+
+def test_tuning_changes_no_result_and_no_variable():
+    code = """
+import os, torch
+from icefall_kd.core.cpu import tune_cpu
+before = dict(os.environ)
+tune_cpu()
+assert dict(os.environ) == before
+x = torch.arange(64.0).view(8, 8)
+assert (x @ x).tolist() == [[float(v) for v in row] for row in %s]
+"""
+    x = [[8 * i + j for j in range(8)] for i in range(8)]
+    square = [
+        [sum(a * b for a, b in zip(row, column)) for column in zip(*x)] for row in x
+    ]
+    environment = {k: v for k, v in os.environ.items() if k != "MKL_DEBUG_CPU_TYPE"}
+    subprocess.run([sys.executable, "-c", code % square], check=True, env=environment)
+
+
+def machine(root, groups, **limits):
+    """Write what Linux says of the cgroups of a process; returns the folder."""
+    for name, text in {"proc/self/cgroup": groups, **limits}.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+@pytest.fixture
+def eight_cpus(monkeypatch):
+    """An affinity of 8 CPUs, and none of the variables that a user may set."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_a_process_bound_to_one_cpu_has_one():
+    code = """
+import os
+from icefall_kd.core.cpu import available_cpus
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+print(available_cpus())
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert done.stdout == b"1\n"
+
+
+@pytest.mark.parametrize(
+    "groups, limits, cpus",
+    [
+        ("0::/\n", {}, 8),
+        ("0::/pod/task\n", {"pod/task/cpu.max": "max 100000\n"}, 8),
+        ("0::/pod/task\n", {"pod/task/cpu.max": "350000 100000\n"}, 3),
+        # A group above has the limit; a container may see its own as the root.
+        ("0::/pod/task\n", {"pod/cpu.max": "200000 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "50000 100000\n"}, 1),
+        (
+            "4:memory:/a\n1:cpuacct,cpu:/a\n0::/\n",
+            {"cpu/a/cpu.cfs_quota_us": "400000", "cpu/a/cpu.cfs_period_us": "100000"},
+            4,
+        ),
+        (
+            "1:cpu:/host/name\n",
+            {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"},
+            8,
+        ),
+    ],
+)
+def test_the_quota_of_a_container_counts(eight_cpus, tmp_path, groups, limits, cpus):
+    limits = {f"sys/fs/cgroup/{name}": text for name, text in limits.items()}
+    assert available_cpus(machine(tmp_path, groups, **limits)) == cpus
+
+
+@pytest.mark.parametrize(
+    "variables, threads",
+    [
+        ({}, 8),
+        ({"OMP_NUM_THREADS": "3"}, 3),
+        ({"MKL_NUM_THREADS": "3"}, 3),
+        ({"OMP_NUM_THREADS": "many"}, 8),
+        # torchrun sets the variable to 1 where there is none.
+        ({"LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"}, 2),
+        # local/env.sh sets both to all CPUs, local/train.sh to a share.
+        ({"LOCAL_WORLD_SIZE": "4", "MKL_NUM_THREADS": "8"}, 2),
+        ({"LOCAL_WORLD_SIZE": "4", "MKL_NUM_THREADS": "1"}, 1),
+        ({"LOCAL_WORLD_SIZE": "16"}, 1),
+    ],
+)
+def test_the_processes_of_torchrun_share_the_cpus(eight_cpus, variables, threads):
+    eight_cpus.setattr("icefall_kd.core.cpu._cgroup_quotas", lambda root: [])
+    for name, value in variables.items():
+        eight_cpus.setenv(name, value)
+    assert default_threads() == threads
+    assert default_workers() == min(4, threads - 1)
+    needed = {
+        extract: [],
+        pseudo_label: ["--shar-dir", "a", "--model-dir", "b", "--output", "c"],
+    }
+    for command, arguments in needed.items():
+        assert command.get_parser().parse_args(arguments).num_threads == threads
+    assert transcribe.get_parser().parse_args(["--model-dir", "a"]).threads == threads
+    for given, cuts, jobs in (
+        (None, 99, 1),
+        (None, 5000, 2),
+        (None, 10**6, 8),
+        (3, 9, 3),
+    ):
+        assert make_shar.choose_num_jobs(given, cuts) == jobs

@@ -1,0 +1,8 @@
+"""A small Shar of real prompts, with and without a real teacher's field."""
+
+import real_shar
+import real_teachers
+
+tiny_dir, tiny = real_teachers.tiny_dir, real_teachers.tiny  # fixtures
+pristine_shar, shar = real_shar.pristine_shar, real_shar.shar
+taught_shar, taught = real_shar.taught_shar, real_shar.taught

@@ -1,0 +1,211 @@
+import gzip
+import io
+import logging
+import os
+import shutil
+import tarfile
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+from dummies import full_disk
+from shar_files import digest
+
+import icefall_kd.fields.planner as plan
+from icefall_kd.data.shar import fields_dir
+from icefall_kd.fields.codecs import make_codec
+from icefall_kd.fields.extract import extract
+from icefall_kd.fields.format import field_dir, info_path, load_field_info, state_path
+from icefall_kd.fields.reader import load_field, open_shar
+from icefall_kd.teachers import build_teacher
+
+FIELD = "whisper_tiny_en"
+FP16 = make_codec("fp16")
+
+
+def test_what_is_read_back_is_what_the_teacher_says(taught_shar, tiny):
+    cuts = list(open_shar(taught_shar, [FIELD]))
+    assert len(cuts) == 18
+    for cut in cuts:
+        wave = torch.from_numpy(cut.load_audio())
+        said = tiny.forward(wave, torch.tensor([wave.shape[1]]))[FIELD].x[0].numpy()
+        stored = load_field(cut, FIELD, FP16)
+        assert stored.dtype == np.float32 and stored.shape[1] == 384
+        # lhotse rounds the duration to frames, so half a frame may fall off the end.
+        assert 0 <= len(said) - len(stored) <= 1
+        np.testing.assert_allclose(stored, said[: len(stored)], atol=2e-2, rtol=2e-3)
+
+
+def test_the_description_holds_statistics_of_all_frames(taught_shar, tiny):
+    info = load_field_info(taught_shar, FIELD)
+    arrays = []
+    for cut in open_shar(taught_shar, [FIELD]):
+        arrays.append(getattr(cut, FIELD).load().astype(np.float64))
+    frames = np.concatenate(arrays)
+    assert (info.dim, info.frame_shift, info.codec) == (384, 0.02, "fp16")
+    assert (info.num_cuts, info.num_frames) == (18, len(frames))
+    np.testing.assert_allclose(info.mean, frames.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(info.std, frames.std(axis=0), rtol=1e-6)
+    assert tiny.outputs[FIELD].fingerprint.items() <= info.fingerprint.items()
+    assert [s["num_cuts"] for s in info.shards] == [5, 5, 5, 3]
+
+
+def test_nothing_but_the_field_is_written(taught_shar, pristine_shar):
+    names = {p.name for p in taught_shar.iterdir()}
+    before = {p.name for p in pristine_shar.iterdir()}
+    assert names - before == {f"{FIELD}.00000{i}.tar" for i in range(4)}
+    about = {p.name for p in field_dir(taught_shar, FIELD).iterdir()}
+    assert about == {f"{FIELD}.00000{i}.json" for i in range(4)} | {f"{FIELD}.json"}
+    for name in before:
+        assert (taught_shar / name).read_bytes() == (pristine_shar / name).read_bytes()
+
+
+def test_a_second_run_keeps_everything(taught, tiny):
+    before = digest(taught)
+    _, report = extract(taught, [tiny])
+    assert (report.shards_done, report.shards_kept) == (0, 4)
+    assert digest(taught) == before
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda p: p.write_bytes(p.read_bytes()[:-3000]),
+        flip_a_bit,
+        lambda p: p.unlink(),
+        lambda p: state_path(p.parent, FIELD, "000002").unlink(),
+        lambda p: state_path(p.parent, FIELD, "000002").write_text('{"tar": '),
+    ],
+    ids=["truncated", "bit flipped", "gone", "state gone", "state truncated"],
+)
+def test_a_damaged_shard_is_found_and_made_again_alone(taught, tiny, damage):
+    before = digest(taught)
+    damage(taught / f"{FIELD}.000002.tar")
+    _, report = extract(taught, [tiny])
+    assert (report.shards_done, report.shards_kept) == (1, 3)
+    assert digest(taught) == before
+
+
+def test_killed_before_the_description_only_that_is_written(taught, tiny):
+    before = digest(taught)
+    info_path(taught, FIELD).unlink()
+    _, report = extract(taught, [tiny])
+    assert (report.shards_done, report.shards_kept) == (0, 4)
+    assert digest(taught) == before
+
+
+def test_cuts_that_changed_are_extracted_again(taught, tiny):
+    """A Shar made anew in place leaves targets that belong to nothing."""
+    path = taught / "cuts.000001.jsonl.gz"
+    lines = gzip.decompress(path.read_bytes()).decode().replace('"asterisk', '"other')
+    path.write_bytes(gzip.compress(lines.encode()))
+    audio = taught / "recording.000001.tar"
+    with tarfile.open(audio) as old:
+        members = [(m, old.extractfile(m).read()) for m in old.getmembers()]
+    with tarfile.open(audio, "w") as new:
+        for member, data in members:
+            member.name = member.name.replace("asterisk", "other")
+            if member.name.endswith(".json"):
+                data = data.replace(b'"asterisk', b'"other')
+                member.size = len(data)
+            new.addfile(member, io.BytesIO(data))
+    _, report = extract(taught, [tiny])
+    assert (report.shards_done, report.shards_kept) == (1, 3)
+    assert len(list(open_shar(taught, [FIELD]))) == 18
+
+
+def test_a_field_of_another_fingerprint_is_refused_and_left_intact(
+    taught, tiny_dir, tiny
+):
+    before = digest(taught)
+    other = build_teacher(FIELD, tiny_dir, context=0.5, num_threads=1)
+    with pytest.raises(ValueError, match="context is 1.0, wanted 0.5.*--overwrite"):
+        extract(taught, [other])
+    assert digest(taught) == before
+    _, report = extract(taught, [other], overwrite=True)
+    assert report.shards_done == 4
+    assert load_field_info(taught, FIELD).fingerprint["context"] == 0.5
+
+
+def test_two_fields_stand_side_by_side(taught, tiny_dir):
+    other = build_teacher(FIELD, tiny_dir, "small", compute_type="int8", num_threads=1)
+    extract(taught, [other])
+    cut = next(iter(open_shar(taught, ["small", FIELD])))
+    a, b = load_field(cut, "small", FP16), load_field(cut, FIELD, FP16)
+    assert a.shape == b.shape and (a != b).any()
+
+
+def test_a_full_disk_is_told_before_anything_is_written(shar, tiny, monkeypatch):
+    before = sorted(os.listdir(shar))
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(
+        plan.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10**6)
+    )
+    with pytest.raises(OSError, match="MB are needed .*, 1.0 MB are free"):
+        extract(shar, [tiny])
+    assert sorted(os.listdir(shar)) == before and not fields_dir(shar).exists()
+
+
+@pytest.mark.parametrize("field", ["cuts", "recording", "a-b", "a.b", "9"])
+def test_a_name_that_cannot_be_a_field_is_refused(shar, tiny_dir, field):
+    teacher = build_teacher(FIELD, tiny_dir, field, num_threads=1)
+    with pytest.raises(ValueError, match="cannot name a field"):
+        extract(shar, [teacher])
+
+
+def test_audio_shards_that_are_missing_are_named(shar, tiny):
+    (shar / "recording.000001.tar").unlink()
+    with pytest.raises(FileNotFoundError, match="recording.000001.tar"):
+        extract(shar, [tiny])
+
+
+def test_progress_ends_at_all_audio(shar, tiny, caplog):
+    seen = []
+    with caplog.at_level(logging.WARNING):
+        _, report = extract(shar, [tiny], progress=lambda *x: seen.append(x))
+    assert seen[-1][0] == pytest.approx(seen[-1][1]) == pytest.approx(report.seconds)
+    assert not caplog.records
+
+
+def test_a_disk_that_fills_up_is_told_and_what_was_finished_stays(
+    shar, tiny, taught_shar
+):
+    sizes = [s["bytes"] for s in load_field_info(taught_shar, FIELD).shards]
+    full = next(n for n in range(1, 4) if sizes[n] > max(sizes[:n]))
+    with full_disk(max(sizes[:full])):
+        with pytest.raises(OSError, match=f"{FIELD}.00000{full}.tar: could not be .*"):
+            extract(shar, [tiny])
+    assert not list(shar.glob(f"*{FIELD}*"))
+    names = {p.name for p in field_dir(shar, FIELD).iterdir()}
+    done = range(full)
+    assert names == {f"{FIELD}.00000{n}.{e}" for n in done for e in ("tar", "json")}
+    _, report = extract(shar, [tiny])
+    assert (report.shards_done, report.shards_kept) == (4 - full, full)
+    assert digest(shar) == digest(taught_shar)
+
+
+def test_a_size_check_alone_keeps_a_flipped_bit(taught, tiny):
+    """Which is why it is not the default."""
+    flip_a_bit(taught / f"{FIELD}.000002.tar")
+    assert extract(taught, [tiny], verify="size")[1].shards_kept == 4
+    assert extract(taught, [tiny])[1].shards_kept == 3
+    with pytest.raises(ValueError, match="verify is 'quick'; it can be full or size"):
+        extract(taught, [tiny], verify="quick")
+
+
+@pytest.mark.parametrize("codec", ["fp16", "int8"])
+def test_arrays_of_another_program_are_not_replaced(taught, tiny, codec):
+    shutil.rmtree(fields_dir(taught))
+    before = digest(taught, "*.tar")
+    with pytest.raises(ValueError, match=f"'{FIELD}' has arrays, but no description"):
+        extract(taught, [tiny], codec=codec)
+    assert digest(taught, "*.tar") == before and not fields_dir(taught).exists()
+    extract(taught, [tiny], codec=codec, overwrite=True)
+    assert load_field_info(taught, FIELD).num_cuts == 18

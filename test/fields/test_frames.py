@@ -1,0 +1,106 @@
+"""Frames that a cut names by their place, instead of carrying them."""
+
+import io
+import pickle
+
+import numpy as np
+import pytest
+from lhotse.array import Array
+from shar_files import digest
+
+from icefall_kd.fields.codecs import make_codec
+from icefall_kd.fields.frames import InFile, find_frames, place_in_file, prefetch
+from icefall_kd.fields.reader import load_field, load_stored, open_shar
+
+FIELD = "whisper_tiny_en"
+
+
+def npy(frames):
+    stream = io.BytesIO()
+    np.save(stream, frames)
+    return stream.getvalue()
+
+
+def empty():
+    return Array(storage_type="shar", storage_path="", storage_key="", shape=[])
+
+
+def test_a_cut_carries_no_frames(taught_shar):
+    for cut in open_shar(taught_shar, [FIELD]):
+        array = cut.custom[FIELD]
+        assert array.array.storage_type == InFile.name
+        assert len(pickle.dumps(array)) < 1000 < load_stored(cut, FIELD).nbytes
+
+
+def test_lhotse_reads_the_frames_from_their_place(taught_shar):
+    for cut in open_shar(taught_shar, [FIELD]):
+        whole = cut.load_custom(FIELD)  # of the cut's time, which may end in a frame
+        every = cut.custom[FIELD].load()
+        assert len(whole) in (len(every), len(every) - 1)
+        np.testing.assert_array_equal(whole, every[: len(whole)])
+        np.testing.assert_array_equal(whole, load_stored(cut, FIELD))
+        part = cut.truncate(offset=0.2, duration=0.4)
+        np.testing.assert_array_equal(part.load_custom(FIELD), whole[10:30])
+        again = pickle.loads(pickle.dumps(cut)).move_to_memory()
+        np.testing.assert_array_equal(again.load_custom(FIELD), whole)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        np.arange(24, dtype=np.float16).reshape(6, 4),
+        np.arange(24, dtype=np.int8).reshape(6, 4),
+        np.arange(6, dtype=np.uint8),
+        np.arange(48.0).reshape(6, 4, 2),
+        np.zeros((0, 4), np.float16),
+    ],
+)
+def test_any_part_of_an_array_is_read(tmp_path, frames):
+    path, data = tmp_path / "x", npy(frames)
+    path.write_bytes(b"before" + data + b"behind")
+    array = empty()
+    assert place_in_file(array, str(path), 6, len(data), data[:128])
+    assert list(array.shape) == list(frames.shape)
+    found = find_frames(array)
+    assert found.dtype == frames.dtype
+    for first, count in ((0, 6), (0, 2), (2, 3), (5, 9), (6, 1)):
+        expected = frames[first : first + count]
+        np.testing.assert_array_equal(found.part(first, count).read(), expected)
+        np.testing.assert_array_equal(array.load()[first : first + count], expected)
+
+
+def test_what_is_no_plain_array_stays_with_lhotse():
+    turned = npy(np.asfortranarray(np.ones((3, 4), np.float16)))
+    short = npy(np.ones((3, 4), np.float16))[:-1]
+    for data in (turned, short, b"{}", b""):
+        array = empty()
+        assert not place_in_file(array, "x", 0, len(data), data[:128])
+        assert array == empty()
+
+
+def test_frames_whose_file_is_gone_name_the_cut(taught):
+    cut = next(iter(open_shar(taught, [FIELD])))
+    tar = taught / f"{FIELD}.000000.tar"
+    content = tar.read_bytes()
+    tar.write_bytes(content[:2000])
+    with pytest.raises(ValueError, match=f"cut '{cut.id}': its field .* ends within"):
+        load_field(cut, FIELD, make_codec("fp16"))
+    tar.unlink()
+    with pytest.raises(ValueError, match=f"cut '{cut.id}': its field .*No such file"):
+        load_field(cut, FIELD, make_codec("fp16"))
+    prefetch(cut.custom[FIELD].array)  # only a hint to the system
+
+
+def test_reading_ahead_changes_no_file(taught):
+    before = digest(taught)
+    for cut in open_shar(taught, [FIELD]):
+        prefetch(cut.custom[FIELD].array)
+    assert digest(taught) == before
+
+
+def test_frames_in_memory_are_not_looked_at_ahead_of_their_turn():
+    damaged = empty()
+    damaged.storage_type, damaged.storage_key = "memory_npy", b"no array"
+    prefetch(damaged)
+    with pytest.raises(ValueError):
+        find_frames(damaged)

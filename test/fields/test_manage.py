@@ -1,0 +1,217 @@
+"""Fields are removed and copied, and nothing else is touched."""
+
+import gzip
+import os
+import shutil
+import signal
+
+import pytest
+from damage import flip_a_bit
+from loudness import Loudness
+from shar_files import copy_shar, digest, shar_files
+
+import icefall_kd.fields.manage as manage
+from icefall_kd.core.files import as_path, sha256_file
+from icefall_kd.fields.audit import audit
+from icefall_kd.fields.codec_files import codec_path
+from icefall_kd.fields.extract import extract
+from icefall_kd.fields.format import field_dir, info_path
+from icefall_kd.fields.manage import copy_field, remove
+from icefall_kd.fields.reader import check_field, open_shar
+from icefall_kd.fields.survey import survey
+
+FIELD = "whisper_tiny_en"
+
+
+def test_a_field_is_removed_and_its_neighbours_stay(taught):
+    for other in ("whisper", "whisper_tiny"):  # names that begin alike
+        field_dir(taught, other).mkdir()
+        for path in shar_files(taught):
+            if path.name.startswith(f"{FIELD}."):
+                copy = str(path.relative_to(taught.parent)).replace(FIELD, other)
+                shutil.copy(path, taught.parent / copy)
+    for name in ("whisper.txt", "whisper.gate.json"):
+        (taught / name).touch()
+    (field_dir(taught, "whisper_tiny") / ".7.partial.whisper_tiny.0.tar").touch()
+    (field_dir(taught, "whisper") / ".99.partial.whisper.000001.tar").touch()
+    codec_path(taught, "whisper").touch()
+    kept = digest(taught)
+    gone = remove(taught, "whisper")
+    assert gone[0].name == "whisper.json", "until it is gone, the field counts as whole"
+    names = {p.name for p in gone}
+    assert len(names) == 1 + 2 * 4 + 2
+    assert all(n.startswith(("whisper.", ".99.partial.whisper.")) for n in names)
+    assert digest(taught) == {n: d for n, d in kept.items() if n not in names}
+    assert not field_dir(taught, "whisper").exists()
+
+
+@pytest.mark.parametrize("field", ["cuts", "recording", "features"])
+def test_what_is_not_a_field_is_never_removed(taught, field):
+    before = digest(taught)
+    with pytest.raises(ValueError, match="cannot name a field"):
+        remove(taught, field)
+    with pytest.raises(FileNotFoundError, match=f"'whisper' does not exist.*{FIELD}"):
+        remove(taught, "whisper")
+    assert digest(taught) == before
+
+
+def test_tars_of_another_program_are_not_removed(taught):
+    path = taught / "target.000000.tar"
+    path.write_bytes((taught / f"{FIELD}.000000.tar").read_bytes())
+    with pytest.raises(ValueError, match="'target' has no description"):
+        remove(taught, "target")
+    assert path.is_file()
+
+
+def test_a_copy_is_the_field_file_by_file(taught, shar):
+    seen = []
+    copied = copy_field(taught, shar, FIELD, progress=lambda *x: seen.append(x))
+    assert (copied.shards_done, copied.shards_kept) == (4, 0)
+    assert seen[-1][0] == seen[-1][1] == sum(s["bytes"] for s in copied.info.shards)
+    assert digest(shar) == digest(taught)
+    again = copy_field(taught, shar, FIELD)
+    assert (again.shards_done, again.shards_kept) == (0, 4)
+    assert digest(shar) == digest(taught)
+
+
+def test_the_codec_of_a_field_is_copied_with_it(shar, pristine_shar, tmp_path):
+    extract(shar, [Loudness()], codec="int8")
+    target = tmp_path / "target"
+    copy_shar(pristine_shar, target)
+    copy_field(shar, target, "loudness")
+    assert digest(target, "loudness*") == digest(shar, "loudness*")
+    assert list(audit(target, "loudness")) == []
+    codec_path(target, "loudness").unlink()
+    copy_field(shar, target, "loudness")
+    assert digest(target, "loudness*") == digest(shar, "loudness*")
+
+
+def test_cuts_compressed_otherwise_are_the_same_cuts(taught, shar):
+    path = shar / "cuts.000001.jsonl.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 1))
+    info = copy_field(taught, shar, FIELD).info
+    assert info.shards[1]["cuts_sha256"] == sha256_file(path)
+    assert list(audit(shar, FIELD)) == []
+
+
+@pytest.mark.parametrize("change", ["renamed", "fewer shards"])
+def test_cuts_that_are_others_are_refused_and_nothing_is_written(taught, shar, change):
+    path = shar / "cuts.000003.jsonl.gz"
+    if change == "renamed":
+        text = gzip.decompress(path.read_bytes()).decode()
+        path.write_bytes(gzip.compress(text.replace("asterisk", "other").encode()))
+        told = "its cuts are not those of the field:\n  missing: 3, for example other-"
+    else:
+        path.unlink()
+        told = "only one folder has: 1, for example 000003"
+    before = digest(shar)
+    with pytest.raises(ValueError, match=told):
+        copy_field(taught, shar, FIELD)
+    assert digest(shar) == before
+
+
+def test_a_source_that_does_not_join_its_own_cuts_is_refused(taught, shar):
+    (taught / "cuts.000003.jsonl.gz").write_bytes(gzip.compress(b""))
+    with pytest.raises(ValueError, match="does not join its cuts"):
+        copy_field(taught, shar, FIELD)
+    with pytest.raises(ValueError, match="are one folder"):
+        copy_field(taught, taught, FIELD)
+
+
+def test_a_damaged_shard_of_the_source_is_not_copied(taught, shar):
+    flip_a_bit(taught / f"{FIELD}.000001.tar")
+    with pytest.raises(ValueError, match=f"{FIELD}.000001.tar: damaged, the SHA-256"):
+        copy_field(taught, shar, FIELD)
+    names = {p.name for p in shar_files(shar) if FIELD in p.name}
+    assert names == {f"{FIELD}.000000.tar", f"{FIELD}.000000.json"}
+
+
+def test_a_field_of_another_fingerprint_is_replaced_only_on_demand(shar, tmp_path):
+    target = tmp_path / "target"
+    copy_shar(shar, target)
+    extract(shar, [Loudness(version=1)], codec="int8")
+    extract(target, [Loudness(version=2)])
+    before = digest(target)
+    with pytest.raises(ValueError, match="version is 2, wanted 1.*--overwrite"):
+        copy_field(shar, target, "loudness")
+    assert digest(target) == before
+    copy_field(shar, target, "loudness", overwrite=True)
+    assert digest(target, "loudness*") == digest(shar, "loudness*")
+    assert digest(target, "loud_ctc*") != digest(shar, "loud_ctc*")  # not asked for
+    back = copy_field(target, shar, "loud_ctc", overwrite=True)
+    assert back.shards_done == 4 and not codec_path(shar, "loud_ctc").exists()
+
+
+def test_a_full_disk_is_told_before_anything_is_written(taught, shar, monkeypatch):
+    before = digest(shar)
+    usage = shutil.disk_usage(shar)._replace(free=10**5)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match="0.1 MB are free"):
+        copy_field(taught, shar, FIELD)
+    assert digest(shar) == before
+
+
+def killed(source, target, after, within):
+    """Copy in a child that gets SIGKILL after some shards, or within the next one."""
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        return
+    copyfileobj, calls = shutil.copyfileobj, []
+
+    def copy(reading, writing, length):
+        calls.append(1)
+        if within and len(calls) > after:
+            writing.write(reading.read(5000))
+            writing.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        copyfileobj(reading, writing, length)
+        if not within and len(calls) > after:
+            writing.flush()  # whole, but its state is not written yet
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    manage.shutil.copyfileobj = copy
+    copy_field(source, target, FIELD)
+    os._exit(0)
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_a_copy_killed_in_the_middle_goes_on_with_that_shard(taught, shar, within):
+    for after in (0, 1):  # each time it keeps what was copied the time before
+        killed(taught, shar, after, within)
+        (summary,) = survey(shar)
+        assert (summary.state, summary.shards_done) == ("unfinished", after)
+        assert "1 files being written or left behind" in summary.note
+    with pytest.raises(FileNotFoundError, match="is unfinished"):
+        open_shar(shar, [FIELD])
+    copied = copy_field(taught, shar, FIELD)
+    assert (copied.shards_done, copied.shards_kept) == (3, 1)
+    assert digest(shar) == digest(taught)
+
+
+def test_a_copy_killed_before_the_description_writes_only_that(taught, shar):
+    copy_field(taught, shar, FIELD)
+    info_path(shar, FIELD).unlink()
+    flip_a_bit(shar / f"{FIELD}.000002.tar")  # and what was damaged meanwhile
+    copied = copy_field(taught, shar, FIELD)
+    assert (copied.shards_done, copied.shards_kept) == (1, 3)
+    assert digest(shar) == digest(taught)
+
+
+def test_a_field_goes_to_a_url_and_comes_back(taught, shar):
+    store = "memory://fields/shar"
+    for path in shar.iterdir():
+        (as_path(store) / path.name).write_bytes(path.read_bytes())
+    copy_field(taught, store, FIELD)
+    assert check_field(store, FIELD).num_cuts == 18
+    assert list(audit(store, FIELD)) == []
+    (summary,) = survey(store)
+    assert (summary.state, summary.shards_done) == ("whole", 4)
+    copy_field(store, shar, FIELD)
+    assert digest(shar) == digest(taught)
+    remove(store, FIELD)
+    assert survey(store) == []
+    assert {p.name for p in as_path(store).iterdir()} == {
+        p.name for p in shar.iterdir() if FIELD not in p.name
+    }

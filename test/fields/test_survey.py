@@ -1,0 +1,188 @@
+"""What is told of fields, finished or not, without reading their arrays."""
+
+import dataclasses
+import gzip
+
+import numpy as np
+import pytest
+from damage import edit
+from loudness import Loudness
+
+from icefall_kd.fields.extract import extract
+from icefall_kd.fields.format import field_dir, info_path, load_field_info, state_path
+from icefall_kd.fields.survey import survey
+from icefall_kd.fields.text import describe_field, size, table
+from icefall_kd.fields.writer import outstanding
+
+FIELD = "whisper_tiny_en"
+
+
+def only(folder):
+    (summary,) = survey(folder)
+    return summary
+
+
+def test_a_finished_field_is_told_with_its_sizes_and_its_teacher(taught):
+    summary = only(taught)
+    info = load_field_info(taught, FIELD)
+    assert (summary.state, summary.note) == ("whole", "")
+    assert (summary.kind, summary.dim, summary.frame_shift) == ("embedding", 384, 0.02)
+    tars = sum(p.stat().st_size for p in taught.glob(f"{FIELD}.*.tar"))
+    assert summary.bytes == tars == sum(s["bytes"] for s in info.shards)
+    assert 768 < summary.bytes_per_frame < 850  # fp16, and what a tar needs beside it
+    assert summary.hours == pytest.approx(info.num_frames * 0.02 / 3600)
+    assert (summary.shards_done, summary.shards, summary.num_cuts) == (4, 4, 18)
+    assert summary.fingerprint["layer"] == "last"
+    line = table([summary])[1].split()
+    assert line[:3] == [FIELD, "whole", "embedding"]
+    assert line[-2:] == [f"{FIELD},", "last"] and "4/4" in line
+
+
+def test_an_unfinished_field_tells_what_its_shards_tell(taught):
+    whole = only(taught)
+    info_path(taught, FIELD).unlink()
+    state_path(taught, FIELD, "000003").unlink()
+    (field_dir(taught, FIELD) / f".1.partial.{FIELD}.000003.tar").touch()
+    summary = only(taught)
+    assert summary.state == "unfinished"
+    assert summary.note == "1 files being written or left behind"
+    assert (summary.shards_done, summary.shards, summary.num_cuts) == (3, 4, 15)
+    for same in ("kind", "dim", "frame_shift", "codec", "fingerprint"):
+        assert getattr(summary, same) == getattr(whole, same)
+
+
+def test_a_field_whose_first_shard_is_being_written_is_listed(shar):
+    field_dir(shar, "whisper").mkdir(parents=True)
+    (field_dir(shar, "whisper") / ".1.partial.whisper.000000.tar").touch()
+    summary = only(shar)
+    assert (summary.name, summary.state, summary.shards_done) == (
+        "whisper",
+        "unfinished",
+        0,
+    )
+    assert "whisper" in "\n".join(table([summary]))
+
+
+def test_missing_shards_and_other_sizes_are_damage(taught):
+    (taught / f"{FIELD}.000001.tar").unlink()
+    with open(taught / f"{FIELD}.000002.tar", "ab") as f:
+        f.write(b"x")
+    summary = only(taught)
+    assert (summary.state, summary.shards_done) == ("damaged", 2)
+    assert f"1 missing shards, for example {FIELD}.000001.tar" in summary.note
+    assert f"1 shards of another size, for example {FIELD}.000002" in summary.note
+
+
+def test_shards_without_cuts_are_orphans(taught):
+    (taught / "cuts.000003.jsonl.gz").unlink()
+    summary = only(taught)
+    assert (summary.state, summary.shards_done, summary.shards) == ("orphan", 3, 3)
+    assert f"{FIELD}.000003.tar" in summary.note
+
+
+def test_a_description_that_cannot_be_read_is_damage(taught):
+    info_path(taught, FIELD).write_text('{"name"')
+    summary = only(taught)
+    assert summary.state == "damaged" and f"{FIELD}.json" in summary.note
+    assert summary.shards_done == 4
+
+
+def test_a_description_without_any_arrays_is_damage_and_other_json_no_field(taught):
+    for path in taught.glob(f"{FIELD}.0*"):
+        path.unlink()
+    (taught / "report.json").write_text("{}")
+    summary = only(taught)
+    assert (summary.name, summary.state, summary.shards_done) == (FIELD, "damaged", 0)
+
+
+def test_tars_of_another_program_are_foreign(taught):
+    tar = taught / f"{FIELD}.000000.tar"
+    (taught / "target.000000.tar").write_bytes(tar.read_bytes())
+    summary = survey(taught)[0]
+    assert (summary.name, summary.state) == ("target", "foreign")
+    assert summary.frame_shift == 0.02  # as its first array says
+
+
+def test_columns_are_aligned(taught):
+    extract(taught, [Loudness()])
+    lines = table(survey(taught))
+    assert len(lines) == 4
+    for title in ("state", "kind", "codec", "teacher, layer"):  # flush left
+        place = lines[0].index(title)
+        assert all(line[place - 2 : place] == "  " for line in lines)
+        assert all(line[place] != " " for line in lines)
+
+
+@pytest.mark.parametrize(
+    "num_bytes, told", [(999, "999 B"), (1000, "1.0 kB"), (52.4e15, "52400.0 TB")]
+)
+def test_sizes_are_powers_of_1000(num_bytes, told):
+    assert size(num_bytes) == told
+
+
+def test_all_of_a_field_is_shown(taught):
+    text, sound = describe_field(taught, FIELD)
+    info = load_field_info(taught, FIELD)
+    assert sound
+    assert info.fingerprint["model_sha256"] in text
+    assert "targets: 18 of 18 cuts have theirs" in text
+    assert "files: 4 of 4 shards are there in their sizes" in text
+    found = outstanding(info)
+    assert f"largest means      {found.largest_mean[0]}: " in text
+
+
+def test_dimensions_that_stand_out_are_those_of_the_frames(taught):
+    info = load_field_info(taught, FIELD)
+    found = outstanding(info, count=384)
+    assert np.all(np.diff(np.abs(info.mean)[found.largest_mean]) <= 0)
+    assert np.all(np.diff(np.array(info.std)[found.largest_std]) <= 0)
+    assert found.smallest_std == found.largest_std[::-1]
+    rms = np.sqrt(np.square(info.mean) + np.square(info.std))
+    assert set(found.outliers) == set(np.flatnonzero(rms > 10 * np.median(rms)))
+    share = np.square(rms[found.outliers]).sum() / np.square(rms).sum()
+    assert found.energy == pytest.approx(share)
+
+
+def test_cuts_without_target_are_counted_with_five_examples(taught):
+    path = taught / "cuts.000001.jsonl.gz"
+    text = gzip.decompress(path.read_bytes()).decode()
+    new = text.replace("asterisk", "stranger")
+    path.write_bytes(gzip.compress((text + new).encode()))
+    text, sound = describe_field(taught, FIELD)
+    assert not sound
+    assert "targets: 18 of 23 cuts have theirs" in text
+    assert "missing: 5, for example stranger" in text
+    assert text.count("stranger") == 5
+
+
+def test_a_field_of_kind_ctc_is_shown_by_its_probabilities(shar):
+    extract(shar, [Loudness()])
+    text, sound = describe_field(shar, "loud_ctc")
+    assert sound and "best token's log-probability  -0.0" in text
+    assert "mass beyond the 3 best" in text
+    edit(info_path(shar, "loud_ctc"), lambda info: info.update(codec="lzma"))
+    text, sound = describe_field(shar, "loud_ctc")
+    assert not sound and "unknown codec 'lzma'" in text
+
+
+def test_folders_and_fields_that_are_not_there_are_named(taught, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such Shar folder"):
+        survey(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="'whisper' does not exist.*tiny_en"):
+        describe_field(taught, "whisper")
+
+
+@pytest.mark.parametrize(
+    "fingerprint, expected",
+    [
+        ({"layer": "last"}, "whisper, last"),
+        ({"layers": [9]}, "whisper, 9"),
+        ({"layers": [6, 9], "layer_weights": [0.5, 2.0]}, "whisper, 0.5 x 6 + 2 x 9"),
+        ({"layers": [9], "layer_weights": None}, "whisper, 9"),
+        ({}, "whisper"),
+    ],
+)
+def test_the_layers_of_every_family_are_shown(taught, fingerprint, expected):
+    told = {"teacher": "whisper", **fingerprint}
+    lines = table([dataclasses.replace(only(taught), fingerprint=told)])
+    assert lines[1].endswith(expected)

@@ -1,0 +1,94 @@
+"""Bootstrap intervals against what is known in closed form."""
+
+import numpy as np
+import pytest
+
+from icefall_kd.recognition.bootstrap import paired_difference, wer_interval
+
+
+def test_the_interval_is_that_of_the_normal_approximation():
+    rng = np.random.RandomState(0)
+    errors = rng.binomial(10, 0.2, size=400)
+    words = np.full(400, 10)
+    low, high = wer_interval(errors, words)
+    mean = 10 * errors.mean()
+    half = 1.96 * 10 * errors.std() / np.sqrt(400)
+    assert low == pytest.approx(mean - half, abs=0.15)
+    assert high == pytest.approx(mean + half, abs=0.15)
+
+
+def test_the_interval_covers_the_true_rate_about_as_often_as_it_says():
+    rng = np.random.RandomState(1)
+    covered = 0
+    for seed in range(200):
+        errors = rng.binomial(8, 0.25, size=100)
+        low, high = wer_interval(errors, [8] * 100, replications=500, seed=seed)
+        covered += low <= 25.0 <= high
+    assert 180 <= covered <= 199
+
+
+def test_the_interval_is_the_same_every_time():
+    errors, words = list(range(20)), list(range(20, 40))
+    assert wer_interval(errors, words) == wer_interval(errors, words)
+    assert wer_interval(errors, words, seed=1) != wer_interval(errors, words, seed=2)
+
+
+def test_resampling_in_blocks_changes_nothing(monkeypatch):
+    errors, words = list(range(50)), [60] * 50
+    whole = wer_interval(errors, words)
+    monkeypatch.setattr("icefall_kd.recognition.bootstrap.BLOCK", 3000)
+    assert wer_interval(errors, words) == whole
+
+
+def test_equal_errors_have_no_spread():
+    assert wer_interval([1, 1, 1], [4, 4, 4]) == (25.0, 25.0)
+
+
+def test_a_system_against_itself_is_no_improvement():
+    result = paired_difference([1, 2, 0], [1, 2, 0], [5, 5, 5])
+    assert result.difference == 0
+    assert result.interval == (0, 0)
+    assert result.probability == 0.5
+
+
+def test_pairing_finds_a_gain_that_the_intervals_hide():
+    rng = np.random.RandomState(2)
+    old = rng.binomial(20, rng.choice([0.05, 0.9], size=60))  # easy and hard ones
+    new = np.maximum(old - rng.binomial(1, 0.6, size=60), 0)
+    words = [20] * 60
+    assert wer_interval(old, words)[0] < wer_interval(new, words)[1]  # overlap
+    result = paired_difference(old, new, words)
+    assert result.probability > 0.999
+    assert result.interval[1] < 0
+
+
+def test_nothing_to_resample_is_refused():
+    with pytest.raises(ValueError, match="no reference words"):
+        wer_interval([], [])
+    with pytest.raises(ValueError, match="no reference words"):
+        wer_interval([1], [0])
+
+
+def test_unpaired_systems_are_refused():
+    with pytest.raises(ValueError, match="same utterances"):
+        paired_difference([1, 2], [1], [3, 3])
+
+
+def test_several_runs_of_one_errors_are_as_one():
+    errors, words = list(range(30)), [40] * 30
+    assert wer_interval([errors] * 3, words) == pytest.approx(
+        wer_interval(errors, words)
+    )
+    once = paired_difference(errors, errors[::-1], words)
+    assert paired_difference([errors] * 2, [errors[::-1]] * 3, words) == once
+
+
+def test_the_spread_of_runs_is_part_of_the_interval():
+    rng = np.random.RandomState(3)
+    rates = rng.uniform(0.1, 0.3, size=30)
+    runs = rng.binomial(10, rates[:, None], size=(30, 400))
+    low, high = wer_interval(runs, [10] * 400)
+    means = 10 * runs.mean(axis=1)
+    half = 1.96 * means.std() / np.sqrt(30)
+    assert low == pytest.approx(means.mean() - half, abs=0.3)
+    assert high == pytest.approx(means.mean() + half, abs=0.3)

@@ -1,0 +1,79 @@
+"""What a kept result depends on."""
+
+import gzip
+import json
+import shutil
+
+import pytest
+
+from icefall_kd.data.shar import write_shar
+from icefall_kd.recognition.kept import code_sha256, kept_result, set_sha256
+
+
+@pytest.fixture
+def shar(cuts, tmp_path):
+    write_shar(cuts[:2], tmp_path / "shar")
+    return tmp_path / "shar"
+
+
+def change_text(shar):
+    path = shar / "cuts.000000.jsonl.gz"
+    text = gzip.decompress(path.read_bytes()).decode()
+    path.write_bytes(gzip.compress(text.replace('"text": "', '"text": "NOT ').encode()))
+
+
+def change_audio(shar):
+    path = shar / "recording.000000.tar"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1  # a tar of the same size
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("change", [change_text, change_audio])
+def test_another_text_or_audio_is_another_set(shar, change):
+    before = set_sha256(shar)
+    change(shar)
+    assert set_sha256(shar) != before
+
+
+def test_the_same_set_written_again_or_elsewhere_is_the_same(shar, cuts, tmp_path):
+    path = shar / "cuts.000000.jsonl.gz"
+    before = set_sha256(shar)
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 1, mtime=1))
+    assert set_sha256(shutil.copytree(shar, tmp_path / "copy")) == before
+
+
+def test_code_counts_and_its_comments_do_not(tmp_path):
+    def digest(name, text):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        code_sha256.cache_clear()
+        return code_sha256(tmp_path)
+
+    first = digest("decoding/a.py", "def f(x):\n    return x\n")
+    commented = 'def f(x):\n    """Return x."""\n    return x  # as it is\n'
+    assert digest("decoding/a.py", commented) == first
+    assert digest("report/page.py", "x = 1\n") == first
+    assert digest("training/checkpoint.py", "x = 1\n") != first
+    assert digest("decoding/a.py", "def f(x):\n    return -x\n") != first
+    code_sha256.cache_clear()
+
+
+def test_a_result_is_kept_while_all_that_it_depends_on_is_the_same(tmp_path, caplog):
+    caplog.set_level("INFO")
+    path = tmp_path / "result-a-b.json"
+    facts = {"set_sha256": "1", "beam": 4, "alignment_sha256": "7", "parameters": 5}
+    assert kept_result(path, facts) is None
+    path.write_text(json.dumps({**facts, "recogs": "recogs-a-b.txt"}))
+    assert kept_result(path, facts) is None  # its recogs are gone
+    (tmp_path / "recogs-a-b.txt").write_text("")
+    assert kept_result(path, facts) is not None
+    assert kept_result(path, facts, force=True) is None
+    assert kept_result(path, {**facts, "parameters": 6}) is not None
+    less = {k: v for k, v in facts.items() if k != "alignment_sha256"}
+    assert kept_result(path, less) is not None  # it holds more than was asked for
+    for name, value in (("set_sha256", "2"), ("beam", 8), ("new_option", None)):
+        caplog.clear()
+        assert kept_result(path, {**facts, name: value}) is None
+        assert f"changed: {name}" in caplog.text

@@ -1,0 +1,135 @@
+"""Sets of real prompts through the model."""
+
+import copy
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from lhotse import Recording
+from lhotse.utils import fastcopy
+
+from icefall_kd.data.cuts import load_wave
+from icefall_kd.decoding import DecodeOptions
+from icefall_kd.fields.reader import open_shar
+from icefall_kd.recognition.ctm import count_transcripts
+from icefall_kd.recognition.recognise import (
+    batches,
+    decode_full_context,
+    decode_waves,
+    recognise,
+)
+from icefall_kd.recognition.setting import Chunking, setting_name
+from icefall_kd.transducer.checkpoint import count_parameters
+
+GREEDY = DecodeOptions(unk_id=2)
+
+
+def test_a_set_is_recognised_in_its_order(student, cuts, tokenizer):
+    some = cuts[:4]
+    found, rtf = recognise(student, some, tokenizer, GREEDY)
+    assert [r.cut_id for r in found] == [cut.id for cut in some]
+    assert [" ".join(r.ref) for r in found] == [c.supervisions[0].text for c in some]
+    assert all(r.hyp for r in found)
+    assert 0 < rtf < 10
+
+
+def test_letters_that_the_student_cannot_write_are_named(
+    student, cuts, tokenizer, caplog
+):
+    supervision = fastcopy(cuts[0].supervisions[0], text="HALLÖ")
+    recognise(
+        student, [fastcopy(cuts[0], supervisions=[supervision])], tokenizer, GREEDY
+    )
+    assert "are <unk>, for the letters Ö (U+00D6) 1" in caplog.text
+
+
+def test_streams_are_the_same_whatever_the_batch(student, cuts, tokenizer):
+    def words(max_duration):
+        found, _ = recognise(
+            student,
+            cuts[:8],
+            tokenizer,
+            GREEDY,
+            Chunking(16, 64),
+            max_duration=max_duration,
+        )
+        return [r.hyp for r in found]
+
+    assert words(0.0) == words(1000.0)
+
+
+def test_too_few_frames_give_an_empty_hypothesis(student):
+    long, short = torch.randn(90, 80), torch.randn(8, 80)
+    empty, spoken = decode_full_context(student, [short, long], GREEDY)
+    assert (empty.tokens, empty.score) == ([], 0.0)
+    assert spoken.tokens == decode_full_context(student, [long], GREEDY)[0].tokens
+
+
+def test_a_wave_shorter_than_a_window_gives_an_empty_hypothesis(student):
+    waves = [torch.zeros(0), torch.randn(399), torch.randn(16000)]
+    found = decode_waves(student, waves, GREEDY)
+    assert [hypothesis.tokens for hypothesis in found[:2]] == [[], []]
+    alone = decode_waves(student, waves[2:], GREEDY)
+    assert found[2].tokens == alone[0].tokens
+
+
+def test_the_shortest_input_decodes(student):
+    for frames in range(9, 40):
+        decode_full_context(student, [torch.randn(frames, 80)], GREEDY)
+
+
+def test_batches_keep_order_and_stay_under_the_duration(cuts):
+    groups = list(batches(cuts, 20.0))
+    assert [c.id for g in groups for c in g] == [c.id for c in cuts]
+    assert len(groups) < len(cuts)
+    for group in groups:
+        padded = max(c.duration for c in group) * len(group)
+        assert padded <= 20.0 or len(group) == 1
+    assert [len(g) for g in batches(cuts, 0.0)] == [1] * len(cuts)
+
+
+def test_audio_of_another_rate_is_refused(cuts):
+    with pytest.raises(ValueError, match=f"'{cuts[0].id}' is 8000 Hz.*16000"):
+        load_wave(cuts[0].resample(8000))
+
+
+def test_samples_that_are_not_finite_are_refused(waves, tmp_path):
+    wave = next(iter(waves.values())).copy()
+    wave[100] = np.nan
+    soundfile.write(tmp_path / "a.wav", wave, 16000, subtype="FLOAT")
+    cut = Recording.from_file(tmp_path / "a.wav", recording_id="a").to_cut()
+    with pytest.raises(ValueError, match=f"'{cut.id}'.*NaN.*make_shar"):
+        load_wave(cut)
+
+
+def test_cuts_are_counted_without_their_audio(asterisk):
+    folder = asterisk / "data/shar/test"
+    total, _ = count_transcripts(folder)
+    assert total == len(list(open_shar(folder))) == 100
+
+
+@pytest.mark.parametrize(
+    "head, unused",
+    [
+        ("transducer", ("ctc_output", "simple_am_proj", "simple_lm_proj")),
+        ("ctc", ("decoder", "joiner", "simple_am_proj", "simple_lm_proj")),
+    ],
+)
+def test_only_parameters_that_decoding_uses_are_counted(student, head, unused):
+    bare = copy.deepcopy(student)
+    for name in unused:
+        setattr(bare, name, None)
+    counted = count_parameters(student, head)
+    assert counted == sum(p.numel() for p in bare.parameters())
+
+
+def test_a_setting_has_its_name():
+    beam = DecodeOptions("modified_beam_search", beam=8, blank_penalty=0.5)
+    assert setting_name(GREEDY, None) == "greedy_search"
+    assert setting_name(beam, Chunking(32, 128)) == (
+        "modified_beam_search-beam-8-blank-penalty-0.5-chunk-32-left-128"
+    )
+    assert setting_name(DecodeOptions("ctc_greedy_search"), None) == "ctc_greedy_search"
+    prefixes = DecodeOptions("ctc_prefix_beam_search", beam=8)
+    assert setting_name(prefixes, None) == "ctc_prefix_beam_search-beam-8"
