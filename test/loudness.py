@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from icefall_kd.core.frames import take_topk
+from icefall_kd.core.frames import pack_topk
 from icefall_kd.teachers import Output, TeacherOutput
 
 FRAME = 320  # samples
@@ -39,5 +39,5 @@ class Loudness:
         lens = -(-wave_lens // FRAME)
         return {
             "loudness": TeacherOutput(torch.stack([rms, peak, spread, mean], 2), lens),
-            "loud_ctc": TeacherOutput(take_topk(logits.log_softmax(-1), 3), lens),
+            "loud_ctc": TeacherOutput(pack_topk(logits.log_softmax(-1), 3), lens),
         }

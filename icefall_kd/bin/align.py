@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from icefall_kd.core.cli import command_parser, expected_failures
+from icefall_kd.core.cli import create_parser, exit_on_error
 from icefall_kd.core.cpu import tune_cpu
 from icefall_kd.core.distributed import check_device
 from icefall_kd.core.files import Pathlike, as_path, read_json, sha256_file
@@ -24,7 +24,7 @@ from icefall_kd.core.logs import setup_logging
 
 
 def get_parser() -> argparse.ArgumentParser:
-    p = command_parser(__doc__)
+    p = create_parser(__doc__)
     p.add_argument(
         "--checkpoint", type=Path, required=True, help="file of bin.average or of a run"
     )
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> dict:
 def main() -> None:
     setup_logging()
     args = get_parser().parse_args()
-    with expected_failures("align"):
+    with exit_on_error("align"):
         times = run(args)
     words = sum(len(items) for items in times.values())
     logging.info("%s: %d words of %d cuts", args.output, words, len(times))

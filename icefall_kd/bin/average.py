@@ -7,14 +7,14 @@ writes exp/a/pretrained.pt: the student alone, with its configuration and BPE mo
 
 from pathlib import Path
 
-from icefall_kd.core.cli import command_parser, expected_failures
+from icefall_kd.core.cli import create_parser, exit_on_error
 from icefall_kd.core.logs import setup_logging
 from icefall_kd.training.averaging import write_average
 
 
 def main() -> None:
     """Parse the options and average."""
-    parser = command_parser(__doc__)
+    parser = create_parser(__doc__)
     parser.add_argument("--exp-dir", type=Path, required=True, help="of the run")
     parser.add_argument("--epoch", type=int, default=0, help="last; 0: the newest")
     parser.add_argument("--avg", type=int, default=1, help="number of epochs")
@@ -22,7 +22,7 @@ def main() -> None:
     args = parser.parse_args()
     setup_logging()
     output = args.output or args.exp_dir / "pretrained.pt"
-    with expected_failures("average"):
+    with exit_on_error("average"):
         write_average(args.exp_dir, args.epoch, args.avg, output)
     print(output)
 

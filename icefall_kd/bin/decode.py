@@ -26,8 +26,8 @@ import torch
 from torch import nn
 
 from icefall_kd.core.cli import (
-    command_parser,
-    expected_failures,
+    create_parser,
+    exit_on_error,
     non_negative_float,
     require_packages,
 )
@@ -54,7 +54,7 @@ from icefall_kd.transducer.checkpoint import count_parameters
 
 
 def get_parser() -> argparse.ArgumentParser:
-    p = command_parser(__doc__)
+    p = create_parser(__doc__)
     p.add_argument(
         "--checkpoint", type=Path, required=True, help="file of bin.average or of a run"
     )
@@ -155,7 +155,7 @@ def run(args: argparse.Namespace) -> dict:
 
 def main() -> None:
     setup_logging()
-    with expected_failures("decode"):
+    with exit_on_error("decode"):
         result = run(get_parser().parse_args())
     print(result_line(result))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from icefall_kd.core.cli import command_parser, expected_failures
+from icefall_kd.core.cli import create_parser, exit_on_error
 from icefall_kd.core.cpu import tune_cpu
 from icefall_kd.core.files import as_path, sha256_file
 from icefall_kd.core.logs import setup_logging
@@ -28,7 +28,7 @@ METHODS = sorted(name for name, search in DECODERS.items() if search.head == "ct
 
 
 def get_parser() -> argparse.ArgumentParser:
-    p = command_parser(__doc__)
+    p = create_parser(__doc__)
     p.add_argument("--shar-dir", type=as_path, required=True, help="folder or URL")
     p.add_argument("--fields", nargs="+", required=True, help="of kind ctc")
     p.add_argument("--bpe-model", type=Path, required=True, help="of their tokens")
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> dict:
 
 def main() -> None:
     setup_logging()
-    with expected_failures("decode_fields"):
+    with exit_on_error("decode_fields"):
         result = run(get_parser().parse_args())
     print(result_line(result))
 

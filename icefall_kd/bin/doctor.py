@@ -12,7 +12,7 @@ import platform
 import sys
 from typing import Optional
 
-from icefall_kd.core.cli import command_parser
+from icefall_kd.core.cli import create_parser
 from icefall_kd.doctor.checks import Findings, Problem, diagnose
 from icefall_kd.doctor.packages import PACKAGES, k2_built_for, probe
 
@@ -56,7 +56,7 @@ def print_report(findings: Findings, problems: list[Problem]) -> None:
 
 def main(argv: Optional[list[str]] = None) -> int:
     """Run the doctor; returns the exit status."""
-    parser = command_parser(__doc__)
+    parser = create_parser(__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     args = parser.parse_args(argv)
     findings = probe(PACKAGES)

@@ -23,8 +23,8 @@ import sys
 from pathlib import Path
 
 from icefall_kd.core.cli import (
-    command_parser,
-    expected_failures,
+    create_parser,
+    exit_on_error,
     non_negative_float,
     require_packages,
 )
@@ -38,7 +38,7 @@ INT8_REFUSED = 3  # exit status: the recipe may go on with the float32 files
 
 
 def get_parser() -> argparse.ArgumentParser:
-    p = command_parser(__doc__)
+    p = create_parser(__doc__)
     p.add_argument(
         "--checkpoint", type=Path, required=True, help="file of bin.average or of a run"
     )
@@ -100,7 +100,7 @@ def main() -> None:
     setup_logging()
     from icefall_kd.export.quantize import Int8Refused
 
-    with expected_failures("export"):
+    with exit_on_error("export"):
         try:
             run(get_parser().parse_args())
         except Int8Refused as e:

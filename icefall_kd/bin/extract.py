@@ -39,8 +39,8 @@ from typing import Any
 import torch
 import yaml
 
-from icefall_kd.core.cli import command_parser, expected_failures, require_packages
-from icefall_kd.core.cpu import default_threads, keep_freed_memory
+from icefall_kd.core.cli import create_parser, exit_on_error, require_packages
+from icefall_kd.core.cpu import default_num_threads, keep_freed_memory
 from icefall_kd.core.distributed import (
     World,
     check_device,
@@ -70,7 +70,7 @@ CODEC_NAMES = ", ".join(
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
-    parser = command_parser(__doc__)
+    parser = create_parser(__doc__)
     add = parser.add_argument
     add("--shar-dir", nargs="+", default=[], help="Shar folders or URLs of them")
     add("--teachers", help="YAML file with the teachers; or:")
@@ -106,7 +106,7 @@ def get_parser() -> argparse.ArgumentParser:
     add(
         "--num-threads",
         type=int,
-        default=default_threads(),
+        default=default_num_threads(),
         help="CPU threads of this process; by default its share of the machine's CPUs",
     )
     add("--device", default="cpu", help="cpu or cuda")
@@ -139,7 +139,7 @@ def main() -> None:
     args = get_parser().parse_args()
     setup_logging()
     torch.set_num_threads(args.num_threads)
-    with expected_failures("extract"):
+    with exit_on_error("extract"):
         check(args)
         if args.dry_run:
             dry_run(args)

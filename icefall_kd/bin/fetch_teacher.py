@@ -7,14 +7,14 @@
 import argparse
 import logging
 
-from icefall_kd.core.cli import command_parser, expected_failures
+from icefall_kd.core.cli import create_parser, exit_on_error
 from icefall_kd.core.logs import setup_logging
 from icefall_kd.teachers.fetch import SOURCES, fetch_teacher
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
-    parser = command_parser(__doc__)
+    parser = create_parser(__doc__)
     parser.add_argument("--teacher", required=True, help=f"one of {sorted(SOURCES)}")
     parser.add_argument("--out-dir", required=True, help="receives the model's files")
     parser.add_argument(
@@ -27,7 +27,7 @@ def main() -> None:
     """Run the command."""
     args = get_parser().parse_args()
     setup_logging()
-    with expected_failures("fetch_teacher"):
+    with exit_on_error("fetch_teacher"):
         done = fetch_teacher(args.teacher, args.out_dir, args.from_dir)
     state = "fetched into" if done else "is there already, checksums verified:"
     logging.info("%s %s %s", args.teacher, state, args.out_dir)

@@ -20,7 +20,7 @@ from typing import Callable, Optional
 
 from tqdm import tqdm
 
-from icefall_kd.core.cli import command_parser, expected_failures
+from icefall_kd.core.cli import create_parser, exit_on_error
 from icefall_kd.core.files import as_path
 from icefall_kd.core.logs import setup_logging
 from icefall_kd.data.shar import SUFFIX
@@ -41,7 +41,7 @@ ARGUMENTS = {
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
-    parser = command_parser(__doc__)
+    parser = create_parser(__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(name: str, told: str, *arguments: str) -> Callable:
@@ -78,7 +78,7 @@ def main(argv: Optional[list[str]] = None) -> int:
     """Run the command; returns the exit status."""
     args = get_parser().parse_args(argv)
     setup_logging()
-    with expected_failures(f"fields {args.verb}"):
+    with exit_on_error(f"fields {args.verb}"):
         try:
             return VERBS[args.verb](args)
         except FileNotFoundError as e:

@@ -13,15 +13,15 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from icefall_kd.core.cli import command_parser, expected_failures, require_packages
+from icefall_kd.core.cli import create_parser, exit_on_error, require_packages
 from icefall_kd.core.logs import setup_logging
 from icefall_kd.data.cuts import check_cuts
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.fields.format import cuts_path, shard_ids
 from icefall_kd.fields.shards import Shard
 from icefall_kd.transducer.denominator import (
-    bigram_table,
     build_denominator,
+    make_bigram_table,
     save_bigram,
     save_denominator,
 )
@@ -29,7 +29,7 @@ from icefall_kd.transducer.denominator import (
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
-    p = command_parser(__doc__)
+    p = create_parser(__doc__)
     p.add_argument("--shar-dir", required=True, nargs="+", help="labelled Shar folders")
     p.add_argument("--bpe-model", required=True, help="of the tokens")
     p.add_argument("--output", help="receives the graph")
@@ -49,13 +49,13 @@ def main() -> None:
     if not args.output and not args.bigram:
         parser.error("give --output, --bigram, or both")
     setup_logging()
-    with expected_failures("make_denominator"):
+    with exit_on_error("make_denominator"):
         if args.output:
             require_packages("k2")
         tokenizer = Tokenizer(args.bpe_model)
         tokens = [tokenizer.encode(text) for text in texts_of(args.shar_dir)]
         if args.bigram:
-            table = bigram_table(tokens, tokenizer.vocab_size)
+            table = make_bigram_table(tokens, tokenizer.vocab_size)
             save_bigram(table, tokenizer.sha256, args.bigram)
             logging.info("%s: from %d different texts", args.bigram, len(tokens))
         if args.output:

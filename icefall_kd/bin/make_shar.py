@@ -22,8 +22,8 @@ from typing import Any, Optional
 import torch
 from lhotse.cut import Cut
 
-from icefall_kd.core.cli import command_parser, expected_failures
-from icefall_kd.core.cpu import available_cpus
+from icefall_kd.core.cli import create_parser, exit_on_error
+from icefall_kd.core.cpu import count_cpus
 from icefall_kd.core.files import read_json, sha256_file
 from icefall_kd.core.logs import setup_logging
 from icefall_kd.data.gate import describe_drops, gate, write_report
@@ -41,7 +41,7 @@ CUTS_OF_A_JOB = 2000  # starting a process takes as long as reading 500
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = command_parser(__doc__)
+    parser = create_parser(__doc__)
     # fmt: off
     parser.add_argument("--manifest", type=Path, required=True, help="cuts")
     parser.add_argument("--output", type=Path, required=True, help="the Shar folder")
@@ -111,7 +111,7 @@ def choose_num_jobs(given: Optional[int], num_cuts: int) -> int:
     """Return the processes for a set: as given, or by its cuts and the CPUs."""
     if given is not None:
         return given
-    return max(1, min(available_cpus(), num_cuts // CUTS_OF_A_JOB))
+    return max(1, min(count_cpus(), num_cuts // CUTS_OF_A_JOB))
 
 
 def main() -> None:
@@ -119,7 +119,7 @@ def main() -> None:
     setup_logging()
     torch.set_num_threads(1)  # changing the speed of a short clip gains from no second
     report = args.output.with_name(f"{args.output.name}.gate.json")
-    with expected_failures("make_shar"):
+    with exit_on_error("make_shar"):
         tokenizer = Tokenizer(args.bpe_model) if args.bpe_model else None
         cuts = read_cuts(args.manifest)
         made_of = describe(args, cuts)

@@ -7,7 +7,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from icefall_kd.core.cli import command_parser, expected_failures
+from icefall_kd.core.cli import create_parser, exit_on_error
 from icefall_kd.core.logs import setup_logging
 from icefall_kd.corpora.asterisk import (
     find_prompts,
@@ -20,7 +20,7 @@ from icefall_kd.corpora.splits import choose_splits, write_splits
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = command_parser(__doc__)
+    parser = create_parser(__doc__)
     # fmt: off
     parser.add_argument("--source", type=Path, required=True, help="with transcripts")
     parser.add_argument("--output", type=Path, required=True, help="<split>.txt")
@@ -35,7 +35,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = get_parser().parse_args()
     setup_logging()
-    with expected_failures("make_splits"):
+    with exit_on_error("make_splits"):
         shipped = read_transcripts(args.source, args.language)
         texts = {
             prompt_id(prompt, args.language): spell_prompt(

@@ -18,8 +18,8 @@ from typing import Any, Callable
 
 from lhotse import CutSet
 
-from icefall_kd.core.cli import command_parser, expected_failures
-from icefall_kd.core.files import write_aside
+from icefall_kd.core.cli import create_parser, exit_on_error
+from icefall_kd.core.files import write_atomically
 from icefall_kd.core.logs import setup_logging
 from icefall_kd.corpora import CHECKS, CORPORA
 from icefall_kd.corpora.splits import read_splits, split_by_ids
@@ -28,7 +28,7 @@ OPTIONS = ("parts", "language", "languages", "max_minutes")  # each of some corp
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = command_parser(__doc__)
+    parser = create_parser(__doc__)
     # fmt: off
     parser.add_argument("corpus", choices=sorted(CORPORA), help="its form")
     parser.add_argument("--source", type=Path, required=True, help="folder as shipped")
@@ -82,7 +82,7 @@ def prepare(args: argparse.Namespace) -> CutSet:
 
 
 def write_manifest(cuts: CutSet, path: Path) -> None:
-    with write_aside(path) as aside:
+    with write_atomically(path) as aside:
         cuts.to_file(aside)
     hours = sum(cut.duration for cut in cuts) / 3600
     logging.info("wrote %s: %d cuts, %.2f h", path, len(cuts), hours)
@@ -113,7 +113,7 @@ def main() -> None:
     args = get_parser().parse_args()
     setup_logging()
     converts = "audio_dir" in inspect.signature(CORPORA[args.corpus]).parameters
-    with expected_failures("prepare_corpus"):
+    with exit_on_error("prepare_corpus"):
         if args.check:
             check(args)
         elif args.output is None or (converts and args.audio is None):

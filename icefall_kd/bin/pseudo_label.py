@@ -30,8 +30,8 @@ import logging
 
 import torch
 
-from icefall_kd.core.cli import command_parser, expected_failures
-from icefall_kd.core.cpu import default_threads, keep_freed_memory
+from icefall_kd.core.cli import create_parser, exit_on_error
+from icefall_kd.core.cpu import default_num_threads, keep_freed_memory
 from icefall_kd.core.distributed import (
     World,
     check_device,
@@ -50,7 +50,7 @@ from icefall_kd.teachers.whisper_text import WhisperText
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
-    p = command_parser(__doc__)
+    p = create_parser(__doc__)
     p.add_argument("--shar-dir", required=True, help="Shar folder to transcribe")
     p.add_argument("--model-dir", required=True, help="Whisper in CTranslate2's form")
     p.add_argument("--output", required=True, help="the new Shar folder")
@@ -67,7 +67,7 @@ def get_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--num-threads",
         type=int,
-        default=default_threads(),
+        default=default_num_threads(),
         help="CPU threads of this process; by default its share of the machine's CPUs",
     )
     p.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -92,7 +92,7 @@ def main() -> None:
     args = get_parser().parse_args()
     setup_logging()
     torch.set_num_threads(args.num_threads)
-    with expected_failures("pseudo_label"):
+    with exit_on_error("pseudo_label"):
         check_device(args.device)
         world = init_world("cpu")
         report = make(args, world)

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Optional
 
-from icefall_kd.core.cli import command_parser, expected_failures, non_negative_int
+from icefall_kd.core.cli import create_parser, exit_on_error, non_negative_int
 from icefall_kd.core.files import write_text
 from icefall_kd.core.logs import setup_logging
 from icefall_kd.report.curves import charts
@@ -44,7 +44,7 @@ MEANS = "Means over seeds"
 
 
 def get_parser() -> argparse.ArgumentParser:
-    p = command_parser(__doc__)
+    p = create_parser(__doc__)
     p.add_argument(
         "--system",
         action="append",
@@ -181,7 +181,7 @@ def run(args: argparse.Namespace) -> str:
 
 def main() -> None:
     setup_logging()
-    with expected_failures("report"):
+    with exit_on_error("report"):
         print(run(get_parser().parse_args()), end="")
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Optional
 
-from icefall_kd.core.cli import expected_failures
+from icefall_kd.core.cli import exit_on_error
 from icefall_kd.core.cpu import tune_cpu
 from icefall_kd.core.logs import setup_logging
 from icefall_kd.training.config import parse_config
@@ -26,7 +26,7 @@ from icefall_kd.training.run import train
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """Parse the options and train."""
     setup_logging()
-    with expected_failures("train", TrainingStoppedError):
+    with exit_on_error("train", TrainingStoppedError):
         config = parse_config(sys.argv[1:] if arguments is None else arguments)
         try:
             train(config)

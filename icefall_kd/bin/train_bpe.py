@@ -8,14 +8,14 @@ import argparse
 import logging
 from pathlib import Path
 
-from icefall_kd.core.cli import command_parser, expected_failures
+from icefall_kd.core.cli import create_parser, exit_on_error
 from icefall_kd.core.logs import setup_logging
 from icefall_kd.data.shar import read_cuts
 from icefall_kd.data.tokens import count_signs, train_bpe, write_lang
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = command_parser(__doc__)
+    parser = create_parser(__doc__)
     # fmt: off
     parser.add_argument("--manifest", type=Path, required=True, help="labelled cuts")
     parser.add_argument("--vocab-size", type=int, default=150, help="with <blk>, <unk>")
@@ -27,7 +27,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = get_parser().parse_args()
     setup_logging()
-    with expected_failures("train_bpe"):
+    with exit_on_error("train_bpe"):
         texts = [s.text for c in read_cuts(args.manifest) for s in c.supervisions]
         texts = [text for text in texts if text]
         signs = count_signs(texts)

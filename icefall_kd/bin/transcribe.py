@@ -21,12 +21,12 @@ import sys
 from pathlib import Path
 
 from icefall_kd.core.cli import (
-    command_parser,
-    expected_failures,
+    create_parser,
+    exit_on_error,
     positive_int,
     require_packages,
 )
-from icefall_kd.core.cpu import default_threads
+from icefall_kd.core.cpu import default_num_threads
 from icefall_kd.core.files import as_path
 from icefall_kd.core.logs import setup_logging
 from icefall_kd.decoding import DECODERS, DecodeOptions, search_class
@@ -39,7 +39,7 @@ from icefall_kd.recognition.setting import add_chunking, add_search, warn_of_emp
 
 
 def get_parser() -> argparse.ArgumentParser:
-    p = command_parser(__doc__)
+    p = create_parser(__doc__)
     p.add_argument("--model-dir", type=Path, required=True, help="of bin.export")
     p.add_argument("audio", type=Path, nargs="*", help="files of any format and rate")
     p.add_argument("--shar-dir", type=as_path, help="folder or URL")
@@ -51,7 +51,10 @@ def get_parser() -> argparse.ArgumentParser:
     add_max_utterance(p)
     p.add_argument("--int8", action="store_true", help="the .int8.onnx files")
     p.add_argument(
-        "--threads", type=positive_int, default=default_threads(), help="CPU threads"
+        "--threads",
+        type=positive_int,
+        default=default_num_threads(),
+        help="CPU threads",
     )
     p.add_argument("--force", action="store_true", help="transcribe again")
     return p
@@ -118,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main() -> None:
     setup_logging()
-    with expected_failures("transcribe"):
+    with exit_on_error("transcribe"):
         run(get_parser().parse_args())
 
 

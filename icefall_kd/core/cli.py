@@ -89,7 +89,7 @@ class _Parser(argparse.ArgumentParser):
         super().error(message)
 
 
-def command_parser(description: str, **options: Any) -> argparse.ArgumentParser:
+def create_parser(description: str, **options: Any) -> argparse.ArgumentParser:
     """Return a parser whose ``--help`` prints ``description`` and every default.
 
     Args:
@@ -156,7 +156,7 @@ def _finite(text: str) -> float:
 
 
 @contextlib.contextmanager
-def expected_failures(command: str, *also: type[Exception]) -> Iterator[None]:
+def exit_on_error(command: str, *also: type[Exception]) -> Iterator[None]:
     """Turn an expected failure into one line on stderr; any other keeps its traceback.
 
     Expected are errors of files (``OSError``), a ``ValueError`` that this package

@@ -26,7 +26,7 @@ AVX512 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 MAX_WORKERS = 4  # processes that load the batches of one training process
 
 
-def available_cpus(root: Pathlike = "/") -> int:
+def count_cpus(root: Pathlike = "/") -> int:
     """Return the CPUs that this process may use: its affinity, within cgroup quotas.
 
     Args:
@@ -39,15 +39,15 @@ def available_cpus(root: Pathlike = "/") -> int:
     return max(1, min(count, int(min([count, *_cgroup_quotas(Path(root))]))))
 
 
-def default_threads() -> int:
-    """Return the CPU threads of this process: its share of :func:`available_cpus`.
+def default_num_threads() -> int:
+    """Return the CPU threads of this process: its share of :func:`count_cpus`.
 
     The processes that torchrun starts on a machine share it.  OMP_NUM_THREADS and
     MKL_NUM_THREADS limit it; among several processes only the latter, since torchrun
     sets the former to 1 wherever it is not set.
     """
     processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
-    share = max(1, available_cpus() // processes)
+    share = max(1, count_cpus() // processes)
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
     for name in names if processes == 1 else names[1:]:
         given = os.environ.get(name, "").partition(",")[0]
@@ -56,9 +56,9 @@ def default_threads() -> int:
     return share
 
 
-def default_workers() -> int:
+def default_num_workers() -> int:
     """Return the processes that load batches beside this one; 0 on a single CPU."""
-    return min(MAX_WORKERS, default_threads() - 1)
+    return min(MAX_WORKERS, default_num_threads() - 1)
 
 
 def _cgroup_quotas(root: Path) -> list[float]:
@@ -100,15 +100,15 @@ def _quota(folder: Path) -> float:
 def tune_cpu() -> None:
     """Make the work of this process on a CPU fast; call it first.
 
-    Torch gets :func:`default_threads`.  Nothing else is changed in what is computed.
+    Torch gets :func:`default_num_threads`.  Nothing else is changed in what is computed.
     What was measured is in the two other functions called.  Each applies only where it
     helps; a variable set by the user is kept.
     """
     import torch
 
     keep_freed_memory()
-    let_old_mkl_use_avx()
-    torch.set_num_threads(default_threads())
+    enable_mkl_avx()
+    torch.set_num_threads(default_num_threads())
 
 
 def keep_freed_memory(one_arena: bool = False) -> bool:
@@ -132,7 +132,7 @@ def keep_freed_memory(one_arena: bool = False) -> bool:
     return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, -1))
 
 
-def return_freed_memory() -> bool:
+def release_freed_memory() -> bool:
     """Return freed memory to the system now; blocks of many sizes fragment it.
 
     Returns whether it was done (glibc only).
@@ -142,7 +142,7 @@ def return_freed_memory() -> bool:
     return bool(ctypes.CDLL(None).malloc_trim(0))
 
 
-def let_old_mkl_use_avx() -> bool:
+def enable_mkl_avx() -> bool:
     """Let the MKL of torch 1.13 use AVX-512 or AVX2 on processors not from Intel.
 
     It would use SSE there: matrix products of 40 GFLOP/s on a core that does 115 with
@@ -153,7 +153,7 @@ def let_old_mkl_use_avx() -> bool:
     import torch
 
     old = "Math Kernel Library Version 2020" in torch.__config__.show()
-    name = mkl_vectors(_cpuinfo()) if old else None
+    name = find_mkl_vectors(_cpuinfo()) if old else None
     if name is None:
         return False
     if "MKL_DEBUG_CPU_TYPE" not in os.environ:
@@ -164,7 +164,7 @@ def let_old_mkl_use_avx() -> bool:
     return True
 
 
-def mkl_vectors(cpuinfo: str) -> Optional[str]:
+def find_mkl_vectors(cpuinfo: str) -> Optional[str]:
     """Return the key of `MKL_CPU_TYPES` that a processor can do and MKL withholds.
 
     Args:
@@ -187,4 +187,4 @@ def _cpuinfo() -> str:
 
 
 if __name__ == "__main__":
-    print(available_cpus())
+    print(count_cpus())

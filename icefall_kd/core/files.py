@@ -116,7 +116,7 @@ def _not_utf8(path: Path) -> ValueError:
 
 
 @contextlib.contextmanager
-def write_aside(path: Pathlike) -> Iterator[Path]:
+def write_atomically(path: Pathlike) -> Iterator[Path]:
     """Yield a temporary local path; it becomes ``path`` on success.
 
     The suffix of the name is kept, since writers choose a format by it.  When the
@@ -161,7 +161,7 @@ def move_file(source: Pathlike, target: Pathlike) -> None:
         except OSError as e:
             if e.errno != errno.EXDEV:
                 raise
-            with write_aside(target) as aside:
+            with write_atomically(target) as aside:
                 shutil.copyfile(source, aside)
             source.unlink()
     except FileNotFoundError:  # another process was faster
@@ -174,7 +174,7 @@ def _host() -> str:
     return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
 
 
-def remove_abandoned(folder: Pathlike, name: str) -> None:
+def remove_stale_temporaries(folder: Pathlike, name: str) -> None:
     """Remove what dead processes were writing aside of the file ``name``.
 
     For a folder that others may write to at the same time.  A process of this machine
@@ -205,7 +205,7 @@ def _alive(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def sole_user(folder: Pathlike) -> Iterator[None]:
+def lock_folder(folder: Pathlike) -> Iterator[None]:
     """Hold ``folder`` for this process until the block or the process ends.
 
     Raises:
@@ -227,7 +227,7 @@ def sole_user(folder: Pathlike) -> Iterator[None]:
         yield
 
 
-def remove_partial(folder: Pathlike) -> None:
+def remove_temporary_files(folder: Pathlike) -> None:
     """Remove what a killed process was writing aside in ``folder``.
 
     Only for a folder that no other process writes to.
@@ -237,7 +237,7 @@ def remove_partial(folder: Pathlike) -> None:
 
 
 @contextlib.contextmanager
-def naming_write(path: Pathlike, remedy: str) -> Iterator[None]:
+def explain_failed_write(path: Pathlike, remedy: str) -> Iterator[None]:
     """Give an error in writing ``path`` the file's name and the remedy.
 
     Raises:
@@ -251,7 +251,7 @@ def naming_write(path: Pathlike, remedy: str) -> Iterator[None]:
 
 def write_text(path: Pathlike, text: str) -> None:
     """Write ``text`` (UTF-8) whole or not at all."""
-    with write_aside(path) as aside:
+    with write_atomically(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 

@@ -156,7 +156,7 @@ def align_to_stack(
     return align_frames(x, lens, frame_shift, out_lens, STACK_SHIFT, centre)
 
 
-def pair_means(x: Tensor) -> Tensor:
+def average_frame_pairs(x: Tensor) -> Tensor:
     """Return (N, ceil(T / 2), C): each two frames of (N, T, C) as their mean.
 
     An odd last frame stands alone.  So the encoder's stacks, at 50 Hz, meet frames of
@@ -175,7 +175,7 @@ def _read(running: Tensor, position: Tensor) -> Tensor:
     return running.gather(1, index) * (1 - part) + running.gather(1, index + 1) * part
 
 
-def take_topk(log_probs: Tensor, k: int) -> Tensor:
+def pack_topk(log_probs: Tensor, k: int) -> Tensor:
     """Return the frames of kind ``ctc`` for a distribution.
 
     Args:
@@ -195,34 +195,34 @@ def take_topk(log_probs: Tensor, k: int) -> Tensor:
     return torch.cat([ids.float(), values, tail], dim=-1)
 
 
-def split_topk(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def unpack_topk(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return (ids int64 (..., k), log-probabilities (..., k), tail mass (...)).
 
     Args:
-      x: (..., 2 k + 1) float32, as :func:`take_topk` makes it.
+      x: (..., 2 k + 1) float32, as :func:`pack_topk` makes it.
     """
     k = x.size(-1) // 2
     return x[..., :k].round().to(torch.int64), x[..., k : 2 * k], x[..., -1]
 
 
-def join_path(emitted: Tensor, frames: Tensor) -> Tensor:
+def pack_path(emitted: Tensor, frames: Tensor) -> Tensor:
     """Return the frames of kind ``path``.
 
     Args:
       emitted: (...) int64, token of each frame, 0 for the blank.
-      frames:  (..., 2 k + 1) float32, as :func:`take_topk` makes them.
+      frames:  (..., 2 k + 1) float32, as :func:`pack_topk` makes them.
     Returns:
       (..., 2 k + 2) float32.
     """
     return torch.cat([emitted.unsqueeze(-1).float(), frames], dim=-1)
 
 
-def split_path(x: Tensor) -> tuple[Tensor, Tensor]:
+def unpack_path(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return (emitted int64 (...), frames (..., 2 k + 1)) of kind ``path``."""
     return x[..., 0].round().to(torch.int64), x[..., 1:]
 
 
-def mean_probs(
+def average_probs(
     frames: Sequence[Tensor], weights: Sequence[float], vocab_size: int
 ) -> Tensor:
     """Return the weighted mean of distributions of one vocabulary, (..., V) float32.
@@ -236,21 +236,21 @@ def mean_probs(
     """
     mean = frames[0].new_zeros(*frames[0].shape[:-1], vocab_size)
     for x, weight in zip(frames, weights):
-        ids, log_probs, tail = split_topk(x)
+        ids, log_probs, tail = unpack_topk(x)
         others = max(1, vocab_size - ids.shape[-1])
         probs = (tail / others).unsqueeze(-1).expand_as(mean)
         mean += weight * probs.scatter(-1, ids, log_probs.exp())
     return mean
 
 
-def mean_of_topk(
+def average_topk(
     frames: Sequence[Tensor], weights: Sequence[float], vocab_size: int, k: int
 ) -> Tensor:
-    """Return :func:`mean_probs` as frames of kind ``ctc``, (..., 2 k + 1) float32."""
-    return take_topk(mean_probs(frames, weights, vocab_size).log(), k)
+    """Return :func:`average_probs` as frames of kind ``ctc``, (..., 2 k + 1) float32."""
+    return pack_topk(average_probs(frames, weights, vocab_size).log(), k)
 
 
-def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
+def move_to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
     """Return the batch with its tensors on ``device``."""
     moved = dict(batch)
     for name in ("features", "feature_lens"):

@@ -57,7 +57,7 @@ class LogFile:
 
 
 @contextlib.contextmanager
-def log_file() -> Iterator[LogFile]:
+def copy_log_to_file() -> Iterator[LogFile]:
     """Copy the log of the block; an error that ends it is the last line."""
     file = LogFile()
     root = logging.getLogger()

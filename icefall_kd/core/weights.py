@@ -50,7 +50,7 @@ def load_weights_only(path: Path) -> Any:
         return torch.serialization._load(reader, "cpu", module, encoding="utf-8")
 
 
-def load_saved(path: Pathlike, what: str, keys: set[str], make: str) -> dict[str, Any]:
+def load_dict(path: Pathlike, what: str, keys: set[str], make: str) -> dict[str, Any]:
     """Return the dict of a file that a command of ours wrote.
 
     Args:
@@ -84,7 +84,7 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def model_sha256(path: Union[str, Path]) -> str:
+def cached_sha256(path: Union[str, Path]) -> str:
     """Return the SHA-256 of ``path``; hash again only when the file has changed.
 
     The value is kept in ``<path>.sha256.json`` with the size and the modification
@@ -106,7 +106,7 @@ def model_sha256(path: Union[str, Path]) -> str:
     return state["sha256"]
 
 
-def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+def sha256_tensors(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of tensors with their names, shapes and dtypes.
 
     It does not depend on the file that they were in: the averaged model has one hash

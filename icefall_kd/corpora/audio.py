@@ -11,7 +11,7 @@ import soundfile
 from lhotse import MonoCut, Recording, SupervisionSegment
 
 from icefall_kd import SAMPLE_RATE
-from icefall_kd.core.files import sha256_file, write_aside
+from icefall_kd.core.files import sha256_file, write_atomically
 from icefall_kd.core.logs import progress
 from icefall_kd.data.audio_files import CONTAINER_FORMATS, decode
 
@@ -71,7 +71,7 @@ def store_clips(
             except ValueError as e:
                 unreadable.append((clip.id, str(e)))
                 continue
-            with write_aside(path) as aside:
+            with write_atomically(path) as aside:
                 with soundfile.SoundFile(
                     aside, "w", SAMPLE_RATE, channels=1, format="FLAC"
                 ) as file:

@@ -13,7 +13,7 @@ from typing import Optional
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.recipes.librispeech import prepare_librispeech as prepare_manifests
 
-from icefall_kd.core.cpu import available_cpus
+from icefall_kd.core.cpu import count_cpus
 
 # Part -> utterances of the release; what differs was not unpacked completely.
 PARTS = {
@@ -63,7 +63,7 @@ def prepare_librispeech(
     """
     folder = find_parts(Path(source_dir), parts)
     read = prepare_manifests(
-        folder, dataset_parts=list(parts), num_jobs=num_jobs or available_cpus()
+        folder, dataset_parts=list(parts), num_jobs=num_jobs or count_cpus()
     )
     cuts = []
     for part in parts:

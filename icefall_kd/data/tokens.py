@@ -15,7 +15,7 @@ from typing import Any, Callable, Union
 import sentencepiece
 
 from icefall_kd import BLANK_ID
-from icefall_kd.core.files import write_aside, write_text
+from icefall_kd.core.files import write_atomically, write_text
 from icefall_kd.data.normalise import INSIDE
 
 BLANK, SOS_EOS, UNK = "<blk>", "<sos/eos>", "<unk>"  # ids 0, 1, 2, as in icefall
@@ -160,7 +160,7 @@ def write_lang(model_bytes: bytes, directory: Path) -> Tokenizer:
         directory / "bpe.vocab",
         "".join(f"{tokenizer.piece(i)}\t{tokenizer.score(i):g}\n" for i in ids),
     )
-    with write_aside(directory / "bpe.model") as aside:
+    with write_atomically(directory / "bpe.model") as aside:
         aside.write_bytes(model_bytes)
     return tokenizer
 

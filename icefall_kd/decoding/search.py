@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from icefall_kd import BLANK_ID
 from icefall_kd.decoding.hotwords import Hotwords
-from icefall_kd.transducer.checkpoint import require_parts
+from icefall_kd.transducer.checkpoint import check_parts
 from icefall_kd.transducer.model import NO_TOKEN
 
 MIN_WINDOW = 5.0  # s; shorter windows lose too much context
@@ -113,7 +113,7 @@ class Search(ABC):
         Raises:
           ValueError: if the model lacks the head, or the search takes no hotwords.
         """
-        require_parts(model, self.head)
+        check_parts(model, self.head)
         if options.hotwords is not None and not self.uses_hotwords:
             raise ValueError(
                 f"{options.method} knows no hotwords; take modified_beam_search"

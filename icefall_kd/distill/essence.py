@@ -18,7 +18,7 @@ from torch import Tensor
 
 from icefall_kd import BLANK_ID
 from icefall_kd.core.config import ModelConfig
-from icefall_kd.core.frames import Batch, make_pad_mask, mean_of_topk, split_topk
+from icefall_kd.core.frames import Batch, average_topk, make_pad_mask, unpack_topk
 from icefall_kd.distill.losses import cross_entropy, essence
 from icefall_kd.distill.term import (
     StudentOutput,
@@ -143,6 +143,6 @@ class EssenceTerm:
             shares = [1.0 / len(told)] * len(told)
             kept = sum(x.size(-1) // 2 for x in told)  # by all; of one token or many
             vocab_size = log_probs.size(-1)
-            mean = mean_of_topk(told, shares, vocab_size, min(kept, vocab_size))
-        ids, values, _ = split_topk(mean)
+            mean = average_topk(told, shares, vocab_size, min(kept, vocab_size))
+        ids, values, _ = unpack_topk(mean)
         return ids, values, parts[0][0][:, :count], both

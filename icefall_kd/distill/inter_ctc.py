@@ -18,7 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from icefall_kd.core.config import ModelConfig
-from icefall_kd.core.frames import Batch, make_pad_mask, pair_means, split_topk
+from icefall_kd.core.frames import (
+    Batch,
+    average_frame_pairs,
+    make_pad_mask,
+    unpack_topk,
+)
 from icefall_kd.distill.losses import DISTANCES
 from icefall_kd.distill.term import (
     StudentOutput,
@@ -159,7 +164,9 @@ class InterCtcTerm:
         if self.config.final:
             found["final"] = (1.0, student.model.ctc_output(student.encoder_out))
         for stack in self.config.stacks:
-            x = pair_means(student.stacks[stack])[:, : student.encoder_out.size(1)]
+            x = average_frame_pairs(student.stacks[stack])[
+                :, : student.encoder_out.size(1)
+            ]
             log_probs = student.heads[self.name][str(stack)](x)
             found[f"stack{stack}"] = (1.0 / len(self.config.stacks), log_probs)
         return found
@@ -170,6 +177,6 @@ class InterCtcTerm:
         """Return the summed distance to the teacher and the frames compared."""
         target = batch["fields"][self.config.teacher]
         log_probs, x, lens = delayed(log_probs, lens, target, delay)
-        per_frame = DISTANCES[self.config.distance](log_probs, *split_topk(x))
+        per_frame = DISTANCES[self.config.distance](log_probs, *unpack_topk(x))
         mask = make_pad_mask(lens, x.size(1))
         return per_frame.masked_fill(mask, 0.0).sum(), int(lens.sum())

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from icefall_kd.core.config import ModelConfig
-from icefall_kd.core.frames import Batch, make_pad_mask, split_topk
+from icefall_kd.core.frames import Batch, make_pad_mask, unpack_topk
 from icefall_kd.distill.term import (
     StudentOutput,
     TermOutput,
@@ -64,7 +64,7 @@ def dense_log_probs(frames: Tensor, vocab_size: int) -> Tensor:
     Returns:
       (..., V) float32, log-probabilities.
     """
-    ids, values, tail = split_topk(frames)
+    ids, values, tail = unpack_topk(frames)
     others = max(1, vocab_size - ids.size(-1))
     rest = (tail.clamp(min=0.0) / others).clamp(min=_TINY)
     dense = rest.unsqueeze(-1).expand(*rest.shape, vocab_size).log()

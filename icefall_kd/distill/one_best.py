@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from icefall_kd.core.config import ModelConfig
-from icefall_kd.core.frames import Batch, make_pad_mask, split_path, split_topk
+from icefall_kd.core.frames import Batch, make_pad_mask, unpack_path, unpack_topk
 from icefall_kd.distill.losses import divergence
 from icefall_kd.distill.term import (
     StudentOutput,
@@ -27,7 +27,7 @@ from icefall_kd.distill.term import (
     nothing,
     skipped_targets,
 )
-from icefall_kd.transducer.path import on_path
+from icefall_kd.transducer.path import score_path
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,11 @@ class OneBestTerm:
             student.encoder_out, student.lens, target, student.lag(self.config.shift)
         )
         mask = make_pad_mask(lens, x.size(1))
-        emitted, frames = split_path(x)
+        emitted, frames = unpack_path(x)
         # The path beyond the student's last frame is not walked, and has no nodes.
-        logits, _ = on_path(student.model, encoder_out, emitted.masked_fill(mask, 0))
+        logits, _ = score_path(student.model, encoder_out, emitted.masked_fill(mask, 0))
         log_probs = logits.float().log_softmax(dim=-1)
-        per_frame = divergence(log_probs, *split_topk(frames)).masked_fill(mask, 0.0)
+        per_frame = divergence(log_probs, *unpack_topk(frames)).masked_fill(mask, 0.0)
         bad = ~torch.isfinite(per_frame.detach()).all(dim=1)
         value = per_frame.sum()
         return TermOutput(

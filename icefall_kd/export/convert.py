@@ -28,7 +28,7 @@ from icefall_kd.export.sherpa import sherpa_features
 from icefall_kd.recognition.recognise import reference
 from icefall_kd.recognition.scoring import Recognition, score
 from icefall_kd.recognition.setting import Chunking, training_facts
-from icefall_kd.transducer.checkpoint import count_parameters, require_head
+from icefall_kd.transducer.checkpoint import check_head, count_parameters
 
 
 class EnginesDisagree(ValueError):
@@ -65,7 +65,7 @@ class Conversion:
                 f"{checkpoint}: the model has {self.model.vocab_size} tokens, its BPE "
                 f"model {self.tokenizer.vocab_size}; train with the bpe.model it needs"
             )
-        require_head(self.model, head, info, str(checkpoint))
+        check_head(self.model, head, info, str(checkpoint))
         self.options = DecodeOptions(GREEDY[head], unk_id=self.tokenizer.unk_id)
         self.info = {
             "checkpoint": str(checkpoint),

@@ -6,7 +6,7 @@ of the other kind.  So the keys are written in one place and checked in one plac
 
 from collections.abc import Mapping, Sequence
 
-from icefall_kd.core.files import Pathlike, write_aside
+from icefall_kd.core.files import Pathlike, write_atomically
 from icefall_kd.decoding.streaming import hop_frames, tail_padding, window_frames
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.recognition.setting import Chunking
@@ -85,7 +85,7 @@ def add_metadata(path: Pathlike, metadata: Mapping[str, str]) -> None:
 
     model = onnx.load(str(path))
     onnx.helper.set_model_props(model, dict(metadata))
-    with write_aside(path) as aside:
+    with write_atomically(path) as aside:
         onnx.save(model, str(aside))
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from icefall_kd import NUM_MEL_BINS
-from icefall_kd.core.files import Pathlike, write_aside
+from icefall_kd.core.files import Pathlike, write_atomically
 from icefall_kd.decoding.ctc_search import silence_unk
 from icefall_kd.decoding.streaming import window_frames
 from icefall_kd.export.files import ModelFiles
@@ -27,7 +27,7 @@ from icefall_kd.export.metadata import (
     streaming_encoder_metadata,
 )
 from icefall_kd.recognition.setting import Chunking
-from icefall_kd.transducer.checkpoint import require_parts
+from icefall_kd.transducer.checkpoint import check_parts
 from icefall_kd.zipformer.streaming import state_batch_dims
 
 OPSET = 13
@@ -118,7 +118,7 @@ def _export(
     options = {}
     if "dynamo" in inspect.signature(torch.onnx.export).parameters:
         options["dynamo"] = False  # the default since torch 2.9, with another opset
-    with write_aside(path) as aside, warnings.catch_warnings():
+    with write_atomically(path) as aside, warnings.catch_warnings():
         # The tracer warns of every shape that Python reads; the tests run the files
         # at other lengths and batch sizes than those traced.
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
@@ -253,7 +253,7 @@ def export_model(
       ValueError: if a chunking does not fit the model, or it lacks the head; nothing
         is written then.
     """
-    require_parts(model, head)
+    check_parts(model, head)
     for chunking in chunkings:
         if chunking:
             require_streamable(model, chunking)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from icefall_kd import BLANK_ID, NUM_MEL_BINS
-from icefall_kd.core.files import Pathlike, write_aside
+from icefall_kd.core.files import Pathlike, write_atomically
 from icefall_kd.decoding import GREEDY, DecodeOptions, Hypothesis
 from icefall_kd.decoding.streaming import hop_frames, num_steps, window_frames
 from icefall_kd.export.files import ModelFiles
@@ -199,7 +199,7 @@ def quantize_file(
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it logs a line for each float32 node to root
     try:
-        with write_aside(target) as aside:
+        with write_atomically(target) as aside:
             quantize_dynamic(
                 model_input=str(source),
                 model_output=str(aside),

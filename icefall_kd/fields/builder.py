@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from icefall_kd.core.files import Pathlike, remove_abandoned
+from icefall_kd.core.files import Pathlike, remove_stale_temporaries
 from icefall_kd.fields.codec_files import codec_sha256
 from icefall_kd.fields.codecs import Codec
 from icefall_kd.fields.format import (
@@ -126,13 +126,13 @@ def clear(shar_dir: Pathlike, field: Making, todo: Sequence[str]) -> None:
     """
     folder = field_dir(shar_dir, field.name)
     info_path(shar_dir, field.name).unlink(missing_ok=True)  # absent = unfinished
-    remove_abandoned(folder, f"{field.name}.json")
-    remove_abandoned(folder, f"{field.name}.codec.npz")
+    remove_stale_temporaries(folder, f"{field.name}.json")
+    remove_stale_temporaries(folder, f"{field.name}.codec.npz")
     for shard in todo:
         for path in (state_path, staged_path):
             file = path(shar_dir, field.name, shard)
             file.unlink(missing_ok=True)
-            remove_abandoned(folder, file.name)
+            remove_stale_temporaries(folder, file.name)
 
 
 def finish_field(shar_dir: Pathlike, field: Making, shards: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
-from icefall_kd.core.files import Pathlike, write_aside
+from icefall_kd.core.files import Pathlike, write_atomically
 from icefall_kd.fields.codecs import Codec, find_codec, make_codec
 from icefall_kd.fields.format import FieldInfo, field_dir, list_shar, load_field_info
 
@@ -50,7 +50,7 @@ def save_codec(
     entries = {_SPEC: codec.spec, _ORIGIN: json.dumps(origin or {}, sort_keys=True)}
     arrays = {name: np.array(text) for name, text in entries.items()}
     np.savez(buffer, **arrays, **codec.state())
-    with write_aside(codec_path(shar_dir, field)) as aside:
+    with write_atomically(codec_path(shar_dir, field)) as aside:
         aside.write_bytes(buffer.getvalue())
 
 

@@ -11,9 +11,9 @@ from icefall_kd.core.files import (
     Pathlike,
     as_path,
     is_local,
-    remove_abandoned,
+    remove_stale_temporaries,
     sha256_file,
-    write_aside,
+    write_atomically,
 )
 from icefall_kd.fields.audit import Fault
 from icefall_kd.fields.codec_files import (
@@ -237,7 +237,7 @@ def _begin(
     target: Pathlike, field: str, codec: Codec, origin: Optional[Mapping[str, Any]]
 ) -> None:
     """Write the codec before the arrays that need it, and sweep what was left."""
-    remove_abandoned(field_dir(target, field), f"{field}.*")
+    remove_stale_temporaries(field_dir(target, field), f"{field}.*")
     if codec.state():
         save_codec(codec, target, field, origin)
     else:
@@ -262,7 +262,7 @@ def _copy_shard(
     old, new = tar_path(source, field, shard), staged_path(target, field, shard)
     path = state_path(target, field, shard)
     path.unlink(missing_ok=True)
-    with write_aside(new) as aside:
+    with write_atomically(new) as aside:
         with old.open("rb") as reading, aside.open("wb") as writing:
             shutil.copyfileobj(reading, writing, 1 << 20)
         if sha256_file(aside) != state.sha256:

@@ -11,7 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-from icefall_kd.core.files import Pathlike, is_local, move_file, remove_abandoned
+from icefall_kd.core.files import (
+    Pathlike,
+    is_local,
+    move_file,
+    remove_stale_temporaries,
+)
 from icefall_kd.data.shar import fields_dir
 from icefall_kd.fields.format import (
     FIELD_NAME,
@@ -44,7 +49,7 @@ def move_old_files(shar_dir: Pathlike, paths: Sequence[Path]) -> int:
     places = {p: q for p in paths if (q := _new_place(shar_dir, p, names)) is not None}
     try:
         for name in partial:
-            remove_abandoned(shar_dir, name)
+            remove_stale_temporaries(shar_dir, name)
         for old, new in places.items():
             _move_old_file(old, new)
     except (PermissionError, NotImplementedError) as e:  # the latter: a web server

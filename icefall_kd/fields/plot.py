@@ -17,8 +17,8 @@ import torch
 from lhotse.cut import Cut
 
 from icefall_kd import BLANK_ID, FBANK_SHIFT
-from icefall_kd.core.files import Pathlike, write_aside
-from icefall_kd.core.frames import split_topk
+from icefall_kd.core.files import Pathlike, write_atomically
+from icefall_kd.core.frames import unpack_topk
 from icefall_kd.data.features import compute_fbank
 from icefall_kd.fields.codec_files import load_codec
 from icefall_kd.fields.format import (
@@ -110,7 +110,7 @@ def save_figure(figure: Any, path: Pathlike) -> None:
     """
     if Path(str(path)).suffix != ".png":
         raise ValueError(f"{path}: give the picture a name that ends in .png")
-    with write_aside(path) as aside:
+    with write_atomically(path) as aside:
         figure.savefig(aside, dpi=120)
 
 
@@ -191,7 +191,7 @@ def best_tokens(x: np.ndarray) -> list[tuple[int, int, int]]:
     Args:
       x: (T, 2 k + 1) float32, see :mod:`icefall_kd.core.frames`.
     """
-    best = split_topk(torch.from_numpy(x))[0][:, 0].tolist()
+    best = unpack_topk(torch.from_numpy(x))[0][:, 0].tolist()
     runs, first = [], 0
     for token, group in itertools.groupby(best):
         count = len(list(group))
@@ -207,7 +207,7 @@ def blank_probability(x: np.ndarray) -> np.ndarray:
     Args:
       x: (T, 2 k + 1) float32, see :mod:`icefall_kd.core.frames`.
     """
-    ids, log_probs, _ = split_topk(torch.from_numpy(x))
+    ids, log_probs, _ = unpack_topk(torch.from_numpy(x))
     return (log_probs.exp() * (ids == BLANK_ID)).sum(dim=-1).numpy()
 
 

@@ -30,7 +30,7 @@ from icefall_kd.fields.format import (
 )
 from icefall_kd.fields.join import compare_keys, read_keys
 
-# See icefall_kd.core.files.write_aside: machine, where it is told; process; file.
+# See icefall_kd.core.files.write_atomically: machine, where it is told; process; file.
 _PARTIAL = re.compile(r"\.(?:([A-Za-z0-9-]+)\.)?(\d+)\.partial\.(.+)")
 _SHARD = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\.(\d+)\.(tar|json)")
 _WHOLE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\.(json|codec\.npz)")

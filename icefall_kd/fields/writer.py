@@ -15,7 +15,7 @@ import numpy as np
 from lhotse.array import Array, TemporalArray
 from lhotse.shar.writers import ArrayTarWriter
 
-from icefall_kd.core.files import naming_write, sha256_file, write_aside
+from icefall_kd.core.files import explain_failed_write, sha256_file, write_atomically
 from icefall_kd.fields.codecs import Codec
 from icefall_kd.fields.format import (
     FieldInfo,
@@ -133,7 +133,7 @@ class ShardWriter:
             stored = self._codec.encode(x)
         except ValueError as e:
             raise ValueError(f"{self._path}: cut '{cut_id}': {e}") from e
-        with naming_write(self._path, _MAKE_ROOM):
+        with explain_failed_write(self._path, _MAKE_ROOM):
             self._tar.write(cut_id, stored, _manifest(stored, self._frame_shift))
         total, squares = moments(self._codec, stored)
         self.sum = total + (self.sum if n else 0.0)
@@ -184,7 +184,7 @@ def write_shard(
     path = staged_path(shar_dir, field, shard)
     with _naming_full_disk(path):
         state_path(shar_dir, field, shard).unlink(missing_ok=True)
-        with write_aside(path) as aside:
+        with write_atomically(path) as aside:
             with ArrayTarWriter(str(aside), shard_size=None) as tar:
                 writer = ShardWriter(path, tar, keys, frame_shift, codec)
                 yield writer

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from icefall_kd.core.files import read_json, remove_abandoned, write_json
+from icefall_kd.core.files import read_json, remove_stale_temporaries, write_json
 from icefall_kd.data.shar import fields_dir
 from icefall_kd.fields.format import cuts_path, fingerprint_differences, list_shar
 from icefall_kd.fields.join import compare_keys, read_keys
@@ -83,8 +83,10 @@ class Tally:
         if todo and not self._note():
             write_json(self._notes / NOTE, {**self._identity, "counts": {}})
         for shard in todo:
-            remove_abandoned(self._notes, labelled_path(self._output, shard).name)
-            remove_abandoned(self._notes, self._path(shard).name)
+            remove_stale_temporaries(
+                self._notes, labelled_path(self._output, shard).name
+            )
+            remove_stale_temporaries(self._notes, self._path(shard).name)
         return todo
 
     def add(self, shard: str, counts: Counter, confidences: Counter) -> None:
@@ -97,7 +99,7 @@ class Tally:
         note = {**self._identity, "counts": counts, "confidences": confidences}
         if self._note() != note:
             write_json(self._notes / NOTE, note)
-        remove_abandoned(self._notes, NOTE)
+        remove_stale_temporaries(self._notes, NOTE)
         for shard in counts:
             self._path(shard).unlink(missing_ok=True)
 

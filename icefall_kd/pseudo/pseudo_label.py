@@ -23,7 +23,7 @@ from torch import Tensor
 
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.core.distributed import World
-from icefall_kd.core.files import Pathlike, move_file, write_aside
+from icefall_kd.core.files import Pathlike, move_file, write_atomically
 from icefall_kd.data.cuts import check_cuts
 from icefall_kd.data.normalise import spell
 from icefall_kd.data.shar import fields_dir
@@ -275,7 +275,7 @@ def _label_shard(
     counts, confidences = Counter(), Counter()  # type: Counter, Counter
     path = labelled_path(output, shard)
     written = fields_dir(output) / path.name  # lhotse may be reading the output
-    with write_aside(written) as aside:
+    with write_atomically(written) as aside:
         with gzip.open(aside, "wt", encoding="utf-8") as out:
             for line in source.lines():
                 heard = said.get(line["id"])

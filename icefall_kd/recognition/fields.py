@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from icefall_kd.core.frames import mean_probs
+from icefall_kd.core.frames import average_probs
 
 
 class MeanOfFields(nn.Module):
@@ -27,7 +27,7 @@ class MeanOfFields(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return log-probabilities (N, T, V) of frames (N, T, sum of dims)."""
         frames = x.split(self.dims, dim=-1)
-        mean = mean_probs(frames, self.shares.tolist(), self.vocab_size)
+        mean = average_probs(frames, self.shares.tolist(), self.vocab_size)
         return mean.log().log_softmax(dim=-1)
 
 

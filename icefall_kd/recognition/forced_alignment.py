@@ -129,14 +129,14 @@ def word_times(
     flat = [token for some in tokens for token in some]
     path = ctc_path(log_probs, flat)
     symbols = torch.tensor([*flat, BLANK_ID])[path]  # BETWEEN is the last place
-    on_path = log_probs.double().cpu().gather(1, symbols[:, None]).squeeze(1)
+    score_path = log_probs.double().cpu().gather(1, symbols[:, None]).squeeze(1)
     items, first = [], 0
     for word, some in zip(words, tokens):
         inside = (path >= first) & (path < first + len(some))
         frames = inside.nonzero().squeeze(1)
         begin, last = int(frames[0]), int(frames[-1])
         start = max(0.0, frame_end(begin) - ENCODER_SHIFT)
-        score = float(on_path[begin : last + 1].mean().exp())
+        score = float(score_path[begin : last + 1].mean().exp())
         items.append(AlignmentItem(word, start, frame_end(last) - start, score))
         first += len(some)
     return items

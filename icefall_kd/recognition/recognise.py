@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from icefall_kd import SAMPLE_RATE
-from icefall_kd.core.cpu import return_freed_memory
+from icefall_kd.core.cpu import release_freed_memory
 from icefall_kd.core.files import Pathlike
 from icefall_kd.data.cuts import load_blocks, transcript
 from icefall_kd.data.tokens import Tokenizer, UnknownLetters
@@ -23,7 +23,7 @@ from icefall_kd.fields.codecs import Codec
 from icefall_kd.recognition.long_audio import Window, cut_windows
 from icefall_kd.recognition.scoring import Recognition
 from icefall_kd.recognition.setting import Chunking, setting_name
-from icefall_kd.transducer.checkpoint import require_head
+from icefall_kd.transducer.checkpoint import check_head
 
 
 def load_recogniser(
@@ -41,7 +41,7 @@ def load_recogniser(
     model, tokenizer, info = load_model(checkpoint, device)
     if tokenizer is None:
         raise ValueError(f"{checkpoint}: saw no text in training, knows no words")
-    require_head(model, head, info, str(checkpoint))
+    check_head(model, head, info, str(checkpoint))
     return model, tokenizer, info
 
 
@@ -158,13 +158,13 @@ def field_inputs(
     """Return what a model over teachers' fields reads of each cut, (T, D) float32."""
     from lhotse import CutSet
 
-    from icefall_kd.core.frames import to_device
+    from icefall_kd.core.frames import move_to_device
     from icefall_kd.dataset.loader import BatchDataset
 
     dataset, device = BatchDataset(fields=codecs), next(model.parameters()).device
     found = []
     for cut in cuts:
-        x, lens = model.inputs(to_device(dataset[CutSet.from_cuts([cut])], device))
+        x, lens = model.inputs(move_to_device(dataset[CutSet.from_cuts([cut])], device))
         found.append(x[0, : int(lens[0])])
     return found
 
@@ -228,6 +228,6 @@ def recognise(
                 spans = tokenizer.word_spans(tokens)
                 recognitions[-1].frames.extend(times[last] for _, last in spans)
             if any(part.window.start > 0 for part in group):
-                return_freed_memory()  # no two windows have one length
+                release_freed_memory()  # no two windows have one length
     letters.check("the transcripts", max_unknown=1.0)
     return recognitions, seconds / max(audio, 1e-9)

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from icefall_kd import ENCODER_SHIFT
 from icefall_kd.core.files import sha256_file
-from icefall_kd.core.frames import make_pad_mask, take_topk
+from icefall_kd.core.frames import make_pad_mask, pack_topk
 from icefall_kd.data.features import num_frames
 from icefall_kd.teachers.protocol import Output, TeacherOutput, check_waves
 from icefall_kd.teachers.zipformer_frames import HEAD_OF, BestPaths
-from icefall_kd.transducer.checkpoint import load_model, require_head
+from icefall_kd.transducer.checkpoint import check_head, load_model
 from icefall_kd.transducer.denominator import load_bigram
 from icefall_kd.transducer.embedding_model import AdapterEnsemble
 
@@ -141,7 +141,7 @@ class AdaptedTeacher:
         encoded, lens = self.ensemble.encode(self._hear(waves, wave_lens))
         said = {}
         if f"{self.name}_ctc" in self.outputs:
-            x = take_topk(self.ensemble.ctc(encoded), self.topk)
+            x = pack_topk(self.ensemble.ctc(encoded), self.topk)
             mask = make_pad_mask(lens, x.size(1)).unsqueeze(-1)
             said[f"{self.name}_ctc"] = TeacherOutput(x.masked_fill(mask, 0.0), lens)
         if f"{self.name}_path" in self.outputs:
@@ -180,7 +180,7 @@ def _load(
     if tokenizer is None:
         raise ValueError(f"{path} carries no BPE model; it saw no text in training")
     for kind in outputs:
-        require_head(model, HEAD_OF[kind], info, str(path))
+        check_head(model, HEAD_OF[kind], info, str(path))
     return model, tokenizer
 
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from icefall_kd.core.frames import make_pad_mask, mean_of_topk
+from icefall_kd.core.frames import average_topk, make_pad_mask
 from icefall_kd.teachers.protocol import Output, Teacher, TeacherOutput
 
 
@@ -143,7 +143,7 @@ class Ensemble:
         output = self.outputs[field]
         if output.kind == "ctc":
             vocab_size = output.fingerprint["vocab_size"]
-            x = mean_of_topk(frames, weights, vocab_size, output.dim // 2)
+            x = average_topk(frames, weights, vocab_size, output.dim // 2)
         else:
             x = torch.stack([w * f for w, f in zip(weights, frames)]).sum(dim=0)
         lens = lens.to(device)

@@ -20,7 +20,7 @@ from torch import nn
 
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.core.files import read_json
-from icefall_kd.core.weights import model_sha256
+from icefall_kd.core.weights import cached_sha256
 from icefall_kd.teachers.whisper_ct2 import load_ct2_encoder
 
 WAVE_TYPES = ("wav2vec2", "hubert", "wavlm", "data2vec-audio")
@@ -102,7 +102,7 @@ def load_encoder(model_dir: Union[str, Path], revision: Optional[str] = None) ->
 def _load_ct2(transformers: Any, path: Path) -> Loaded:
     model, config = load_ct2_encoder(transformers, path)
     model.eval().requires_grad_(False)
-    identity = {"model_type": "whisper", "model_sha256": model_sha256(path)}
+    identity = {"model_type": "whisper", "model_sha256": cached_sha256(path)}
     return Loaded(model, config, "whisper", False, identity)
 
 
@@ -234,7 +234,7 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 def _weights_sha256(paths: list[Path]) -> str:
     """Return the checksum of the weights; of several files, over their checksums."""
-    sums = [model_sha256(path) for path in paths]
+    sums = [cached_sha256(path) for path in paths]
     if len(sums) == 1:
         return sums[0]
     return hashlib.sha256("".join(sums).encode()).hexdigest()

@@ -49,8 +49,8 @@ import torch
 from torch import Tensor, nn
 
 from icefall_kd import SAMPLE_RATE
-from icefall_kd.core.cpu import default_threads
-from icefall_kd.core.weights import model_sha256
+from icefall_kd.core.cpu import default_num_threads
+from icefall_kd.core.weights import cached_sha256
 from icefall_kd.teachers.protocol import Output, TeacherOutput, check_waves
 from icefall_kd.teachers.whisper_encoder import log_mel
 from icefall_kd.teachers.windows import (
@@ -249,7 +249,7 @@ class WhisperCt2:
         self.bucket = bucket
         self.storage = ctranslate2.StorageView
         kind, _, index = device.partition(":")
-        self.calls = (num_threads or default_threads()) if kind == "cpu" else 1
+        self.calls = (num_threads or default_num_threads()) if kind == "cpu" else 1
         self.max_batch = max_batch or (30.0 if kind == "cpu" else 60.0)
         self.model = ctranslate2.models.Whisper(
             str(model_dir),
@@ -264,7 +264,7 @@ class WhisperCt2:
         fingerprint = {
             "teacher": name,
             "family": "whisper_ct2",
-            "model_sha256": model_sha256(model_dir / "model.bin"),
+            "model_sha256": cached_sha256(model_dir / "model.bin"),
             "layer": "last",
             "compute_type": compute_type,
             "context": context,

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.core.files import Pathlike
-from icefall_kd.core.frames import take_topk
-from icefall_kd.core.weights import tensors_sha256
+from icefall_kd.core.frames import pack_topk
+from icefall_kd.core.weights import sha256_tensors
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.teachers.protocol import (
     DTYPES,
@@ -35,7 +35,7 @@ from icefall_kd.teachers.zipformer_frames import (
     on_grid,
     own_frames,
 )
-from icefall_kd.transducer.checkpoint import HEADS, load_model, require_head
+from icefall_kd.transducer.checkpoint import HEADS, check_head, load_model
 from icefall_kd.transducer.embedding_model import AdapterEnsemble
 from icefall_kd.transducer.icefall import HEAD_OPTIONS
 from icefall_kd.zipformer.subsampling import conv2d_subsampling_lens
@@ -180,7 +180,7 @@ class ZipformerTeacher:
         if not of_tokens:
             return
         for kind in of_tokens:
-            require_head(model, HEAD_OF[kind], info, str(path))
+            check_head(model, HEAD_OF[kind], info, str(path))
         tokenizer = find_tokenizer(path, tokenizer, bpe_model, model.vocab_size)
         if not 1 <= topk <= tokenizer.vocab_size:
             raise ValueError(f"topk is {topk} of {tokenizer.vocab_size} tokens")
@@ -231,7 +231,7 @@ class ZipformerTeacher:
         """Return the hash of the encoder's tensors, and those of ``more`` parts."""
         parts = ("encoder_embed", "encoder", *more)
         weights = self._model.state_dict()
-        return tensors_sha256(
+        return sha256_tensors(
             {k: v for k, v in weights.items() if k.split(".")[0] in parts}
         )
 
@@ -259,7 +259,7 @@ class ZipformerTeacher:
             y, y_lens, stacks = model.forward_stacks(x, lens)
             said = {}
             if self._ctc_field in self.outputs:
-                ctc = take_topk(model.ctc_output(y), self._topk)
+                ctc = pack_topk(model.ctc_output(y), self._topk)
                 said[self._ctc_field] = own_frames(ctc, y_lens)
         if self._path_field in self.outputs:
             own = own_frames(y, y_lens)

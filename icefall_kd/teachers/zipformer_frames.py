@@ -31,14 +31,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from icefall_kd import LOG_EPS, NUM_MEL_BINS
-from icefall_kd.core.frames import join_path, make_pad_mask, take_topk
+from icefall_kd.core.frames import make_pad_mask, pack_path, pack_topk
 from icefall_kd.data.features import WINDOW, compute_fbank
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.decoding import DecodeOptions, decode
 from icefall_kd.teachers.protocol import TeacherOutput
 from icefall_kd.transducer.denominator import fuse
 from icefall_kd.transducer.embedding_model import AdapterEnsemble, Encoded
-from icefall_kd.transducer.path import best_path, tokens_before
+from icefall_kd.transducer.path import best_path, previous_tokens
 from icefall_kd.zipformer.encoder import Zipformer2
 from icefall_kd.zipformer.subsampling import (
     CONVNEXT_CONTEXT,
@@ -167,7 +167,7 @@ class BestPaths:
     def __call__(
         self, encoded: Encoded, lens: Tensor, texts: Sequence[str]
     ) -> TeacherOutput:
-        """Return (N, T, 2 k + 2) float32, see :func:`icefall_kd.core.frames.join_path`.
+        """Return (N, T, 2 k + 2) float32, see :func:`icefall_kd.core.frames.pack_path`.
 
         Args:
           encoded: of each model (N, T, C) float32.
@@ -183,10 +183,12 @@ class BestPaths:
                 'each, "" where there is none'
             )
         emitted = self._emitted(encoded, lens, texts)
-        log_probs = self.models.on_path(encoded, emitted)
+        log_probs = self.models.score_path(encoded, emitted)
         if self.lm is not None:
-            log_probs = fuse(log_probs, tokens_before(emitted), self.lm, self.lm_scale)
-        x = join_path(emitted, take_topk(log_probs, self.topk))
+            log_probs = fuse(
+                log_probs, previous_tokens(emitted), self.lm, self.lm_scale
+            )
+        x = pack_path(emitted, pack_topk(log_probs, self.topk))
         mask = make_pad_mask(lens, x.size(1)).unsqueeze(-1)
         return TeacherOutput(x.masked_fill(mask, 0.0), lens)
 

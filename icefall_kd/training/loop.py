@@ -17,7 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from icefall_kd import FBANK_SHIFT
 from icefall_kd.core.distributed import World
 from icefall_kd.core.files import write_text
-from icefall_kd.core.frames import Batch, to_device
+from icefall_kd.core.frames import Batch, move_to_device
 from icefall_kd.distill.term import taught_figure
 from icefall_kd.training import checkpoint as ckpt
 from icefall_kd.training.averaging import RunningMean
@@ -182,7 +182,7 @@ class Trainer:
             self._restore_rng()
             if self.world.any(batch is None):
                 return
-            yield to_device(batch, self.world.device)
+            yield move_to_device(batch, self.world.device)
 
     def _restore_rng(self) -> None:
         if self.pending_rng is not None:

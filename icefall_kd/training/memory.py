@@ -11,7 +11,7 @@ import torch
 from lhotse import CutSet
 
 from icefall_kd import FBANK_SHIFT
-from icefall_kd.core.frames import Batch, to_device
+from icefall_kd.core.frames import Batch, move_to_device
 from icefall_kd.dataset.loader import Loader
 from icefall_kd.dataset.stream import CutStream
 from icefall_kd.training.faults import TrainingStoppedError
@@ -105,7 +105,7 @@ def probe_memory(
         with explaining_memory(batch, max_duration):
             moments = [torch.empty_like(p) for p in params for _ in range(2)]
             with autocast():
-                loss, frames, _ = student(to_device(batch, device), 0)
+                loss, frames, _ = student(move_to_device(batch, device), 0)
             (loss * frames).backward()
             del loss, moments
         for p in params:

@@ -8,7 +8,7 @@ from typing import Any, Optional
 import torch
 from torch import distributed as dist
 
-from icefall_kd.core.files import Pathlike, as_path, naming_write, write_text
+from icefall_kd.core.files import Pathlike, as_path, explain_failed_write, write_text
 from icefall_kd.distill.term import TermOutput
 
 METRICS = "metrics.jsonl"
@@ -126,7 +126,7 @@ class MetricsWriter:
     def write(self, kind: str, step: int, epoch: int, values: dict[str, float]) -> None:
         """Append one line; ``kind`` is "train", "epoch" or "dev"."""
         line = {"kind": kind, "step": step, "epoch": epoch, **values}
-        with naming_write(self.path, "make room and start again"):
+        with explain_failed_write(self.path, "make room and start again"):
             with open(self.path, "a", encoding="utf-8") as f:
                 f.write(json.dumps(line) + "\n")
         if self.board is not None:

@@ -12,7 +12,7 @@ from icefall_kd.distill.term import Term
 from icefall_kd.training.checkpoint import config_differences
 from icefall_kd.training.config import TrainConfig
 from icefall_kd.transducer.checkpoint import unpack_bytes
-from icefall_kd.transducer.icefall import shape_of_icefall
+from icefall_kd.transducer.icefall import infer_icefall_config
 
 # Options of the encoder that no weight depends on: fine-tuning may have others.
 FREE = ("chunk_size", "left_context_frames", "dropout", "warmup_batches")
@@ -160,7 +160,7 @@ def start_problems(
     here, there = to_dict(config.model), start.get("model_config")
     if there is None:
         try:
-            there = shape_of_icefall(start, here["encoder"])
+            there = infer_icefall_config(start, here["encoder"])
         except ValueError as e:
             return [f"{option} {path}: {e}"]
     if option == "init_encoder":

@@ -14,8 +14,8 @@ import yaml
 
 from icefall_kd.core.config import to_dict
 from icefall_kd.core.distributed import close_world, init_world, pick_device
-from icefall_kd.core.files import remove_partial, sole_user, write_text
-from icefall_kd.core.logs import LogFile, log_file
+from icefall_kd.core.files import lock_folder, remove_temporary_files, write_text
+from icefall_kd.core.logs import LogFile, copy_log_to_file
 from icefall_kd.training.checkpoint import newest_checkpoint
 from icefall_kd.training.config import TrainConfig
 from icefall_kd.training.interruptions import Peers, StopRequest
@@ -34,7 +34,7 @@ def train(config: TrainConfig) -> None:
       TrainingInterruptedError: if SIGINT or SIGTERM came; all that is needed is
         written.
     """
-    with log_file() as log:
+    with copy_log_to_file() as log:
         _train(config, log)
 
 
@@ -55,8 +55,8 @@ def _train(config: TrainConfig, log: LogFile) -> None:
         stack.callback(close_world)
         stack.enter_context(Peers(world))
         if world.is_main:
-            stack.enter_context(sole_user(exp_dir))
-            remove_partial(exp_dir)
+            stack.enter_context(lock_folder(exp_dir))
+            remove_temporary_files(exp_dir)
         log.open(exp_dir / "log", "log-train", world.rank, world.size)
         if world.is_main:
             (exp_dir / "done").unlink(missing_ok=True)  # of fewer epochs

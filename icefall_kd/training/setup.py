@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from icefall_kd.core.cli import require_packages
-from icefall_kd.core.cpu import default_workers
+from icefall_kd.core.cpu import default_num_workers
 from icefall_kd.core.distributed import World
 from icefall_kd.core.files import as_path
 from icefall_kd.data.cuts import check_cuts
@@ -264,7 +264,7 @@ def make_train_loader(setup: Setup, world: World) -> Loader:
         seed=setup.config.seed,
         rank=world.rank,
         world_size=world.size,
-        num_workers=default_workers() if data.num_workers < 0 else data.num_workers,
+        num_workers=default_num_workers() if data.num_workers < 0 else data.num_workers,
         num_buckets=data.num_buckets,
         spec_augment=augment,
         missing=data.missing,

@@ -9,7 +9,7 @@ from typing import Optional
 import torch
 
 from icefall_kd.core.distributed import World
-from icefall_kd.core.frames import Batch, to_device
+from icefall_kd.core.frames import Batch, move_to_device
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.decoding import GREEDY, DecodeOptions, decode
 from icefall_kd.distill.term import StudentOutput, Term
@@ -54,7 +54,7 @@ def validate(
     student.eval()
     for batch in loader:
         with explaining_memory(batch, max_duration):
-            batch = to_device(batch, world.device)
+            batch = move_to_device(batch, world.device)
             with autocast():
                 encoded = student.encode(batch)
                 loss, frames, outputs = student.loss(encoded, batch, FINAL_STEP)

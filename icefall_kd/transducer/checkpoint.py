@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from icefall_kd.core.config import ModelConfig, from_dict, to_dict
-from icefall_kd.core.files import naming_write, write_aside
+from icefall_kd.core.files import explain_failed_write, write_atomically
 from icefall_kd.core.weights import load_weights_only
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.transducer.build import build_model
-from icefall_kd.transducer.icefall import model_of_icefall
+from icefall_kd.transducer.icefall import build_icefall_model
 from icefall_kd.transducer.model import AsrModel
 
 HEADS = {"transducer": ("decoder", "joiner"), "ctc": ("ctc_output",)}
 ENCODER = ("encoder_embed", "encoder")
 
 
-def require_parts(model: nn.Module, head: str) -> None:
+def check_parts(model: nn.Module, head: str) -> None:
     """Raise ValueError if the model lacks a part of ``head``."""
     missing = [part for part in HEADS[head] if getattr(model, part, None) is None]
     if missing:
@@ -29,7 +29,7 @@ def require_parts(model: nn.Module, head: str) -> None:
         )
 
 
-def require_head(
+def check_head(
     model: nn.Module, head: str, info: Mapping[str, Any], where: str
 ) -> None:
     """See that a student's head is there and was trained.
@@ -42,7 +42,7 @@ def require_head(
       ValueError: if it is not.
     """
     try:
-        require_parts(model, head)
+        check_parts(model, head)
     except ValueError as e:
         raise ValueError(f"{where}: {e}") from e
     untrained = set(HEADS[head]) & untrained_parts(info)
@@ -99,7 +99,7 @@ def save_checkpoint(path: Pathlike, checkpoint: Mapping[str, Any]) -> None:
       OSError: if it cannot be written; the file of that name is what it was.
     """
     remedy = "make room; what was written before is whole, and training goes on there"
-    with naming_write(path, remedy), write_aside(path) as aside:
+    with explain_failed_write(path, remedy), write_atomically(path) as aside:
         with open(aside, "wb") as f:
             file = _PatientFile(f)
             torch.save(dict(checkpoint), file)
@@ -219,7 +219,7 @@ def load_model(
             model.ctc_output = None
     else:
         try:
-            model, weights = model_of_icefall(checkpoint, heads or {}, needed)
+            model, weights = build_icefall_model(checkpoint, heads or {}, needed)
         except ValueError as e:
             raise ValueError(f"{path}: {e}") from e
     load_weights(model, weights, str(path))

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from icefall_kd import BLANK_ID
-from icefall_kd.core.files import Pathlike, write_aside
-from icefall_kd.core.weights import load_saved
+from icefall_kd.core.files import Pathlike, write_atomically
+from icefall_kd.core.weights import load_dict
 
 END = -1  # in the place of a token: the end of an utterance
 Bigram = dict[tuple[int, int], float]
@@ -70,7 +70,7 @@ def estimate_bigram(
     )
 
 
-def bigram_table(sequences: Iterable[Sequence[int]], vocab_size: int) -> Tensor:
+def make_bigram_table(sequences: Iterable[Sequence[int]], vocab_size: int) -> Tensor:
     """Return log p(b | a) of all tokens, (V, V) float32, a in rows.
 
     Row 0 is of the start; column 0, the blank's, is 0: it is no token.  What is missing
@@ -96,7 +96,7 @@ def bigram_table(sequences: Iterable[Sequence[int]], vocab_size: int) -> Tensor:
 
 def save_bigram(table: Tensor, vocab_sha256: str, path: Pathlike) -> None:
     """Write a table and the BPE model's hash that its tokens are of, or nothing."""
-    with write_aside(path) as aside:
+    with write_atomically(path) as aside:
         torch.save({"log_probs": table, "vocab_sha256": vocab_sha256}, aside)
 
 
@@ -109,7 +109,7 @@ def load_bigram(path: Pathlike, vocab_sha256: str) -> Tensor:
       FileNotFoundError: if there is no such file.
       ValueError: if it holds something else, or is over other tokens.
     """
-    saved = load_saved(
+    saved = load_dict(
         path,
         "bigram of tokens",
         {"log_probs", "vocab_sha256"},
@@ -135,7 +135,7 @@ def fuse(log_probs: Tensor, before: Tensor, table: Tensor, scale: float) -> Tens
     Args:
       log_probs: (..., V) float, normalised.
       before:    (...) int64, the token before; 0 at the start.
-      table:     (V, V) float, of :func:`bigram_table`.
+      table:     (V, V) float, of :func:`make_bigram_table`.
       scale:     of the language model; 0 changes nothing.
     Returns:
       (..., V) float32, normalised.
@@ -185,7 +185,7 @@ def build_denominator(
 
 def save_denominator(graph, vocab_size: int, path: Pathlike) -> None:
     """Write a denominator graph, whole or not at all."""
-    with write_aside(path) as aside:
+    with write_atomically(path) as aside:
         torch.save({"vocab_size": vocab_size, "graph": graph.as_dict()}, aside)
 
 
@@ -198,7 +198,7 @@ def load_denominator(path: Pathlike) -> tuple[Any, int]:
     """
     import k2
 
-    saved = load_saved(
+    saved = load_dict(
         path,
         "denominator graph",
         {"vocab_size", "graph"},

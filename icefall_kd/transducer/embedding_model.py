@@ -20,7 +20,7 @@ from icefall_kd import BLANK_ID
 from icefall_kd.core.config import AdapterConfig
 from icefall_kd.core.frames import make_pad_mask
 from icefall_kd.transducer.model import AsrModel
-from icefall_kd.transducer.path import on_path
+from icefall_kd.transducer.path import score_path
 from icefall_kd.zipformer.cpu.precision import full_on_cpu
 from icefall_kd.zipformer.subsampling import conv2d_subsampling_lens
 
@@ -199,13 +199,13 @@ class AdapterEnsemble:
             found.append(logits[0].log_softmax(-1))
         return _mean(found)
 
-    def on_path(self, encoded: Encoded, emitted: Tensor) -> Tensor:
+    def score_path(self, encoded: Encoded, emitted: Tensor) -> Tensor:
         """Return the mean at the nodes of paths, (N, T, V) log-probabilities.
 
         Args:
           emitted: (N, T) int64, token of each frame, 0 for the blank.
         """
-        logits = [on_path(m, x, emitted)[0] for m, x in zip(self.models, encoded)]
+        logits = [score_path(m, x, emitted)[0] for m, x in zip(self.models, encoded)]
         return _mean([each.log_softmax(-1) for each in logits])
 
 

@@ -42,7 +42,7 @@ _LINEAR_POS = "self_attn_weights.linear_pos.weight"
 _VALUES = "self_attn1.in_proj.weight"
 
 
-def model_of_icefall(
+def build_icefall_model(
     checkpoint: Mapping[str, Any],
     heads: Mapping[str, PerStack],
     needed: Sequence[str] = (),
@@ -63,7 +63,7 @@ def model_of_icefall(
     """
     weights = checkpoint["model"]
     told = {k: checkpoint[k] for k in HEAD_OPTIONS if k in checkpoint}
-    model = build_model(config_of_weights(weights, {**told, **heads}))
+    model = build_model(infer_model_config(weights, {**told, **heads}))
     present = {name.split(".")[0] for name in weights}
     for part in PARTS:
         if part not in present:
@@ -77,7 +77,7 @@ def model_of_icefall(
     return model, {k: v for k, v in weights.items() if k.split(".")[0] in PARTS}
 
 
-def config_of_weights(
+def infer_model_config(
     weights: Mapping[str, Any], heads: Mapping[str, PerStack]
 ) -> ModelConfig:
     """Return the shape of the model that ``weights`` are of.
@@ -91,17 +91,17 @@ def config_of_weights(
     return ModelConfig(encoder=_encoder_config(weights, heads), **_sizes(weights))
 
 
-def shape_of_icefall(
+def infer_icefall_config(
     checkpoint: Mapping[str, Any], encoder: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the fields of ``ModelConfig`` that the weights of icefall determine.
 
     Args:
-      checkpoint: as of :func:`model_of_icefall`.
+      checkpoint: as of :func:`build_icefall_model`.
       encoder: fields of ``ZipformerConfig``; of these the dimensions of the heads,
         where the file has none.
     Raises:
-      ValueError: as :func:`config_of_weights`.
+      ValueError: as :func:`infer_model_config`.
     """
     weights = checkpoint["model"]
     heads = {k: checkpoint.get(k, encoder[k]) for k in HEAD_OPTIONS if k in encoder}

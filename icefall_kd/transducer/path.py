@@ -66,7 +66,7 @@ def nodes(emitted: Tensor) -> Tensor:
     return spoken.cumsum(-1) - spoken
 
 
-def tokens_before(emitted: Tensor) -> Tensor:
+def previous_tokens(emitted: Tensor) -> Tensor:
     """Return the token that a path emitted last before each frame, 0 for none.
 
     Args:
@@ -77,7 +77,7 @@ def tokens_before(emitted: Tensor) -> Tensor:
     return F.pad(pad_labels(emitted), (1, 0), value=BLANK_ID).gather(1, nodes(emitted))
 
 
-def on_path(
+def score_path(
     model: AsrModel, encoder_out: Tensor, emitted: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the joiner's logits at the nodes of paths, and the nodes' u.

@@ -18,7 +18,7 @@ from icefall_kd.zipformer.regularisers import Balancer, ScheduledFloat, Whiten
 from icefall_kd.zipformer.scaling import scaled_linear
 
 
-class RelativePositions(nn.Module):
+class CompactRelPositionalEncoding(nn.Module):
     """Encoding of time differences in few dimensions.
 
     A difference t is compressed to sign(t) sqrt(D) ln(1 + |t| / sqrt(D)), bent by atan
@@ -57,7 +57,7 @@ class RelativePositions(nn.Module):
         return F.dropout(table, 0.15, self.training)
 
 
-class AttentionWeights(nn.Module):
+class RelPositionMultiheadAttentionWeights(nn.Module):
     """Multi-head attention weights with relative positions.
 
     The usual 1/sqrt(dim) is in the initial weights of the projection, since the

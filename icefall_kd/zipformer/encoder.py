@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icefall_kd.core.config import ZipformerConfig
-from icefall_kd.zipformer.layers import LayerCache, ZipformerLayer
+from icefall_kd.zipformer.layers import LayerCache, Zipformer2EncoderLayer
 from icefall_kd.zipformer.regularisers import (
     REFERENCE_WARMUP,
     FloatLike,
@@ -23,7 +23,7 @@ from icefall_kd.zipformer.regularisers import (
 )
 from icefall_kd.zipformer.stacks import (
     Downsample,
-    DownsampledStack,
+    DownsampledZipformer2Encoder,
     Stack,
     layer_skip_rates,
 )
@@ -190,7 +190,7 @@ class Zipformer2(nn.Module):
             final_rate=0.035 * factor**0.5,
         )
         layers = [
-            ZipformerLayer(
+            Zipformer2EncoderLayer(
                 channels=self.encoder_dim[i],
                 pos_dim=self.pos_dim,
                 num_heads=self.num_heads[i],
@@ -208,7 +208,7 @@ class Zipformer2(nn.Module):
         stack = Stack(layers, self.pos_dim)
         if factor == 1:
             return stack
-        return DownsampledStack(stack, self.encoder_dim[i], factor)
+        return DownsampledZipformer2Encoder(stack, self.encoder_dim[i], factor)
 
     def set_chunk(self, chunk_size: int, left_context_frames: int = -1) -> None:
         """Fix the chunk of evaluation, whatever the model was trained with.

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from icefall_kd.zipformer.attention import (
-    AttentionWeights,
     NonlinAttention,
+    RelPositionMultiheadAttentionWeights,
     SelfAttention,
     flatten_weights,
 )
@@ -18,7 +18,7 @@ from icefall_kd.zipformer.regularisers import (
     FloatLike,
     ScheduledFloat,
     Whiten,
-    keep_within,
+    limit_param_value,
 )
 from icefall_kd.zipformer.scaling import BiasNorm
 
@@ -81,13 +81,13 @@ class Bypass(nn.Module):
         """Return before + (after - before) * scale, all (N, T, C)."""
         scale = self.bypass_scale
         if self.training:
-            scale = keep_within(scale, float(self.scale_min), 1.0)
+            scale = limit_param_value(scale, float(self.scale_min), 1.0)
             keep = keep_sequences(after, float(self.skip_rate))
             scale = scale * keep
         return before + (after - before) * scale
 
 
-class ZipformerLayer(nn.Module):
+class Zipformer2EncoderLayer(nn.Module):
     """One layer: feed-forward, attention and convolution twice, around a mid bypass.
 
     Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, figure 2.
@@ -119,7 +119,7 @@ class ZipformerLayer(nn.Module):
         skip_rate: FloatLike,
     ) -> None:
         super().__init__()
-        self.self_attn_weights = AttentionWeights(
+        self.self_attn_weights = RelPositionMultiheadAttentionWeights(
             channels, pos_dim, num_heads, query_head_dim, pos_head_dim
         )
         self.self_attn1 = SelfAttention(channels, num_heads, value_head_dim)
@@ -169,7 +169,7 @@ class ZipformerLayer(nn.Module):
 
         Args:
           x: (N, T, C).
-          positions: (L + 2 T, pos_dim), see `RelativePositions`.
+          positions: (L + 2 T, pos_dim), see `CompactRelPositionalEncoding`.
           mask: bool, broadcasts to (N, 1, T, L + T), True is not attended to.
           pad_mask: (N, T) bool, True at padding.
           chunk_size: frames in a chunk of the convolutions, -1 is one chunk.

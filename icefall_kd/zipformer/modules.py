@@ -81,7 +81,7 @@ def convolve_frames(x: Tensor, conv: nn.Conv1d, padding: int) -> Tensor:
     return y.transpose(1, 2)
 
 
-class ChunkCausalConv(nn.Module):
+class ChunkCausalDepthwiseConv1d(nn.Module):
     """Depthwise convolution that sees the past and the rest of its own chunk.
 
     The sum of a causal convolution of half the width and of one confined to the
@@ -171,7 +171,7 @@ class ConvolutionModule(nn.Module):
             max_abs=ScheduledFloat((0.0, 5.0), (8000.0, 10.0), default=1.0),
         )
         if causal:
-            self.depthwise_conv = ChunkCausalConv(channels, kernel_size)
+            self.depthwise_conv = ChunkCausalDepthwiseConv1d(channels, kernel_size)
         else:
             self.depthwise_conv = nn.Conv1d(
                 channels, channels, kernel_size, groups=channels

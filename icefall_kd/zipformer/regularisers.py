@@ -358,7 +358,7 @@ class _KeepWithin(torch.autograd.Function):
         return torch.where(x > high, grad.abs(), grad), None, None
 
 
-def keep_within(x: Tensor, low: float, high: float, prob: float = 0.6) -> Tensor:
+def limit_param_value(x: Tensor, low: float, high: float, prob: float = 0.6) -> Tensor:
     """Return ``x``; with probability ``prob`` descent may move it only towards range.
 
     The gradient of elements below ``low`` is made negative and of elements above

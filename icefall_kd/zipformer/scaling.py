@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icefall_kd.zipformer.cpu.precision import flat_blocks, widen
-from icefall_kd.zipformer.regularisers import keep_within
+from icefall_kd.zipformer.regularisers import limit_param_value
 
 SLOPE = 0.08
 
@@ -157,7 +157,7 @@ class BiasNorm(nn.Module):
             return x * (power**-0.5 * self.log_scale.exp())
         log_scale = self.log_scale
         if self.training:
-            log_scale = keep_within(log_scale, -1.5, 1.5)
+            log_scale = limit_param_value(log_scale, -1.5, 1.5)
         return _BiasNorm.apply(x, self.bias, log_scale)
 
 

@@ -6,8 +6,8 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
-from icefall_kd.zipformer.attention import RelativePositions
-from icefall_kd.zipformer.layers import Bypass, LayerCache, ZipformerLayer
+from icefall_kd.zipformer.attention import CompactRelPositionalEncoding
+from icefall_kd.zipformer.layers import Bypass, LayerCache, Zipformer2EncoderLayer
 from icefall_kd.zipformer.regularisers import ScheduledFloat
 
 
@@ -64,10 +64,10 @@ class Stack(nn.Module):
       pos_dim: of the position encoding.
     """
 
-    def __init__(self, layers: Sequence[ZipformerLayer], pos_dim: int) -> None:
+    def __init__(self, layers: Sequence[Zipformer2EncoderLayer], pos_dim: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
-        self.positions = RelativePositions(pos_dim)
+        self.positions = CompactRelPositionalEncoding(pos_dim)
 
     def forward(
         self,
@@ -82,7 +82,7 @@ class Stack(nn.Module):
 
         Args:
           x: (N, T, C).
-          mask, pad_mask, chunk_size: see `ZipformerLayer`, at this stack's rate.
+          mask, pad_mask, chunk_size: see `Zipformer2EncoderLayer`, at this stack's rate.
           feature_mask: (N, 1, C), multiplies the input and each layer's output.
           caches: one a layer, when streaming.
         Returns:
@@ -102,7 +102,7 @@ class Stack(nn.Module):
         return x, None if caches is None else next_caches
 
 
-class DownsampledStack(nn.Module):
+class DownsampledZipformer2Encoder(nn.Module):
     """A stack at a lower rate, its output mixed with its input at the input's rate.
 
     Args:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 PARTS = {
     "Conv2dSubsampling": "front end",
     "Zipformer2": "rest of the encoder",  # norms, bypasses, changes of rate, sums
-    "AttentionWeights": "attention weights",
+    "RelPositionMultiheadAttentionWeights": "attention weights",
     "SelfAttention": "attention",
     "NonlinAttention": "attention",
     "FeedForward": "feed-forward",

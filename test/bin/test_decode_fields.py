@@ -12,7 +12,7 @@ from shar_files import copy_shar
 from students import call
 
 from icefall_kd.bin import decode_fields
-from icefall_kd.core.frames import take_topk
+from icefall_kd.core.frames import pack_topk
 from icefall_kd.data.shar import write_shar
 from icefall_kd.fields.codec_files import load_codec
 from icefall_kd.fields.extract import extract
@@ -95,7 +95,7 @@ def test_other_arrays_of_the_same_field_are_decoded_again(call_on, told, tmp_pat
 def test_the_mean_is_of_distributions():
     torch.manual_seed(0)
     probs = torch.rand(2, 1, 3, 5).softmax(dim=-1)
-    told = torch.cat([take_topk(p.log(), 5) for p in probs], dim=-1)
+    told = torch.cat([pack_topk(p.log(), 5) for p in probs], dim=-1)
     head = MeanOfFields([11, 11], 5)
     assert torch.allclose(head(told).exp(), probs.mean(dim=0), atol=1e-6)
     assert int(head(told).argmax()) == int(probs.mean(dim=0).argmax())

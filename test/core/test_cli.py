@@ -13,7 +13,7 @@ import pytest
 
 from icefall_kd import bin
 from icefall_kd.bin import decode
-from icefall_kd.core.cli import command_parser, expected_failures
+from icefall_kd.core.cli import create_parser, exit_on_error
 from icefall_kd.core.files import read_json
 
 OUT = ("--shar-dir=no", "--out-dir=no")
@@ -30,7 +30,7 @@ WHISPER = ("--model-dir={tmp}", "--shar-dir=no")
 def test_an_error_of_the_package_becomes_one_line(tmp_path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(SystemExit, match="^decode: .*a.json: not a JSON file"):
-        with expected_failures("decode"):
+        with exit_on_error("decode"):
             read_json(tmp_path / "a.json")
 
 
@@ -38,14 +38,14 @@ def test_an_error_of_a_library_keeps_its_traceback():
     import numpy as np
 
     with pytest.raises(ValueError, match="broadcast"):
-        with expected_failures("decode"):
+        with exit_on_error("decode"):
             np.broadcast_to(np.zeros(2), (3,))
 
 
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sherpa_onnx", None)
     with pytest.raises(SystemExit, match=r"'sherpa_onnx'.*pip install 'icefall_kd\["):
-        with expected_failures("transcribe"):
+        with exit_on_error("transcribe"):
             import sherpa_onnx  # noqa: F401
 
 
@@ -84,13 +84,13 @@ def test_a_missing_package_is_named_before_any_work(
 
 def test_a_missing_file_is_a_line(tmp_path):
     with pytest.raises(SystemExit, match="absent.json"):
-        with expected_failures("report"):
+        with exit_on_error("report"):
             read_json(tmp_path / "absent.json")
 
 
 def test_ctrl_c_is_a_line_and_status_130(capsys):
     with pytest.raises(SystemExit) as stopped:
-        with expected_failures("extract"):
+        with exit_on_error("extract"):
             os.kill(os.getpid(), signal.SIGINT)
             signal.pause()
     assert stopped.value.code == 130
@@ -113,7 +113,7 @@ def test_an_unknown_option_is_named_with_the_nearest(capsys):
 
 def test_help_shows_the_docstring_and_the_defaults():
     assert "(default: greedy_search)" in decode.get_parser().format_help()
-    parser = command_parser("First line.\n\n    an indented command")
+    parser = create_parser("First line.\n\n    an indented command")
     parser.add_argument("--beam", type=int, default=4, help="number of hypotheses")
     parser.add_argument("--force", action="store_true", help="decode again")
     text = parser.format_help()

@@ -9,10 +9,10 @@ import pytest
 from icefall_kd.bin import extract, make_shar, pseudo_label, transcribe
 from icefall_kd.core.cpu import (
     AVX512,
-    available_cpus,
-    default_threads,
-    default_workers,
-    mkl_vectors,
+    count_cpus,
+    default_num_threads,
+    default_num_workers,
+    find_mkl_vectors,
 )
 
 
@@ -27,11 +27,11 @@ from icefall_kd.core.cpu import (
 )
 def test_mkl_gets_what_the_processor_can_do(vendor, flags, vectors):
     text = f"vendor_id\t: {vendor}\nflags\t\t: {' '.join(flags)}\nbogomips\t: 1\n"
-    assert mkl_vectors(text) == vectors
+    assert find_mkl_vectors(text) == vectors
 
 
 def test_a_processor_without_flags_is_left_alone():
-    assert mkl_vectors("processor : 0\nFeatures : neon\n") is None
+    assert find_mkl_vectors("processor : 0\nFeatures : neon\n") is None
 
 
 def test_tuning_changes_no_result_and_no_variable():
@@ -73,9 +73,9 @@ def eight_cpus(monkeypatch):
 def test_a_process_bound_to_one_cpu_has_one():
     code = """
 import os
-from icefall_kd.core.cpu import available_cpus
+from icefall_kd.core.cpu import count_cpus
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-print(available_cpus())
+print(count_cpus())
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert done.stdout == b"1\n"
@@ -104,7 +104,7 @@ print(available_cpus())
 )
 def test_the_quota_of_a_container_counts(eight_cpus, tmp_path, groups, limits, cpus):
     limits = {f"sys/fs/cgroup/{name}": text for name, text in limits.items()}
-    assert available_cpus(machine(tmp_path, groups, **limits)) == cpus
+    assert count_cpus(machine(tmp_path, groups, **limits)) == cpus
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ def test_the_processes_of_torchrun_share_the_cpus(eight_cpus, variables, threads
     eight_cpus.setattr("icefall_kd.core.cpu._cgroup_quotas", lambda root: [])
     for name, value in variables.items():
         eight_cpus.setenv(name, value)
-    assert default_threads() == threads
-    assert default_workers() == min(4, threads - 1)
+    assert default_num_threads() == threads
+    assert default_num_workers() == min(4, threads - 1)
     needed = {
         extract: [],
         pseudo_label: ["--shar-dir", "a", "--model-dir", "b", "--output", "c"],

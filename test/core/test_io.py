@@ -6,20 +6,20 @@ import sys
 import pytest
 
 from icefall_kd.core.files import (
+    lock_folder,
     read_json,
     read_text,
     read_yaml,
-    remove_partial,
-    sole_user,
-    write_aside,
+    remove_temporary_files,
+    write_atomically,
 )
 from icefall_kd.corpora.splits import read_splits
 from icefall_kd.recognition.ctm import read_ctm
 
 HOLD = """
 import sys
-from icefall_kd.core.files import sole_user
-with sole_user(sys.argv[1]):
+from icefall_kd.core.files import lock_folder
+with lock_folder(sys.argv[1]):
     sys.stdout.write("held\\n")
     sys.stdout.flush()
     sys.stdin.read()
@@ -35,19 +35,19 @@ def test_a_folder_in_use_is_refused_until_its_process_ends(tmp_path):
     )
     assert other.stdout.readline() == "held\n"
     with pytest.raises(ValueError, match="another process is at work there"):
-        with sole_user(tmp_path):
+        with lock_folder(tmp_path):
             pass
     other.kill()
     other.wait()
-    with sole_user(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     (tmp_path / "a.pt").write_text("whole")
-    with write_aside(tmp_path / "a.pt") as aside:
+    with write_atomically(tmp_path / "a.pt") as aside:
         aside.write_text("half")
-        remove_partial(tmp_path)
+        remove_temporary_files(tmp_path)
         assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
         aside.write_text("new")
     assert (tmp_path / "a.pt").read_text() == "new"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from icefall_kd.core.frames import split_topk, take_topk
+from icefall_kd.core.frames import pack_topk, unpack_topk
 from icefall_kd.distill.losses import (
     cross_entropy,
     divergence,
@@ -24,7 +24,7 @@ def frames():
 
 def test_squared_distance_is_that_of_the_dense_vectors(frames):
     student, teacher = frames
-    ids, values, tail = split_topk(take_topk(teacher, K))
+    ids, values, tail = unpack_topk(pack_topk(teacher, K))
     found = squared_distance(student.log_softmax(-1), ids, values, tail)
     for n in range(3):
         for t in range(5):
@@ -38,7 +38,7 @@ def test_squared_distance_is_that_of_the_dense_vectors(frames):
 
 def test_divergence_takes_the_tail_as_one_token(frames):
     student, teacher = frames
-    ids, values, tail = split_topk(take_topk(teacher, K))
+    ids, values, tail = unpack_topk(pack_topk(teacher, K))
     found = divergence(student.log_softmax(-1), ids, values, tail)
     for n in range(3):
         for t in range(5):
@@ -49,7 +49,7 @@ def test_divergence_takes_the_tail_as_one_token(frames):
             q = torch.cat([q[kept], q[others].sum()[None]])
             expected = (q * (q / p).log()).sum()
             torch.testing.assert_close(found[n, t], expected, atol=1e-5, rtol=1e-4)
-    ids, values, tail = split_topk(take_topk(teacher, VOCAB))
+    ids, values, tail = unpack_topk(pack_topk(teacher, VOCAB))
     found = divergence(student.log_softmax(-1), ids, values, tail)
     expected = (teacher.exp() * (teacher - student.log_softmax(-1))).sum(-1)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
@@ -58,7 +58,7 @@ def test_divergence_takes_the_tail_as_one_token(frames):
 @pytest.mark.parametrize("distance", [squared_distance, divergence])
 def test_a_student_that_says_the_same_is_at_the_minimum(frames, distance):
     _, teacher = frames
-    ids, values, tail = split_topk(take_topk(teacher, VOCAB))
+    ids, values, tail = unpack_topk(pack_topk(teacher, VOCAB))
     same = teacher.clone().requires_grad_()
     found = distance(same, ids, values, tail)
     torch.testing.assert_close(found, torch.zeros(3, 5), atol=1e-5, rtol=0)
@@ -69,7 +69,7 @@ def test_a_student_that_says_the_same_is_at_the_minimum(frames, distance):
 
 def test_the_essence_is_the_best_tokens_renormalised(frames):
     _, teacher = frames
-    values = split_topk(take_topk(teacher, 8))[1]
+    values = unpack_topk(pack_topk(teacher, 8))[1]
     weights = essence(values, size=3)
     assert (weights[..., 3:] == 0).all()
     expected = values[..., :3].exp() / values[..., :3].exp().sum(-1, keepdim=True)
@@ -83,7 +83,7 @@ def test_the_essence_is_the_best_tokens_renormalised(frames):
 @pytest.mark.parametrize("mass", [0.5, 0.9, 1.0])
 def test_the_essence_by_mass_is_the_fewest_that_reach_it(frames, mass):
     _, teacher = frames
-    probs = split_topk(take_topk(teacher, VOCAB))[1].exp()
+    probs = unpack_topk(pack_topk(teacher, VOCAB))[1].exp()
     kept = essence(probs.log(), mass=mass) > 0
     for n in range(3):
         for t in range(5):
@@ -94,7 +94,7 @@ def test_the_essence_by_mass_is_the_fewest_that_reach_it(frames, mass):
 
 def test_cross_entropy_is_the_weighted_sum(frames):
     student, teacher = frames
-    ids, values, _ = split_topk(take_topk(teacher, K))
+    ids, values, _ = unpack_topk(pack_topk(teacher, K))
     weights = essence(values)
     found = cross_entropy(student.log_softmax(-1), ids, weights)
     n, t = 1, 2

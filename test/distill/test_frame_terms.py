@@ -11,11 +11,11 @@ from torch import nn
 from two_stacks import LENS, MODEL, STACKS, VOCAB
 
 from icefall_kd.core.frames import (
-    join_path,
-    pair_means,
-    split_path,
-    split_topk,
-    take_topk,
+    average_frame_pairs,
+    pack_path,
+    pack_topk,
+    unpack_path,
+    unpack_topk,
 )
 from icefall_kd.distill.essence import EssenceConfig, EssenceTerm
 from icefall_kd.distill.inter_ctc import InterCtcConfig, InterCtcTerm
@@ -34,7 +34,7 @@ DIM, K = 6, 4
 
 def ctc_field(seed, k=K, lens=LENS):
     torch.manual_seed(seed)
-    x = take_topk((3 * torch.randn(2, max(lens), VOCAB)).log_softmax(-1), k)
+    x = pack_topk((3 * torch.randn(2, max(lens), VOCAB)).log_softmax(-1), k)
     for n, frames in enumerate(lens):
         x[n, frames:] = 0
     return {"x": x, "lens": torch.tensor(lens), "frame_shift": 0.04}
@@ -46,7 +46,7 @@ def path_field(seed):
     emitted = torch.zeros(2, max(LENS), dtype=torch.int64)
     emitted[0, [2, 9, 22]] = torch.tensor([3, 1, 4])
     emitted[1, [0, 5]] = torch.tensor([5, 5])
-    return {**field, "x": join_path(emitted, field["x"])}
+    return {**field, "x": pack_path(emitted, field["x"])}
 
 
 @pytest.fixture
@@ -117,8 +117,8 @@ def test_inter_ctc_equals_the_slow_reference(student, batch, infos, delay):
     heads = {"final": (1.0, student.model.ctc_output, student.encoder_out)}
     for stack in (0, -1):
         head = student.heads["inter_ctc"][str(stack)]
-        heads[stack] = (0.5, head, pair_means(student.stacks[stack]))
-    ids, values, _ = split_topk(batch["fields"]["judge"]["x"])
+        heads[stack] = (0.5, head, average_frame_pairs(student.stacks[stack]))
+    ids, values, _ = unpack_topk(batch["fields"]["judge"]["x"])
     for scale, head, x in heads.values():
         for n, frames in enumerate(LENS):
             log_probs = head(x[n : n + 1, :frames])[0].detach()
@@ -145,7 +145,7 @@ def test_essence_equals_the_slow_reference(student, batch, infos, delay):
         for t in range(frames - delay):
             mean = torch.zeros(VOCAB)
             for name in ("judge", "second"):
-                ids, values, tail = split_topk(batch["fields"][name]["x"][n, t])
+                ids, values, tail = unpack_topk(batch["fields"][name]["x"][n, t])
                 told = torch.full((VOCAB,), float(tail) / (VOCAB - K))
                 told[ids] = values.exp()
                 mean += told / 2
@@ -162,14 +162,14 @@ def test_one_best_equals_the_slow_reference(student, batch, infos, shift):
     term, student = make(OneBestTerm, options, student, infos)
     output = term(student, batch, 0)
     model, total = student.model, 0.0
-    emitted, frames = split_path(batch["fields"]["walker"]["x"])
+    emitted, frames = unpack_path(batch["fields"]["walker"]["x"])
     for n, length in enumerate(LENS):
         history = [-1, 0]
         for t in range(length - shift):
             dec = model.decoder(torch.tensor([history[-2:]]), need_pad=False)[:, 0]
             logits = model.joiner(student.encoder_out[n, t + shift][None], dec)[0]
             p = logits.softmax(-1).detach()
-            ids, values, tail = split_topk(frames[n, t])
+            ids, values, tail = unpack_topk(frames[n, t])
             rest = 1 - p[ids].sum()
             total += float((values.exp() * (values - p[ids].log())).sum())
             total += float(tail * (tail / rest).log())
@@ -184,7 +184,7 @@ def test_essence_has_all_that_the_fields_of_an_ensemble_hold(student, batch, inf
     for name, ids in (("judge", range(K)), ("second", range(K, 2 * K))):
         probs = torch.full((2, max(LENS), VOCAB), 1e-9)
         probs[..., list(ids)] = 1 / K
-        batch["fields"][name]["x"] = take_topk(probs.log().log_softmax(-1), K)
+        batch["fields"][name]["x"] = pack_topk(probs.log().log_softmax(-1), K)
     options = EssenceConfig(teachers=("judge", "second"), size=2 * K, token_weight=1.0)
     for size in (2 * K, None):
         options = dataclasses.replace(options, size=size)

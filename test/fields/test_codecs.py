@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from icefall_kd.core.frames import split_topk, take_topk
+from icefall_kd.core.frames import pack_topk, unpack_topk
 from icefall_kd.fields.codec_files import (
     codec_path,
     codec_sha256,
@@ -279,11 +279,11 @@ for spec in ("pq4", "mvq1"):
 
 def test_topk_holds_ids_probabilities_and_the_tail():
     log_probs = torch.randn(2, 9, 500).log_softmax(dim=-1)
-    frames = take_topk(log_probs, 8)
+    frames = pack_topk(log_probs, 8)
     codec = make_codec("topk")
     stored = codec.encode(frames[0].numpy())
     assert stored.nbytes == 9 * codec.bytes_per_frame(17) == 9 * 34
-    ids, values, tail = split_topk(torch.from_numpy(codec.decode(stored)))
+    ids, values, tail = unpack_topk(torch.from_numpy(codec.decode(stored)))
     expected, places = log_probs[0].topk(8)
     assert (ids == places).all()
     torch.testing.assert_close(values, expected, atol=0, rtol=1e-3)
@@ -294,7 +294,7 @@ def test_topk_holds_ids_probabilities_and_the_tail():
 
 def test_topk_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="k is 6, must be in 1 .. 5"):
-        take_topk(torch.zeros(3, 5), 6)
+        pack_topk(torch.zeros(3, 5), 6)
     with pytest.raises(ValueError, match="do not fit 16 bits"):
         make_codec("topk").encode(np.array([[70000.0, -1.0, 0.0]], dtype=np.float32))
 

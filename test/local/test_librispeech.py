@@ -15,7 +15,7 @@ import yaml
 from lhotse import CutSet
 from small_librispeech import UTTERANCES
 
-from icefall_kd.core.frames import split_path
+from icefall_kd.core.frames import unpack_path
 from icefall_kd.data.cuts import load_wave
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.fields.codec_files import load_codec
@@ -182,7 +182,7 @@ def test_a_model_in_our_tokens_writes_ctc_and_paths(zipformer):
         assert len(cuts) == info.num_cuts > 0
         for cut in cuts:
             frames = torch.from_numpy(load_field(cut, "zipformer_path", codec))
-            emitted, _ = split_path(frames)
+            emitted, _ = unpack_path(frames)
             tokens = [t for t in emitted.tolist() if t]
             assert tokens, cut.id
             if cut.supervisions:  # Viterbi; else what the beam found

@@ -7,7 +7,7 @@ import students
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from icefall_kd.core.frames import split_topk, take_topk
+from icefall_kd.core.frames import pack_topk, unpack_topk
 from icefall_kd.data.shar import write_shar
 from icefall_kd.data.tokens import Tokenizer, train_bpe
 from icefall_kd.distill.term import check_vocabulary
@@ -16,7 +16,7 @@ from icefall_kd.fields.extract import extract
 from icefall_kd.fields.format import load_field_info
 from icefall_kd.fields.reader import load_field, open_shar
 from icefall_kd.teachers import build_teacher, build_teachers
-from icefall_kd.teachers.ensemble import Ensemble, agree, mean_of_topk, shortest
+from icefall_kd.teachers.ensemble import Ensemble, agree, average_topk, shortest
 from icefall_kd.teachers.protocol import Output
 from icefall_kd.transducer.checkpoint import save_pretrained
 
@@ -81,7 +81,7 @@ def hear_each(members, waves):
 
 def full(x, vocab_size):
     """Return the probabilities of all tokens, the tail shared out, slowly."""
-    ids, log_probs, tail = split_topk(x)
+    ids, log_probs, tail = unpack_topk(x)
     probs = torch.zeros(*ids.shape[:-1], vocab_size)
     for n in range(len(ids)):
         for t in range(ids.shape[1]):
@@ -152,7 +152,7 @@ def test_distributions_are_averaged_as_probabilities(checkpoint, other, prompts)
     found, each = hear(both, prompts[:2])["both_ctc"], hear_each(members, prompts[:2])
     size = students.VOCAB_SIZE
     mean = (2 * full(each["a_ctc"].x, size) + full(each["b_ctc"].x, size)) / 3
-    ids, log_probs, tail = split_topk(found.x)
+    ids, log_probs, tail = unpack_topk(found.x)
     for row, n in enumerate(found.lens.tolist()):
         best = mean[row, :n].topk(4, dim=-1)
         torch.testing.assert_close(log_probs[row, :n].exp(), best.values)
@@ -169,9 +169,9 @@ def test_distributions_are_averaged_as_probabilities(checkpoint, other, prompts)
 def test_with_all_tokens_told_the_mean_is_exact():
     torch.manual_seed(0)
     probs = [torch.randn(2, 3, 7).softmax(dim=-1) for _ in range(2)]
-    told = [take_topk(p.log(), 7) for p in probs]
-    found = mean_of_topk(told, [0.5, 0.5], 7, 7)
-    expected = take_topk(((probs[0] + probs[1]) / 2).log(), 7)
+    told = [pack_topk(p.log(), 7) for p in probs]
+    found = average_topk(told, [0.5, 0.5], 7, 7)
+    expected = pack_topk(((probs[0] + probs[1]) / 2).log(), 7)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
@@ -179,9 +179,9 @@ def test_a_mean_keeps_the_best_tokens_of_the_members():
     """No token that nobody told comes before one that a member told."""
     torch.manual_seed(1)
     log_probs = [(3 * torch.randn(1, 50, 20)).log_softmax(dim=-1) for _ in range(3)]
-    told = [take_topk(x, 2) for x in log_probs]
-    found, _, _ = split_topk(mean_of_topk(told, [0.2, 0.5, 0.3], 20, 2))
-    union = torch.cat([split_topk(x)[0] for x in told], dim=-1)
+    told = [pack_topk(x, 2) for x in log_probs]
+    found, _, _ = unpack_topk(average_topk(told, [0.2, 0.5, 0.3], 20, 2))
+    union = torch.cat([unpack_topk(x)[0] for x in told], dim=-1)
     assert (found.unsqueeze(-1) == union.unsqueeze(-2)).any(dim=-1).all()
 
 
@@ -267,7 +267,7 @@ def test_an_ensemble_is_extracted_and_refused_to_other_students(
     info = load_field_info(folder, "both_ctc")
     check_vocabulary(info, tokenizer)
     for cut in open_shar(folder, ["both_ctc"]):
-        ids, log_probs, tail = split_topk(
+        ids, log_probs, tail = unpack_topk(
             torch.from_numpy(load_field(cut, "both_ctc", make_codec("topk")))
         )
         assert ids.shape[1] == 10 and int(ids.max()) < students.VOCAB_SIZE

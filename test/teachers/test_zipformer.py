@@ -10,7 +10,7 @@ from lhotse import CutSet
 from torch.nn.utils.rnn import pad_sequence
 
 from icefall_kd import LOG_EPS
-from icefall_kd.core.frames import ENCODER_FIRST_CENTRE, split_path, split_topk
+from icefall_kd.core.frames import ENCODER_FIRST_CENTRE, unpack_path, unpack_topk
 from icefall_kd.data.features import compute_fbank
 from icefall_kd.data.shar import write_shar
 from icefall_kd.data.tokens import train_bpe
@@ -23,7 +23,7 @@ from icefall_kd.teachers import build_teacher
 from icefall_kd.teachers.zipformer_frames import fbank_and_silence
 from icefall_kd.transducer.build import build_model
 from icefall_kd.transducer.checkpoint import save_pretrained
-from icefall_kd.transducer.path import on_path
+from icefall_kd.transducer.path import score_path
 from icefall_kd.zipformer.subsampling import encoder_output_lens
 
 cuts, waves = students.cuts, students.waves  # fixtures
@@ -193,7 +193,7 @@ def test_ctc_holds_the_best_tokens_of_the_full_softmax(whole, whole_student, pro
     with torch.no_grad():
         y, y_lens = whole_student.forward_encoder(x, lens)
         probs = whole_student.ctc_output[1](y).softmax(dim=-1)[0, : int(y_lens[0])]
-    ids, log_probs, tail = split_topk(found)
+    ids, log_probs, tail = unpack_topk(found)
     best, expected = probs.topk(6, dim=-1)
     assert torch.equal(ids, expected)
     torch.testing.assert_close(log_probs.exp(), best, atol=1e-5, rtol=1e-4)
@@ -343,7 +343,7 @@ def test_paths_spell_the_transcript_or_what_the_beam_finds(
     output = said["zip_path"]
     described = teacher.outputs["zip_path"]
     assert (described.kind, described.dim, described.frame_shift) == ("path", 16, 0.04)
-    emitted, frames = split_path(output.x)
+    emitted, frames = unpack_path(output.x)
     for i, wave in enumerate(waves):
         x, x_lens = fbank_and_silence(
             wave[None], lens[i : i + 1], whole_student.encoder, "cpu"
@@ -355,10 +355,10 @@ def test_paths_spell_the_transcript_or_what_the_beam_finds(
             if i > 0:  # no transcript, and one without a path
                 options = DecodeOptions("modified_beam_search", 4, unk_id=2)
                 tokens = decode(whole_student, y[:, :n], y_lens, options)[0].tokens
-            logits, _ = on_path(whole_student, y[:, :n], emitted[i : i + 1, :n])
+            logits, _ = score_path(whole_student, y[:, :n], emitted[i : i + 1, :n])
         assert int(output.lens[i]) == n and output.x[i, n:].abs().sum() == 0
         assert tokens and [t for t in emitted[i].tolist() if t] == tokens
-        ids, log_probs, _ = split_topk(frames[i, :n])
+        ids, log_probs, _ = unpack_topk(frames[i, :n])
         values, best = logits[0].log_softmax(-1).topk(7)
         assert torch.equal(ids, best)
         torch.testing.assert_close(log_probs, values, atol=1e-3, rtol=1e-3)

@@ -11,7 +11,7 @@ from lhotse import CutSet
 from icefall_kd.bin import align
 from icefall_kd.bin.decode import get_parser, run
 from icefall_kd.core.config import AdapterConfig, ModelConfig, to_dict
-from icefall_kd.core.frames import align_frames, split_path, split_topk
+from icefall_kd.core.frames import align_frames, unpack_path, unpack_topk
 from icefall_kd.data.shar import write_shar
 from icefall_kd.data.tokens import Tokenizer, train_bpe
 from icefall_kd.dataset.loader import BatchDataset
@@ -27,9 +27,9 @@ from icefall_kd.training.setup import prepare
 from icefall_kd.transducer.build import build_model
 from icefall_kd.transducer.checkpoint import load_model, pack_bytes
 from icefall_kd.transducer.denominator import (
-    bigram_table,
     fuse,
     load_bigram,
+    make_bigram_table,
     save_bigram,
 )
 from icefall_kd.transducer.embedding_model import hide_stretches
@@ -168,7 +168,7 @@ def test_as_a_teacher_it_says_what_it_says_of_cached_fields(
         log_probs = model.ctc_output(out)
     cached = batch["fields"]["judge_ctc"]
     assert cached["lens"].tolist() == lens.tolist() and cached["frame_shift"] == 0.04
-    ids, values, tail = split_topk(cached["x"])
+    ids, values, tail = unpack_topk(cached["x"])
     for row, n in enumerate(lens.tolist()):
         expected = log_probs[row, :n].gather(1, ids[row, :n])
         difference = (values[row, :n] - expected).abs()
@@ -187,19 +187,19 @@ def test_its_paths_spell_the_transcript_or_what_it_recognises(
     texts = [cuts[0].supervisions[0].text, "", "A" * 999]
     waves = [torch.from_numpy(c.load_audio()[0]) for c in cuts]
     (said, silent, long) = teach_batch(waves, [judge], texts)
-    emitted, frames = split_path(torch.from_numpy(said["judge_path"]))
+    emitted, frames = unpack_path(torch.from_numpy(said["judge_path"]))
     tokens = [t for t in emitted.tolist() if t]
     assert judge.tokenizer.decode(tokens) == texts[0]
-    ids, values, tail = split_topk(frames)
+    ids, values, tail = unpack_topk(frames)
     assert ids.shape[1] == 5 and ((values.exp().sum(1) + tail) - 1).abs().max() < 1e-4
     # Without a transcript that fits, the path is that of what the search finds.
     model, wave = judge.model, waves[1]
     x, lens = model.inputs(judge._hear(wave[None], torch.tensor([len(wave)])))
     encoder_out, lens = model.forward_encoder(x, lens)
     found = decode(model, encoder_out, lens, judge.paths.search)[0].tokens
-    emitted, _ = split_path(torch.from_numpy(silent["judge_path"]))
+    emitted, _ = unpack_path(torch.from_numpy(silent["judge_path"]))
     assert [t for t in emitted.tolist() if t] == found
-    assert len(split_path(torch.from_numpy(long["judge_path"]))[0]) > 0
+    assert len(unpack_path(torch.from_numpy(long["judge_path"]))[0]) > 0
 
 
 def test_several_adapters_are_one_teacher(adapter_file, tiny_dir, asterisk, tmp_path):
@@ -219,11 +219,11 @@ def test_several_adapters_are_one_teacher(adapter_file, tiny_dir, asterisk, tmp_
     (said,) = teach_batch([wave], teachers, texts)
     probs = {}
     for name in files:
-        ids, values, _ = split_topk(torch.from_numpy(said[f"{name}_ctc"]))
+        ids, values, _ = unpack_topk(torch.from_numpy(said[f"{name}_ctc"]))
         probs[name] = torch.zeros(len(ids), 150).scatter(1, ids, values.exp())
     mean = (probs["a"] + probs["b"]) / 2
     torch.testing.assert_close(probs["both"], mean, atol=1e-5, rtol=1e-4)
-    emitted, _ = split_path(torch.from_numpy(said["both_path"]))
+    emitted, _ = unpack_path(torch.from_numpy(said["both_path"]))
     both = teachers[2]
     assert both.tokenizer.decode([t for t in emitted.tolist() if t]) == texts[0]
     hashes = both.outputs["both_path"].fingerprint["model_sha256"]
@@ -244,7 +244,7 @@ def bigram(asterisk, tmp_path_factory):
     cuts = open_shar(asterisk / "data/shar/test")
     tokens = [tokenizer.encode(cut.supervisions[0].text) for cut in cuts]
     path = tmp_path_factory.mktemp("lm") / "bigram.pt"
-    save_bigram(bigram_table(tokens, 150), tokenizer.sha256, path)
+    save_bigram(make_bigram_table(tokens, 150), tokenizer.sha256, path)
     return path
 
 
@@ -265,8 +265,8 @@ def test_a_language_model_has_its_say_on_paths_and_leaves_the_blank(
     assert np.array_equal(said["on_ctc"], said["plain_ctc"])
     dense = {}
     for name in ("plain", "on"):
-        emitted, frames = split_path(torch.from_numpy(said[f"{name}_path"]))
-        ids, values, _ = split_topk(frames)
+        emitted, frames = unpack_path(torch.from_numpy(said[f"{name}_path"]))
+        ids, values, _ = unpack_topk(frames)
         dense[name] = torch.zeros(len(ids), 150).scatter(1, ids, values)
         assert [t for t in emitted.tolist() if t] == on.tokenizer.encode(texts[0])
     table = load_bigram(bigram, on.tokenizer.sha256)

@@ -27,16 +27,16 @@ from icefall_kd.training.run import train
 
 def poison(monkeypatch, cut_ids):
     """Put NaN into the features of these cuts."""
-    original = loop.to_device
+    original = loop.move_to_device
 
-    def to_device(batch, device):
+    def move_to_device(batch, device):
         batch = original(batch, device)
         for i, cut in enumerate(batch["cuts"]):
             if cut.id in cut_ids or "all" in cut_ids:
                 batch["features"][i] = float("nan")
         return batch
 
-    monkeypatch.setattr(loop, "to_device", to_device)
+    monkeypatch.setattr(loop, "move_to_device", move_to_device)
 
 
 def notes(config):

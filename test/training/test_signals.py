@@ -122,16 +122,16 @@ def test_a_request_during_validation_does_not_wait_for_its_end(
 
 
 def test_a_request_in_a_skipped_batch_is_fulfilled_too(config, monkeypatch):
-    original = loop.to_device
+    original = loop.move_to_device
 
-    def to_device(batch, device):
+    def move_to_device(batch, device):
         terminate()
         batch = original(batch, device)
         batch["features"][:] = float("nan")
         return batch
 
     with monkeypatch.context() as m:
-        m.setattr(loop, "to_device", to_device)
+        m.setattr(loop, "move_to_device", move_to_device)
         with pytest.raises(TrainingInterruptedError, match="after update 0"):
             train(config)
     saved = newest_checkpoint(config.exp_dir)["state"]

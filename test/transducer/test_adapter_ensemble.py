@@ -62,12 +62,12 @@ def test_every_node_has_the_mean_of_all(ensemble, encoded):
     lattice = ensemble.lattice(encoded, TOKENS)
     assert lattice.shape == (FRAMES, len(TOKENS) + 1, VOCAB)
     emitted = best_path(lattice, TOKENS)
-    on_path = ensemble.on_path(encoded, emitted[None])[0]
+    score_path = ensemble.score_path(encoded, emitted[None])[0]
     for t, u in enumerate(nodes(emitted).tolist()):
         for k in range(len(TOKENS) + 1):
             expected = node(ensemble, encoded, t, TOKENS[:k])
             torch.testing.assert_close(lattice[t, k].exp(), expected)
-        torch.testing.assert_close(on_path[t], lattice[t, u])
+        torch.testing.assert_close(score_path[t], lattice[t, u])
     ctc = sum(m.ctc_output(x).exp() for m, x in zip(ensemble.models, encoded)) / 2
     torch.testing.assert_close(ensemble.ctc(encoded).exp(), ctc)
     assert ensemble.fields == ("wise", "old")
@@ -79,5 +79,5 @@ def test_one_adapter_says_what_it_said_alone(ensemble, encoded):
     alone = AdapterEnsemble([model])
     assert torch.equal(alone.ctc([x]), model.ctc_output(x))
     emitted = torch.tensor([[0, 3, 0, 0, 1, 0, 4, 0, 0]])
-    twice = AdapterEnsemble([model, model]).on_path([x, x], emitted)
-    torch.testing.assert_close(alone.on_path([x], emitted), twice)
+    twice = AdapterEnsemble([model, model]).score_path([x, x], emitted)
+    torch.testing.assert_close(alone.score_path([x], emitted), twice)

@@ -10,10 +10,10 @@ from icefall_kd.bin import make_denominator
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.transducer.denominator import (
     END,
-    bigram_table,
     estimate_bigram,
     fuse,
     load_bigram,
+    make_bigram_table,
     save_bigram,
 )
 
@@ -23,7 +23,7 @@ VOCAB = 4  # token 3 is never seen
 
 def test_the_table_holds_the_estimate():
     seen, alone, back = estimate_bigram(TEXTS, VOCAB)
-    table = bigram_table(TEXTS, VOCAB)
+    table = make_bigram_table(TEXTS, VOCAB)
     for a in range(VOCAB):
         for b in range(1, VOCAB):
             expected = seen.get((a, b), back.get(a, 0.0) + alone[b])
@@ -36,7 +36,7 @@ def test_the_table_holds_the_estimate():
 @pytest.mark.parametrize("scale", [0.3, 1.0])
 def test_fusion_equals_the_slow_reference(scale):
     torch.manual_seed(0)
-    table = bigram_table(TEXTS, VOCAB)
+    table = make_bigram_table(TEXTS, VOCAB)
     log_probs = torch.randn(2, 5, VOCAB).log_softmax(-1)
     before = torch.randint(VOCAB, (2, 5))
     found = fuse(log_probs, before, table, scale)
@@ -50,7 +50,7 @@ def test_fusion_equals_the_slow_reference(scale):
 
 
 def test_a_scale_of_zero_changes_nothing_and_the_blank_stays_what_it_is():
-    table = bigram_table(TEXTS, VOCAB)
+    table = make_bigram_table(TEXTS, VOCAB)
     log_probs = (10 * torch.randn(50, VOCAB)).log_softmax(-1)
     before = torch.randint(VOCAB, (50,))
     torch.testing.assert_close(fuse(log_probs, before, table, 0.0), log_probs)
@@ -72,7 +72,7 @@ def test_the_command_writes_what_the_texts_of_a_shar_say(
     texts = make_denominator.texts_of([train])
     assert len(texts) > 100
     torch.testing.assert_close(
-        table, bigram_table(map(tokenizer.encode, texts), tokenizer.vocab_size)
+        table, make_bigram_table(map(tokenizer.encode, texts), tokenizer.vocab_size)
     )
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit):
@@ -80,7 +80,7 @@ def test_the_command_writes_what_the_texts_of_a_shar_say(
 
 
 def test_a_file_that_does_not_fit_is_refused(tmp_path):
-    save_bigram(bigram_table(TEXTS, VOCAB), "a" * 64, tmp_path / "bigram.pt")
+    save_bigram(make_bigram_table(TEXTS, VOCAB), "a" * 64, tmp_path / "bigram.pt")
     assert load_bigram(tmp_path / "bigram.pt", "a" * 64).shape == (VOCAB, VOCAB)
     with pytest.raises(ValueError, match="of the BPE model aaaaaaaaaaaa, not of bbbb"):
         load_bigram(tmp_path / "bigram.pt", "b" * 64)

@@ -7,9 +7,9 @@ from icefall_kd.data.features import compute_fbank
 from icefall_kd.decoding import DecodeOptions
 from icefall_kd.recognition.recognise import decode_full_context
 from icefall_kd.transducer.checkpoint import (
+    check_head,
     load_checkpoint,
     load_model,
-    require_head,
     save_checkpoint,
     trained_parts,
 )
@@ -36,8 +36,8 @@ def test_a_checkpoint_without_ctc_head_serves_the_transducer_alone(
 ):
     model, _, info = load_model(transducer_alone)
     with pytest.raises(ValueError, match=r"a\.pt: the model has no ctc head"):
-        require_head(model, "ctc", info, str(transducer_alone))
-    require_head(model, "transducer", info, str(transducer_alone))
+        check_head(model, "ctc", info, str(transducer_alone))
+    check_head(model, "transducer", info, str(transducer_alone))
     features = compute_fbank([torch.from_numpy(next(iter(waves.values())))])
     assert decode_full_context(model, features, DecodeOptions())[0].tokens
 
@@ -49,14 +49,14 @@ def test_a_checkpoint_without_ctc_head_serves_the_transducer_alone(
 def test_a_head_that_no_term_trained_is_refused(student, terms, head, untrained):
     info = {"config": {"terms": terms, "init_model": None}}
     with pytest.raises(ValueError, match=rf"x.pt: no term.*\({untrained}\)"):
-        require_head(student, head, info, "x.pt")
+        check_head(student, head, info, "x.pt")
 
 
 def test_a_head_that_may_be_trained_is_taken(student):
-    require_head(student, "ctc", {}, "x.pt")
-    require_head(student, "ctc", {"config": {"terms": CTC}}, "x.pt")
+    check_head(student, "ctc", {}, "x.pt")
+    check_head(student, "ctc", {"config": {"terms": CTC}}, "x.pt")
     went_on = {"config": {"terms": TRANSDUCER, "init_model": "exp/a/pretrained.pt"}}
-    require_head(student, "ctc", went_on, "x.pt")
+    check_head(student, "ctc", went_on, "x.pt")
 
 
 def test_terms_of_no_weight_train_nothing():

@@ -11,7 +11,7 @@ import torch
 from icefall_kd.core.config import ModelConfig, ZipformerConfig, to_dict
 from icefall_kd.transducer.build import build_model
 from icefall_kd.transducer.checkpoint import load_model
-from icefall_kd.transducer.icefall import config_of_weights, shape_of_icefall
+from icefall_kd.transducer.icefall import infer_icefall_config, infer_model_config
 from icefall_kd.transducer.parity import PREFIX, read_config
 
 DATA = Path(__file__).parents[1] / "zipformer/data"
@@ -41,7 +41,7 @@ def reference(request):
 
 def test_the_shape_is_read_from_the_weights(reference):
     arrays, weights = reference
-    found, expected = config_of_weights(weights, HEADS), read_config(arrays)
+    found, expected = infer_model_config(weights, HEADS), read_config(arrays)
     for name in ("vocab_size", "decoder_dim", "joiner_dim", "context_size"):
         assert getattr(found, name) == getattr(expected, name)
     for name in ZipformerConfig.__dataclass_fields__:
@@ -52,7 +52,7 @@ def test_the_shape_is_read_from_the_weights(reference):
 def test_the_shape_that_the_weights_determine_is_that_of_the_run(reference):
     arrays, weights = reference
     run = to_dict(read_config(arrays))
-    found = shape_of_icefall({"model": weights}, run["encoder"])
+    found = infer_icefall_config({"model": weights}, run["encoder"])
     assert found["encoder"].items() <= {**run["encoder"], **TRAINED_WITH}.items()
     assert {k: run[k] for k in found if k != "encoder"} == {
         k: v for k, v in found.items() if k != "encoder"
@@ -60,7 +60,7 @@ def test_the_shape_that_the_weights_determine_is_that_of_the_run(reference):
     assert len(found) == 5
     run["encoder"]["query_head_dim"] = [16, 16, 16]
     with pytest.raises(ValueError, match="query_head_dim 16.*what fits it"):
-        shape_of_icefall({"model": weights}, run["encoder"])
+        infer_icefall_config({"model": weights}, run["encoder"])
 
 
 def test_a_file_of_icefall_gives_what_icefall_computes(reference, tmp_path):
@@ -103,7 +103,7 @@ def test_the_published_shape_needs_no_option(tmp_path):
         chunk_size=(16, -1),
     )
     weights = build_model(ModelConfig(encoder, 30, 16, 24, 1)).state_dict()
-    found = config_of_weights(weights, {})
+    found = infer_model_config(weights, {})
     assert (found.vocab_size, found.decoder_dim, found.joiner_dim) == (30, 16, 24)
     assert found.context_size == 1
     for name in ZipformerConfig.__dataclass_fields__:
@@ -134,7 +134,7 @@ def test_wrong_heads_are_told_by_tensor_and_rows_with_what_would_fit(tmp_path):
 )
 def test_heads_that_do_not_fit_are_refused(heads, message):
     with pytest.raises(ValueError, match=message):
-        config_of_weights(read("causal")[1], heads)
+        infer_model_config(read("causal")[1], heads)
 
 
 def test_layers_of_one_stack_that_differ_are_named(tmp_path):

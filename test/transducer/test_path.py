@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from icefall_kd.transducer.model import AsrModel, Joiner
-from icefall_kd.transducer.path import best_path, nodes, on_path
+from icefall_kd.transducer.path import best_path, nodes, score_path
 
 VOCAB = 7
 
@@ -66,7 +66,7 @@ def test_logits_on_paths_are_the_joiner_s_at_each_node():
     ).eval()
     encoder_out = torch.randn(2, 6, 5)
     emitted = torch.tensor([[0, 3, 0, 4, 5, 0], [2, 0, 0, 1, 0, 0]])
-    logits, _ = on_path(model, encoder_out, emitted)
+    logits, _ = score_path(model, encoder_out, emitted)
     for n in range(2):
         history = [0, 0]
         for t, token in enumerate(emitted[n].tolist()):

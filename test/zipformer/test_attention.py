@@ -5,8 +5,8 @@ import torch
 
 from icefall_kd.zipformer import scaling as activations
 from icefall_kd.zipformer.attention import (
-    AttentionWeights,
-    RelativePositions,
+    CompactRelPositionalEncoding,
+    RelPositionMultiheadAttentionWeights,
     attend,
     flatten_weights,
 )
@@ -30,7 +30,7 @@ def test_aligned_scores_are_those_of_the_time_differences(num_frames, left):
 
 
 def test_positions_of_a_difference_do_not_depend_on_the_length():
-    positions = RelativePositions(16).eval()
+    positions = CompactRelPositionalEncoding(16).eval()
     short = positions(4, 0, torch.device("cpu"))
     long = positions(9, 5, torch.device("cpu"))
     torch.testing.assert_close(short, long[10:18])
@@ -39,14 +39,14 @@ def test_positions_of_a_difference_do_not_depend_on_the_length():
 
 def test_position_dimension_must_be_even():
     with pytest.raises(ValueError, match="pos_dim"):
-        RelativePositions(5)
+        CompactRelPositionalEncoding(5)
 
 
 def make_weights():
     torch.manual_seed(0)
-    module = AttentionWeights(12, 8, 2, 6, 4).double().eval()
+    module = RelPositionMultiheadAttentionWeights(12, 8, 2, 6, 4).double().eval()
     x = torch.randn(3, 7, 12, dtype=torch.float64, requires_grad=True)
-    positions = RelativePositions(8).eval()(7, 0, x.device)
+    positions = CompactRelPositionalEncoding(8).eval()(7, 0, x.device)
     mask = torch.zeros(3, 1, 1, 7, dtype=torch.bool)
     mask[1, ..., 5:] = True
     return module, x, positions, mask

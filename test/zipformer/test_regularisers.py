@@ -6,7 +6,7 @@ import torch
 from icefall_kd.zipformer.regularisers import (
     Balancer,
     Whiten,
-    keep_within,
+    limit_param_value,
     mean_limit,
     rms_limit,
     scale_grad,
@@ -122,7 +122,7 @@ def test_regularisers_do_nothing_in_evaluation():
 def test_kept_values_may_only_move_towards_their_range():
     x = torch.tensor([-2.0, -2.0, 0.0, 0.0, 2.0, 2.0], requires_grad=True)
     grad = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0])
-    keep_within(x, -1.0, 1.0, prob=1.0).backward(grad)
+    limit_param_value(x, -1.0, 1.0, prob=1.0).backward(grad)
     assert x.grad.tolist() == [-1.0, -1.0, 1.0, -1.0, 1.0, 1.0]
 
 

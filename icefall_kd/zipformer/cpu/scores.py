@@ -26,7 +26,7 @@ def align_positions(scores: Tensor, num_sources: int) -> Tensor:
     rows with a stride one shorter does that without copying.
 
     Args:
-      scores: (..., T, L + 2 T) over the differences of `RelativePositions`.
+      scores: (..., T, L + 2 T) over the differences of `CompactRelPositionalEncoding`.
       num_sources: L + T.
     Returns:
       (..., T, L + T), a view where ``scores`` is contiguous.
@@ -52,7 +52,7 @@ def softmax_of_scores(
       query: (N, H, T, D).
       key: (N, H, L + T, D).
       pos_query: (N, H, T, P), None for scores by content alone.
-      positions: (H, P, L + 2 T), over the differences of `RelativePositions`.
+      positions: (H, P, L + 2 T), over the differences of `CompactRelPositionalEncoding`.
       mask: bool, broadcasts to (N, 1, T, L + T), True is not attended to.
       limited: whether the gradient pulls back scores beyond the limit.
     Returns:
