@@ -3,7 +3,7 @@
 import pytest
 from shar_files import copy_shar
 
-from icefall_kd.data.shar import at_speeds, write_shar
+from icefall_kd.data.shar import perturb_speeds, write_shar
 from icefall_kd.fields.extract import extract
 from icefall_kd.fields.reader import open_shar
 
@@ -17,7 +17,7 @@ def pristine_shar(asterisk, tmp_path_factory):
     cuts = open_shar(asterisk / "data/shar/test")
     prompts = [c for c in cuts if 1.0 < c.duration < 4.0][: NUM_CUTS // 3]
     folder = tmp_path_factory.mktemp("shar") / "prompts"
-    write_shar(at_speeds(prompts, (0.9, 1.0, 1.1)), folder, shard_size=SHARD_SIZE)
+    write_shar(perturb_speeds(prompts, (0.9, 1.0, 1.1)), folder, shard_size=SHARD_SIZE)
     return folder
 
 

@@ -26,12 +26,12 @@ from icefall_kd.core.cli import create_parser, exit_on_error
 from icefall_kd.core.cpu import count_cpus
 from icefall_kd.core.files import read_json, sha256_file
 from icefall_kd.core.logs import setup_logging
-from icefall_kd.data.gate import describe_drops, gate, write_report
+from icefall_kd.data.gate import describe_drops, filter_cuts, write_report
 from icefall_kd.data.shar import (
-    at_speeds,
     check_absent,
     cuts_sha256,
     fields_dir,
+    perturb_speeds,
     read_cuts,
     write_shar,
 )
@@ -129,9 +129,9 @@ def main() -> None:
             return
         check_absent(args.output)  # the fields of a deleted folder
         letters = check_letters(args, cuts, tokenizer) if tokenizer else None
-        cuts = at_speeds(cuts, args.speeds)
+        cuts = perturb_speeds(cuts, args.speeds)
         num_jobs = choose_num_jobs(args.num_jobs, len(cuts))
-        cuts, drops = gate(
+        cuts, drops = filter_cuts(
             cuts,
             tokenize=tokenizer.encode if tokenizer else None,
             max_duration=args.max_duration,

@@ -14,7 +14,7 @@ from lhotse import CutSet
 
 from icefall_kd.core.files import read_text
 from icefall_kd.corpora.audio import clip_of_file, store_clips
-from icefall_kd.data.normalise import normalise, spell
+from icefall_kd.data.normalise import normalise_english, normalise_text
 
 AUDIO_SUFFIXES = (".g722", ".sln16", ".wav", ".flac")
 FOLDERS = ("dictate", "digits", "followme", "letters", "phonetic", "silence")
@@ -118,8 +118,8 @@ def spell_prompt(text: str, language: str = "en") -> str:
     A telephone reads extensions and passwords out digit by digit.
     """
     if language == "en":
-        return normalise(text, WORDS, numbers="digits")
-    return spell(text, language, numbers="digits")
+        return normalise_english(text, WORDS, numbers="digits")
+    return normalise_text(text, language, numbers="digits")
 
 
 def prompt_id(prompt: str, language: str) -> str:

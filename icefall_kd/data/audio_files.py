@@ -36,7 +36,8 @@ def read_blocks(
 
     Args:
       source: a file, or its bytes.
-      container: as in :data:`CONTAINER_FORMATS`; None: by the bytes.
+      container: FFmpeg's name of the format; None: by the suffix of the file, or by the
+        bytes.
     Yields:
       blocks (S,) float32 of about :data:`BLOCK` samples, the last one shorter.
     Raises:
@@ -45,7 +46,11 @@ def read_blocks(
     """
     import av
 
-    file = BytesIO(source) if isinstance(source, bytes) else str(source)
+    if isinstance(source, bytes):
+        file = BytesIO(source)
+    else:
+        file = str(source)
+        container = container or CONTAINER_FORMATS.get(source.suffix.lower())
     seconds, declared = 0.0, None
     try:
         # Tags may be in any encoding.
@@ -93,11 +98,6 @@ def read_blocks(
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(getattr(error, "strerror", None) or error).split())
-
-
-def read_file(path: Path) -> Iterator[np.ndarray]:
-    """Decode an audio file block by block, as :func:`read_blocks` does."""
-    return read_blocks(path, CONTAINER_FORMATS.get(path.suffix.lower()))
 
 
 def _resample(stream: Any) -> Iterator[tuple[np.ndarray, float]]:

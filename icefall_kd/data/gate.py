@@ -79,7 +79,7 @@ def num_fbank_frames(duration: float) -> int:
     return (round(duration * SAMPLE_RATE) + 80) // 160
 
 
-def gate(
+def filter_cuts(
     cuts: Iterable[Cut],
     *,
     tokenize: Optional[Callable[[str], list[int]]] = None,

@@ -1,9 +1,9 @@
-"""Transcripts as they are spoken: words and apostrophes, in one case.
+"""Normalise transcripts to words and apostrophes in one case.
 
-English has its numbers and signs written out (:func:`normalise`).  Any other language
-keeps its own letters (:func:`spell`).  How numbers are read is a property of a corpus:
-"spoken" as in running speech (EIGHTEEN FORTY TWO), "digits" as telephone prompts read
-extensions and passwords (ONE EIGHT FOUR TWO), or "keep", not in English, as digits.
+:func:`normalise_english` also writes English numbers and symbols as words;
+:func:`normalise_text` handles any language.  Styles of numbers: "spoken" as in running
+speech (1842: EIGHTEEN FORTY TWO), "digits" as in telephone prompts (ONE EIGHT FOUR
+TWO), and, except in English, "keep" (1842).
 """
 
 import re
@@ -24,16 +24,15 @@ from icefall_kd.data.numbers import (
 NORMALISED = re.compile(r"(?:[A-Z']+(?: [A-Z']+)*)?\Z")
 CASES = ("upper", "lower")
 
-# Notes that nobody says: [ascending tones], (2 seconds of silence), <beep>.
-_NOTES = re.compile(r"\[[^\]]*\]|\([^)]*\)|<[^>]*>")
+_NOTES = re.compile(r"\[[^\]]*\]|\([^)]*\)|<[^>]*>")  # [music], (2 seconds of silence)
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:ST|ND|RD|TH)?")
-_LETTER_DOT = re.compile(r"\b(?:[A-Z]\.){2,}")  # A.M. U.S.A.
-_DOTINSIDE = re.compile(r"(?<=[A-Z])\.(?=[A-Z])")  # www.asterisk.org
+_INITIALS = re.compile(r"\b(?:[A-Z]\.){2,}")  # A.M. U.S.A.
+_DOT_INSIDE = re.compile(r"(?<=[A-Z])\.(?=[A-Z])")  # www.asterisk.org
 _DOT_BEFORE_NUMBER = re.compile(r"(?<=[A-Z])\.(?=\d)")  # H.323
 _PREFIX = re.compile(r"\b(RE|DE|UN)-(?=[A-Z])")  # re-enter is one word
 
-# What may be inside a word beside letters, marks and digits: the apostrophe, and two
-# signs without width that the spelling of Persian and of India's languages needs.
+# Signs inside words: the apostrophe, and the zero-width (non-)joiner that Persian and
+# the languages of India are spelled with.
 INSIDE = "'\u200c\u200d"
 _DOTTED_I = ("tr", "az")  # languages with the pairs i/İ and ı/I
 
@@ -57,17 +56,16 @@ ABBREVIATIONS = {
 
 
 def spell_number(number: str) -> str:
-    """Return a number as it is read over the telephone, in upper-case words.
+    """Return a number in upper-case words, as telephone prompts read it.
 
-    One or two digits are read as a number, longer ones digit by digit, as extensions
-    and passwords are; "28.8" as "twenty eight point eight"; "3rd" as an ordinal.
+    Up to two digits are a cardinal, longer numbers are read digit by digit.
 
     >>> spell_number("28.8"), spell_number("1234"), spell_number("3RD")
     ('TWENTY EIGHT POINT EIGHT', 'ONE TWO THREE FOUR', 'THIRD')
 
     Args:
-      number: digits, with commas between thousands, at most one point, and an
-        upper-case ordinal ending if any.
+      number: digits with optional thousands commas, one decimal point, and an
+        upper-case ordinal ending.
     """
     number = number.replace(",", "")
     ordinal = re.fullmatch(r"(\d+)(?:ST|ND|RD|TH)", number)
@@ -81,35 +79,33 @@ def spell_number(number: str) -> str:
     return f"{spoken} POINT {read_digits(fraction)}" if fraction else spoken
 
 
-def normalise(
+def normalise_english(
     text: str, words: Optional[Mapping[str, str]] = None, numbers: str = "spoken"
 ) -> str:
-    """Return ``text`` as upper-case words, one space between two of them.
+    """Return English ``text`` as upper-case words, separated by single spaces.
 
-    Notes in brackets are dropped, numbers and the symbols of a telephone keypad are
-    written as words, letters of an abbreviation stand alone, every other punctuation
-    is removed.  An already normalised text stays as it is.
+    Removes notes in brackets and punctuation, writes numbers and keypad symbols as
+    words, and separates the letters of abbreviations.  Idempotent.
 
-    >>> normalise("Press 1, then #.  It's 3 P.M. [beep]")
+    >>> normalise_english("Press 1, then #.  It's 3 P.M. [beep]")
     "PRESS ONE THEN POUND IT'S THREE P M"
 
     Args:
-      text: English.
-      words: what a corpus spells in its own way, upper-case word -> upper-case
-        words: {"PBX": "P B X"}.
+      words: replacements of a corpus, upper-case word -> upper-case words, for example
+        {"PBX": "P B X"}.
       numbers: "spoken" or "digits".
     Returns:
-      a string that matches :data:`NORMALISED`; empty when nothing is said.
+      a string that matches :data:`NORMALISED`; empty if no words remain.
     Raises:
-      ValueError: if English has no such style of numbers.
+      ValueError: if ``numbers`` is another style.
     """
     check_style("en", numbers)
     text = text.upper().replace("’", "'").replace("‘", "'")
     if numbers == "spoken":
-        text = write_english(text)  # an area code is in brackets, as notes are
+        text = write_english(text)  # before _NOTES, which would remove area codes
     text = _NOTES.sub(" ", text)
-    text = _LETTER_DOT.sub(lambda m: " ".join(m[0].replace(".", " ").split()), text)
-    text = _DOTINSIDE.sub(" DOT ", text)
+    text = _INITIALS.sub(lambda m: " ".join(m[0].replace(".", " ").split()), text)
+    text = _DOT_INSIDE.sub(" DOT ", text)
     text = _DOT_BEFORE_NUMBER.sub(" ", text)
     text = _NUMBER.sub(lambda m: f" {spell_number(m[0])} ", text)
     text = _PREFIX.sub(r"\1", text)
@@ -121,58 +117,58 @@ def normalise(
     return " ".join(word for word in spoken if word)
 
 
-def spell(
+def normalise_text(
     text: str, language: str = "en", case: str = "upper", numbers: str = "spoken"
 ) -> str:
-    """Return ``text`` as the words of its language, one space between two of them.
+    """Return ``text`` as words of its language, separated by single spaces.
 
-    English goes through :func:`normalise`.  Of another language the letters with their
-    marks stay (NFC), and the apostrophes inside words; notes in brackets and all other
-    signs are dropped.
+    English uses :func:`normalise_english`.  Other languages keep their letters and
+    marks (NFC) and apostrophes inside words; notes in brackets and other signs are
+    removed.
 
-    >>> spell("L’été [rires], à 8 h !", "fr", "lower")
+    >>> normalise_text("L’été [rires], à 8 h !", "fr", "lower")
     "l'été à huit h"
 
     Args:
-      language: its code, as Whisper has it.
+      language: Whisper's language code.
       case:     "upper" or "lower".
       numbers:  "spoken", "digits" or "keep".
     Raises:
-      ValueError: if the case is neither, or the language has no such style of numbers.
+      ValueError: if ``case`` or ``numbers`` is invalid for the language.
     """
     if case not in CASES:
-        raise ValueError(f"--case {case}: it can be {' or '.join(CASES)}")
+        raise ValueError(f"--case {case}: unknown. Available: {', '.join(CASES)}")
     check_style(language, numbers)
     if language == "en":
-        spoken = normalise(text, numbers=numbers)
+        spoken = normalise_english(text, numbers=numbers)
         return spoken.lower() if case == "lower" else spoken
     text = _NOTES.sub(" ", unicodedata.normalize("NFC", text))
     if numbers != "keep":
         text = write_other(text, language, numbers)
-    text = _keep_letters(text.replace("’", "'").replace("‘", "'"))
+    text = _remove_signs(text.replace("’", "'").replace("‘", "'"))
     words = (word.strip(INSIDE) for word in text.split())
     text = " ".join(word for word in words if word)
-    # A letter of the other case may be two: NFC again.
-    return unicodedata.normalize("NFC", _in_case(text, language, case))
+    # Changing case may decompose a letter.
+    return unicodedata.normalize("NFC", _change_case(text, language, case))
 
 
-def _keep_letters(text: str) -> str:
-    """Return ``text`` with a space for every sign that is of no word."""
+def _remove_signs(text: str) -> str:
+    """Return ``text`` with a space for every character that is not part of a word."""
     kept = [" "]
     for char in text:
         kind = unicodedata.category(char)
         if kind[0] in "LN" or char in INSIDE:
             kept.append(char)
         elif kind[0] == "M":
-            # On a letter; else it is what makes an emoji of the sign before it.
+            # A mark belongs to a letter; otherwise it is the variant of an emoji.
             if unicodedata.category(kept[-1])[0] in "LM":
                 kept.append(char)
-        elif kind != "Cf":  # a soft hyphen, or a mark of direction, parts no word
+        elif kind != "Cf":  # soft hyphens and direction marks do not separate words
             kept.append(" ")
     return "".join(kept)
 
 
-def _in_case(text: str, language: str, case: str) -> str:
+def _change_case(text: str, language: str, case: str) -> str:
     if case == "upper":
         return (text.replace("i", "İ") if language in _DOTTED_I else text).upper()
     if language in _DOTTED_I:

@@ -85,7 +85,7 @@ def _compose(cut: Cut) -> Cut:
     )
 
 
-def at_speeds(cuts: Iterable[Cut], speeds: Sequence[float]) -> list[Cut]:
+def perturb_speeds(cuts: Iterable[Cut], speeds: Sequence[float]) -> list[Cut]:
     """Return every cut at every speed, ``cut.custom["speed"]`` set to the factor.
 
     The ids at another speed than 1 end in lhotse's ``_sp<factor>``.

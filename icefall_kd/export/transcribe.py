@@ -10,7 +10,7 @@ from lhotse.cut import Cut
 from tqdm import tqdm
 
 from icefall_kd import SAMPLE_RATE
-from icefall_kd.data.audio_files import AudioError, read_file
+from icefall_kd.data.audio_files import AudioError, read_blocks
 from icefall_kd.data.cuts import load_blocks
 from icefall_kd.data.tokens import WORD_START, Tokenizer, word_spans
 from icefall_kd.decoding import DecodeOptions
@@ -165,7 +165,7 @@ def files(
     sherpa = SherpaRecogniser(model_files, options, threads)
     for path in paths:
         try:
-            words, _ = _transcribe(sherpa, read_file(path), options)
+            words, _ = _transcribe(sherpa, read_blocks(path), options)
         except AudioError as e:
             yield path, "", str(e)
         else:

@@ -25,7 +25,7 @@ from icefall_kd import SAMPLE_RATE
 from icefall_kd.core.distributed import World
 from icefall_kd.core.files import Pathlike, move_file, write_atomically
 from icefall_kd.data.cuts import check_cuts
-from icefall_kd.data.normalise import spell
+from icefall_kd.data.normalise import normalise_text
 from icefall_kd.data.shar import fields_dir
 from icefall_kd.data.tokens import Tokenizer, UnknownLetters
 from icefall_kd.fields.extract import ALONE
@@ -82,7 +82,7 @@ class Judge:
     Attributes:
       limits:    what a transcript must be.
       language, case, numbers: of the spelling, see
-        :func:`icefall_kd.data.normalise.spell`.
+        :func:`icefall_kd.data.normalise.normalise_text`.
       tokenizer: of the student, which must know every token; None does not ask.
     """
 
@@ -115,7 +115,7 @@ class Judge:
 
     def spell(self, text: str) -> str:
         """Return what was heard as the student shall write it."""
-        return spell(text, self.language, self.case, self.numbers)
+        return normalise_text(text, self.language, self.case, self.numbers)
 
     def verdict(self, text: str, confidence: float, duration: float) -> str:
         """Return "labelled", or why the spelled ``text`` is not taken."""
@@ -188,7 +188,7 @@ def pseudo_label(
     Args:
       min_confidence: least mean log-probability of a transcript's tokens, nats.
       language, case, numbers: of the spelling, see
-        :func:`icefall_kd.data.normalise.spell`.
+        :func:`icefall_kd.data.normalise.normalise_text`.
       tokenizer: a transcript with tokens that it does not know is not taken.
       world: processes that share the shards: each takes every ``world.size``-th.
       progress: called with the seconds of audio that this process has transcribed, and

@@ -9,8 +9,8 @@ from lhotse import CutSet, MonoCut, MultiCut, Recording, SupervisionSegment
 from lhotse.utils import fastcopy
 
 from icefall_kd.data.features import num_frames
-from icefall_kd.data.gate import REASONS, gate, num_fbank_frames, write_report
-from icefall_kd.data.shar import at_speeds
+from icefall_kd.data.gate import REASONS, filter_cuts, num_fbank_frames, write_report
+from icefall_kd.data.shar import perturb_speeds
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.zipformer.subsampling import encoder_output_lens
 
@@ -164,7 +164,7 @@ def test_every_fault_is_found_and_none_invented(
     again = faults["duplicate_id"][0]
     faulty = [cut for cuts in faults.values() for cut in cuts]
     cuts = [*good, *faulty, again]
-    kept, drops = gate(cuts, tokenize=tokenizer.encode, num_jobs=num_jobs)
+    kept, drops = filter_cuts(cuts, tokenize=tokenizer.encode, num_jobs=num_jobs)
     assert {drop.cut_id: drop.reason for drop in drops} == wrong
     assert len(drops) == len(wrong)
     assert set(faults) == set(REASONS)
@@ -172,13 +172,13 @@ def test_every_fault_is_found_and_none_invented(
 
 
 def test_clean_corpus_passes_whole(prompts, tokenizer):
-    kept, drops = gate(prompts, tokenize=tokenizer.encode)
+    kept, drops = filter_cuts(prompts, tokenize=tokenizer.encode)
     assert not drops and len(kept) == len(prompts)
 
 
 def test_unlabelled_cuts_need_no_text(prompts, faults):
     silent = [fastcopy(cut, supervisions=[]) for cut in prompts[:5]]
-    kept, drops = gate([*silent, *faults["not_finite"]])
+    kept, drops = filter_cuts([*silent, *faults["not_finite"]])
     assert len(kept) == 5
     assert {drop.reason for drop in drops} == {"not_finite"}
 
@@ -186,9 +186,9 @@ def test_unlabelled_cuts_need_no_text(prompts, faults):
 def test_limit_is_the_frame_count_of_the_model(prompts):
     cut = prompts[0]
     frames = int(encoder_output_lens(num_fbank_frames(cut.duration)))
-    kept, _ = gate([cut], tokenize=lambda text: [5] * (frames - 1))
+    kept, _ = filter_cuts([cut], tokenize=lambda text: [5] * (frames - 1))
     assert len(kept) == 1
-    _, drops = gate([cut], tokenize=lambda text: [5] * frames)
+    _, drops = filter_cuts([cut], tokenize=lambda text: [5] * frames)
     assert drops[0].reason == "too_few_frames"
 
 
@@ -200,22 +200,22 @@ def test_frames_are_counted_as_fbank_counts_them():
 def test_speed_changes_what_fits(prompts, tokenizer):
     cut = prompts[0]
     frames = int(encoder_output_lens(num_fbank_frames(cut.duration)))
-    cuts = at_speeds([cut], [0.9, 1.0, 1.1])
-    kept, drops = gate(cuts, tokenize=lambda text: [5] * (frames - 1))
+    cuts = perturb_speeds([cut], [0.9, 1.0, 1.1])
+    kept, drops = filter_cuts(cuts, tokenize=lambda text: [5] * (frames - 1))
     assert [c.custom["speed"] for c in kept] == [0.9, 1.0]
     assert drops[0].cut_id == f"{cut.id}_sp1.1"
 
 
 def test_wrong_length_is_found_at_another_speed_too(prompts, tokenizer):
-    cuts = at_speeds([declared(prompts[0], 4000)], [0.9])
-    _, drops = gate(cuts, tokenize=tokenizer.encode)
+    cuts = perturb_speeds([declared(prompts[0], 4000)], [0.9])
+    _, drops = filter_cuts(cuts, tokenize=tokenizer.encode)
     assert [drop.reason for drop in drops] == ["wrong_length"]
 
 
 def test_a_part_of_a_recording_with_a_wrong_length_is_dropped_at_every_speed(prompts):
     cut = declared(prompts[0], 8000)
     part = fastcopy(cut, duration=cut.duration / 4)
-    _, drops = gate(at_speeds([part], [0.9, 1.0, 1.1]))
+    _, drops = filter_cuts(perturb_speeds([part], [0.9, 1.0, 1.1]))
     assert [drop.reason for drop in drops] == ["wrong_length"] * 3
 
 
@@ -225,7 +225,7 @@ def test_rounded_durations_pass_and_no_audio_is_made_up(prompts, extra, speed, c
     caplog.set_level("INFO")
     cut = whole(declared(prompts[0], extra))
     audio = prompts[0].load_audio()[0]
-    kept, drops = gate(at_speeds([cut], [speed]))
+    kept, drops = filter_cuts(perturb_speeds([cut], [speed]))
     assert not drops
     there = min(len(audio), len(audio) + extra)  # not padded, nor longer than declared
     assert kept[0].num_samples == pytest.approx(there / speed, abs=2)
@@ -264,7 +264,7 @@ def test_the_end_of_a_cut_is_held_against_the_decoded_samples(prompts, tmp_path)
         for kind in (MonoCut, MultiCut)
     ]
     for speed in (0.9, 1.0, 1.1):
-        kept, drops = gate(at_speeds(cuts, [speed]))
+        kept, drops = filter_cuts(perturb_speeds(cuts, [speed]))
         assert {d.reason for d in drops} == {"outside_recording"}
         assert {d.cut_id.split("-")[0] for d in drops} == {"over", "most", "after"}
         assert len(kept) == len(drops) == 6
@@ -283,7 +283,7 @@ def test_stereo_files_lend_one_channel(prompts, tmp_path):
         MonoCut(f"c{c}", 0.0, recording.duration, c, recording=recording)
         for c in (0, 1)
     ]
-    kept, drops = gate(cuts)
+    kept, drops = filter_cuts(cuts)
     assert [cut.id for cut in kept] == ["c0"]
     assert [(d.cut_id, d.reason) for d in drops] == [("c1", "not_finite")]
 
@@ -296,14 +296,15 @@ def test_a_missing_file_is_named_with_the_working_directory(
         fastcopy(with_file(cut, f"a/{n}.flac"), id=f"c{n}")
         for n, cut in enumerate(prompts[:40])
     ]
-    _, drops = gate(cuts)
+    _, drops = filter_cuts(cuts)
     assert drops[0].detail == f"no file a/0.flac in the working directory {tmp_path}"
     (line,) = [r.getMessage() for r in caplog.records if "unreadable" in r.getMessage()]
     assert f"40 cuts, its audio cannot be read: c0 ({drops[0].detail})" in line
 
 
 def test_unknown_tokens_of_the_other_case_say_so(prompts, tokenizer):
-    _, (drop,) = gate([with_text(prompts[0], "hello")], tokenize=tokenizer.encode)
+    cut = with_text(prompts[0], "hello")
+    _, (drop,) = filter_cuts([cut], tokenize=tokenizer.encode)
     assert (drop.reason, drop.detail) == (
         "unknown_tokens",
         "hello: texts are lower case, tokens upper case",
@@ -318,12 +319,12 @@ def test_of_a_long_recording_a_cut_answers_for_its_own_part(prompts, tmp_path):
     whole = Recording.from_file(path).to_cut()
     cuts = [fastcopy(whole, id=f"s{n}", start=2.0 * n, duration=2.0) for n in range(10)]
     for speeds in ([1.0], [0.9]):
-        kept, drops = gate(at_speeds(cuts, speeds))
+        kept, drops = filter_cuts(perturb_speeds(cuts, speeds))
         ((dropped, reason),) = [(d.cut_id[:2], d.reason) for d in drops]
         assert (dropped, reason) == ("s3", "not_finite") and len(kept) == 9
     with open(path, "r+b") as f:
         f.truncate(16000 * 4 * 11)
-    kept, drops = gate(cuts)
+    kept, drops = filter_cuts(cuts)
     assert {c.id for c in kept} == {"s0", "s1", "s2", "s4"}
     lost = {d.cut_id for d in drops if d.reason in ("wrong_length", "unreadable")}
     assert lost == {"s5", "s6", "s7", "s8", "s9"}
@@ -331,7 +332,7 @@ def test_of_a_long_recording_a_cut_answers_for_its_own_part(prompts, tmp_path):
 
 def test_report_counts_and_names_each_cut(faults, tokenizer, tmp_path):
     cuts = [cut for cuts in faults.values() for cut in cuts]
-    kept, drops = gate(cuts, tokenize=tokenizer.encode)
+    kept, drops = filter_cuts(cuts, tokenize=tokenizer.encode)
     write_report(drops, len(kept), tmp_path / "gate.json", {"seed": 0})
     report = json.loads((tmp_path / "gate.json").read_text())
     assert (report["kept"], report["dropped"]) == (len(kept), len(drops))
@@ -343,5 +344,5 @@ def test_two_supervisions_of_one_cut_are_named_by_number(prompts, tokenizer):
     cut = prompts[0]
     second = SupervisionSegment("x", cut.recording.id, 0.0, 0.5, text="HELLO")
     cut = fastcopy(cut, supervisions=[*cut.supervisions, second])
-    _, drops = gate([cut], tokenize=tokenizer.encode)
+    _, drops = filter_cuts([cut], tokenize=tokenizer.encode)
     assert drops[0].detail == "2 supervisions"

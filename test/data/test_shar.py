@@ -5,7 +5,7 @@ import pytest
 from dummies import noise_cuts
 from lhotse import CutSet
 
-from icefall_kd.data.shar import at_speeds, fields_dir, write_shar
+from icefall_kd.data.shar import fields_dir, perturb_speeds, write_shar
 from icefall_kd.fields.reader import open_shar
 
 
@@ -39,7 +39,7 @@ def test_shards_are_counted_and_lhotse_opens_the_folder(cuts, tmp_path):
 
 
 def test_speeds_are_told_by_id_duration_and_custom_field(cuts, tmp_path):
-    write_shar(at_speeds(cuts, [0.9, 1.0, 1.1]), tmp_path / "train")
+    write_shar(perturb_speeds(cuts, [0.9, 1.0, 1.1]), tmp_path / "train")
     by_id = {cut.id: cut for cut in open_shar(tmp_path / "train")}
     assert len(by_id) == 15
     for cut in cuts:
@@ -108,7 +108,7 @@ def test_shards_of_other_cuts_are_not_kept(cuts, tmp_path, caplog):
 
 
 def test_several_processes_write_the_same(cuts, tmp_path):
-    fast = at_speeds(cuts, [0.9, 1.0])
+    fast = perturb_speeds(cuts, [0.9, 1.0])
     for jobs in (1, 2):
         write_shar(fast, tmp_path / f"by_{jobs}", shard_size=3, num_jobs=jobs)
     one, two = (list(open_shar(tmp_path / f"by_{jobs}")) for jobs in (1, 2))

@@ -12,7 +12,7 @@ from run_metrics import metrics
 from training_runs import Stop, final, stop_after
 
 from icefall_kd.core.config import to_dict
-from icefall_kd.data.gate import gate
+from icefall_kd.data.gate import filter_cuts
 from icefall_kd.data.shar import write_shar
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.training import loop
@@ -144,7 +144,7 @@ def test_what_the_gate_keeps_of_a_faulty_corpus_trains(only, tmp_path):
     config = only("transducer", "ctc", num_epochs=1)
     tokenize = Tokenizer(config.data.bpe_model).encode
     cuts = noise_cuts(tmp_path, durations, texts)
-    kept, drops = gate([*cuts, cuts["noise-0"]], tokenize=tokenize)
+    kept, drops = filter_cuts([*cuts, cuts["noise-0"]], tokenize=tokenize)
     assert sorted(drop.reason for drop in drops) == [
         "duplicate_id",
         "empty_text",
