@@ -1,1 +1,5 @@
-"""Fields: the outputs of teachers on disk, beside the audio in Lhotse Shar."""
+"""Fields: the outputs of teachers on disk, next to the audio in Lhotse Shar."""
+
+from icefall_kd.fields.codec_files import load_decoder
+
+__all__ = ["load_decoder"]
