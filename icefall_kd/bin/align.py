@@ -6,7 +6,7 @@
 aligns the transcripts with full context and writes a CTM file, and test.ctm.json, which
 names the checkpoint.  ``bin.decode --alignment`` measures against it how late words are
 recognised; align a set once, with the best model there is, and hold all systems against
-that.  A checkpoint over teachers' fields (an adapter) reads them from the folder.  An
+that.  A vocabulary teacher's checkpoint reads fields from the folder.  An
 alignment of the same set, checkpoint and code is kept.
 """
 

@@ -6,7 +6,7 @@
         --bigram data/lang_bpe_150/bigram.pt
 
 The graph is a bigram of the tokens of the transcripts, composed with the CTC topology.
-The bigram alone is what the teachers of family ``adapter`` take as ``lm``.
+The bigram alone is what the teachers of family ``vocab_teacher`` take as ``lm``.
 """
 
 import argparse

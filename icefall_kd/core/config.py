@@ -12,6 +12,9 @@ from typing import Any, Optional, TypeVar, get_args
 
 T = TypeVar("T")
 
+# Former name of an option -> its name; YAML files and checkpoints may hold both.
+RENAMED_OPTIONS = {"model.adapter": "model.field_encoder"}
+
 
 @dataclass(frozen=True)
 class ZipformerConfig:
@@ -90,8 +93,8 @@ class ZipformerConfig:
 
 
 @dataclass(frozen=True)
-class AdapterConfig:
-    """Shape of an encoder over teachers' embeddings, see ``transducer.adapter``.
+class FieldEncoderConfig:
+    """Shape of an encoder over teachers' embeddings, see ``transducer.field_encoder``.
 
     Attributes:
       fields: Shar fields that it hears, side by side.
@@ -118,13 +121,13 @@ class ModelConfig:
     """Shape of the transducer.
 
     Attributes:
-      encoder: shape of the Zipformer; without a meaning where there is an adapter.
+      encoder: shape of the Zipformer; not used with ``field_encoder``.
       vocab_size: tokens with the blank; 0 takes the size of ``data.bpe_model``.
       decoder_dim: dimension of the predictor's output.
       joiner_dim: dimension of the joiner.
       context_size: tokens that the predictor sees.
-      adapter: options of an encoder over teachers' embeddings, which are its input in
-        place of the audio; null for none.
+      field_encoder: shape of an encoder over cached embeddings, which replace the
+        audio as the input; None encodes audio.
     """
 
     encoder: ZipformerConfig = field(default_factory=ZipformerConfig)
@@ -132,7 +135,7 @@ class ModelConfig:
     decoder_dim: int = 512
     joiner_dim: int = 512
     context_size: int = 2
-    adapter: Optional[AdapterConfig] = None
+    field_encoder: Optional[FieldEncoderConfig] = None
 
 
 def to_dict(config: Any) -> dict:
@@ -146,6 +149,30 @@ def to_dict(config: Any) -> dict:
         return value
 
     return plain(dataclasses.asdict(config))
+
+
+def rename_option(name: str) -> str:
+    """Return the present name of a dotted option, for example "model.adapter.dim"."""
+    for old, new in RENAMED_OPTIONS.items():
+        if name == old or name.startswith(f"{old}."):
+            return new + name[len(old) :]
+    return name
+
+
+def rename_options(values: Mapping[str, Any], prefix: str = "") -> dict:
+    """Return nested option values with every former name replaced.
+
+    Args:
+      prefix: dotted name of the group that holds ``values``, for example "model.".
+    """
+    renamed = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        present = rename_option(name)
+        if isinstance(value, Mapping):
+            value = rename_options(value, f"{present}.")
+        renamed[key if present == name else present.rpartition(".")[2]] = value
+    return renamed
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:

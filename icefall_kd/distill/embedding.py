@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from icefall_kd.core.config import ModelConfig
 from icefall_kd.core.frames import Batch, align_frames, make_pad_mask
 from icefall_kd.distill.regression import (
-    Lesson,
+    TargetPair,
     TeacherHead,
     chosen_losses,
+    has_target,
     regress,
-    taught_by,
 )
 from icefall_kd.distill.term import StudentOutput, TermOutput, skipped_targets
 from icefall_kd.transducer.build import encoder_dim
@@ -134,9 +134,9 @@ class EmbeddingTerm:
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
         """Sum the losses over valid student frames of utterances with a target."""
         lens = (student.lens - student.lag(self.delay)).clamp(min=0)
-        told = {n: taught_by(batch["fields"][n], lens) for n in self.teachers}
+        told = {n: has_target(batch["fields"][n], lens) for n in self.teachers}
         taught = torch.stack(list(told.values())).any(dim=0)
-        lessons: Iterable[Lesson] = ()
+        lessons: Iterable[TargetPair] = ()
         if lens.max() > 0 and taught.any():
             if self.choose == "average":
                 lessons = [self._average(student, batch, lens, told)]
@@ -158,7 +158,7 @@ class EmbeddingTerm:
         lens: Tensor,
         told: Mapping[str, Tensor],
         step: int,
-    ) -> Iterator[Lesson]:
+    ) -> Iterator[TargetPair]:
         """Yield one lesson a teacher.
 
         Args:
@@ -175,7 +175,7 @@ class EmbeddingTerm:
         for name, chosen in told.items():
             if not chosen.any():
                 continue
-            yield Lesson(
+            yield TargetPair(
                 name,
                 weights[name],
                 guess=student.heads[self.name][name](encoder_out),
@@ -189,7 +189,7 @@ class EmbeddingTerm:
         batch: Batch,
         lens: Tensor,
         told: Mapping[str, Tensor],
-    ) -> Lesson:
+    ) -> TargetPair:
         """Return the lesson of the mean of the teachers that have a target."""
         encoder_out = student.encoder_out[:, student.lag(self.delay) :]
         total, share = torch.zeros(()), torch.zeros(())
@@ -199,7 +199,7 @@ class EmbeddingTerm:
                 total = total + weighted * self._goal(name, student, batch)
                 share = share + weighted
         taught = share.flatten() > 0
-        return Lesson(
+        return TargetPair(
             "average",
             sum(self.teachers.values()),
             guess=student.heads[self.name][self.fields[0]](encoder_out),

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from icefall_kd.core.config import ModelConfig
 from icefall_kd.core.frames import Batch, align_to_stack, make_pad_mask
 from icefall_kd.distill.regression import (
-    Lesson,
+    TargetPair,
     TeacherHead,
     chosen_losses,
+    has_target,
     regress,
-    taught_by,
 )
 from icefall_kd.distill.term import (
     StudentOutput,
@@ -138,7 +138,7 @@ class HiddenTerm:
         delay = student.lag(self.config.delay)
         taught = torch.zeros_like(student.lens, dtype=torch.bool)  # by any layer
         for name in self.fields:
-            taught |= taught_by(batch["fields"][name], taught)
+            taught |= has_target(batch["fields"][name], taught)
         lens = conv2d_subsampling_lens(batch["feature_lens"]).to(student.lens.device)
         lessons = self._lessons(student, batch, lens)
         result = regress(lessons, self.losses, student.encoder_out)
@@ -154,7 +154,7 @@ class HiddenTerm:
 
     def _lessons(
         self, student: StudentOutput, batch: Batch, lens: Tensor
-    ) -> Iterator[Lesson]:
+    ) -> Iterator[TargetPair]:
         """Yield one lesson a stack; ``lens`` (N,) are its valid frames."""
         # Student frame i + delay answers for target frame i.
         delay = _PER_FRAME * student.lag(self.config.delay)
@@ -163,8 +163,8 @@ class HiddenTerm:
             return
         for stack, share in self.shares.items():
             target = batch["fields"][self.config.stacks[stack]]
-            has_target = taught_by(target, lens)
-            if not has_target.any():
+            compared = has_target(target, lens)
+            if not compared.any():
                 continue
             head = student.heads[self.name][str(stack)]
             h = student.stacks[stack][:, delay : int(lens.max())]
@@ -174,10 +174,10 @@ class HiddenTerm:
                 target["frame_shift"],
                 lens,
             )[:, : h.size(1)]
-            yield Lesson(
+            yield TargetPair(
                 f"stack{stack}",
                 share,
                 guess=head(h),
                 goal=head.normalise(aligned),
-                mask=make_pad_mask(left * has_target, h.size(1)),
+                mask=make_pad_mask(left * compared, h.size(1)),
             )

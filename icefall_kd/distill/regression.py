@@ -57,7 +57,7 @@ class TeacherHead(nn.Module):
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TargetPair:
     """What a student says in the place of a teacher, and what it should.
 
     Attributes:
@@ -91,7 +91,7 @@ class Regression:
 
 
 def regress(
-    lessons: Iterable[Lesson], losses: Mapping[str, float], like: Tensor
+    lessons: Iterable[TargetPair], losses: Mapping[str, float], like: Tensor
 ) -> Regression:
     """Sum the losses of lessons over their frames.
 
@@ -112,7 +112,7 @@ def regress(
     return Regression(total, extras, tuple(sorted(suspects)))
 
 
-def not_finite(lesson: Lesson) -> list[int]:
+def not_finite(lesson: TargetPair) -> list[int]:
     """Return the utterances with a valid frame that is not finite on either side."""
     finite = torch.isfinite(lesson.guess.detach()) & torch.isfinite(lesson.goal)
     bad = ~finite.all(dim=2) & ~lesson.mask
@@ -135,6 +135,6 @@ def chosen_losses(option: str, losses: Mapping[str, float]) -> dict[str, float]:
     return {kind: weight for kind, weight in losses.items() if weight != 0}
 
 
-def taught_by(target: Mapping[str, Any], like: Tensor) -> Tensor:
+def has_target(target: Mapping[str, Any], like: Tensor) -> Tensor:
     """Return (N,) bool, the utterances with a target, on the device of ``like``."""
     return (target["lens"] > 0).to(like.device)

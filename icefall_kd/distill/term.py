@@ -145,7 +145,7 @@ def _indexes(reasons: Mapping[str, Tensor]) -> dict[str, list[int]]:
     return {reason: rows for reason, rows in found.items() if rows}
 
 
-def taught_figure(term: Term) -> str:
+def teacher_metric(term: Term) -> str:
     """Return the name, in the metrics, of the figure that the term's teacher lowers."""
     part = getattr(term, "taught", "")
     return f"{term.name}.{part}" if part else term.name

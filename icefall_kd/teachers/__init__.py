@@ -31,12 +31,12 @@ def _whisper_ct2(name: str, model_dir: Union[str, Path], **options: Any) -> Teac
     return WhisperCt2(name, model_dir, **options)
 
 
-def _adapter(
+def _vocab_teacher(
     name: str, model_dir: Union[str, Path, Sequence[Union[str, Path]]], **options: Any
 ) -> Teacher:
-    from icefall_kd.teachers.embedding_teacher import AdaptedTeacher
+    from icefall_kd.teachers.vocab_teacher import VocabularyTeacher
 
-    return AdaptedTeacher(name, model_dir, **options)
+    return VocabularyTeacher(name, model_dir, **options)
 
 
 def _zipformer(name: str, model_dir: Union[str, Path], **options: Any) -> Teacher:
@@ -71,8 +71,8 @@ TEACHERS: dict[str, Callable[..., Teacher]] = {
     "whisper_tiny_en": _whisper_ct2,
     "whisper_base": _whisper_ct2,
     "whisper_ct2": _whisper_ct2,
-    # Any of the others under an encoder of our own, in our vocabulary.
-    "adapter": _adapter,
+    # A recogniser over other teachers' embeddings, in the student's tokens.
+    "vocab_teacher": _vocab_teacher,
     # A Zipformer of this project or of icefall.
     "zipformer": _zipformer,
     # Several teachers, averaged where they agree; has members in place of a model_dir.
@@ -80,6 +80,10 @@ TEACHERS: dict[str, Callable[..., Teacher]] = {
     # wav2vec 2.0, HuBERT, WavLM, data2vec-audio and Whisper's encoder, by transformers.
     "hugging_face": _hugging_face,
 }
+
+
+# Former name of a family -> its name.
+RENAMED_FAMILIES = {"adapter": "vocab_teacher"}
 
 
 def build_teacher(
@@ -101,6 +105,8 @@ def build_teacher(
         message lists the known families.  Or if this machine lacks its device.
       FileNotFoundError: if the folder does not hold the model.
     """
+    name = name or family
+    family = RENAMED_FAMILIES.get(family, family)
     if family not in TEACHERS:
         raise ValueError(f"unknown teacher '{family}'; known are {sorted(TEACHERS)}")
     check_device(str(options.get("device", "cpu")))
@@ -108,10 +114,10 @@ def build_teacher(
     if model_dir is not None:
         options["model_dir"] = model_dir
     try:
-        inspect.signature(builder).bind(name or family, **options)
+        inspect.signature(builder).bind(name, **options)
     except TypeError as e:
         raise ValueError(f"family '{family}': {e}") from e
-    return builder(name or family, **options)
+    return builder(name, **options)
 
 
 def build_teachers(described: Mapping[str, Mapping[str, Any]]) -> list[Teacher]:

@@ -36,7 +36,7 @@ from icefall_kd.teachers.zipformer_frames import (
     own_frames,
 )
 from icefall_kd.transducer.checkpoint import HEADS, check_head, load_model
-from icefall_kd.transducer.embedding_model import AdapterEnsemble
+from icefall_kd.transducer.field_encoder import ModelEnsemble
 from icefall_kd.transducer.icefall import HEAD_OPTIONS
 from icefall_kd.zipformer.subsampling import conv2d_subsampling_lens
 
@@ -157,7 +157,9 @@ class ZipformerTeacher:
         self._device, self._dtype = torch.device(device), DTYPES[dtype]
         model, tokenizer, info = load_model(path, device, heads=heads, needed=())
         if model.fields:
-            raise ValueError(f"{path} hears teachers: it is of family 'adapter'")
+            raise ValueError(
+                f"{path} encodes fields, not audio: use family 'vocab_teacher'"
+            )
         self._model = model.requires_grad_(False)
         model.encoder.set_chunk(chunk_size, left_context)
         self._output_step = STACK_STEP * model.encoder.downsample_output.factor
@@ -188,7 +190,7 @@ class ZipformerTeacher:
             self._add_tokens("ctc", tokenizer, 2 * topk + 1)
         if "path" in outputs:
             self._add_tokens("path", tokenizer, 2 * topk + 2, beam=beam)
-            self._paths = BestPaths(AdapterEnsemble([model]), tokenizer, topk, beam)
+            self._paths = BestPaths(ModelEnsemble([model]), tokenizer, topk, beam)
 
     def _add_embeddings(
         self, layers: Layers, weights: Optional[Sequence[float]]

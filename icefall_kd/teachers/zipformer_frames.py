@@ -37,7 +37,7 @@ from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.decoding import DecodeOptions, decode
 from icefall_kd.teachers.protocol import TeacherOutput
 from icefall_kd.transducer.denominator import fuse
-from icefall_kd.transducer.embedding_model import AdapterEnsemble, Encoded
+from icefall_kd.transducer.field_encoder import Encoded, ModelEnsemble
 from icefall_kd.transducer.path import best_path, previous_tokens
 from icefall_kd.zipformer.encoder import Zipformer2
 from icefall_kd.zipformer.subsampling import (
@@ -149,7 +149,7 @@ class BestPaths:
 
     def __init__(
         self,
-        models: AdapterEnsemble,
+        models: ModelEnsemble,
         tokenizer: Tokenizer,
         topk: int,
         beam: int,

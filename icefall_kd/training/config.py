@@ -6,7 +6,7 @@ from typing import Any, Optional
 
 import yaml
 
-from icefall_kd.core.config import ModelConfig, ZipformerConfig
+from icefall_kd.core.config import ModelConfig, ZipformerConfig, rename_options
 from icefall_kd.core.files import read_yaml
 from icefall_kd.data.tokens import MAX_UNKNOWN
 from icefall_kd.distill.terms import TermsConfig
@@ -247,8 +247,9 @@ def _read_files(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
             raise ValueError(f"--config {path}: no such file") from e
         if not isinstance(values, (Mapping, type(None))):
             raise ValueError(f"{path}: not a mapping of options to values")
+        values = rename_options(values or {})
         check_keys(TrainConfig, values, path)
-        files[path] = as_lists(TrainConfig, values or {})
+        files[path] = as_lists(TrainConfig, values)
         plain = yaml.safe_dump(files[path], sort_keys=False)
         found.append(f"{option}{equals}{plain}")
     return found, files

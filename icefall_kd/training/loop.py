@@ -18,7 +18,7 @@ from icefall_kd import FBANK_SHIFT
 from icefall_kd.core.distributed import World
 from icefall_kd.core.files import write_text
 from icefall_kd.core.frames import Batch, move_to_device
-from icefall_kd.distill.term import taught_figure
+from icefall_kd.distill.term import teacher_metric
 from icefall_kd.training import checkpoint as ckpt
 from icefall_kd.training.averaging import RunningMean
 from icefall_kd.training.faults import (
@@ -139,7 +139,7 @@ class Trainer:
         """
         config, state = self.config, self.state
         self.report.open(
-            state, {taught_figure(t): t.fields for _, t in self.student.terms}
+            state, {teacher_metric(t): t.fields for _, t in self.student.terms}
         )
         trained = sum(p.numel() for p in self.params)
         total = sum(p.numel() for p in self.model.parameters())

@@ -8,6 +8,8 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional
 
+from icefall_kd.core.config import rename_option
+
 OWN = ("config", "help", "print_config")  # options of the parser itself
 EXPECTED = {
     "bool": "true or false",
@@ -127,7 +129,7 @@ def check_arguments(cls: type, arguments: Sequence[str]) -> list[str]:
             kind = None
             continue
         name, equals, value = argument[2:].partition("=")
-        name = name.replace("-", "_")
+        name = rename_option(name.replace("-", "_"))
         try:
             bare = name.rstrip("+")
             if name.endswith(".help"):

@@ -46,7 +46,7 @@ def preflight(
     """
     problems = vocabulary_problems(config, tokenizer, needs_text)
     problems += teacher_problems(config, fields)
-    problems += adapter_problems(config)
+    problems += field_encoder_problems(config)
     problems += time_problems(config, terms)
     if start is not None:
         problems += start_problems(config, tokenizer, start)
@@ -111,14 +111,14 @@ def teacher_problems(config: TrainConfig, fields: Sequence[str]) -> list[str]:
     ]
 
 
-def adapter_problems(config: TrainConfig) -> list[str]:
-    """Return what does not suit an adapter, which hears fields in place of audio."""
-    if config.model.adapter is None or config.data.missing == "error":
+def field_encoder_problems(config: TrainConfig) -> list[str]:
+    """Return options that do not work with a field encoder."""
+    if config.model.field_encoder is None or config.data.missing == "error":
         return []
     return [
         f"data.missing is {config.data.missing}, which trains a cut without the terms "
-        "whose targets it lacks, but an adapter cannot hear a cut without fields; set "
-        "data.missing to error"
+        "whose targets it lacks, but model.field_encoder needs its fields for every "
+        "cut; set data.missing to error"
     ]
 
 
@@ -137,7 +137,11 @@ def time_problems(config: TrainConfig, terms: Sequence[Term]) -> list[str]:
             "set data.time_warp_factor to 0"
         )
     encoder = config.model.encoder
-    if encoder.causal and max(encoder.chunk_size) > 0 and not config.model.adapter:
+    if (
+        encoder.causal
+        and max(encoder.chunk_size) > 0
+        and not config.model.field_encoder
+    ):
         return problems
     for term in terms:
         for option in ("delay", "shift"):

@@ -107,34 +107,37 @@ def shar_dirs(data: DataConfig, names: Sequence[str]) -> list[Path]:
     return [root / name for name in names]
 
 
-def fill_adapter(config: TrainConfig) -> TrainConfig:
-    """Return the config with the sizes of an adapter's fields filled in.
+def fill_field_encoder(config: TrainConfig) -> TrainConfig:
+    """Return the config with the dimensions of the field encoder's fields.
 
     Raises:
-      ValueError: if the adapter has no field.
+      ValueError: if the field encoder has no field.
       FileNotFoundError: if the first training set lacks one.
     """
-    adapter = config.model.adapter
-    if adapter is None:
+    field_encoder = config.model.field_encoder
+    if field_encoder is None:
         return config
-    if not adapter.fields:
-        raise ValueError("model.adapter.fields is empty; name the fields it hears")
-    infos = _adapter_infos(config)
-    adapter = dataclasses.replace(adapter, dims=tuple(i.dim for i in infos))
-    model = dataclasses.replace(config.model, adapter=adapter)
+    if not field_encoder.fields:
+        raise ValueError("model.field_encoder.fields is empty; name its input fields")
+    infos = _field_encoder_infos(config)
+    dims = tuple(i.dim for i in infos)
+    field_encoder = dataclasses.replace(field_encoder, dims=dims)
+    model = dataclasses.replace(config.model, field_encoder=field_encoder)
     return dataclasses.replace(config, model=model)
 
 
 def set_statistics(model: AsrModel, config: TrainConfig) -> None:
-    """Give an adapter the statistics of its fields over the first training set."""
-    if config.model.adapter is not None:
-        infos = _adapter_infos(config)
+    """Copy the fields' statistics over the first training set to a field encoder."""
+    if config.model.field_encoder is not None:
+        infos = _field_encoder_infos(config)
         model.encoder.set_statistics([i.mean for i in infos], [i.std for i in infos])
 
 
-def _adapter_infos(config: TrainConfig) -> list[FieldInfo]:
+def _field_encoder_infos(config: TrainConfig) -> list[FieldInfo]:
     first = shar_dirs(config.data, config.data.train[:1])[0]
-    return [load_field_info(first, field) for field in config.model.adapter.fields]
+    return [
+        load_field_info(first, field) for field in config.model.field_encoder.fields
+    ]
 
 
 def _check_labelled(stream: CutStream) -> None:
@@ -171,10 +174,10 @@ def prepare(config: TrainConfig, checkpoint: Optional[dict[str, Any]] = None) ->
         require_packages(*getattr(term, "packages", ()))
     config, tokenizer = load_tokenizer(config)
     needs_text = any(term.needs_text for _, term in terms)
-    config = fill_adapter(config)
+    config = fill_field_encoder(config)
     path = config.init_model or config.init_encoder
     start = load_checkpoint(path) if path and checkpoint is None else None
-    heard = config.model.adapter.fields if config.model.adapter else ()
+    heard = config.model.field_encoder.fields if config.model.field_encoder else ()
     fields = tuple(
         dict.fromkeys([*heard, *(f for _, term in terms for f in term.fields)])
     )

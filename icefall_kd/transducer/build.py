@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from icefall_kd.core.config import ModelConfig
-from icefall_kd.transducer.embedding_model import AdaptedModel
+from icefall_kd.transducer.field_encoder import FieldModel
 from icefall_kd.transducer.model import AsrModel, Decoder, Joiner
 from icefall_kd.zipformer.encoder import build_encoder
 
@@ -27,16 +27,16 @@ def build_model(config: ModelConfig) -> AsrModel:
         "decoder_dim": config.decoder_dim,
         "vocab_size": config.vocab_size,
     }
-    if config.adapter is not None:
-        return AdaptedModel(config.adapter, **parts)
+    if config.field_encoder is not None:
+        return FieldModel(config.field_encoder, **parts)
     encoder_embed, encoder = build_encoder(config.encoder)
     return AsrModel(encoder_embed=encoder_embed, encoder=encoder, **parts)
 
 
 def encoder_dim(config: ModelConfig) -> int:
     """Return C, the size of a frame of the encoder's output."""
-    if config.adapter is not None:
-        return config.adapter.dim
+    if config.field_encoder is not None:
+        return config.field_encoder.dim
     # The encoder joins its stacks at full width, so its output has the widest's.
     return max(config.encoder.encoder_dim)
 
@@ -50,7 +50,7 @@ def stack_dims(config: ModelConfig, stacks: Sequence[int], option: str) -> list[
     Raises:
       ValueError: if there is no such stack, or the encoder has none.
     """
-    if config.adapter is not None:
+    if config.field_encoder is not None:
         raise ValueError(
             f"{option}: an encoder over teachers' embeddings has no stacks"
         )

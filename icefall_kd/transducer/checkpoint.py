@@ -7,7 +7,7 @@ from typing import Any, BinaryIO, Optional, Union
 import torch
 from torch import Tensor, nn
 
-from icefall_kd.core.config import ModelConfig, from_dict, to_dict
+from icefall_kd.core.config import ModelConfig, from_dict, rename_options, to_dict
 from icefall_kd.core.files import explain_failed_write, write_atomically
 from icefall_kd.core.weights import load_weights_only
 from icefall_kd.data.tokens import Tokenizer
@@ -149,6 +149,12 @@ def load_checkpoint(path: Pathlike) -> dict[str, Any]:
         ) from e
     if not isinstance(checkpoint, dict) or "model" not in checkpoint:
         raise ValueError(f"{path}: not a checkpoint of icefall_kd, it has no 'model'")
+    if "model_config" in checkpoint:
+        options = rename_options(checkpoint["model_config"], "model.")
+        checkpoint["model_config"] = options
+    for holder in (checkpoint, checkpoint.get("info") or {}):
+        if holder.get("config"):
+            holder["config"] = rename_options(holder["config"])
     return checkpoint
 
 

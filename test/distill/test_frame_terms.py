@@ -26,7 +26,7 @@ from icefall_kd.distill.lfmmi import (
     sequence_divergence,
 )
 from icefall_kd.distill.one_best import OneBestConfig, OneBestTerm
-from icefall_kd.distill.term import StudentOutput, taught_figure
+from icefall_kd.distill.term import StudentOutput, teacher_metric
 from icefall_kd.transducer.denominator import build_denominator, save_denominator
 
 DIM, K = 6, 4
@@ -423,9 +423,9 @@ def test_the_figure_of_a_term_s_teacher_is_one_that_is_logged(
     term, student = make(cls, options, student, infos)
     output = term(student, batch, 0)
     logged = {term.name, *(f"{term.name}.{extra}" for extra in output.extras)}
-    assert taught_figure(term) in logged
+    assert teacher_metric(term) in logged
     alone = dataclasses.replace(INTER, final=False)
-    assert taught_figure(InterCtcTerm(alone)) == "inter_ctc.stack0_kd"
+    assert teacher_metric(InterCtcTerm(alone)) == "inter_ctc.stack0_kd"
 
 
 @pytest.mark.parametrize("cls, options", TERMS)

@@ -12,7 +12,7 @@ from students import behind_an_encoder
 from torch import nn
 from two_stacks import LENS, MODEL, STACKS
 
-from icefall_kd.core.config import AdapterConfig, ModelConfig
+from icefall_kd.core.config import FieldEncoderConfig, ModelConfig
 from icefall_kd.core.frames import align_frames, align_to_stack
 from icefall_kd.data.shar import write_shar
 from icefall_kd.dataset.loader import BatchDataset
@@ -246,9 +246,9 @@ def test_impossible_options_are_refused(student, infos, options, match):
 
 def test_a_field_of_another_kind_and_a_model_without_stacks_are_refused(infos):
     term = HiddenTerm(BOTH)
-    adapter = ModelConfig(adapter=AdapterConfig(fields=("near",)))
+    config = ModelConfig(field_encoder=FieldEncoderConfig(fields=("near",)))
     with pytest.raises(ValueError, match="embeddings has no stacks"):
-        term.build_heads(adapter, infos)
+        term.build_heads(config, infos)
     infos["near"].kind = "ctc"
     with pytest.raises(ValueError, match="is of kind 'ctc', not 'embedding'"):
         term.build_heads(MODEL, infos)

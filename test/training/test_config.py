@@ -163,8 +163,9 @@ def layers():
             yield [*(conf / f"{name}.yaml" for name in stack), kd]
         for student in conf.glob("student_?.yaml"):  # of other sizes
             yield [student, *(conf / f"{name}.yaml" for name in stack[1:])]
-        if (conf / "adapter.yaml").exists():
-            yield [conf / "adapter.yaml"]
+        for name in ("vocab_teacher.yaml", "adapter.yaml"):
+            if (conf / name).exists():
+                yield [conf / name]
         if (conf / "from_student.yaml").exists():
             stack = ["student", "streaming", *stack[2:], "kd/hidden", "from_student"]
             yield [conf / f"{name}.yaml" for name in stack]

@@ -1,22 +1,22 @@
-"""The mean of several adapters, against one node at a time."""
+"""The mean of several models, against one node at a time."""
 
 import pytest
 import torch
 
-from icefall_kd.core.config import AdapterConfig, ModelConfig
+from icefall_kd.core.config import FieldEncoderConfig, ModelConfig
 from icefall_kd.transducer.build import build_model
-from icefall_kd.transducer.embedding_model import AdapterEnsemble
+from icefall_kd.transducer.field_encoder import ModelEnsemble
 from icefall_kd.transducer.path import best_path, nodes
 
 VOCAB, FRAMES, TOKENS = 7, 9, [3, 1, 4]
 
 
-def adapter(seed, *fields):
+def teacher_model(seed, *fields):
     torch.manual_seed(seed)
     dims = tuple({"wise": 6, "old": 3}[name] for name in fields)
-    config = AdapterConfig(fields=fields, dims=dims, dim=8, num_layers=1)
+    config = FieldEncoderConfig(fields=fields, dims=dims, dim=8, num_layers=1)
     model = build_model(
-        ModelConfig(adapter=config, vocab_size=VOCAB, decoder_dim=8, joiner_dim=8)
+        ModelConfig(field_encoder=config, vocab_size=VOCAB, decoder_dim=8, joiner_dim=8)
     ).eval()
     for p in model.parameters():
         if p.dim() > 1:  # far from even distributions
@@ -26,7 +26,7 @@ def adapter(seed, *fields):
 
 @pytest.fixture
 def ensemble():
-    return AdapterEnsemble([adapter(0, "wise"), adapter(1, "old", "wise")])
+    return ModelEnsemble([teacher_model(0, "wise"), teacher_model(1, "old", "wise")])
 
 
 @pytest.fixture
@@ -74,10 +74,10 @@ def test_every_node_has_the_mean_of_all(ensemble, encoded):
 
 
 @torch.no_grad()
-def test_one_adapter_says_what_it_said_alone(ensemble, encoded):
+def test_the_mean_of_one_model_is_its_own_output(ensemble, encoded):
     model, x = ensemble.models[1], encoded[1]
-    alone = AdapterEnsemble([model])
+    alone = ModelEnsemble([model])
     assert torch.equal(alone.ctc([x]), model.ctc_output(x))
     emitted = torch.tensor([[0, 3, 0, 0, 1, 0, 4, 0, 0]])
-    twice = AdapterEnsemble([model, model]).score_path([x, x], emitted)
+    twice = ModelEnsemble([model, model]).score_path([x, x], emitted)
     torch.testing.assert_close(alone.score_path([x], emitted), twice)

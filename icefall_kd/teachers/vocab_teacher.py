@@ -1,7 +1,7 @@
 """A teacher in our vocabulary: foundation models under a trained adapter.
 
-Its members speak, ``transducer.adapter`` listens, and what comes out are the student's
-own tokens at the student's own frame times.
+Its members compute embeddings; a trained :class:`FieldModel` recognises tokens of the
+student's vocabulary in them, at the student's frame times.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,10 +19,10 @@ from icefall_kd.teachers.protocol import Output, TeacherOutput, check_waves
 from icefall_kd.teachers.zipformer_frames import HEAD_OF, BestPaths
 from icefall_kd.transducer.checkpoint import check_head, load_model
 from icefall_kd.transducer.denominator import load_bigram
-from icefall_kd.transducer.embedding_model import AdapterEnsemble
+from icefall_kd.transducer.field_encoder import ModelEnsemble
 
 
-class AdaptedTeacher:
+class VocabularyTeacher:
     """What an adapter over other teachers says, in tokens, or several adapters as one.
 
     Its outputs are ``<name>_ctc``, the CTC head's distributions, and ``<name>_path``,
@@ -74,7 +74,9 @@ class AdaptedTeacher:
             raise ValueError(f"teacher '{name}': model_dir is an empty list")
         for path in paths:
             if not path.is_file():
-                raise FileNotFoundError(f"{path}: no such checkpoint of an adapter")
+                raise FileNotFoundError(
+                    f"{path}: no such checkpoint of a vocabulary teacher"
+                )
         if not outputs or not set(outputs) <= {"ctc", "path"}:
             raise ValueError(
                 f"teacher '{name}': outputs {outputs}; it has ctc and path"
@@ -95,11 +97,11 @@ class AdaptedTeacher:
         for path, (_, tokenizer) in zip(paths, models):
             if tokenizer.sha256 != self.tokenizer.sha256:
                 raise ValueError(f"{path} is of other tokens than {paths[0]}")
-        self.ensemble = AdapterEnsemble([model for model, _ in models])
+        self.ensemble = ModelEnsemble([model for model, _ in models])
         self._shifts = {f: o.frame_shift for f, o in said.items()}
         fingerprint = {
             "teacher": name,
-            "family": "adapter",
+            "family": "adapter",  # the former name: stored fields carry it
             "model_sha256": _one_or_all([sha256_file(path) for path in paths]),
             "topk": topk,
             "members": {f: said[f].fingerprint for f in self.ensemble.fields},
@@ -169,12 +171,12 @@ def _load(
     """Return an adapter and its tokenizer.
 
     Raises:
-      ValueError: as :class:`AdaptedTeacher`.
+      ValueError: as :class:`VocabularyTeacher`.
     """
     model, tokenizer, info = load_model(path, device)
     if not model.fields or not set(model.fields) <= set(said):
         raise ValueError(
-            f"{path} hears the fields {list(model.fields)}, its members say "
+            f"{path} reads the fields {list(model.fields)}, its members compute "
             f"{sorted(said)}; give it the members that it was trained on"
         )
     if tokenizer is None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from icefall_kd import BLANK_ID
-from icefall_kd.core.config import AdapterConfig
+from icefall_kd.core.config import FieldEncoderConfig
 from icefall_kd.core.frames import make_pad_mask
 from icefall_kd.transducer.model import AsrModel
 from icefall_kd.transducer.path import score_path
@@ -36,7 +36,7 @@ class FieldEncoder(nn.Module):
     causal = False
     last_chunk = (-1, -1)
 
-    def __init__(self, config: AdapterConfig) -> None:
+    def __init__(self, config: FieldEncoderConfig) -> None:
         super().__init__()
         self.config = config
         size = sum(config.dims)
@@ -112,7 +112,7 @@ def hide_stretches(lens: Tensor, num_frames: int, prob: float, length: int) -> T
     return keep
 
 
-class AdaptedModel(AsrModel):
+class FieldModel(AsrModel):
     """A transducer with CTC head over teachers' fields.
 
     Attributes:
@@ -122,7 +122,7 @@ class AdaptedModel(AsrModel):
     min_frames = 1
     padding_value = 0.0
 
-    def __init__(self, config: AdapterConfig, **parts: Any) -> None:
+    def __init__(self, config: FieldEncoderConfig, **parts: Any) -> None:
         super().__init__(
             encoder_embed=nn.Identity(), encoder=FieldEncoder(config), **parts
         )
@@ -158,7 +158,7 @@ class AdaptedModel(AsrModel):
 Encoded = Sequence[Tensor]  # of each model (N, T, C)
 
 
-class AdapterEnsemble:
+class ModelEnsemble:
     """One or more recognisers over teachers' fields, of one vocabulary.
 
     Frames of CTC heads and nodes of transducers are the same for all of them, since all
@@ -171,7 +171,7 @@ class AdapterEnsemble:
       fields: that a batch must carry.
     """
 
-    def __init__(self, models: Sequence[AdaptedModel]) -> None:
+    def __init__(self, models: Sequence[FieldModel]) -> None:
         self.models = list(models)
         self.fields = tuple(dict.fromkeys(f for m in models for f in m.fields))
 
