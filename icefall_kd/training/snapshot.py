@@ -36,6 +36,9 @@ def snapshot(trainer: "Trainer") -> dict[str, Any]:
         "metrics": trainer.report.metrics.state(),
         "skipped": trainer.skipped.state(),
         "config": to_dict(config),
+        "trained_parts": sorted(
+            {p for _, t in trainer.student.terms for p in t.trains}
+        ),
     }
 
 

@@ -17,6 +17,15 @@ from icefall_kd.transducer.model import AsrModel
 
 HEADS = {"transducer": ("decoder", "joiner"), "ctc": ("ctc_output",)}
 ENCODER = ("encoder_embed", "encoder")
+# What the terms of a run trained, for checkpoints written without "trained_parts".
+TRAINED_BY_TERM = {
+    "transducer": ("decoder", "joiner", "simple_am_proj", "simple_lm_proj"),
+    "ctc": ("ctc_output",),
+    "inter_ctc": ("ctc_output",),
+    "essence": ("ctc_output",),
+    "lfmmi": ("ctc_output",),
+    "one_best": ("decoder", "joiner"),
+}
 
 
 def check_parts(model: nn.Module, head: str) -> None:
@@ -66,20 +75,23 @@ def untrained_parts(info: Mapping[str, Any]) -> set:
     untrained = {part for parts in HEADS.values() for part in parts}
     if config.get("init_model"):
         untrained = set(info.get("untrained") or ())
-    return untrained - trained_parts(config["terms"])
+    return untrained - trained_parts(info)
 
 
-def trained_parts(terms: Mapping[str, Any]) -> set:
-    """Return the parts of a student that the terms of a saved config train."""
-    from icefall_kd.distill.terms import TERMS
+def trained_parts(info: Mapping[str, Any]) -> set:
+    """Return the parts of a student, without the encoder, that its run trained.
 
+    Args:
+      info: of a checkpoint; one without "trained_parts" lists its terms in "config".
+    """
+    if "trained_parts" in info:
+        return set(info["trained_parts"])
     parts: set = set()
-    for name, options in terms.items():
-        if not options or options.get("weight", 1.0) <= 0 or name not in TERMS:
+    for name, options in info["config"]["terms"].items():
+        if not options or options.get("weight", 1.0) <= 0:
             continue
-        term = TERMS[name]
-        by_options = getattr(term, "trains_with", None)
-        parts.update(by_options(options) if by_options else term.trains)
+        if name != "inter_ctc" or options.get("final", True):
+            parts.update(TRAINED_BY_TERM.get(name, ()))
     return parts
 
 
@@ -241,7 +253,10 @@ def read_info(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     state = checkpoint.get("state", {})
     progress = {name: state[name] for name in ("epoch", "step") if name in state}
     untrained = state.get("untrained", [])
-    return {"config": checkpoint["config"], "untrained": untrained, **progress}
+    info = {"config": checkpoint["config"], "untrained": untrained, **progress}
+    if "trained_parts" in checkpoint:
+        info["trained_parts"] = checkpoint["trained_parts"]
+    return info
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:

@@ -7,6 +7,7 @@ from icefall_kd.data.features import compute_fbank
 from icefall_kd.decoding import DecodeOptions
 from icefall_kd.recognition.recognise import decode_full_context
 from icefall_kd.transducer.checkpoint import (
+    TRAINED_BY_TERM,
     check_head,
     load_checkpoint,
     load_model,
@@ -59,18 +60,21 @@ def test_a_head_that_may_be_trained_is_taken(student):
     check_head(student, "ctc", went_on, "x.pt")
 
 
-def test_terms_of_no_weight_train_nothing():
-    assert "ctc_output" not in trained_parts(TRANSDUCER)
-    assert trained_parts(CTC) == {"ctc_output"}
-    assert trained_parts({"of another version": {"weight": 1.0}}) == set()
+def test_a_checkpoint_lists_the_parts_that_its_run_trained(student):
+    info = {"config": {"terms": {"a term of the user": {"weight": 1.0}}}}
+    with pytest.raises(ValueError, match="no term"):
+        check_head(student, "ctc", info, "x.pt")
+    check_head(student, "ctc", {**info, "trained_parts": ["ctc_output"]}, "x.pt")
 
 
-def test_every_term_says_which_heads_it_trains():
-    from icefall_kd.distill.terms import TERMS
+def test_terms_of_a_checkpoint_without_that_list_show_what_was_trained():
+    def trained(terms):
+        return trained_parts({"config": {"terms": terms}})
 
-    parts = {name: trained_parts({name: {"weight": 1.0}}) for name in TERMS}
-    assert parts["embedding"] == set() and "ctc_output" in parts["inter_ctc"]
-    assert {"decoder", "joiner"} <= parts["one_best"]
-    on_stacks = {"inter_ctc": {"weight": 1.0, "stacks": [1], "final": False}}
-    assert trained_parts(on_stacks) == set()
-    assert trained_parts({"ctc": {"weight": 0.0}}) == set()
+    assert "ctc_output" not in trained(TRANSDUCER)
+    assert trained(CTC) == {"ctc_output"}
+    assert trained({"ctc": {"weight": 0.0}}) == set()
+    assert trained({"unknown": {"weight": 1.0}}) == set()
+    assert trained({"inter_ctc": {"weight": 1.0, "final": False}}) == set()
+    for name, parts in TRAINED_BY_TERM.items():
+        assert trained({name: {"weight": 1.0}}) == set(parts)
