@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from students import behind_an_encoder
+from students import model_without_encoder
 from torch import nn
 
 from icefall_kd.core.config import ModelConfig, ZipformerConfig
@@ -63,7 +63,7 @@ def batch():
 def student():
     """A student behind its encoder; the rest of it is real."""
     torch.manual_seed(1)
-    model = behind_an_encoder(VOCAB, DIM)
+    model = model_without_encoder(VOCAB, DIM)
     encoder_out = torch.randn(2, max(LENS), DIM, requires_grad=True)
     return StudentOutput(encoder_out, torch.tensor(LENS), model, nn.ModuleDict(), 16)
 

@@ -10,8 +10,9 @@ import yaml
 from icefall_kd.core.config import to_dict
 from icefall_kd.core.files import write_json, write_text
 from icefall_kd.decoding import DecodeOptions
-from icefall_kd.recognition.scoring import Recognition, write_results
-from icefall_kd.recognition.setting import Chunking, setting_facts, setting_name
+from icefall_kd.recognition.options import Chunking, decoding_info, result_suffix
+from icefall_kd.recognition.result_files import write_results
+from icefall_kd.recognition.scoring import Recognition
 from icefall_kd.training.config import DataConfig, TrainConfig
 from icefall_kd.training.metrics import MetricsWriter
 
@@ -43,13 +44,13 @@ def decoded(
     ]
     facts = {
         "engine": "pytorch",
-        **setting_facts(options, chunking),
+        **decoding_info(options, chunking),
         "checkpoint": str(folder.parent / "finetune/pretrained.pt"),
         "parameters": 2_890_000,
         "rtf": 0.0123,
         **more,
     }
-    suffix = prefix + setting_name(options, chunking)
+    suffix = prefix + result_suffix(options, chunking)
     write_results(folder, set_name, suffix, found, facts)
     return folder
 

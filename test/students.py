@@ -19,7 +19,7 @@ from icefall_kd.data.shar import write_shar
 from icefall_kd.data.tokens import Tokenizer, train_bpe
 from icefall_kd.decoding import DecodeOptions
 from icefall_kd.fields.reader import open_shar
-from icefall_kd.recognition.recognise import recognise, reference
+from icefall_kd.recognition.recognise import recognise, reference_words
 from icefall_kd.transducer.build import build_model
 from icefall_kd.transducer.checkpoint import save_pretrained
 from icefall_kd.transducer.model import AsrModel, Decoder, Joiner
@@ -107,7 +107,7 @@ def parts(waves):
 @pytest.fixture(scope="session")
 def tokenizer(cuts):
     """BPE tokens of the prompts' texts."""
-    texts = [" ".join(reference(cut)) for cut in cuts]
+    texts = [" ".join(reference_words(cut)) for cut in cuts]
     return Tokenizer.from_bytes(train_bpe(texts, VOCAB_SIZE))
 
 
@@ -167,7 +167,7 @@ def call_decode(checkpoint, shar, out, *more):
     return call(decode, *paths, *more)
 
 
-def behind_an_encoder(vocab_size: int, encoder_dim: int, size: int = 8) -> AsrModel:
+def model_without_encoder(vocab_size: int, encoder_dim: int, size: int = 8) -> AsrModel:
     """Return a model, in evaluation mode, whose encoder is left out, the rest real."""
     return AsrModel(
         encoder_embed=nn.Identity(),

@@ -49,15 +49,15 @@ def run(args: argparse.Namespace) -> dict:
     from icefall_kd.fields.codec_files import load_codecs
     from icefall_kd.fields.reader import open_shar
     from icefall_kd.recognition.ctm import (
-        channels_of,
-        facts_path,
+        ctm_info_path,
+        read_channels,
         read_ctm,
         transcripts,
         write_ctm,
     )
     from icefall_kd.recognition.forced_alignment import align_cuts
-    from icefall_kd.recognition.kept import dependencies, kept_result
     from icefall_kd.recognition.recognise import load_recogniser
+    from icefall_kd.recognition.result_cache import cached_result, input_hashes
 
     check_device(args.device)
     if not any(transcripts(args.shar_dir).values()):
@@ -69,9 +69,9 @@ def run(args: argparse.Namespace) -> dict:
         "checkpoint": str(args.checkpoint),
         "checkpoint_sha256": sha256_file(args.checkpoint),
         "device": str(args.device),
-        **dependencies(args.shar_dir, model.fields),
+        **input_hashes(args.shar_dir, model.fields),
     }
-    facts_file, force = facts_path(args.output), args.force
+    facts_file, force = ctm_info_path(args.output), args.force
     if facts_file.is_file() and not force:
         digest = read_json(facts_file).get("alignment_sha256", "")
         force = not is_unchanged(args.output, digest)
@@ -81,9 +81,9 @@ def run(args: argparse.Namespace) -> dict:
                 args.output,
                 facts_file,
             )
-    if kept_result(facts_file, facts, force):
+    if cached_result(facts_file, facts, force):
         return read_ctm(args.output)
-    channels = channels_of(args.shar_dir)
+    channels = read_channels(args.shar_dir)
     cuts = open_shar(args.shar_dir, model.fields)
     codecs = load_codecs(args.shar_dir, model.fields)
     times = align_cuts(model, cuts, tokenizer, codecs, len(channels))

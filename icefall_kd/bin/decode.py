@@ -37,19 +37,20 @@ from icefall_kd.core.files import as_path, sha256_file
 from icefall_kd.core.logs import setup_logging
 from icefall_kd.decoding import DECODERS, DecodeOptions
 from icefall_kd.decoding.hotwords import add_hotwords, read_hotwords
-from icefall_kd.recognition.ctm import SetAlignment, count_transcripts
-from icefall_kd.recognition.kept import dependencies, kept_result
+from icefall_kd.recognition.ctm import count_transcripts
+from icefall_kd.recognition.delay import WordAlignment
 from icefall_kd.recognition.long_audio import add_max_utterance
-from icefall_kd.recognition.recognise import load_recogniser, recognise
-from icefall_kd.recognition.scoring import result_line, result_path, write_results
-from icefall_kd.recognition.setting import (
+from icefall_kd.recognition.options import (
     Chunking,
     add_chunking,
     add_search,
-    setting_facts,
-    setting_name,
-    training_facts,
+    decoding_info,
+    result_suffix,
+    training_info,
 )
+from icefall_kd.recognition.recognise import load_recogniser, recognise
+from icefall_kd.recognition.result_cache import cached_result, input_hashes
+from icefall_kd.recognition.result_files import result_line, result_path, write_results
 from icefall_kd.transducer.checkpoint import count_parameters
 
 
@@ -119,23 +120,23 @@ def run(args: argparse.Namespace) -> dict:
     head = DECODERS[args.method].head
     model, tokenizer, info = load_recogniser(args.checkpoint, head, args.device)
     options, chunking = decode_setting(args, model, tokenizer)
-    set_name, suffix = args.shar_dir.name, setting_name(options, chunking)
-    alignment = SetAlignment.load(args.alignment, args.shar_dir)
+    set_name, suffix = args.shar_dir.name, result_suffix(options, chunking)
+    alignment = WordAlignment.load(args.alignment, args.shar_dir)
     facts = {
         "engine": "pytorch",
-        **setting_facts(options, chunking),
+        **decoding_info(options, chunking),
         "max_duration": default_duration(args),
         "checkpoint": str(args.checkpoint),
         "checkpoint_sha256": sha256_file(args.checkpoint),
-        "training": training_facts(info),
+        "training": training_info(info),
         **alignment.facts,
         "parameters": count_parameters(model, head),
         "device": str(args.device),
         "threads": torch.get_num_threads(),
-        **dependencies(args.shar_dir, model.fields),
+        **input_hashes(args.shar_dir, model.fields),
     }
     done = result_path(args.out_dir, set_name, suffix)
-    kept = kept_result(done, facts, args.force)
+    kept = cached_result(done, facts, args.force)
     if kept:
         return kept
     recognitions, rtf = recognise(

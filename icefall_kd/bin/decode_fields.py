@@ -20,9 +20,9 @@ from icefall_kd.core.files import as_path, sha256_file
 from icefall_kd.core.logs import setup_logging
 from icefall_kd.decoding import DECODERS, DecodeOptions
 from icefall_kd.recognition.ctm import count_transcripts
-from icefall_kd.recognition.kept import dependencies, kept_result
-from icefall_kd.recognition.scoring import result_line, result_path, write_results
-from icefall_kd.recognition.setting import add_search, setting_facts, setting_name
+from icefall_kd.recognition.options import add_search, decoding_info, result_suffix
+from icefall_kd.recognition.result_cache import cached_result, input_hashes
+from icefall_kd.recognition.result_files import result_line, result_path, write_results
 
 METHODS = sorted(name for name, search in DECODERS.items() if search.head == "ctc")
 
@@ -59,19 +59,19 @@ def run(args: argparse.Namespace) -> dict:
     options = DecodeOptions(
         args.method, args.beam, args.blank_penalty, unk_id=tokenizer.unk_id
     )
-    set_name, suffix = args.shar_dir.name, setting_name(options, None)
+    set_name, suffix = args.shar_dir.name, result_suffix(options, None)
     facts = {
         "engine": "stored fields",
-        **setting_facts(options, None),
+        **decoding_info(options, None),
         "checkpoint": "+".join(args.fields),
         "bpe_model_sha256": sha256_file(args.bpe_model),
         "parameters": 0,
         "device": "cpu",
         "threads": torch.get_num_threads(),
-        **dependencies(args.shar_dir, args.fields),
+        **input_hashes(args.shar_dir, args.fields),
     }
     done = result_path(args.out_dir, set_name, suffix)
-    kept = kept_result(done, facts, args.force)
+    kept = cached_result(done, facts, args.force)
     if kept:
         return kept
     model = StoredDistributions(

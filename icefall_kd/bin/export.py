@@ -31,7 +31,7 @@ from icefall_kd.core.cli import (
 from icefall_kd.core.cpu import tune_cpu
 from icefall_kd.core.files import as_path
 from icefall_kd.core.logs import setup_logging
-from icefall_kd.recognition.setting import Chunking, add_chunking
+from icefall_kd.recognition.options import Chunking, add_chunking
 from icefall_kd.transducer.checkpoint import HEADS
 
 INT8_REFUSED = 3  # exit status: the recipe may go on with the float32 files
@@ -63,7 +63,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Export as ``args`` say."""
-    from icefall_kd.export.convert import Conversion
+    from icefall_kd.export.convert import Exporter
     from icefall_kd.fields.reader import open_shar
 
     if args.check and not args.check_shar:
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--check-shar: no cut in {', '.join(map(str, args.check_shar))}"
         )
-    conversion = Conversion(args.checkpoint, args.out_dir, args.head)
+    conversion = Exporter(args.checkpoint, args.out_dir, args.head)
     chunking = None
     if args.streaming:
         asked = (args.chunk_size, args.left_context)

@@ -29,13 +29,14 @@ from icefall_kd.core.cli import (
 from icefall_kd.core.cpu import default_num_threads
 from icefall_kd.core.files import as_path
 from icefall_kd.core.logs import setup_logging
-from icefall_kd.decoding import DECODERS, DecodeOptions, search_class
+from icefall_kd.decoding import DECODERS, DecodeOptions, get_search_class
 from icefall_kd.decoding.hotwords import add_hotwords
-from icefall_kd.recognition.ctm import SetAlignment, count_transcripts
-from icefall_kd.recognition.kept import dependencies, kept_result
+from icefall_kd.recognition.ctm import count_transcripts
+from icefall_kd.recognition.delay import WordAlignment
 from icefall_kd.recognition.long_audio import add_max_utterance
-from icefall_kd.recognition.scoring import result_line, result_path, write_results
-from icefall_kd.recognition.setting import add_chunking, add_search, warn_of_empty
+from icefall_kd.recognition.options import add_chunking, add_search, warn_of_empty
+from icefall_kd.recognition.result_cache import cached_result, input_hashes
+from icefall_kd.recognition.result_files import result_line, result_path, write_results
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
     if args.shar_dir and not args.out_dir:
         raise ValueError("--shar-dir needs --out-dir for its results")
     require_packages("onnx", "sherpa_onnx")
-    head = search_class(args.method).head
+    head = get_search_class(args.method).head
     chunking = None
     if args.streaming:
         asked = (args.chunk_size, args.left_context)
@@ -108,9 +109,9 @@ def run(args: argparse.Namespace) -> None:
     suffix = transcribe.suffix(options, chunking, args.int8)
     name = args.shar_dir.name
     done = result_path(args.out_dir, name, suffix)
-    alignment = SetAlignment.load(args.alignment, args.shar_dir)
-    facts.update(alignment.facts, **dependencies(args.shar_dir))
-    result = kept_result(done, facts, args.force)
+    alignment = WordAlignment.load(args.alignment, args.shar_dir)
+    facts.update(alignment.facts, **input_hashes(args.shar_dir))
+    result = cached_result(done, facts, args.force)
     if result is None:
         found, rtf = transcribe.cuts(files, cuts, options, args.threads)
         facts["rtf"] = round(rtf, 5)

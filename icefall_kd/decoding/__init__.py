@@ -20,20 +20,20 @@ DECODERS: dict[str, type[Search]] = {
     "ctc_prefix_beam_search": CtcPrefixBeamSearch,
 }
 # The search of each head that every engine runs.
-GREEDY = {"transducer": "greedy_search", "ctc": "ctc_greedy_search"}
+GREEDY_METHODS = {"transducer": "greedy_search", "ctc": "ctc_greedy_search"}
 
 __all__ = [
     "DECODERS",
-    "GREEDY",
+    "GREEDY_METHODS",
     "DecodeOptions",
     "Hypothesis",
     "decode",
     "make_search",
-    "search_class",
+    "get_search_class",
 ]
 
 
-def search_class(method: str) -> type[Search]:
+def get_search_class(method: str) -> type[Search]:
     """Return the search of this name.
 
     Raises:
@@ -52,7 +52,7 @@ def make_search(model: nn.Module, batch_size: int, options: DecodeOptions) -> Se
     Raises:
       ValueError: if the method is unknown, or the model lacks the head it reads.
     """
-    return search_class(options.method)(model, batch_size, options)
+    return get_search_class(options.method)(model, batch_size, options)
 
 
 @torch.no_grad()

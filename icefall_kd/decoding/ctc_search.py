@@ -19,7 +19,7 @@ BLANK_END, TOKEN_END = 0, 1  # how the paths of a prefix end
 NEVER = -torch.inf
 
 
-def silence_unk(log_probs: Tensor, unk_id: Optional[int]) -> Tensor:
+def move_unk_to_blank(log_probs: Tensor, unk_id: Optional[int]) -> Tensor:
     """Hand the probability of ``<unk>`` to the blank, so that it is never emitted.
 
     The CTC searches of sherpa-onnx would print ``<unk>``; the export does the same.
@@ -55,7 +55,7 @@ class CtcSearch(Search):
         if self.options.blank_penalty:
             log_probs[..., BLANK_ID] -= self.options.blank_penalty
             log_probs = log_probs.log_softmax(dim=-1)
-        return silence_unk(log_probs, self.options.unk_id)
+        return move_unk_to_blank(log_probs, self.options.unk_id)
 
 
 class CtcGreedySearch(CtcSearch):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from icefall_kd import BLANK_ID
-from icefall_kd.decoding.ctc_search import silence_unk
+from icefall_kd.decoding.ctc_search import move_unk_to_blank
 from icefall_kd.decoding.search import DecodeOptions, Hypothesis, TransducerSearch
 from icefall_kd.transducer.model import NO_TOKEN
 
@@ -156,7 +156,7 @@ class FastBeamSearch(TransducerSearch):
         rows, contexts = self.lattices.contexts(encoder_frame.size(0))
         predicted = self._predict(_begin_as_others(contexts))
         log_probs = self._logits(encoder_frame[rows], predicted).log_softmax(dim=-1)
-        self.lattices.advance(silence_unk(log_probs, self.options.unk_id))
+        self.lattices.advance(move_unk_to_blank(log_probs, self.options.unk_id))
 
     def hypotheses(self) -> list[Hypothesis]:
         return [

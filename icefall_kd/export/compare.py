@@ -21,15 +21,15 @@ from torch import Tensor, nn
 
 from icefall_kd import BLANK_ID, ENCODER_SHIFT
 from icefall_kd.data.features import compute_fbank
-from icefall_kd.decoding import DecodeOptions, Hypothesis, search_class
+from icefall_kd.decoding import DecodeOptions, Hypothesis, get_search_class
 from icefall_kd.decoding.beam_search import GreedySearch
 from icefall_kd.decoding.ctc_search import CtcGreedySearch
 from icefall_kd.decoding.streaming import decode_streaming, encode_chunks, pad_tail
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.export.ort import OrtHypothesis, open_model
 from icefall_kd.export.sherpa import SherpaRecogniser, sherpa_features
+from icefall_kd.recognition.options import Chunking
 from icefall_kd.recognition.recognise import decode_full_context
-from icefall_kd.recognition.setting import Chunking
 
 # Largest difference of two fbank values, natural log, that counts as rounding: in the
 # quietest bins of quiet frames float32 leaves a few thousandths.
@@ -102,7 +102,7 @@ def greedy_logits(
     chunking: Optional[Chunking],
 ) -> np.ndarray:
     """Return the logits (T, V) float32 that greedy search saw of fbank (F, 80)."""
-    search = RECORDERS[search_class(options.method).head](model, 1, options)
+    search = RECORDERS[get_search_class(options.method).head](model, 1, options)
     if chunking:
         chunks = encode_chunks(
             model, [features], chunking.chunk_size, chunking.left_context
@@ -166,8 +166,8 @@ class Difference:
 
 
 @dataclass
-class Report:
-    """Outcome of :func:`compare` over a set of prompts."""
+class Comparison:
+    """Outcome of :func:`compare_engines` over a set of prompts."""
 
     prompts: int = 0
     frames: int = 0
@@ -235,7 +235,7 @@ def first_difference(a: Hypothesis, b: Hypothesis) -> Optional[int]:
     return next((t for t in frames if events[0].get(t) != events[1].get(t)), None)
 
 
-def parting_margin(hyp: OrtHypothesis, frame: int, head: str) -> float:
+def decision_margin(hyp: OrtHypothesis, frame: int, head: str) -> float:
     """Return the margin of the decision that led to a difference at ``frame``.
 
     A transducer decides on a token at its frame alone.  Where a CTC token begins is
@@ -266,12 +266,12 @@ def decode_features(
     )
 
 
-def compare(
+def compare_engines(
     model: nn.Module,
     files: ModelFiles,
     waves: Mapping[str, np.ndarray],
     options: DecodeOptions,
-) -> Report:
+) -> Comparison:
     """Decode every wave by the three engines and by both features.
 
     Args:
@@ -295,7 +295,7 @@ def compare(
         [ort.decode(f.numpy()) for f in same],
         _decode_sherpa(sherpa_onnx, list(waves.values())),
     )
-    report = Report(prompts=len(waves))
+    report = Comparison(prompts=len(waves))
     for i, (cut_id, audio, torch_hyp, ort_hyp, sherpa) in enumerate(answers):
         distance = _distance(own[i], same[i])
         report.feature_difference = max(report.feature_difference, distance)
@@ -315,7 +315,7 @@ def compare(
                         cut_id,
                         f"PyTorch and {engine}",
                         frame,
-                        parting_margin(ort_hyp, frame, files.head),
+                        decision_margin(ort_hyp, frame, files.head),
                         (ours.tokens, hyp.tokens),
                     )
                 )

@@ -12,30 +12,30 @@ from tqdm import tqdm
 
 from icefall_kd.core.files import Pathlike, read_json, sha256_file, write_json
 from icefall_kd.data.cuts import load_wave
-from icefall_kd.decoding import GREEDY, DecodeOptions
+from icefall_kd.decoding import GREEDY_METHODS, DecodeOptions
 from icefall_kd.decoding.streaming import pad_tail, tail_padding
-from icefall_kd.export.compare import Report, compare
+from icefall_kd.export.compare import Comparison, compare_engines
 from icefall_kd.export.files import INFO, ModelFiles, exported_files
 from icefall_kd.export.onnx import export_model
 from icefall_kd.export.ort import open_model
 from icefall_kd.export.quantize import (
     MAX_WER_LOSS,
     Int8Refused,
-    Int8Report,
+    Int8Result,
     quantize_checked,
 )
 from icefall_kd.export.sherpa import sherpa_features
-from icefall_kd.recognition.recognise import reference
-from icefall_kd.recognition.scoring import Recognition, score
-from icefall_kd.recognition.setting import Chunking, training_facts
+from icefall_kd.recognition.options import Chunking, training_info
+from icefall_kd.recognition.recognise import reference_words
+from icefall_kd.recognition.scoring import Recognition, count_errors
 from icefall_kd.transducer.checkpoint import check_head, count_parameters
 
 
-class EnginesDisagree(ValueError):
+class EngineMismatch(ValueError):
     """The exported files do not say what the model says."""
 
 
-class Conversion:
+class Exporter:
     """One checkpoint and the folder that its exported files go to."""
 
     def __init__(
@@ -66,11 +66,11 @@ class Conversion:
                 f"model {self.tokenizer.vocab_size}; train with the bpe.model it needs"
             )
         check_head(self.model, head, info, str(checkpoint))
-        self.options = DecodeOptions(GREEDY[head], unk_id=self.tokenizer.unk_id)
+        self.options = DecodeOptions(GREEDY_METHODS[head], unk_id=self.tokenizer.unk_id)
         self.info = {
             "checkpoint": str(checkpoint),
             "checkpoint_sha256": sha256_file(checkpoint),
-            "training": training_facts(info),
+            "training": training_info(info),
             "files": {},
             "encoders": {},
         }
@@ -135,25 +135,25 @@ class Conversion:
             )
         self.info = info
 
-    def check(self, files: ModelFiles, cuts: Iterable[Cut]) -> Report:
+    def check(self, files: ModelFiles, cuts: Iterable[Cut]) -> Comparison:
         """Compare PyTorch, ONNX Runtime and sherpa-onnx on ``cuts``.
 
         Raises:
           ValueError: as :meth:`ModelFiles.read_info`, or the files are of another
             checkpoint.
-          EnginesDisagree: listing every prompt that differs without a reason.
+          EngineMismatch: listing every prompt that differs without a reason.
         """
         self._require_own(files)
         waves = {cut.id: load_wave(cut).numpy() for cut in cuts}
-        report = compare(self.model, files, waves, self.options)
+        report = compare_engines(self.model, files, waves, self.options)
         self._note(files, {"check": report.as_dict()})
         if not report.ok:
-            raise EnginesDisagree(f"{files.encoder}: " + "\n".join(report.lines()))
+            raise EngineMismatch(f"{files.encoder}: " + "\n".join(report.lines()))
         return report
 
     def quantize(
         self, files: ModelFiles, cuts: Sequence[Cut], max_loss: float = MAX_WER_LOSS
-    ) -> Int8Report:
+    ) -> Int8Result:
         """Write int8 files if they are as good as float32 on ``cuts``.
 
         Cuts without text are left out.  Where no cut has text, the float32 hypotheses
@@ -165,7 +165,7 @@ class Conversion:
             without text.
         """
         self._require_own(files)
-        references = {cut.id: reference(cut) for cut in cuts if has_text(cut)}
+        references = {cut.id: reference_words(cut) for cut in cuts if has_text(cut)}
         labelled = any(references.values())
         if labelled:
             unlabelled = len(cuts) - len(references)
@@ -192,7 +192,7 @@ class Conversion:
                 if candidate != files:
                     words = self._recognise(candidate, features)
                 pairs = [Recognition(i, references[i], words[i]) for i in words]
-                return score(pairs).wer
+                return count_errors(pairs).wer
 
             report = quantize_checked(files, wer, max_loss)
         except Int8Refused as e:

@@ -17,16 +17,16 @@ from torch import Tensor, nn
 
 from icefall_kd import NUM_MEL_BINS
 from icefall_kd.core.files import Pathlike, write_atomically
-from icefall_kd.decoding.ctc_search import silence_unk
+from icefall_kd.decoding.ctc_search import move_unk_to_blank
 from icefall_kd.decoding.streaming import window_frames
-from icefall_kd.export.files import ModelFiles
-from icefall_kd.export.metadata import (
+from icefall_kd.export.files import (
     OUTPUTS,
+    ModelFiles,
     add_metadata,
     offline_encoder_metadata,
     streaming_encoder_metadata,
 )
-from icefall_kd.recognition.setting import Chunking
+from icefall_kd.recognition.options import Chunking
 from icefall_kd.transducer.checkpoint import check_parts
 from icefall_kd.zipformer.streaming import state_batch_dims
 
@@ -52,7 +52,7 @@ class CtcLogProbs(nn.Module):
         self.unk_id = unk_id
 
     def forward(self, encoder_out: Tensor) -> Tensor:
-        return silence_unk(self.ctc_output(encoder_out), self.unk_id)
+        return move_unk_to_blank(self.ctc_output(encoder_out), self.unk_id)
 
 
 class OfflineEncoder(nn.Module):

@@ -4,7 +4,6 @@ The loop follows sherpa-onnx and keeps the scores of every frame, so that the th
 check can say how close a decision was.
 """
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from icefall_kd import BLANK_ID, NUM_MEL_BINS
-from icefall_kd.core.files import Pathlike, write_atomically
-from icefall_kd.decoding import GREEDY, DecodeOptions, Hypothesis
+from icefall_kd.core.files import Pathlike
+from icefall_kd.decoding import GREEDY_METHODS, DecodeOptions, Hypothesis
 from icefall_kd.decoding.streaming import hop_frames, num_steps, window_frames
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.zipformer.subsampling import MIN_FRAMES
@@ -119,7 +118,7 @@ class OrtModel(ABC):
 class OrtTransducer(OrtModel):
     """An exported transducer."""
 
-    method = GREEDY["transducer"]
+    method = GREEDY_METHODS["transducer"]
 
     def __init__(self, files: ModelFiles, options: DecodeOptions, threads: int = 1):
         super().__init__(files, options, threads)
@@ -152,7 +151,7 @@ class OrtTransducer(OrtModel):
 class OrtCtc(OrtModel):
     """An exported CTC model."""
 
-    method = GREEDY["ctc"]
+    method = GREEDY_METHODS["ctc"]
 
     def __init__(self, files: ModelFiles, options: DecodeOptions, threads: int = 1):
         if options.blank_penalty:
@@ -178,34 +177,3 @@ def open_model(files: ModelFiles, options: DecodeOptions, threads: int = 1) -> O
     """Open exported files by their head; see :class:`OrtModel`."""
     engines = {"transducer": OrtTransducer, "ctc": OrtCtc}
     return engines[files.head](files, options, threads)
-
-
-def quantize_file(
-    source: Pathlike,
-    target: Pathlike,
-    op_types: Sequence[str],
-    exclude: Sequence[str] = (),
-) -> None:
-    """Write ``source`` with the weights of these operators as 8-bit integers.
-
-    Activations are quantised at run time; metadata are kept.
-
-    Args:
-      op_types: ONNX operators to quantise, e.g. ``["MatMul"]``.
-      exclude: names of nodes to leave as they are.
-    """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # it logs a line for each float32 node to root
-    try:
-        with write_atomically(target) as aside:
-            quantize_dynamic(
-                model_input=str(source),
-                model_output=str(aside),
-                op_types_to_quantize=list(op_types),
-                nodes_to_exclude=list(exclude),
-                weight_type=QuantType.QInt8,
-            )
-    finally:
-        logging.disable(before)

@@ -6,14 +6,14 @@ there is no 8-bit model.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Callable, Optional
 
 import numpy as np
 
-from icefall_kd.core.files import Pathlike
+from icefall_kd.core.files import Pathlike, write_atomically
 from icefall_kd.export.files import ModelFiles
-from icefall_kd.export.ort import quantize_file
 
 MAX_WER_LOSS = 0.3  # percent absolute
 EXCLUDED_SHARES = (0.0, 0.25, 0.5)  # of the encoder's matrices, kept in float32
@@ -22,7 +22,7 @@ DECODER_OPERATORS = ("MatMul", "Gather")  # its embedding is a Gather
 
 
 @dataclass(frozen=True)
-class Int8Report:
+class Int8Result:
     """What 8 bits cost; WERs in percent.
 
     Attributes:
@@ -52,7 +52,7 @@ class Int8Refused(ValueError):
     ``report`` is None if none was tried.
     """
 
-    def __init__(self, message: str, report: Optional[Int8Report] = None):
+    def __init__(self, message: str, report: Optional[Int8Result] = None):
         super().__init__(message)
         self.report = report
 
@@ -111,7 +111,7 @@ def quantize_checked(
     files: ModelFiles,
     wer: Callable[[ModelFiles], float],
     max_loss: float = MAX_WER_LOSS,
-) -> Int8Report:
+) -> Int8Result:
     """Write int8 files that lose at most ``max_loss``, or none.
 
     Args:
@@ -126,7 +126,7 @@ def quantize_checked(
     reports = []
     for share in EXCLUDED_SHARES:
         int8 = quantize_model(files, share)
-        report = Int8Report(wer_float, wer(int8), max_loss, round(share * total))
+        report = Int8Result(wer_float, wer(int8), max_loss, round(share * total))
         kept = f", {report.float_nodes} of {total} matrices in float32" if share else ""
         logging.info(
             f"{int8.encoder.name}: WER {report.wer_int8:.2f} %, float32 "
@@ -144,3 +144,34 @@ def quantize_checked(
         "float32 ones",
         best,
     )
+
+
+def quantize_file(
+    source: Pathlike,
+    target: Pathlike,
+    op_types: Sequence[str],
+    exclude: Sequence[str] = (),
+) -> None:
+    """Write ``source`` with the weights of these operators as 8-bit integers.
+
+    Activations are quantised at run time; metadata are kept.
+
+    Args:
+      op_types: ONNX operators to quantise, e.g. ``["MatMul"]``.
+      exclude: names of nodes to leave as they are.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # it logs a line for each float32 node to root
+    try:
+        with write_atomically(target) as aside:
+            quantize_dynamic(
+                model_input=str(source),
+                model_output=str(aside),
+                op_types_to_quantize=list(op_types),
+                nodes_to_exclude=list(exclude),
+                weight_type=QuantType.QInt8,
+            )
+    finally:
+        logging.disable(before)

@@ -16,10 +16,9 @@ import numpy as np
 from icefall_kd import ENCODER_SHIFT, NUM_MEL_BINS, SAMPLE_RATE
 from icefall_kd.core.files import Pathlike, open_text, write_text
 from icefall_kd.data.features import num_frames
-from icefall_kd.decoding import DecodeOptions, Hypothesis, search_class
+from icefall_kd.decoding import DecodeOptions, Hypothesis, get_search_class
 from icefall_kd.decoding.streaming import tail_padding
-from icefall_kd.export.files import ModelFiles
-from icefall_kd.export.metadata import require_sherpa_metadata
+from icefall_kd.export.files import ModelFiles, require_sherpa_metadata
 from icefall_kd.zipformer.subsampling import MIN_FRAMES
 
 # Of ours, what sherpa-onnx calls them: the others it does not have.
@@ -204,7 +203,7 @@ def require_method(files: ModelFiles, options: DecodeOptions) -> None:
             f"sherpa-onnx has no {options.method}; it has {sorted(METHODS)}, and "
             "bin.decode all methods"
         )
-    head = search_class(options.method).head
+    head = get_search_class(options.method).head
     if head != files.head:
         raise ValueError(
             f"{files.encoder}: a {files.head} recogniser, {options.method} needs a "

@@ -18,14 +18,14 @@ from icefall_kd.decoding.hotwords import Hotwords, read_hotwords
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.export.sherpa import SherpaRecogniser, sherpa_version
 from icefall_kd.recognition.long_audio import cut_windows
-from icefall_kd.recognition.recognise import reference
+from icefall_kd.recognition.options import Chunking, decoding_info, result_suffix
+from icefall_kd.recognition.recognise import reference_words
 from icefall_kd.recognition.scoring import Recognition
-from icefall_kd.recognition.setting import Chunking, setting_facts, setting_name
 
 
 def suffix(options: DecodeOptions, chunking: Optional[Chunking], int8: bool) -> str:
     """Return the part of the result files' names that says how it was transcribed."""
-    return f"sherpa-{setting_name(options, chunking)}{'-int8' if int8 else ''}"
+    return f"sherpa-{result_suffix(options, chunking)}{'-int8' if int8 else ''}"
 
 
 def facts(
@@ -40,7 +40,7 @@ def facts(
     entry = info["encoders"].get(model_files.float32.encoder.name, {})
     return {
         "engine": f"sherpa-onnx {sherpa_version()}",
-        **setting_facts(options, model_files.chunking),
+        **decoding_info(options, model_files.chunking),
         "int8": int8,
         "checkpoint": info["checkpoint"],
         "checkpoint_sha256": info["checkpoint_sha256"],
@@ -147,7 +147,7 @@ def cuts(
         words, frames = _transcribe(sherpa, blocks, options)
         seconds += time.perf_counter() - start - blocks.seconds
         audio += blocks.samples / SAMPLE_RATE
-        found.append(Recognition(cut.id, reference(cut), words, frames))
+        found.append(Recognition(cut.id, reference_words(cut), words, frames))
     return found, seconds / max(audio, 1e-9)
 
 

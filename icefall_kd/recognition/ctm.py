@@ -16,8 +16,7 @@ The alignment that a decoding of a set is held against, where there is one.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Optional
 
@@ -35,11 +34,8 @@ from icefall_kd.core.files import (
 )
 from icefall_kd.fields.format import cuts_path, shard_ids
 from icefall_kd.fields.shards import Shard
-from icefall_kd.recognition.delay import delay_figures, measure_delays
 from icefall_kd.recognition.forced_alignment import SHOWN, WordTimes
-from icefall_kd.recognition.recognise import reference
-from icefall_kd.recognition.scoring import Recognition
-from icefall_kd.recognition.setting import Chunking
+from icefall_kd.recognition.recognise import reference_words
 
 
 def ctm_text(times: WordTimes, channels: Mapping[str, int]) -> str:
@@ -79,10 +75,12 @@ def write_ctm(
     """
     write_text(path, ctm_text(times, channels))
     if facts is not None:
-        write_json(facts_path(path), {**facts, "alignment_sha256": sha256_file(path)})
+        write_json(
+            ctm_info_path(path), {**facts, "alignment_sha256": sha256_file(path)}
+        )
 
 
-def facts_path(path: Pathlike) -> Path:
+def ctm_info_path(path: Pathlike) -> Path:
     """Return the path of the JSON file next to a CTM file."""
     path = as_path(path)
     return path.with_name(f"{path.name}.json")
@@ -153,7 +151,7 @@ def count_transcripts(shar_dir: Pathlike) -> tuple[int, int]:
     return len(words), labelled
 
 
-def channels_of(shar_dir: Pathlike) -> dict[str, int]:
+def read_channels(shar_dir: Pathlike) -> dict[str, int]:
     """Return the channel of each cut of a Shar folder, without reading its audio."""
     return {cut_id: channel for cut_id, channel, _ in _described(shar_dir)}
 
@@ -162,7 +160,7 @@ def _described(shar_dir: Pathlike) -> Iterator[tuple[str, int, list[str]]]:
     for shard in shard_ids(shar_dir):
         for line in Shard(cuts_path(shar_dir, shard), {}).lines():
             cut = deserialize_item(line)
-            yield cut.id, getattr(cut, "channel", 0), reference(cut)
+            yield cut.id, getattr(cut, "channel", 0), reference_words(cut)
 
 
 def load_word_times(path: Pathlike, shar_dir: Pathlike) -> WordTimes:
@@ -202,13 +200,13 @@ def load_word_times(path: Pathlike, shar_dir: Pathlike) -> WordTimes:
     return times
 
 
-def alignment_facts(path: Pathlike) -> dict[str, Optional[str]]:
+def alignment_info(path: Pathlike) -> dict[str, Optional[str]]:
     """Return the entries of a result JSON about the alignment and its aligner.
 
     The aligner is None where the CTM file is not one of bin.align, or was changed.
     """
     facts = {"alignment": str(path), "alignment_sha256": sha256_file(path)}
-    described = facts_path(path)
+    described = ctm_info_path(path)
     found = read_json(described) if described.is_file() else {}
     if found.get("alignment_sha256") != facts["alignment_sha256"]:
         found = {}
@@ -221,42 +219,3 @@ def alignment_facts(path: Pathlike) -> dict[str, Optional[str]]:
 
 def _words(times: WordTimes, cut_id: str) -> list[str]:
     return [item.symbol for item in times[cut_id]]
-
-
-@dataclass(frozen=True)
-class SetAlignment:
-    """When each word of a set was said; without times nothing is measured.
-
-    Attributes:
-      times: of the words of each cut.
-      facts: what a result JSON says of the file.
-    """
-
-    times: Optional[WordTimes] = None
-    facts: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def load(cls, path: Optional[Pathlike], shar_dir: Pathlike) -> "SetAlignment":
-        """Read a file of bin.align; None gives an alignment without times.
-
-        Raises:
-          FileNotFoundError, ValueError: as
-            :func:`icefall_kd.recognition.ctm.load_word_times`.
-        """
-        if path is None:
-            return cls()
-        return cls(load_word_times(path, shar_dir), alignment_facts(path))
-
-    @property
-    def sha256(self) -> Optional[str]:
-        """Return the file's hash."""
-        return self.facts.get("alignment_sha256")
-
-    def figures(
-        self, recognitions: Sequence[Recognition], chunking: Optional[Chunking]
-    ) -> dict[str, Optional[float]]:
-        """Return how late words were recognised, as a result JSON says it."""
-        if self.times is None:
-            return {}
-        chunk_size = chunking.chunk_size if chunking else None
-        return delay_figures(measure_delays(recognitions, self.times, chunk_size))

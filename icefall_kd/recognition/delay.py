@@ -28,14 +28,17 @@ them, and where most words are wrong some pairs are chance, seconds apart.  With
 the frame is where the winner emitted the token; that it won may have shown later.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Optional
 
 import numpy as np
 
+from icefall_kd.core.files import Pathlike
 from icefall_kd.decoding.streaming import step_time
+from icefall_kd.recognition.ctm import alignment_info, load_word_times
 from icefall_kd.recognition.forced_alignment import WordTimes, frame_end
+from icefall_kd.recognition.options import Chunking
 from icefall_kd.recognition.scoring import NO_WORD, Recognition, align_words
 
 
@@ -102,7 +105,7 @@ def _pairs(recognition: Recognition, ends: Sequence[float]):
         j += hyp != NO_WORD
 
 
-def delay_figures(delays: Delays) -> dict[str, Optional[float]]:
+def delay_metrics(delays: Delays) -> dict[str, Optional[float]]:
     """Return what a result JSON says of delays: milliseconds, and the words counted.
 
     Without a word the milliseconds are None.
@@ -120,3 +123,42 @@ def _spread(name: str, seconds: Sequence[float]) -> dict[str, Optional[float]]:
         return dict.fromkeys(keys)
     told = (np.mean(seconds), np.percentile(seconds, 90))
     return {key: round(1000 * float(x), 1) for key, x in zip(keys, told)}
+
+
+@dataclass(frozen=True)
+class WordAlignment:
+    """When each word of a set was said; without times nothing is measured.
+
+    Attributes:
+      times: of the words of each cut.
+      facts: what a result JSON says of the file.
+    """
+
+    times: Optional[WordTimes] = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Optional[Pathlike], shar_dir: Pathlike) -> "WordAlignment":
+        """Read a file of bin.align; None gives an alignment without times.
+
+        Raises:
+          FileNotFoundError, ValueError: as
+            :func:`icefall_kd.recognition.ctm.load_word_times`.
+        """
+        if path is None:
+            return cls()
+        return cls(load_word_times(path, shar_dir), alignment_info(path))
+
+    @property
+    def sha256(self) -> Optional[str]:
+        """Return the file's hash."""
+        return self.facts.get("alignment_sha256")
+
+    def figures(
+        self, recognitions: Sequence[Recognition], chunking: Optional[Chunking]
+    ) -> dict[str, Optional[float]]:
+        """Return how late words were recognised, as a result JSON says it."""
+        if self.times is None:
+            return {}
+        chunk_size = chunking.chunk_size if chunking else None
+        return delay_metrics(measure_delays(recognitions, self.times, chunk_size))

@@ -35,7 +35,7 @@ from icefall_kd.recognition.long_audio import cut_windows
 from icefall_kd.recognition.recognise import (
     encode_full_context,
     field_inputs,
-    reference,
+    reference_words,
 )
 
 BETWEEN = -1  # in the place of a token, where the path is in a blank
@@ -212,7 +212,7 @@ def align_cuts(
     found: WordTimes = {}
     problems: list[tuple[str, str]] = []
     for cut in tqdm(cuts, total=total, desc="forced alignment", unit="cut"):
-        words = reference(cut)
+        words = reference_words(cut)
         tokens = [tokenizer.encode(word) for word in words]
         try:
             if [] in tokens:

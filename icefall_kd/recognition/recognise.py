@@ -21,8 +21,8 @@ from icefall_kd.decoding import DecodeOptions, Hypothesis, decode
 from icefall_kd.decoding.streaming import decode_streaming, pad_tail
 from icefall_kd.fields.codecs import Codec
 from icefall_kd.recognition.long_audio import Window, cut_windows
+from icefall_kd.recognition.options import Chunking, result_suffix
 from icefall_kd.recognition.scoring import Recognition
-from icefall_kd.recognition.setting import Chunking, setting_name
 from icefall_kd.transducer.checkpoint import check_head
 
 
@@ -45,7 +45,7 @@ def load_recogniser(
     return model, tokenizer, info
 
 
-def reference(cut: Cut) -> list[str]:
+def reference_words(cut: Cut) -> list[str]:
     """Return the words of a cut's transcript, none when it has no supervision."""
     return transcript(cut).split()
 
@@ -202,7 +202,7 @@ def recognise(
     whole = chunking is not None or bool(model.fields)
     parts = _cut_parts(cuts, math.inf if whole else options.max_utterance)
     letters = UnknownLetters(tokenizer)
-    with tqdm(total=total, desc=setting_name(options, chunking), unit="cut") as bar:
+    with tqdm(total=total, desc=result_suffix(options, chunking), unit="cut") as bar:
         for group in batches(parts, max_duration):
             waves = [torch.from_numpy(part.window.wave) for part in group]
             if model.fields:
@@ -217,7 +217,7 @@ def recognise(
             for part, hyp in zip(group, hyps):
                 if part.window.start == 0:  # the first of its cut
                     recognitions.append(
-                        Recognition(part.cut.id, reference(part.cut), [])
+                        Recognition(part.cut.id, reference_words(part.cut), [])
                     )
                     letters.add(transcript(part.cut))
                     bar.update()

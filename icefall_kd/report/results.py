@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from icefall_kd.core.files import Pathlike, as_path, read_json
-from icefall_kd.recognition.bootstrap import wer_interval
-from icefall_kd.recognition.scoring import Recognition, read_recogs, run_errors, score
+from icefall_kd.recognition.result_files import read_recogs
+from icefall_kd.recognition.scoring import (
+    Recognition,
+    count_errors,
+    errors_per_run,
+    wer_interval,
+)
 
 NEEDED = (
     *("set", "suffix", "wer", "interval", "errors", "utterances", "recogs"),
@@ -102,7 +107,7 @@ def load_result(system: str, path: Pathlike) -> Result:
     if not recogs.is_file():
         raise FileNotFoundError(f"{recogs}: not there, but {path} counts its errors")
     found = read_recogs(recogs)
-    errors, ids = score(found).errors, {r.cut_id for r in found}
+    errors, ids = count_errors(found).errors, {r.cut_id for r in found}
     if facts["wer"] is None:  # no transcripts
         errors = None
     if errors != facts["errors"] or len(ids) != facts["utterances"]:
@@ -233,7 +238,7 @@ def over_seeds(results: Sequence[Result]) -> list[Result]:
 
 def _mean(system: str, runs: Sequence[Result]) -> Result:
     first = runs[0]
-    errors, words = run_errors([r.recognitions for r in runs])
+    errors, words = errors_per_run([r.recognitions for r in runs])
     facts: dict[str, Any] = {
         **first.facts,
         "wer": statistics.mean(r.facts["wer"] for r in runs),

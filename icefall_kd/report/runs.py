@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from icefall_kd.core.files import as_path, read_json, read_yaml
-from icefall_kd.recognition.setting import training_facts
+from icefall_kd.recognition.options import training_info
 from icefall_kd.training.checkpoint import config_differences
 from icefall_kd.training.metrics import METRICS, read_metrics
 
@@ -148,7 +148,7 @@ def _counts(checkpoint: Path) -> Mapping[str, int]:
 
     if not checkpoint.is_file():
         return {}
-    return training_facts(load_checkpoint(checkpoint).get("info", {})) or {}
+    return training_info(load_checkpoint(checkpoint).get("info", {})) or {}
 
 
 def find_run(

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Callable, Optional
 
-from icefall_kd.recognition.bootstrap import PairedDifference
-from icefall_kd.recognition.scoring import compare
+from icefall_kd.recognition.scoring import PairedDifference, compare_systems
 from icefall_kd.report.results import Result, check_comparable
 from icefall_kd.report.runs import Run, budget_differences
 
@@ -302,7 +301,7 @@ def _row(
         return Row(result, is_baseline=True, notes=notes)
     if of_baseline is None:
         return Row(result, notes=notes)
-    paired = compare(of_baseline.decodings, result.decodings)
+    paired = compare_systems(of_baseline.decodings, result.decodings)
     wer = of_baseline.facts["wer"]
     werr = -100 * paired.difference / wer if wer else None
     return Row(result, paired, werr, notes=notes)

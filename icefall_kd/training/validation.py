@@ -11,10 +11,10 @@ import torch
 from icefall_kd.core.distributed import World
 from icefall_kd.core.frames import Batch, move_to_device
 from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.decoding import GREEDY, DecodeOptions, decode
+from icefall_kd.decoding import GREEDY_METHODS, DecodeOptions, decode
 from icefall_kd.distill.term import StudentOutput, Term
-from icefall_kd.recognition.recognise import reference
-from icefall_kd.recognition.scoring import Recognition, score
+from icefall_kd.recognition.recognise import reference_words
+from icefall_kd.recognition.scoring import Recognition, count_errors
 from icefall_kd.training.faults import SkippedCuts
 from icefall_kd.training.memory import explaining_memory
 from icefall_kd.training.metrics import MetricsTracker, add_outputs
@@ -89,13 +89,13 @@ def word_errors(
 
     Cuts without a transcript are left out.
     """
-    options = DecodeOptions(GREEDY[head], unk_id=tokenizer.unk_id)
+    options = DecodeOptions(GREEDY_METHODS[head], unk_id=tokenizer.unk_id)
     found = decode(student.model, student.encoder_out.float(), student.lens, options)
-    counts = score(
+    counts = count_errors(
         [
             Recognition(cut.id, words, tokenizer.decode(hyp.tokens).split())
             for cut, hyp in zip(batch["cuts"], found)
-            if (words := reference(cut))
+            if (words := reference_words(cut))
         ]
     )
     return counts.errors, counts.words

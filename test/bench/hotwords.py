@@ -27,9 +27,9 @@ from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.decoding import DecodeOptions
 from icefall_kd.decoding.hotwords import read_hotwords
 from icefall_kd.fields.reader import open_shar
-from icefall_kd.recognition.recognise import load_recogniser, recognise, reference
-from icefall_kd.recognition.scoring import Recognition, align_words, score
-from icefall_kd.recognition.setting import Chunking
+from icefall_kd.recognition.options import Chunking
+from icefall_kd.recognition.recognise import load_recogniser, recognise, reference_words
+from icefall_kd.recognition.scoring import Recognition, align_words, count_errors
 
 
 def parse() -> argparse.Namespace:
@@ -50,7 +50,7 @@ def parse() -> argparse.Namespace:
 
 def words_of(cuts: Iterable[Cut]) -> set[str]:
     """Return the words of the transcripts."""
-    return {word for cut in cuts for word in reference(cut)}
+    return {word for cut in cuts for word in reference_words(cut)}
 
 
 def figures(
@@ -60,7 +60,7 @@ def figures(
     pairs = [pair for r in found for pair in align_words(r.ref, r.hyp)]
     right = [ref == hyp for ref, hyp in pairs if ref in new]
     return {
-        "wer": round(score(found).wer, 2),
+        "wer": round(count_errors(found).wer, 2),
         "new_words_right": round(100 * sum(right) / len(right), 1),
         "others_read": sum(hyp in others for _, hyp in pairs),
     }

@@ -35,7 +35,7 @@ from icefall_kd.export.files import ModelFiles
 from icefall_kd.export.sherpa import SherpaRecogniser
 from icefall_kd.fields.reader import open_shar
 from icefall_kd.fields.run_teachers import load_wave
-from icefall_kd.recognition.setting import Chunking
+from icefall_kd.recognition.options import Chunking
 from icefall_kd.teachers.whisper_text import WhisperText
 
 Read = Callable[[torch.Tensor], str]

@@ -7,7 +7,7 @@ from students import call, write_own_words, write_unlabelled
 
 from icefall_kd.bin import align, decode
 from icefall_kd.recognition.ctm import read_ctm
-from icefall_kd.recognition.setting import Chunking
+from icefall_kd.recognition.options import Chunking
 from icefall_kd.transducer.checkpoint import load_checkpoint, save_checkpoint
 
 STREAMING = ["--streaming", "--chunk-size", "16", "--left-context", "64"]

@@ -20,7 +20,7 @@ from icefall_kd.core.files import as_path
 from icefall_kd.data.shar import write_shar
 from icefall_kd.fields.reader import open_shar
 from icefall_kd.recognition.ctm import write_ctm
-from icefall_kd.recognition.recognise import reference
+from icefall_kd.recognition.recognise import reference_words
 from icefall_kd.transducer.checkpoint import load_checkpoint, save_checkpoint
 
 KEYS = {
@@ -198,7 +198,9 @@ def test_a_lossy_int8_export_is_refused_with_the_figure(
 def test_hotwords_of_any_form_give_both_commands_the_same_texts(
     checkpoint, model_dir, own_words, tmp_path
 ):
-    words = sorted({word for cut in open_shar(own_words) for word in reference(cut)})
+    words = sorted(
+        {word for cut in open_shar(own_words) for word in reference_words(cut)}
+    )
     phrases = [" ".join(words[i : i + 2]) for i in range(0, len(words), 2)]
     (tmp_path / "clean.txt").write_text("\n".join(phrases))
     pieces = ["\u2581" + " ".join(p.replace(" ", "\u2581")) for p in phrases[::2]]
@@ -223,7 +225,7 @@ def test_hotwords_of_any_form_give_both_commands_the_same_texts(
 
 def spread(cut):
     """Say that a cut's words follow each other evenly."""
-    words = reference(cut)
+    words = reference_words(cut)
     length = cut.duration / max(1, len(words))
     return [AlignmentItem(word, i * length, length) for i, word in enumerate(words)]
 

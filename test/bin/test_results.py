@@ -10,7 +10,7 @@ from students import STREAMING, call, call_decode, write_unlabelled
 from icefall_kd.bin import report, transcribe
 from icefall_kd.data.shar import write_shar
 from icefall_kd.export.files import ModelFiles, find_chunking
-from icefall_kd.recognition.setting import Chunking
+from icefall_kd.recognition.options import Chunking
 from icefall_kd.transducer.checkpoint import load_checkpoint, save_checkpoint
 
 

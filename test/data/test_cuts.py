@@ -25,7 +25,7 @@ from icefall_kd.distill.transducer import CtcConfig
 from icefall_kd.fields.extract import extract
 from icefall_kd.fields.reader import open_shar, shar_shards
 from icefall_kd.pseudo.pseudo_label import pseudo_label
-from icefall_kd.recognition.recognise import reference
+from icefall_kd.recognition.recognise import reference_words
 from icefall_kd.training.config import DataConfig, TrainConfig
 from icefall_kd.training.setup import prepare
 
@@ -185,29 +185,29 @@ def test_training_and_scoring_read_one_text(prompts, tokenizer):
     dataset = BatchDataset(tokenizer=tokenizer)
     cut = with_text(prompts[0], "  TWO LINES\n")
     assert dataset[CutSet.from_cuts([cut])]["text"] == ["TWO LINES"]
-    assert reference(cut) == ["TWO", "LINES"]
+    assert reference_words(cut) == ["TWO", "LINES"]
     with pytest.raises(ValueError, match="has 2 supervisions with text"):
         dataset[CutSet.from_cuts([twice(cut)])]
     with pytest.raises(ValueError, match=f"'{cut.id}' has 2 supervisions with text"):
-        reference(twice(cut))
+        reference_words(twice(cut))
     assert transcript(fastcopy(cut, supervisions=[])) == ""
 
 
 def test_decomposed_accents_are_scored_as_composed_ones(prompts):
     cut = with_text(prompts[0], unicodedata.normalize("NFD", "L'ÉTÉ À NÎMES"))
-    assert reference(cut) == ["L'ÉTÉ", "À", "NÎMES"]
+    assert reference_words(cut) == ["L'ÉTÉ", "À", "NÎMES"]
 
 
 def test_invisible_characters_are_in_references_what_they_are_in_tokens(
     prompts, tokenizer
 ):
     cut = with_text(prompts[0], "\ufeffPRESS\u200bONE \u200b")
-    assert reference(cut) == ["PRESS", "ONE"]
+    assert reference_words(cut) == ["PRESS", "ONE"]
     assert transcript(with_text(cut, "\u200b")) == ""
     for code, text in INVISIBLE.items():
         words = f"PRESS{chr(code)}ONE"
         assert tokenizer.decode(tokenizer.encode(words)) == f"PRESS{text or ''}ONE"
-        assert reference(with_text(cut, words)) == f"PRESS{text or ''}ONE".split()
+        assert reference_words(with_text(cut, words)) == f"PRESS{text or ''}ONE".split()
 
 
 def test_no_message_about_stereo_advises_the_gate_that_drops_it(prompts, tmp_path):

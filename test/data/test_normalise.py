@@ -211,5 +211,7 @@ def test_english_in_upper_case_is_the_default():
 
 
 def test_another_case_is_refused():
-    with pytest.raises(ValueError, match="--case title: unknown. Available: upper, lower"):
+    with pytest.raises(
+        ValueError, match="--case title: unknown. Available: upper, lower"
+    ):
         normalise_text("a", case="title")

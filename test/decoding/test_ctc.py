@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from icefall_kd.decoding import DecodeOptions, Hypothesis, decode, make_search
-from icefall_kd.decoding.ctc_search import silence_unk
+from icefall_kd.decoding.ctc_search import move_unk_to_blank
 
 VOCAB, UNK = 9, 2
 METHODS = ["ctc_greedy_search", "ctc_prefix_beam_search"]
@@ -213,11 +213,11 @@ def test_unk_is_a_blank_only_when_it_is_named(method):
 
 def test_a_silenced_unk_leaves_a_distribution():
     log_probs = torch.randn(2, 5, VOCAB).log_softmax(-1)
-    out = silence_unk(log_probs, UNK)
+    out = move_unk_to_blank(log_probs, UNK)
     assert torch.allclose(out.exp().sum(-1), torch.ones(2, 5))
     assert (out[..., UNK] == -torch.inf).all()
     assert torch.equal(out[..., 3:], log_probs[..., 3:])
-    assert silence_unk(log_probs, None) is log_probs
+    assert move_unk_to_blank(log_probs, None) is log_probs
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from students import behind_an_encoder
+from students import model_without_encoder
 from torch import nn
 from two_stacks import LENS, MODEL, STACKS, VOCAB
 
@@ -67,7 +67,7 @@ def infos():
 @pytest.fixture
 def student():
     torch.manual_seed(0)
-    model = behind_an_encoder(VOCAB, DIM)
+    model = model_without_encoder(VOCAB, DIM)
     stacks = tuple(
         torch.randn(2, 2 * max(LENS) - 1, dim, requires_grad=True) for dim in STACKS
     )

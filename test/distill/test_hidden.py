@@ -8,7 +8,7 @@ import pytest
 import students
 import torch
 from lhotse import CutSet
-from students import behind_an_encoder
+from students import model_without_encoder
 from torch import nn
 from two_stacks import LENS, MODEL, STACKS
 
@@ -66,7 +66,7 @@ def student():
     return StudentOutput(
         torch.randn(2, max(LENS), 5),
         torch.tensor(LENS),
-        behind_an_encoder(9, 5),
+        model_without_encoder(9, 5),
         nn.ModuleDict(),
         16,
         stacks,

@@ -11,8 +11,8 @@ from students import (  # noqa: F401, fixtures
     waves,
 )
 
-from icefall_kd.export.convert import Conversion
-from icefall_kd.recognition.setting import Chunking
+from icefall_kd.export.convert import Exporter
+from icefall_kd.recognition.options import Chunking
 
 CHUNKINGS = {"full": None, "chunk-16": Chunking(16, 64), "chunk-32": Chunking(32, 64)}
 
@@ -20,12 +20,12 @@ CHUNKINGS = {"full": None, "chunk-16": Chunking(16, 64), "chunk-32": Chunking(32
 @pytest.fixture(scope="session")
 def exported(checkpoint, tmp_path_factory):  # noqa: F811
     """Name of the encoder's kind -> float32 files, in one folder."""
-    conversion = Conversion(checkpoint, tmp_path_factory.mktemp("export"))
+    conversion = Exporter(checkpoint, tmp_path_factory.mktemp("export"))
     return {name: conversion.write(c) for name, c in CHUNKINGS.items()}
 
 
 @pytest.fixture(scope="session")
 def exported_ctc(checkpoint, tmp_path_factory):  # noqa: F811
     """The same of the CTC head."""
-    conversion = Conversion(checkpoint, tmp_path_factory.mktemp("ctc"), "ctc")
+    conversion = Exporter(checkpoint, tmp_path_factory.mktemp("ctc"), "ctc")
     return {name: conversion.write(c) for name, c in CHUNKINGS.items()}

@@ -11,11 +11,11 @@ from icefall_kd.core.files import sha256_file, write_json
 from icefall_kd.data.tokens import train_bpe, write_lang
 from icefall_kd.decoding import DecodeOptions
 from icefall_kd.export import transcribe
-from icefall_kd.export.convert import Conversion, EnginesDisagree
+from icefall_kd.export.convert import EngineMismatch, Exporter
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.export.onnx import export_joiner
 from icefall_kd.export.quantize import Int8Refused
-from icefall_kd.recognition.setting import Chunking
+from icefall_kd.recognition.options import Chunking
 from icefall_kd.transducer.checkpoint import save_pretrained
 
 
@@ -57,7 +57,7 @@ def test_an_export_of_another_checkpoint_does_not_stay(checkpoint, tmp_path, cap
     (tmp_path / "silero_vad.onnx").write_bytes(b"of the user")
     old = {"checkpoint": "other.pt", "checkpoint_sha256": "x", "encoders": {"e": {}}}
     write_json(tmp_path / "export.json", {**old, "files": {stale.name: "y"}})
-    Conversion(checkpoint, tmp_path).write(None)
+    Exporter(checkpoint, tmp_path).write(None)
     assert sorted(p.name for p in tmp_path.glob("*.onnx")) == [
         *("decoder.onnx", "encoder.onnx", "joiner.onnx", "silero_vad.onnx")
     ]
@@ -112,8 +112,8 @@ def test_a_part_of_another_model_is_named(
         lambda: list(transcribe.files(files, [audio], DecodeOptions(), 1)),
         lambda: transcribe.facts(files, DecodeOptions(), 1, False),
         lambda: transcribe.hotwords(files, tmp_path / "hotwords.txt", 1.0),
-        lambda: Conversion(checkpoint, folder).check(files, cuts[:1]),
-        lambda: Conversion(checkpoint, folder).quantize(files, cuts[:1]),
+        lambda: Exporter(checkpoint, folder).check(files, cuts[:1]),
+        lambda: Exporter(checkpoint, folder).quantize(files, cuts[:1]),
     ):
         with pytest.raises(ValueError, match=message):
             use()
@@ -136,7 +136,7 @@ def test_an_export_without_digests_is_refused_with_the_remedy(folder, checkpoint
     write_json(folder / "export.json", info)
     with pytest.raises(ValueError, match=f"older version.*--checkpoint {checkpoint}"):
         ModelFiles.of(folder).read_info()
-    Conversion(checkpoint, folder).write(None)
+    Exporter(checkpoint, folder).write(None)
     ModelFiles.of(folder).read_info()  # exported again; the others are not verified yet
     with pytest.raises(ValueError, match="chunk-16-left-64.onnx: not a file of"):
         ModelFiles.of(folder, Chunking(16, 64)).read_info()
@@ -148,7 +148,7 @@ def test_files_of_another_checkpoint_are_not_checked(
     other, weights = tmp_path / "other.pt", pristine_student.state_dict()
     save_pretrained(other, weights, STUDENT, tokenizer.model_bytes, {"epoch": 2})
     with pytest.raises(ValueError, match=f"export of .*, not of {other}"):
-        Conversion(other, folder).check(ModelFiles.of(folder), cuts[:1])
+        Exporter(other, folder).check(ModelFiles.of(folder), cuts[:1])
 
 
 def without_text(cut):
@@ -160,7 +160,7 @@ def without_text(cut):
 def test_int8_is_compared_with_float32_where_no_cut_has_text(
     folder, checkpoint, cuts, caplog
 ):
-    conversion, files = Conversion(checkpoint, folder), ModelFiles.of(folder)
+    conversion, files = Exporter(checkpoint, folder), ModelFiles.of(folder)
     unlabelled = [without_text(cut) for cut in cuts[:3]]
     with pytest.raises(Int8Refused, match=r"float32 0\.00 %, a loss of \d+"):
         conversion.quantize(files, unlabelled)
@@ -178,7 +178,7 @@ def test_int8_is_compared_with_float32_where_no_cut_has_text(
 
 
 def test_int8_is_measured_on_the_cuts_with_text(folder, checkpoint, cuts, caplog):
-    conversion, files = Conversion(checkpoint, folder), ModelFiles.of(folder)
+    conversion, files = Exporter(checkpoint, folder), ModelFiles.of(folder)
     alone = conversion.quantize(files, cuts[:2], max_loss=1000.0)
     mixed = [*cuts[:2], without_text(cuts[2])]
     assert conversion.quantize(files, mixed, max_loss=1000.0) == alone
@@ -191,7 +191,7 @@ def test_int8_of_a_model_that_recognises_nothing_is_refused(
     student.joiner.output_linear.bias.data[0] += 1000.0
     weights, path = student.state_dict(), tmp_path / "pretrained.pt"
     save_pretrained(path, weights, STUDENT, tokenizer.model_bytes, {})
-    conversion = Conversion(path, tmp_path)
+    conversion = Exporter(path, tmp_path)
     files = conversion.write(None)
     with pytest.raises(Int8Refused, match="no word in 2 cuts without text"):
         conversion.quantize(files, [without_text(cut) for cut in cuts[:2]])
@@ -201,7 +201,7 @@ def test_engines_that_disagree_are_an_error_that_lists_prompts(
     exported, checkpoint, cuts, tmp_path
 ):
     shutil.copytree(exported["full"].encoder.parent, tmp_path, dirs_exist_ok=True)
-    conversion = Conversion(checkpoint, tmp_path)
+    conversion = Exporter(checkpoint, tmp_path)
     files = ModelFiles.of(tmp_path)
     report = conversion.check(files, cuts[:3])
     assert report.ok
@@ -209,7 +209,7 @@ def test_engines_that_disagree_are_an_error_that_lists_prompts(
     assert info["encoders"]["encoder.onnx"]["check"]["ok"] is True
     conversion.model.joiner.output_linear.bias.data[0] -= 6.0
     message = rf"MISMATCH on 3 of 3 prompts[^$]*{cuts[0].id}"
-    with pytest.raises(EnginesDisagree, match=message):
+    with pytest.raises(EngineMismatch, match=message):
         conversion.check(files, cuts[:3])
 
 
@@ -219,7 +219,7 @@ def test_a_bpe_model_of_another_size_is_refused(pristine_student, cuts, tmp_path
     weights = pristine_student.state_dict()
     save_pretrained(path, weights, STUDENT, train_bpe(texts, 60), {})
     with pytest.raises(ValueError, match="90 tokens.*60"):
-        Conversion(path, tmp_path / "export")
+        Exporter(path, tmp_path / "export")
     assert not (tmp_path / "export").exists()
 
 
@@ -227,4 +227,4 @@ def test_a_model_that_saw_no_text_is_refused(pristine_student, tmp_path):
     path = tmp_path / "pretrained.pt"
     save_pretrained(path, pristine_student.state_dict(), STUDENT, None, {})
     with pytest.raises(ValueError, match="no text"):
-        Conversion(path, tmp_path / "export")
+        Exporter(path, tmp_path / "export")

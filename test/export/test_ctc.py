@@ -15,13 +15,12 @@ from icefall_kd.decoding.streaming import encode_chunks
 from icefall_kd.export.compare import (
     FEATURE_TOLERANCE,
     OrtHypothesis,
-    compare,
+    compare_engines,
+    decision_margin,
     greedy_logits,
-    parting_margin,
 )
-from icefall_kd.export.convert import Conversion, EnginesDisagree
-from icefall_kd.export.files import ModelFiles
-from icefall_kd.export.metadata import read_metadata, require_sherpa_metadata
+from icefall_kd.export.convert import EngineMismatch, Exporter
+from icefall_kd.export.files import ModelFiles, read_metadata, require_sherpa_metadata
 from icefall_kd.export.ort import OrtCtc, open_model, open_session
 from icefall_kd.export.quantize import Int8Refused, quantize_checked, quantize_model
 from icefall_kd.export.sherpa import SherpaRecogniser, sherpa_features
@@ -49,7 +48,7 @@ def collapse(labels):
 @pytest.mark.parametrize("kind", ["full", "chunk-16", "chunk-32"])
 def test_the_three_engines_agree(kind, exported_ctc, student, waves):
     few = dict(list(waves.items())[:20])
-    report = compare(student, exported_ctc[kind], few, GREEDY)
+    report = compare_engines(student, exported_ctc[kind], few, GREEDY)
     print("\n".join(report.lines()))
     assert report.prompts == 20
     assert report.tokens > 400
@@ -167,24 +166,24 @@ def test_greedy_logits_are_those_of_greedy_search(student, waves):
 def test_a_tie_may_lie_at_an_earlier_frame_of_the_token():
     margins = np.array([9, 9, 1e-5, 9, 9], np.float32)
     hyp = OrtHypothesis([5, 5], [1, 3], margins=margins)  # or one token, frames 1 to 3
-    assert parting_margin(hyp, 3, "ctc") == pytest.approx(1e-5)
-    assert parting_margin(hyp, 3, "transducer") == 9
-    assert parting_margin(hyp, 1, "ctc") == 9
+    assert decision_margin(hyp, 3, "ctc") == pytest.approx(1e-5)
+    assert decision_margin(hyp, 3, "transducer") == 9
+    assert decision_margin(hyp, 1, "ctc") == 9
 
 
 def test_engines_that_disagree_are_an_error(exported_ctc, checkpoint, cuts, tmp_path):
     shutil.copytree(exported_ctc["full"].encoder.parent, tmp_path, dirs_exist_ok=True)
-    conversion = Conversion(checkpoint, tmp_path, "ctc")
+    conversion = Exporter(checkpoint, tmp_path, "ctc")
     files = ModelFiles.of(tmp_path, head="ctc")
     assert conversion.check(files, cuts[:2]).ok
     conversion.model.ctc_output[1].bias.data[0] -= 6.0
-    with pytest.raises(EnginesDisagree, match=cuts[0].id):
+    with pytest.raises(EngineMismatch, match=cuts[0].id):
         conversion.check(files, cuts[:2])
 
 
 def test_both_heads_share_a_folder(checkpoint, tmp_path):
     for head in ("transducer", "ctc"):
-        Conversion(checkpoint, tmp_path, head).write(None)
+        Exporter(checkpoint, tmp_path, head).write(None)
     assert {p.name for p in tmp_path.glob("*.onnx")} == {
         *("encoder.onnx", "decoder.onnx", "joiner.onnx", "model.onnx")
     }

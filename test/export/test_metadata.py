@@ -8,13 +8,13 @@ import sys
 import onnx
 import pytest
 
-from icefall_kd.export.files import ModelFiles
-from icefall_kd.export.metadata import (
+from icefall_kd.export.files import (
+    ModelFiles,
     read_metadata,
     require_sherpa_metadata,
     streaming_encoder_metadata,
 )
-from icefall_kd.recognition.setting import Chunking
+from icefall_kd.recognition.options import Chunking
 
 
 def test_streaming_metadata_describe_the_stacks(exported):

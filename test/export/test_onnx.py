@@ -12,7 +12,7 @@ from icefall_kd.decoding import DecodeOptions
 from icefall_kd.decoding.streaming import encode_chunks
 from icefall_kd.export.onnx import export_model
 from icefall_kd.export.ort import OrtTransducer, open_session
-from icefall_kd.recognition.setting import Chunking
+from icefall_kd.recognition.options import Chunking
 
 
 @torch.no_grad()

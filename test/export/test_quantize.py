@@ -8,7 +8,7 @@ import torch
 
 from icefall_kd.decoding import DecodeOptions
 from icefall_kd.export.convert import fbank_for
-from icefall_kd.export.metadata import read_metadata
+from icefall_kd.export.files import read_metadata
 from icefall_kd.export.onnx import export_model
 from icefall_kd.export.ort import OrtTransducer
 from icefall_kd.export.quantize import (
@@ -19,7 +19,7 @@ from icefall_kd.export.quantize import (
     quantize_model,
 )
 from icefall_kd.export.sherpa import SherpaRecogniser
-from icefall_kd.recognition.scoring import Recognition, score
+from icefall_kd.recognition.scoring import Recognition, count_errors
 
 GREEDY = DecodeOptions(unk_id=2)
 
@@ -47,7 +47,7 @@ def wer(files, cuts, tokenizer):
     def measure(candidate):
         engine = OrtTransducer(candidate, GREEDY)
         found = [Recognition(k, said[k], words(engine, x)) for k, x in features.items()]
-        return score(found).wer
+        return count_errors(found).wer
 
     return measure
 

@@ -17,14 +17,14 @@ from icefall_kd.decoding import DecodeOptions
 from icefall_kd.decoding.streaming import decode_streaming, pad_tail
 from icefall_kd.export import transcribe
 from icefall_kd.export.compare import decode_features
-from icefall_kd.export.convert import Conversion
+from icefall_kd.export.convert import Exporter
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.export.ort import open_model
 from icefall_kd.export.sherpa import SherpaRecogniser, read_tokens, sherpa_features
 from icefall_kd.recognition.recognise import (
     decode_full_context,
     decode_waves,
-    reference,
+    reference_words,
 )
 from icefall_kd.transducer.checkpoint import save_pretrained
 
@@ -108,9 +108,9 @@ def test_streaming_beam_search_agrees(exported, student, some, kind):
 @pytest.fixture(scope="module")
 def hotwords(exported, cuts, tmp_path_factory):
     """Words of the prompts: some begin as others do, or are a part of them."""
-    words = sorted({word for cut in cuts for word in reference(cut)})
+    words = sorted({word for cut in cuts for word in reference_words(cut)})
     lines = [f"{word} :{1 + n % 5}" for n, word in enumerate(words[::3])]
-    lines += [" ".join(reference(cut)[1:4]) for cut in cuts[:20]]
+    lines += [" ".join(reference_words(cut)[1:4]) for cut in cuts[:20]]
     path = tmp_path_factory.mktemp("hotwords") / "hotwords.txt"
     path.write_text("\n".join(lines) + "\n")
     return transcribe.hotwords(exported["full"], path, 2.0)
@@ -213,7 +213,7 @@ def byte_fallback(waves, cuts, tmp_path_factory):
     """A student of a BPE model with byte fallback: checkpoint and tokenizer."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(" ".join(reference(cut)) for cut in cuts),
+        sentence_iterator=iter(" ".join(reference_words(cut)) for cut in cuts),
         model_writer=model,
         vocab_size=340,
         byte_fallback=True,
@@ -233,7 +233,7 @@ def byte_fallback(waves, cuts, tmp_path_factory):
 
 def test_byte_fallback_is_checked_and_transcribed(byte_fallback, cuts, some, tmp_path):
     checkpoint, tokenizer = byte_fallback
-    conversion = Conversion(checkpoint, tmp_path)
+    conversion = Exporter(checkpoint, tmp_path)
     files = conversion.write(None)
     report = conversion.check(files, cuts[:8])
     assert report.ok and report.tokens > 100

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from icefall_kd.recognition.bootstrap import paired_difference, wer_interval
+from icefall_kd.recognition.scoring import paired_difference, wer_interval
 
 
 def test_the_interval_is_that_of_the_normal_approximation():
@@ -36,7 +36,7 @@ def test_the_interval_is_the_same_every_time():
 def test_resampling_in_blocks_changes_nothing(monkeypatch):
     errors, words = list(range(50)), [60] * 50
     whole = wer_interval(errors, words)
-    monkeypatch.setattr("icefall_kd.recognition.bootstrap.BLOCK", 3000)
+    monkeypatch.setattr("icefall_kd.recognition.scoring.BLOCK", 3000)
     assert wer_interval(errors, words) == whole
 
 

@@ -6,8 +6,8 @@ from lhotse.supervision import AlignmentItem
 
 from icefall_kd.data.shar import write_shar
 from icefall_kd.recognition.ctm import (
-    channels_of,
     load_word_times,
+    read_channels,
     read_ctm,
     transcripts,
     write_ctm,
@@ -36,7 +36,7 @@ def times(cuts):
 
 @pytest.fixture
 def ctm(times, shar, tmp_path):
-    write_ctm(tmp_path / "a.ctm", times, channels_of(shar))
+    write_ctm(tmp_path / "a.ctm", times, read_channels(shar))
     return tmp_path / "a.ctm"
 
 
@@ -63,7 +63,7 @@ def test_the_set_is_read_without_its_audio(cuts, shar):
     (shar / "recording.000000.tar").unlink()
     said = {cut.id: cut.supervisions[0].text.split() for cut in cuts[:6]}
     assert transcripts(shar) == said
-    assert channels_of(shar) == dict.fromkeys(said, 0)
+    assert read_channels(shar) == dict.fromkeys(said, 0)
 
 
 def test_an_alignment_of_more_cuts_serves(ctm, shar):

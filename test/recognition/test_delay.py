@@ -9,7 +9,7 @@ from icefall_kd.decoding.streaming import hop_frames, step_time, window_frames
 from icefall_kd.recognition.delay import (
     Delays,
     chunk_time,
-    delay_figures,
+    delay_metrics,
     measure_delays,
 )
 from icefall_kd.recognition.scoring import Recognition
@@ -70,14 +70,14 @@ def test_all_frames_of_a_chunk_are_there_with_its_step():
 
 def test_figures_are_mean_and_percentile_in_milliseconds():
     tenths = [i / 10 for i in range(11)]
-    assert delay_figures(Delays(tenths, [1.0] * 11)) == {
+    assert delay_metrics(Delays(tenths, [1.0] * 11)) == {
         "emission_delay_mean_ms": 500.0,
         "emission_delay_p90_ms": 900.0,
         "latency_mean_ms": 1000.0,
         "latency_p90_ms": 1000.0,
         "delay_words": 11,
     }
-    assert delay_figures(Delays([])) == {
+    assert delay_metrics(Delays([])) == {
         "emission_delay_mean_ms": None,
         "emission_delay_p90_ms": None,
         "delay_words": 0,

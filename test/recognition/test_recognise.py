@@ -13,13 +13,13 @@ from icefall_kd.data.cuts import load_wave
 from icefall_kd.decoding import DecodeOptions
 from icefall_kd.fields.reader import open_shar
 from icefall_kd.recognition.ctm import count_transcripts
+from icefall_kd.recognition.options import Chunking, result_suffix
 from icefall_kd.recognition.recognise import (
     batches,
     decode_full_context,
     decode_waves,
     recognise,
 )
-from icefall_kd.recognition.setting import Chunking, setting_name
 from icefall_kd.transducer.checkpoint import count_parameters
 
 GREEDY = DecodeOptions(unk_id=2)
@@ -126,10 +126,12 @@ def test_only_parameters_that_decoding_uses_are_counted(student, head, unused):
 
 def test_a_setting_has_its_name():
     beam = DecodeOptions("modified_beam_search", beam=8, blank_penalty=0.5)
-    assert setting_name(GREEDY, None) == "greedy_search"
-    assert setting_name(beam, Chunking(32, 128)) == (
+    assert result_suffix(GREEDY, None) == "greedy_search"
+    assert result_suffix(beam, Chunking(32, 128)) == (
         "modified_beam_search-beam-8-blank-penalty-0.5-chunk-32-left-128"
     )
-    assert setting_name(DecodeOptions("ctc_greedy_search"), None) == "ctc_greedy_search"
+    assert (
+        result_suffix(DecodeOptions("ctc_greedy_search"), None) == "ctc_greedy_search"
+    )
     prefixes = DecodeOptions("ctc_prefix_beam_search", beam=8)
-    assert setting_name(prefixes, None) == "ctc_prefix_beam_search-beam-8"
+    assert result_suffix(prefixes, None) == "ctc_prefix_beam_search-beam-8"

@@ -4,16 +4,14 @@ import json
 
 import pytest
 
-from icefall_kd.recognition.scoring import (
+from icefall_kd.recognition.options import warn_of_empty
+from icefall_kd.recognition.result_files import (
     SCORES,
-    Recognition,
-    compare,
     read_recogs,
     recogs_text,
-    score,
     write_results,
 )
-from icefall_kd.recognition.setting import warn_of_empty
+from icefall_kd.recognition.scoring import Recognition, compare_systems, count_errors
 
 SAID = [
     Recognition("b", "PRESS ONE NOW".split(), "PRESS NINE NOW PLEASE".split()),
@@ -30,7 +28,7 @@ def written(tmp_path):
 
 
 def test_errors_are_counted_by_kind():
-    total = score(SAID)
+    total = count_errors(SAID)
     assert (total.ins, total.dels, total.sub, total.correct) == (1, 3, 1, 6)
     assert (total.errors, total.words) == (5, 10)
     assert total.wer == 50.0
@@ -112,7 +110,7 @@ def test_without_a_transcript_hypotheses_are_written_and_no_wer(tmp_path):
     write_results(tmp_path, "test", "x", SAID, {})
     assert not (tmp_path / "hyps-test-x.txt").exists()
     with pytest.raises(ValueError, match="no transcripts"):
-        _ = score(unlabelled).wer
+        _ = count_errors(unlabelled).wer
     with pytest.raises(ValueError, match="no utterances"):
         write_results(tmp_path, "test", "x", [], {})
 
@@ -137,14 +135,14 @@ def test_many_empty_hypotheses_are_explained(caplog, method, engine, wanted, unw
 
 def test_two_systems_are_compared_by_utterance():
     perfect = [Recognition(r.cut_id, r.ref, r.ref) for r in SAID]
-    gain = compare([SAID], [perfect[::-1]])
+    gain = compare_systems([SAID], [perfect[::-1]])
     assert gain.difference == -50.0
     assert gain.probability > 0.98
-    assert compare([perfect], [SAID]).difference == 50.0
+    assert compare_systems([perfect], [SAID]).difference == 50.0
 
 
 def test_systems_on_other_utterances_are_not_compared():
     changed = [Recognition(r.cut_id, [*r.ref, "MORE"], r.hyp) for r in SAID]
     for other in (SAID[:3], changed):
         with pytest.raises(ValueError, match="same utterances"):
-            compare([SAID], [other])
+            compare_systems([SAID], [other])

@@ -12,7 +12,8 @@ import pytest
 from reported import Page, decoded
 
 import icefall_kd.report.page as page_module
-from icefall_kd.recognition.scoring import Recognition, write_results
+from icefall_kd.recognition.result_files import write_results
+from icefall_kd.recognition.scoring import Recognition
 from icefall_kd.report.curves import charts
 from icefall_kd.report.page import render
 from icefall_kd.report.results import find_results

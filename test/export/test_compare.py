@@ -9,10 +9,10 @@ import torch
 from icefall_kd.decoding import DecodeOptions, Hypothesis
 from icefall_kd.export.compare import (
     FEATURE_TOLERANCE,
+    Comparison,
     Difference,
     FeatureFlip,
-    Report,
-    compare,
+    compare_engines,
     find_flip,
     first_difference,
     greedy_logits,
@@ -24,7 +24,7 @@ GREEDY = DecodeOptions(unk_id=2)
 
 @pytest.mark.parametrize("kind", ["full", "chunk-16", "chunk-32"])
 def test_the_three_engines_agree_on_every_prompt(kind, exported, student, waves):
-    report = compare(student, exported[kind], waves, GREEDY)
+    report = compare_engines(student, exported[kind], waves, GREEDY)
     print(
         "\n".join(report.lines())
     )  # lists the frames that flip, with -s or on failure
@@ -46,7 +46,7 @@ def test_another_models_joiner_is_found_out(exported, student, waves, tmp_path):
     with torch.no_grad():
         student.joiner.output_linear.weight[7] /= 1.5
     few = dict(list(waves.items())[:5])
-    report = compare(student, type(files).of(tmp_path), few, GREEDY)
+    report = compare_engines(student, type(files).of(tmp_path), few, GREEDY)
     assert {d.engines for d in report.differences} == {
         "PyTorch and ONNX Runtime",
         "PyTorch and sherpa-onnx",
@@ -89,7 +89,7 @@ def test_a_flip_is_explained_by_what_the_features_move():
 def test_only_a_tie_may_come_out_either_way():
     def report(margin):
         tokens = ([5], [6])
-        return Report(differences=[Difference("x", "A and B", 3, margin, tokens)])
+        return Comparison(differences=[Difference("x", "A and B", 3, margin, tokens)])
 
     assert report(1e-5).ok
     assert "a tie" in report(1e-5).lines()[1]
@@ -108,13 +108,13 @@ def test_the_verdict_is_in_the_first_line():
         "MISMATCH on 1 of 9 prompts": (list(difference.values()), [flip]),
     }
     for verdict, (differences, flips) in cases.items():
-        report = Report(9, tokens=50, differences=differences, flips=flips)
+        report = Comparison(9, tokens=50, differences=differences, flips=flips)
         assert f"sherpa-onnx: {verdict} (9 prompts" in report.lines()[0]
         assert report.ok is ("MISMATCH" not in verdict)
     unexplained = dataclasses.replace(flip, margin=0.5)
-    report = Report(prompts=9, flips=[unexplained])
+    report = Comparison(prompts=9, flips=[unexplained])
     assert report.verdict == "MISMATCH on 1 of 9 prompts"
-    assert "no token was recognised" in Report(prompts=9).verdict
+    assert "no token was recognised" in Comparison(prompts=9).verdict
 
 
 def test_a_difference_without_a_flip_is_not_explained():

@@ -9,7 +9,7 @@ from typing import Any, Optional
 from torch import nn
 
 from icefall_kd.core.cli import even_int, non_negative_float, positive_int
-from icefall_kd.decoding import DecodeOptions, search_class
+from icefall_kd.decoding import DecodeOptions, get_search_class
 from icefall_kd.decoding.streaming import tail_padding
 
 MANY_EMPTY = 0.1  # share of empty hypotheses from which on they are explained
@@ -101,10 +101,10 @@ def add_chunking(parser: ArgumentParser, owner: str) -> None:
     )
 
 
-def setting_name(options: DecodeOptions, chunking: Optional[Chunking]) -> str:
+def result_suffix(options: DecodeOptions, chunking: Optional[Chunking]) -> str:
     """Return the part of the result files' names that says how it was decoded."""
     name = options.method
-    if search_class(options.method).uses_beam:
+    if get_search_class(options.method).uses_beam:
         name += f"-beam-{options.beam}"
     if options.blank_penalty:
         name += f"-blank-penalty-{options.blank_penalty:g}"
@@ -115,11 +115,11 @@ def setting_name(options: DecodeOptions, chunking: Optional[Chunking]) -> str:
     return name
 
 
-def setting_facts(
+def decoding_info(
     options: DecodeOptions, chunking: Optional[Chunking]
 ) -> dict[str, Any]:
     """Return the entries of a result JSON about the search and the chunks."""
-    beam = options.beam if search_class(options.method).uses_beam else None
+    beam = options.beam if get_search_class(options.method).uses_beam else None
     hotwords = options.hotwords
     return {
         "method": options.method,
@@ -136,7 +136,7 @@ def setting_facts(
     }
 
 
-def training_facts(info: Mapping[str, Any]) -> Optional[dict[str, int]]:
+def training_info(info: Mapping[str, Any]) -> Optional[dict[str, int]]:
     """Return epoch, averaged epochs and updates of a checkpoint.
 
     Args:

@@ -30,7 +30,7 @@ DESCRIBING = (
 )
 
 
-def dependencies(shar_dir: Pathlike, fields: Sequence[str] = ()) -> dict[str, Any]:
+def input_hashes(shar_dir: Pathlike, fields: Sequence[str] = ()) -> dict[str, Any]:
     """Return what the result of any decoding of a set depends on, besides its options.
 
     Args:
@@ -101,7 +101,7 @@ def _is_text(statement: ast.stmt) -> bool:
     )
 
 
-def kept_result(
+def cached_result(
     path: Pathlike, facts: Mapping[str, Any], force: bool = False
 ) -> Optional[dict[str, Any]]:
     """Return the result at ``path`` if a new one would be the same.

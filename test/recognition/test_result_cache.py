@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from icefall_kd.data.shar import write_shar
-from icefall_kd.recognition.kept import code_sha256, kept_result, set_sha256
+from icefall_kd.recognition.result_cache import cached_result, code_sha256, set_sha256
 
 
 @pytest.fixture
@@ -64,16 +64,16 @@ def test_a_result_is_kept_while_all_that_it_depends_on_is_the_same(tmp_path, cap
     caplog.set_level("INFO")
     path = tmp_path / "result-a-b.json"
     facts = {"set_sha256": "1", "beam": 4, "alignment_sha256": "7", "parameters": 5}
-    assert kept_result(path, facts) is None
+    assert cached_result(path, facts) is None
     path.write_text(json.dumps({**facts, "recogs": "recogs-a-b.txt"}))
-    assert kept_result(path, facts) is None  # its recogs are gone
+    assert cached_result(path, facts) is None  # its recogs are gone
     (tmp_path / "recogs-a-b.txt").write_text("")
-    assert kept_result(path, facts) is not None
-    assert kept_result(path, facts, force=True) is None
-    assert kept_result(path, {**facts, "parameters": 6}) is not None
+    assert cached_result(path, facts) is not None
+    assert cached_result(path, facts, force=True) is None
+    assert cached_result(path, {**facts, "parameters": 6}) is not None
     less = {k: v for k, v in facts.items() if k != "alignment_sha256"}
-    assert kept_result(path, less) is not None  # it holds more than was asked for
+    assert cached_result(path, less) is not None  # it holds more than was asked for
     for name, value in (("set_sha256", "2"), ("beam", 8), ("new_option", None)):
         caplog.clear()
-        assert kept_result(path, {**facts, name: value}) is None
+        assert cached_result(path, {**facts, name: value}) is None
         assert f"changed: {name}" in caplog.text
