@@ -1,5 +1,6 @@
 """Several processes: torchrun's environment in, one small object out."""
 
+import ctypes
 import datetime
 import os
 import re
@@ -7,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,21 @@ def own_device(device: str) -> str:
         return device
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     return f"cuda:{local_rank % torch.cuda.device_count()}"
+
+
+def wrap_ddp(module: nn.Module) -> nn.Module:
+    """Return ``module`` in DistributedDataParallel; its reducer is never freed.
+
+    Freeing the reducer frees gloo's process group while this thread holds the GIL.  A
+    thread of gloo may then wait for the GIL to free a tensor of the last collective,
+    and both wait forever (torch 1.13).  One reducer a process is the price.
+    """
+    # A term without a target in one process leaves parameters unused there.
+    wrapped = DistributedDataParallel(
+        module, find_unused_parameters=True, broadcast_buffers=False
+    )
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(wrapped.reducer))
+    return wrapped
 
 
 def close_world() -> None:

@@ -10,12 +10,11 @@ from typing import Any, NoReturn, Optional
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from icefall_kd import FBANK_SHIFT
-from icefall_kd.core.distributed import World
+from icefall_kd.core.distributed import World, wrap_ddp
 from icefall_kd.core.files import write_text
 from icefall_kd.core.frames import Batch, move_to_device
 from icefall_kd.distill.term import teacher_metric
@@ -110,10 +109,7 @@ class Trainer:
         elif config.memory_probe:
             self._probe_memory()
         if world.size > 1:
-            # A term without a target in one process leaves parameters unused there.
-            self.module = DistributedDataParallel(
-                self.student, find_unused_parameters=True, broadcast_buffers=False
-            )
+            self.module = wrap_ddp(self.student)
 
     def _probe_memory(self) -> None:
         duration = self.config.data.max_duration
