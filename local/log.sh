@@ -23,7 +23,7 @@
 #   source "$(dirname "$0")/../../../local/log.sh"
 #   source "$(dirname "$0")/../../../local/parse_options.sh"
 #   if in_stage 0 "Obtain the corpus -> download/asterisk"; then
-#     run_once download/.asterisk.done python -m icefall_kd.bin.prepare_corpus ...
+#     run_once download/.asterisk.done bash local/fetch_asterisk.sh en ...
 #   fi
 
 _log_from() {  # depth of the frame to name, message

@@ -1,11 +1,23 @@
-"""The recipe's folder, which the tests fill once and then share."""
+"""The Asterisk recipe's folder, which all tests share, and the scripts of recipes."""
 
 import contextlib
 import fcntl
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
-RECIPE = Path(__file__).resolve().parents[1] / "egs/asterisk/KD"
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "egs/asterisk/KD"
+
+
+def load_script(name: str, corpus: str = "asterisk") -> ModuleType:
+    """Return ``egs/<corpus>/KD/local/<name>.py`` as a module."""
+    path = ROOT / "egs" / corpus / "KD/local" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @contextlib.contextmanager

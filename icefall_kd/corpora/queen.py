@@ -1,98 +1,71 @@
-"""Flight of the Amazon Queen: 4.3 hours of English dialogue, many actors, no text.
+"""Read the dialogue of Flight of the Amazon Queen: 4.3 hours of English, many actors.
 
-John Passfield and Steven Stamatiadis, 1995, released as freeware with attribution.
-The talkie's one data file ``queen.1c`` opens with an index of its members; those
-named ``*.SB`` are MP3 streams of 11.025 kHz, one line of dialogue each.
+John Passfield and Steven Stamatiadis, 1995, released as freeware with attribution.  The
+data file ``queen.1c`` of the talkie begins with an index of its members; members
+``*.SB`` are MP3 streams of 11.025 kHz, one line of dialogue each.
 """
 
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from lhotse import CutSet
-
-from icefall_kd.corpora.audio import Clip, store_clips
+from icefall_kd.corpora.audio import AudioClip
 
 DATA_FILE = "queen.1c"
-_COUNT_AT = 13  # after the tag, the version and the kind of compression
+_COUNT_OFFSET = 13  # after the tag, the version and the kind of compression
 _ENTRY = struct.Struct(">12sBII")  # name, bundle, offset, size
+_BYTES_PER_MINUTE = 60 * 2000  # MP3 of 16 kbit/s
 
 
-@dataclass(frozen=True)
-class Member:
-    """One file inside the data file: where its bytes lie."""
-
-    name: str
-    offset: int
-    size: int
-
-
-def read_index(data: bytes) -> list[Member]:
-    """Return the members of the data file.
+def read_members(data: bytes) -> dict[str, bytes]:
+    """Return the members of the data file, name -> bytes.
 
     Raises:
-      ValueError: if ``data`` has no such index, or a member lies outside of it.
+      ValueError: if the index is missing or damaged.
     """
-    if data[:4] != b"QTBL" or len(data) < _COUNT_AT + 2:
+    start = _COUNT_OFFSET + 2
+    if data[:4] != b"QTBL" or len(data) < start:
         raise ValueError("not a data file of Flight of the Amazon Queen (no QTBL)")
-    (count,) = struct.unpack_from(">H", data, _COUNT_AT)
-    start = _COUNT_AT + 2
+    (count,) = struct.unpack_from(">H", data, _COUNT_OFFSET)
     if len(data) < start + count * _ENTRY.size:
-        raise ValueError(f"its index of {count} members is cut off")
-    members = []
+        raise ValueError(f"the index of {count} members is truncated; copy it again")
+    members = {}
     for i in range(count):
         name, _, offset, size = _ENTRY.unpack_from(data, start + i * _ENTRY.size)
         text = name.split(b"\0")[0].decode("ascii")
         if offset + size > len(data):
-            raise ValueError(f"member {text} lies outside of the file")
-        members.append(Member(text, offset, size))
+            raise ValueError(f"member {text} exceeds the file; copy the file again")
+        members[text] = data[offset : offset + size]
     return members
 
 
-def prepare_queen(
-    source_dir: Path,
-    audio_dir: Path,
-    *,
-    max_minutes: Optional[float] = None,
-) -> CutSet:
-    """Return the lines of dialogue as cuts without text, in the order of the file.
+def read_dialogue(
+    source_dir: Path, max_minutes: Optional[float] = None
+) -> list[AudioClip]:
+    """Return the lines of dialogue without text, in the order of the data file.
 
     Args:
-      max_minutes: stop after this much audio, taken evenly from the whole game so
-        that every actor is heard; None takes all.
+      max_minutes: take every k-th line, about this much audio; None: all lines.
     Raises:
       FileNotFoundError: if there is no ``queen.1c`` below ``source_dir``.
+      ValueError: if it is damaged.
     """
-    found = sorted(Path(source_dir).rglob(DATA_FILE))
+    found = sorted(source_dir.rglob(DATA_FILE))
     if not found:
         raise FileNotFoundError(
-            f"{source_dir}: no {DATA_FILE}. Remedy: unpack the Debian package "
+            f"{source_dir}: no {DATA_FILE}; unpack the Debian package "
             "flight-of-the-amazon-queen (or the talkie version) there"
         )
-    data = found[0].read_bytes()
     try:
-        members = [m for m in read_index(data) if m.name.endswith(".SB")]
+        members = read_members(found[0].read_bytes())
     except ValueError as e:
         raise ValueError(f"{found[0]}: {e}") from e
+    lines = [(name, mp3) for name, mp3 in members.items() if name.endswith(".SB")]
     if max_minutes is not None:
-        members = _evenly(members, max_minutes)
-    clips = [
-        Clip(
-            f"queen-{m.name[:-3]}",
-            data[m.offset : m.offset + m.size],
-            "mp3",
-            language="en",
-        )
-        for m in members
+        total = sum(len(mp3) for _, mp3 in lines) / _BYTES_PER_MINUTE
+        count = min(len(lines), max(1, round(len(lines) * max_minutes / total)))
+        lines = [lines[i * len(lines) // count] for i in range(count)]
+    return [
+        AudioClip(f"queen-{name[:-3]}", mp3, "mp3", language="en")
+        for name, mp3 in lines
     ]
-    cuts, _ = store_clips(clips, Path(audio_dir), "amazon queen: audio to flac")
-    return CutSet.from_cuts(cuts)
-
-
-def _evenly(members: list[Member], minutes: float) -> list[Member]:
-    """Every k-th member, so that together they last about ``minutes``."""
-    bytes_per_second = 2000  # MP3 of 16 kbit/s
-    total = sum(m.size for m in members) / bytes_per_second / 60
-    count = min(len(members), max(1, round(len(members) * minutes / total)))
-    return [members[i * len(members) // count] for i in range(count)]

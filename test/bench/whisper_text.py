@@ -27,8 +27,8 @@ from typing import Callable
 
 import kaldialign
 import torch
+from recipe import load_script
 
-from icefall_kd.corpora.asterisk import spell_prompt
 from icefall_kd.data.cuts import transcript
 from icefall_kd.decoding import DecodeOptions
 from icefall_kd.export.files import ModelFiles
@@ -40,6 +40,7 @@ from icefall_kd.teachers.whisper_text import WhisperText
 
 Read = Callable[[torch.Tensor], str]
 MB = 1e6
+normalise_prompt = load_script("prepare_asterisk").normalise_prompt
 
 
 def measure(read: Read, cuts: list) -> dict[str, float]:
@@ -51,7 +52,7 @@ def measure(read: Read, cuts: list) -> dict[str, float]:
         start = time.process_time()
         said = read(wave)
         seconds += time.process_time() - start
-        heard = spell_prompt(said).split()
+        heard = normalise_prompt(said).split()
         errors += kaldialign.edit_distance(right, heard)["total"]
         words += len(right)
     audio = sum(cut.duration for cut in cuts)

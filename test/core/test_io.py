@@ -13,7 +13,7 @@ from icefall_kd.core.files import (
     remove_temporary_files,
     write_atomically,
 )
-from icefall_kd.corpora.splits import read_splits
+from icefall_kd.corpora.manifests import read_id_lists
 from icefall_kd.recognition.ctm import read_ctm
 
 HOLD = """
@@ -70,7 +70,7 @@ def test_a_byte_order_mark_and_any_line_end_change_nothing(tmp_path, end):
     assert [item.symbol for item in times["x"]] == ["ONE", "TWO"]
     for split in ("train", "dev", "test"):
         write(f"{split}.txt", f"{split}-1\n{split}-2\n")
-    assert read_splits(tmp_path)["train"] == ("train-1", "train-2")
+    assert read_id_lists(tmp_path)["train"] == ["train-1", "train-2"]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -91,4 +91,4 @@ def test_text_in_another_encoding_is_refused_with_file_and_line(
     for split in ("dev", "test"):
         (tmp_path / f"{split}.txt").write_text("")
     with pytest.raises(ValueError, match=message):
-        read_splits(tmp_path)
+        read_id_lists(tmp_path)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from icefall_kd.corpora.audio import Clip, clip_of_file, store_clips
+from icefall_kd.corpora.audio import AudioClip, store_clips
 
 
 def tone(rate, seconds=0.5):
@@ -10,43 +10,41 @@ def tone(rate, seconds=0.5):
     return (0.3 * np.sin(2 * np.pi * 440 * t)).astype(np.float32)
 
 
-def test_unreadable_clip_is_reported_and_the_others_stored(tmp_path):
+def test_unreadable_clip_is_logged_and_the_others_are_stored(tmp_path, caplog):
     soundfile.write(tmp_path / "good.wav", tone(16000), 16000)
     clips = [
-        clip_of_file(tmp_path / "good.wav", "good", text="A TONE", language="en"),
-        Clip("bad", b"no audio", "mp3"),
+        AudioClip("good", tmp_path / "good.wav", text="A TONE", language="en"),
+        AudioClip("bad", b"no audio", "mp3"),
     ]
-    cuts, unreadable = store_clips(clips, tmp_path / "audio", "test")
-    assert [cut.id for cut in cuts] == ["good"]
-    assert [id for id, _ in unreadable] == ["bad"]
-    (cut,) = cuts
+    (cut,) = store_clips(clips, tmp_path / "audio")
+    assert cut.id == "good" and cut.custom == {"language": "en"}
     assert cut.supervisions[0].text == "A TONE"
     assert cut.recording.num_samples == cut.load_audio().shape[1] == 8000
+    assert "bad cannot be decoded as mp3" in caplog.text
 
 
-def test_clip_that_is_stored_is_not_decoded_again(tmp_path):
+def test_stored_clip_is_decoded_again_only_if_its_source_changed(tmp_path):
     def store(clip):
-        cuts, unreadable = store_clips([clip], tmp_path / "audio", "test")
-        assert not unreadable
-        return cuts[0].load_audio(), flac.stat().st_mtime_ns
+        (cut,) = store_clips([clip], tmp_path / "audio")
+        return cut.load_audio(), flac.stat().st_mtime_ns
 
-    flac = tmp_path / "audio/a.flac"
-    soundfile.write(tmp_path / "a.wav", tone(16000), 16000)
-    clip = clip_of_file(tmp_path / "a.wav", "a")
-    first, at = store(clip)
-    assert store(clip)[1] == at
-    assert store(Clip("a", (tmp_path / "a.wav").read_bytes()))[1] == at
-    soundfile.write(tmp_path / "a.wav", -tone(16000), 16000)  # of the same length
+    flac, source = tmp_path / "audio/a.flac", tmp_path / "a.wav"
+    soundfile.write(source, tone(16000), 16000)
+    clip = AudioClip("a", source)
+    first, written = store(clip)
+    assert store(clip)[1] == written
+    assert store(AudioClip("a", source.read_bytes()))[1] == written
+    soundfile.write(source, -tone(16000), 16000)  # the same length
     assert np.allclose(store(clip)[0], -first, atol=1e-4)
-    soundfile.write(flac, np.zeros(8000, np.int16), 16000)  # of an earlier version
+    soundfile.write(flac, np.zeros(8000, np.int16), 16000)  # has no comment
     assert not store(clip)[0].any()
 
 
-def test_two_clips_of_one_id_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="the id a"):
-        store_clips([Clip("a", b""), Clip("a", b"")], tmp_path, "test")
+def test_clips_with_equal_ids_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="id a"):
+        store_clips([AudioClip("a", b""), AudioClip("a", b"")], tmp_path)
 
 
-def test_corpus_of_unreadable_clips_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no clip is readable"):
-        store_clips([Clip("a", b"x", "mp3")], tmp_path, "test")
+def test_corpus_without_a_readable_clip_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="none of 1 clips is readable.*a cannot be"):
+        store_clips([AudioClip("a", b"x", "mp3")], tmp_path)

@@ -9,7 +9,7 @@
 #   4  denominator graph of lfmmi, and its bigram      -> data/lang_bpe_<vocab size>
 #
 # The corpus: Allison Smith and Digium/Sangoma, Asterisk core sounds, CC BY-SA 3.0.
-# The pool is described in icefall_kd/corpora; none of it is redistributed here.
+# local/prepare_*.py describe the unlabelled corpora; none is redistributed here.
 # Run again, it goes on after the last step that was done.
 set -euo pipefail
 
@@ -34,9 +34,8 @@ if [[ ! $pool =~ ^(none|quick|full)$ ]]; then
 fi
 prompts=${corpus_dir:-download/asterisk}
 packages=${pool_dir:-download/pool}
-prepare="python -m icefall_kd.bin.prepare_corpus"
 if [[ -n $corpus_dir ]]; then # nothing is touched before this is known
-  $prepare asterisk --source "$corpus_dir" --check
+  python local/prepare_asterisk.py --source "$corpus_dir" --check
 fi
 
 fetch() { # name of the corpus, Debian packages
@@ -53,8 +52,8 @@ fetch() { # name of the corpus, Debian packages
 manifest() { # set, corpus, options
   local name=$1 corpus=$2
   shift 2
-  run_once "data/manifests/.$name.done" $prepare "$corpus" --name "$name" \
-    --audio "data/audio/$corpus" --output data/manifests "$@"
+  run_once "data/manifests/.$name.done" python "local/prepare_$corpus.py" \
+    --name "$name" --audio "data/audio/$corpus" --output data/manifests "$@"
 }
 
 shar() { # set, options
@@ -100,8 +99,9 @@ esac
 
 if in_stage 1 "Audio to flac, text normalised, train/dev/test -> data/manifests"; then
   run_once --reads "$prompts/*.txt" --reads "splits/*" \
-    data/manifests/.asterisk.done $prepare asterisk --source "$prompts" \
-    --audio data/audio/asterisk --splits splits --output data/manifests
+    data/manifests/.asterisk.done python local/prepare_asterisk.py \
+    --source "$prompts" --audio data/audio/asterisk --splits splits \
+    --output data/manifests
   for name in $unlabelled; do
     case $name in
       unlabelled_en_quick)

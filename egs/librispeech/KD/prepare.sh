@@ -78,7 +78,7 @@ if in_stage 1 "Manifests -> data/manifests"; then
       options=()
     fi
     run_once "data/manifests/.$set.done" \
-      python -m icefall_kd.bin.prepare_corpus librispeech --source "$corpus" \
+      python local/prepare_librispeech.py --source "$corpus" \
       --parts "${set#unlabelled_}" "${options[@]}" --name "$set" --output data/manifests
   done
 fi

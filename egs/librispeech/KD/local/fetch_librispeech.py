@@ -1,37 +1,32 @@
-"""Download parts of LibriSpeech into FOLDER/LibriSpeech, and unpack them.
+"""Download and unpack parts of LibriSpeech into FOLDER/LibriSpeech.
 
     python local/fetch_librispeech.py FOLDER PART...
 
-A part that is there is left alone, one that was unpacked by hand as well; an archive
-that was cut off goes on.
+Parts that are there are kept; an interrupted download is resumed.
 """
 
-import argparse
 from pathlib import Path
 
 from lhotse.recipes.librispeech import LIBRISPEECH, download_librispeech
 
+from icefall_kd.core.cli import create_parser, exit_on_error
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder")
+    parser = create_parser(__doc__)
+    parser.add_argument("folder", type=Path, help="parent of LibriSpeech/")
     parser.add_argument("parts", nargs="+", choices=sorted(LIBRISPEECH))
     args = parser.parse_args()
-    root = Path(args.folder)
-    # lhotse deletes a part that it did not mark as whole.  Without an archive beside it
-    # it is none that lhotse was unpacking.
+    # lhotse deletes a part without its own completion mark.  A part without its archive
+    # was not unpacked by lhotse: keep it.
     parts = [
         part
         for part in args.parts
-        if not (root / "LibriSpeech" / part).is_dir()
-        or (root / f"{part}.tar.gz").exists()
+        if not (args.folder / "LibriSpeech" / part).is_dir()
+        or (args.folder / f"{part}.tar.gz").exists()
     ]
-    try:
-        download_librispeech(root, dataset_parts=parts)
-    except OSError as e:
-        raise SystemExit(f"fetch_librispeech: {e}") from e
+    with exit_on_error("fetch_librispeech"):
+        download_librispeech(args.folder, dataset_parts=parts)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,54 @@
+"""Write a manifest of the Czech and Dutch dialogue of Fish Fillets NG, without text.
+
+    python local/prepare_fillets.py --source download/pool --audio data/audio/fillets \\
+        --name unlabelled_fillets --output data/manifests
+
+ALTAR interactive and contributors, GPL-2+; Debian packages ``fillets-ng-data-cs`` and
+``fillets-ng-data-nl``.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from icefall_kd.core.cli import exit_on_error
+from icefall_kd.core.logs import setup_logging
+from icefall_kd.corpora.audio import AudioClip, store_clips
+from icefall_kd.corpora.manifests import create_corpus_parser, write_manifest
+
+LANGUAGES = ("cs", "nl")
+
+
+def find_clips(
+    source_dir: Path, languages: Collection[str] = LANGUAGES
+) -> list[AudioClip]:
+    """Return the files ``sound/<level>/<language>/<line>.ogg``.
+
+    Raises:
+      FileNotFoundError: if there are none.
+    """
+    clips = []
+    for path in sorted(source_dir.rglob("*.ogg")):
+        level, language = path.parent.parent.name, path.parent.name
+        if language in languages:
+            id = f"fillets-{language}-{level}-{path.stem}"
+            clips.append(AudioClip(id, path, language=language))
+    if not clips:
+        raise FileNotFoundError(
+            f"{source_dir}: no sound/<level>/<language>/*.ogg; unpack the Debian "
+            "package fillets-ng-data-cs or fillets-ng-data-nl there"
+        )
+    return clips
+
+
+def main() -> None:
+    parser = create_corpus_parser(__doc__)
+    parser.add_argument("--languages", nargs="+", default=LANGUAGES, help="codes")
+    args = parser.parse_args()
+    setup_logging()
+    with exit_on_error("prepare_fillets"):
+        cuts = store_clips(find_clips(args.source, args.languages), args.audio)
+        write_manifest(cuts, args.output / f"{args.name}.jsonl.gz")
+
+
+if __name__ == "__main__":
+    main()

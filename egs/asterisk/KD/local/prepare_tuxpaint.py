@@ -1,0 +1,63 @@
+"""Write a manifest of Tux Paint's spoken descriptions, a dozen languages, without text.
+
+    python local/prepare_tuxpaint.py --source download/pool \\
+        --audio data/audio/tuxpaint --name unlabelled_tuxpaint --output data/manifests
+
+The Tux Paint contributors; the Debian package ``tuxpaint-stamps-default`` has the
+licence of each stamp.  Files ``*_desc_<language>.ogg``; English has no language code.
+"""
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from icefall_kd.core.cli import exit_on_error
+from icefall_kd.core.logs import setup_logging
+from icefall_kd.corpora.audio import AudioClip, store_clips
+from icefall_kd.corpora.manifests import create_corpus_parser, write_manifest
+
+NAME = re.compile(r"(?P<stamp>.+?)_desc(?:_(?P<language>[A-Za-z_@]+))?\.ogg\Z")
+
+
+def find_clips(source_dir: Path, languages: Collection[str] = ()) -> list[AudioClip]:
+    """Return the descriptions in ``languages`` ("en", "pt_BR"), by default in all.
+
+    Raises:
+      FileNotFoundError: if there are none.
+    """
+    clips = []
+    for path in sorted(source_dir.rglob("*_desc*.ogg")):
+        match = NAME.match(path.name)
+        if match is None:
+            continue
+        language = match["language"] or "en"
+        if not languages or language in languages:
+            # The names of stamps repeat between folders.
+            folders = path.parent.parts
+            if "stamps" in folders:
+                folders = folders[folders.index("stamps") + 1 :]
+            folder = "-".join(folders).replace(" ", "_")
+            id = f"tuxpaint-{language}-{folder}-{match['stamp']}"
+            clips.append(AudioClip(id, path, language=language))
+    if not clips:
+        raise FileNotFoundError(
+            f"{source_dir}: no *_desc*.ogg of {', '.join(languages) or 'any language'}"
+            "; unpack the Debian package tuxpaint-stamps-default there"
+        )
+    return clips
+
+
+def main() -> None:
+    parser = create_corpus_parser(__doc__)
+    parser.add_argument(
+        "--languages", nargs="+", default=(), help="codes (default: all)"
+    )
+    args = parser.parse_args()
+    setup_logging()
+    with exit_on_error("prepare_tuxpaint"):
+        cuts = store_clips(find_clips(args.source, args.languages), args.audio)
+        write_manifest(cuts, args.output / f"{args.name}.jsonl.gz")
+
+
+if __name__ == "__main__":
+    main()

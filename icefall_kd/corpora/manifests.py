@@ -1,0 +1,136 @@
+"""Write manifests, and split a corpus into train, dev and test by lists of ids."""
+
+import argparse
+import logging
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lhotse import CutSet
+
+from icefall_kd.core.cli import create_parser
+from icefall_kd.core.files import read_text, write_atomically, write_text
+
+SPLITS = ("train", "dev", "test")
+EXCLUDED = "excluded"
+
+
+def create_corpus_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser with the options source, audio, output and name."""
+    parser = create_parser(description)
+    # fmt: off
+    parser.add_argument("--source", type=Path, required=True, help="unpacked release")
+    parser.add_argument("--audio", type=Path, required=True, help="flac folder")
+    parser.add_argument("--output", type=Path, required=True, help="manifest folder")
+    parser.add_argument("--name", required=True, help="name of the set")
+    # fmt: on
+    return parser
+
+
+def write_manifest(cuts: CutSet, path: Path) -> None:
+    """Write cuts as JSON lines and log their number and hours."""
+    with write_atomically(path) as temporary:
+        cuts.to_file(temporary)
+    hours = sum(cut.duration for cut in cuts) / 3600
+    logging.info("wrote %s: %d cuts, %.2f h", path, len(cuts), hours)
+
+
+def write_splits(cuts: CutSet, splits_dir: Path, output: Path) -> None:
+    """Write ``<output>/<split>.jsonl.gz`` for each list of ids in ``splits_dir``.
+
+    Raises:
+      FileNotFoundError: if a list is missing.
+      ValueError: if an id is listed twice or is not in ``cuts``.
+    """
+    lists = read_id_lists(splits_dir)
+    by_id = {cut.id: cut for cut in cuts}
+    for split, ids in lists.items():
+        missing = [id for id in ids if id not in by_id]
+        if missing:
+            raise ValueError(
+                f"{splits_dir / split}.txt: {len(missing)} of {len(ids)} ids are not "
+                f"in the corpus ({', '.join(missing[:5])}); use the release "
+                "that the lists were made for"
+            )
+    for split, ids in lists.items():
+        chosen = CutSet.from_cuts(by_id[id] for id in ids)
+        write_manifest(chosen, output / f"{split}.jsonl.gz")
+
+
+def read_id_lists(directory: Path) -> dict[str, list[str]]:
+    """Return split -> ids of ``train.txt``, ``dev.txt`` and ``test.txt``.
+
+    Raises:
+      FileNotFoundError: if a list is missing.
+      ValueError: if an id is listed twice.
+    """
+    lists: dict[str, list[str]] = {}
+    split_of: dict[str, str] = {}
+    for split in SPLITS:
+        path = directory / f"{split}.txt"
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: the list of {split} ids is missing")
+        lists[split] = read_text(path).split()
+        for id in lists[split]:
+            if id in split_of:
+                raise ValueError(f"{path}: {id} is also in {split_of[id]}; remove one")
+            split_of[id] = split
+    return lists
+
+
+def write_id_lists(
+    lists: Mapping[str, Sequence[str]], directory: Path, reason: str
+) -> None:
+    """Write ``<split>.txt``, one id a line; ``reason`` follows an excluded id."""
+    for split, ids in lists.items():
+        note = f"\t{reason}" if split == EXCLUDED else ""
+        write_text(directory / f"{split}.txt", "".join(f"{id}{note}\n" for id in ids))
+
+
+def draw_splits(
+    texts: Mapping[str, str],
+    *,
+    num_test: int = 100,
+    num_dev: int = 30,
+    min_words: int = 3,
+    max_words: int = 20,
+    seed: int = 42,
+) -> dict[str, list[str]]:
+    """Return sorted ids of train, dev, test and, where the text is empty, excluded.
+
+    Dev and test texts have ``min_words`` to ``max_words`` words and are no part of any
+    other text.  Utterances with equal texts stay in one split, so that a split may
+    exceed its size by a few.
+
+    Args:
+      texts: id -> normalised text.
+      num_test, num_dev: utterances.
+    Raises:
+      ValueError: if too few texts qualify.
+    """
+    ids_of: dict[str, list[str]] = defaultdict(list)
+    for id, text in texts.items():
+        ids_of[text].append(id)
+    splits: dict[str, list[str]] = {EXCLUDED: sorted(ids_of.pop("", []))}
+    padded = [f" {text} " for text in ids_of]
+    candidates = sorted(
+        text
+        for text in ids_of
+        if min_words <= len(text.split()) <= max_words
+        and sum(f" {text} " in other for other in padded) == 1
+    )
+    random.Random(seed).shuffle(candidates)
+    for split, size in (("test", num_test), ("dev", num_dev)):
+        ids: list[str] = []
+        while len(ids) < size:
+            if not candidates:
+                raise ValueError(
+                    f"{split}: only {len(ids)} of {size} utterances have a text of "
+                    f"{min_words} to {max_words} words that is in no other text; ask "
+                    "for fewer"
+                )
+            ids += ids_of.pop(candidates.pop())
+        splits[split] = sorted(ids)
+    splits["train"] = sorted(id for ids in ids_of.values() for id in ids)
+    return splits
