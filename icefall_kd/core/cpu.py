@@ -100,7 +100,7 @@ def _quota(folder: Path) -> float:
 def tune_cpu() -> None:
     """Make the work of this process on a CPU fast; call it first.
 
-    Torch gets :func:`default_num_threads`.  Nothing else is changed in what is computed.
+    Torch gets :func:`default_num_threads`.  No result of a computation changes.
     What was measured is in the two other functions called.  Each applies only where it
     helps; a variable set by the user is kept.
     """

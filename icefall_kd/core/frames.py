@@ -246,7 +246,7 @@ def average_probs(
 def average_topk(
     frames: Sequence[Tensor], weights: Sequence[float], vocab_size: int, k: int
 ) -> Tensor:
-    """Return :func:`average_probs` as frames of kind ``ctc``, (..., 2 k + 1) float32."""
+    """Return :func:`average_probs` as ``ctc`` frames, (..., 2 k + 1) float32."""
     return pack_topk(average_probs(frames, weights, vocab_size).log(), k)
 
 

@@ -35,7 +35,7 @@ from icefall_kd.distill.term import (
 )
 from icefall_kd.distill.transducer import ctc_rows, ctc_sum
 from icefall_kd.transducer.build import stack_dims
-from icefall_kd.zipformer.cpu.precision import LogSoftmax
+from icefall_kd.zipformer.cpu.blocks import LogSoftmax
 
 
 @dataclass(frozen=True)

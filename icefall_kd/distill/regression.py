@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from icefall_kd.distill.losses import FRAME_LOSSES
-from icefall_kd.transducer.model import small_linear
+from icefall_kd.zipformer.scaling import scaled_linear
 
 _LEAST_STD = 1e-5  # a dimension that never moves must not become a division by zero
 
@@ -43,7 +43,9 @@ class TeacherHead(nn.Module):
         deviation = torch.tensor(std, dtype=torch.float32)
         least = max(_LEAST_STD, least_share * float(deviation.mean()))
         # Small, so that it starts near the targets' mean, which is zero.
-        self.proj = small_linear(dim, len(mean)) if project else None
+        self.proj = (
+            scaled_linear(dim, len(mean), initial_scale=0.25) if project else None
+        )
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", deviation.clamp(min=least))
 

@@ -87,7 +87,7 @@ def padded_frames(encoder: Zipformer2, num_frames: int) -> int:
     factors = [*encoder.downsampling_factor, encoder.downsample_output.factor]
     frames = conv2d_subsampling_lens(num_frames)  # 50 Hz, as all below
     frames += math.lcm(*factors) - 1 + CONVNEXT_CONTEXT
-    chunk_size, _ = encoder.chunk()
+    chunk_size, _ = encoder.get_chunk_info()
     if chunk_size > 0:
         frames = max(frames, chunk_size)
     elif encoder.causal:

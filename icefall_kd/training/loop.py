@@ -43,7 +43,7 @@ from icefall_kd.training.snapshot import restore, snapshot
 from icefall_kd.training.state import TrainState, restore_rng, seed_everything
 from icefall_kd.training.student import parameter_groups
 from icefall_kd.training.validation import validate
-from icefall_kd.zipformer.regularisers import set_batch_count
+from icefall_kd.zipformer.scaling import set_batch_count
 
 SCHEDULES_END = 100_000  # batches; by then every schedule of the encoder has ended
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

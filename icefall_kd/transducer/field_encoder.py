@@ -21,7 +21,7 @@ from icefall_kd.core.config import FieldEncoderConfig
 from icefall_kd.core.frames import make_pad_mask
 from icefall_kd.transducer.model import AsrModel
 from icefall_kd.transducer.path import score_path
-from icefall_kd.zipformer.cpu.precision import full_on_cpu
+from icefall_kd.zipformer.cpu.blocks import disable_cpu_autocast
 from icefall_kd.zipformer.subsampling import conv2d_subsampling_lens
 
 
@@ -151,7 +151,9 @@ class FieldModel(AsrModel):
 
     def forward_encoder(self, x: Tensor, x_lens: Tensor) -> tuple[Tensor, Tensor]:
         """Encode what :meth:`inputs` returned; the lengths stay."""
-        with full_on_cpu(x):  # torch 1.13 cannot normalise layers in bfloat16 there
+        with disable_cpu_autocast(
+            x
+        ):  # torch 1.13 cannot normalise layers in bfloat16 there
             return self.encoder(x, x_lens), x_lens
 
 

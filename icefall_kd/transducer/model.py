@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from icefall_kd import BLANK_ID, LOG_EPS
 from icefall_kd.core.frames import make_pad_mask
-from icefall_kd.zipformer.cpu.precision import LogSoftmax, full_on_cpu
+from icefall_kd.zipformer.cpu.blocks import LogSoftmax, disable_cpu_autocast
 from icefall_kd.zipformer.regularisers import Balancer
 
 NO_TOKEN = -1  # in the place of a token: its embedding is zero
@@ -218,7 +218,7 @@ class AsrModel(nn.Module):
         x, x_lens = self.encoder_embed(x, x_lens)
         mask = make_pad_mask(x_lens, x.size(1))
         x = x.transpose(0, 1)  # (N, T, C) -> (T, N, C)
-        with full_on_cpu(x):
+        with disable_cpu_autocast(x):
             x, x_lens, stacks = self.encoder(
                 x, x_lens, src_key_padding_mask=mask, return_stacks=True
             )

@@ -1,7 +1,9 @@
-"""Attention weights, and the two kinds of module that share them.
+"""Attention weights and the modules that use them, after icefall's ``zipformer.py``.
 
-A layer computes its weights once; two self-attention modules and the non-linear
-attention consume them.  Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, 3.2.
+A layer computes its weights once (RelPositionMultiheadAttentionWeights); two
+SelfAttention modules and NonlinAttention use them.  The names are icefall's.
+
+Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, section 3.2.
 """
 
 import math
@@ -12,18 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icefall_kd.zipformer.cpu.scores import softmax_of_scores
-from icefall_kd.zipformer.modules import whitening_limit
-from icefall_kd.zipformer.regularisers import Balancer, ScheduledFloat, Whiten
-from icefall_kd.zipformer.scaling import scaled_linear
+from icefall_kd.zipformer.cpu.attention_weights import compute_weights
+from icefall_kd.zipformer.modules import whitening_schedule
+from icefall_kd.zipformer.regularisers import Balancer, Whiten
+from icefall_kd.zipformer.scaling import ScheduledFloat, scaled_linear
 
 
 class CompactRelPositionalEncoding(nn.Module):
-    """Encoding of time differences in few dimensions.
+    """Encoding of time differences in few dimensions, precise for small differences.
 
-    A difference t is compressed to sign(t) sqrt(D) ln(1 + |t| / sqrt(D)), bent by atan
-    on to a finite interval, and its harmonics are the encoding: near differences are
-    told apart, far ones hardly.  The last dimension is 1, a bias.
+    A difference t is compressed to sign(t) sqrt(D) ln(1 + |t| / sqrt(D)) and mapped to
+    a finite interval by atan.  The encoding is the harmonics of the result; its last
+    dimension is 1, a bias.
 
     Args:
       dim: D, even.
@@ -36,14 +38,14 @@ class CompactRelPositionalEncoding(nn.Module):
         self.dim = dim
 
     def forward(self, num_frames: int, left_context: int, device: torch.device):
-        """Return the encodings of the differences source - target, in order.
+        """Return the encodings of the differences source - target.
 
         Args:
           num_frames: T, target frames.
           left_context: L, source frames before the first target frame.
         Returns:
-          (L + 2 T, D) float32, of the differences -(L + T - 1) ... T.  The last one
-          occurs for no pair; it lets `align_positions` go without padding.
+          (L + 2 T, D) float32, of the differences -(L + T - 1) ... T.  No pair has the
+          last difference; with it `align_positions` needs no padding.
         """
         first = -(left_context + num_frames - 1)
         t = torch.arange(first, num_frames + 1, device=device).float().unsqueeze(1)
@@ -60,14 +62,14 @@ class CompactRelPositionalEncoding(nn.Module):
 class RelPositionMultiheadAttentionWeights(nn.Module):
     """Multi-head attention weights with relative positions.
 
-    The usual 1/sqrt(dim) is in the initial weights of the projection, since the
-    optimiser learns relative to a parameter's scale.
+    The initial weights of the projection contain the usual 1/sqrt(dim), because
+    ScaledAdam learns relative to a parameter's magnitude.
 
     Args:
       channels: C.
-      pos_dim: of the position encoding.
+      pos_dim: dimension of the positional encoding.
       num_heads: H.
-      query_head_dim, pos_head_dim: per head.
+      query_head_dim, pos_head_dim: of each head.
     """
 
     def __init__(
@@ -91,18 +93,18 @@ class RelPositionMultiheadAttentionWeights(nn.Module):
         self.linear_pos = scaled_linear(
             pos_dim, num_heads * pos_head_dim, initial_scale=0.05, bias=False
         )
-        self.whiten_keys = Whiten(num_heads, whitening_limit(3.0), grad_scale=0.025)
-        # The weights do not depend on a constant in the keys; without this, rounding
-        # errors would let it drift.
+        self.whiten_keys = Whiten(num_heads, whitening_schedule(3.0), grad_scale=0.025)
+        # The weights do not depend on a constant in the keys.  The balancer keeps this
+        # constant from drifting by rounding errors.
         self.balance_keys = Balancer(
             min_positive=0.4, max_positive=0.6, min_abs=0.0, max_abs=100.0, prob=0.025
         )
-        self.position_skip_rate = ScheduledFloat((0.0, 0.5), (4000.0, 0.0))
+        self.pos_emb_skip_rate = ScheduledFloat((0.0, 0.5), (4000.0, 0.0))
 
     def forward(
         self,
         x: Tensor,
-        positions: Tensor,
+        pos_emb: Tensor,
         mask: Optional[Tensor] = None,
         cache: Optional[Tensor] = None,
     ) -> tuple[Tensor, Optional[Tensor]]:
@@ -110,17 +112,17 @@ class RelPositionMultiheadAttentionWeights(nn.Module):
 
         Args:
           x: (N, T, C).
-          positions: (L + 2 T, pos_dim), L is 0 without a cache.
+          pos_emb: (L + 2 T, pos_dim), L is 0 without a cache.
           mask: bool, broadcasts to (N, 1, T, L + T), True is not attended to.
-          cache: (L, N, H * query_head_dim), keys before ``x``, when streaming.
+          cache: (L, N, H * query_head_dim), keys before ``x``, in streaming.
         Returns:
-          (N, H, T, L + T), and the next cache when one was given.
+          (N, H, T, L + T), and the next cache if a cache was given.
         """
-        batch, num_frames, _ = x.shape
-        by_position = not self._skips_positions()
+        batch = x.shape[0]
+        use_positions = not self._skip_positions()
         bias = self.in_proj.bias
-        if not by_position:
-            # Each parameter takes part in each step, which distributed training wants.
+        if not use_positions:
+            # Distributed training needs a gradient of each parameter in each step.
             bias = bias + 0.0 * self.linear_pos.weight.sum()
         projected = F.linear(x, self.in_proj.weight, bias)
         query, key, pos_query = projected.split(self.widths, dim=-1)
@@ -133,20 +135,20 @@ class RelPositionMultiheadAttentionWeights(nn.Module):
         query = query.reshape(*shape, self.widths[0] // self.num_heads)
         key = key.reshape(*shape, self.widths[1] // self.num_heads)
         query, key = query.transpose(1, 2), key.transpose(1, 2)
-        if by_position:
+        if use_positions:
             pos_query = pos_query.reshape(*shape, self.widths[2] // self.num_heads)
             pos_query = pos_query.transpose(1, 2)
-            positions = self.linear_pos(positions.to(pos_query.dtype))
-            positions = positions.reshape(-1, self.num_heads, pos_query.shape[-1])
-            positions = positions.permute(1, 2, 0)  # (H, pos_head_dim, L + 2 T)
+            pos_key = self.linear_pos(pos_emb.to(pos_query.dtype))
+            pos_key = pos_key.reshape(-1, self.num_heads, pos_query.shape[-1])
+            pos_key = pos_key.permute(1, 2, 0)  # (H, pos_head_dim, L + 2 T)
         else:
-            pos_query = positions = None
-        limited = self.training and random.random() < 0.1
-        parts = (query, key, pos_query, positions)
-        return softmax_of_scores(*parts, mask, limited), cache
+            pos_query = pos_key = None
+        penalize = self.training and random.random() < 0.1
+        weights = compute_weights(query, key, pos_query, pos_key, mask, penalize)
+        return weights, cache
 
-    def _skips_positions(self) -> bool:
-        return self.training and random.random() < float(self.position_skip_rate)
+    def _skip_positions(self) -> bool:
+        return self.training and random.random() < float(self.pos_emb_skip_rate)
 
 
 def attend(weights: Tensor, values: Tensor) -> Tensor:
@@ -154,7 +156,7 @@ def attend(weights: Tensor, values: Tensor) -> Tensor:
 
     Args:
       weights: (N, H, T, S).
-      values: (N, S, C), C is split over the H heads.
+      values: (N, S, C); each head has C / H channels.
     Returns:
       (N, T, C).
     """
@@ -165,31 +167,26 @@ def attend(weights: Tensor, values: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Projects the frames to values, attends, projects back.
-
-    Args:
-      channels: C.
-      num_heads, value_head_dim: of the values.
-    """
+    """Linear, attention with given weights, linear."""
 
     def __init__(self, channels: int, num_heads: int, value_head_dim: int) -> None:
         super().__init__()
         hidden = num_heads * value_head_dim
         self.in_proj = nn.Linear(channels, hidden)
         self.out_proj = scaled_linear(hidden, channels, initial_scale=0.05)
-        self.whiten = Whiten(1, whitening_limit(7.5, ratio=3.0), grad_scale=0.01)
+        self.whiten = Whiten(1, whitening_schedule(7.5, ratio=3.0), grad_scale=0.01)
 
     def forward(
         self, x: Tensor, weights: Tensor, cache: Optional[Tensor] = None
     ) -> tuple[Tensor, Optional[Tensor]]:
-        """Attend.
+        """Compute the attention.
 
         Args:
           x: (N, T, C).
           weights: (N, H, T, L + T).
-          cache: (L, N, H * value_head_dim), values before ``x``, when streaming.
+          cache: (L, N, H * value_head_dim), values before ``x``, in streaming.
         Returns:
-          (N, T, C), and the next cache when one was given.
+          (N, T, C), and the next cache if a cache was given.
         """
         values = self.in_proj(x)
         if cache is not None:
@@ -200,9 +197,7 @@ class SelfAttention(nn.Module):
 
 
 class NonlinAttention(nn.Module):
-    """Attention of one head over gated frames, gated again.
-
-    Source: the paper above, 3.2: (attention of (tanh(s) * x)) * y, then linear.
+    """attention(tanh(s) * x) * y with the weights of one head, then linear.
 
     Args:
       channels: C.
@@ -218,21 +213,21 @@ class NonlinAttention(nn.Module):
             min_abs=0.5,
             max_abs=5.0,
         )
-        self.whiten1 = Whiten(1, whitening_limit(5.0), grad_scale=0.01)
-        self.whiten2 = Whiten(1, whitening_limit(5.0, ratio=3.0), grad_scale=0.01)
+        self.whiten1 = Whiten(1, whitening_schedule(5.0), grad_scale=0.01)
+        self.whiten2 = Whiten(1, whitening_schedule(5.0, ratio=3.0), grad_scale=0.01)
         self.out_proj = scaled_linear(hidden, channels, initial_scale=0.05)
 
     def forward(
         self, x: Tensor, weights: Tensor, cache: Optional[Tensor] = None
     ) -> tuple[Tensor, Optional[Tensor]]:
-        """Attend.
+        """Compute the attention.
 
         Args:
           x: (N, T, C).
-          weights: (N, 1, T, L + T), those of one head.
-          cache: (1, N, L, hidden), gated frames before ``x``, when streaming.
+          weights: (N, 1, T, L + T), of one head.
+          cache: (1, N, L, hidden), gated frames before ``x``, in streaming.
         Returns:
-          (N, T, C), and the next cache when one was given.
+          (N, T, C), and the next cache if a cache was given.
         """
         gate, x, out_gate = self.in_proj(x).chunk(3, dim=-1)
         x = self.whiten1(x) * self.balancer(gate).tanh()
@@ -245,9 +240,9 @@ class NonlinAttention(nn.Module):
 
 
 def flatten_weights(weights: Tensor) -> Tensor:
-    """Return weights that are equal over the frames that may be attended to.
+    """Return equal weights over the frames with a weight above zero.
 
-    A module trained with them at times learns to average over time as well.
+    Training uses them at random, so that the module also learns the mean over time.
     """
     allowed = (weights > 0.0).to(weights.dtype)
     return allowed / allowed.sum(dim=-1, keepdim=True)

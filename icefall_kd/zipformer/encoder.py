@@ -1,8 +1,6 @@
-"""The Zipformer encoder: stacks at several frame rates.
+"""The Zipformer encoder, stacks at several frame rates; icefall's Zipformer2.
 
-Source: Yao et al., Zipformer, 2023, arXiv:2310.11230.
-
-Front end and encoder from a configuration.
+Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, section 3.1.
 """
 
 import random
@@ -14,29 +12,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icefall_kd.core.config import ZipformerConfig
-from icefall_kd.zipformer.layers import LayerCache, Zipformer2EncoderLayer
-from icefall_kd.zipformer.regularisers import (
+from icefall_kd.zipformer.layers import (
+    DownsampledZipformer2Encoder,
+    LayerCache,
+    Zipformer2Encoder,
+    Zipformer2EncoderLayer,
+)
+from icefall_kd.zipformer.modules import SimpleDownsample
+from icefall_kd.zipformer.scaling import (
     REFERENCE_WARMUP,
     FloatLike,
     ScheduledFloat,
     stretch_schedules,
-)
-from icefall_kd.zipformer.stacks import (
-    Downsample,
-    DownsampledZipformer2Encoder,
-    Stack,
-    layer_skip_rates,
 )
 from icefall_kd.zipformer.subsampling import Conv2dSubsampling
 
 PerStack = Union[int, Sequence[int]]
 
 
-def per_stack(name: str, value: PerStack, num_stacks: int) -> tuple[int, ...]:
-    """Return ``value`` as one int a stack; a single one serves all.
+def expand_per_stack(name: str, value: PerStack, num_stacks: int) -> tuple[int, ...]:
+    """Return one int for each stack; a single value serves all stacks.
 
     Raises:
-      ValueError: if it has another number of entries; the message names it.
+      ValueError: if ``value`` has another number of entries.
     """
     values = (value,) if isinstance(value, int) else tuple(value)
     if len(values) == 1:
@@ -48,29 +46,31 @@ def per_stack(name: str, value: PerStack, num_stacks: int) -> tuple[int, ...]:
     return values
 
 
-def chunk_mask(num_frames: int, chunk_size: int, left_context: int, device) -> Tensor:
-    """Return which source frames are hidden from which target frames.
+def make_chunk_mask(
+    num_frames: int, chunk_size: int, left_context: int, device
+) -> Tensor:
+    """Return the attention mask of chunks.
 
-    A frame sees its own chunk and the ``left_context // chunk_size`` chunks before
-    it, at least one; all before it when ``left_context`` is negative.
+    A frame attends to its own chunk and to the ``left_context // chunk_size`` chunks
+    before it, at least one; to all chunks before it if ``left_context`` is negative.
 
     Args:
       num_frames: T.
       chunk_size, left_context: frames.
     Returns:
-      (T, T) bool, target by source, True is hidden.
+      (T, T) bool, target by source, True is not attended to.
     """
     chunk = torch.div(
         torch.arange(num_frames, device=device), chunk_size, rounding_mode="floor"
     )
-    ahead = chunk.unsqueeze(0) - chunk.unsqueeze(1)
-    hidden = ahead > 0
+    distance = chunk.unsqueeze(0) - chunk.unsqueeze(1)
+    mask = distance > 0
     if left_context >= 0:
-        hidden = hidden | (ahead < -max(left_context // chunk_size, 1))
-    return hidden
+        mask = mask | (distance < -max(left_context // chunk_size, 1))
+    return mask
 
 
-def fit_channels(x: Tensor, channels: int) -> Tensor:
+def convert_num_channels(x: Tensor, channels: int) -> Tensor:
     """Cut or zero-pad the last axis of ``x`` to ``channels``."""
     if x.shape[-1] >= channels:
         return x[..., :channels]
@@ -78,32 +78,30 @@ def fit_channels(x: Tensor, channels: int) -> Tensor:
 
 
 class Zipformer2(nn.Module):
-    """Zipformer encoder, 50 Hz embeddings in, 25 Hz out.
+    """Zipformer encoder: embeddings at 50 Hz to frames at 25 Hz.
 
-    The arguments are those of the reference recipe; one int, or a tuple of one,
-    serves all stacks.
+    The arguments are icefall's.  One int, or a tuple of one, serves all stacks.
 
     Args:
-      output_downsampling_factor: of the output relative to the input.
-      downsampling_factor: of each stack relative to the input.
+      output_downsampling_factor: ratio of the input's frame rate to the output's.
+      downsampling_factor: the same for each stack.
       encoder_dim: C_i, channels of each stack.
-      num_encoder_layers: of each stack.
-      encoder_unmasked_dim: channels that feature-mask dropout never hides.
+      num_encoder_layers: layers of each stack.
+      encoder_unmasked_dim: channels that the feature masks never zero.
       query_head_dim, pos_head_dim, value_head_dim, num_heads: of the attention.
-      feedforward_dim: hidden width of the middle feed-forward.
-      cnn_module_kernel: of the depthwise convolutions, odd.
-      pos_dim: of the position encoding, even.
-      dropout: a rate, or a schedule (shared by all layers).
-      warmup_batches: batches after which all layers are warmed up; stretches all
-        schedules.
-      causal: whether convolutions keep to chunks; needed for streaming.
-      chunk_size: frames, -1 is full context; one is drawn a training batch, the
-        first used in evaluation.
-      left_context_frames: likewise, of the attention; -1 is unlimited.
+      feedforward_dim: hidden width of the middle feed-forward module.
+      cnn_module_kernel: kernel size of the depthwise convolutions, odd.
+      pos_dim: dimension of the positional encoding, even.
+      dropout: a rate or a schedule, for all layers.
+      warmup_batches: batches until all layers are warm; stretches all schedules.
+      causal: whether convolutions are limited to past and chunk, for streaming.
+      chunk_size: chunk sizes in frames, -1 is full context.  Each training batch draws
+        one; evaluation uses the first.
+      left_context_frames: the same for the left context of attention, -1 is unlimited.
     Attributes:
-      last_chunk: chunk size and left context of the last call of :meth:`forward`.
+      last_chunk: (chunk size, left context) of the last call of :meth:`forward`.
     Raises:
-      ValueError: if sizes do not fit together; the message names them.
+      ValueError: if sizes do not fit together.
     """
 
     def __init__(
@@ -130,7 +128,7 @@ class Zipformer2(nn.Module):
         num_stacks = len(downsampling_factor)
 
         def expand(name: str, value: PerStack) -> tuple[int, ...]:
-            return per_stack(name, value, num_stacks)
+            return expand_per_stack(name, value, num_stacks)
 
         self.downsampling_factor = tuple(downsampling_factor)
         self.encoder_dim = expand("encoder_dim", encoder_dim)
@@ -148,25 +146,24 @@ class Zipformer2(nn.Module):
         self.left_context_frames = tuple(left_context_frames)
         self.fixed_chunk: Optional[tuple[int, int]] = None
         self.last_chunk = (-1, -1)
-        self._check()
+        self._check_sizes()
 
         if dropout is None:
             dropout = ScheduledFloat((0.0, 0.3), (20000.0, 0.1))
         self.encoders = nn.ModuleList(
             self._build_stack(i, dropout) for i in range(num_stacks)
         )
-        self.downsample_output = Downsample(output_downsampling_factor)
+        self.downsample_output = SimpleDownsample(output_downsampling_factor)
         stretch_schedules(self, warmup_batches)
 
-    def _check(self) -> None:
-        for all_of_it, kept in zip(self.encoder_dim, self.encoder_unmasked_dim):
-            if kept > all_of_it:
-                raise ValueError(
-                    f"encoder_unmasked_dim {self.encoder_unmasked_dim} exceeds "
-                    f"encoder_dim {self.encoder_dim}"
-                )
-        for chunk in self.chunk_size:
-            self._check_chunk(chunk)
+    def _check_sizes(self) -> None:
+        if any(u > c for u, c in zip(self.encoder_unmasked_dim, self.encoder_dim)):
+            raise ValueError(
+                f"encoder_unmasked_dim {self.encoder_unmasked_dim} exceeds "
+                f"encoder_dim {self.encoder_dim}"
+            )
+        for chunk_size in self.chunk_size:
+            self._check_chunk(chunk_size)
 
     def _check_chunk(self, chunk_size: int) -> None:
         if chunk_size == -1:
@@ -180,15 +177,19 @@ class Zipformer2(nn.Module):
             )
 
     def _build_stack(self, i: int, dropout: FloatLike) -> nn.Module:
-        num_stacks = len(self.downsampling_factor)
         factor = self.downsampling_factor[i]
-        # The first share of the warm-up is for the front end alone.
-        skip_rates = layer_skip_rates(
-            self.num_encoder_layers[i],
-            begin=REFERENCE_WARMUP * (i + 1) / (num_stacks + 1),
-            end=REFERENCE_WARMUP * (i + 2) / (num_stacks + 1),
-            final_rate=0.035 * factor**0.5,
-        )
+        num_layers = self.num_encoder_layers[i]
+        # The layers warm up one after another.  The first share of the warm-up is for
+        # the front end alone.
+        num_shares = len(self.downsampling_factor) + 1
+        begin = REFERENCE_WARMUP * (i + 1) / num_shares
+        step = (REFERENCE_WARMUP * (i + 2) / num_shares - begin) / num_layers
+        skip_rates = [
+            ScheduledFloat(
+                (begin + j * step, 0.5), (begin + (j + 1) * step, 0.035 * factor**0.5)
+            )
+            for j in range(num_layers)
+        ]
         layers = [
             Zipformer2EncoderLayer(
                 channels=self.encoder_dim[i],
@@ -205,25 +206,26 @@ class Zipformer2(nn.Module):
             )
             for skip_rate in skip_rates
         ]
-        stack = Stack(layers, self.pos_dim)
+        stack = Zipformer2Encoder(layers, self.pos_dim)
         if factor == 1:
             return stack
         return DownsampledZipformer2Encoder(stack, self.encoder_dim[i], factor)
 
     def set_chunk(self, chunk_size: int, left_context_frames: int = -1) -> None:
-        """Fix the chunk of evaluation, whatever the model was trained with.
+        """Set the chunk size and left context of evaluation.
 
         Args:
-          chunk_size: in frames of 50 Hz, -1 is full context.
-          left_context_frames: in frames of 50 Hz, -1 is unlimited.
+          chunk_size: frames at 50 Hz, -1 is full context.
+          left_context_frames: frames at 50 Hz, -1 is unlimited.
         Raises:
-          ValueError: if the model is not causal or the stacks' rates do not divide it.
+          ValueError: if the model is not causal, or the chunk is no multiple of each
+            downsampling factor.
         """
         self._check_chunk(chunk_size)
         self.fixed_chunk = (chunk_size, left_context_frames)
 
-    def chunk(self) -> tuple[int, int]:
-        """Return chunk size and left context: drawn in training, else fixed."""
+    def get_chunk_info(self) -> tuple[int, int]:
+        """Return chunk size and left context; training draws them."""
         if not self.causal:
             return -1, -1
         if self.training:
@@ -241,36 +243,36 @@ class Zipformer2(nn.Module):
         src_key_padding_mask: Optional[Tensor] = None,
         return_stacks: bool = False,
     ) -> tuple[Tensor, ...]:
-        """Encode whole utterances.
+        """Encode utterances.
 
         Args:
           x: (T, N, encoder_dim[0]) at 50 Hz.
           x_lens: (N,) int64, valid frames.
           src_key_padding_mask: (N, T) bool, True at padding.
-          return_stacks: whether to return the stacks' outputs as well.
+          return_stacks: whether to return the stacks' outputs too.
         Returns:
           (ceil(T / 2), N, max encoder_dim), its valid frames (N,) int64, and with
           ``return_stacks`` a list of (T, N, C_i).
         """
         x = x.transpose(0, 1)
-        self.last_chunk = chunk_size, left_context = self.chunk()
-        hidden = None
+        self.last_chunk = chunk_size, left_context = self.get_chunk_info()
+        chunk_mask = None
         if chunk_size > 0:
-            hidden = chunk_mask(x.shape[1], chunk_size, left_context, x.device)
-        feature_masks = self._feature_masks(x)
+            chunk_mask = make_chunk_mask(x.shape[1], chunk_size, left_context, x.device)
+        feature_masks = self._draw_feature_masks(x)
         outputs: list[Tensor] = []
         for i, stack in enumerate(self.encoders):
             factor = self.downsampling_factor[i]
-            mask, pad_mask = _stack_masks(hidden, src_key_padding_mask, factor)
+            mask, pad_mask = _downsample_masks(chunk_mask, src_key_padding_mask, factor)
             x, _ = stack(
-                fit_channels(x, self.encoder_dim[i]),
+                convert_num_channels(x, self.encoder_dim[i]),
                 mask=mask,
                 pad_mask=pad_mask,
                 chunk_size=chunk_size // factor if chunk_size > 0 else -1,
                 feature_mask=feature_masks[i],
             )
             outputs.append(x)
-        y = self.downsample_output(self._widest(outputs)).transpose(0, 1)
+        y = self.downsample_output(self._get_full_dim_output(outputs)).transpose(0, 1)
         lens = self.output_lens(x_lens)
         if return_stacks:
             return y, lens, [output.transpose(0, 1) for output in outputs]
@@ -283,8 +285,8 @@ class Zipformer2(nn.Module):
 
         Args:
           x: (N, C, encoder_dim[0]) at 50 Hz, C the chunk size.
-          caches: one a layer, over all stacks.
-          mask: (N, L + C) bool at 50 Hz, True at sources before the stream's start.
+          caches: one for each layer of all stacks.
+          mask: (N, L + C) bool at 50 Hz, True before the start of the stream.
         Returns:
           (N, C / 2, max encoder_dim) and the next caches.
         """
@@ -293,20 +295,22 @@ class Zipformer2(nn.Module):
         for i, stack in enumerate(self.encoders):
             first = len(next_caches)
             x, new = stack(
-                fit_channels(x, self.encoder_dim[i]),
+                convert_num_channels(x, self.encoder_dim[i]),
                 mask=mask[:, None, None, :: self.downsampling_factor[i]],
                 caches=caches[first : first + self.num_encoder_layers[i]],
             )
             outputs.append(x)
             next_caches.extend(new)
-        return self.downsample_output(self._widest(outputs), exact=True), next_caches
+        return self.downsample_output(
+            self._get_full_dim_output(outputs), exact=True
+        ), next_caches
 
     def output_lens(self, x_lens: Tensor) -> Tensor:
-        """Return the valid output frames for valid input frames, (N,) int64."""
+        """Return valid output frames from valid input frames, (N,) int64."""
         factor = self.downsample_output.factor
         return torch.div(x_lens + factor - 1, factor, rounding_mode="floor")
 
-    def _widest(self, outputs: list[Tensor]) -> Tensor:
+    def _get_full_dim_output(self, outputs: list[Tensor]) -> Tensor:
         """Return each channel from the last stack that has it."""
         pieces = [outputs[-1]]
         for output in reversed(outputs[:-1]):
@@ -315,11 +319,11 @@ class Zipformer2(nn.Module):
                 pieces.append(output[..., have:])
         return torch.cat(pieces, dim=-1) if len(pieces) > 1 else pieces[0]
 
-    def _feature_masks(self, x: Tensor) -> list[Optional[Tensor]]:
-        """Return one (N, 1, C_i) a stack: 0 for the channels hidden in a sequence.
+    def _draw_feature_masks(self, x: Tensor) -> list[Optional[Tensor]]:
+        """Return a (N, 1, C_i) mask for each stack: 0 for dropped channels, else 1.
 
-        The channels beyond ``encoder_unmasked_dim`` are hidden in 1/8 of sequences,
-        and the upper half of those in about another 1/8, alike in all stacks.
+        A sequence drops the channels from ``encoder_unmasked_dim`` on with probability
+        1/8, and the upper half of these with probability 1/8 more, in all stacks.
         """
         if not self.training:
             return [None] * len(self.encoder_dim)
@@ -336,29 +340,29 @@ class Zipformer2(nn.Module):
         return masks
 
 
-def _stack_masks(
-    hidden: Optional[Tensor], padding: Optional[Tensor], factor: int
+def _downsample_masks(
+    chunk_mask: Optional[Tensor], pad_mask: Optional[Tensor], factor: int
 ) -> tuple[Optional[Tensor], Optional[Tensor]]:
-    """Return the masks of attention and of frames at a stack's rate."""
-    if hidden is not None:
-        hidden = hidden[::factor, ::factor]
-    if padding is None:
-        return hidden, None
-    padding = padding[:, ::factor]
-    mask = padding[:, None, None]
-    return (mask if hidden is None else mask | hidden), padding
+    """Return the attention mask and the padding mask at a stack's frame rate."""
+    if chunk_mask is not None:
+        chunk_mask = chunk_mask[::factor, ::factor]
+    if pad_mask is None:
+        return chunk_mask, None
+    pad_mask = pad_mask[:, ::factor]
+    mask = pad_mask[:, None, None]
+    return (mask if chunk_mask is None else mask | chunk_mask), pad_mask
 
 
 def dropout_schedule(rate: float) -> ScheduledFloat:
-    """Return a dropout that falls from ``rate`` to a third over 20000 batches."""
+    """Return a dropout rate that falls from ``rate`` to a third over 20000 batches."""
     return ScheduledFloat((0.0, rate), (20000.0, rate / 3.0))
 
 
 def build_encoder(config: ZipformerConfig) -> tuple[Conv2dSubsampling, Zipformer2]:
-    """Return the front end and the encoder that ``config`` describes.
+    """Return the front end and the encoder of a configuration.
 
     Raises:
-      ValueError: if sizes do not fit together; the message names them.
+      ValueError: if sizes do not fit together.
     """
     encoder_embed = Conv2dSubsampling(
         feature_dim=config.feature_dim,

@@ -1,30 +1,40 @@
-"""The Zipformer layer: how the modules are put together, and the bypass."""
+"""The Zipformer layer and stacks of layers, after icefall's ``zipformer.py``.
+
+Zipformer2EncoderLayer, Zipformer2Encoder (a stack at one frame rate) and
+DownsampledZipformer2Encoder have icefall's names.
+
+Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, figures 1 and 2.
+"""
 
 import random
+from collections.abc import Sequence
 from typing import NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor, nn
 
 from icefall_kd.zipformer.attention import (
+    CompactRelPositionalEncoding,
     NonlinAttention,
     RelPositionMultiheadAttentionWeights,
     SelfAttention,
     flatten_weights,
 )
-from icefall_kd.zipformer.modules import ConvolutionModule, FeedForward, whitening_limit
-from icefall_kd.zipformer.regularisers import (
-    Balancer,
-    FloatLike,
-    ScheduledFloat,
-    Whiten,
-    limit_param_value,
+from icefall_kd.zipformer.modules import (
+    BypassModule,
+    ConvolutionModule,
+    FeedforwardModule,
+    SimpleDownsample,
+    make_sequence_mask,
+    upsample,
+    whitening_schedule,
 )
-from icefall_kd.zipformer.scaling import BiasNorm
+from icefall_kd.zipformer.regularisers import Balancer, Whiten
+from icefall_kd.zipformer.scaling import BiasNorm, FloatLike, ScheduledFloat
 
 
 class LayerCache(NamedTuple):
-    """What a layer remembers of the frames before a chunk; L frames of left context.
+    """Streaming state of a layer; L frames of left context.
 
     Attributes:
       key: (L, N, H * query_head_dim).
@@ -44,63 +54,32 @@ class LayerCache(NamedTuple):
 NO_CACHE = (None,) * len(LayerCache._fields)
 
 
-def keep_sequences(x: Tensor, rate: float) -> Union[Tensor, float]:
-    """Return a (N, 1, 1) mask that is 0 for a share ``rate`` of sequences, else 1."""
-    if rate == 0.0:
-        return 1.0
-    return (torch.rand(x.shape[0], 1, 1, device=x.device) >= rate).to(x.dtype)
-
-
-def add_branch(x: Tensor, branch: Tensor, keep: Union[Tensor, float] = 1.0) -> Tensor:
-    """Return ``x`` plus the output of a branch, for the sequences that are kept."""
-    if isinstance(keep, float):
+def add_branch(x: Tensor, branch: Tensor, mask: Union[Tensor, float] = 1.0) -> Tensor:
+    """Return ``x + branch * mask``, see `make_sequence_mask`."""
+    if isinstance(mask, float):
         return x + branch
-    return torch.addcmul(x, branch, keep.to(branch.dtype))
+    return torch.addcmul(x, branch, mask.to(branch.dtype))
 
 
-class Bypass(nn.Module):
-    """Mixes input and output of a module by a learned share of each channel.
-
-    Early in training the share of the output is kept high, so that every module
-    learns something, and whole sequences may skip the module.
-
-    Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, 3.2.
-
-    Args:
-      channels: C.
-      skip_rate: share of the sequences that skip the module in training.
-    """
-
-    def __init__(self, channels: int, skip_rate: FloatLike = 0.0) -> None:
-        super().__init__()
-        self.bypass_scale = nn.Parameter(torch.full((channels,), 0.5))
-        self.skip_rate = skip_rate
-        self.scale_min = ScheduledFloat((0.0, 0.9), (20000.0, 0.2), default=0.0)
-
-    def forward(self, before: Tensor, after: Tensor) -> Tensor:
-        """Return before + (after - before) * scale, all (N, T, C)."""
-        scale = self.bypass_scale
-        if self.training:
-            scale = limit_param_value(scale, float(self.scale_min), 1.0)
-            keep = keep_sequences(after, float(self.skip_rate))
-            scale = scale * keep
-        return before + (after - before) * scale
+def warmup_schedule(
+    start: float, warm: float, *rest: tuple[float, float]
+) -> ScheduledFloat:
+    """Return a schedule from ``start`` to ``warm`` over the first 4000 batches."""
+    return ScheduledFloat((0.0, start), (4000.0, warm), *rest, default=0.0)
 
 
 class Zipformer2EncoderLayer(nn.Module):
-    """One layer: feed-forward, attention and convolution twice, around a mid bypass.
-
-    Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, figure 2.
+    """Feed-forward, attention and convolution modules, twice, around a bypass.
 
     Args:
       channels: C.
-      pos_dim: of the position encoding.
+      pos_dim: dimension of the positional encoding.
       num_heads, query_head_dim, pos_head_dim, value_head_dim: of the attention.
-      feedforward_dim: hidden width of the middle feed-forward; the first has 3/4 of
-        it, the last 5/4.
+      feedforward_dim: hidden width of the middle feed-forward module; the first has
+        3/4 of it, the last 5/4.
       kernel_size: of the depthwise convolutions.
       dropout: in the feed-forward modules.
-      causal: whether convolutions are confined to chunks.
+      causal: whether convolutions are limited to the past and the chunk.
       skip_rate: share of sequences that skip the layer in training.
     """
 
@@ -124,42 +103,44 @@ class Zipformer2EncoderLayer(nn.Module):
         )
         self.self_attn1 = SelfAttention(channels, num_heads, value_head_dim)
         self.self_attn2 = SelfAttention(channels, num_heads, value_head_dim)
-        self.feed_forward1 = FeedForward(channels, feedforward_dim * 3 // 4, dropout)
-        self.feed_forward2 = FeedForward(channels, feedforward_dim, dropout)
-        self.feed_forward3 = FeedForward(channels, feedforward_dim * 5 // 4, dropout)
+        hidden = (feedforward_dim * 3 // 4, feedforward_dim, feedforward_dim * 5 // 4)
+        self.feed_forward1 = FeedforwardModule(channels, hidden[0], dropout)
+        self.feed_forward2 = FeedforwardModule(channels, hidden[1], dropout)
+        self.feed_forward3 = FeedforwardModule(channels, hidden[2], dropout)
         self.nonlin_attention = NonlinAttention(channels, 3 * channels // 4)
         self.conv_module1 = ConvolutionModule(channels, kernel_size, causal)
         self.conv_module2 = ConvolutionModule(channels, kernel_size, causal)
         self.norm = BiasNorm(channels)
-        self.bypass = Bypass(channels, skip_rate)
-        self.bypass_mid = Bypass(channels)
-        # Of no effect; published checkpoints carry it.  As a buffer it is no
-        # parameter that never gets a gradient.
+        self.bypass = BypassModule(channels, skip_rate)
+        self.bypass_mid = BypassModule(channels)
+        # Unused; published checkpoints carry it.  It is a buffer, because a parameter
+        # without a gradient fails in distributed training.
         self.register_buffer("bypass_scale", torch.full((channels,), 0.5))
         self._add_regularisers()
 
     def _add_regularisers(self) -> None:
-        self.attention_skip_rate = _early(0.2, 0.05, (16000.0, 0.0))
-        self.conv_skip_rate = _early(0.2, 0.05, (16000.0, 0.0))
-        self.const_attention_rate = _early(0.25, 0.025)
-        self.ff2_skip_rate = _early(0.1, 0.01, (50000.0, 0.0))
-        self.ff3_skip_rate = _early(0.1, 0.01, (50000.0, 0.0))
-        self.balancer1 = Balancer(
-            min_positive=0.45, max_positive=0.55, min_abs=0.2, max_abs=4.0
-        )
-        self.balancer2 = Balancer(
-            min_positive=0.45, max_positive=0.55, min_abs=0.1, max_abs=4.0
-        )
+        self.attention_skip_rate = warmup_schedule(0.2, 0.05, (16000.0, 0.0))
+        self.conv_skip_rate = warmup_schedule(0.2, 0.05, (16000.0, 0.0))
+        self.const_attention_rate = warmup_schedule(0.25, 0.025)
+        self.ff2_skip_rate = warmup_schedule(0.1, 0.01, (50000.0, 0.0))
+        self.ff3_skip_rate = warmup_schedule(0.1, 0.01, (50000.0, 0.0))
+        even = dict(min_positive=0.45, max_positive=0.55, max_abs=4.0)
+        self.balancer1 = Balancer(min_abs=0.2, **even)
+        self.balancer2 = Balancer(min_abs=0.1, **even)
         rare = dict(min_positive=0.3, max_positive=0.7, prob=0.05)
-        self.balancer_na = Balancer(min_abs=_early(0.004, 0.02), **rare)
-        self.balancer_ff2 = Balancer(min_abs=_early(0.0, 0.1), max_abs=2.0, **rare)
-        self.balancer_ff3 = Balancer(min_abs=_early(0.0, 0.2), max_abs=4.0, **rare)
-        self.whiten = Whiten(1, whitening_limit(4.0, ratio=3.0), grad_scale=0.01)
+        self.balancer_na = Balancer(min_abs=warmup_schedule(0.004, 0.02), **rare)
+        self.balancer_ff2 = Balancer(
+            min_abs=warmup_schedule(0.0, 0.1), max_abs=2.0, **rare
+        )
+        self.balancer_ff3 = Balancer(
+            min_abs=warmup_schedule(0.0, 0.2), max_abs=4.0, **rare
+        )
+        self.whiten = Whiten(1, whitening_schedule(4.0, ratio=3.0), grad_scale=0.01)
 
     def forward(
         self,
         x: Tensor,
-        positions: Tensor,
+        pos_emb: Tensor,
         mask: Optional[Tensor] = None,
         pad_mask: Optional[Tensor] = None,
         chunk_size: int = -1,
@@ -169,47 +150,47 @@ class Zipformer2EncoderLayer(nn.Module):
 
         Args:
           x: (N, T, C).
-          positions: (L + 2 T, pos_dim), see `CompactRelPositionalEncoding`.
+          pos_emb: (L + 2 T, pos_dim), see `CompactRelPositionalEncoding`.
           mask: bool, broadcasts to (N, 1, T, L + T), True is not attended to.
           pad_mask: (N, T) bool, True at padding.
           chunk_size: frames in a chunk of the convolutions, -1 is one chunk.
-          cache: of the frames before ``x``, when streaming.
+          cache: of the frames before ``x``, in streaming.
         Returns:
-          (N, T, C), and the next cache when one was given.
+          (N, T, C), and the next cache if a cache was given.
         """
         past = cache if cache is not None else NO_CACHE
-        begin = x
-        weights, key = self.self_attn_weights(x, positions, mask, past[0])
-        keep_attention = self._keep(x, self.attention_skip_rate)
+        original = x
+        weights, key = self.self_attn_weights(x, pos_emb, mask, past[0])
+        attention_mask = self._draw_mask(x, self.attention_skip_rate)
 
         x = x + self.feed_forward1(x)
         y, nonlin = self.nonlin_attention(x, self._first_head(weights), past[1])
-        x = add_branch(x, self.balancer_na(y), keep_attention)
+        x = add_branch(x, self.balancer_na(y), attention_mask)
         y, value1 = self.self_attn1(x, weights, past[2])
-        x = add_branch(x, y, keep_attention)
+        x = add_branch(x, y, attention_mask)
         y, conv1 = self.conv_module1(x, pad_mask, chunk_size, past[4])
-        x = add_branch(x, y, self._keep(x, self.conv_skip_rate))
+        x = add_branch(x, y, self._draw_mask(x, self.conv_skip_rate))
         y = self.balancer_ff2(self.feed_forward2(x))
-        x = add_branch(x, y, self._keep(x, self.ff2_skip_rate))
+        x = add_branch(x, y, self._draw_mask(x, self.ff2_skip_rate))
 
-        x = self.bypass_mid(begin, x)
+        x = self.bypass_mid(original, x)
 
         y, value2 = self.self_attn2(x, weights, past[3])
-        x = add_branch(x, y, keep_attention)
+        x = add_branch(x, y, attention_mask)
         y, conv2 = self.conv_module2(x, pad_mask, chunk_size, past[5])
-        x = add_branch(x, y, self._keep(x, self.conv_skip_rate))
+        x = add_branch(x, y, self._draw_mask(x, self.conv_skip_rate))
         y = self.balancer_ff3(self.feed_forward3(x))
-        x = add_branch(x, y, self._keep(x, self.ff3_skip_rate))
+        x = add_branch(x, y, self._draw_mask(x, self.ff3_skip_rate))
 
         x = self.norm(self.balancer1(x))
-        x = self.bypass(begin, x)
+        x = self.bypass(original, x)
         x = self.whiten(self.balancer2(x))
         if cache is not None:
             cache = LayerCache(key, nonlin, value1, value2, conv1, conv2)
         return x, cache
 
-    def _keep(self, x: Tensor, rate: FloatLike) -> Union[Tensor, float]:
-        return keep_sequences(x, float(rate)) if self.training else 1.0
+    def _draw_mask(self, x: Tensor, skip_rate: FloatLike) -> Union[Tensor, float]:
+        return make_sequence_mask(x, float(skip_rate)) if self.training else 1.0
 
     def _first_head(self, weights: Tensor) -> Tensor:
         first = weights[:, :1]
@@ -218,6 +199,72 @@ class Zipformer2EncoderLayer(nn.Module):
         return first
 
 
-def _early(start: float, warm: float, *rest: tuple[float, float]) -> ScheduledFloat:
-    """Return a schedule from ``start`` to ``warm`` over the first 4000 batches."""
-    return ScheduledFloat((0.0, start), (4000.0, warm), *rest, default=0.0)
+class Zipformer2Encoder(nn.Module):
+    """A stack: layers at one frame rate.
+
+    Args:
+      layers: in order.
+      pos_dim: dimension of the positional encoding.
+    """
+
+    def __init__(self, layers: Sequence[Zipformer2EncoderLayer], pos_dim: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.encoder_pos = CompactRelPositionalEncoding(pos_dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Optional[Tensor] = None,
+        pad_mask: Optional[Tensor] = None,
+        chunk_size: int = -1,
+        feature_mask: Optional[Tensor] = None,
+        caches: Optional[list[LayerCache]] = None,
+    ) -> tuple[Tensor, Optional[list[LayerCache]]]:
+        """Compute the layers.
+
+        Args:
+          x: (N, T, C).
+          mask, pad_mask, chunk_size: as of a layer, at this stack's frame rate.
+          feature_mask: (N, 1, C), multiplies the input and each layer's output.
+          caches: one for each layer, in streaming.
+        Returns:
+          (N, T, C), and the next caches if caches were given.
+        """
+        left_context = 0 if caches is None else caches[0].key.shape[0]
+        pos_emb = self.encoder_pos(x.shape[1], left_context, x.device)
+        if feature_mask is not None:
+            x = x * feature_mask
+        next_caches = []
+        for i, layer in enumerate(self.layers):
+            cache = None if caches is None else caches[i]
+            x, cache = layer(x, pos_emb, mask, pad_mask, chunk_size, cache)
+            next_caches.append(cache)
+            if feature_mask is not None:
+                x = x * feature_mask
+        return x, None if caches is None else next_caches
+
+
+class DownsampledZipformer2Encoder(nn.Module):
+    """A stack at a lower frame rate, with a bypass at the rate of its input.
+
+    Args:
+      encoder: the stack.
+      channels: C.
+      factor: ratio of the frame rates.
+    """
+
+    def __init__(self, encoder: Zipformer2Encoder, channels: int, factor: int) -> None:
+        super().__init__()
+        self.downsample = SimpleDownsample(factor)
+        self.encoder = encoder
+        self.out_combiner = BypassModule(channels)
+
+    def forward(
+        self, x: Tensor, *args, caches: Optional[list[LayerCache]] = None, **kwargs
+    ) -> tuple[Tensor, Optional[list[LayerCache]]]:
+        """Compute the stack; masks and chunk size are at its own, lower rate."""
+        y = self.downsample(x, exact=caches is not None)
+        y, caches = self.encoder(y, *args, caches=caches, **kwargs)
+        y = upsample(y, self.downsample.factor)[:, : x.shape[1]]
+        return self.out_combiner(x, y), caches

@@ -1,9 +1,12 @@
-"""Feed-forward module: linear, SwooshL, dropout, linear.
+"""Modules of a Zipformer layer, after icefall's ``zipformer.py`` and ``scaling.py``.
 
-Convolution module of a layer: gated linear unit and depthwise convolution.
+FeedforwardModule, ConvolutionModule with ChunkCausalDepthwiseConv1d, BypassModule and
+SimpleDownsample have icefall's names; `upsample` is its SimpleUpsample.
+
+Source: Yao et al., Zipformer, 2023, arXiv:2310.11230.
 """
 
-from typing import Optional
+from typing import Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -11,31 +14,32 @@ from torch import Tensor, nn
 
 from icefall_kd.zipformer.cpu.depthwise import depthwise_frames
 from icefall_kd.zipformer.cpu.pointwise import pointwise_pair
-from icefall_kd.zipformer.regularisers import (
-    Balancer,
+from icefall_kd.zipformer.regularisers import Balancer, Whiten
+from icefall_kd.zipformer.scaling import (
     FloatLike,
     ScheduledFloat,
-    Whiten,
+    limit_param_value,
+    scaled_linear,
+    swoosh_r,
 )
-from icefall_kd.zipformer.scaling import scaled_linear, swoosh_r
 
 
-def whitening_limit(start: float, ratio: float = 2.0) -> ScheduledFloat:
+def whitening_schedule(start: float, ratio: float = 2.0) -> ScheduledFloat:
     """Return a limit for Whiten that grows ``ratio``-fold over 20000 batches."""
     return ScheduledFloat((0.0, start), (20000.0, ratio * start), default=start)
 
 
-def keep_channels(
+def make_channel_dropout(
     x: Tensor, channels: int, rate: FloatLike, training: bool
 ) -> Optional[Tensor]:
-    """Return the dropout of whole channels of a sequence, None where there is none.
+    """Return a dropout mask that all frames of a sequence share; icefall's Dropout3.
 
     Args:
-      x: (N, T, C), for N and the dtype; one mask serves all frames of a sequence.
+      x: (N, T, C), determines N, dtype and device.
       channels: C'.
       rate: share of the channels to drop.
     Returns:
-      (N, 1, C'), 0 or 1 / (1 - rate).
+      (N, 1, C') of 0 and 1 / (1 - rate); None without dropout.
     """
     rate = float(rate) if training else 0.0
     if rate == 0.0:
@@ -44,8 +48,8 @@ def keep_channels(
     return keep.to(x.dtype).mul_(1.0 / (1.0 - rate))
 
 
-class FeedForward(nn.Module):
-    """Feed-forward module of a Zipformer layer; (N, T, C) to the same shape."""
+class FeedforwardModule(nn.Module):
+    """Linear, SwooshL, dropout, linear; (N, T, C) to the same shape."""
 
     def __init__(self, channels: int, hidden: int, dropout: FloatLike) -> None:
         super().__init__()
@@ -55,21 +59,21 @@ class FeedForward(nn.Module):
         )
         self.dropout = dropout
         self.out_proj = scaled_linear(hidden, channels, initial_scale=0.1)
-        self.out_whiten = Whiten(1, whitening_limit(7.5), grad_scale=0.01)
+        self.out_whiten = Whiten(1, whitening_schedule(7.5), grad_scale=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.in_proj.out_features
-        keep = keep_channels(x, hidden, self.dropout, self.training)
+        keep = make_channel_dropout(x, hidden, self.dropout, self.training)
         x = pointwise_pair(x, self.in_proj, self.out_proj, self.hidden_balancer, keep)
         return self.out_whiten(x)
 
 
 def convolve_frames(x: Tensor, conv: nn.Conv1d, padding: int) -> Tensor:
-    """Return the depthwise convolution of the frames of ``x``.
+    """Return the depthwise convolution of frames.
 
     Args:
       x: (N, T, C).
-      conv: depthwise, its own padding is not used.
+      conv: depthwise; its own padding is ignored.
       padding: zero frames on either side.
     Returns:
       (N, T + 2 * padding - kernel + 1, C).
@@ -82,13 +86,10 @@ def convolve_frames(x: Tensor, conv: nn.Conv1d, padding: int) -> Tensor:
 
 
 class ChunkCausalDepthwiseConv1d(nn.Module):
-    """Depthwise convolution that sees the past and the rest of its own chunk.
+    """Depthwise convolution over the past and the rest of the current chunk.
 
-    The sum of a causal convolution of half the width and of one confined to the
-    chunk, whose output is scaled by the distance to the edges of the chunk.
-
-    Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, and the chunk-wise layout
-    of the published streaming checkpoints.
+    It sums a causal convolution of half the width and a convolution within the chunk.
+    The output of the latter is scaled by the distance to the edges of the chunk.
     """
 
     def __init__(self, channels: int, kernel_size: int) -> None:
@@ -100,32 +101,32 @@ class ChunkCausalDepthwiseConv1d(nn.Module):
         self.chunkwise_conv = nn.Conv1d(
             channels, channels, kernel_size, groups=channels
         )
-        # What to add to a scale of 1: by frames after the chunk's left edge, and by
-        # frames up to its right edge.
+        # Added to a scale of 1: [0] by frames after the chunk's left edge, [1] by
+        # frames before its right edge.
         self.chunkwise_conv_scale = nn.Parameter(torch.zeros(2, channels, kernel_size))
 
     def forward(
         self, x: Tensor, chunk_size: int, cache: Optional[Tensor] = None
     ) -> tuple[Tensor, Tensor]:
-        """Convolve the frames of ``x``.
+        """Convolve frames.
 
         Args:
           x: (N, T, C).
-          chunk_size: frames in a chunk; not positive is one chunk of all frames.
-          cache: (N, kernel_size // 2, C), the frames before ``x``; zeros when None.
+          chunk_size: frames in a chunk; if not positive, all frames are one chunk.
+          cache: (N, kernel_size // 2, C), the frames before ``x``; None is zeros.
         Returns:
-          (N, T, C) and the cache for the frames that follow.
+          (N, T, C) and the next cache.
         """
         num_frames = x.shape[1]
-        past_len = self.kernel_size // 2
+        left_pad = self.kernel_size // 2
         if cache is None:
-            cache = x.new_zeros(x.shape[0], past_len, x.shape[2])
+            cache = x.new_zeros(x.shape[0], left_pad, x.shape[2])
         padded = torch.cat([cache, x], dim=1)
-        past = convolve_frames(padded, self.causal_conv, padding=0)
-        within = self._within_chunks(x, chunk_size)
-        return past + within[:, :num_frames], padded[:, -past_len:]
+        causal = convolve_frames(padded, self.causal_conv, padding=0)
+        chunkwise = self._convolve_chunks(x, chunk_size)
+        return causal + chunkwise[:, :num_frames], padded[:, -left_pad:]
 
-    def _within_chunks(self, x: Tensor, chunk_size: int) -> Tensor:
+    def _convolve_chunks(self, x: Tensor, chunk_size: int) -> Tensor:
         batch, num_frames, channels = x.shape
         padding = self.kernel_size // 2
         tracing = torch.jit.is_tracing()
@@ -153,7 +154,7 @@ class ConvolutionModule(nn.Module):
     Args:
       channels: C.
       kernel_size: of the depthwise convolution, odd.
-      causal: whether the convolution is confined to chunks.
+      causal: whether the convolution is limited to the past and the chunk.
     Raises:
       ValueError: if ``kernel_size`` is even.
     """
@@ -163,7 +164,7 @@ class ConvolutionModule(nn.Module):
         if kernel_size % 2 == 0:
             raise ValueError(f"cnn_module_kernel must be odd, got {kernel_size}")
         self.in_proj = nn.Linear(channels, 2 * channels)
-        # Gates whose input is too large have sparse gradients.
+        # Large inputs of the sigmoid have sparse gradients.
         self.balancer1 = Balancer(
             min_positive=ScheduledFloat((0.0, 0.05), (8000.0, 0.025)),
             max_positive=1.0,
@@ -183,7 +184,7 @@ class ConvolutionModule(nn.Module):
             min_abs=ScheduledFloat((0.0, 0.2), (20000.0, 0.5)),
             max_abs=10.0,
         )
-        self.whiten = Whiten(1, whitening_limit(7.5), grad_scale=0.01)
+        self.whiten = Whiten(1, whitening_schedule(7.5), grad_scale=0.01)
         self.out_proj = scaled_linear(channels, channels, initial_scale=0.05)
 
     def forward(
@@ -193,15 +194,15 @@ class ConvolutionModule(nn.Module):
         chunk_size: int = -1,
         cache: Optional[Tensor] = None,
     ) -> tuple[Tensor, Optional[Tensor]]:
-        """Convolve the frames of ``x``.
+        """Convolve frames.
 
         Args:
           x: (N, T, C).
           pad_mask: (N, T) bool, True at padding.
           chunk_size: frames in a chunk, -1 is one chunk.
-          cache: (N, C, kernel_size // 2), gated frames before ``x``, when streaming.
+          cache: (N, C, kernel_size // 2), gated frames before ``x``, in streaming.
         Returns:
-          (N, T, C), and the next cache when one was given.
+          (N, T, C), and the next cache if a cache was given.
         """
         x, gate = self.in_proj(x).chunk(2, dim=-1)
         x = x * self.balancer1(gate).sigmoid()
@@ -216,3 +217,76 @@ class ConvolutionModule(nn.Module):
             x = convolve_frames(x, conv, padding=conv.kernel_size[0] // 2)
         x = self.whiten(self.balancer2(x))
         return self.out_proj(swoosh_r(x)), cache
+
+
+def make_sequence_mask(x: Tensor, rate: float) -> Union[Tensor, float]:
+    """Return a (N, 1, 1) mask that is 0 for a share ``rate`` of sequences, else 1."""
+    if rate == 0.0:
+        return 1.0
+    return (torch.rand(x.shape[0], 1, 1, device=x.device) >= rate).to(x.dtype)
+
+
+class BypassModule(nn.Module):
+    """Interpolate between input and output of a module, with a scale per channel.
+
+    Early in training the scale has a high minimum, so that every module learns.  Whole
+    sequences skip the module at random.
+
+    Args:
+      channels: C.
+      skip_rate: share of the sequences that skip the module in training.
+    """
+
+    def __init__(self, channels: int, skip_rate: FloatLike = 0.0) -> None:
+        super().__init__()
+        self.bypass_scale = nn.Parameter(torch.full((channels,), 0.5))
+        self.skip_rate = skip_rate
+        self.scale_min = ScheduledFloat((0.0, 0.9), (20000.0, 0.2), default=0.0)
+
+    def forward(self, before: Tensor, after: Tensor) -> Tensor:
+        """Return before + (after - before) * scale, all (N, T, C)."""
+        scale = self.bypass_scale
+        if self.training:
+            scale = limit_param_value(scale, float(self.scale_min), 1.0)
+            scale = scale * make_sequence_mask(after, float(self.skip_rate))
+        return before + (after - before) * scale
+
+
+class SimpleDownsample(nn.Module):
+    """Weighted mean of each ``factor`` frames, with learned weights."""
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+        self.bias = nn.Parameter(torch.zeros(factor))
+
+    def forward(self, x: Tensor, exact: bool = False) -> Tensor:
+        """Return (N, ceil(T / factor), C) of (N, T, C).
+
+        Args:
+          exact: whether T is a multiple of the factor; else the last frame is repeated.
+        """
+        if not exact:
+            x = self._pad(x)
+        weights = self.bias.softmax(dim=0)
+        frames = x.reshape(x.shape[0], -1, self.factor, x.shape[2])
+        total = frames[:, :, 0] * weights[0]
+        for i in range(1, self.factor):
+            total = total + frames[:, :, i] * weights[i]
+        return total
+
+    def _pad(self, x: Tensor) -> Tensor:
+        num_frames = x.shape[1]
+        pad = -num_frames % self.factor
+        if torch.jit.is_tracing():
+            # An index keeps the number of frames dynamic in an exported graph.
+            index = torch.arange(num_frames + pad, device=x.device)
+            return x.index_select(1, index.clamp(max=num_frames - 1))
+        if pad == 0:
+            return x
+        return torch.cat([x, x[:, -1:].expand(-1, pad, -1)], dim=1)
+
+
+def upsample(x: Tensor, factor: int) -> Tensor:
+    """Return (N, T * factor, C) of (N, T, C), each frame repeated."""
+    return x.unsqueeze(2).expand(-1, -1, factor, -1).flatten(1, 2)

@@ -1,124 +1,124 @@
-"""SwooshL and SwooshR.
+"""Building blocks of the Zipformer, after icefall's ``scaling.py``.
 
-swoosh_l(x) = ln(1 + exp(x - 4)) - 0.08 x - 0.035
-swoosh_r(x) = ln(1 + exp(x - 1)) - 0.08 x - 0.313261687
+The names are icefall's: ScheduledFloat, SwooshL and SwooshR, BiasNorm, ScaledLinear
+(`scaled_linear`), limit_param_value, scale_grad.  Balancer and Whiten are in
+``regularisers.py``.
 
-Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, eq. 3 and 4.
-
-In training only the input is kept.  On a CPU the work goes by blocks that stay in its
-cache, where the passes of a composed function cost next to nothing; exp and log are
-the only functions used, being the fastest that torch has there (0.1 ns an element
-against 0.5 for a sigmoid and 2.3 for softplus).  With t = x - a, where the constants
-vanish, ln(1 + exp(x - shift)) - 0.08 x - offset is ln(exp(t) + b) - 0.08 t.
-
-BiasNorm, and linear layers with scaled initial weights.
+Source: Yao et al., Zipformer, 2023, arXiv:2310.11230; BiasNorm is eq. 2, Swoosh eq. 3
+and 4.
 """
 
-import math
-from typing import NamedTuple
+import random
+from collections.abc import Iterator
+from typing import Optional, Union
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icefall_kd.zipformer.cpu.precision import flat_blocks, widen
-from icefall_kd.zipformer.regularisers import limit_param_value
+from icefall_kd.zipformer.cpu.blocks import widen
+from icefall_kd.zipformer.cpu.swoosh import SWOOSH_L, SWOOSH_R, apply_swoosh
 
-SLOPE = 0.08
-
-
-class Swoosh(NamedTuple):
-    """The constants of ln(1 + exp(x - shift)) - 0.08 x - offset."""
-
-    shift: float
-    offset: float
-
-    @property
-    def centre(self) -> float:
-        """a above."""
-        return (self.shift + self.offset) / (1.0 - SLOPE)
-
-    @property
-    def floor(self) -> float:
-        """b above."""
-        return math.exp(self.shift - self.centre)
+# Batches after which the reference recipe is warm.  The points of all schedules refer
+# to it; `stretch_schedules` fits them to another run.
+REFERENCE_WARMUP = 4000.0
 
 
-SWOOSH_L = Swoosh(4.0, 0.035)
-SWOOSH_R = Swoosh(1.0, 0.313261687)
-LARGEST = 1e37  # its reciprocal is not a denormal number of float32
+class ScheduledFloat(nn.Module):
+    """A float that is a piecewise linear function of the batch count.
 
+    ``float(s)`` interpolates between the points and is constant outside them.  Outside
+    training, or before `set_batch_count`, it is ``default``.  It is a module without
+    parameters, so that ``model.modules()`` yields it.
 
-def swoosh_parts(x: Tensor, kind: Swoosh) -> tuple[Tensor, Tensor]:
-    """Return the activation, and exp(t) + b: see `swoosh_slope`.
-
-    Absolute error 1e-7.
+    >>> rate = ScheduledFloat((0.0, 0.2), (4000.0, 0.0))
+    >>> rate.batch_count = 1000.0
+    >>> round(float(rate), 3)
+    0.15
 
     Args:
-      x: float32 (or float64), small enough for the cache.
+      points: (batch, value) pairs, in increasing order of batch.
+      default: value outside training.
+    Raises:
+      ValueError: if there is no point or the batches do not increase.
     """
-    t = x - kind.centre
-    above = t.exp().clamp_(max=LARGEST).add_(kind.floor)
-    y = above.log()
-    torch.maximum(y, t, out=y)  # where exp is beyond the limit
-    return y.add_(t, alpha=-SLOPE), above
+
+    def __init__(self, *points: tuple[float, float], default: float = 0.0) -> None:
+        super().__init__()
+        batches = [batch for batch, _ in points]
+        if not points or any(b <= a for a, b in zip(batches, batches[1:])):
+            raise ValueError(f"batches of a schedule must increase, got {points}")
+        self.points = tuple((float(batch), float(value)) for batch, value in points)
+        self.default = float(default)
+        self.batch_count: Optional[float] = None
+        self.stretch = 1.0
+
+    def __float__(self) -> float:
+        if self.batch_count is None or not self.training or torch.jit.is_tracing():
+            return self.default
+        return self.at(self.batch_count / self.stretch)
+
+    def at(self, batch: float) -> float:
+        """Return the value at ``batch`` of the unstretched schedule."""
+        left_batch, left = self.points[0]
+        if batch <= left_batch:
+            return left
+        for right_batch, right in self.points[1:]:
+            if batch <= right_batch:
+                share = (batch - left_batch) / (right_batch - left_batch)
+                return left + share * (right - left)
+            left_batch, left = right_batch, right
+        return left
+
+    def extra_repr(self) -> str:
+        return f"{self.points}, stretch={self.stretch:g}, now={float(self):g}"
 
 
-def swoosh_slope(above: Tensor, kind: Swoosh) -> Tensor:
-    """Return the slope where exp(t) + b is ``above``, which is overwritten."""
-    return above.reciprocal_().mul_(-kind.floor).add_(1.0 - SLOPE)
+FloatLike = Union[float, ScheduledFloat]
 
 
-def swoosh_values(x: Tensor, kind: Swoosh) -> Tensor:
-    """Return the activation of ``x`` without a graph of its own."""
-    if x.is_cuda:
-        y = F.softplus(x - kind.shift).sub_(kind.offset)
-        return y.add_(x, alpha=-SLOPE)
-    x = x.contiguous()
-    y = torch.empty_like(x)
-    for x_part, y_part in flat_blocks(x, y):
-        y_part.copy_(swoosh_parts(widen(x_part), kind)[0])
-    return y
+def find_schedules(module: nn.Module) -> Iterator[ScheduledFloat]:
+    """Yield every schedule inside ``module``."""
+    return (m for m in module.modules() if isinstance(m, ScheduledFloat))
 
 
-class _Swoosh(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, kind: Swoosh):
-        x = x.contiguous()
-        ctx.save_for_backward(x)
-        ctx.kind = kind
-        return swoosh_values(x, kind)
+def set_batch_count(module: nn.Module, batch_count: float) -> None:
+    """Set the batch count of every schedule inside ``module``.
 
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        (x,) = ctx.saved_tensors
-        grad = grad.contiguous()
-        grad_x = torch.empty_like(x)
-        for x_part, g_part, out in flat_blocks(x, grad, grad_x):
-            above = (widen(x_part) - ctx.kind.centre).exp_().add_(ctx.kind.floor)
-            out.copy_(swoosh_slope(above, ctx.kind).mul_(g_part))
-        return grad_x, None
+    Args:
+      module: a model, wrapped for distributed training or not.
+      batch_count: trained batches of the run.  If a batch differs from the reference's
+        600 s of audio, set ``model.encoder.warmup_batches`` accordingly.
+    """
+    for schedule in find_schedules(module):
+        schedule.batch_count = float(batch_count)
 
 
-def _swoosh(x: Tensor, kind: Swoosh) -> Tensor:
-    if torch.jit.is_tracing():
-        return F.softplus(x - kind.shift) - SLOPE * x - kind.offset
-    if not (x.requires_grad and torch.is_grad_enabled()):
-        return swoosh_values(x, kind)
-    return _Swoosh.apply(x, kind)
+def stretch_schedules(module: nn.Module, warmup_batches: float) -> None:
+    """Multiply the points of all schedules by ``warmup_batches / 4000``.
+
+    The regularisers and dropout rates of a short run then take the same values as
+    those of a long run.
+
+    Raises:
+      ValueError: if ``warmup_batches`` is not positive.
+    """
+    if warmup_batches <= 0:
+        raise ValueError(f"warmup_batches must be positive, got {warmup_batches}")
+    for schedule in find_schedules(module):
+        schedule.stretch = warmup_batches / REFERENCE_WARMUP
 
 
 def swoosh_l(x: Tensor) -> Tensor:
-    """Return SwooshL of ``x``, any shape and floating dtype: small inputs are off."""
-    return _swoosh(x, SWOOSH_L)
+    """Return SwooshL: ln(1 + exp(x - 4)) - 0.08 x - 0.035."""
+    return apply_swoosh(x, SWOOSH_L)
 
 
 def swoosh_r(x: Tensor) -> Tensor:
-    """Return SwooshR of ``x``, any shape and floating dtype: zero at zero."""
-    return _swoosh(x, SWOOSH_R)
+    """Return SwooshR: ln(1 + exp(x - 1)) - 0.08 x - 0.313261687."""
+    return apply_swoosh(x, SWOOSH_R)
 
 
-class _BiasNorm(torch.autograd.Function):
+class BiasNormFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, bias: Tensor, log_scale: Tensor):
         x = widen(x)
@@ -131,16 +131,15 @@ class _BiasNorm(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, bias, power, scale = ctx.saved_tensors
         grad = widen(grad)
-        by_scale = (grad * x).sum(dim=-1, keepdim=True) * scale  # times scale
-        pull = (x - bias).mul_(by_scale / (power * x.shape[-1]))
-        grad_bias = pull.reshape(-1, pull.shape[-1]).sum(dim=0)
-        return torch.addcmul(-pull, grad, scale), grad_bias, by_scale.sum()
+        grad_log_scale = (grad * x).sum(dim=-1, keepdim=True) * scale
+        grad_rms = (x - bias).mul_(grad_log_scale / (power * x.shape[-1]))
+        grad_bias = grad_rms.reshape(-1, grad_rms.shape[-1]).sum(dim=0)
+        grad_x = torch.addcmul(-grad_rms, grad, scale)
+        return grad_x, grad_bias, grad_log_scale.sum()
 
 
 class BiasNorm(nn.Module):
     """y = x / rms(x - bias) * exp(log_scale), rms over the last axis.
-
-    Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, eq. 2.
 
     Args:
       num_channels: size of the last axis.
@@ -158,14 +157,56 @@ class BiasNorm(nn.Module):
         log_scale = self.log_scale
         if self.training:
             log_scale = limit_param_value(log_scale, -1.5, 1.5)
-        return _BiasNorm.apply(x, self.bias, log_scale)
+        return BiasNormFunction.apply(x, self.bias, log_scale)
 
 
-def scale_init(layer: nn.Module, initial_scale: float) -> nn.Module:
-    """Shrink the fresh weights of a linear or convolution layer, in place.
+class _LimitParamValue(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, low: float, high: float):
+        ctx.save_for_backward(x)
+        ctx.limits = (low, high)
+        return x.view_as(x)
 
-    With an optimiser that learns relative to a parameter's size, the initial scale is
-    how softly a branch starts.  Returns the layer.
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (x,) = ctx.saved_tensors
+        low, high = ctx.limits
+        grad = torch.where(x < low, -grad.abs(), grad)
+        return torch.where(x > high, grad.abs(), grad), None, None
+
+
+def limit_param_value(x: Tensor, low: float, high: float, prob: float = 0.6) -> Tensor:
+    """Return ``x``; with probability ``prob``, descent moves it only towards its range.
+
+    The gradient is made negative where ``x < low`` and positive where ``x > high``.
+    The value itself is never clipped.
+    """
+    if torch.jit.is_tracing() or random.random() >= prob:
+        return x
+    return _LimitParamValue.apply(x, low, high)
+
+
+class _ScaleGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, factor: float):
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return grad * ctx.factor, None
+
+
+def scale_grad(x: Tensor, factor: float) -> Tensor:
+    """Return ``x``; its gradient is multiplied by ``factor``."""
+    return _ScaleGrad.apply(x, factor)
+
+
+def scale_weights(layer: nn.Module, initial_scale: float) -> nn.Module:
+    """Scale the initial weights of a linear or convolution layer in place; return it.
+
+    The biases become uniform in +-0.1 ``initial_scale``.  ScaledAdam learns relative to
+    a parameter's magnitude, so the scale sets how softly a branch starts.
     """
     with torch.no_grad():
         layer.weight.mul_(initial_scale)
@@ -177,5 +218,5 @@ def scale_init(layer: nn.Module, initial_scale: float) -> nn.Module:
 def scaled_linear(
     in_channels: int, out_channels: int, initial_scale: float, bias: bool = True
 ) -> nn.Linear:
-    """Return a linear layer whose initial weights are scaled, see `scale_init`."""
-    return scale_init(nn.Linear(in_channels, out_channels, bias=bias), initial_scale)
+    """Return a linear layer with scaled initial weights; icefall's ScaledLinear."""
+    return scale_weights(nn.Linear(in_channels, out_channels, bias=bias), initial_scale)

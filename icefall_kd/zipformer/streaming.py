@@ -1,8 +1,8 @@
-"""Streaming: what is remembered between chunks, and one step with it.
+"""Streaming: the states between chunks, and the encoding of one chunk.
 
-The states are a flat list, in the order and shapes that sherpa-onnx makes and feeds
-back: six of each layer over all stacks (`LayerCache`), the front end's, and the
-number of 50 Hz frames already seen.
+The states are a flat list in sherpa-onnx's order and shapes: six tensors for each layer
+of all stacks (`LayerCache`), the cache of the front end, and the number of processed
+frames at 50 Hz.
 """
 
 from collections.abc import Sequence
@@ -16,26 +16,26 @@ from icefall_kd.zipformer.layers import LayerCache
 from icefall_kd.zipformer.subsampling import STREAMING_OVERLAP, Conv2dSubsampling
 
 STATES_PER_LAYER = len(LayerCache._fields)
-# Axis of the streams of a batch in each state of a layer.
+# Batch axis of each state of a layer.
 LAYER_BATCH_AXES = LayerCache(key=1, nonlin=1, value1=1, value2=1, conv1=0, conv2=0)
 
 
 def window_frames(chunk_size: int) -> int:
-    """Return the fbank frames of a window for a chunk of 50 Hz frames: 2 C + 13."""
+    """Return the fbank frames that a chunk of ``chunk_size`` frames needs: 2 C + 13."""
     return 2 * chunk_size + STREAMING_OVERLAP
 
 
 def hop_frames(chunk_size: int) -> int:
-    """Return the fbank frames by which windows advance: 2 C."""
+    """Return the fbank frames between two windows: 2 C."""
     return 2 * chunk_size
 
 
-def streaming_chunk(encoder: Zipformer2) -> tuple[int, int]:
-    """Return the chunk size and left context of streaming, in 50 Hz frames.
+def get_streaming_chunk(encoder: Zipformer2) -> tuple[int, int]:
+    """Return the chunk size and left context of streaming, in frames at 50 Hz.
 
     Raises:
-      ValueError: if the encoder is not causal, or has no finite chunk or left context;
-        `Zipformer2.set_chunk` sets them.
+      ValueError: if the encoder is not causal, or chunk or left context is unlimited
+        or no multiple of the largest downsampling factor.
     """
     if not encoder.causal:
         raise ValueError("streaming needs a model with causal: true")
@@ -66,15 +66,14 @@ def init_states(
 ) -> list[Tensor]:
     """Return the states at the start of streams, all zero.
 
-    With i the stack of a layer, H heads and L = left context // downsampling_i, a
-    layer has (L, N, H * query), (1, N, L, 3 C_i / 4), twice (L, N, H * value), twice
-    (N, C_i, kernel // 2), all float32; then (N, 128, 3, 19) of the front end and
-    (N,) int64.
+    Each layer has the float32 tensors of `LayerCache` with L = left context //
+    downsampling factor; then follow (N, 128, 3, 19) float32 of the front end and (N,)
+    int64.
 
     Raises:
-      ValueError: see `streaming_chunk`.
+      ValueError: see `get_streaming_chunk`.
     """
-    _, left_context = streaming_chunk(encoder)
+    _, left_context = get_streaming_chunk(encoder)
     states: list[Tensor] = []
     for i, factor in enumerate(encoder.downsampling_factor):
         left = left_context // factor
@@ -106,16 +105,19 @@ def streaming_forward(
 
     Args:
       x: (N, 2 C + 13, F) float32, fbank; the next window begins 2 C frames later.
-      states: of `init_states` or of the last call.
+      states: from `init_states` or the previous call.
     Returns:
       encoder_out (N, C / 2, D), its frames (N,) int64, and the next states.
     Raises:
-      ValueError: if the window or the number of states is another.
+      ValueError: if ``x`` has another length, or the number of states is wrong.
     """
-    chunk_size, left_context = streaming_chunk(encoder)
+    chunk_size, left_context = get_streaming_chunk(encoder)
     num_layers = sum(encoder.num_encoder_layers)
     if len(states) != STATES_PER_LAYER * num_layers + 2:
-        raise ValueError(f"{len(states)} states for {num_layers} layers")
+        raise ValueError(
+            f"got {len(states)} states for {num_layers} layers, expected "
+            f"{STATES_PER_LAYER} for each and 2 more"
+        )
     if not torch.jit.is_tracing() and x.shape[1] != window_frames(chunk_size):
         raise ValueError(
             f"a window for chunk {chunk_size} has {window_frames(chunk_size)} frames, "
@@ -127,7 +129,7 @@ def streaming_forward(
         LayerCache(*flat[STATES_PER_LAYER * i : STATES_PER_LAYER * (i + 1)])
         for i in range(num_layers)
     ]
-    mask = start_mask(processed, left_context, chunk_size)
+    mask = make_start_mask(processed, left_context, chunk_size)
     y, caches = encoder.streaming_forward(y, caches, mask)
     lens = torch.full_like(processed, chunk_size)
     next_states = [state for cache in caches for state in cache]
@@ -135,13 +137,13 @@ def streaming_forward(
     return y, encoder.output_lens(lens), next_states
 
 
-def start_mask(processed: Tensor, left_context: int, chunk_size: int) -> Tensor:
-    """Return which left-context frames lie before the start of a stream.
+def make_start_mask(processed: Tensor, left_context: int, chunk_size: int) -> Tensor:
+    """Return the mask of left-context frames before the start of a stream.
 
     Args:
-      processed: (N,) int64, frames already seen.
+      processed: (N,) int64, processed frames of each stream.
     Returns:
-      (N, left_context + chunk_size) bool, True is before the start.
+      (N, left_context + chunk_size) bool, True before the start.
     """
     age = torch.arange(left_context, 0, -1, device=processed.device)
     before = age.unsqueeze(0) > processed.unsqueeze(1)
@@ -152,30 +154,28 @@ def start_mask(processed: Tensor, left_context: int, chunk_size: int) -> Tensor:
 
 
 def state_batch_dims(num_states: int) -> list[int]:
-    """Return the batch dimension of each streaming state.
-
-    A layer has key, nonlin_attn, val1, val2 (batch in dimension 1), conv1 and conv2
-    (dimension 0); embed_states and processed_lens end the list.
+    """Return the batch axis of each state.
 
     Raises:
-      ValueError: if there cannot be so many states.
+      ValueError: if no model has this number of states.
     """
     layers, rest = divmod(num_states - 2, STATES_PER_LAYER)
     if rest or layers < 1:
         raise ValueError(
-            f"{num_states} states are not {STATES_PER_LAYER} a layer and 2 more"
+            f"got {num_states} states, expected {STATES_PER_LAYER} for each layer and "
+            "2 more"
         )
     return list(LAYER_BATCH_AXES) * layers + [0, 0]
 
 
 def stack_states(states: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Join the states of several streams (or batches) into those of one batch."""
+    """Concatenate the states of streams or batches into the states of one batch."""
     dims = state_batch_dims(len(states[0]))
     return [torch.cat(parts, dim=dim) for dim, *parts in zip(dims, *states)]
 
 
 def unstack_states(states: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Split the states of a batch into those of its streams, each of batch 1."""
+    """Split the states of a batch into the states of each stream, of batch size 1."""
     dims = state_batch_dims(len(states))
     split = [state.split(1, dim=dim) for state, dim in zip(states, dims)]
     return [list(stream) for stream in zip(*split)]

@@ -1,6 +1,8 @@
-"""Front end: fbank at 100 Hz to embeddings at 50 Hz, by 2-D convolutions.
+"""Front end, fbank at 100 Hz to embeddings at 50 Hz; icefall's ``subsampling.py``.
 
-Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, 3.1 (Conv-Embed).
+Conv2dSubsampling and ConvNeXt have icefall's names.
+
+Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, section 3.1 (Conv-Embed).
 """
 
 from typing import Optional, TypeVar
@@ -11,33 +13,34 @@ from torch import Tensor, nn
 
 from icefall_kd.zipformer.cpu.depthwise import depthwise_image
 from icefall_kd.zipformer.cpu.pointwise import pointwise_pair
-from icefall_kd.zipformer.modules import keep_channels
-from icefall_kd.zipformer.regularisers import (
-    Balancer,
+from icefall_kd.zipformer.modules import make_channel_dropout
+from icefall_kd.zipformer.regularisers import Balancer, Whiten
+from icefall_kd.zipformer.scaling import (
+    BiasNorm,
     FloatLike,
     ScheduledFloat,
-    Whiten,
     scale_grad,
+    scale_weights,
+    swoosh_r,
 )
-from icefall_kd.zipformer.scaling import BiasNorm, scale_init, swoosh_r
 
 Frames = TypeVar("Frames", int, Tensor)
 
 CONVNEXT_KERNEL = 7
 CONVNEXT_CONTEXT = CONVNEXT_KERNEL // 2  # frames at 50 Hz on either side
 MIN_FRAMES = 9  # fbank frames that give one frame of the encoder
-# Fbank frames that a window needs beyond two for each 50 Hz frame: 7 for the three
-# convolutions, 6 for the right context of the ConvNeXt layer.
+# A streaming window has 2 fbank frames for each frame at 50 Hz, 7 more for the three
+# convolutions and 6 more for the right context of the ConvNeXt layer.
 STREAMING_OVERLAP = 7 + 2 * CONVNEXT_CONTEXT
 
 
 def conv2d_subsampling_lens(num_frames: Frames) -> Frames:
-    """Return the 50 Hz frames that the front end makes of so many fbank frames."""
+    """Return the front end's output frames (50 Hz) from fbank frames (100 Hz)."""
     return _floor_half(num_frames - 7)
 
 
 def encoder_output_lens(num_frames: Frames) -> Frames:
-    """Return the 25 Hz frames that the encoder makes of so many fbank frames.
+    """Return the encoder's output frames (25 Hz) from fbank frames (100 Hz).
 
     >>> encoder_output_lens(300)
     73
@@ -55,13 +58,13 @@ def _floor_half(n: Frames) -> Frames:
 
 
 class ConvNeXt(nn.Module):
-    """Residual layer: depthwise 7x7, pointwise out and back.
+    """Residual layer: depthwise 7x7 convolution, two pointwise convolutions.
 
     Source: Liu et al., A ConvNet for the 2020s, 2022, arXiv:2201.03545.
 
     Args:
       channels: C.
-      expansion: hidden width over C.
+      expansion: ratio of the hidden width to C.
     """
 
     def __init__(self, channels: int, expansion: int) -> None:
@@ -74,7 +77,7 @@ class ConvNeXt(nn.Module):
         self.hidden_balancer = Balancer(
             min_positive=0.3, max_positive=1.0, min_abs=0.75, max_abs=5.0
         )
-        self.pointwise_conv2 = scale_init(nn.Conv2d(hidden, channels, 1), 0.01)
+        self.pointwise_conv2 = scale_weights(nn.Conv2d(hidden, channels, 1), 0.01)
         self.skip_rate = ScheduledFloat((0.0, 0.2), (20000.0, 0.015))
         self.out_balancer = Balancer(
             min_positive=0.4, max_positive=0.6, min_abs=1.0, max_abs=6.0
@@ -84,13 +87,13 @@ class ConvNeXt(nn.Module):
     def forward(
         self, x: Tensor, cache: Optional[Tensor] = None
     ) -> tuple[Tensor, Optional[Tensor]]:
-        """Convolve.
+        """Compute the layer.
 
         Args:
           x: (N, C, T, F).
-          cache: (N, C, 3, F), the frames before ``x``, when streaming.
+          cache: (N, C, 3, F), the frames before ``x``, in streaming.
         Returns:
-          (N, C, T, F), and None; with a cache (N, C, T - 3, F), for the last three
+          (N, C, T, F) and None.  With a cache (N, C, T - 3, F), because the last three
           frames lack their right context, and the next cache.
         """
         bypass, conv = x, self.depthwise_conv
@@ -123,11 +126,11 @@ class Conv2dSubsampling(nn.Module):
 
     Args:
       feature_dim: F, mel bins, at least 7.
-      output_dim: of the embeddings.
-      channels: of the three convolutions; sherpa-onnx's streaming recogniser needs
-        128 as the last.
-      convnext_expansion: hidden width of the ConvNeXt layer over its channels.
-      dropout: of whole channels of the output.
+      output_dim: dimension of the embeddings.
+      channels: of the three convolutions.  sherpa-onnx's streaming recogniser needs 128
+        as the last.
+      convnext_expansion: ratio of the ConvNeXt layer's hidden width to its channels.
+      dropout: dropout rate of channels of the output.
     Raises:
       ValueError: if ``feature_dim`` is less than 7.
     """
@@ -164,13 +167,13 @@ class Conv2dSubsampling(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor, x_lens: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed whole utterances.
+        """Embed utterances.
 
         Args:
           x: (N, T, F) float32, fbank.
           x_lens: (N,) int64, valid frames, at least 9.
         Returns:
-          (N, (T - 7) // 2, output_dim), and the valid frames of it, (N,) int64.
+          (N, (T - 7) // 2, output_dim) and its valid frames, (N,) int64.
         """
         x, _ = self.convnext(self._convolve(x))
         return self._embed(x), conv2d_subsampling_lens(x_lens)
@@ -188,7 +191,7 @@ class Conv2dSubsampling(nn.Module):
         return self._embed(x), cache
 
     def init_cache(self, batch_size: int, device: torch.device) -> Tensor:
-        """Return the zero cache of the start of a stream."""
+        """Return the cache at the start of a stream, zeros."""
         channels = self.conv["7"].out_channels
         shape = (batch_size, channels, CONVNEXT_CONTEXT, self.out_width)
         return torch.zeros(shape, device=device)
@@ -198,13 +201,13 @@ class Conv2dSubsampling(nn.Module):
         if torch.jit.is_tracing() or x.is_cuda:
             x = x.unsqueeze(1)
         else:
-            # Channels last, which only the strides of a single channel tell: all the
-            # convolutions and what lies between them then go without a copy.
+            # Channels last: the convolutions and the functions between them then need
+            # no copy.  With one channel, only the strides define the format.
             x = x.unsqueeze(3).permute(0, 3, 1, 2)
         for i, conv in enumerate(self.conv.values()):
             x = conv(x)
             if i == 0 and self.training:
-                # Keeps the largest gradients of the model within range of float16.
+                # Keeps the largest gradients of the model within float16.
                 x = scale_grad(x, 0.2)
             x = swoosh_r(self.balancers[i](x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
         return x
@@ -216,11 +219,11 @@ class Conv2dSubsampling(nn.Module):
             x = x.transpose(1, 2).reshape(batch, num_frames, -1)
             x = self.out(x)
         else:
-            # The weight, not the frames, is brought to the channels-last order.
+            # Permute the weight to channels-last order, not the frames.
             weight = self.out.weight.unflatten(1, (channels, self.out_width))
             weight = weight.transpose(1, 2).flatten(1)
             x = x.permute(0, 2, 3, 1).reshape(batch, num_frames, -1)
             x = F.linear(x, weight, self.out.bias)
         x = self.out_norm(self.out_whiten(x))
-        keep = keep_channels(x, x.shape[-1], self.dropout, self.training)
+        keep = make_channel_dropout(x, x.shape[-1], self.dropout, self.training)
         return x if keep is None else x * keep

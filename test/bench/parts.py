@@ -20,7 +20,7 @@ PARTS = {
     "RelPositionMultiheadAttentionWeights": "attention weights",
     "SelfAttention": "attention",
     "NonlinAttention": "attention",
-    "FeedForward": "feed-forward",
+    "FeedforwardModule": "feed-forward",
     "ConvolutionModule": "convolution",
     "Balancer": "regularisers",
     "Whiten": "regularisers",

@@ -37,7 +37,7 @@ from icefall_kd.core.cpu import tune_cpu
 from icefall_kd.training.optim import ScaledAdam
 from icefall_kd.transducer.build import build_model
 from icefall_kd.transducer.loss import ctc_loss, pruned_transducer_loss
-from icefall_kd.zipformer.regularisers import set_batch_count
+from icefall_kd.zipformer.scaling import set_batch_count
 
 
 def parse() -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""A small Zipformer, whole or causal."""
+"""A small Zipformer, causal or not."""
 
 import dataclasses
 
@@ -26,13 +26,13 @@ SMALL = ZipformerConfig(
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Tensors this small are slower on several threads, much so on a busy machine."""
+    """Use one thread: small tensors are slower on several."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture
 def make_encoder():
-    """Return a function that builds (front end, encoder) with lively weights."""
+    """Return a function that builds (front end, encoder) with random weights."""
 
     def make(seed=0, **changes):
         torch.manual_seed(seed)

@@ -1,11 +1,19 @@
-"""The encoder as a whole."""
+"""Zipformer2: shapes, masks, chunks and gradients."""
 
 import pytest
 import torch
 
 from icefall_kd.core.frames import make_pad_mask
-from icefall_kd.zipformer.encoder import Zipformer2, chunk_mask, fit_channels
-from icefall_kd.zipformer.regularisers import ScheduledFloat, schedules, set_batch_count
+from icefall_kd.zipformer.encoder import (
+    Zipformer2,
+    convert_num_channels,
+    make_chunk_mask,
+)
+from icefall_kd.zipformer.scaling import (
+    ScheduledFloat,
+    find_schedules,
+    set_batch_count,
+)
 
 
 def encode(embed, encoder, x, lens):
@@ -15,8 +23,8 @@ def encode(embed, encoder, x, lens):
     return y.transpose(0, 1), lens
 
 
-def test_chunk_mask_shows_a_frame_its_chunk_and_the_left_context():
-    mask = chunk_mask(6, 2, 2, "cpu")
+def test_chunk_mask_allows_the_chunk_and_its_left_context():
+    mask = make_chunk_mask(6, 2, 2, "cpu")
     visible = [[s for s in range(6) if not mask[t, s]] for t in range(6)]
     assert visible == [
         [0, 1],
@@ -26,17 +34,17 @@ def test_chunk_mask_shows_a_frame_its_chunk_and_the_left_context():
         [2, 3, 4, 5],
         [2, 3, 4, 5],
     ]
-    assert not chunk_mask(6, 2, -1, "cpu")[5, 0]
-    assert not chunk_mask(6, 2, 1, "cpu")[2, 0]  # never less than one chunk
+    assert not make_chunk_mask(6, 2, -1, "cpu")[5, 0]
+    assert not make_chunk_mask(6, 2, 1, "cpu")[2, 0]  # at least one chunk
 
 
-def test_channels_are_cut_or_padded_with_zeros():
+def test_convert_num_channels_cuts_or_pads_with_zeros():
     x = torch.ones(1, 2, 3)
-    assert fit_channels(x, 2).shape == (1, 2, 2)
-    assert fit_channels(x, 5)[0, 0].tolist() == [1, 1, 1, 0, 0]
+    assert convert_num_channels(x, 2).shape == (1, 2, 2)
+    assert convert_num_channels(x, 5)[0, 0].tolist() == [1, 1, 1, 0, 0]
 
 
-def test_output_has_the_widest_stack_and_half_the_frames(make_encoder):
+def test_output_has_the_widest_dimension_and_half_the_frames(make_encoder):
     embed, encoder = make_encoder()
     lens = torch.tensor([100, 80])
     with torch.no_grad():
@@ -45,7 +53,7 @@ def test_output_has_the_widest_stack_and_half_the_frames(make_encoder):
     assert out.tolist() == [23, 18]
 
 
-def test_stacks_are_returned_at_the_input_rate(make_encoder):
+def test_stacks_are_returned_at_the_input_frame_rate(make_encoder):
     _, encoder = make_encoder()
     x = torch.randn(30, 2, 16)
     with torch.no_grad():
@@ -54,7 +62,7 @@ def test_stacks_are_returned_at_the_input_rate(make_encoder):
     torch.testing.assert_close(y, encoder(x, torch.tensor([30, 30]))[0].detach())
 
 
-def test_frames_of_a_causal_model_do_not_see_later_chunks(make_encoder):
+def test_causal_frames_do_not_depend_on_later_chunks(make_encoder):
     embed, encoder = make_encoder(
         causal=True, chunk_size=(8,), left_context_frames=(16,)
     )
@@ -68,7 +76,7 @@ def test_frames_of_a_causal_model_do_not_see_later_chunks(make_encoder):
     assert (a[16:] - b[16:]).abs().max() > 0.01
 
 
-def test_padding_changes_no_earlier_chunk_of_a_causal_model(make_encoder):
+def test_padding_changes_no_earlier_chunk_of_a_causal_encoder(make_encoder):
     embed, encoder = make_encoder(
         causal=True, chunk_size=(8,), left_context_frames=(16,)
     )
@@ -77,11 +85,11 @@ def test_padding_changes_no_earlier_chunk_of_a_causal_model(make_encoder):
     with torch.no_grad():
         both, _ = encode(embed, encoder, x, lens)
         alone, _ = encode(embed, encoder, x[1:, :61], lens[1:])
-    # The front end sees 3 frames ahead, so the third chunk ends the common part.
+    # The front end has 3 frames of right context, so the third chunk differs.
     torch.testing.assert_close(both[1:, :8], alone[:, :8], atol=1e-5, rtol=1e-5)
 
 
-def test_gradient_mode_does_not_change_the_output(make_encoder):
+def test_output_is_the_same_with_and_without_gradients(make_encoder):
     embed, encoder = make_encoder()
     x, lens = torch.randn(2, 90, 80), torch.tensor([90, 70])
     with torch.no_grad():
@@ -116,20 +124,20 @@ def test_training_gives_every_parameter_a_finite_gradient(
     assert got == {name for name, _ in model.named_parameters()}
 
 
-def test_chunks_of_training_are_drawn_and_of_evaluation_fixed(make_encoder):
+def test_training_draws_chunks_and_evaluation_uses_the_first(make_encoder):
     _, encoder = make_encoder(
         causal=True, chunk_size=(8, 16, -1), left_context_frames=(16, 32)
     )
-    assert encoder.chunk() == (8, 16)
+    assert encoder.get_chunk_info() == (8, 16)
     encoder.set_chunk(-1)
-    assert encoder.chunk() == (-1, -1)
-    drawn = {encoder.train().chunk() for _ in range(200)}
+    assert encoder.get_chunk_info() == (-1, -1)
+    drawn = {encoder.train().get_chunk_info() for _ in range(200)}
     assert drawn == {(c, left) for c in (8, 16, -1) for left in (16, 32)}
 
 
-def test_schedules_are_stretched_to_the_warm_up(make_encoder):
+def test_warmup_batches_stretch_all_schedules(make_encoder):
     embed, encoder = make_encoder(warmup_batches=400.0)
-    found = [*schedules(embed), *schedules(encoder)]
+    found = [*find_schedules(embed), *find_schedules(encoder)]
     assert len(found) > 50
     assert all(isinstance(s, ScheduledFloat) and s.stretch == 0.1 for s in found)
 
@@ -143,11 +151,11 @@ def test_schedules_are_stretched_to_the_warm_up(make_encoder):
         (dict(cnn_module_kernel=(15, 8, 15)), "cnn_module_kernel"),
     ],
 )
-def test_sizes_that_do_not_fit_are_named(make_encoder, changes, message):
+def test_wrong_sizes_are_refused(make_encoder, changes, message):
     with pytest.raises(ValueError, match=message):
         make_encoder(**changes)
 
 
-def test_a_wrong_number_of_stacks_is_named():
+def test_wrong_number_of_stacks_is_refused():
     with pytest.raises(ValueError, match="num_heads has 3"):
         Zipformer2(downsampling_factor=(1, 2), num_heads=(2, 2, 2))

@@ -1,14 +1,14 @@
-"""Chunk by chunk against the masked full pass."""
+"""Streaming against the chunk-masked full pass."""
 
 import pytest
 import torch
 
 from icefall_kd.zipformer.streaming import (
+    get_streaming_chunk,
     hop_frames,
     init_states,
     stack_states,
     state_batch_dims,
-    streaming_chunk,
     streaming_forward,
     unstack_states,
     window_frames,
@@ -19,8 +19,8 @@ CAUSAL = dict(causal=True, chunk_size=(8,), left_context_frames=(16,))
 
 @torch.no_grad()
 def stream(embed, encoder, x, states):
-    """Encode all whole windows of ``x``; return the frames and the last states."""
-    chunk_size, _ = streaming_chunk(encoder)
+    """Encode the complete windows of ``x``; return the frames and the last states."""
+    chunk_size, _ = get_streaming_chunk(encoder)
     parts = []
     for start in range(
         0, x.shape[1] - window_frames(chunk_size) + 1, hop_frames(chunk_size)
@@ -37,12 +37,12 @@ def stream(embed, encoder, x, states):
     [
         (4, 4, (1, 4, 2)),
         (8, 16, (1, 2, 4)),
-        (8, 40, (2, 8, 1)),  # one frame a chunk in the slowest stack
+        (8, 40, (2, 8, 1)),  # one frame for each chunk in the slowest stack
         (16, 32, (1, 4, 2)),
         (32, 64, (4, 2, 1)),
     ],
 )
-def test_chunks_give_what_the_masked_whole_gives(
+def test_chunks_equal_the_masked_full_pass(
     make_encoder, chunk_size, left_context, factors
 ):
     embed, encoder = make_encoder(
@@ -56,11 +56,11 @@ def test_chunks_give_what_the_masked_whole_gives(
     x = torch.randn(2, num_frames, 80)
     lens = torch.full((2,), num_frames)
     with torch.no_grad():
-        whole, out = embed(x, lens)
-        whole = encoder(whole.transpose(0, 1), out)[0].transpose(0, 1)
+        full, out = embed(x, lens)
+        full = encoder(full.transpose(0, 1), out)[0].transpose(0, 1)
     y, _ = stream(embed, encoder, x, init_states(embed, encoder, 2))
     assert y.shape[1] >= 5 * chunk_size // 2
-    torch.testing.assert_close(y, whole[:, : y.shape[1]], atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(y, full[:, : y.shape[1]], atol=2e-5, rtol=2e-5)
 
 
 def test_streams_of_a_batch_are_independent(make_encoder):
@@ -70,7 +70,7 @@ def test_streams_of_a_batch_are_independent(make_encoder):
     alone_a, _ = stream(embed, encoder, a, start)
     first, states_a = stream(embed, encoder, a[:, :61], start)
     alone_b, _ = stream(embed, encoder, b, start)
-    # b joins when a is three chunks old.
+    # b joins after three chunks of a.
     states = stack_states([states_a, start])
     y, states = stream(embed, encoder, torch.cat([a[:, 48:93], b[:, :45]]), states)
     torch.testing.assert_close(y[:1], alone_a[:, 12:20], atol=1e-5, rtol=1e-5)
@@ -79,7 +79,7 @@ def test_streams_of_a_batch_are_independent(make_encoder):
     assert [s[-1].item() for s in unstack_states(states)] == [40, 16]
 
 
-def test_states_have_the_order_and_shapes_that_sherpa_makes(make_encoder):
+def test_states_have_sherpa_onnx_order_and_shapes(make_encoder):
     embed, encoder = make_encoder(
         **CAUSAL, frontend_channels=(2, 4, 128), num_encoder_layers=(1, 1, 1)
     )
@@ -105,7 +105,7 @@ def test_states_have_the_order_and_shapes_that_sherpa_makes(make_encoder):
     assert after[-1].tolist() == [8, 8, 8]
 
 
-def test_splitting_and_joining_states_is_lossless(make_encoder):
+def test_unstacked_states_stack_to_the_same(make_encoder):
     embed, encoder = make_encoder(**CAUSAL)
     states = [
         torch.randn(s.shape) if s.is_floating_point() else s + 7
@@ -115,10 +115,10 @@ def test_splitting_and_joining_states_is_lossless(make_encoder):
         assert torch.equal(a, b)
 
 
-def test_a_fixed_chunk_replaces_that_of_training(make_encoder):
+def test_set_chunk_replaces_the_chunk_of_the_config(make_encoder):
     embed, encoder = make_encoder(**CAUSAL)
     encoder.set_chunk(16, 64)
-    assert streaming_chunk(encoder) == (16, 64)
+    assert get_streaming_chunk(encoder) == (16, 64)
     assert init_states(embed, encoder)[0].shape[0] == 64
 
 
@@ -131,21 +131,21 @@ def test_a_fixed_chunk_replaces_that_of_training(make_encoder):
         ({**CAUSAL, "left_context_frames": (13,)}, "left context that is a multiple"),
     ],
 )
-def test_a_model_that_cannot_stream_says_why(make_encoder, changes, message):
+def test_an_encoder_that_cannot_stream_is_refused(make_encoder, changes, message):
     with pytest.raises(ValueError, match=message):
         init_states(*make_encoder(**changes))
 
 
-def test_a_wrong_window_or_number_of_states_is_named(make_encoder):
+def test_a_wrong_window_or_number_of_states_is_refused(make_encoder):
     embed, encoder = make_encoder(**CAUSAL)
     states = init_states(embed, encoder)
     with pytest.raises(ValueError, match="has 29 frames"):
         streaming_forward(embed, encoder, torch.randn(1, 30, 80), states)
-    with pytest.raises(ValueError, match="states for 4 layers"):
+    with pytest.raises(ValueError, match="25 states for 4 layers"):
         streaming_forward(embed, encoder, torch.randn(1, 29, 80), states[:-1])
 
 
-def test_states_of_another_layout_are_refused():
+def test_a_wrong_number_of_states_has_no_batch_axes():
     assert state_batch_dims(8) == [1, 1, 1, 1, 0, 0, 0, 0]
     with pytest.raises(ValueError, match="9 states"):
         state_batch_dims(9)

@@ -1,4 +1,4 @@
-"""The front end."""
+"""Conv2dSubsampling: lengths, layout and streaming."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from icefall_kd.zipformer.subsampling import (
 
 
 @pytest.mark.parametrize("num_frames", [9, 10, 11, 12, 57, 300])
-def test_lengths_are_those_of_the_output(num_frames):
+def test_lengths_match_the_output(num_frames):
     front = Conv2dSubsampling(80, 16, (2, 4, 8), 1).eval()
     lens = torch.tensor([num_frames])
     with torch.no_grad():
@@ -20,7 +20,7 @@ def test_lengths_are_those_of_the_output(num_frames):
     assert out.tolist() == [conv2d_subsampling_lens(num_frames)]
 
 
-def test_lengths_of_ints_and_tensors_agree():
+def test_lengths_of_ints_and_tensors_are_equal():
     lens = torch.arange(9, 400)
     expected = [((n - 7) // 2 + 1) // 2 for n in lens.tolist()]
     assert encoder_output_lens(lens).tolist() == expected
@@ -42,7 +42,7 @@ def test_gradients_do_not_depend_on_the_memory_layout():
     )
 
 
-def test_images_are_channels_last_from_the_first_convolution_on():
+def test_all_convolutions_return_channels_last():
     front = Conv2dSubsampling(80, 16, (8, 16, 32), 1)
     formats = []
     for conv in front.conv.values():
@@ -55,22 +55,22 @@ def test_images_are_channels_last_from_the_first_convolution_on():
     assert formats == [True, True, True]
 
 
-def test_windows_give_what_the_whole_gives():
+def test_streaming_windows_equal_the_full_pass():
     torch.manual_seed(0)
     front = Conv2dSubsampling(80, 16, (2, 4, 8), 1).eval()
     x = torch.randn(2, 8 * 10 + 13, 80)
     cache = front.init_cache(2, x.device)
     parts = []
     with torch.no_grad():
-        whole, _ = front(x, torch.tensor([93, 93]))
+        full, _ = front(x, torch.tensor([93, 93]))
         for start in range(0, 80, 16):
             y, cache = front.streaming_forward(x[:, start : start + 29], cache)
             parts.append(y)
     y = torch.cat(parts, dim=1)
-    torch.testing.assert_close(y, whole[:, : y.shape[1]], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(y, full[:, : y.shape[1]], atol=1e-5, rtol=1e-5)
 
 
-def test_streaming_cache_has_the_shape_sherpa_makes():
+def test_streaming_cache_has_sherpa_onnx_shape():
     front = Conv2dSubsampling(80, 16, (4, 8, 128), 1)
     assert front.init_cache(3, "cpu").shape == (3, 128, 3, 19)
 

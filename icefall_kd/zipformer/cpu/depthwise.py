@@ -1,10 +1,13 @@
-"""Depthwise convolutions whose gradients are cheap on a CPU.
+"""Depthwise convolutions with fast gradients on a CPU.
 
-The libraries behind torch compute a depthwise convolution fast but its gradients,
-above all that of the weight, 10 to 50 times slower (one core, 320 x 8 x 128 frames,
-kernel 31: 0.4 ms against 20 ms).  The gradient of the input is a convolution too.  That
-of the weight of images is one with the gradient of the output as its kernel; that of
-frames, for each channel, sums along diagonals of a matrix product.
+torch computes the gradients of a depthwise convolution 10 to 50 times slower than its
+output (one core, 320 x 8 x 128 frames, kernel 31: 20 ms against 0.4 ms).  Here:
+
+- the gradient of the input is a convolution;
+- the gradient of an image's weight is a convolution whose kernel is the gradient of the
+  output;
+- the gradient of the weight over frames is a sum along the diagonals of a matrix
+  product, for each channel.
 """
 
 from typing import Optional
@@ -13,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from icefall_kd.zipformer.cpu.precision import autocast_dtype, widen
+from icefall_kd.zipformer.cpu.blocks import get_product_dtype, widen
 
 TORCH_2 = int(torch.__version__.split(".")[0]) >= 2
-ROWS = 64  # of an image at once in the gradient of its weight
-BLOCK = 32  # frames; the matrices of the weight's gradient are BLOCK x BLOCK + K - 1
+IMAGE_ROWS = 64  # rows of an image in one step of the gradient of its weight
+FRAMES = 32  # the matrices of the gradient over frames are FRAMES x (FRAMES + K - 1)
 
 
 def depthwise_frames(
@@ -33,7 +36,7 @@ def depthwise_frames(
     Returns:
       (N, T + 2 * padding - K + 1, C).
     """
-    # As an image of height 1 the frames lie channels last without a copy.
+    # An image of height 1 is channels last without a copy.
     image = x.transpose(1, 2).unsqueeze(2)
     y = depthwise_image(image, weight.unsqueeze(2), bias, (0, padding))
     return y.squeeze(2).transpose(1, 2)
@@ -45,7 +48,7 @@ def depthwise_image(
     """Convolve each channel of an image.
 
     Args:
-      x: (N, C, H, W), best channels last.
+      x: (N, C, H, W), fastest in channels-last format.
       weight: (C, 1, KH, KW).
       bias: (C,) or None.
       padding: zeros at either side of H and of W, at most KH - 1 and KW - 1.
@@ -67,8 +70,8 @@ def _convolve(
 ) -> Tensor:
     groups = weight.shape[0]
     if TORCH_2 and x.device.type == "cpu" and x.dtype == torch.bfloat16:
-        # Its oneDNN never ends generating bfloat16 code for some shapes: 16 channels,
-        # 36 frames, kernel 15 (torch 2.6).  In float32 7,000 shapes were all well.
+        # oneDNN hangs generating bfloat16 code for some shapes: 16 channels, 36 frames,
+        # kernel 15 (torch 2.6).  In float32, 7,000 tested shapes work.
         bias = None if bias is None else bias.float()
         y = F.conv2d(x.float(), weight.float(), bias, padding=padding, groups=groups)
         return y.to(x.dtype)
@@ -78,7 +81,7 @@ def _convolve(
 class _Depthwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, padding):
-        dtype = autocast_dtype(x)
+        dtype = get_product_dtype(x)
         ctx.x_dtype, ctx.padding, ctx.has_bias = x.dtype, padding, bias is not None
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
@@ -96,19 +99,23 @@ class _Depthwise(torch.autograd.Function):
         rows = grad.permute(0, 2, 3, 1)
         if kernel[0] == 1:
             x = F.pad(x.permute(0, 2, 3, 1), (0, 0) + 2 * ctx.padding[1:])
-            grad_weight = frames_weight_gradient(x.flatten(0, 1), rows.flatten(0, 1))
+            grad_weight = compute_frames_weight_grad(
+                x.flatten(0, 1), rows.flatten(0, 1)
+            )
         else:
-            grad_weight = image_weight_gradient(x, grad, ctx.padding)
+            grad_weight = compute_image_weight_grad(x, grad, ctx.padding)
         grad_weight = widen(grad_weight).view(weight.shape)
         grad_bias = widen(rows.sum((0, 1, 2))) if ctx.has_bias else None
         return grad_x, grad_weight, grad_bias, None
 
 
-def image_weight_gradient(x: Tensor, grad: Tensor, padding: tuple[int, int]) -> Tensor:
+def compute_image_weight_grad(
+    x: Tensor, grad: Tensor, padding: tuple[int, int]
+) -> Tensor:
     """Return the gradient of the weight of a depthwise convolution of images.
 
-    Entry (c, k, l) is the sum of grad[n, c, h, w] * x[n, c, h + k, w + l]: each image
-    convolved with a kernel of its own, as large as itself.
+    Entry (c, k, l) is the sum of grad[n, c, h, w] * x[n, c, h + k, w + l]: a
+    convolution of each image with its own kernel, as large as the image.
 
     Args:
       x: (N, C, H, W).
@@ -123,18 +130,18 @@ def image_weight_gradient(x: Tensor, grad: Tensor, padding: tuple[int, int]) -> 
     sums = widen(x.new_zeros(x.shape[1], high, wide))
     for image, taps in zip(x.split(1), grad):
         image = F.pad(image, (0, 0, above, above))
-        for first in range(0, taps.shape[1], ROWS):
-            rows = image[:, :, first : first + ROWS + high - 1]
-            part = taps[:, first : first + ROWS].unsqueeze(1)
+        for first in range(0, taps.shape[1], IMAGE_ROWS):
+            rows = image[:, :, first : first + IMAGE_ROWS + high - 1]
+            part = taps[:, first : first + IMAGE_ROWS].unsqueeze(1)
             sums += _convolve(rows, part, None, (0, beside))[0]
     return sums
 
 
-def frames_weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
+def compute_frames_weight_grad(x: Tensor, grad: Tensor) -> Tensor:
     """Return the gradient of the weight of a depthwise convolution of frames.
 
-    Entry (c, k) is the sum of grad[n, t, c] * x[n, t + k, c], that is of the k-th
-    diagonal of grad^T x over blocks of frames.
+    Entry (c, k) is the sum of grad[n, t, c] * x[n, t + k, c]: the k-th diagonal of
+    grad^T x, over blocks of frames.
 
     Args:
       x: (N, T + K - 1, C), padded input.
@@ -144,10 +151,10 @@ def frames_weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
     """
     num_frames, channels = grad.shape[1:]
     kernel = x.shape[1] - num_frames + 1
-    block = min(BLOCK, num_frames)
-    more = -num_frames % block
-    grad = F.pad(grad, (0, 0, 0, more)).reshape(-1, block, channels)
-    x = F.pad(x, (0, 0, 0, more))
+    block = min(FRAMES, num_frames)
+    pad = -num_frames % block
+    grad = F.pad(grad, (0, 0, 0, pad)).reshape(-1, block, channels)
+    x = F.pad(x, (0, 0, 0, pad))
     width = block + kernel - 1
     x = x.unfold(1, width, block).reshape(-1, channels, width)  # (N * blocks, C, width)
     product = torch.bmm(grad.permute(2, 1, 0), x.transpose(0, 1)).contiguous()

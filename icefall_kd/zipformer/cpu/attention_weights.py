@@ -1,7 +1,7 @@
 """Softmax of attention scores by content and by position.
 
-Scores are the largest tensors of a layer: only the weights are kept, and all else is
-made and used by tiles that stay in a processor's cache.
+The scores are the largest tensors of a layer.  This kernel stores only the softmax and
+computes everything else in tiles that fit a core's cache.
 """
 
 from collections.abc import Iterator
@@ -10,26 +10,26 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from icefall_kd.zipformer.cpu.precision import autocast_dtype, block_rows, widen
+from icefall_kd.zipformer.cpu.blocks import get_block_rows, get_product_dtype, widen
 
-MASKED_SCORE = -1000.0  # exp of it is exactly 0, yet a row of nothing else is no NaN
-# A failsafe against implausible scores, whose softmax has no gradient: now and then
-# every score beyond the limit is pulled back by a constant gradient.
+MASKED_SCORE = -1000.0  # exp of it is 0, and a row of masked scores is not NaN
+# The softmax of extreme scores has no gradient.  The penalty adds a constant gradient
+# to each score beyond the limit (icefall's penalize_abs_values_gt).
 SCORE_LIMIT = 25.0
 SCORE_PENALTY = 1e-4
 
 
 def align_positions(scores: Tensor, num_sources: int) -> Tensor:
-    """Turn scores by time difference into scores by source frame.
+    """Return scores by source frame from scores by time difference.
 
-    Row i of the result is row i of the input from column T - 1 - i on: reading the
-    rows with a stride one shorter does that without copying.
+    Row i of the result is row i of the input from column T - 1 - i on.  A stride that
+    is one shorter than the rows reads it without a copy.
 
     Args:
-      scores: (..., T, L + 2 T) over the differences of `CompactRelPositionalEncoding`.
+      scores: (..., T, L + 2 T), see `CompactRelPositionalEncoding`.
       num_sources: L + T.
     Returns:
-      (..., T, L + T), a view where ``scores`` is contiguous.
+      (..., T, L + T), a view if ``scores`` is contiguous.
     """
     num_frames, width = scores.shape[-2:]
     flat = scores.flatten(-2)[..., num_frames - 1 :]
@@ -38,13 +38,13 @@ def align_positions(scores: Tensor, num_sources: int) -> Tensor:
     return rows[..., :num_sources]
 
 
-def softmax_of_scores(
+def compute_weights(
     query: Tensor,
     key: Tensor,
     pos_query: Optional[Tensor],
-    positions: Optional[Tensor],
+    pos_key: Optional[Tensor],
     mask: Optional[Tensor] = None,
-    limited: bool = False,
+    penalize: bool = False,
 ) -> Tensor:
     """Return the attention weights.
 
@@ -52,85 +52,84 @@ def softmax_of_scores(
       query: (N, H, T, D).
       key: (N, H, L + T, D).
       pos_query: (N, H, T, P), None for scores by content alone.
-      positions: (H, P, L + 2 T), over the differences of `CompactRelPositionalEncoding`.
+      pos_key: (H, P, L + 2 T), see `CompactRelPositionalEncoding`.
       mask: bool, broadcasts to (N, 1, T, L + T), True is not attended to.
-      limited: whether the gradient pulls back scores beyond the limit.
+      penalize: whether the backward pass penalises scores beyond the limit.
     Returns:
       (N, H, T, L + T).
     """
-    graph = torch.is_grad_enabled()
-    if torch.jit.is_tracing() or (query.is_cuda and not graph):
+    needs_grad = torch.is_grad_enabled()
+    if torch.jit.is_tracing() or (query.is_cuda and not needs_grad):
         scores = query @ key.transpose(2, 3)
         if pos_query is not None:
-            scores = scores + align_positions(pos_query @ positions, key.shape[2])
+            scores = scores + align_positions(pos_query @ pos_key, key.shape[2])
         if mask is not None:
             scores = scores.masked_fill(mask, MASKED_SCORE)
         return scores.softmax(dim=-1)
-    if graph:
-        return _Weights.apply(query, key, pos_query, positions, mask, limited)
-    return _by_tiles(*_cast(query, key, pos_query, positions), mask)
+    if needs_grad:
+        return _AttentionWeights.apply(query, key, pos_query, pos_key, mask, penalize)
+    return _compute_by_tiles(*_cast(query, key, pos_query, pos_key), mask)
 
 
-class _Weights(torch.autograd.Function):
+class _AttentionWeights(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, pos_query, positions, mask, limited):
-        parts = _cast(query, key, pos_query, positions)
-        side = None
-        if limited:
+    def forward(ctx, query, key, pos_query, pos_key, mask, penalize):
+        parts = _cast(query, key, pos_query, pos_key)
+        excess = None
+        if penalize:
             shape = (*query.shape[:3], key.shape[2])
-            side = query.new_empty(shape, dtype=torch.int8)
-        weights = _by_tiles(*parts, mask, side)
-        ctx.save_for_backward(*parts, weights, side)
+            excess = query.new_empty(shape, dtype=torch.int8)
+        weights = _compute_by_tiles(*parts, mask, excess)
+        ctx.save_for_backward(*parts, weights, excess)
         return weights
 
     @staticmethod
     def backward(ctx, grad):
-        query, key, pos_query, positions, weights, side = ctx.saved_tensors
+        query, key, pos_query, pos_key, weights, excess = ctx.saved_tensors
         grad_query = torch.empty_like(query)
         grad_key = widen(torch.zeros_like(key))
-        grad_pos_query = grad_positions = None
+        grad_pos_query = grad_pos_key = None
         if pos_query is not None:
             grad_pos_query = torch.empty_like(pos_query)
-            grad_positions = widen(torch.zeros_like(positions))
+            grad_pos_key = widen(torch.zeros_like(pos_key))
         for seqs, rows, columns in _tiles(weights):
             wide = widen(weights[seqs, :, rows])
-            # Masked scores have weight 0, and with it no gradient.
+            # Masked scores have weight 0 and gradient 0.
             g = widen(grad[seqs, :, rows])
             g = torch._softmax_backward_data(g, wide, -1, wide.dtype)
-            if side is not None:
-                g.add_(side[seqs, :, rows], alpha=SCORE_PENALTY)
+            if excess is not None:
+                g.add_(excess[seqs, :, rows], alpha=SCORE_PENALTY)
             if pos_query is not None:
                 by_offset = query.new_zeros(*g.shape[:3], g.shape[2] + g.shape[3])
                 align_positions(by_offset, g.shape[-1]).copy_(g)
-                grad_pos_query[seqs, :, rows] = by_offset @ positions[
-                    ..., columns
-                ].transpose(-2, -1)
+                pos_key_tile = pos_key[..., columns].transpose(-2, -1)
+                grad_pos_query[seqs, :, rows] = by_offset @ pos_key_tile
                 part = pos_query[seqs, :, rows].transpose(-2, -1) @ by_offset
-                grad_positions[..., columns] += part.sum(0)
+                grad_pos_key[..., columns] += part.sum(0)
             g = g.to(query.dtype)
             grad_query[seqs, :, rows] = g @ key[seqs]
             grad_key[seqs] += g.transpose(-2, -1) @ query[seqs, :, rows]
         grad_key = grad_key.to(key.dtype)
-        if grad_positions is not None:
-            grad_positions = grad_positions.to(positions.dtype)
-        return grad_query, grad_key, grad_pos_query, grad_positions, None, None
+        if grad_pos_key is not None:
+            grad_pos_key = grad_pos_key.to(pos_key.dtype)
+        return grad_query, grad_key, grad_pos_query, grad_pos_key, None, None
 
 
 def _cast(*parts: Optional[Tensor]) -> tuple[Optional[Tensor], ...]:
-    """Return the parts in the dtype of products; a tile copies what is in no order."""
-    dtype = autocast_dtype(parts[0])
+    """Return contiguous tensors in the dtype of products; tiles copy others."""
+    dtype = get_product_dtype(parts[0])
     return tuple(None if p is None else p.to(dtype).contiguous() for p in parts)
 
 
-def _by_tiles(
+def _compute_by_tiles(
     query: Tensor,
     key: Tensor,
     pos_query: Optional[Tensor],
-    positions: Optional[Tensor],
+    pos_key: Optional[Tensor],
     mask: Optional[Tensor],
-    side: Optional[Tensor] = None,
+    excess: Optional[Tensor] = None,
 ) -> Tensor:
-    """Return the weights; ``side`` is set to 1 and -1 where scores exceed the limit."""
+    """Return the weights; set ``excess`` to the sign of scores beyond the limit."""
     weights = query.new_empty(*query.shape[:3], key.shape[2])
     if mask is not None:
         mask = mask.expand(weights.shape[0], 1, *weights.shape[2:])
@@ -138,28 +137,28 @@ def _by_tiles(
         for seqs, rows, columns in _tiles(weights):
             scores = widen(query[seqs, :, rows] @ key[seqs].transpose(-2, -1))
             if pos_query is not None:
-                by_offset = pos_query[seqs, :, rows] @ positions[..., columns]
+                by_offset = pos_query[seqs, :, rows] @ pos_key[..., columns]
                 scores.add_(align_positions(by_offset, scores.shape[-1]))
-            if side is not None:
+            if excess is not None:
                 above, below = scores > SCORE_LIMIT, scores < -SCORE_LIMIT
-                side[seqs, :, rows] = above.to(torch.int8) - below.to(torch.int8)
+                excess[seqs, :, rows] = above.to(torch.int8) - below.to(torch.int8)
             if mask is not None:
-                _hide(scores, mask[seqs, :, rows])
+                _mask_scores(scores, mask[seqs, :, rows])
             weights[seqs, :, rows] = scores.softmax(dim=-1)
     return weights
 
 
-def _hide(scores: Tensor, mask: Tensor) -> None:
+def _mask_scores(scores: Tensor, mask: Tensor) -> None:
     """Set the scores to `MASKED_SCORE` where the mask is True."""
     if scores.is_cuda:
         scores.masked_fill_(mask, MASKED_SCORE)
-    else:  # arithmetic is twice as fast or better
+    else:  # arithmetic is at least twice as fast
         scores.add_(mask.to(scores.dtype), alpha=2.0 * MASKED_SCORE)
         scores.clamp_(min=MASKED_SCORE)
 
 
 def _tiles(weights: Tensor) -> Iterator[tuple[slice, slice, slice]]:
-    """Yield sequences, target frames and offsets to take at once: all on a GPU.
+    """Yield the sequences, target frames and offsets of each tile; one tile on a GPU.
 
     The offsets are the columns of the position scores that `align_positions` needs
     for these target frames.
@@ -168,7 +167,7 @@ def _tiles(weights: Tensor) -> Iterator[tuple[slice, slice, slice]]:
       weights: (N, H, T, S).
     """
     batch, heads, num_frames, num_sources = weights.shape
-    size = block_rows(weights, heads * num_sources)  # target frames
+    size = get_block_rows(weights, heads * num_sources)  # target frames
     step = max(1, size // num_frames)
     size = min(size, num_frames)
     for n in range(0, batch, step):
