@@ -33,7 +33,7 @@ from icefall_kd.distill.regression import (
     regress,
 )
 from icefall_kd.distill.term import StudentOutput, TermOutput, skipped_targets
-from icefall_kd.transducer.build import encoder_dim
+from icefall_kd.transducer.model import get_encoder_dim
 
 CHOICES = ("all", "random", "average")
 
@@ -111,7 +111,7 @@ class EmbeddingTerm:
         Raises:
           ValueError: if teachers of several sizes are to be averaged.
         """
-        dim = encoder_dim(model_config)
+        dim = get_encoder_dim(model_config)
         infos = {name: field_infos[name] for name in self.teachers}
         sizes = {name: len(info.mean) for name, info in infos.items()}
         if self.choose == "average" and len(set(sizes.values())) > 1:

@@ -34,7 +34,7 @@ from icefall_kd.distill.term import (
     check_kind,
     skipped_targets,
 )
-from icefall_kd.transducer.build import stack_dims
+from icefall_kd.transducer.model import get_stack_dims
 from icefall_kd.zipformer.subsampling import conv2d_subsampling_lens
 
 PROJECT = ("auto", "always")
@@ -124,7 +124,7 @@ class HiddenTerm:
         """
         for name in self.fields:
             check_kind("terms.hidden.stacks", field_infos[name], "embedding")
-        dims = stack_dims(model_config, tuple(self.shares), "terms.hidden.stacks")
+        dims = get_stack_dims(model_config, tuple(self.shares), "terms.hidden.stacks")
         heads = {}
         for stack, dim in zip(self.shares, dims):
             info = field_infos[self.config.stacks[stack]]

@@ -34,7 +34,7 @@ from icefall_kd.distill.term import (
     skipped_texts,
 )
 from icefall_kd.distill.transducer import ctc_rows, ctc_sum
-from icefall_kd.transducer.build import stack_dims
+from icefall_kd.transducer.model import get_stack_dims
 from icefall_kd.zipformer.cpu.blocks import LogSoftmax
 
 
@@ -114,7 +114,7 @@ class InterCtcTerm:
             check_kind("terms.inter_ctc.teacher", field_infos[name], "ctc")
         if not self.config.stacks:
             return None
-        dims = stack_dims(model_config, self.config.stacks, "terms.inter_ctc.stacks")
+        dims = get_stack_dims(model_config, self.config.stacks, "terms.inter_ctc.stacks")
         return nn.ModuleDict(
             {
                 str(stack): nn.Sequential(

@@ -11,7 +11,7 @@ from icefall_kd.core.config import ModelConfig, from_dict, rename_options, to_di
 from icefall_kd.core.files import explain_failed_write, write_atomically
 from icefall_kd.core.weights import load_weights_only
 from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.transducer.build import build_model
+from icefall_kd.transducer.model import build_model
 from icefall_kd.transducer.icefall import build_icefall_model
 from icefall_kd.transducer.model import AsrModel
 

@@ -1,11 +1,11 @@
-"""Stateless predictor: the next token from a few previous ones.
+"""The student: Zipformer encoder, predictor, joiner and CTC head.
 
-Joiner: combines encoder and predictor into unnormalised token scores.
-
-The student: encoder, predictor, joiner and CTC head.
+`Decoder` is icefall's name for the predictor; `Joiner` and `AsrModel` follow icefall's
+``joiner.py`` and ``model.py``.  State-dict keys are icefall's, so that its published
+checkpoints load.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,23 +13,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from icefall_kd import BLANK_ID, LOG_EPS
+from icefall_kd.core.config import ModelConfig
 from icefall_kd.core.frames import make_pad_mask
+from icefall_kd.zipformer import streaming
 from icefall_kd.zipformer.cpu.blocks import LogSoftmax, disable_cpu_autocast
+from icefall_kd.zipformer.encoder import build_encoder
 from icefall_kd.zipformer.regularisers import Balancer
+from icefall_kd.zipformer.scaling import scaled_linear
+from icefall_kd.zipformer.subsampling import MIN_FRAMES
 
-NO_TOKEN = -1  # in the place of a token: its embedding is zero
+NO_TOKEN = -1  # a position without a token; its embedding is zero
 
 
 class Decoder(nn.Module):
-    """Embedding of the last ``context_size`` tokens through a grouped convolution.
+    """Stateless predictor: embeddings of the last tokens, then a grouped convolution.
 
     Source: Ghodsi et al., RNN-transducer with stateless prediction network, 2020,
-    ICASSP; the convolution over several tokens as in k2's recipes.
-    State-dict names: ``embedding``, ``conv`` (absent when ``context_size`` is 1).
+    ICASSP; the convolution over several tokens as in icefall.
 
-    Attributes:
-      context_size: number of previous tokens that the next one depends on.
-      blank_id: id of the blank, which also stands for the start of an utterance.
+    Args:
+      vocab_size: V, the blank included.
+      decoder_dim: D, a multiple of 4.
+      context_size: number of previous tokens that the next token depends on; the
+        convolution is absent when it is 1.
+      blank_id: id of the blank, which is also the context at the start.
+    Raises:
+      ValueError: if ``context_size`` or ``decoder_dim`` is invalid.
     """
 
     def __init__(
@@ -48,8 +57,9 @@ class Decoder(nn.Module):
         self.context_size = context_size
         self.blank_id = blank_id
         self.embedding = nn.Embedding(vocab_size, decoder_dim)
-        # Keep the magnitudes from drifting, which averaged models suffer from.
-        self.balancer = _magnitude_balancer()
+        # Averaging models works only while the magnitudes do not drift.
+        limits = dict(min_positive=0.0, max_positive=1.0, min_abs=0.5, max_abs=1.0)
+        self.balancer = Balancer(**limits, prob=0.05)
         if context_size > 1:
             self.conv = nn.Conv1d(
                 decoder_dim,
@@ -58,17 +68,16 @@ class Decoder(nn.Module):
                 groups=decoder_dim // 4,
                 bias=False,
             )
-            self.balancer2 = _magnitude_balancer()
+            self.balancer2 = Balancer(**limits, prob=0.05)
 
     def forward(self, y: Tensor, need_pad: bool = True) -> Tensor:
         """Embed each position together with the tokens before it.
 
         Args:
-          y: (N, U) int64 token ids; a negative id means "no token here" and has a
-            zero embedding (a hypothesis starts with such ids).
-          need_pad: True in training, where position u sees ids u-context_size+1..u
-            and nothing stands before the first.  False in decoding, where U must
-            be ``context_size`` and one position comes out.
+          y: (N, U) int64 token ids; negative ids (`NO_TOKEN`) have a zero embedding.
+          need_pad: True in training: position u depends on ids u - context_size + 1 ...
+            u, and the first positions are padded with zeros.  False in decoding: U is
+            ``context_size`` and the output has one position.
         Returns:
           (N, U, D) float, or (N, 1, D) when ``need_pad`` is False.
         """
@@ -82,41 +91,16 @@ class Decoder(nn.Module):
         return self.balancer2(F.relu(self.conv(x)).transpose(1, 2))
 
 
-def _magnitude_balancer() -> Balancer:
-    return Balancer(
-        min_positive=0.0,
-        max_positive=1.0,
-        min_abs=0.5,
-        max_abs=1.0,
-        prob=0.05,
-    )
-
-
-def small_linear(in_dim: int, out_dim: int, scale: float = 0.25) -> nn.Linear:
-    """Return a linear layer that starts with weights ``scale`` times the usual.
-
-    The layers in front of the two losses start small, so that the first batches
-    see nearly uniform token scores; biases are uniform in +-0.1 * ``scale``.
-    """
-    layer = nn.Linear(in_dim, out_dim)
-    with torch.no_grad():
-        layer.weight.mul_(scale)
-        layer.bias.uniform_(-0.1 * scale, 0.1 * scale)
-    return layer
-
-
 class Joiner(nn.Module):
-    """Additive joiner: ``output_linear(tanh(project(enc) + project(dec)))``.
-
-    State-dict names: ``encoder_proj``, ``decoder_proj``, ``output_linear``.
-    """
+    """Scores of tokens: ``output_linear(tanh(encoder_proj(x) + decoder_proj(y)))``."""
 
     def __init__(
         self, encoder_dim: int, decoder_dim: int, joiner_dim: int, vocab_size: int
     ) -> None:
         super().__init__()
-        self.encoder_proj = small_linear(encoder_dim, joiner_dim)
-        self.decoder_proj = small_linear(decoder_dim, joiner_dim)
+        # A small initial scale makes the scores of the first batches nearly uniform.
+        self.encoder_proj = scaled_linear(encoder_dim, joiner_dim, initial_scale=0.25)
+        self.decoder_proj = scaled_linear(decoder_dim, joiner_dim, initial_scale=0.25)
         self.output_linear = nn.Linear(joiner_dim, vocab_size)
 
     def forward(
@@ -128,8 +112,7 @@ class Joiner(nn.Module):
           encoder_out: (..., C) float, or (..., joiner_dim) if already projected.
           decoder_out: (..., D) float, or (..., joiner_dim) if already projected; its
             leading axes broadcast against those of ``encoder_out``.
-          project_input: False when both were projected before, which is cheaper
-            when one frame meets many labels.
+          project_input: False if both inputs are already projected.
         Returns:
           (..., V) float, logits.
         Raises:
@@ -149,22 +132,19 @@ class Joiner(nn.Module):
 class AsrModel(nn.Module):
     """Zipformer transducer with a CTC head.
 
-    State-dict names are icefall's (``encoder_embed``, ``encoder``, ``decoder``,
-    ``joiner``, ``simple_am_proj``, ``simple_lm_proj``, ``ctc_output``), so that its
-    published checkpoints load.  The two ``simple_*`` layers serve only the loss
-    that finds the pruning bounds: Kuang et al., Pruned RNN-T, 2022,
-    arXiv:2206.13236.
+    ``simple_am_proj`` and ``simple_lm_proj`` serve only the loss that finds the pruning
+    bounds: Kuang et al., Pruned RNN-T, 2022, arXiv:2206.13236.
 
     Attributes:
       encoder_dim: C of the encoder's output.
       vocab_size: V, the blank included.
-      fields: Shar fields that the encoder hears; none: it hears the audio.
-      min_frames: of its input, for one frame of its output.
-      padding_value: of its input.
+      fields: Shar fields that the encoder reads; empty if it reads fbank.
+      min_frames: input frames that give one output frame.
+      padding_value: padding of the input.
     """
 
     fields: tuple[str, ...] = ()
-    min_frames = 9
+    min_frames = MIN_FRAMES
     padding_value = LOG_EPS
 
     def __init__(
@@ -184,18 +164,18 @@ class AsrModel(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.joiner = joiner
-        self.simple_am_proj = small_linear(encoder_dim, vocab_size)
-        self.simple_lm_proj = small_linear(decoder_dim, vocab_size)
+        self.simple_am_proj = scaled_linear(encoder_dim, vocab_size, initial_scale=0.25)
+        self.simple_lm_proj = scaled_linear(decoder_dim, vocab_size, initial_scale=0.25)
         self.ctc_output = nn.Sequential(
             nn.Dropout(0.1), nn.Linear(encoder_dim, vocab_size), LogSoftmax(dim=-1)
         )
 
     def inputs(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return what :meth:`forward_encoder` reads of a batch, and its lengths."""
+        """Return the encoder's input in a batch, and its lengths."""
         return batch["features"], batch["feature_lens"]
 
     def forward_encoder(self, x: Tensor, x_lens: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode whole utterances (chunk-masked when the encoder is causal).
+        """Encode utterances, with a chunk mask if the encoder is causal.
 
         Args:
           x:      (N, T, F) float32, fbank padded with ``LOG_EPS``.
@@ -210,10 +190,10 @@ class AsrModel(nn.Module):
     def forward_stacks(
         self, x: Tensor, x_lens: Tensor
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Encode as :meth:`forward_encoder`, and return the stacks' outputs as well.
+        """Encode as :meth:`forward_encoder`, and return the stacks' outputs too.
 
         Returns:
-          encoder_out, its lengths, and of each stack (N, T50, C_i) in frames of 20 ms.
+          encoder_out, its lengths, and for each stack (N, T50, C_i), frames of 20 ms.
         """
         x, x_lens = self.encoder_embed(x, x_lens)
         mask = make_pad_mask(x_lens, x.size(1))
@@ -226,8 +206,6 @@ class AsrModel(nn.Module):
 
     def init_states(self, batch_size: int, device: str = "cpu") -> list[Tensor]:
         """Return the encoder's states at the start of ``batch_size`` streams."""
-        from icefall_kd.zipformer import streaming
-
         return streaming.init_states(
             self.encoder_embed, self.encoder, batch_size, device
         )
@@ -240,10 +218,64 @@ class AsrModel(nn.Module):
         Args:
           x: (N, T, F) float32, T = 2 * chunk_size + 13; the next chunk starts
             2 * chunk_size frames later.
-          states: as returned by :meth:`init_states` or the previous call.
+          states: from :meth:`init_states` or the previous call.
         Returns:
-          encoder_out (N, chunk_size / 2, C), lengths (N,) and the new states.
+          encoder_out (N, chunk_size / 2, C), lengths (N,) and the next states.
         """
-        from icefall_kd.zipformer import streaming
-
         return streaming.streaming_forward(self.encoder_embed, self.encoder, x, states)
+
+
+def build_model(config: ModelConfig) -> AsrModel:
+    """Return a newly initialised model.
+
+    Raises:
+      ValueError: if ``config.vocab_size`` is below 2, or sizes do not fit together.
+    """
+    if config.vocab_size < 2:
+        raise ValueError(
+            f"vocab_size must be at least 2 (the blank is one), got {config.vocab_size}"
+        )
+    dim = get_encoder_dim(config)
+    parts = {
+        "decoder": Decoder(config.vocab_size, config.decoder_dim, config.context_size),
+        "joiner": Joiner(dim, config.decoder_dim, config.joiner_dim, config.vocab_size),
+        "encoder_dim": dim,
+        "decoder_dim": config.decoder_dim,
+        "vocab_size": config.vocab_size,
+    }
+    if config.field_encoder is not None:
+        # A FieldModel is an AsrModel: its module imports this one.
+        from icefall_kd.transducer.field_encoder import FieldModel
+
+        return FieldModel(config.field_encoder, **parts)
+    encoder_embed, encoder = build_encoder(config.encoder)
+    return AsrModel(encoder_embed=encoder_embed, encoder=encoder, **parts)
+
+
+def get_encoder_dim(config: ModelConfig) -> int:
+    """Return C, the dimension of the encoder's output."""
+    if config.field_encoder is not None:
+        return config.field_encoder.dim
+    return max(config.encoder.encoder_dim)
+
+
+def get_stack_dims(
+    config: ModelConfig, stacks: Sequence[int], option: str
+) -> list[int]:
+    """Return C_i, the output dimension of some stacks of the encoder.
+
+    Args:
+      stacks: indices from 0; negative from the end.
+      option: name of the option with these indices, for the error message.
+    Raises:
+      ValueError: if there is no such stack, or the encoder has no stacks.
+    """
+    if config.field_encoder is not None:
+        raise ValueError(
+            f"{option}: an encoder over teachers' embeddings has no stacks"
+        )
+    dims = config.encoder.encoder_dim
+    for stack in stacks:
+        if not -len(dims) <= stack < len(dims):
+            raise ValueError(f"{option}: no stack {stack}, there are {len(dims)}")
+    return [dims[stack] for stack in stacks]

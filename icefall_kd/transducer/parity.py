@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from icefall_kd.core.config import ModelConfig, ZipformerConfig, from_dict
-from icefall_kd.transducer.build import build_model
+from icefall_kd.transducer.model import build_model
 from icefall_kd.transducer.icefall import PARTS, frontend_fields
 from icefall_kd.transducer.loss import ctc_loss, pruned_transducer_loss
 from icefall_kd.transducer.model import AsrModel

@@ -35,7 +35,7 @@ from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.dataset.loader import make_loader
 from icefall_kd.dataset.stream import open_stream
 from icefall_kd.training.optim import Eden, ScaledAdam
-from icefall_kd.transducer.build import build_model
+from icefall_kd.transducer.model import build_model
 from icefall_kd.zipformer.scaling import set_batch_count
 
 WINDOW = 50  # steps that are averaged

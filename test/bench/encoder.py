@@ -19,7 +19,7 @@ import reference
 import side_by_side
 import torch
 
-from icefall_kd.transducer.build import build_model
+from icefall_kd.transducer.model import build_model
 
 
 def parse() -> argparse.Namespace:

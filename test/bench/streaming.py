@@ -35,7 +35,7 @@ from icefall_kd.export.onnx import export_model
 from icefall_kd.export.ort import OrtTransducer
 from icefall_kd.export.quantize import quantize_model
 from icefall_kd.recognition.options import Chunking
-from icefall_kd.transducer.build import build_model
+from icefall_kd.transducer.model import build_model
 
 RECIPE = Path(__file__).resolve().parents[2] / "egs/asterisk/KD/conf"
 CONFIGS = [RECIPE / f"{name}.yaml" for name in ("student", "unified", "finetune")]

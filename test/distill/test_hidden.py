@@ -23,7 +23,7 @@ from icefall_kd.fields.extract import extract
 from icefall_kd.fields.reader import open_shar
 from icefall_kd.teachers import build_teacher
 from icefall_kd.training.student import DistilledStudent, build_heads
-from icefall_kd.transducer.build import build_model
+from icefall_kd.transducer.model import build_model
 
 cuts, waves, tokenizer = students.cuts, students.waves, students.tokenizer  # fixtures
 pristine_student, checkpoint = students.pristine_student, students.checkpoint

@@ -14,7 +14,7 @@ from icefall_kd.training.checkpoint import (
     numbered,
 )
 from icefall_kd.training.run import train
-from icefall_kd.transducer.build import build_model
+from icefall_kd.transducer.model import build_model
 from icefall_kd.transducer.checkpoint import (
     load_checkpoint,
     load_model,

@@ -7,7 +7,7 @@ import pytest
 
 from icefall_kd.core.config import to_dict
 from icefall_kd.training.config import parse_config
-from icefall_kd.transducer.build import build_model
+from icefall_kd.transducer.model import build_model
 
 RECIPES = sorted(Path(__file__).resolve().parents[2].glob("egs/*/KD/conf"))
 VARIANTS = ("unified", "streaming", "non_streaming")

@@ -3,7 +3,7 @@
 import torch
 
 from icefall_kd.core.config import ModelConfig, ZipformerConfig
-from icefall_kd.transducer.build import build_model
+from icefall_kd.transducer.model import build_model
 
 SMALL = ModelConfig(
     encoder=ZipformerConfig(
