@@ -20,9 +20,8 @@ from icefall_kd.data.tokens import Tokenizer, train_bpe
 from icefall_kd.decoding import DecodeOptions
 from icefall_kd.fields.reader import open_shar
 from icefall_kd.recognition.recognise import recognise, reference_words
-from icefall_kd.transducer.model import build_model
 from icefall_kd.transducer.checkpoint import save_pretrained
-from icefall_kd.transducer.model import AsrModel, Decoder, Joiner
+from icefall_kd.transducer.model import AsrModel, Decoder, Joiner, build_model
 
 # The chunks of STUDENT, below.
 STREAMING = ["--streaming", "--chunk-size", "16", "--left-context", "64"]

@@ -114,7 +114,9 @@ class InterCtcTerm:
             check_kind("terms.inter_ctc.teacher", field_infos[name], "ctc")
         if not self.config.stacks:
             return None
-        dims = get_stack_dims(model_config, self.config.stacks, "terms.inter_ctc.stacks")
+        dims = get_stack_dims(
+            model_config, self.config.stacks, "terms.inter_ctc.stacks"
+        )
         return nn.ModuleDict(
             {
                 str(stack): nn.Sequential(

@@ -31,9 +31,8 @@ from icefall_kd.training.preflight import preflight
 from icefall_kd.training.state import seed_everything
 from icefall_kd.training.student import DistilledStudent, build_heads
 from icefall_kd.training.targets import build_live, live_infos, read_fields
-from icefall_kd.transducer.model import build_model
 from icefall_kd.transducer.checkpoint import load_checkpoint, read_info, untrained_parts
-from icefall_kd.transducer.model import AsrModel
+from icefall_kd.transducer.model import AsrModel, build_model
 
 
 @dataclass(frozen=True)

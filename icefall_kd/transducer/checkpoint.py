@@ -11,9 +11,8 @@ from icefall_kd.core.config import ModelConfig, from_dict, rename_options, to_di
 from icefall_kd.core.files import explain_failed_write, write_atomically
 from icefall_kd.core.weights import load_weights_only
 from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.transducer.model import build_model
 from icefall_kd.transducer.icefall import build_icefall_model
-from icefall_kd.transducer.model import AsrModel
+from icefall_kd.transducer.model import AsrModel, build_model
 
 HEADS = {"transducer": ("decoder", "joiner"), "ctc": ("ctc_output",)}
 ENCODER = ("encoder_embed", "encoder")

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from icefall_kd import NUM_MEL_BINS
 from icefall_kd.core.config import ModelConfig, ZipformerConfig, to_dict
-from icefall_kd.transducer.model import build_model
-from icefall_kd.transducer.model import AsrModel
+from icefall_kd.transducer.model import AsrModel, build_model
 
 PerStack = Union[int, str, Sequence[int]]
 

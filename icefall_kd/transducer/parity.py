@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from icefall_kd.core.config import ModelConfig, ZipformerConfig, from_dict
-from icefall_kd.transducer.model import build_model
 from icefall_kd.transducer.icefall import PARTS, frontend_fields
 from icefall_kd.transducer.loss import ctc_loss, pruned_transducer_loss
-from icefall_kd.transducer.model import AsrModel
+from icefall_kd.transducer.model import AsrModel, build_model
 from icefall_kd.zipformer.streaming import hop_frames, window_frames
 
 Arrays = Mapping[str, np.ndarray]

@@ -35,8 +35,8 @@ from torch import Tensor, nn
 from icefall_kd.core.config import ModelConfig
 from icefall_kd.core.cpu import tune_cpu
 from icefall_kd.training.optim import ScaledAdam
-from icefall_kd.transducer.model import build_model
 from icefall_kd.transducer.loss import ctc_loss, pruned_transducer_loss
+from icefall_kd.transducer.model import build_model
 from icefall_kd.zipformer.scaling import set_batch_count
 
 

@@ -16,7 +16,6 @@ from icefall_kd.fields.extract import extract
 from icefall_kd.fields.reader import open_shar
 from icefall_kd.fields.run_teachers import teach_batch
 from icefall_kd.teachers import build_teachers
-from icefall_kd.transducer.model import build_model
 from icefall_kd.transducer.checkpoint import load_model, pack_bytes
 from icefall_kd.transducer.denominator import (
     fuse,
@@ -24,6 +23,7 @@ from icefall_kd.transducer.denominator import (
     make_bigram_table,
     save_bigram,
 )
+from icefall_kd.transducer.model import build_model
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from icefall_kd.fields.extract import extract
 from icefall_kd.fields.reader import load_field, open_shar
 from icefall_kd.teachers import build_teacher
 from icefall_kd.teachers.zipformer_frames import fbank_and_silence
-from icefall_kd.transducer.model import build_model
 from icefall_kd.transducer.checkpoint import save_pretrained
+from icefall_kd.transducer.model import build_model
 from icefall_kd.transducer.path import score_path
 from icefall_kd.zipformer.subsampling import encoder_output_lens
 

@@ -14,7 +14,6 @@ from icefall_kd.training.checkpoint import (
     numbered,
 )
 from icefall_kd.training.run import train
-from icefall_kd.transducer.model import build_model
 from icefall_kd.transducer.checkpoint import (
     load_checkpoint,
     load_model,
@@ -23,6 +22,7 @@ from icefall_kd.transducer.checkpoint import (
     save_pretrained,
     unpack_bytes,
 )
+from icefall_kd.transducer.model import build_model
 
 
 def plain_types(value, where="checkpoint"):

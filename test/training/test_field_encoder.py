@@ -17,9 +17,9 @@ from icefall_kd.training.averaging import write_average
 from icefall_kd.training.config import parse_config
 from icefall_kd.training.run import train
 from icefall_kd.training.setup import prepare
-from icefall_kd.transducer.model import build_model
 from icefall_kd.transducer.checkpoint import load_model
 from icefall_kd.transducer.field_encoder import hide_stretches
+from icefall_kd.transducer.model import build_model
 
 FIELD_ENCODER = FieldEncoderConfig(fields=("wise", "old"), dim=16, num_layers=2)
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from icefall_kd.core.config import ModelConfig, ZipformerConfig, to_dict
-from icefall_kd.transducer.model import build_model
 from icefall_kd.transducer.checkpoint import load_model
 from icefall_kd.transducer.icefall import infer_icefall_config, infer_model_config
+from icefall_kd.transducer.model import build_model
 from icefall_kd.transducer.parity import PREFIX, read_config
 
 DATA = Path(__file__).parents[1] / "zipformer/data"

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from icefall_kd.core.config import FieldEncoderConfig, ModelConfig
-from icefall_kd.transducer.model import build_model
 from icefall_kd.transducer.field_encoder import ModelEnsemble
+from icefall_kd.transducer.model import build_model
 from icefall_kd.transducer.path import best_path, nodes
 
 VOCAB, FRAMES, TOKENS = 7, 9, [3, 1, 4]
