@@ -46,7 +46,7 @@ def is_unchanged(path: Pathlike, sha256: str) -> bool:
 
 def run(args: argparse.Namespace) -> dict:
     """Align as ``args`` say; return the words of each cut."""
-    from icefall_kd.fields.codec_files import load_codecs
+    from icefall_kd.fields.codecs.storage import load_codecs
     from icefall_kd.fields.reader import open_shar
     from icefall_kd.recognition.ctm import (
         ctm_info_path,

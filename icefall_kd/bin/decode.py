@@ -111,7 +111,7 @@ def decode_setting(
 
 def run(args: argparse.Namespace) -> dict:
     """Decode as ``args`` say; return what the result JSON holds."""
-    from icefall_kd.fields.codec_files import load_codecs
+    from icefall_kd.fields.codecs.storage import load_codecs
     from icefall_kd.fields.reader import open_shar
 
     check_device(args.device)

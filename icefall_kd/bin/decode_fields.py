@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> dict:
     """Decode as ``args`` say; return what the result JSON holds."""
     from icefall_kd.data.tokens import Tokenizer
     from icefall_kd.distill.term import check_kind, check_vocabulary
-    from icefall_kd.fields.codec_files import load_codecs
+    from icefall_kd.fields.codecs.storage import load_codecs
     from icefall_kd.fields.format import load_field_info
     from icefall_kd.fields.reader import open_shar
     from icefall_kd.recognition.fields import StoredDistributions

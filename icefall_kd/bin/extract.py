@@ -51,12 +51,23 @@ from icefall_kd.core.distributed import (
 from icefall_kd.core.files import as_path, read_yaml
 from icefall_kd.core.logs import AudioProgress, setup_logging
 from icefall_kd.fields.builder import collect_outputs
-from icefall_kd.fields.codec_choice import CODEC_FRAMES
 from icefall_kd.fields.codecs import CODECS, find_codec, training_options
-from icefall_kd.fields.extract import Report, extract, train_codecs
-from icefall_kd.fields.forecast import as_table, forecast, parse_dims, probe_speed
+from icefall_kd.fields.codecs.storage import CODEC_FRAMES
+from icefall_kd.fields.extract import (
+    ExtractionSummary,
+    extract,
+    measure_speed,
+    train_codecs,
+)
 from icefall_kd.fields.format import FieldInfo, info_path
-from icefall_kd.fields.planner import Volume, free_bytes, volume_of
+from icefall_kd.fields.planner import (
+    Volume,
+    forecast,
+    format_forecast,
+    free_bytes,
+    measure_volume,
+    parse_outputs,
+)
 from icefall_kd.teachers import TEACHERS, Teacher, build_teacher, build_teachers
 
 CODEC_TIMEOUT = 6 * 3600  # s that the other processes wait for a codec's training
@@ -283,7 +294,10 @@ def run(
 
 
 def tell(
-    shar_dir: str, infos: dict[str, FieldInfo], report: Report, elapsed: float
+    shar_dir: str,
+    infos: dict[str, FieldInfo],
+    report: ExtractionSummary,
+    elapsed: float,
 ) -> None:
     """Log what an extraction did, and what is left for others to do."""
     if report.shards_done:
@@ -317,10 +331,10 @@ def tell(
 def dry_run(args: argparse.Namespace) -> None:
     """Print what the extraction would take."""
     teachers = [] if args.dims else build(args)
-    outputs = parse_dims(args.dims) if args.dims else collect_outputs(teachers)
+    outputs = parse_outputs(args.dims) if args.dims else collect_outputs(teachers)
     speed = None
     if teachers:
-        speed = probe_speed(
+        speed = measure_speed(
             args.shar_dir[0],
             teachers,
             args.codec,
@@ -330,10 +344,10 @@ def dry_run(args: argparse.Namespace) -> None:
     if args.hours:
         volume = Volume.of_corpus(args.hours, args.cut_duration)
     else:
-        volume = volume_of(args.shar_dir, args.shards)
+        volume = measure_volume(args.shar_dir, args.shards)
     free = free_bytes(args.shar_dir[0]) if args.shar_dir else None
     result = forecast(volume, outputs, args.codec, free=free, speed=speed)
-    print(json.dumps(result, indent=2) if args.json else as_table(result))
+    print(json.dumps(result, indent=2) if args.json else format_forecast(result))
 
 
 if __name__ == "__main__":

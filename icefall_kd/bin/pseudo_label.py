@@ -44,7 +44,7 @@ from icefall_kd.data.normalise import CASES
 from icefall_kd.data.numbers import STYLES
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.pseudo.progress import histogram
-from icefall_kd.pseudo.pseudo_label import Report, pseudo_label
+from icefall_kd.pseudo.pseudo_label import PseudoLabelSummary, pseudo_label
 from icefall_kd.teachers.whisper_text import WhisperText
 
 
@@ -100,7 +100,7 @@ def main() -> None:
     tell(args.output, report)
 
 
-def make(args: argparse.Namespace, world: World) -> Report:
+def make(args: argparse.Namespace, world: World) -> PseudoLabelSummary:
     """Write this process's share of the transcripts."""
     tokenizer = None if args.bpe_model is None else Tokenizer(args.bpe_model)
     reader = WhisperText(
@@ -129,7 +129,7 @@ def make(args: argparse.Namespace, world: World) -> Report:
         )
 
 
-def tell(output: str, report: Report) -> None:
+def tell(output: str, report: PseudoLabelSummary) -> None:
     """Log what became of all cuts, or what is left for others to do."""
     if report.missing:
         logging.info(

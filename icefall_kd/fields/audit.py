@@ -14,8 +14,8 @@ from typing import Callable, Optional
 import numpy as np
 
 from icefall_kd.core.files import Pathlike, sha256_file
-from icefall_kd.fields.codec_files import load_codec
 from icefall_kd.fields.codecs import Codec
+from icefall_kd.fields.codecs.storage import load_codec
 from icefall_kd.fields.format import (
     FieldInfo,
     ShardState,
@@ -29,7 +29,12 @@ from icefall_kd.fields.integrity import TarFaults, check_members, check_tar
 from icefall_kd.fields.join import compare_keys, read_keys
 from icefall_kd.fields.shards import Shard
 from icefall_kd.fields.survey import FieldFiles, field_files, quick_look
-from icefall_kd.fields.writer import Sums, content_sha256, pool, state_sums
+from icefall_kd.fields.writer import (
+    Sums,
+    content_sha256,
+    mean_and_mean_square,
+    sums_of_state,
+)
 
 TOLERANCE = 1e-6  # of a sum, relative to the mean square: another machine's rounding
 _EXTRACT = "run icefall_kd.bin.extract again"
@@ -224,7 +229,7 @@ def _not_joined(tar: Path, problems: dict[str, list[str]]) -> list[Fault]:
 
 def _other_sums(state: ShardState, found: TarFaults) -> list[str]:
     """Return where a shard's state tells other statistics than its arrays have."""
-    frames, total, squares = state_sums(state)
+    frames, total, squares = sums_of_state(state)
     num, arrays, array_squares = found.sums
     if frames != num:
         return [f"holds {num} frames, its state tells {frames}"]
@@ -251,7 +256,7 @@ def _description(
     if len(states) < len(looked):
         return
     told = {
-        "content_sha256": content_sha256(states),
+        "content_sha256": content_sha256([s.sha256 for s in states]),
         "num_cuts": sum(s.num_cuts for s in states),
         "num_frames": sum(s.num_frames for s in states),
     }
@@ -260,9 +265,9 @@ def _description(
         for key, value in told.items()
         if getattr(info, key) != value
     ]
-    sums = [x.sums for x in looked] if decoded else [state_sums(s) for s in states]
+    sums = [x.sums for x in looked] if decoded else [sums_of_state(s) for s in states]
     if all(s is not None for s in sums):
-        wrong += _other_statistics(info, *pool(sums))
+        wrong += _other_statistics(info, *mean_and_mean_square(sums))
     for what in wrong:
         yield Fault(f"{files.info}: {what}; {_REWRITE}", (files.info,))
 

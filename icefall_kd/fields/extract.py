@@ -1,10 +1,10 @@
-"""Runs teachers over a Shar folder and writes their fields, shard by shard.
+"""Run teachers over a Shar folder and write their outputs as fields, shard by shard.
 
-Killed at any time and started again, it redoes at most the shard that was being
-written: a shard counts as done when its state exists and its checksum holds.
+An extraction that is killed and started again repeats only the shard that was being
+written: a shard is finished when its state exists and its checksum matches.
 
-Several processes share the work without talking: each makes the shards that are its
-own, and whoever finds all of them whole at its end writes the field's description.
+Several processes share the shards without communication.  The one that finishes last
+finds all shards complete and writes the field's description.
 """
 
 import contextlib
@@ -14,21 +14,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Callable, Optional
 
+import numpy as np
 import torch
+from lhotse.cut import Cut
 
 from icefall_kd.core.distributed import World
 from icefall_kd.core.files import Pathlike
 from icefall_kd.data.cuts import check_cuts
 from icefall_kd.fields.builder import (
-    Making,
-    begin_field,
-    clear,
+    FieldBuilder,
+    check_foreign_arrays,
     collect_outputs,
-    finish_field,
-    keep_whole,
-    refuse_foreign,
 )
-from icefall_kd.fields.codec_choice import CODEC_FRAMES, obtain_codecs
+from icefall_kd.fields.codecs import (
+    Codec,
+    codec_for_kind,
+    find_codec,
+    make_codec,
+    train_codec,
+)
+from icefall_kd.fields.codecs.storage import (
+    CODEC_FRAMES,
+    codec_path,
+    get_codecs,
+    read_codec,
+)
 from icefall_kd.fields.format import (
     FieldInfo,
     cuts_path,
@@ -38,25 +48,40 @@ from icefall_kd.fields.format import (
 )
 from icefall_kd.fields.integrity import verified_fingerprints
 from icefall_kd.fields.join import read_keys
-from icefall_kd.fields.planner import Volume, check_disk, predict_bytes, select_shards
-from icefall_kd.fields.run_teachers import teach
-from icefall_kd.fields.shards import Shard, ShardCuts
-from icefall_kd.fields.writer import write_shard
+from icefall_kd.fields.planner import (
+    Speed,
+    Volume,
+    check_disk,
+    predict_bytes,
+    select_shards,
+)
+from icefall_kd.fields.run_teachers import (
+    Arrays,
+    audio_shard,
+    run_teachers,
+    sample_cuts,
+)
+from icefall_kd.fields.shards import ShardCuts
+from icefall_kd.fields.writer import sum_frames, write_shard
 from icefall_kd.teachers.protocol import Teacher
 
-ALONE = World(0, 1, torch.device("cpu"))
+SINGLE_PROCESS = World(0, 1, torch.device("cpu"))
 
-Progress = Callable[[float, float], None]  # (s of audio done now, s to do in all)
+Progress = Callable[[float, float], None]  # seconds of audio: done, in total
+
+_WARM_UP_CUTS = 4  # processed before a measurement
+_SLOW_TO_TRAIN = ("mvq",)  # codecs that a measurement does not train: it takes minutes
 
 
 @dataclass
-class Report:
-    """What an extraction did.
+class ExtractionSummary:
+    """Counts of one call of :func:`extract`.
 
     Attributes:
-      shards_done, shards_kept: of all fields: written now; found whole.
-      seconds: of audio that the teachers heard now.
-      missing: field -> shards that others have yet to make; absent when there are none.
+      shards_done, shards_kept: shards of all fields that were written, skipped.
+      seconds: of audio that the teachers processed.
+      missing: field -> shards that other processes have not written yet; finished
+        fields are absent.
     """
 
     shards_done: int = 0
@@ -75,52 +100,52 @@ def extract(
     codec_options: Optional[Mapping[str, Any]] = None,
     max_batch_duration: float = 60.0,
     shards: Optional[str] = None,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
     verify: str = "full",
     num_threads: int = 1,
     overwrite: bool = False,
     progress: Optional[Progress] = None,
-) -> tuple[dict[str, FieldInfo], Report]:
-    """Write the fields of the teachers, or what is left of them, in one pass.
+) -> tuple[dict[str, FieldInfo], ExtractionSummary]:
+    """Write the fields of the teachers in one pass over the audio.
 
     Args:
-      shar_dir: holds cuts.*.jsonl.gz and recording.*.tar.
-      teachers: see :class:`icefall_kd.teachers.Teacher`; all hear a shard together.
-      codec:    of the embeddings, see :mod:`icefall_kd.fields.codecs`; kind "ctc" is
-                always stored as "topk".
-      codec_dir: another Shar folder whose trained codecs serve here too: the sets of
-                one training must share theirs.
-      codec_frames: frames that a codec is trained on where none is there yet.
+      shar_dir: folder with cuts.*.jsonl.gz and recording.*.tar.
+      teachers: see :class:`icefall_kd.teachers.Teacher`.
+      codec: spec for the embeddings, see :mod:`icefall_kd.fields.codecs`; "ctc" and
+        "path" outputs are always stored as "topk".
+      codec_dir: another Shar folder to copy trained codecs from: the sets of one
+        training must share a codec.
+      codec_frames: frames that a missing codec is trained on.
       codec_options: of that training, for example ``iterations`` of "mvq8".
-      max_batch_duration: seconds of padded audio in one call of a teacher.
-      shards:   those that this job makes, as
-                :func:`icefall_kd.fields.planner.select_shards` reads it; None is all.
-      world:    processes that share them: each takes every ``world.size``-th.
-      verify:   "full" hashes what is there of the own shards; "size" does not, and
-                does not find a flipped bit.
-      num_threads: that hash at the same time.
-      overwrite: replace fields of another fingerprint instead of refusing.
-      progress: called as the audio goes by.
+      max_batch_duration: seconds of padded audio per batch.
+      shards: selection for this job, see
+        :func:`icefall_kd.fields.planner.select_shards`; None is all.
+      world: processes that share the selection: each takes every ``world.size``-th.
+      verify: "full" checks the SHA-256 of existing shards; "size" does not, and misses
+        flipped bits.
+      num_threads: for the SHA-256 of existing shards.
+      overwrite: replace fields of another fingerprint.
+      progress: called after each cut.
     Returns:
-      the descriptions, by name, of the fields that are finished, and what was done.
+      the descriptions of the finished fields, by field, and counts.
     Raises:
       ValueError: if a field exists with another fingerprint or codec, two teachers
-        claim one field, or cuts cannot be used, see
+        write the same field, or cuts are invalid, see
         :func:`icefall_kd.data.cuts.check_cuts`.
       FileNotFoundError: if audio is missing, or the codec for a job with ``shards``.
-      OSError: if the disk is too full, before anything is written; or it becomes full.
+      OSError: if the disk is or becomes too full.
     """
-    every = shard_ids(shar_dir)
-    own = select_shards(every, shards)[world.rank :: world.size]
+    all_shards = shard_ids(shar_dir)
+    own = select_shards(all_shards, shards)[world.rank :: world.size]
     outputs = collect_outputs(teachers)
     check_cuts(
-        (_shard(shar_dir, shard) for shard in own),
+        (audio_shard(shar_dir, shard) for shard in own),
         str(shar_dir),
         labelled=any(getattr(t, "needs_text", False) for t in teachers),
     )
     if not overwrite:
-        refuse_foreign(shar_dir, outputs)
-    codecs = obtain_codecs(
+        check_foreign_arrays(shar_dir, outputs)
+    codecs = get_codecs(
         shar_dir,
         teachers,
         outputs,
@@ -132,24 +157,36 @@ def extract(
         may_train=shards is None,
         overwrite=overwrite,
     )
-    fields = [begin_field(n, output, codecs[n]) for n, output in outputs.items()]
-    _look(shar_dir, fields, own, verify, num_threads, overwrite)
-    report = Report(shards_kept=sum(len(f.whole) for f in fields))
-    todo = [s for s in own if any(s not in f.whole for f in fields)]
+    builders = [
+        FieldBuilder(shar_dir, name, output, codecs[name])
+        for name, output in outputs.items()
+    ]
+    _skip_finished(shar_dir, builders, own, verify, num_threads, overwrite)
+    summary = ExtractionSummary(shards_kept=sum(len(b.finished) for b in builders))
+    todo = [s for s in own if any(s not in b.finished for b in builders)]
     volumes = {s: Volume.of_cuts(read_keys(cuts_path(shar_dir, s))) for s in todo}
-    _begin(shar_dir, fields, volumes, world)
-    seconds = sum(v.seconds for v in volumes.values())
+    _prepare_disk(shar_dir, builders, volumes, world)
+    total = sum(v.seconds for v in volumes.values())
 
-    def advance(key: list) -> None:
-        report.seconds += key[3]
+    def add_cut(duration: float) -> None:
+        summary.seconds += duration
         if progress is not None:
-            progress(report.seconds, seconds)
+            progress(summary.seconds, total)
 
     for shard in todo:
-        missing = [f for f in fields if shard not in f.whole]
-        _write(shar_dir, shard, missing, teachers, max_batch_duration, advance)
-        report.shards_done += len(missing)
-    return _finish(shar_dir, fields, every, report), report
+        unfinished = [b for b in builders if shard not in b.finished]
+        _write_fields(
+            shar_dir, shard, unfinished, teachers, max_batch_duration, add_cut
+        )
+        summary.shards_done += len(unfinished)
+    infos = {}
+    for builder in builders:
+        missing = builder.finish(all_shards)
+        if missing:
+            summary.missing[builder.name] = missing
+        else:
+            infos[builder.name] = load_field_info(shar_dir, builder.name)
+    return infos, summary
 
 
 def train_codecs(
@@ -160,18 +197,18 @@ def train_codecs(
     codec_dir: Optional[Pathlike] = None,
     codec_frames: int = CODEC_FRAMES,
     codec_options: Optional[Mapping[str, Any]] = None,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
     overwrite: bool = False,
 ) -> None:
-    """Only train the codecs that an extraction with these arguments would train.
+    """Train the codecs that :func:`extract` would train with these arguments.
 
     Raises:
       ValueError, FileNotFoundError: as :func:`extract`.
     """
     outputs = collect_outputs(teachers)
     if not overwrite:
-        refuse_foreign(shar_dir, outputs)
-    obtain_codecs(
+        check_foreign_arrays(shar_dir, outputs)
+    get_codecs(
         shar_dir,
         teachers,
         outputs,
@@ -184,32 +221,33 @@ def train_codecs(
     )
 
 
-def _look(
+def _skip_finished(
     shar_dir: Pathlike,
-    fields: Sequence[Making],
-    own: Sequence[str],
+    builders: Sequence[FieldBuilder],
+    shards: Sequence[str],
     verify: str,
     num_threads: int,
     overwrite: bool,
 ) -> None:
-    """Find the shards that are whole, and say how fast they were hashed."""
+    """Verify existing shards, and mark those that are complete as finished."""
     if verify not in ("full", "size"):
         raise ValueError(f"verify is '{verify}'; it can be full or size")
-    places = [(f.name, shard) for f in fields for shard in own]
     sizes: list[int] = []
     start = time.perf_counter()
     found = verified_fingerprints(
         shar_dir,
-        places,
+        [(b.name, shard) for b in builders for shard in shards],
         full=verify == "full",
         num_threads=num_threads,
         progress=sizes.append,
     )
-    keep_whole(shar_dir, fields, found, overwrite)
+    for builder in builders:
+        fingerprints = {s: f for (name, s), f in found.items() if name == builder.name}
+        builder.skip_finished(fingerprints, overwrite)
     if found:
         megabytes, elapsed = sum(sizes) / 1e6, time.perf_counter() - start
         logging.info(
-            "%s: %d shards of %.1f MB are whole (%s check, %.0f MB/s)",
+            "%s: %d shards of %.1f MB are complete (%s check, %.0f MB/s)",
             shar_dir,
             len(found),
             megabytes,
@@ -218,87 +256,141 @@ def _look(
         )
 
 
-def _begin(
+def _prepare_disk(
     shar_dir: Pathlike,
-    fields: Sequence[Making],
+    builders: Sequence[FieldBuilder],
     volumes: Mapping[str, Volume],
     world: World,
 ) -> None:
-    """Check the room for what is left to write, and sweep what was left behind."""
-    todo = {f.name: [s for s in volumes if s not in f.whole] for f in fields}
-    # The others write to the same disk, each about as much.
-    predicted = {
-        f.name: world.size
-        * predict_bytes(
-            Volume.sum(volumes[s] for s in todo[f.name]),
-            f.output,
-            f.codec.bytes_per_frame(f.output.dim),
-        )
-        for f in fields
-        if todo[f.name]
-    }
+    """Check the disk space for the shards to write, and remove their stale files.
+
+    Args:
+      volumes: of this process's shards that a field lacks.
+    """
+    predicted: dict[str, int] = {}
+    for builder in builders:
+        todo = [v for shard, v in volumes.items() if shard not in builder.finished]
+        if todo:
+            per_frame = builder.codec.bytes_per_frame(builder.output.dim)
+            size = predict_bytes(Volume.sum(todo), builder.output, per_frame)
+            # The other processes write about as much to the same disk.
+            predicted[builder.name] = world.size * size
     if predicted:
         check_disk(shar_dir, predicted)
-    for making in fields:
-        if todo[making.name]:
-            clear(shar_dir, making, todo[making.name])
+    for builder in builders:
+        if builder.name in predicted:
+            builder.remove_stale_files(
+                [shard for shard in volumes if shard not in builder.finished]
+            )
 
 
-def _write(
+def _write_fields(
     shar_dir: Pathlike,
     shard: str,
-    fields: Sequence[Making],
+    builders: Sequence[FieldBuilder],
     teachers: Sequence[Teacher],
     max_batch_duration: float,
-    advance: Callable[[list], None],
+    add_cut: Callable[[float], None],
 ) -> None:
-    """Write one shard of ``fields``, hearing its audio once."""
-    names = {f.name for f in fields}
+    """Write one shard of several fields, reading its audio once."""
+    recording = recording_path(shar_dir, shard)
+    if not recording.is_file():
+        raise FileNotFoundError(
+            f"{recording} is missing; copy it, or make the Shar again with "
+            "'python -m icefall_kd.bin.make_shar'"
+        )
+    names = {b.name for b in builders}
     needed = [t for t in teachers if names & set(t.outputs)]
     keys = read_keys(cuts_path(shar_dir, shard))
     with contextlib.ExitStack() as stack:
         writers = {
-            f.name: stack.enter_context(
+            b.name: stack.enter_context(
                 write_shard(
                     shar_dir,
-                    f.name,
+                    b.name,
                     shard,
                     keys,
-                    frame_shift=f.output.frame_shift,
-                    codec=f.codec,
-                    fingerprint=f.fingerprint,
+                    frame_shift=b.output.frame_shift,
+                    codec=b.codec,
+                    fingerprint=b.fingerprint,
                 )
             )
-            for f in fields
+            for b in builders
         }
-        said = teach(_cuts(shar_dir, shard), needed, max_batch_duration)
-        for (cut_id, arrays), key in zip(said, keys):
+        cuts = ShardCuts([audio_shard(shar_dir, shard)])
+        results = run_teachers(cuts, needed, max_batch_duration)
+        for (cut_id, arrays), key in zip(results, keys):
             for name, writer in writers.items():
                 writer.write(cut_id, arrays[name])
-            advance(key)
+            add_cut(key[3])
 
 
-def _cuts(shar_dir: Pathlike, shard: str) -> ShardCuts:
-    recording = recording_path(shar_dir, shard)
-    if not recording.is_file():
-        raise FileNotFoundError(f"{recording} is missing: the Shar has no audio there")
-    return ShardCuts([_shard(shar_dir, shard)])
+def measure_speed(
+    shar_dir: Pathlike,
+    teachers: Sequence[Teacher],
+    codecs: Sequence[str],
+    *,
+    max_batch_duration: float = 60.0,
+    seconds: float = 240.0,
+    seed: int = 0,
+) -> Speed:
+    """Time teachers and codecs on random cuts.
+
+    Args:
+      codecs: specs for the embeddings.
+      seconds: of audio; the whole set if it has less.
+    """
+    cuts = list(sample_cuts(shar_dir, seconds, seed))
+    total = sum(cut.duration for cut in cuts)
+    reading, _ = _time_teachers(cuts, [], max_batch_duration)
+    by_teacher: dict[str, float] = {}
+    by_codec: dict[tuple[str, str], Optional[float]] = {}
+    for teacher in teachers:
+        elapsed, results = _time_teachers(cuts, [teacher], max_batch_duration)
+        by_teacher[teacher.name] = max(0.0, elapsed - reading) / total
+        for name, output in teacher.outputs.items():
+            frames = [arrays[name] for arrays in results]
+            for spec in {codec_for_kind(output.kind, codec) for codec in codecs}:
+                codec = _get_codec_to_time(shar_dir, name, spec, frames)
+                by_codec[name, spec] = (
+                    None if codec is None else _time_codec(codec, frames) / total
+                )
+    return Speed(reading / total, by_teacher, by_codec, total)
 
 
-def _shard(shar_dir: Pathlike, shard: str) -> Shard:
-    recording = recording_path(shar_dir, shard)
-    return Shard(cuts_path(shar_dir, shard), {"recording": recording})
+def _time_teachers(
+    cuts: Sequence[Cut], teachers: Sequence[Teacher], max_batch_duration: float
+) -> tuple[float, list[Arrays]]:
+    """Return the seconds for reading and forward pass, and the teachers' outputs."""
+    list(run_teachers(cuts[:_WARM_UP_CUTS], teachers, max_batch_duration))
+    start = time.perf_counter()
+    results = [arrays for _, arrays in run_teachers(cuts, teachers, max_batch_duration)]
+    return time.perf_counter() - start, results
 
 
-def _finish(
-    shar_dir: Pathlike, fields: Sequence[Making], every: list[str], report: Report
-) -> dict[str, FieldInfo]:
-    """Describe the fields that are whole; note what the others lack."""
-    infos = {}
-    for making in fields:
-        missing = finish_field(shar_dir, making, every)
-        if missing:
-            report.missing[making.name] = missing
-        else:
-            infos[making.name] = load_field_info(shar_dir, making.name)
-    return infos
+def _get_codec_to_time(
+    shar_dir: Pathlike, name: str, spec: str, frames: list[np.ndarray]
+) -> Optional[Codec]:
+    """Return the field's codec, or one trained on ``frames``; None if neither works."""
+    cls, _ = find_codec(spec)
+    if not cls.trained:
+        return make_codec(spec)
+    if codec_path(shar_dir, name).is_file():
+        codec = read_codec(shar_dir, name)
+        if codec.spec == spec:
+            return codec
+    if cls.name in _SLOW_TO_TRAIN:
+        return None
+    try:
+        return train_codec(spec, np.concatenate(frames))
+    except ValueError:  # too few frames, or a package is not installed
+        return None
+
+
+def _time_codec(codec: Codec, frames: list[np.ndarray]) -> float:
+    """Return the seconds that a :class:`ShardWriter` spends on the frames."""
+    sum_frames(codec, codec.encode(frames[0]))
+    start = time.perf_counter()
+    for x in frames:
+        sum_frames(codec, codec.encode(x))
+    return time.perf_counter() - start

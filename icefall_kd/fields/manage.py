@@ -16,7 +16,8 @@ from icefall_kd.core.files import (
     write_atomically,
 )
 from icefall_kd.fields.audit import Fault
-from icefall_kd.fields.codec_files import (
+from icefall_kd.fields.codecs import Codec
+from icefall_kd.fields.codecs.storage import (
     codec_path,
     codec_sha256,
     load_codec,
@@ -24,7 +25,6 @@ from icefall_kd.fields.codec_files import (
     read_origin,
     save_codec,
 )
-from icefall_kd.fields.codecs import Codec
 from icefall_kd.fields.format import (
     FieldInfo,
     ShardState,

@@ -1,74 +1,72 @@
-"""Which shards of a Shar folder a process makes.
+"""Plan an extraction: the shards of a job, its disk space and its time."""
 
-How much room fields take, told before they are written.
-"""
-
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
 from icefall_kd.core.files import Pathlike, as_path, is_local
+from icefall_kd.fields.codecs import bytes_per_frame, codec_for_kind
 from icefall_kd.fields.format import cuts_path, shard_ids
 from icefall_kd.fields.join import read_keys
 from icefall_kd.teachers.protocol import Output
 
+# Bytes on disk in addition to the frames.
+_CUT = 512 + 128 + 256 + 1024  # tar header, array header, half a tar block, manifest
+_CUT_STATE = 220  # a cut's key as indented JSON
+_SHARD = 1024 + 10240 // 2  # end of a tar, padded to its record size
+_VALUE_STATE = 2 * 24  # a dimension's two sums as JSON
+_SHARD_SIZE = 1000  # cuts per shard of a corpus that is not on this machine
+
+_DIMS = re.compile(r"([A-Za-z_]\w*)=(\d+)@(\d+(?:\.\d+)?)")
+
 
 def select_shards(ids: Sequence[str], selection: Optional[str]) -> list[str]:
-    """Return the shards that ``selection`` names, in order and each once.
+    """Return the shards that ``selection`` names, sorted and without repetition.
 
     Args:
-      ids:       sorted numbers of all shards.
-      selection: places among ``ids`` from 0 on, with commas between: one place, or
-                 START:END[:STEP] as Python has it, the end exclusive.  None is all.
+      ids: sorted ids of all shards.
+      selection: comma-separated indices into ``ids``: each an index from 0, or
+        START:END[:STEP] as a Python slice.  None selects all.
     Raises:
-      ValueError: if a part cannot be read, or nothing is selected.
+      ValueError: if a part cannot be parsed, or no shard is selected.
 
     >>> select_shards(["000000", "000001", "000002", "000003"], "::2,3")
     ['000000', '000002', '000003']
     """
     if selection is None:
         return list(ids)
-    places = set()
+    indices: set[int] = set()
     for part in selection.split(","):
-        places.update(_places(part.strip(), len(ids), selection))
-    if not places:
+        try:
+            numbers = [int(text) if text else None for text in part.strip().split(":")]
+            if len(numbers) > 1:
+                indices.update(range(len(ids))[slice(*numbers)])
+            else:
+                indices.add(range(len(ids)).index(numbers[0]))
+        except (TypeError, ValueError) as e:
+            raise ValueError(
+                f"--shards {selection}: '{part.strip()}' does not select from "
+                f"{len(ids)} shards; give indices from 0, for example 0:100, ::4 or "
+                "3,7,10:20"
+            ) from e
+    if not indices:
         raise ValueError(
-            f"--shards {selection} selects none of the {len(ids)} shards 0:{len(ids)}"
+            f"--shards {selection} selects none of the {len(ids)} shards; give indices "
+            f"in 0:{len(ids)}"
         )
-    return [ids[n] for n in sorted(places)]
-
-
-def _places(part: str, count: int, selection: str) -> range:
-    try:
-        numbers = [int(text) if text else None for text in part.split(":")]
-        if len(numbers) > 1:
-            return range(count)[slice(*numbers)]
-        place = range(count).index(numbers[0])
-    except (TypeError, ValueError) as e:
-        raise ValueError(
-            f"--shards {selection}: cannot take '{part}' of the {count} shards; give "
-            "places such as 0:100, ::4 or 3,7,10:20, counted from 0"
-        ) from e
-    return range(place, place + 1)
-
-
-# Bytes that the forms of the files add to the frames.
-_CUT = 512 + 128 + 256 + 1024  # tar header, array's header, half a block; its manifest
-_CUT_STATE = 220  # a cut's keys as indented JSON
-_SHARD = 1024 + 10240 // 2  # end of a tar, filled up to its record
-_VALUE_STATE = 2 * 24  # a dimension's two sums as JSON
-SHARD_SIZE = 1000  # cuts a shard, where it is not known
+    return [ids[n] for n in sorted(indices)]
 
 
 @dataclass(frozen=True)
 class Volume:
-    """How much audio there is.
+    """The amount of audio to extract.
 
     Attributes:
-      num_cuts: that it is cut into.
-      seconds: of all of them.
-      num_shards: that they lie in.
+      num_cuts: number of cuts.
+      seconds: their total duration.
+      num_shards: number of shards.
     """
 
     num_cuts: int
@@ -77,35 +75,41 @@ class Volume:
 
     @classmethod
     def of_cuts(cls, keys: list[list]) -> "Volume":
-        """Return that of one shard; see :func:`icefall_kd.fields.join.read_keys`."""
+        """Return the volume of one shard; see :func:`icefall_kd.fields.join.read_keys`.
+
+        Args:
+          keys: of the shard's cuts.
+        """
         return cls(len(keys), sum(key[3] for key in keys), 1)
 
     @classmethod
     def of_corpus(cls, hours: float, cut_duration: float) -> "Volume":
-        """Return that of a corpus that is not here.
+        """Return the volume of a corpus that is not on this machine.
 
         Args:
-          cut_duration: mean of its cuts, in s.
+          cut_duration: mean duration of a cut in seconds.
         """
         num_cuts = max(1, round(hours * 3600 / cut_duration))
-        return cls(num_cuts, hours * 3600, -(-num_cuts // SHARD_SIZE))
+        return cls(num_cuts, hours * 3600, -(-num_cuts // _SHARD_SIZE))
 
     @classmethod
     def sum(cls, volumes: Iterable["Volume"]) -> "Volume":
-        """Return several together."""
-        each = list(volumes)
+        """Return the total of several volumes."""
+        parts = list(volumes)
         return cls(
-            sum(v.num_cuts for v in each),
-            sum(v.seconds for v in each),
-            sum(v.num_shards for v in each),
+            sum(v.num_cuts for v in parts),
+            sum(v.seconds for v in parts),
+            sum(v.num_shards for v in parts),
         )
 
 
-def volume_of(shar_dirs: Sequence[Pathlike], shards: Optional[str] = None) -> Volume:
-    """Return how much audio there is in Shar folders.
+def measure_volume(
+    shar_dirs: Sequence[Pathlike], shards: Optional[str] = None
+) -> Volume:
+    """Return the amount of audio in Shar folders.
 
     Args:
-      shards: only these of each, see :func:`icefall_kd.fields.planner.select_shards`.
+      shards: selection from each folder, see :func:`select_shards`.
     """
     return Volume.sum(
         Volume.of_cuts(read_keys(cuts_path(shar_dir, shard)))
@@ -115,13 +119,13 @@ def volume_of(shar_dirs: Sequence[Pathlike], shards: Optional[str] = None) -> Vo
 
 
 def predict_bytes(volume: Volume, output: Output, per_frame: float) -> int:
-    """Return the bytes that a field will take, its states included.
+    """Return the size of a field on disk in bytes, its JSON files included.
 
     Args:
-      per_frame: bytes of a stored frame, see
+      per_frame: bytes per stored frame, see
         :func:`icefall_kd.fields.codecs.bytes_per_frame`.
     """
-    # A cut's last frame is a part of one, on average half.
+    # The last frame of a cut is partial: on average half a frame is missing.
     frames = volume.seconds / output.frame_shift + volume.num_cuts / 2
     return int(
         frames * per_frame
@@ -131,33 +135,213 @@ def predict_bytes(volume: Volume, output: Output, per_frame: float) -> int:
 
 
 def check_disk(shar_dir: Pathlike, predicted: Mapping[str, int]) -> None:
-    """Refuse to start when the disk cannot hold 1.1 times the prediction.
+    """Check that the disk can hold 1.1 times the predicted bytes.
 
-    A store behind a URL does not tell its room and is not asked.
+    Stores at a URL are not checked.
 
     Args:
       predicted: bytes of each field.
     Raises:
-      OSError: naming the bytes needed and free.
+      OSError: if the disk is too full; the message gives the bytes needed and free.
     """
     free = free_bytes(shar_dir)
-    needed = with_margin(sum(predicted.values()))
+    needed = _with_margin(sum(predicted.values()))
     if free is not None and free < needed:
         parts = ", ".join(f"{f} {b / 1e6:.1f} MB" for f, b in predicted.items())
         raise OSError(
-            f"{shar_dir}: {needed / 1e6:.1f} MB are needed ({parts}, and a tenth), "
-            f"{free / 1e6:.1f} MB are free; nothing was written. Make room, put the "
-            "Shar elsewhere, or take a codec with fewer bytes a frame"
+            f"{shar_dir}: {needed / 1e6:.1f} MB needed ({parts}, plus 10 %), "
+            f"{free / 1e6:.1f} MB free; nothing was written. Free some space, move the "
+            "Shar to another disk, or give a --codec with fewer bytes per frame"
         )
 
 
-def with_margin(predicted: int) -> int:
-    """Return the free bytes without which an extraction does not start."""
+def _with_margin(predicted: int) -> int:
     return int(1.1 * predicted)
 
 
 def free_bytes(shar_dir: Pathlike) -> Optional[int]:
-    """Return the bytes free where a folder lies; None where nobody can tell."""
+    """Return the free bytes of the disk that holds a folder; None for a URL."""
     if not is_local(as_path(shar_dir)):
         return None
     return shutil.disk_usage(shar_dir).free
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds that one process spends per second of audio.
+
+    Attributes:
+      reading: reading and decoding the audio.
+      teachers: forward pass of each teacher, by name.
+      codecs: (field, codec) -> encoding and statistics; None if not measured.
+      seconds: duration of the audio used for the measurement.
+    """
+
+    reading: float
+    teachers: Mapping[str, float]
+    codecs: Mapping[tuple[str, str], Optional[float]]
+    seconds: float
+
+
+def parse_outputs(texts: Sequence[str]) -> dict[str, Output]:
+    """Return the embeddings that NAME=VALUES@HZ texts describe, by field.
+
+    Raises:
+      ValueError: if a text has another form.
+
+    >>> parse_outputs(["wavlm_large=1024@50"])["wavlm_large"].frame_shift
+    0.02
+    """
+    outputs = {}
+    for text in texts:
+        match = _DIMS.fullmatch(text)
+        if match is None or float(match[3]) == 0:
+            raise ValueError(
+                f"--dims {text}: expected NAME=VALUES@HZ, for example "
+                "wavlm_large=1024@50"
+            )
+        outputs[match[1]] = Output("embedding", int(match[2]), 1 / float(match[3]), {})
+    return outputs
+
+
+def forecast(
+    volume: Volume,
+    outputs: Mapping[str, Output],
+    codecs: Sequence[str],
+    *,
+    free: Optional[int] = None,
+    speed: Optional[Speed] = None,
+) -> dict[str, Any]:
+    """Predict the disk space and the time of an extraction, for each codec.
+
+    Args:
+      outputs: of the teachers, by field.
+      codecs: specs for the embeddings, to compare.
+      free: free bytes on the disk, if known.
+      speed: None leaves out the hours.
+    Returns:
+      "hours_of_audio", "cuts", "shards", "free_bytes"; "fields": {field, codec, dim,
+      rate_hz, bytes_per_frame, bytes} each; "totals": {codec, bytes, needed_bytes,
+      fits, hours} for each codec; and, with a speed, "hours": {reading, teachers,
+      codecs} of one process.
+    """
+    rows = [
+        _field_row(volume, field, output, codec_for_kind(output.kind, codec))
+        for field, output in outputs.items()
+        for codec in codecs
+    ]
+    totals = []
+    for n, codec in enumerate(codecs):
+        size = sum(row["bytes"] for row in rows[n :: len(codecs)])
+        needed = _with_margin(size)
+        totals.append(
+            {
+                "codec": codec,
+                "bytes": size,
+                "needed_bytes": needed,
+                "fits": None if free is None else free >= needed,
+                "hours": None,
+            }
+        )
+    result: dict[str, Any] = {
+        "hours_of_audio": volume.seconds / 3600,
+        "cuts": volume.num_cuts,
+        "shards": volume.num_shards,
+        "free_bytes": free,
+        "fields": [row for n, row in enumerate(rows) if row not in rows[:n]],
+        "totals": totals,
+    }
+    if speed is not None:
+        _add_hours(result, outputs, speed)
+    return result
+
+
+def _field_row(
+    volume: Volume, field: str, output: Output, codec: str
+) -> dict[str, Any]:
+    per_frame = bytes_per_frame(codec, output.dim)
+    return {
+        "field": field,
+        "codec": codec,
+        "dim": output.dim,
+        "rate_hz": round(1 / output.frame_shift, 3),
+        "bytes_per_frame": per_frame,
+        "bytes": predict_bytes(volume, output, per_frame),
+    }
+
+
+def _add_hours(
+    result: dict[str, Any], outputs: Mapping[str, Output], speed: Speed
+) -> None:
+    """Add the hours of reading, of each teacher and of each codec to a forecast."""
+    hours = result["hours_of_audio"]
+    reading = hours * speed.reading
+    teachers = {name: hours * cost for name, cost in speed.teachers.items()}
+    codecs: dict[str, Optional[float]] = {}
+    for total in result["totals"]:
+        codec = total["codec"]
+        costs = [
+            speed.codecs[field, codec_for_kind(output.kind, codec)]
+            for field, output in outputs.items()
+        ]
+        codecs[codec] = None if None in costs else hours * sum(costs)
+        total["hours"] = reading + sum(teachers.values()) + (codecs[codec] or 0.0)
+    result["hours"] = {
+        "probed_s": speed.seconds,
+        "reading": reading,
+        "teachers": teachers,
+        "codecs": codecs,
+    }
+
+
+def format_forecast(result: Mapping[str, Any]) -> str:
+    """Return a forecast as a text table."""
+    head = ["field", "codec", "values", "Hz", "bytes/frame", "GB"]
+    rows = [
+        [
+            row["field"],
+            row["codec"],
+            str(row["dim"]),
+            f"{row['rate_hz']:g}",
+            f"{row['bytes_per_frame']:g}",
+            _gigabytes(row["bytes"]),
+        ]
+        for row in result["fields"]
+    ]
+    totals = result["totals"]
+    rows += [["all", t["codec"], "", "", "", _gigabytes(t["bytes"])] for t in totals]
+    title = "{hours_of_audio:,.1f} h of audio, {cuts:,} cuts, {shards:,} shards"
+    lines = [title.format(**result), *_align([head, *rows], num_left=2)]
+    if result["free_bytes"] is not None:
+        lines += ["", f"free: {_gigabytes(result['free_bytes'])} GB"]
+        lines += [
+            f"{t['codec']} needs {_gigabytes(t['needed_bytes'])} GB, margin included: "
+            f"{'enough space' if t['fits'] else 'NOT ENOUGH SPACE'}"
+            for t in totals
+        ]
+    if "hours" in result:
+        hours = result["hours"]
+        rows = [["reading audio", f"{hours['reading']:,.3f}"]]
+        rows += [[name, f"{h:,.3f}"] for name, h in hours["teachers"].items()]
+        for codec, h in hours["codecs"].items():
+            rows.append([f"codec {codec}", "not timed" if h is None else f"{h:,.3f}"])
+        rows += [[f"all, {t['codec']}", f"{t['hours']:,.3f}"] for t in totals]
+        probed = f"measured on {hours['probed_s']:.0f} s of audio"
+        lines += ["", f"hours of one process ({probed})", *_align(rows, num_left=1)]
+    return "\n".join(lines)
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:,.{3 if count < 1e9 else 1}f}"
+
+
+def _align(rows: Sequence[Sequence[str]], num_left: int) -> list[str]:
+    """Return rows as lines; the first ``num_left`` columns are flush left."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return [
+        "  ".join(
+            text.ljust(width) if n < num_left else text.rjust(width)
+            for n, (text, width) in enumerate(zip(row, widths))
+        )
+        for row in rows
+    ]

@@ -20,7 +20,7 @@ from icefall_kd import BLANK_ID, FBANK_SHIFT
 from icefall_kd.core.files import Pathlike, write_atomically
 from icefall_kd.core.frames import unpack_topk
 from icefall_kd.data.features import compute_fbank
-from icefall_kd.fields.codec_files import load_codec
+from icefall_kd.fields.codecs.storage import load_codec
 from icefall_kd.fields.format import (
     FieldInfo,
     cuts_path,

@@ -290,7 +290,7 @@ def load_field(cut: Cut, name: str, codec: Codec) -> np.ndarray:
     """Return the field's frames under a cut, (T, W) float32, T >= 1.
 
     Args:
-      codec: of the field, see :func:`icefall_kd.fields.codec_files.load_codec`.
+      codec: of the field, see :func:`icefall_kd.fields.codecs.storage.load_codec`.
     Raises:
       ValueError: as :func:`load_stored`.
     """

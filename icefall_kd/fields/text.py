@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 from icefall_kd.core.files import Pathlike
-from icefall_kd.fields.codec_files import load_codec
+from icefall_kd.fields.codecs.storage import load_codec
 from icefall_kd.fields.format import FieldInfo, load_field_info, shard_ids
 from icefall_kd.fields.join import describe
 from icefall_kd.fields.survey import (
@@ -15,7 +15,7 @@ from icefall_kd.fields.survey import (
     quick_look,
     summarise,
 )
-from icefall_kd.fields.writer import OUTLIER, outstanding
+from icefall_kd.fields.writer import OUTLIER, find_outlier_dims
 
 # Title of each column, and whether its values are numbers, to be flush right.
 _COLUMNS = (
@@ -167,7 +167,7 @@ def _statistics(info: FieldInfo) -> list[str]:
         ]
     if info.kind != "embedding":  # of tokens: means of them tell nothing
         return []
-    found = outstanding(info)
+    found = find_outlier_dims(info)
 
     def dims(places: Sequence[int]) -> str:
         return ", ".join(f"{d}: {info.mean[d]:.3g} ± {info.std[d]:.3g}" for d in places)

@@ -22,7 +22,7 @@ STEPS = 20  # of 0.1 nats; the last one has all below
 Counts = dict[str, dict[str, int]]  # shard -> what -> cuts
 
 
-class Tally:
+class LabelProgress:
     """What became of the cuts of each shard of an output, with what identifies it.
 
     While shards are missing, ``pseudo_labels-<shard>.json`` says that one is whole;

@@ -28,7 +28,7 @@ from icefall_kd.data.cuts import check_cuts
 from icefall_kd.data.normalise import normalise_text
 from icefall_kd.data.shar import fields_dir
 from icefall_kd.data.tokens import Tokenizer, UnknownLetters
-from icefall_kd.fields.extract import ALONE
+from icefall_kd.fields.extract import SINGLE_PROCESS
 from icefall_kd.fields.format import (
     cuts_path,
     field_dir,
@@ -36,10 +36,10 @@ from icefall_kd.fields.format import (
     recording_path,
     shard_ids,
 )
-from icefall_kd.fields.run_teachers import load_wave
+from icefall_kd.fields.run_teachers import load_shar_wave
 from icefall_kd.fields.shards import Shard
 from icefall_kd.fields.survey import find_fields
-from icefall_kd.pseudo.progress import Tally, labelled_path, step_of
+from icefall_kd.pseudo.progress import LabelProgress, labelled_path, step_of
 
 MAX_SECONDS = 30.0  # that Whisper hears at once
 _UNKNOWN = "unknown tokens"
@@ -76,7 +76,7 @@ class Limits:
 
 
 @dataclasses.dataclass(frozen=True)
-class Judge:
+class TranscriptFilter:
     """Spells what was heard, and says whether it is taken.
 
     Attributes:
@@ -127,7 +127,7 @@ class Judge:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class PseudoLabelSummary:
     """What there is of an output.
 
     Attributes:
@@ -177,9 +177,9 @@ def pseudo_label(
     case: str = "upper",
     numbers: str = "spoken",
     tokenizer: Optional[Tokenizer] = None,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
     progress: Optional[Callable[[float, float], None]] = None,
-) -> Report:
+) -> PseudoLabelSummary:
     """Write a Shar folder of the same cuts, with transcripts by ``reader``.
 
     Everything but the cuts is a link to the input's.  A shard of cuts that is there
@@ -200,7 +200,7 @@ def pseudo_label(
     """
     shar_dir, output = Path(shar_dir), Path(output)
     limits = Limits(min_confidence, max_words_per_second)
-    judge = Judge(limits, language, case, numbers, tokenizer)
+    judge = TranscriptFilter(limits, language, case, numbers, tokenizer)
     judge.spell("")  # refuses a case or a style before a folder is made
     every = shard_ids(shar_dir)
     names = {labelled_path(output, shard).name for shard in every}
@@ -210,7 +210,7 @@ def pseudo_label(
             f"{output} holds {', '.join(stale[:3])}, of which {shar_dir} has no audio: "
             "it is of another set; delete it, or choose another --output"
         )
-    tally = Tally(
+    tally = LabelProgress(
         shar_dir,
         output,
         {"of": shar_dir.name, "reader": reader.fingerprint(), **judge.identity()},
@@ -228,12 +228,14 @@ def pseudo_label(
     return _finish(shar_dir, output, every, tally)
 
 
-def _finish(shar_dir: Path, output: Path, every: Sequence[str], tally: Tally) -> Report:
+def _finish(
+    shar_dir: Path, output: Path, every: Sequence[str], tally: LabelProgress
+) -> PseudoLabelSummary:
     """Complete the output if all its shards are whole, whoever made them."""
     verdicts, steps = tally.whole()
     counts = {shard: verdicts[shard] for shard in every if shard in verdicts}
     confidences = {shard: steps[shard] for shard in counts}
-    report = Report(
+    report = PseudoLabelSummary(
         sum((Counter(c) for c in counts.values()), Counter()),
         len(every) - len(counts),
         sum((Counter(c) for c in confidences.values()), Counter()),
@@ -264,7 +266,7 @@ def _label_shard(
     output: Path,
     shard: str,
     reader: Transcriber,
-    judge: Judge,
+    judge: TranscriptFilter,
     batch_size: int,
     seconds: Seconds,
 ) -> tuple[Counter, Counter]:
@@ -305,7 +307,7 @@ def _transcripts(
     cuts: Iterator[Cut], reader: Transcriber, batch_size: int, seconds: Seconds
 ) -> Iterator[tuple[str, Any]]:
     """Yield (cut id, transcript) of the cuts that are not too long."""
-    fit = [(cut.id, load_wave(cut)) for cut in cuts if cut.duration <= MAX_SECONDS]
+    fit = [(cut.id, load_shar_wave(cut)) for cut in cuts if cut.duration <= MAX_SECONDS]
     fit.sort(key=lambda pair: len(pair[1]))  # a batch is decoded as long as its longest
     for k in range(0, len(fit), batch_size):
         names, waves = zip(*fit[k : k + batch_size])

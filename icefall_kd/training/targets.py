@@ -12,8 +12,8 @@ import torch
 
 from icefall_kd.core.distributed import pick_device
 from icefall_kd.dataset.fields import LiveFields
-from icefall_kd.fields.codec_files import load_codec
 from icefall_kd.fields.codecs import Codec
+from icefall_kd.fields.codecs.storage import load_codec
 from icefall_kd.fields.format import (
     FieldInfo,
     fingerprint_differences,

@@ -31,9 +31,9 @@ import torch
 from markdown import table
 
 from icefall_kd.core.cpu import tune_cpu
-from icefall_kd.fields.codec_files import load_codec
 from icefall_kd.fields.codecs import Codec, find_codec, train_codec
 from icefall_kd.fields.codecs.base import mean_and_std
+from icefall_kd.fields.codecs.storage import load_codec
 from icefall_kd.fields.format import load_field_info
 from icefall_kd.fields.reader import load_field, open_shar
 

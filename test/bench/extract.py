@@ -33,7 +33,7 @@ import torch
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.core.cpu import keep_freed_memory
 from icefall_kd.fields.reader import open_shar
-from icefall_kd.fields.run_teachers import teach, teach_batch
+from icefall_kd.fields.run_teachers import run_teachers, run_teachers_on_batch
 from icefall_kd.teachers import Teacher, build_teacher
 from icefall_kd.teachers.whisper_ct2 import FRAME
 from icefall_kd.teachers.whisper_encoder import log_mel
@@ -84,7 +84,7 @@ def one_by_one(teacher: Teacher, waves: Sequence[torch.Tensor]) -> list[torch.Te
 
 def arrays(teacher: Teacher, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Encode utterances in one call."""
-    said = teach_batch(waves, [teacher])
+    said = run_teachers_on_batch(waves, [teacher])
     return [torch.from_numpy(a[teacher.name]) for a in said]
 
 
@@ -136,9 +136,9 @@ def short_rows(
     rows = []
     for context in args.context:
         ours = build(compute_type=compute, context=context)
-        list(teach(cuts[:4], [ours], args.max_batch_duration))
+        list(run_teachers(cuts[:4], [ours], args.max_batch_duration))
         said, cost = timed(
-            lambda ours=ours: list(teach(cuts, [ours], args.max_batch_duration))
+            lambda ours=ours: list(run_teachers(cuts, [ours], args.max_batch_duration))
         )
         arrays = [torch.from_numpy(said_of[ours.name]) for _, said_of in said]
         rows.append(

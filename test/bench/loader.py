@@ -36,7 +36,7 @@ from icefall_kd.data.features import SpecAugment
 from icefall_kd.data.shar import write_shar
 from icefall_kd.dataset.loader import Loader, make_loader
 from icefall_kd.dataset.stream import open_stream
-from icefall_kd.fields.codec_files import load_codec
+from icefall_kd.fields.codecs.storage import load_codec
 from icefall_kd.fields.extract import extract
 from icefall_kd.fields.format import load_field_info
 from icefall_kd.fields.reader import open_shar

@@ -34,7 +34,7 @@ from icefall_kd.decoding import DecodeOptions
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.export.sherpa import SherpaRecogniser
 from icefall_kd.fields.reader import open_shar
-from icefall_kd.fields.run_teachers import load_wave
+from icefall_kd.fields.run_teachers import load_shar_wave
 from icefall_kd.recognition.options import Chunking
 from icefall_kd.teachers.whisper_text import WhisperText
 
@@ -48,7 +48,7 @@ def measure(read: Read, cuts: list) -> dict[str, float]:
     errors = words = 0
     seconds = 0.0
     for cut in cuts:
-        wave, right = load_wave(cut), transcript(cut).split()
+        wave, right = load_shar_wave(cut), transcript(cut).split()
         start = time.process_time()
         said = read(wave)
         seconds += time.process_time() - start

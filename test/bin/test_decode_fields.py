@@ -14,7 +14,7 @@ from students import call
 from icefall_kd.bin import decode_fields
 from icefall_kd.core.frames import pack_topk
 from icefall_kd.data.shar import write_shar
-from icefall_kd.fields.codec_files import load_codec
+from icefall_kd.fields.codecs.storage import load_codec
 from icefall_kd.fields.extract import extract
 from icefall_kd.fields.format import info_path, load_field_info
 from icefall_kd.fields.reader import load_field, open_shar

@@ -21,8 +21,8 @@ from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.dataset.fields import LiveFields
 from icefall_kd.dataset.loader import BatchDataset, make_loader
 from icefall_kd.dataset.stream import open_stream
-from icefall_kd.fields.codec_files import load_codec
 from icefall_kd.fields.codecs import make_codec
+from icefall_kd.fields.codecs.storage import load_codec
 from icefall_kd.fields.extract import extract
 from icefall_kd.fields.format import load_field_info
 from icefall_kd.fields.reader import load_field

@@ -11,8 +11,8 @@ from loudness import Loudness
 from shar_files import digest
 
 from icefall_kd.fields.audit import audit
-from icefall_kd.fields.codec_files import codec_path, save_codec
 from icefall_kd.fields.codecs import train_codec
+from icefall_kd.fields.codecs.storage import codec_path, save_codec
 from icefall_kd.fields.extract import extract
 from icefall_kd.fields.format import info_path, state_path
 from icefall_kd.fields.manage import delete_damaged

@@ -10,7 +10,7 @@ from shar_files import copy_shar
 import icefall_kd.fields.planner as plan
 from icefall_kd.dataset.loader import make_loader
 from icefall_kd.dataset.stream import open_stream
-from icefall_kd.fields.codec_files import codec_path, load_codec, read_origin
+from icefall_kd.fields.codecs.storage import codec_path, load_codec, read_origin
 from icefall_kd.fields.extract import extract
 from icefall_kd.fields.format import info_path, load_field_info, state_path
 from icefall_kd.fields.reader import load_field, open_shar
@@ -173,6 +173,6 @@ def test_a_package_that_is_absent_is_told_before_the_teacher_is_heard(
     shar, tiny, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    monkeypatch.setattr("icefall_kd.fields.codec_choice.sample_frames", None)
+    monkeypatch.setattr("icefall_kd.fields.codecs.storage.sample_frames", None)
     with pytest.raises(ValueError, match="pip install faiss-cpu"):
         extract(shar, [tiny], codec="pq16")

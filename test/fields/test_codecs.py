@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from icefall_kd.core.frames import pack_topk, unpack_topk
-from icefall_kd.fields.codec_files import (
+from icefall_kd.fields.codecs import CODECS, Codec, make_codec, train_codec
+from icefall_kd.fields.codecs.mvq import Mvq
+from icefall_kd.fields.codecs.storage import (
     codec_path,
     codec_sha256,
     load_codec,
     read_codec,
     save_codec,
 )
-from icefall_kd.fields.codecs import CODECS, Codec, make_codec, train_codec
-from icefall_kd.fields.codecs.mvq import Mvq
 
 DIM = 96
 # spec -> relative error that it may have on correlated frames with large dimensions
@@ -268,7 +268,7 @@ def test_decoding_needs_none_of_the_packages_of_the_encoders(tmp_path):
 import sys
 sys.modules.update(dict.fromkeys(["faiss", "multi_quantization"]))
 import numpy as np
-from icefall_kd.fields.codec_files import read_codec
+from icefall_kd.fields.codecs.storage import read_codec
 for spec in ("pq4", "mvq1"):
     data = np.load(f"{tmp_path}/{{spec}}.npz")
     back = read_codec("{tmp_path}", spec).decode(data["stored"])

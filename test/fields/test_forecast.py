@@ -6,9 +6,14 @@ import pytest
 
 from icefall_kd.bin import extract as command
 from icefall_kd.fields.codecs import CODECS
-from icefall_kd.fields.extract import extract
-from icefall_kd.fields.forecast import as_table, forecast, parse_dims, probe_speed
-from icefall_kd.fields.planner import Volume, volume_of
+from icefall_kd.fields.extract import extract, measure_speed
+from icefall_kd.fields.planner import (
+    Volume,
+    forecast,
+    format_forecast,
+    measure_volume,
+    parse_outputs,
+)
 
 FIELD = "whisper_tiny_en"
 CODEC_SPECS = [f"{n}16" if c.sized else n for n, c in CODECS.items() if n != "topk"]
@@ -28,27 +33,27 @@ def test_the_predicted_bytes_are_right_within_a_tenth(spec, dev_shar, tiny, tmp_
         (shar / path.name).symlink_to(path)
     extract(shar, [tiny], codec=spec)
     written = sum(p.stat().st_size for p in tmp_path.rglob(f"{FIELD}.0*"))
-    result = forecast(volume_of([shar]), tiny.outputs, [spec])
+    result = forecast(measure_volume([shar]), tiny.outputs, [spec])
     assert result["totals"][0]["bytes"] == result["fields"][0]["bytes"]
     assert abs(result["totals"][0]["bytes"] / written - 1) < 0.1
 
 
 def test_only_the_selected_shards_count(shar):
-    parts = [volume_of([shar], shards) for shards in ("0:1", "1:")]
+    parts = [measure_volume([shar], shards) for shards in ("0:1", "1:")]
     assert [(v.num_cuts, v.num_shards) for v in parts] == [(5, 1), (13, 3)]
-    assert Volume.sum(parts).seconds == pytest.approx(volume_of([shar]).seconds)
+    assert Volume.sum(parts).seconds == pytest.approx(measure_volume([shar]).seconds)
 
 
 def test_a_probe_times_reading_teachers_and_codecs(shar, tiny):
     before = sorted(p.name for p in shar.iterdir())
-    speed = probe_speed(shar, [tiny], ["fp16", "int8"], seconds=15.0)
+    speed = measure_speed(shar, [tiny], ["fp16", "int8"], seconds=15.0)
     assert 15.0 <= speed.seconds < 20.0
     assert 0 < speed.reading < 0.1
     assert 0 < speed.teachers[FIELD] < 1
     assert set(speed.codecs) == {(FIELD, "fp16"), (FIELD, "int8")}
     assert all(0 < cost < 0.1 for cost in speed.codecs.values())
     result = forecast(
-        volume_of([shar]), tiny.outputs, ["fp16", "int8"], free=10**6, speed=speed
+        measure_volume([shar]), tiny.outputs, ["fp16", "int8"], free=10**6, speed=speed
     )
     hours = result["hours"]
     for total in result["totals"]:
@@ -91,13 +96,15 @@ def test_a_dry_run_prints_room_and_hours_and_writes_nothing(
 
 
 def test_what_does_not_fit_is_said():
-    outputs = parse_dims(["a=1280@50"])
+    outputs = parse_outputs(["a=1280@50"])
     result = forecast(Volume.of_corpus(10, 12.0), outputs, ["fp16"], free=5 * 10**9)
     assert result["totals"][0]["fits"] is False
-    assert "fp16 needs 5.1 GB with a tenth to spare: NOT ENOUGH" in as_table(result)
+    assert "fp16 needs 5.1 GB with a tenth to spare: NOT ENOUGH" in format_forecast(
+        result
+    )
 
 
 @pytest.mark.parametrize("text", ["a", "a=1280", "a=x@50", "a=10@0", "=10@50"])
 def test_outputs_of_another_form_are_refused(text):
     with pytest.raises(ValueError, match="expected NAME=VALUES@HZ"):
-        parse_dims([text])
+        parse_outputs([text])

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from icefall_kd.bin import fields as command
 from icefall_kd.data.shar import fields_dir
 from icefall_kd.fields import load_decoder
-from icefall_kd.fields.codec_files import load_codec
 from icefall_kd.fields.codecs import CODECS
+from icefall_kd.fields.codecs.storage import load_codec
 from icefall_kd.fields.extract import extract
 from icefall_kd.fields.format import (
     field_dir,

@@ -13,7 +13,7 @@ from shar_files import copy_shar, digest, shar_files
 import icefall_kd.fields.manage as manage
 from icefall_kd.core.files import as_path, sha256_file
 from icefall_kd.fields.audit import audit
-from icefall_kd.fields.codec_files import codec_path
+from icefall_kd.fields.codecs.storage import codec_path
 from icefall_kd.fields.extract import extract
 from icefall_kd.fields.format import field_dir, info_path
 from icefall_kd.fields.manage import copy_field, remove

@@ -11,8 +11,8 @@ from shar_files import copy_shar, digest
 
 from icefall_kd.bin import extract as extract_command
 from icefall_kd.core.distributed import World
-from icefall_kd.fields.codec_files import codec_path
-from icefall_kd.fields.extract import ALONE, extract, train_codecs
+from icefall_kd.fields.codecs.storage import codec_path
+from icefall_kd.fields.extract import SINGLE_PROCESS, extract, train_codecs
 from icefall_kd.fields.format import field_dir, info_path
 from icefall_kd.fields.planner import select_shards
 from icefall_kd.teachers import build_teacher
@@ -66,13 +66,15 @@ def test_the_last_job_writes_the_description_whoever_it_is(shar, tiny, taught_sh
 
 
 def test_each_rank_makes_its_own_shards_and_no_others(shar, tiny, taught_shar):
-    first = World(0, 2, ALONE.device)  # fp16 is not trained: the two need not meet
+    first = World(
+        0, 2, SINGLE_PROCESS.device
+    )  # fp16 is not trained: the two need not meet
     _, report = extract(shar, [tiny], world=first)
     assert report.missing == {FIELD: 2}
     assert not list(shar.glob(f"{FIELD}*"))  # lhotse opens the folder meanwhile
     states = {p.name for p in field_dir(shar, FIELD).glob(f"{FIELD}.*.json")}
     assert states == {f"{FIELD}.000000.json", f"{FIELD}.000002.json"}
-    _, report = extract(shar, [tiny], world=World(1, 2, ALONE.device))
+    _, report = extract(shar, [tiny], world=World(1, 2, SINGLE_PROCESS.device))
     assert (report.shards_done, report.missing) == (2, {})
     assert digest(shar) == digest(taught_shar)
 

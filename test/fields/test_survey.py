@@ -12,7 +12,7 @@ from icefall_kd.fields.extract import extract
 from icefall_kd.fields.format import field_dir, info_path, load_field_info, state_path
 from icefall_kd.fields.survey import survey
 from icefall_kd.fields.text import describe_field, size, table
-from icefall_kd.fields.writer import outstanding
+from icefall_kd.fields.writer import find_outlier_dims
 
 FIELD = "whisper_tiny_en"
 
@@ -127,13 +127,13 @@ def test_all_of_a_field_is_shown(taught):
     assert info.fingerprint["model_sha256"] in text
     assert "targets: 18 of 18 cuts have theirs" in text
     assert "files: 4 of 4 shards are there in their sizes" in text
-    found = outstanding(info)
+    found = find_outlier_dims(info)
     assert f"largest means      {found.largest_mean[0]}: " in text
 
 
 def test_dimensions_that_stand_out_are_those_of_the_frames(taught):
     info = load_field_info(taught, FIELD)
-    found = outstanding(info, count=384)
+    found = find_outlier_dims(info, count=384)
     assert np.all(np.diff(np.abs(info.mean)[found.largest_mean]) <= 0)
     assert np.all(np.diff(np.array(info.std)[found.largest_std]) <= 0)
     assert found.smallest_std == found.largest_std[::-1]

@@ -8,10 +8,10 @@ from shar_files import digest
 from icefall_kd.core.files import as_path
 from icefall_kd.data.shar import fields_dir
 from icefall_kd.dataset.stream import open_stream
-from icefall_kd.fields.codec_files import load_codec
+from icefall_kd.fields.codecs.storage import load_codec
 from icefall_kd.fields.extract import extract
 from icefall_kd.fields.format import load_field_info
-from icefall_kd.fields.planner import volume_of
+from icefall_kd.fields.planner import measure_volume
 from icefall_kd.fields.reader import load_field, open_shar
 
 FIELD = "whisper_tiny_en"
@@ -76,7 +76,7 @@ def served(taught_shar):
 
 def test_a_folder_is_read_over_http(served, taught_shar):
     pytest.importorskip("aiohttp", reason="fsspec reads http through aiohttp")
-    assert volume_of([served]) == volume_of([taught_shar])
+    assert measure_volume([served]) == measure_volume([taught_shar])
     codec = load_codec(served, load_field_info(served, FIELD))
     pairs = list(zip(open_shar(served, [FIELD]), open_shar(taught_shar, [FIELD])))
     assert len(pairs) == 18

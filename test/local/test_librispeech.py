@@ -18,7 +18,7 @@ from small_librispeech import UTTERANCES
 from icefall_kd.core.frames import unpack_path
 from icefall_kd.data.cuts import load_wave
 from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.fields.codec_files import load_codec
+from icefall_kd.fields.codecs.storage import load_codec
 from icefall_kd.fields.format import info_path, load_field_info
 from icefall_kd.fields.reader import load_field, open_shar
 from icefall_kd.transducer.checkpoint import save_pretrained

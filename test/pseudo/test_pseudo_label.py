@@ -22,12 +22,12 @@ from icefall_kd.bin import pseudo_label as command
 from icefall_kd.core.distributed import World
 from icefall_kd.data.shar import fields_dir, write_shar
 from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.fields.extract import ALONE
+from icefall_kd.fields.extract import SINGLE_PROCESS
 from icefall_kd.fields.reader import check_field, open_shar
-from icefall_kd.fields.run_teachers import load_wave
+from icefall_kd.fields.run_teachers import load_shar_wave
 from icefall_kd.fields.survey import find_fields
 from icefall_kd.pseudo.progress import step_of
-from icefall_kd.pseudo.pseudo_label import Judge, Limits, pseudo_label
+from icefall_kd.pseudo.pseudo_label import Limits, TranscriptFilter, pseudo_label
 from icefall_kd.teachers.whisper_text import WhisperText
 
 tiny_dir = real_teachers.tiny_dir  # fixture
@@ -175,7 +175,7 @@ def test_the_command_logs_a_histogram_of_all_shards_confidences(
 
 
 def test_threads_read_what_one_reads(tiny_dir, pristine_shar):
-    waves = [load_wave(cut) for cut in open_shar(pristine_shar)][:3]
+    waves = [load_shar_wave(cut) for cut in open_shar(pristine_shar)][:3]
     options = {"compute_type": "int8"}
     one = WhisperText(tiny_dir, num_threads=1, **options).transcribe(waves)
     two = WhisperText(tiny_dir, num_threads=2, **options).transcribe(waves)
@@ -219,13 +219,13 @@ def test_transcripts_are_identified_by_their_numbers_and_options_off_the_default
         "max_words_per_second": 6.0,
         "numbers": "spoken",
     }
-    assert Judge(limits).identity() == as_ever
+    assert TranscriptFilter(limits).identity() == as_ever
     assert set(note_of(labelled[0])) == {
         *("of", "reader", "counts", "confidences"),
         *as_ever,
     }
     tokenizer = Tokenizer(bpe_model(asterisk))
-    assert Judge(limits, "fr", "lower", "spoken", tokenizer).identity() == {
+    assert TranscriptFilter(limits, "fr", "lower", "spoken", tokenizer).identity() == {
         **as_ever,
         "language": "fr",
         "case": "lower",
@@ -378,7 +378,7 @@ def test_killed_processes_are_followed_by_any_number_of_others(
     assert "pseudo_labels" not in find_fields(output)
     there = set(kept)
     for rank, own in ((2, {"000002"}), (0, {"000000", "000003"}), (1, {"000001"})):
-        world = World(rank, 3, ALONE.device)
+        world = World(rank, 3, SINGLE_PROCESS.device)
         report = pseudo_label(taught_shar, output, reader, world=world)
         there |= own
         assert report.missing == len(set(SHARDS) - there)
@@ -401,17 +401,21 @@ def test_what_an_earlier_version_left_half_done_is_completed(
     partial.touch()
     os.utime(partial, (0, 0))
     kept = (output / "cuts.000000.jsonl.gz").stat().st_mtime_ns
-    first = pseudo_label(taught_shar, output, reader, world=World(1, 2, ALONE.device))
+    first = pseudo_label(
+        taught_shar, output, reader, world=World(1, 2, SINGLE_PROCESS.device)
+    )
     assert first.missing == 1 and sum(first.counts.values()) == 13
     assert made(output) == {"000001", "000003"}
-    last = pseudo_label(taught_shar, output, reader, world=World(0, 2, ALONE.device))
+    last = pseudo_label(
+        taught_shar, output, reader, world=World(0, 2, SINGLE_PROCESS.device)
+    )
     assert last == labelled[1]
     check_same(output, labelled)
     assert (output / "cuts.000000.jsonl.gz").stat().st_mtime_ns == kept
 
 
 def test_shards_that_a_deleted_note_identified_are_made_again(shar, tmp_path):
-    output, half = tmp_path / "out", World(0, 2, ALONE.device)
+    output, half = tmp_path / "out", World(0, 2, SINGLE_PROCESS.device)
     assert pseudo_label(shar, output, Says("yes"), world=half).missing == 2
     note_path(output).unlink()
     reader = Says("no")

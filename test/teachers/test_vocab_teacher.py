@@ -14,7 +14,7 @@ from icefall_kd.decoding import decode
 from icefall_kd.fields.codecs import make_codec
 from icefall_kd.fields.extract import extract
 from icefall_kd.fields.reader import open_shar
-from icefall_kd.fields.run_teachers import teach_batch
+from icefall_kd.fields.run_teachers import run_teachers_on_batch
 from icefall_kd.teachers import build_teachers
 from icefall_kd.transducer.checkpoint import load_model, pack_bytes
 from icefall_kd.transducer.denominator import (
@@ -86,7 +86,7 @@ def test_its_paths_spell_the_transcript_or_what_it_recognises(
     cuts = [c for c in open_shar(asterisk / "data/shar/test") if c.duration < 3][:3]
     texts = [cuts[0].supervisions[0].text, "", "A" * 999]
     waves = [torch.from_numpy(c.load_audio()[0]) for c in cuts]
-    (said, silent, long) = teach_batch(waves, [judge], texts)
+    (said, silent, long) = run_teachers_on_batch(waves, [judge], texts)
     emitted, frames = unpack_path(torch.from_numpy(said["judge_path"]))
     tokens = [t for t in emitted.tolist() if t]
     assert judge.tokenizer.decode(tokens) == texts[0]
@@ -123,7 +123,7 @@ def test_several_models_are_one_teacher(checkpoint, tiny_dir, asterisk, tmp_path
     teachers = build_teachers(described)
     cut = next(c for c in open_shar(asterisk / "data/shar/test") if c.duration < 3)
     wave, texts = torch.from_numpy(cut.load_audio()[0]), [cut.supervisions[0].text]
-    (said,) = teach_batch([wave], teachers, texts)
+    (said,) = run_teachers_on_batch([wave], teachers, texts)
     probs = {}
     for name in files:
         ids, values, _ = unpack_topk(torch.from_numpy(said[f"{name}_ctc"]))
@@ -167,7 +167,7 @@ def test_a_language_model_has_its_say_on_paths_and_leaves_the_blank(
         iter(c for c in open_shar(asterisk / "data/shar/test") if c.duration < 3)
     )
     wave, texts = torch.from_numpy(cut.load_audio()[0]), [cut.supervisions[0].text]
-    (said,) = teach_batch([wave], [plain, off, on], texts)
+    (said,) = run_teachers_on_batch([wave], [plain, off, on], texts)
     assert np.array_equal(said["off_path"], said["plain_path"])
     assert np.array_equal(said["on_ctc"], said["plain_ctc"])
     dense = {}

@@ -1,9 +1,8 @@
-"""How a field's frames are stored.  One file a codec, one dict of names.
+"""Codecs compress the frames of a field; :data:`CODECS` lists them by name.
 
-A codec is written as its name and, where it has a size, the bytes of a frame:
-``fp16``, ``int8``, ``pq16``.  To add one: a subclass of
-:class:`~icefall_kd.fields.codecs.base.Codec` in a file of its own, and a line in
-:data:`CODECS`.
+A codec's spec is its name and, for some, its bytes per frame: ``fp16``, ``int8``,
+``pq16``.  To add a codec, derive a class from
+:class:`~icefall_kd.fields.codecs.base.Codec` and add it to :data:`CODECS`.
 """
 
 import re
@@ -21,6 +20,7 @@ __all__ = [
     "CODECS",
     "Codec",
     "bytes_per_frame",
+    "codec_for_kind",
     "find_codec",
     "make_codec",
     "train_codec",
@@ -31,10 +31,10 @@ CODECS: dict[str, type[Codec]] = {c.name: c for c in (Fp16, Int8, Pq, Mvq, TopK)
 
 
 def find_codec(spec: str) -> tuple[type[Codec], Optional[int]]:
-    """Return the class and the size that ``spec`` names, for example "pq16".
+    """Return the class and the size (None without one) of a spec such as "pq16".
 
     Raises:
-      ValueError: if there is none; the message lists those that there are.
+      ValueError: if the codec is unknown; the message lists the known ones.
     """
     if spec in CODECS and not CODECS[spec].sized:
         return CODECS[spec], None
@@ -45,11 +45,16 @@ def find_codec(spec: str) -> tuple[type[Codec], Optional[int]]:
     raise ValueError(f"unknown codec '{spec}'; known are {sorted(known)}")
 
 
+def codec_for_kind(kind: str, codec: str) -> str:
+    """Return the spec for an output: ``codec`` for embeddings, "topk" for the rest."""
+    return codec if kind == "embedding" else "topk"
+
+
 def bytes_per_frame(spec: str, dim: int) -> float:
-    """Return the bytes that a frame of ``dim`` values takes, trained or not yet.
+    """Return the bytes of a stored frame of ``dim`` values; needs no training.
 
     Raises:
-      ValueError: if there is no such codec, or it cannot hold such frames.
+      ValueError: if the codec is unknown or cannot have this size.
     """
     cls, size = find_codec(spec)
     return cls(size, {}).bytes_per_frame(dim)
@@ -59,10 +64,9 @@ def make_codec(spec: str, state: Optional[Mapping[str, np.ndarray]] = None) -> C
     """Return the codec ``spec``.
 
     Args:
-      state: what :meth:`Codec.state` of a trained one returned; needed by codecs that
-        are trained.
+      state: from :meth:`Codec.state`; required by codecs that are trained.
     Raises:
-      ValueError: if there is no such codec, or its state is missing.
+      ValueError: if the codec is unknown, or its state is missing.
     """
     cls, size = find_codec(spec)
     if cls.trained and not state:
@@ -71,10 +75,10 @@ def make_codec(spec: str, state: Optional[Mapping[str, np.ndarray]] = None) -> C
 
 
 def training_options(spec: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all options of a training of ``spec``: those given, and the defaults.
+    """Return the training options of ``spec``: the defaults, updated by ``given``.
 
     Raises:
-      ValueError: if there is no such codec or option.
+      ValueError: if the codec or an option is unknown.
     """
     cls, _ = find_codec(spec)
     unknown = sorted(set(given) - set(cls.options))
@@ -86,17 +90,20 @@ def training_options(spec: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def train_codec(spec: str, frames: np.ndarray, seed: int = 0, **options: Any) -> Codec:
-    """Return the codec ``spec`` trained on ``frames``, (F, W) float32.
+    """Train the codec ``spec``.
 
     Args:
-      options: as :func:`training_options`.
+      frames: (F, W) float32.
+      options: see :func:`training_options`.
     Raises:
-      ValueError: as :func:`training_options`; if the frames are too few or not finite;
-        if the package that trains it is not installed.
+      ValueError: if an option is unknown, the frames are too few or not finite, or the
+        package that trains the codec is not installed.
     """
     cls, size = find_codec(spec)
     options = training_options(spec, options)
-    cls(size, {})  # refuses a size that it cannot have
+    cls(size, {})  # raises for an invalid size
     if not np.isfinite(frames).all():
-        raise ValueError(f"frames to train codec '{spec}' on are not finite")
+        raise ValueError(
+            f"codec '{spec}': the training frames are not all finite; check the teacher"
+        )
     return cls(size, cls.train(size, frames, seed, **options) if cls.trained else {})

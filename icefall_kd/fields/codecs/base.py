@@ -1,27 +1,31 @@
-"""What a codec is."""
+"""The interface of codecs, and checks that several of them share."""
 
+import importlib
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any, ClassVar, Optional
 
 import numpy as np
 import torch
 from torch import Tensor
 
+_PIP_NAMES = {"faiss": "faiss-cpu"}
+
 
 class Codec:
-    """Turns a teacher's frames into what is stored, and back.
+    """Encode a teacher's frames for storage, and decode them.
 
-    Decoding needs numpy and torch alone, so that training needs no library of the
-    encoder's; it works on any slice of the stored array in time, and on any device.  A
-    codec can be pickled: its size and its state are what travels.
+    Decoding needs only numpy and torch, so that training needs no encoder's package.
+    It accepts any slice of the stored array in time, on any device.  A pickled codec
+    contains its size and its state.
 
     Attributes:
-      name:    in :data:`icefall_kd.fields.codecs.CODECS`.
-      sized:   True if a spec is the name and a number of bytes.
-      trained: True if it has a state that is learned from frames.
-      packages: that training and encoding import.
-      kinds:   kinds of output that it can hold.
-      options: of its training, each with its default.
+      name: key in :data:`icefall_kd.fields.codecs.CODECS`.
+      sized: True if a spec is the name and a number of bytes per frame.
+      trained: True if the codec has a state that is trained on frames.
+      packages: packages that training and encoding import.
+      kinds: kinds of teacher output that it can store.
+      options: training options and their defaults.
     """
 
     name: ClassVar[str]
@@ -37,48 +41,61 @@ class Codec:
         self._on_device: dict[torch.device, dict[str, Tensor]] = {}
 
     def __reduce__(self) -> tuple:
-        # What a codec keeps beside its state may be large, or not fit to travel.
+        # Other attributes may be large, on a GPU, or objects that cannot be pickled.
         return type(self), (self.size, self._state)
 
     @property
     def spec(self) -> str:
-        """The codec as it is written: its name and its size."""
+        """The name and the size, for example "pq16"."""
         return self.name + (str(self.size) if self.sized else "")
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return the arrays that make this codec again; empty when not trained."""
+        """Return the arrays that restore this codec; empty if it is not trained."""
         return dict(self._state)
 
     @classmethod
     def train(
         cls, size: Optional[int], frames: np.ndarray, seed: int, **options: Any
     ) -> dict[str, np.ndarray]:
-        """Return the state learned from ``frames``, (F, W) float32.
+        """Return the state trained on ``frames``, (F, W) float32.
 
         Args:
-          options: all of :attr:`options`, as given or by default.
+          options: values of all :attr:`options`.
         """
         raise NotImplementedError(f"codec '{cls.name}' is not trained")
 
     @classmethod
-    def prepare(cls) -> None:
-        """Import what training needs, so that what is absent is told before it.
+    def import_packages(cls) -> list[ModuleType]:
+        """Import and return the packages that training and encoding need.
 
         Raises:
-          ValueError: naming the package to install.
+          ValueError: if a package is not installed; the message names it.
         """
+        try:
+            return [importlib.import_module(package) for package in cls.packages]
+        except ImportError as e:
+            package = _PIP_NAMES.get(e.name, e.name)
+            raise ValueError(
+                f"codec {cls.name} needs '{e.name}' for training and encoding: pip "
+                f"install {package} ({e})"
+            ) from e
 
     def encode(self, x: np.ndarray) -> np.ndarray:
-        """(T, W) float32 -> the stored array; its first axis is time."""
+        """Return frames, (T, W) float32, as stored; the first axis is time.
+
+        Raises:
+          ValueError: if a value is not finite or out of range, W is not the dimension
+            of the training, or a package is not installed.
+        """
         raise NotImplementedError
 
     def decode(self, stored: np.ndarray) -> np.ndarray:
-        """The stored array, or a slice of it in time -> (T, W) float32.
+        """Return a stored array, or a slice of it in time, as (T, W) float32.
 
         Raises:
-          ValueError: if it is not of this codec.
+          ValueError: if the array was not written by this codec.
         """
-        stored = np.require(stored, requirements=["C", "W"])  # as torch needs it
+        stored = np.require(stored, requirements=["C", "W"])  # for torch.from_numpy
         try:
             return self.decode_tensor(torch.from_numpy(stored)).numpy()
         except (RuntimeError, IndexError) as e:
@@ -87,15 +104,15 @@ class Codec:
             ) from e
 
     def decode_tensor(self, stored: Tensor) -> Tensor:
-        """Stored arrays, (..., B) -> (..., W) float32 on the same device."""
+        """Return stored arrays, (..., B), as (..., W) float32 on the same device."""
         raise NotImplementedError
 
     def constants(self) -> Mapping[str, np.ndarray]:
-        """Return what decoding needs; the state, if not made of it."""
+        """Return the arrays that decoding reads; by default the state."""
         return self._state
 
     def constants_on(self, device: torch.device) -> dict[str, Tensor]:
-        """Return :meth:`constants` on a device, where they are kept."""
+        """Return :meth:`constants` on a device, copied there once."""
         if device not in self._on_device:
             self._on_device[device] = {
                 k: torch.from_numpy(v).to(device) for k, v in self.constants().items()
@@ -103,29 +120,21 @@ class Codec:
         return self._on_device[device]
 
     def bytes_per_frame(self, dim: int) -> float:
-        """Bytes that one frame of ``dim`` values takes."""
+        """Return the bytes of a stored frame of ``dim`` values."""
         raise NotImplementedError
 
 
 def check_finite(x: np.ndarray, spec: str) -> None:
-    """Refuse frames that no codec can hold.
-
-    Raises:
-      ValueError: if a value is not finite.
-    """
+    """Raise ValueError if a value of ``x`` is not finite."""
     if not np.isfinite(x).all():
         raise ValueError(
-            f"the teacher's output holds a value that is not finite, which {spec} "
-            "cannot store"
+            f"the teacher's output has a value that is not finite; {spec} cannot store "
+            "it"
         )
 
 
 def check_dim(x: np.ndarray, dim: int, spec: str) -> None:
-    """Refuse frames of another dimension than the codec was trained on.
-
-    Raises:
-      ValueError: with both dimensions.
-    """
+    """Raise ValueError if ``x`` is not (T, dim)."""
     if x.ndim != 2 or x.shape[1] != dim:
         raise ValueError(
             f"frames are {x.shape}, but {spec} was trained on frames of {dim} values; "
@@ -133,27 +142,23 @@ def check_dim(x: np.ndarray, dim: int, spec: str) -> None:
         )
 
 
-def check_number(frames: np.ndarray, centroids: int, spec: str) -> None:
-    """Refuse to train on fewer frames than there are centroids.
-
-    Raises:
-      ValueError: with both numbers.
-    """
+def check_num_frames(frames: np.ndarray, centroids: int, spec: str) -> None:
+    """Raise ValueError if there are fewer training frames than centroids."""
     if len(frames) < centroids:
         raise ValueError(
-            f"{spec} learns {centroids} centroids and cannot do with {len(frames)} "
-            f"frames: give the codec at least {centroids}, better 20,000, of a larger "
-            "set, or take fp16"
+            f"{spec} trains {centroids} centroids, which needs more than {len(frames)} "
+            f"frames: give --codec-frames of at least {centroids} (20,000 is better), "
+            "a larger set, or --codec fp16"
         )
 
 
 def mean_and_std(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and the standard deviation of each dimension, (W,) float32.
 
-    They make the space in which targets are compared: there every dimension counts
-    the same, where Whisper and its like have a few that dwarf the rest.
+    Codecs quantise normalised frames, as the loss terms compare them: Whisper and
+    similar teachers have a few dimensions that would otherwise dominate the error.
     """
     mean = frames.mean(axis=0, dtype=np.float64)
     std = frames.std(axis=0, dtype=np.float64)
-    # A dimension that never moves must not become a division by zero.
+    # A constant dimension must not cause a division by zero.
     return mean.astype(np.float32), np.maximum(std, 1e-5).astype(np.float32)

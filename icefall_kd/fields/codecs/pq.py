@@ -1,27 +1,26 @@
-"""Codec ``pq``: product quantisation, one byte a sub-quantiser.
+"""Codec ``pq``: product quantisation, one byte per sub-quantiser.
 
 Source: Jegou et al., Product quantization for nearest neighbor search, 2011,
-doi:10.1109/TPAMI.2010.57; the rotation: Ge et al., Optimized product quantization for
-approximate nearest neighbor search, 2013, doi:10.1109/CVPR.2013.379 (begun with the
-principal components, spread over the sub-quantisers so that the product of the
-variances is about the same in each).  The k-means is faiss's.
+doi:10.1109/TPAMI.2010.57; rotation: Ge et al., Optimized product quantization for
+approximate nearest neighbor search, 2013, doi:10.1109/CVPR.2013.379.  The rotation is
+initialised with the principal components, allocated to the sub-quantisers so that the
+product of the variances is about the same in each.  faiss runs the k-means.
 
-What comes before the sub-quantisers decides what they lose.  Error |x' - x| / |x| after
-each dimension's mean and standard deviation, where targets are compared, of Whisper on
-the dev set of the Asterisk recipe, trained on 20,000 frames of its train set:
+Each preprocessing step reduces the error.  Error |x' - x| / |x| of frames normalised in
+each dimension, of Whisper on the dev set of the Asterisk recipe, trained on 20,000
+frames of its train set:
 
-                                     tiny.en       base
-    bytes a frame                       16       16       32
-    frames as they are                0.759    0.780    0.712
-    each dimension normalised         0.720    0.742    0.675
-    and principal components, spread  0.662    0.683    0.583
-    the first half of them            0.665    0.683    0.584
-    and 10 turns of OPQ               0.655    0.671    0.581
+                                          tiny.en       base
+    bytes per frame                          16       16       32
+    no preprocessing                       0.759    0.780    0.712
+    + normalisation of each dimension      0.720    0.742    0.675
+    + principal components, allocated      0.662    0.683    0.583
+    + first half of the components only    0.665    0.683    0.584
+    + 10 iterations of OPQ                 0.655    0.671    0.581
 """
 
 import logging
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any, Optional
 
 import numpy as np
@@ -32,23 +31,24 @@ from icefall_kd.fields.codecs.base import (
     Codec,
     check_dim,
     check_finite,
-    check_number,
+    check_num_frames,
     mean_and_std,
 )
 
-CENTROIDS = 256  # of a sub-quantiser: one byte
-_ADVISED = 39  # frames a centroid; with fewer, faiss warns
-_KEPT = 0.5  # share of the dimensions that are left after the rotation
-_ITERATIONS = 10  # of the rotation
+CENTROIDS = 256  # per sub-quantiser: one byte
+_ADVISED_FRAMES = 39  # per centroid; with fewer, faiss warns
+_KEPT_DIMS = 0.5  # share of the dimensions that the rotation keeps
+_OPQ_ITERATIONS = 10
 
 
 class Pq(Codec):
-    """x is about ``mean + std * (rotation @ y)``, y of the centroids that q names.
+    """x is about ``mean + std * (rotation @ y)``, y the centroids with the indexes q.
 
-    State, float32, for M = bytes a frame and P = M times what a sub-quantiser holds:
-    ``mean`` and ``std`` (W,), ``rotation`` (W, P) with orthonormal columns (rows where
-    P is more than W), ``centroids`` (M, 256, P / M).  P is about W / 2: the principal
-    components beyond are less than what such codes lose, and cost time.
+    State, float32, for M bytes per frame and P = M times the values of a
+    sub-quantiser: ``mean`` and ``std`` (W,); ``rotation`` (W, P) with orthonormal
+    columns (rows if P > W); ``centroids`` (M, 256, P / M).  P is about W / 2: the
+    remaining principal components are smaller than the quantisation error, and cost
+    time.
     """
 
     name = "pq"
@@ -65,43 +65,38 @@ class Pq(Codec):
         state = self._state
         return {
             "mean": state["mean"],
-            # (P, W): from the rotated to the teacher's space.
-            "back": (state["rotation"] * state["std"][:, None]).T.copy(),
-            "rows": state["centroids"].reshape(self.size * CENTROIDS, -1),
-            # The row of a table's centroid 0.
-            "first": CENTROIDS * np.arange(self.size),
+            # (P, W), from the rotated to the teacher's space
+            "inverse": (state["rotation"] * state["std"][:, None]).T.copy(),
+            "centroids": state["centroids"].reshape(self.size * CENTROIDS, -1),
+            # row of each sub-quantiser's centroid 0
+            "offsets": CENTROIDS * np.arange(self.size),
         }
-
-    @classmethod
-    def prepare(cls) -> None:
-        """See :class:`Codec`."""
-        _faiss()
 
     @classmethod
     def train(
         cls, size: Optional[int], frames: np.ndarray, seed: int, **options: Any
     ) -> dict[str, np.ndarray]:
-        """Train; the same for the same frames, seed and number of threads.
+        """Train; deterministic for given frames, seed and number of threads.
 
         Raises:
-          ValueError: if there are fewer frames than centroids, or no faiss.
+          ValueError: if there are fewer frames than centroids, or faiss is missing.
         """
-        faiss = _faiss()
-        check_number(frames, CENTROIDS, f"pq{size}")
-        if len(frames) < _ADVISED * CENTROIDS:
+        (faiss,) = cls.import_packages()
+        check_num_frames(frames, CENTROIDS, f"pq{size}")
+        if len(frames) < _ADVISED_FRAMES * CENTROIDS:
             logging.warning(
-                "pq%d: %d frames are few to train on, %d or more are better",
+                "pq%d: only %d training frames; give --codec-frames of %d or more",
                 size,
                 len(frames),
-                _ADVISED * CENTROIDS,
+                _ADVISED_FRAMES * CENTROIDS,
             )
         mean, std = mean_and_std(frames)
         z = (frames - mean) / std
-        dim = size * _values_held(_KEPT * z.shape[1] / size)
+        dim = size * _values_per_byte(_KEPT_DIMS * z.shape[1] / size)
         z = np.pad(z, ((0, 0), (0, max(0, dim - z.shape[1]))))
         quantizer = faiss.ProductQuantizer(dim, size, 8)
         quantizer.cp.seed = seed
-        quantizer.cp.min_points_per_centroid = 1  # told above
+        quantizer.cp.min_points_per_centroid = 1  # the warning is above
         rotation = _train_rotation(quantizer, z)
         quantizer.train(z @ rotation)
         centroids = faiss.vector_to_array(quantizer.centroids)
@@ -113,12 +108,7 @@ class Pq(Codec):
         }
 
     def encode(self, x: np.ndarray) -> np.ndarray:
-        """See :class:`Codec`.
-
-        Raises:
-          ValueError: if a value is not finite, the dimension is another, or faiss is
-            not installed.
-        """
+        """See :class:`Codec`."""
         check_finite(x, self.spec)
         check_dim(x, len(self._state["mean"]), self.spec)
         if self._quantizer is None:
@@ -129,23 +119,23 @@ class Pq(Codec):
     def decode_tensor(self, stored: Tensor) -> Tensor:
         """See :class:`Codec`."""
         constants = self.constants_on(stored.device)
-        y = embedding(stored + constants["first"], constants["rows"])
-        return y.flatten(-2) @ constants["back"] + constants["mean"]
+        y = embedding(stored + constants["offsets"], constants["centroids"])
+        return y.flatten(-2) @ constants["inverse"] + constants["mean"]
 
     def bytes_per_frame(self, dim: int) -> float:
         """See :class:`Codec`."""
         return float(self.size)
 
     def _make_quantizer(self) -> Any:
-        faiss = _faiss()
+        (faiss,) = self.import_packages()
         centroids = self._state["centroids"]
         quantizer = faiss.ProductQuantizer(self.size * centroids.shape[2], self.size, 8)
         faiss.copy_array_to_vector(centroids.ravel(), quantizer.centroids)
         return quantizer
 
 
-def _values_held(wanted: float) -> int:
-    """Return what a sub-quantiser holds: a multiple of 4 near ``wanted`` if it is more.
+def _values_per_byte(wanted: float) -> int:
+    """Round the values per sub-quantiser; from 4 on, to a multiple of 4.
 
     faiss encodes 4 or 8 values seven times as fast as 6.
     """
@@ -155,15 +145,16 @@ def _values_held(wanted: float) -> int:
 
 
 def _train_rotation(quantizer: Any, z: np.ndarray) -> np.ndarray:
-    """Return (W, P) float32 after which ``quantizer`` loses little of ``z``, (F, W).
+    """Return the rotation (W, P) float32 to apply before quantising ``z``, (F, W).
 
-    In turns: the best centroids for the rotation, the best rotation for what they make
-    of the frames (orthogonal Procrustes; Ge et al., section 3.1).  faiss can do it too,
-    but its LAPACK crashes in a process that has loaded CTranslate2.
+    Each iteration trains the centroids for the rotation, then computes the rotation
+    that best maps the frames to their centroids (orthogonal Procrustes; Ge et al.,
+    section 3.1).  faiss has the same algorithm, but its LAPACK crashes in a process
+    that has loaded CTranslate2.
     """
-    rotation = _spread_components(z, quantizer.M, quantizer.dsub)
-    first, quantizer.cp.niter = quantizer.cp.niter, 4
-    for n in range(_ITERATIONS):
+    rotation = _allocate_components(z, quantizer.M, quantizer.dsub)
+    num_iterations, quantizer.cp.niter = quantizer.cp.niter, 4
+    for n in range(_OPQ_ITERATIONS):
         quantizer.train_type = (
             quantizer.Train_hot_start if n else quantizer.Train_default
         )
@@ -172,19 +163,20 @@ def _train_rotation(quantizer: Any, z: np.ndarray) -> np.ndarray:
         y = quantizer.decode(quantizer.compute_codes(y))
         u, _, vt = np.linalg.svd(z.T @ y, full_matrices=False)
         rotation = u @ vt
-    quantizer.cp.niter, quantizer.train_type = first, quantizer.Train_default
+    quantizer.cp.niter = num_iterations
+    quantizer.train_type = quantizer.Train_default
     return rotation
 
 
-def _spread_components(z: np.ndarray, groups: int, size: int) -> np.ndarray:
+def _allocate_components(z: np.ndarray, groups: int, size: int) -> np.ndarray:
     """Return the first principal components of (F, W), (W, groups * size) float32.
 
-    Each, from the largest on, goes to the group with the least product of variances
-    that still has room (eigenvalue allocation, Ge et al., section 3.2).
+    Each component, the largest first, goes to the group with the smallest product of
+    variances that is not full (eigenvalue allocation, Ge et al., section 3.2).
     """
     variances, vectors = np.linalg.eigh(np.cov(z, rowvar=False, bias=True))
     kept = np.argsort(-variances)[: groups * size]
-    # Relative to the least one kept, so that a product grows with every component.
+    # Relative to the smallest one kept: every component increases the product.
     logs = np.log(np.maximum(variances[kept], 1e-9))
     logs -= logs.min() - 1e-3
     products, members = np.zeros(groups), [[] for _ in range(groups)]
@@ -194,13 +186,3 @@ def _spread_components(z: np.ndarray, groups: int, size: int) -> np.ndarray:
         members[group].append(component)
         products[group] += log
     return vectors[:, np.concatenate(members)].astype(np.float32)
-
-
-def _faiss() -> ModuleType:
-    try:
-        import faiss
-    except ImportError as e:
-        raise ValueError(
-            f"codec pq is trained and encoded by faiss: pip install faiss-cpu ({e})"
-        ) from e
-    return faiss

@@ -1,12 +1,4 @@
-"""Codec ``fp16``: half precision.
-
-Codec ``int8``: one byte a value, with a scale for each dimension.
-
-Whisper and its like have a few dimensions that are a hundred times larger than the
-rest; one scale for all would leave the others nothing.
-
-Codec ``topk``: token ids and probabilities of a frame, 2 bytes each.
-"""
+"""Codecs without an encoder package: ``fp16``, ``int8`` and ``topk``."""
 
 from typing import Any, Optional
 
@@ -16,24 +8,23 @@ from torch import Tensor
 
 from icefall_kd.fields.codecs.base import Codec, check_dim, check_finite
 
+_LEVELS = 127
+_CLIPPED = 1e-4  # largest share of a dimension's values that int8 clips
+
 
 class Fp16(Codec):
-    """Half precision: 2 bytes a value, relative error below 5e-4."""
+    """Half precision: 2 bytes per value, relative error below 5e-4."""
 
     name = "fp16"
 
     def encode(self, x: np.ndarray) -> np.ndarray:
-        """See :class:`Codec`.
-
-        Raises:
-          ValueError: if a value is not finite or beyond half precision's 65504.
-        """
-        with np.errstate(over="ignore"):  # found and told below
+        """See :class:`Codec`; values beyond 65504 are out of range."""
+        with np.errstate(over="ignore"):  # checked below
             stored = x.astype(np.float16)
         if not np.isfinite(stored).all():
             raise ValueError(
-                "the teacher's output holds a value that is not finite, or beyond "
-                f"65504 (largest {np.abs(x).max()}), which fp16 cannot store"
+                "the teacher's output has a value that is not finite, or beyond 65504 "
+                f"(largest {np.abs(x).max()}); fp16 cannot store it"
             )
         return stored
 
@@ -46,12 +37,11 @@ class Fp16(Codec):
         return 2.0 * dim
 
 
-_LEVELS = 127
-_OUTSIDE = 1e-4  # share of the values of a dimension that may be clipped
-
-
 class Int8(Codec):
-    """x is about ``mean + scale * q`` with q in -127 .. 127.
+    """x is about ``mean + scale * q`` with q in -127 .. 127: one byte per value.
+
+    Each dimension has its own scale, since a few dimensions of Whisper and similar
+    teachers are a hundred times larger than the rest.
 
     State: ``mean`` and ``scale``, (W,) float32.
     """
@@ -63,23 +53,19 @@ class Int8(Codec):
     def train(
         cls, size: Optional[int], frames: np.ndarray, seed: int, **options: Any
     ) -> dict[str, np.ndarray]:
-        """Learn the middle of each dimension and its largest distance from there.
+        """Compute each dimension's mean and its largest distance from the mean.
 
-        Distances beyond all but 1e-4 of the frames are clipped, so that no single
-        frame sets the scale.
+        The largest 1e-4 of the distances are clipped, so that no single frame sets the
+        scale.
         """
         mean = frames.mean(axis=0, dtype=np.float64)
-        reach = np.quantile(np.abs(frames - mean), 1 - _OUTSIDE, axis=0)
-        # A dimension that never moves must not become a division by zero.
-        scale = np.maximum(reach, 1e-8) / _LEVELS
+        largest = np.quantile(np.abs(frames - mean), 1 - _CLIPPED, axis=0)
+        # A constant dimension must not cause a division by zero.
+        scale = np.maximum(largest, 1e-8) / _LEVELS
         return {"mean": mean.astype(np.float32), "scale": scale.astype(np.float32)}
 
     def encode(self, x: np.ndarray) -> np.ndarray:
-        """See :class:`Codec`.
-
-        Raises:
-          ValueError: if a value is not finite, or the dimension is another.
-        """
+        """See :class:`Codec`."""
         check_finite(x, self.spec)
         check_dim(x, len(self._state["mean"]), self.spec)
         q = np.rint((x - self._state["mean"]) / self._state["scale"])
@@ -99,10 +85,10 @@ class Int8(Codec):
 
 
 class TopK(Codec):
-    """Ids as uint16, log-probabilities and the tail's mass in half precision.
+    """Token ids as uint16; log-probabilities and the tail's mass in half precision.
 
-    Its frames are those of :mod:`icefall_kd.core.frames`: of W values the first W // 2
-    are ids.  A stored frame is the bytes of these as uint16 and of the others as
+    :mod:`icefall_kd.core.frames` defines the frames: of W values the first W // 2 are
+    ids.  A stored frame is the bytes of the ids as uint16 and of the other values as
     float16, little-endian.
     """
 
@@ -110,11 +96,7 @@ class TopK(Codec):
     kinds = ("ctc", "path")
 
     def encode(self, x: np.ndarray) -> np.ndarray:
-        """See :class:`Codec`.
-
-        Raises:
-          ValueError: if a value is not finite, or an id does not fit 16 bits.
-        """
+        """See :class:`Codec`; ids above 65535 are out of range."""
         check_finite(x, self.spec)
         k = x.shape[1] // 2
         ids, values = x[:, :k], x[:, k:]
@@ -130,7 +112,7 @@ class TopK(Codec):
 
     def decode_tensor(self, stored: Tensor) -> Tensor:
         """See :class:`Codec`."""
-        # Half of the values, rounded down, are ids of 2 bytes each.
+        # The first half of the values, rounded down, are ids of 2 bytes each.
         pairs = stored.unflatten(-1, (-1, 2))
         ids, values = pairs.tensor_split([stored.size(-1) // 4], dim=-2)
         ids = ids[..., 0].float() + 256.0 * ids[..., 1].float()

@@ -1,0 +1,381 @@
+"""Stored states of trained codecs, and the choice of each field's codec.
+
+``<field>.codec.npz`` holds a codec's state and its origin: the teacher's output that it
+was trained on, the number of frames and the training options.  The origin decides
+whether a repeated extraction reuses the codec or trains another one.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+import numpy as np
+
+from icefall_kd.core.distributed import World
+from icefall_kd.core.files import Pathlike, as_path, write_atomically
+from icefall_kd.fields.codecs import (
+    Codec,
+    codec_for_kind,
+    find_codec,
+    make_codec,
+    train_codec,
+    training_options,
+)
+from icefall_kd.fields.format import (
+    FieldInfo,
+    field_dir,
+    fingerprint_differences,
+    list_shar,
+    load_field_info,
+    load_shard_state,
+    shard_ids,
+    state_path,
+)
+from icefall_kd.fields.planner import check_disk, measure_volume, predict_bytes
+from icefall_kd.fields.run_teachers import sample_frames
+from icefall_kd.teachers.protocol import Output, Teacher
+
+CODEC_FRAMES = 20_000  # default size of the training sample
+
+_SPEC, _ORIGIN = "spec", "origin"  # entries of the file next to the state's arrays
+
+
+def codec_path(shar_dir: Pathlike, field: str) -> Path:
+    """Return the path of the state of a field's codec."""
+    return field_dir(shar_dir, field) / f"{field}.codec.npz"
+
+
+def codec_sha256(codec: Codec) -> Optional[str]:
+    """Return the SHA-256 of a codec's spec and state; None for one without a state."""
+    state = codec.state()
+    if not state:
+        return None
+    digest = hashlib.sha256(codec.spec.encode())
+    for name in sorted(state):
+        array = np.ascontiguousarray(state[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def save_codec(
+    codec: Codec,
+    shar_dir: Pathlike,
+    field: str,
+    origin: Optional[Mapping[str, Any]] = None,
+) -> None:
+    """Write the state of a trained codec.
+
+    Args:
+      origin: JSON-serialisable description of its training, see :func:`read_origin`.
+    """
+    buffer = io.BytesIO()
+    entries = {_SPEC: codec.spec, _ORIGIN: json.dumps(origin or {}, sort_keys=True)}
+    arrays = {name: np.array(text) for name, text in entries.items()}
+    np.savez(buffer, **arrays, **codec.state())
+    with write_atomically(codec_path(shar_dir, field)) as aside:
+        aside.write_bytes(buffer.getvalue())
+
+
+def read_codec(shar_dir: Pathlike, field: str) -> Codec:
+    """Read a trained codec.
+
+    Raises:
+      FileNotFoundError: if the file is missing.
+      ValueError: if the file is damaged or not a codec's state.
+    """
+    return _read(shar_dir, field)[0]
+
+
+def read_origin(shar_dir: Pathlike, field: str) -> dict[str, Any]:
+    """Read the description of a codec's training.
+
+    Returns:
+      {"output": fingerprint of the teacher's output, "frames": frames asked for,
+      "options": training options}; empty if the codec was saved without.
+    Raises:
+      FileNotFoundError, ValueError: as :func:`read_codec`.
+    """
+    return _read(shar_dir, field)[1]
+
+
+def _read(shar_dir: Pathlike, field: str) -> tuple[Codec, dict[str, Any]]:
+    path = codec_path(shar_dir, field)
+    if not path.is_file():
+        list_shar(shar_dir)  # moves the files of earlier versions
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: the field cannot be decoded. Copy the file from the "
+            "Shar where the field was extracted, or extract it again with --overwrite"
+        )
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            state: dict[str, np.ndarray] = {name: file[name] for name in file.files}
+        origin = json.loads(str(state.pop(_ORIGIN)))
+        return make_codec(str(state.pop(_SPEC)), state), origin
+    except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile) as e:
+        raise ValueError(
+            f"{path}: damaged, or not a codec's state ({e}). Copy the file again, or "
+            "extract the field again with --overwrite"
+        ) from e
+
+
+def load_codec(shar_dir: Pathlike, info: FieldInfo) -> Codec:
+    """Return the codec that decodes a field.
+
+    Raises:
+      FileNotFoundError: if the codec is trained and its state is missing.
+      ValueError: if the field was written with another state.
+    """
+    if not find_codec(info.codec)[0].trained:
+        return make_codec(info.codec)
+    codec = read_codec(shar_dir, info.name)
+    if codec.spec != info.codec or codec_sha256(codec) != info.codec_sha256:
+        raise ValueError(
+            f"{codec_path(shar_dir, info.name)} is not the codec that field "
+            f"'{info.name}' was written with ({info.codec}). Copy both from the same "
+            "Shar, or extract the field again with --overwrite"
+        )
+    return codec
+
+
+def load_codecs(shar_dir: Pathlike, fields: Sequence[str]) -> dict[str, Codec]:
+    """Return the codecs of several fields, by field; see :func:`load_codec`."""
+    return {f: load_codec(shar_dir, load_field_info(shar_dir, f)) for f in fields}
+
+
+def load_decoder(shar_dir: Pathlike, field: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the function that decodes the arrays of a field as Lhotse reads them.
+
+    For programs that open a Shar folder with ``CutSet.from_shar``:
+
+        decode = load_decoder("data/shar/train", "whisper_base")
+        target = decode(cut.load_whisper_base())
+
+    Its argument is a stored array, (T, ...) in the codec's dtype, or a slice of it in
+    time.  It returns (T, W) float32; :class:`icefall_kd.teachers.Output` defines the
+    values of each kind of field.
+
+    Raises:
+      FileNotFoundError, ValueError: as :func:`load_field_info`, :func:`load_codec`.
+    """
+    return load_codec(shar_dir, load_field_info(shar_dir, field)).decode
+
+
+def get_codecs(
+    shar_dir: Pathlike,
+    teachers: Sequence[Teacher],
+    outputs: Mapping[str, Output],
+    codec: str,
+    *,
+    world: World,
+    codec_dir: Optional[Pathlike] = None,
+    num_frames: int = CODEC_FRAMES,
+    options: Optional[Mapping[str, Any]] = None,
+    may_train: bool = True,
+    overwrite: bool = False,
+) -> dict[str, Codec]:
+    """Return the codec of each field; copy or train those that are missing.
+
+    Rank 0 copies and trains, and writes the states to ``shar_dir``; the other processes
+    wait for it.
+
+    Args:
+      outputs: of the teachers, by field.
+      codec: spec for the embeddings, for example "pq16".
+      codec_dir: another Shar folder to copy trained codecs from.
+      num_frames: size of the training sample.
+      options: of the training, see :func:`icefall_kd.fields.codecs.training_options`.
+      may_train: False raises instead of training: independent jobs on the same Shar
+        must not train one codec each.
+      overwrite: replace a codec with another origin.
+    Raises:
+      ValueError: if the stored codec does not fit, or an option is unknown.
+      FileNotFoundError: if a codec is missing and ``may_train`` is False, or shards
+        were written with a codec that is missing.
+      OSError: if the disk cannot hold the field, or rank 0 failed.
+    """
+    specs = {n: codec_for_kind(output.kind, codec) for n, output in outputs.items()}
+    trained = {n: spec for n, spec in specs.items() if find_codec(spec)[0].trained}
+    codecs = {n: make_codec(spec) for n, spec in specs.items() if n not in trained}
+    if not trained:
+        return codecs
+    if world.is_main:
+        if codec_dir is not None and as_path(codec_dir) != as_path(shar_dir):
+            _copy_codecs(codec_dir, shar_dir, trained, outputs, overwrite)
+        else:
+            origins = {
+                n: _make_origin(outputs[n], spec, num_frames, options or {})
+                for n, spec in trained.items()
+            }
+            _train_missing(
+                shar_dir, teachers, trained, outputs, origins, may_train, overwrite
+            )
+    _wait_for_main(world)
+    for name, spec in trained.items():
+        codecs[name], _ = _read_fitting(shar_dir, name, spec, outputs[name])
+    return codecs
+
+
+def _make_origin(
+    output: Output, spec: str, num_frames: int, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a codec's origin as :func:`read_origin` returns it.
+
+    Raises:
+      ValueError: if an option is unknown.
+    """
+    origin = {
+        "output": output.fingerprint,
+        "frames": num_frames,
+        "options": training_options(spec, options),
+    }
+    return json.loads(json.dumps(origin))
+
+
+def _read_fitting(
+    shar_dir: Pathlike, field: str, spec: str, output: Output
+) -> tuple[Codec, dict[str, Any]]:
+    """Read a codec and its origin; raise ValueError if it does not fit the field."""
+    codec, origin = _read(shar_dir, field)
+    path = codec_path(shar_dir, field)
+    if codec.spec != spec:
+        raise ValueError(
+            f"{path} holds codec '{codec.spec}', not '{spec}'; give --codec "
+            f"{codec.spec}, another --field, or --overwrite"
+        )
+    wanted = json.loads(json.dumps(output.fingerprint))
+    differences = fingerprint_differences(wanted, origin.get("output", wanted))
+    if differences:
+        raise ValueError(
+            f"{path} was trained on another teacher's output: {'; '.join(differences)}."
+            " Delete it if no field here was written with it, or give another --field, "
+            "or --overwrite"
+        )
+    return codec, origin
+
+
+def _copy_codecs(
+    source: Pathlike,
+    shar_dir: Pathlike,
+    specs: Mapping[str, str],
+    outputs: Mapping[str, Output],
+    overwrite: bool,
+) -> None:
+    """Copy another set's codecs to ``shar_dir``."""
+    found = {n: _read_fitting(source, n, spec, outputs[n]) for n, spec in specs.items()}
+    for name, (codec, origin) in found.items():
+        path = codec_path(shar_dir, name)
+        if overwrite or not path.is_file():
+            save_codec(codec, shar_dir, name, origin)
+        elif codec_sha256(read_codec(shar_dir, name)) != codec_sha256(codec):
+            raise ValueError(
+                f"{path} differs from {codec_path(source, name)}: the sets of one "
+                "training must share a codec; give --overwrite to replace the first"
+            )
+
+
+def _train_missing(
+    shar_dir: Pathlike,
+    teachers: Sequence[Teacher],
+    specs: Mapping[str, str],
+    outputs: Mapping[str, Output],
+    origins: Mapping[str, Mapping[str, Any]],
+    may_train: bool,
+    overwrite: bool,
+) -> None:
+    """Train and save the codecs that are missing, all on the same sample of audio.
+
+    ``overwrite`` also replaces codecs of another origin, but not those that a killed
+    run with the same options has trained.
+    """
+    missing = [
+        name
+        for name, spec in specs.items()
+        if not codec_path(shar_dir, name).is_file()
+        or (
+            overwrite
+            and may_train
+            and not _has_origin(shar_dir, name, spec, origins[name])
+        )
+    ]
+    if missing and not may_train:
+        raise FileNotFoundError(
+            f"{codec_path(shar_dir, missing[0])} is missing: jobs with --shards must "
+            "share one codec. Run the same command once before them with "
+            "--train-codec-only instead of --shards"
+        )
+    for name in missing:
+        _check_training(shar_dir, name, specs[name], outputs[name], overwrite)
+    needed: list[Teacher] = [t for t in teachers if set(missing) & set(t.outputs)]
+    if not needed:
+        return
+    num_frames = max(origins[name]["frames"] for name in missing)
+    frames = sample_frames(shar_dir, needed, num_frames)
+    for name in missing:
+        logging.info(
+            "training codec %s of %s on %d frames", specs[name], name, len(frames[name])
+        )
+        codec = train_codec(specs[name], frames[name], **origins[name]["options"])
+        save_codec(codec, shar_dir, name, origins[name])
+
+
+def _has_origin(
+    shar_dir: Pathlike, field: str, spec: str, origin: Mapping[str, Any]
+) -> bool:
+    try:
+        codec, found = _read(shar_dir, field)
+    except (FileNotFoundError, ValueError):
+        return False
+    return codec.spec == spec and found == origin
+
+
+def _check_training(
+    shar_dir: Pathlike, field: str, spec: str, output: Output, overwrite: bool
+) -> None:
+    """Check that a codec can be trained and used, before minutes are spent on it.
+
+    The disk is checked here too: a field whose old codec was replaced could not be
+    decoded any more if the disk were then too full for the new shards.
+
+    Raises:
+      ValueError: if the field has shards of another codec, unless ``overwrite``; if
+        the codec cannot have this size, or its package is not installed.
+      FileNotFoundError: if the field has shards of this codec, unless ``overwrite``.
+      OSError: if the disk cannot hold the field.
+    """
+    cls, size = find_codec(spec)
+    untrained = cls(size, {})
+    cls.import_packages()
+    for path in (state_path(shar_dir, field, shard) for shard in shard_ids(shar_dir)):
+        if overwrite or not path.is_file():
+            continue
+        codec = load_shard_state(path).codec
+        if codec != spec:
+            raise ValueError(
+                f"{shar_dir}: field '{field}' has codec '{codec}', not '{spec}'; give "
+                f"--codec {codec}, another --field, or --overwrite to replace the field"
+            )
+        raise FileNotFoundError(
+            f"{codec_path(shar_dir, field)} is missing, and finished shards need it: "
+            "copy it back, or give --overwrite to extract them again"
+        )
+    per_frame = untrained.bytes_per_frame(output.dim)
+    check_disk(
+        shar_dir, {field: predict_bytes(measure_volume([shar_dir]), output, per_frame)}
+    )
+
+
+def _wait_for_main(world: World) -> None:
+    try:
+        world.barrier()
+    except RuntimeError as e:  # torch raises it for a timeout and for a dead process
+        raise OSError(
+            "rank 0 did not finish training the codec: see its own error message; "
+            f"without one, it took too long ({e})"
+        ) from e
