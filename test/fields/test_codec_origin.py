@@ -115,7 +115,7 @@ def test_overwrite_replaces_a_damaged_codec(shar, tiny, told):
     extract(shar, [tiny], codec="int8")
     path = codec_path(shar, FIELD)
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(ValueError, match="not the state of a codec, or damaged"):
+    with pytest.raises(ValueError, match="codec.npz: damaged"):
         extract(shar, [tiny], codec="int8")
     infos, _ = extract(shar, [tiny], codec="int8", overwrite=True)
     load_codec(shar, infos[FIELD])
@@ -140,7 +140,7 @@ def test_a_codec_left_by_another_teacher_does_not_serve(
 
 
 def test_no_codec_is_trained_for_a_field_that_stays_as_it_is(taught, tiny, told):
-    with pytest.raises(ValueError, match="is of codec 'fp16', not 'int8'"):
+    with pytest.raises(ValueError, match="has codec 'fp16', not 'int8'"):
         extract(taught, [tiny], codec="int8")
     assert told() == 0 and not codec_path(taught, FIELD).exists()
 
@@ -148,7 +148,9 @@ def test_no_codec_is_trained_for_a_field_that_stays_as_it_is(taught, tiny, told)
 def test_a_lost_codec_is_told(shar, tiny, told):
     extract(shar, [tiny], codec="int8")
     codec_path(shar, FIELD).unlink()
-    with pytest.raises(FileNotFoundError, match="codec.npz is missing, and there are"):
+    with pytest.raises(
+        FileNotFoundError, match="codec.npz is missing"
+    ):
         extract(shar, [tiny], codec="int8")
     assert told() == 1
 
@@ -160,7 +162,7 @@ def test_a_full_disk_leaves_the_old_codec_and_trains_no_new_one(
     other = build_teacher(FIELD, tiny_dir, context=0.5, num_threads=1)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 9))
-    with pytest.raises(OSError, match="MB are needed"):
+    with pytest.raises(OSError, match="MB needed"):
         extract(shar, [other], codec="int8", overwrite=True)
     assert told() == 1
     info = load_field_info(shar, FIELD)

@@ -182,7 +182,7 @@ def test_the_training_of_mvq_leaves_other_random_numbers_alone():
 def test_mvq_encodes_and_decodes_as_its_package_does():
     from multi_quantization import Quantizer
 
-    from icefall_kd.fields.codecs.mvq import _to_state
+    from icefall_kd.fields.codecs.mvq import quantizer_state
 
     torch.manual_seed(0)
     quantizer = Quantizer(dim=32, codebook_size=256, num_codebooks=8)
@@ -190,7 +190,7 @@ def test_mvq_encodes_and_decodes_as_its_package_does():
         quantizer.logits_scale.fill_(0.07)
         quantizer.centers_scale.fill_(-0.03)
     unit = {"mean": np.zeros(32, np.float32), "std": np.ones(32, np.float32)}
-    codec = Mvq(8, {**unit, **_to_state(quantizer)})
+    codec = Mvq(8, {**unit, **quantizer_state(quantizer)})
     x = torch.randn(80, 32)
     with torch.no_grad():
         codes = quantizer.encode(x)
@@ -214,7 +214,7 @@ def test_more_iterations_make_mvq_better_and_are_told(caplog):
 
 @pytest.mark.parametrize("iterations", [1, 0, 2.5, "many"])
 def test_iterations_that_make_no_sense_are_refused(iterations):
-    with pytest.raises(ValueError, match="iterations is .*, must be 2 or more"):
+    with pytest.raises(ValueError, match="iterations=.* at least 2"):
         train_codec("mvq8", embeddings(300, 8), iterations=iterations)
 
 
@@ -227,17 +227,17 @@ def test_an_unknown_option_is_refused_with_the_known_ones():
 
 @pytest.mark.parametrize("spec", ["pq16", "mvq8"])
 def test_too_few_frames_are_refused_with_the_number_needed(spec):
-    with pytest.raises(ValueError, match="256 centroids.*with 255 frames"):
+    with pytest.raises(ValueError, match="256 centroids.* 255 frames.*--codec-frames"):
         train_codec(spec, embeddings(255, 32))
 
 
 def test_few_frames_are_warned_of(caplog):
     train_codec("pq4", embeddings(300, 32))
-    assert "pq4: 300 frames are few to train on, 9984 or more" in caplog.text
+    assert "pq4: only 300 training frames" in caplog.text
 
 
 def test_mvq_refuses_a_number_of_codebooks_that_its_package_cannot_train():
-    with pytest.raises(ValueError, match="mvq3: the bytes of a frame must be one of"):
+    with pytest.raises(ValueError, match=r"mvq3: .*\(1, 2, 4, 8, 16, 32\)"):
         train_codec("mvq3", embeddings(300, 8))
 
 
@@ -318,12 +318,12 @@ def test_a_damaged_or_missing_codec_file_is_named(tmp_path):
     save_codec(train_codec("int8", embeddings(10, 4)), tmp_path, "x")
     path = codec_path(tmp_path, "x")
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(ValueError, match="x.codec.npz: not the state.*or damaged"):
+    with pytest.raises(ValueError, match="x.codec.npz: damaged"):
         read_codec(tmp_path, "x")
 
 
 def test_frames_that_are_not_finite_train_no_codec():
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="codec 'int8'.* finite"):
         train_codec("int8", np.full((3, 2), np.nan, np.float32))
 
 
@@ -334,5 +334,5 @@ def test_a_codec_of_another_training_is_refused(taught, tiny):
     info = infos["whisper_tiny_en"]
     load_codec(taught, info)
     save_codec(train_codec("int8", embeddings(50, 384)), taught, info.name)
-    with pytest.raises(ValueError, match="is not the codec that the field"):
+    with pytest.raises(ValueError, match="codec.npz is not the codec that field"):
         load_codec(taught, info)

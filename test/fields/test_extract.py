@@ -148,7 +148,7 @@ def test_a_full_disk_is_told_before_anything_is_written(shar, tiny, monkeypatch)
     monkeypatch.setattr(
         plan.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10**6)
     )
-    with pytest.raises(OSError, match="MB are needed .*, 1.0 MB are free"):
+    with pytest.raises(OSError, match="MB needed .*, 1.0 MB free"):
         extract(shar, [tiny])
     assert sorted(os.listdir(shar)) == before and not fields_dir(shar).exists()
 
@@ -204,7 +204,7 @@ def test_a_size_check_alone_keeps_a_flipped_bit(taught, tiny):
 def test_arrays_of_another_program_are_not_replaced(taught, tiny, codec):
     shutil.rmtree(fields_dir(taught))
     before = digest(taught, "*.tar")
-    with pytest.raises(ValueError, match=f"'{FIELD}' has arrays, but no description"):
+    with pytest.raises(ValueError, match=f"'{FIELD}' has arrays but no description"):
         extract(taught, [tiny], codec=codec)
     assert digest(taught, "*.tar") == before and not fields_dir(taught).exists()
     extract(taught, [tiny], codec=codec, overwrite=True)

@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_said():
     outputs = parse_outputs(["a=1280@50"])
     result = forecast(Volume.of_corpus(10, 12.0), outputs, ["fp16"], free=5 * 10**9)
     assert result["totals"][0]["fits"] is False
-    assert "fp16 needs 5.1 GB with a tenth to spare: NOT ENOUGH" in format_forecast(
+    assert "fp16 needs 5.1 GB, margin included: NOT ENOUGH SPACE" in format_forecast(
         result
     )
 

@@ -42,12 +42,12 @@ def test_shards_are_selected_by_their_place(selection, places):
     "selection, message",
     [
         ("10:20", "selects none of the 10 shards"),
-        ("3,10", "cannot take '10' of the 10 shards"),
-        ("-1", "cannot take '-1'"),
-        ("a:b", "cannot take 'a:b'"),
-        ("1:2:3:4", "cannot take"),
-        ("::0", "cannot take"),
-        ("", "cannot take ''"),
+        ("3,10", "--shards 3,10: '10' .* 10 shards"),
+        ("-1", "'-1' does not select"),
+        ("a:b", "'a:b' does not select"),
+        ("1:2:3:4", "'1:2:3:4' does not select"),
+        ("::0", "'::0' does not select"),
+        ("", "'' does not select"),
     ],
 )
 def test_what_selects_nothing_is_refused(selection, message):
@@ -114,7 +114,7 @@ def test_another_sets_codec_is_not_mixed_with_ones_own(shar, tiny, tmp_path):
     other = copy_shar(shar, tmp_path / "other")
     train_codecs(shar, [tiny], codec="int8", codec_frames=100)
     train_codecs(other, [tiny], codec="int8", codec_frames=500)
-    with pytest.raises(ValueError, match="is not the codec of .*--overwrite"):
+    with pytest.raises(ValueError, match="differs from .*--overwrite"):
         extract(shar, [tiny], codec="int8", codec_dir=other)
     extract(shar, [tiny], codec="int8", codec_dir=other, overwrite=True)
     here, there = (codec_path(folder, FIELD) for folder in (shar, other))
