@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
 # Install what is needed, check the style, run the tests.
 #
-# Usage: test/run.sh [pytest's arguments]
+# Usage: test/run.sh [--slow] [pytest's arguments]
 #
-# Without arguments: every test that is neither marked slow nor gpu.  With them:
-#   test/run.sh -m slow test/data
-#   test/run.sh -k doctor -x
+#   test/run.sh                every test without the mark slow or gpu
+#   test/run.sh --slow         the slow ones: installations, kills in loops, whole recipes
+#   test/run.sh -k doctor -x   options of pytest
 set -euo pipefail
+if [ "${1:-}" = --slow ]; then
+  shift
+  set -- -m slow "$@"
+fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash local/install.sh
 # Many small matrices: two threads are no faster, and far slower on a busy machine.
