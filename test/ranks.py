@@ -18,7 +18,7 @@ from icefall_kd.core.config import to_dict
 from icefall_kd.core.distributed import init_world
 from icefall_kd.dataset.loader import Loader
 from icefall_kd.training import loop
-from icefall_kd.training.interruptions import Peers
+from icefall_kd.training.interruptions import PeerWatch
 
 # Not this module: before Python 3.12 the server does not know the path of the tests.
 PRELOAD = ["icefall_kd.bin.train", "icefall_kd.transducer.loss", "kaldi_native_fbank"]
@@ -124,7 +124,7 @@ def run_unequal(config: str, folder: str) -> None:
 def run_sums(beat: float, patience: float, failing: int, message: str) -> None:
     """Add numbers of all ranks for ever; ``failing`` raises an error after a while."""
     world = init_world("cpu")
-    with Peers(world, beat=beat, patience=patience):
+    with PeerWatch(world, heartbeat=beat, patience=patience):
         for n in range(10**6):
             world.sum([1.0])
             if n == 20:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from icefall_kd.core.cli import create_parser, exit_on_error
 from icefall_kd.core.logs import setup_logging
-from icefall_kd.training.averaging import write_average
+from icefall_kd.training.checkpoint import write_average
 
 
 def main() -> None:

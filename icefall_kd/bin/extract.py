@@ -43,10 +43,10 @@ from icefall_kd.core.cli import create_parser, exit_on_error, require_packages
 from icefall_kd.core.cpu import default_num_threads, keep_freed_memory
 from icefall_kd.core.distributed import (
     World,
+    assign_device,
     check_device,
     close_world,
     init_world,
-    own_device,
 )
 from icefall_kd.core.files import as_path, read_yaml
 from icefall_kd.core.logs import AudioProgress, setup_logging
@@ -219,7 +219,7 @@ def codec_folder(args: argparse.Namespace) -> str:
 
 def join(args: argparse.Namespace) -> World:
     """Return this process's place among those of torchrun; each gets its own GPU."""
-    args.device = own_device(args.device)
+    args.device = assign_device(args.device)
     return init_world("cpu", timeout=CODEC_TIMEOUT)
 
 

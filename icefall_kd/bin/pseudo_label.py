@@ -34,10 +34,10 @@ from icefall_kd.core.cli import create_parser, exit_on_error
 from icefall_kd.core.cpu import default_num_threads, keep_freed_memory
 from icefall_kd.core.distributed import (
     World,
+    assign_device,
     check_device,
     close_world,
     init_world,
-    own_device,
 )
 from icefall_kd.core.logs import AudioProgress, setup_logging
 from icefall_kd.data.normalise import CASES
@@ -109,7 +109,7 @@ def make(args: argparse.Namespace, world: World) -> PseudoLabelSummary:
         args.beam,
         compute_type=args.compute_type,
         num_threads=args.num_threads,
-        device=own_device(args.device),
+        device=assign_device(args.device),
     )
     place = f" (process 1 of {world.size})" if world.size > 1 else ""
     with contextlib.closing(AudioProgress(f"{args.shar_dir}{place}")) as progress:

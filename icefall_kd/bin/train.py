@@ -18,9 +18,9 @@ from icefall_kd.core.cli import exit_on_error
 from icefall_kd.core.cpu import tune_cpu
 from icefall_kd.core.logs import setup_logging
 from icefall_kd.training.config import parse_config
-from icefall_kd.training.faults import TrainingStoppedError
 from icefall_kd.training.interruptions import TrainingInterruptedError
 from icefall_kd.training.run import train
+from icefall_kd.training.skipped import TrainingStoppedError
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:

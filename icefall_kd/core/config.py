@@ -199,3 +199,21 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
             value = tuple(value)
         arguments[name] = value
     return cls(**arguments)
+
+
+def config_differences(here: Any, there: Any, prefix: str = "") -> list[str]:
+    """Return ``name: there -> here`` for every value that differs.
+
+    Args:
+      here, there: nested mappings of plain values.
+      prefix: dotted name of both.
+    """
+    if isinstance(here, Mapping) and isinstance(there, Mapping):
+        return [
+            line
+            for key in {**here, **there}
+            for line in config_differences(
+                here.get(key), there.get(key), f"{prefix}.{key}" if prefix else key
+            )
+        ]
+    return [] if here == there else [f"{prefix}: {there} -> {here}"]

@@ -111,7 +111,7 @@ def init_world(device: str, timeout: float = 600.0) -> World:
     return World(dist.get_rank(), size, place)
 
 
-def own_device(device: str) -> str:
+def assign_device(device: str) -> str:
     """Return ``device``, where it is "cuda" the GPU of this process among several.
 
     For processes that share work without a common model: ``init_world("cpu")`` tells

@@ -76,7 +76,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def leave_stopping_to_parent(worker: int = 0) -> None:
+def leave_signals_to_parent(worker: int = 0) -> None:
     """Let this process ignore Ctrl-C, and the first SIGTERM.
 
     A terminal, ``kill 0`` and job schedulers send their signal to all processes of a
@@ -97,7 +97,7 @@ T = TypeVar("T")
 _LOOK = 0.1  # s after which a thread that waits looks whether it is still wanted
 
 
-def ahead(items: Iterable[T], size: int = 1) -> Iterator[T]:
+def prefetch(items: Iterable[T], size: int = 1) -> Iterator[T]:
     """Yield ``items`` in their order, up to ``size`` of them made before they are used.
 
     An error in making one is raised where its turn would have been.  The thread ends
@@ -124,7 +124,7 @@ def ahead(items: Iterable[T], size: int = 1) -> Iterator[T]:
             hand_over(e, last=True)
 
     # No daemon: Python would end it within C++, and that aborts the process.
-    threading.Thread(target=work, name="ahead").start()
+    threading.Thread(target=work, name="prefetch").start()
     try:
         while True:
             item, last = made.get()

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from icefall_kd import LOG_EPS
-from icefall_kd.core.processes import leave_stopping_to_parent
+from icefall_kd.core.processes import leave_signals_to_parent
 from icefall_kd.data.cuts import load_wave, transcript
 from icefall_kd.data.features import SpecAugment, batch_seed, compute_fbank
 from icefall_kd.data.tokens import Tokenizer
@@ -209,7 +209,7 @@ class Loader:
             batch_size=None,
             num_workers=self.num_workers,
             multiprocessing_context=self.start_method if self.num_workers else None,
-            worker_init_fn=leave_stopping_to_parent,
+            worker_init_fn=leave_signals_to_parent,
         )
         missing = MissingTargets()
         for batch in loader:

@@ -10,7 +10,7 @@ from lhotse.cut import Cut
 
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.core.files import Pathlike
-from icefall_kd.core.processes import ahead
+from icefall_kd.core.processes import prefetch
 from icefall_kd.data.cuts import load_wave, transcript
 from icefall_kd.fields.format import cuts_path, recording_path, shard_ids
 from icefall_kd.fields.join import read_keys
@@ -45,7 +45,7 @@ def run_teachers(
       ValueError: if the audio of a cut has another form; the message names the cut.
     """
     limit = _BATCHES_IN_MEMORY * max_batch_duration
-    for utterances in ahead(_load_utterances(cuts, limit)):
+    for utterances in prefetch(_load_utterances(cuts, limit)):
         results: dict[int, Arrays] = {}
         for batch in _make_batches(utterances, max_batch_duration):
             _, waves, texts = zip(*(utterances[i] for i in batch))

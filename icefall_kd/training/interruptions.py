@@ -1,18 +1,18 @@
-"""A request to stop: Ctrl-C or SIGTERM becomes a checkpoint and an exit status.
+"""Requests to stop, and processes of a job that are lost.
 
-Keeps the processes of a job from waiting for one that is gone.
+SIGINT and SIGTERM become a :class:`StopRequest`: the run writes a checkpoint and exits
+with status 128 + signal.
 
-Each process gives a sign of life every few seconds and looks for the next one's, in a
-key-value store that all of them reach.  One that raises an error leaves its message
-there.  So all others end soon and say why, also where the collective operation they are
-in would wait for long: beside a frozen process, or with NCCL.  torchrun notices only a
-process that has ended, and the collective operations wait for the 10 minutes that
-``init_world`` sets.
+:class:`PeerWatch` ends a process when another process of its job is lost.  Each process
+writes a heartbeat to the job's key-value store every few seconds and reads the
+heartbeats of the others.  A process that raises an error leaves its message in the
+store.  So the others exit soon and report the cause, also where a collective operation
+would wait for the 10 minutes that ``init_world`` sets: for a frozen process, or with
+NCCL.  torchrun notices only processes that exit.
 
-Time counts only while this process runs.  A job that is frozen as a whole (a suspended
-node, a paused container) finds nobody lost when it wakes: each process counts how often
-itself has looked in vain.  A pause that is longer than the time limit of the collective
-operations ends it all the same, through that limit.
+Silence is counted in reads of the store, not in seconds.  A job that is frozen as a
+whole (a suspended node, a paused container) therefore continues when it is resumed,
+unless the pause exceeds the timeout of a collective operation.
 """
 
 import datetime
@@ -28,16 +28,25 @@ from typing import Any, Optional
 from torch import distributed as dist
 
 from icefall_kd.core.distributed import World
-from icefall_kd.training.faults import TrainingStoppedError
+from icefall_kd.training.skipped import TrainingStoppedError
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM)
-# Within this time, in seconds, two signals are one request: torchrun forwards what the
-# terminal has sent to its processes as well, and scripts send SIGTERM after SIGINT.
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Two signals within this time, in seconds, are one request: torchrun forwards a signal
+# that its processes also get from the terminal, and scripts send SIGTERM after SIGINT.
 FORWARDING = 2.0
+
+HEARTBEAT = 2.0  # s between two heartbeats
+PATIENCE = 45.0  # s without a heartbeat after which a process counts as lost
+REMEDY = "start the job again: training resumes from the last checkpoint"
+
+# Errors of gloo, NCCL and their sockets when another process does not answer.
+_CONNECTION_ERROR = re.compile(
+    r"gloo|NCCL|[Ss]ocket|[Tt]imed out|Broken pipe|Connection (closed|reset|refused)"
+)
 
 
 class TrainingInterruptedError(Exception):
-    """A run was asked to stop and has written all that it needs to go on.
+    """A signal stopped the run, and a checkpoint to resume from is written.
 
     Attributes:
       status: exit status of the command, 128 + the number of the signal.
@@ -49,219 +58,217 @@ class TrainingInterruptedError(Exception):
 
 
 class StopRequest:
-    """Within its ``with`` block SIGINT and SIGTERM are noted; the process goes on.
+    """Records SIGINT and SIGTERM within its ``with`` block.
 
     A second signal ends the process at once.  A signal that the process ignored before
-    stays ignored: a shell starts background jobs so, and sends them SIGTERM.
+    stays ignored: a shell starts background jobs with SIGINT ignored.
 
     Attributes:
-      number: of the signal that has come, 0 before.
+      number: first signal received; 0 before.
     """
 
     def __init__(self) -> None:
         self.number = 0
-        self._before: dict[int, Any] = {}
+        self._handlers: dict[int, Any] = {}  # before the block
         self._process = 0
-        self._since = 0.0
+        self._time = 0.0
 
     @property
     def asked(self) -> bool:
-        """True once a signal has come."""
+        """True once a signal was received."""
         return self.number != 0
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             self._process = os.getpid()
-            for number in NUMBERS:
+            for number in SIGNALS:
                 if signal.getsignal(number) != signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._note)
+                    self._handlers[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
-        self._before = {}
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
 
-    def _note(self, number: int, frame: Optional[FrameType]) -> None:
-        if os.getpid() != self._process:  # a process started meanwhile, by fork
+    def _handle(self, number: int, frame: Optional[FrameType]) -> None:
+        if os.getpid() != self._process:  # in a process forked within the block
             signal.signal(number, signal.SIG_DFL)
             return
         now = time.monotonic()
-        forwards = "TORCHELASTIC_RUN_ID" in os.environ
+        is_forwarded = "TORCHELASTIC_RUN_ID" in os.environ
         if self.asked:
-            may_be_copy = forwards or number != self.number
-            if may_be_copy and now - self._since < FORWARDING:
+            may_be_copy = is_forwarded or number != self.number
+            if may_be_copy and now - self._time < FORWARDING:
                 return
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.number, self._since = number, now
+        self.number, self._time = number, now
         logging.warning(
-            "%s: stopping after this batch, with a checkpoint; once more: at once",
+            "%s: stopping after this batch with a checkpoint; a second signal stops "
+            "at once",
             signal.Signals(number).name,
         )
-        if not forwards:  # the default ends a collective operation of torch as well
+        if not is_forwarded:  # the default handler also ends a collective operation
             signal.signal(number, signal.SIG_DFL)
 
 
-BEAT = 2.0  # s between two signs of life
-PATIENCE = 45.0  # s of looking in vain, after which a process counts as lost
-REMEDY = "start the job again: training goes on from the last checkpoint"
-
-# What gloo, NCCL and their sockets say when another process does not answer.
-_LOST = re.compile(
-    r"gloo|NCCL|[Ss]ocket|[Tt]imed out|Broken pipe|Connection (closed|reset|refused)"
-)
-
-
 class PeerLostError(TrainingStoppedError):
-    """Another process of the job is gone; the message says which one and why."""
+    """Another process of the job is lost; the message has its rank and the cause."""
 
 
-class Peers:
-    """Watches the other processes within its ``with`` block.
+class PeerWatch:
+    """Watches the other processes of a job within its ``with`` block.
 
-    An error that leaves the block is told to the others.  One that comes from the end
-    of another process is replaced by a :class:`PeerLostError` that names the cause.
+    An error that leaves the block is sent to the others.  A connection error that the
+    loss of another process caused becomes a :class:`PeerLostError` with the cause.
     """
 
     def __init__(
         self,
         world: World,
         store: Any = None,
-        beat: float = BEAT,
+        heartbeat: float = HEARTBEAT,
         patience: float = PATIENCE,
     ) -> None:
-        """Prepare to watch; a process that is alone watches nobody.
+        """Prepare the watch; a single process watches nothing.
 
         Args:
-          store: torch.distributed's, for this object alone; None connects to that of
-            the job.
-          beat, patience: s, see the constants.
+          store: torch.distributed store, for this object alone; None connects to the
+            job's store.
+          heartbeat, patience: seconds, see the constants.
         """
-        self.world, self.beat, self.patience = world, beat, patience
+        self.world, self.heartbeat, self.patience = world, heartbeat, patience
         self.others = [r for r in range(world.size) if r != world.rank]
         self._store = store
-        self._own_words = self._words = ""
-        self._leaving = False
+        self._own_error = self._peer_error = ""
+        self._is_leaving = False
         self._threads: list[threading.Thread] = []
-        self._ended, self._told = threading.Event(), threading.Event()
+        self._has_ended, self._has_sent = threading.Event(), threading.Event()
+        self._silent_reads = 0  # since the store answered
+        # Rank -> (heartbeats, reads without a new one).
+        self._heartbeats = dict.fromkeys(self.others, (-1, 0))
 
-    def __enter__(self) -> "Peers":
+    def __enter__(self) -> "PeerWatch":
         if not self.others:
             return self
         try:
             self._store = self._store or open_store()
         except (RuntimeError, KeyError) as e:
-            logging.warning("no store to watch the other processes by: %s", e)
+            logging.warning("lost processes will not be detected: no store (%s)", e)
             return self
-        self._unanswered = 0  # looks since the store answered
-        self._beats = dict.fromkeys(self.others, (-1, 0))  # count, looks without a new
         self._threads = [
             threading.Thread(target=target, daemon=True)
-            for target in (self._exchange, self._judge)
+            for target in (self._run_exchange, self._run_check)
         ]
         for thread in self._threads:
             thread.start()
         return self
 
     def __exit__(self, kind: Any, error: Optional[BaseException], trace: Any) -> None:
-        self._leaving = True
+        self._is_leaving = True
         try:
             if self.others and error is not None:
-                self._explain(error)
+                self._handle_error(error)
         finally:
-            self._ended.set()
+            self._has_ended.set()
             for thread in self._threads:
-                thread.join(timeout=self.beat)
+                thread.join(timeout=self.heartbeat)
 
-    def _explain(self, error: BaseException) -> None:
-        ours = isinstance(error, TrainingStoppedError) or not isinstance(
-            error, RuntimeError
-        )
-        if not ours and _LOST.search(str(error)):
-            raise PeerLostError(f"{self._cause()}; {REMEDY}") from error
+    def _handle_error(self, error: BaseException) -> None:
+        """Raise PeerLostError for a connection error; send any other to the others."""
+        is_runtime = isinstance(error, RuntimeError)
+        is_own = isinstance(error, TrainingStoppedError) or not is_runtime
+        if not is_own and _CONNECTION_ERROR.search(str(error)):
+            raise PeerLostError(f"{self._find_cause()}; {REMEDY}") from error
         if self._threads and not isinstance(error, TrainingInterruptedError):
-            self._own_words = f"{type(error).__name__}: {error}"
-            self._told.wait(timeout=2 * self.beat)
+            self._own_error = f"{type(error).__name__}: {error}"
+            self._has_sent.wait(timeout=2 * self.heartbeat)
 
-    def _exchange(self) -> None:
-        """Give signs of life and look for those of the others.
+    def _run_exchange(self) -> None:
+        """Write and read heartbeats until the block ends.
 
-        Nothing else speaks to the store: beside a frozen one a call never ends.
+        Only this thread calls the store: a call to a frozen store never returns.
         """
-        while not self._ended.is_set():
+        while not self._has_ended.is_set():
             try:
-                self._speak_and_listen()
-                self._unanswered = 0
-            except RuntimeError as e:  # at the end of a job the store is gone first
+                self._exchange()
+                self._silent_reads = 0
+            except RuntimeError as e:  # at the end of a job the store closes first
                 logging.debug("no answer from the store: %s", e)
-            # An error of our own must not wait for the next beat.
+            # An error of this process does not wait for the next heartbeat.
             for _ in range(10):
-                if self._ended.wait(self.beat / 10):
+                if self._has_ended.wait(self.heartbeat / 10):
                     return
-                if self._own_words and not self._told.is_set():
+                if self._own_error and not self._has_sent.is_set():
                     break
 
-    def _speak_and_listen(self) -> None:
+    def _exchange(self) -> None:
         rank = self.world.rank
-        self._store.add(f"beat/{rank}", 1)
-        if self._own_words and not self._told.is_set():
-            self._store.set(f"words/{rank}", f"rank {rank}: {self._own_words}")
-            self._store.add(f"gone/{rank}", 1)
-            self._told.set()
+        self._store.add(f"heartbeat/{rank}", 1)
+        if self._own_error and not self._has_sent.is_set():
+            self._store.set(f"error/{rank}", f"rank {rank}: {self._own_error}")
+            self._store.add(f"has_error/{rank}", 1)
+            self._has_sent.set()
         for other in self.others:
-            before, looks = self._beats[other]
-            count = self._store.add(f"beat/{other}", 0)
-            self._beats[other] = (count, 0 if count != before else looks + 1)
-            if self._store.add(f"gone/{other}", 0) and not self._words:
-                self._words = self._store.get(f"words/{other}").decode()
+            before, reads = self._heartbeats[other]
+            count = self._store.add(f"heartbeat/{other}", 0)
+            self._heartbeats[other] = (count, 0 if count != before else reads + 1)
+            if self._store.add(f"has_error/{other}", 0) and not self._peer_error:
+                self._peer_error = self._store.get(f"error/{other}").decode()
 
-    def _judge(self) -> None:
-        """End this process when another one is lost and nothing else ends it."""
-        while not self._ended.wait(self.beat):
-            self._unanswered += 1
-            if not self._trouble():
+    def _run_check(self) -> None:
+        """End this process if another one is lost and no exception ends it."""
+        while not self._has_ended.wait(self.heartbeat):
+            self._silent_reads += 1
+            if not self._find_loss():
                 continue
-            # The main thread comes first, where its operation fails by itself; and a
-            # process that was frozen for as long may be back.
-            if self._ended.wait(2 * self.beat) or self._leaving:
+            # Wait: the main thread may fail by itself, and a process that was frozen
+            # for as long as this one may be back.
+            if self._has_ended.wait(2 * self.heartbeat) or self._is_leaving:
                 continue
-            trouble = self._trouble()
-            if not trouble:
+            loss = self._find_loss()
+            if not loss:
                 continue
-            logging.error("train: %s; %s", trouble, REMEDY)
+            logging.error("train: %s; %s", loss, REMEDY)
             logging.shutdown()
-            os._exit(1)  # it waits in C++, where no exception reaches it
+            os._exit(1)  # the main thread waits in C++, where no exception arrives
 
-    def _trouble(self) -> str:
-        return self._words or self._silence(self.patience)
+    def _find_loss(self) -> str:
+        """Return the error of another process, or its silence; "" without either."""
+        return self._peer_error or self._find_silence(self.patience)
 
-    def _cause(self) -> str:
-        """Return which process is gone, with its last words if it left some."""
+    def _find_cause(self) -> str:
+        """Return why the connection to another process broke."""
         if not self._threads:
-            return "another process of the job is gone"
+            return "another process of the job is lost"
         for _ in range(8):
-            if self._words:
-                return self._words
-            time.sleep(self.beat / 2)
-        silence = self._silence(2 * self.beat)
-        return silence or "the connection to another process broke, yet all are alive"
+            if self._peer_error:
+                return self._peer_error
+            time.sleep(self.heartbeat / 2)
+        return self._find_silence(2 * self.heartbeat) or (
+            "the connection to another process broke, but all processes are alive"
+        )
 
-    def _silence(self, patience: float) -> str:
-        """Return who has been silent for longer than ``patience`` s, "" if nobody."""
-        enough = patience / self.beat
-        lost = [r for r, (_, looks) in self._beats.items() if looks >= enough]
-        if self._unanswered >= enough:
-            who = "the process that holds the job's store, rank 0 or torchrun,"
+    def _find_silence(self, patience: float) -> str:
+        """Return which process has been silent for ``patience`` s, or ""."""
+        limit = patience / self.heartbeat
+        lost = [r for r, (_, reads) in self._heartbeats.items() if reads >= limit]
+        if self._silent_reads >= limit:
+            who = "the process with the job's store, rank 0 or torchrun,"
         elif lost:
             who = f"rank {', '.join(map(str, lost))}"
         else:
             return ""
-        return f"{who} gives no sign of life: killed, frozen, or its machine is lost"
+        return f"{who} sends no heartbeat: killed, frozen, or its machine is lost"
 
 
 def open_store(timeout: float = 30.0) -> Any:
-    """Connect once more to the store that the processes of the job met at."""
+    """Open another connection to the job's key-value store.
+
+    Args:
+      timeout: seconds.
+    """
     store = dist.TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),

@@ -1,4 +1,4 @@
-"""The training loop: the same for the baseline and for every distillation."""
+"""The training loop, for the baseline and for every combination of terms."""
 
 import contextlib
 import math
@@ -14,43 +14,42 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from icefall_kd import FBANK_SHIFT
+from icefall_kd.core.config import to_dict
 from icefall_kd.core.distributed import World, wrap_ddp
 from icefall_kd.core.files import write_text
 from icefall_kd.core.frames import Batch, move_to_device
 from icefall_kd.distill.term import teacher_metric
 from icefall_kd.training import checkpoint as ckpt
-from icefall_kd.training.averaging import RunningMean
-from icefall_kd.training.faults import (
+from icefall_kd.training.checkpoint import RunningMean, TrainState
+from icefall_kd.training.interruptions import StopRequest, TrainingInterruptedError
+from icefall_kd.training.memory import (
+    explain_out_of_memory,
+    largest_batches,
+    probe_memory,
+)
+from icefall_kd.training.metrics import MetricsTracker, Reporter
+from icefall_kd.training.optim import Eden, ScaledAdam, clip_gradients, make_scaler
+from icefall_kd.training.setup import Setup, make_dev_loader, make_train_loader
+from icefall_kd.training.skipped import (
     NOT_FINITE,
     OVERFLOW,
     BadBatches,
     SkippedCuts,
     TrainingStoppedError,
     check_finite,
-    check_scale,
+    check_loss_scale,
 )
-from icefall_kd.training.interruptions import StopRequest, TrainingInterruptedError
-from icefall_kd.training.memory import (
-    costliest_batches,
-    explaining_memory,
-    probe_memory,
-)
-from icefall_kd.training.metrics import add_outputs
-from icefall_kd.training.optim import Eden, ScaledAdam, clip_gradients, make_scaler
-from icefall_kd.training.report import Reporter
-from icefall_kd.training.setup import Setup, make_dev_loader, make_train_loader
-from icefall_kd.training.snapshot import restore, snapshot
-from icefall_kd.training.state import TrainState, restore_rng, seed_everything
 from icefall_kd.training.student import parameter_groups
 from icefall_kd.training.validation import validate
+from icefall_kd.transducer.checkpoint import load_weights, pack_bytes, save_checkpoint
 from icefall_kd.zipformer.scaling import set_batch_count
 
-SCHEDULES_END = 100_000  # batches; by then every schedule of the encoder has ended
+SCHEDULES_END = 100_000  # batch count at which all schedules of the encoder are over
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Trainer:
-    """Trains one student in one folder; :meth:`run` goes on where it stopped."""
+    """Trains one student in one folder; :meth:`run` runs all remaining epochs."""
 
     def __init__(
         self,
@@ -59,17 +58,14 @@ class Trainer:
         resume: Optional[dict[str, Any]] = None,
         stop: Optional[StopRequest] = None,
     ) -> None:
-        """Put the student on its device and bring back the state of ``resume``.
+        """Move the student to its device and load the checkpoint ``resume``.
 
         Args:
-          stop: tells, at any time, that the run is to stop.
+          stop: request to stop, set by a signal.
         """
         config = setup.config
-        self.stop = stop or StopRequest()
-        self.stopping = False  # any process was asked to
-        self.saving = False  # the main process finds that it is time to
-        self._saved = time.monotonic()
         self.setup, self.config, self.world = setup, config, world
+        self.stop = stop or StopRequest()
         self.exp_dir = Path(config.exp_dir)
         self.student = setup.student.to(world.device)
         self.model = self.student.model
@@ -87,65 +83,102 @@ class Trainer:
             config.optim.lr_epochs,
             warmup_batches=config.optim.warmup_batches,
         )
-        # Only half precision on CUDA needs its gradients scaled.
-        half = config.amp == "fp16" and world.device.type == "cuda"
-        self.scaler = make_scaler(half)
-        # A trained encoder needs no second warm-up of dropout and skipped layers.
-        trained = config.init_encoder or config.init_model
-        self.schedule_offset = SCHEDULES_END if trained else 0
+        self.scaler = make_scaler(config.amp == "fp16" and world.device.type == "cuda")
+        # A trained encoder needs no second warm-up of dropout and layer skipping.
+        is_trained = config.init_encoder or config.init_model
+        self.schedule_offset = SCHEDULES_END if is_trained else 0
         self.state = TrainState(untrained=list(setup.untrained))
-        self.faults = BadBatches(self.exp_dir, world)
+        self.bad_batches = BadBatches(self.exp_dir, world)
         names = [term.name for _, term in self.student.terms]
         self.skipped = SkippedCuts(names, world, config.data.missing)
         self.report = Reporter(config, world, setup.train_seconds)
-        self.pending_rng: Optional[dict[str, Any]] = None
         self.loader = make_train_loader(setup, world)
-        seed_everything(config.seed + world.rank)
+        self._pending_rng: Optional[dict[str, Any]] = None  # until the data is open
+        self._last_save = time.monotonic()
+        self._is_stopping = False  # a process received a signal
+        self._is_save_due = False  # save_every_minutes have passed on rank 0
+        ckpt.seed_everything(config.seed + world.rank)
         if resume is not None:
-            restore(self, resume)
+            self.load_state_dict(resume)
             self.report.log(
-                f"going on from epoch {self.state.epoch} step {self.state.step}"
+                f"resuming from epoch {self.state.epoch} step {self.state.step}"
             )
         elif config.memory_probe:
             self._probe_memory()
         if world.size > 1:
             self.module = wrap_ddp(self.student)
 
-    def _probe_memory(self) -> None:
-        duration = self.config.data.max_duration
-        needs_text = any(term.needs_text for _, term in self.student.terms)
-        set_batch_count(self.student, self.schedule_offset)
-        probe_memory(
-            self.student,
-            costliest_batches(
-                self.setup.train_stream, self.loader, duration, needs_text
+    def state_dict(self) -> dict[str, Any]:
+        """Return a training checkpoint; every process must call it."""
+        config, tokenizer = self.config, self.setup.tokenizer
+        return {
+            "model": self.model.state_dict(),
+            "model_avg": self.mean.mean,
+            "avg_samples": self.mean.samples,
+            "model_config": to_dict(config.model),
+            "bpe_model": pack_bytes(tokenizer.model_bytes if tokenizer else None),
+            "heads": self.student.heads.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "sampler": self.loader.state_dict(),
+            "state": vars(self.state).copy(),
+            "rng": self.world.gather(self._pending_rng or ckpt.get_rng_state()),
+            "regularisers": ckpt.get_whiten_probs(self.model),
+            "metrics": self.report.metrics.state_dict(),
+            "skipped": self.skipped.state_dict(),
+            "config": to_dict(config),
+            "trained_parts": sorted(
+                {part for _, term in self.student.terms for part in term.trains}
             ),
-            device=self.world.device,
-            autocast=self._autocast,
-            max_duration=duration,
-        )
+        }
 
-    def run(self) -> None:
-        """Train until ``num_epochs`` are done.
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Load a checkpoint of :meth:`state_dict`.
 
         Raises:
-          TrainingStoppedError: if too many batches in a row were not finite, or one
-            does not fit into memory.
-          TrainingInterruptedError: if the run was asked to stop.
+          ValueError: if the checkpoint is of another student, or the data of its epoch
+            has changed.
+        """
+        where = f"the last checkpoint in {self.exp_dir}"
+        self.state = TrainState(**saved["state"])
+        load_weights(self.model, saved["model"], where)
+        load_weights(self.student.heads, saved["heads"], where)
+        self.mean.load(saved["model_avg"], saved["avg_samples"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        for group in self.optimizer.param_groups:  # the configuration may have changed
+            group["clipping_scale"] = self.config.optim.clipping_scale
+        self.scheduler.load_state_dict(saved["scheduler"])
+        if self.scaler.is_enabled() and saved["scaler"]:
+            self.scaler.load_state_dict(saved["scaler"])
+        ckpt.set_whiten_probs(self.model, saved["regularisers"])
+        self.report.metrics = MetricsTracker(saved["metrics"])
+        self.skipped.load_state_dict(saved.get("skipped", {}))
+        if self.state.batch and not self.state.validating:
+            self.loader.load_state_dict(saved["sampler"])
+        if self.world.rank < len(saved["rng"]):
+            self._pending_rng = saved["rng"][self.world.rank]
+
+    def run(self) -> None:
+        """Train until ``num_epochs`` are finished.
+
+        Raises:
+          TrainingStoppedError: if training cannot continue, see ``training.skipped``
+            and ``training.memory``.
+          TrainingInterruptedError: after a signal.
         """
         config, state = self.config, self.state
-        self.report.open(
-            state, {teacher_metric(t): t.fields for _, t in self.student.terms}
-        )
-        trained = sum(p.numel() for p in self.params)
+        terms = [term for _, term in self.student.terms]
+        self.report.open(state, {teacher_metric(t): t.fields for t in terms})
         total = sum(p.numel() for p in self.model.parameters())
+        trained = sum(p.numel() for p in self.params)
         self.report.log(
-            f"{total} parameters in the student, {trained} trained with heads"
+            f"{total} parameters in the student; {trained} trained, heads included"
         )
         while state.epoch < config.num_epochs:
             if not state.validating:
                 self._train_epoch()
-                self._end_epoch()
+                self._check_skipped_cuts()
                 state.validating = True
             if self.mean.samples == state.samples_before:
                 self.mean.sample(self.model)  # each epoch has at least one sample
@@ -154,10 +187,10 @@ class Trainer:
             state.samples_before = self.mean.samples
             self.scheduler.step_epoch(state.epoch)
             if dev:
-                self.report.validation(state, dev)
+                self.report.report_validation(state, dev)
             self._save(ckpt.epoch_path(self.exp_dir, state.epoch))
             if self.world.is_main:
-                ckpt.tidy(self.exp_dir, config.keep_optimizer)
+                ckpt.remove_old_checkpoints(self.exp_dir, config.keep_optimizer)
             if state.epoch < config.num_epochs and self.world.any(self.stop.asked):
                 self._interrupt(f"epoch-{state.epoch}.pt")
         self.report.close()
@@ -165,35 +198,14 @@ class Trainer:
             write_text(self.exp_dir / "done", f"{state.epoch} epochs\n")
         self.world.barrier()
 
-    def _batches(self) -> Iterator[dict[str, Any]]:
-        """Yield the rest of the present epoch, equally many batches to all ranks."""
-        self.loader.sampler.set_epoch(self.state.epoch)
-        batches = iter(self.loader)
-        if self.state.batch == 0:
-            self._restore_rng()
-        while True:
-            batch = next(batches, None)
-            # Within an epoch only now: opening the loader draws a number, which the
-            # saved state had drawn already.
-            self._restore_rng()
-            if self.world.any(batch is None):
-                return
-            yield move_to_device(batch, self.world.device)
-
-    def _restore_rng(self) -> None:
-        if self.pending_rng is not None:
-            restore_rng(self.pending_rng)
-            self.pending_rng = None
-
     def _train_epoch(self) -> None:
         config, state = self.config, self.state
+        total = self.setup.train_seconds
         self.module.train()
         bar = tqdm(
             desc=f"epoch {state.epoch + 1}/{config.num_epochs}",
-            total=round(self.setup.train_seconds) or None,
-            initial=round(state.audio - state.epoch * self.setup.train_seconds)
-            if self.setup.train_seconds
-            else 0,
+            total=round(total) or None,
+            initial=round(state.audio - state.epoch * total) if total else 0,
             unit="s",
             disable=not (self.world.is_main and sys.stderr.isatty()),
         )
@@ -202,7 +214,7 @@ class Trainer:
             for batch in self._batches():
                 before = state.step
                 audio = self._train_batch(batch)
-                updated = state.step > before
+                is_updated = state.step > before
                 now = time.monotonic()
                 self.report.metrics.add("speed", audio, now - clock)
                 state.audio += audio
@@ -210,56 +222,62 @@ class Trainer:
                 clock = now
                 bar.update(audio)
                 if state.bad_in_row >= config.max_bad_batches:
-                    self.faults.give_up(state, config.optim.base_lr)
-                if updated and state.step % config.log_interval == 0:
-                    self.report.progress(state, self.scheduler.get_last_lr()[0])
+                    self.bad_batches.stop_run(state, config.optim.base_lr)
+                if is_updated and state.step % config.log_interval == 0:
+                    lr = self.scheduler.get_last_lr()[0]
+                    self.report.report_progress(state, lr)
                 every = config.save_every_n
-                due = self.saving or (every and state.step % every == 0)
-                if (updated and due) or self.stopping:
+                is_due = self._is_save_due or (every and state.step % every == 0)
+                if (is_updated and is_due) or self._is_stopping:
                     self._save(ckpt.step_path(self.exp_dir, state.step))
-                if self.stopping:
+                if self._is_stopping:
                     self._interrupt(f"checkpoint-{state.step}.pt")
 
-    def _end_epoch(self) -> None:
-        """Report what the epoch skipped; leave no checkpoint of one that is refused."""
-        try:
-            shares = self.skipped.end_epoch(self.state.epoch + 1, self.state.batch)
-        except TrainingStoppedError:
-            if self.world.is_main:
-                for _, path in ckpt.numbered(self.exp_dir, "checkpoint"):
-                    path.unlink()
-            raise
-        self.report.skipped(self.state, shares)
+    def _batches(self) -> Iterator[Batch]:
+        """Yield the rest of the current epoch, equally many batches on all ranks."""
+        self.loader.sampler.set_epoch(self.state.epoch)
+        batches = iter(self.loader)
+        if self.state.batch == 0:
+            self._restore_rng()
+        while True:
+            batch = next(batches, None)
+            # Opening the loader draws a number that the saved state already drew, so
+            # the state of a resumed epoch is restored after the first batch.
+            self._restore_rng()
+            if self.world.any(batch is None):
+                return
+            yield move_to_device(batch, self.world.device)
 
-    def _interrupt(self, written: str) -> NoReturn:
-        self.report.close()
-        # Nobody leaves before the checkpoint is written; one process may have been
-        # asked for all.
-        number = max(self.world.gather(self.stop.number))
-        raise TrainingInterruptedError(
-            f"stopped on request after update {self.state.step}, {written} is written; "
-            "the same command goes on from there",
-            number,
-        )
+    def _restore_rng(self) -> None:
+        if self._pending_rng is not None:
+            ckpt.set_rng_state(self._pending_rng)
+            self._pending_rng = None
 
     def _train_batch(self, batch: Batch) -> float:
-        """Make one update, or skip it; return the s of audio of all processes."""
+        """Make one update or skip the batch.
+
+        Returns:
+          Seconds of audio in the batches of all processes.
+        """
         config, state = self.config, self.state
         set_batch_count(self.student, state.step + self.schedule_offset)
         self.optimizer.zero_grad(set_to_none=True)
-        with explaining_memory(batch, config.data.max_duration):
+        is_frozen = config.init_encoder is not None and (
+            state.step < config.optim.frozen_batches
+        )
+        with explain_out_of_memory(batch, config.data.max_duration):
             with self._autocast():
-                loss, frames, outputs = self.module(batch, state.step, self._frozen())
-            # The sum over frames: the encoder's regularisers add gradients of a size
-            # that was chosen for it.  The optimiser does not depend on the scale.
+                loss, frames, outputs = self.module(batch, state.step, is_frozen)
+            # The regularisers add gradients whose size suits a loss summed over
+            # frames.  ScaledAdam does not depend on the scale of the gradients.
             self.scaler.scale(loss * frames).backward()
         self.scaler.unscale_(self.optimizer)
         limit = config.optim.max_grad_norm
-        if limit:  # the same for all processes, which share the gradients
+        if limit:  # per frame; all processes share the gradients
             limit *= self.world.sum([float(frames)])[0] / self.world.size
         norm = clip_gradients(self.params, limit)
         state.batch += 1
-        # Sums over all processes, so that all of them take the same way from here.
+        # Sums over all processes, so that all of them take the same branch below.
         bad_loss, bad_grad, audio, stopping, saving = self.world.sum(
             [
                 float(not math.isfinite(loss.item())),
@@ -269,15 +287,15 @@ class Trainer:
                 float(self.world.is_main and self._is_time_to_save()),
             ]
         )
-        self.stopping, self.saving = stopping > 0, saving > 0
+        self._is_stopping, self._is_save_due = stopping > 0, saving > 0
         if (bad_loss or bad_grad) and self.scaler.is_enabled():
-            self.scaler.update()  # to a smaller scale; the next batch needs it
-            if not bad_loss:  # no fault of the batch: half precision overflowed
-                check_scale(self.scaler.get_scale(), config.optim.base_lr)
+            self.scaler.update()  # lowers the loss scale for the next batch
+            if not bad_loss:  # fp16 overflowed; the batch itself is good
+                check_loss_scale(self.scaler.get_scale(), config.optim.base_lr)
                 self.skipped.add(batch, outputs, OVERFLOW)
                 return audio
         if bad_loss or bad_grad:
-            self.faults.note(state, batch, loss.item(), norm, outputs)
+            self.bad_batches.add(state, batch, loss.item(), norm, outputs)
             self.skipped.add(batch, outputs, NOT_FINITE)
             return audio
         self.skipped.add(batch, outputs)
@@ -289,18 +307,9 @@ class Trainer:
         if state.step % config.average_period == 0:
             self.mean.sample(self.model)
         self.report.metrics.add("loss", loss.detach() * frames, frames)
-        add_outputs(self.report.metrics, outputs, len(batch["feature_lens"]))
+        self.report.metrics.add_terms(outputs, len(batch["feature_lens"]))
         self.report.metrics.add("grad_norm", norm, frames)
         return audio
-
-    def _is_time_to_save(self) -> bool:
-        seconds = 60 * self.config.save_every_minutes
-        return seconds > 0 and time.monotonic() - self._saved >= seconds
-
-    def _frozen(self) -> bool:
-        """Return whether the encoder waits for the layers behind it."""
-        waiting = self.state.step < self.config.optim.frozen_batches
-        return self.config.init_encoder is not None and waiting
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         dtype = DTYPES.get(self.config.amp)
@@ -308,49 +317,77 @@ class Trainer:
             return contextlib.nullcontext()
         return torch.autocast(self.world.device.type, dtype)
 
+    def _is_time_to_save(self) -> bool:
+        seconds = 60 * self.config.save_every_minutes
+        return seconds > 0 and time.monotonic() - self._last_save >= seconds
+
+    def _check_skipped_cuts(self) -> None:
+        """Report the skipped cuts; remove the checkpoints of a refused epoch."""
+        try:
+            shares = self.skipped.end_epoch(self.state.epoch + 1, self.state.batch)
+        except TrainingStoppedError:
+            if self.world.is_main:
+                for _, path in ckpt.list_checkpoints(self.exp_dir, "checkpoint"):
+                    path.unlink()
+            raise
+        self.report.report_skipped(self.state, shares)
+
     def _validate(self) -> dict[str, float]:
-        """Return the means over the dev set, {} if there is none."""
+        """Return the means over the dev set, {} without one.
+
+        Raises:
+          TrainingInterruptedError: after a signal, once a checkpoint is written.
+        """
         if self.setup.dev_stream is None:
             return {}
-        return validate(
+        means = validate(
             self.student,
-            self._dev_batches(),
+            make_dev_loader(self.setup, self.world),
             self.world,
+            self.stop,
             tokenizer=self.setup.tokenizer,
             autocast=self._autocast,
             max_duration=self.config.data.max_duration,
         )
-
-    def _dev_batches(self) -> Iterator[Batch]:
-        """Yield this rank's batches of the dev set.
-
-        All ranks take part until the last one has no batch left.
-
-        Raises:
-          TrainingInterruptedError: if the run was asked to stop.
-        """
-        batches = iter(make_dev_loader(self.setup, self.world))
-        while True:
-            batch = next(batches, None)
-            ended, asked = self.world.sum([batch is None, self.stop.asked])
-            if asked:
-                self._save(ckpt.step_path(self.exp_dir, self.state.step))
-                self._interrupt(f"checkpoint-{self.state.step}.pt")
-            if ended == self.world.size:
-                return
-            if batch is not None:
-                yield batch
+        if means is None:
+            self._save(ckpt.step_path(self.exp_dir, self.state.step))
+            self._interrupt(f"checkpoint-{self.state.step}.pt")
+        return means
 
     def _save(self, path: Path) -> None:
         weights = (*self.model.parameters(), *self.mean.mean.values())
         check_finite(weights, self.state.step, self.config.optim.base_lr)
         self.skipped.check(self.state.epoch + 1, complete=False)
-        saved = snapshot(self)  # by all processes: each has its random state
-        self._saved = time.monotonic()
+        saved = self.state_dict()  # on all processes: each adds its random state
+        self._last_save = time.monotonic()
         if not self.world.is_main:
             return
-        ckpt.save_checkpoint(path, saved)
+        save_checkpoint(path, saved)
         self.report.log(f"wrote {path}")
         if path.name.startswith("checkpoint-"):
-            for _, old in ckpt.numbered(self.exp_dir, "checkpoint")[2:]:
+            for _, old in ckpt.list_checkpoints(self.exp_dir, "checkpoint")[2:]:
                 old.unlink()
+
+    def _interrupt(self, written: str) -> NoReturn:
+        """Raise TrainingInterruptedError once all processes have reached this point."""
+        self.report.close()
+        # The collective waits for the checkpoint; one process may have the only signal.
+        number = max(self.world.gather(self.stop.number))
+        raise TrainingInterruptedError(
+            f"stopped on request after update {self.state.step}, wrote {written}. Run "
+            "the same command to resume.",
+            number,
+        )
+
+    def _probe_memory(self) -> None:
+        duration = self.config.data.max_duration
+        needs_text = any(term.needs_text for _, term in self.student.terms)
+        stream = self.setup.train_stream
+        set_batch_count(self.student, self.schedule_offset)
+        probe_memory(
+            self.student,
+            largest_batches(stream, self.loader, duration, needs_text),
+            device=self.world.device,
+            autocast=self._autocast,
+            max_duration=duration,
+        )

@@ -1,10 +1,10 @@
-"""Finds out before the first update whether the costliest batch fits into memory."""
+"""Memory probe: train on the largest batch once before the first update."""
 
 import contextlib
 import logging
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,44 +14,55 @@ from icefall_kd import FBANK_SHIFT
 from icefall_kd.core.frames import Batch, move_to_device
 from icefall_kd.dataset.loader import Loader
 from icefall_kd.dataset.stream import CutStream
-from icefall_kd.training.faults import TrainingStoppedError
-from icefall_kd.training.state import (
-    regulariser_state,
-    restore_regularisers,
-    restore_rng,
-    rng_state,
+from icefall_kd.training.checkpoint import (
+    get_rng_state,
+    get_whiten_probs,
+    set_rng_state,
+    set_whiten_probs,
 )
+from icefall_kd.training.skipped import TrainingStoppedError
 from icefall_kd.training.student import DistilledStudent
 
 
-class OutOfMemory(TrainingStoppedError):
-    """A batch does not fit; the message names it and the remedy."""
+class OutOfMemoryError(TrainingStoppedError):
+    """A batch does not fit into memory; the message has its size and the remedy."""
 
 
 @contextlib.contextmanager
-def explaining_memory(batch: Mapping[str, Any], max_duration: float) -> Iterator[None]:
-    """Give an error for lack of memory the batch's size and the remedy.
+def explain_out_of_memory(
+    batch: Mapping[str, Any], max_duration: float
+) -> Iterator[None]:
+    """Replace an out-of-memory error in the block by one that describes the batch.
 
     Args:
-      batch: what is computed on within the block.
-      max_duration: of batches, s, as configured.
+      batch: batch that the block computes on.
+      max_duration: ``data.max_duration``, s.
     Raises:
-      OutOfMemory: instead of the error.
+      OutOfMemoryError: instead of the error.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as e:
-        if not _is_lack_of_memory(e):
+        if not _is_out_of_memory(e):
             raise
         reason = str(e).split("\n")[0][:200]
-        raise OutOfMemory(
-            f"out of memory for a batch of {describe(batch)}; lower "
-            f"data.max_duration ({max_duration:g}){_single(batch)} [{reason}]"
+        is_single = len(batch["feature_lens"]) == 1
+        raise OutOfMemoryError(
+            f"out of memory for a batch of {describe_batch(batch)}. Lower "
+            f"data.max_duration ({max_duration:g})"
+            f"{' or remove this cut' if is_single else ''} [{reason}]"
         ) from e
 
 
-def describe(batch: Mapping[str, Any]) -> str:
-    """Return a batch's duration with padding, its cuts' number and lengths."""
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    texts = ("out of memory", "can't allocate memory")
+    return any(text in str(error) for text in texts)
+
+
+def describe_batch(batch: Mapping[str, Any]) -> str:
+    """Return the padded duration of a batch, and the number and lengths of its cuts."""
     lens = batch["feature_lens"].tolist()
     seconds = [n * FBANK_SHIFT for n in lens]
     padded = len(lens) * max(seconds)
@@ -61,12 +72,12 @@ def describe(batch: Mapping[str, Any]) -> str:
     )
 
 
-def costliest_batches(
+def largest_batches(
     stream: CutStream, loader: Loader, max_duration: float, needs_text: bool
 ) -> Iterator[Batch]:
-    """Yield the batch of the longest cuts, and that of the longest with a transcript.
+    """Yield the batch of the longest cuts, then that of the longest labelled cuts.
 
-    The second only if a term needs text and the first has cuts without.
+    The second is yielded only if a term needs text and the first has unlabelled cuts.
     """
     for labelled in (False, True):
         longest = stream.longest(max(1, int(max_duration)), labelled)
@@ -81,28 +92,27 @@ def costliest_batches(
 
 def probe_memory(
     student: DistilledStudent,
-    batches: Iterator[Batch],
+    batches: Iterable[Batch],
     *,
     device: torch.device,
     autocast: Callable[[], contextlib.AbstractContextManager],
     max_duration: float,
 ) -> None:
-    """Go forward and backward on each of ``batches``, and leave no trace of it.
+    """Run forward and backward on each batch, without an update.
 
-    The student with its heads and all terms is used as in training, beside as much
-    memory as the optimiser will take.  No update is made; random states, gradients
-    and regularisers are afterwards what they were.
+    The probe also holds as much memory as the optimiser's two moments.  It restores
+    random states, gradients and Whiten probabilities.
 
     Raises:
-      OutOfMemory: if a batch does not fit.
+      OutOfMemoryError: if a batch does not fit.
     """
-    random_states, regularisers = rng_state(), regulariser_state(student.model)
+    rng_state, whiten_probs = get_rng_state(), get_whiten_probs(student.model)
     params = [p for _, p in student.trainable()]
     student.train()
     for batch in batches:
-        logging.info("memory probe: training on %s", describe(batch))
+        logging.info("memory probe: training on %s", describe_batch(batch))
         clock = time.monotonic()
-        with explaining_memory(batch, max_duration):
+        with explain_out_of_memory(batch, max_duration):
             moments = [torch.empty_like(p) for p in params for _ in range(2)]
             with autocast():
                 loss, frames, _ = student(move_to_device(batch, device), 0)
@@ -111,30 +121,16 @@ def probe_memory(
         for p in params:
             p.grad = None
         seconds = time.monotonic() - clock
-        logging.info("memory probe: %s in %.1f s", _peak(device), seconds)
-    restore_regularisers(student.model, regularisers)
-    restore_rng(random_states)
+        logging.info("memory probe: peak %s, %.1f s", _peak_memory(device), seconds)
+    set_whiten_probs(student.model, whiten_probs)
+    set_rng_state(rng_state)
 
 
-def _peak(device: torch.device) -> str:
+def _peak_memory(device: torch.device) -> str:
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.empty_cache()
-        return f"{peak / 2**30:.2f} of {total / 2**30:.0f} GiB at most"
+        return f"{peak / 2**30:.2f} of {total / 2**30:.0f} GiB"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux: kB
-    return f"{peak / 2**30:.2f} GiB of this process at most"
-
-
-def _is_lack_of_memory(error: BaseException) -> bool:
-    kinds = (MemoryError, torch.cuda.OutOfMemoryError)
-    text = str(error)
-    return isinstance(error, kinds) or any(
-        words in text for words in ("out of memory", "can't allocate memory")
-    )
-
-
-def _single(batch: Mapping[str, Any]) -> str:
-    if len(batch["feature_lens"]) > 1:
-        return ""
-    return ", or leave this cut out, which is a batch of its own"
+    return f"{peak / 2**30:.2f} GiB of this process"

@@ -1,4 +1,4 @@
-"""One training run from its configuration to its last checkpoint."""
+"""One training run, from its configuration to its last checkpoint."""
 
 import contextlib
 import json
@@ -16,23 +16,23 @@ from icefall_kd.core.config import to_dict
 from icefall_kd.core.distributed import close_world, init_world, pick_device
 from icefall_kd.core.files import lock_folder, remove_temporary_files, write_text
 from icefall_kd.core.logs import LogFile, copy_log_to_file
-from icefall_kd.training.checkpoint import newest_checkpoint
+from icefall_kd.training.checkpoint import load_newest_checkpoint
 from icefall_kd.training.config import TrainConfig
-from icefall_kd.training.interruptions import Peers, StopRequest
+from icefall_kd.training.interruptions import PeerWatch, StopRequest
 from icefall_kd.training.loop import Trainer
-from icefall_kd.training.setup import prepare
+from icefall_kd.training.setup import build_setup
 
 
 def train(config: TrainConfig) -> None:
-    """Train in ``config.exp_dir``, going on from its newest checkpoint if any.
+    """Train in ``config.exp_dir``, from its newest checkpoint if it has one.
 
     Raises:
-      ValueError, FileNotFoundError: naming what is wrong, before data is read.
+      ValueError, FileNotFoundError: if the configuration, the data or a checkpoint is
+        wrong; raised before any audio is read.
       OSError: if a file cannot be written.
-      TrainingStoppedError: if too many batches in a row were not finite, a batch does
-        not fit into memory, or another process of the job is gone.
-      TrainingInterruptedError: if SIGINT or SIGTERM came; all that is needed is
-        written.
+      TrainingStoppedError: if training cannot continue, for example after too many
+        non-finite batches, or if another process of the job is lost.
+      TrainingInterruptedError: after SIGINT or SIGTERM, once a checkpoint is written.
     """
     with copy_log_to_file() as log:
         _train(config, log)
@@ -41,56 +41,58 @@ def train(config: TrainConfig) -> None:
 def _train(config: TrainConfig, log: LogFile) -> None:
     if config.num_threads > 0:
         torch.set_num_threads(config.num_threads)
-    pick_device(config.device)  # refused now, not after the data is open
+    pick_device(config.device)  # raises before the data is opened
     exp_dir = Path(config.exp_dir)
-    resume = newest_checkpoint(exp_dir)
-    setup = prepare(config, resume)
+    resume = load_newest_checkpoint(exp_dir)
+    setup = build_setup(config, resume)
     if resume is not None and resume["state"]["epoch"] >= config.num_epochs:
         logging.info(
-            "%s has its %d epochs; nothing to do", exp_dir, resume["state"]["epoch"]
+            "%s: all %d epochs are finished, nothing to do",
+            exp_dir,
+            resume["state"]["epoch"],
         )
         return
     world = init_world(config.device)
     with contextlib.ExitStack() as stack:
         stack.callback(close_world)
-        stack.enter_context(Peers(world))
+        stack.enter_context(PeerWatch(world))
         if world.is_main:
             stack.enter_context(lock_folder(exp_dir))
             remove_temporary_files(exp_dir)
         log.open(exp_dir / "log", "log-train", world.rank, world.size)
         if world.is_main:
-            (exp_dir / "done").unlink(missing_ok=True)  # of fewer epochs
+            (exp_dir / "done").unlink(missing_ok=True)  # of a run with fewer epochs
             step = resume["state"]["step"] if resume is not None else 0
-            plain = yaml.safe_dump(to_dict(setup.config), sort_keys=False)
-            keep_version(exp_dir / "config.yaml", plain, step)
-            facts = json.dumps(environment(), indent=2, ensure_ascii=False)
-            keep_version(exp_dir / "environment.json", f"{facts}\n", step)
-            logging.info("configuration:\n%s", plain)
+            text = yaml.safe_dump(to_dict(setup.config), sort_keys=False)
+            write_version(exp_dir / "config.yaml", text, step)
+            logging.info("configuration:\n%s", text)
+            text = json.dumps(describe_environment(), indent=2, ensure_ascii=False)
+            write_version(exp_dir / "environment.json", f"{text}\n", step)
         world.barrier()
         stop = StopRequest()
         trainer = Trainer(setup, world, resume, stop)
-        with stop:  # only now is there something that an end at once would lose
+        with stop:  # before this point a signal loses no work
             trainer.run()
 
 
-def keep_version(path: Path, text: str, step: int) -> None:
-    """Write a file of a run; keep what it held before, with the step in its name.
+def write_version(path: Path, text: str, step: int) -> None:
+    """Write a file of a run and keep its previous version.
 
-    So config.yaml is the newest, and config.100.yaml what the run had up to update 100.
+    config.yaml is the newest, config.100.yaml was in use up to update 100.
 
     Args:
-      step: updates that the run has made.
+      step: updates so far.
     """
-    kept = path.with_name(f"{path.stem}.{step}{path.suffix}")
-    if step and path.is_file() and not kept.exists():
+    previous = path.with_name(f"{path.stem}.{step}{path.suffix}")
+    if step and path.is_file() and not previous.exists():
         old = path.read_text(encoding="utf-8")
         if old != text:
-            write_text(kept, old)
+            write_text(previous, old)
     write_text(path, text)
 
 
-def environment() -> dict:
-    """Return what a result depends on besides its configuration."""
+def describe_environment() -> dict:
+    """Return the command, the commit, and versions of software and hardware."""
     return {
         "command": sys.argv,
         "commit": git_commit(),
@@ -98,12 +100,14 @@ def environment() -> dict:
         "machine": platform.platform(),
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "packages": {name: version_of(name) for name in ("torch", "k2", "lhotse")},
+        "packages": {
+            name: installed_version(name) for name in ("torch", "k2", "lhotse")
+        },
     }
 
 
-def version_of(package: str) -> str:
-    """Return the installed version, or "absent"."""
+def installed_version(package: str) -> str:
+    """Return the version of an installed package, or "absent"."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

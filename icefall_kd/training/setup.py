@@ -25,11 +25,14 @@ from icefall_kd.distill.term import Term, check_vocabulary
 from icefall_kd.distill.terms import build_terms
 from icefall_kd.fields.codecs import Codec
 from icefall_kd.fields.format import FieldInfo, load_field_info
-from icefall_kd.training.checkpoint import load_start
+from icefall_kd.training.checkpoint import seed_everything
+from icefall_kd.training.checks import preflight
 from icefall_kd.training.config import DataConfig, TrainConfig
-from icefall_kd.training.preflight import preflight
-from icefall_kd.training.state import seed_everything
-from icefall_kd.training.student import DistilledStudent, build_heads
+from icefall_kd.training.student import (
+    DistilledStudent,
+    build_heads,
+    load_initial_weights,
+)
 from icefall_kd.training.targets import build_live, live_infos, read_fields
 from icefall_kd.transducer.checkpoint import load_checkpoint, read_info, untrained_parts
 from icefall_kd.transducer.model import AsrModel, build_model
@@ -161,7 +164,9 @@ def _check_labelled(stream: CutStream) -> None:
         )
 
 
-def prepare(config: TrainConfig, checkpoint: Optional[dict[str, Any]] = None) -> Setup:
+def build_setup(
+    config: TrainConfig, checkpoint: Optional[dict[str, Any]] = None
+) -> Setup:
     """Check a run and build what it needs; ``checkpoint`` is what it goes on from.
 
     Raises:
@@ -201,7 +206,9 @@ def prepare(config: TrainConfig, checkpoint: Optional[dict[str, Any]] = None) ->
         where = f"{option} {path}"
         untrained = untrained_parts(read_info(start))
         untrained.update(
-            load_start(model, start["model"], where, bool(config.init_encoder))
+            load_initial_weights(
+                model, start["model"], where, bool(config.init_encoder)
+            )
         )
     train_dirs = shar_dirs(data, (*data.train, *data.mix))
     dev_dirs = shar_dirs(data, [data.dev] if data.dev else [])

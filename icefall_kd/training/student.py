@@ -1,7 +1,9 @@
-"""The student with its heads and terms: one forward pass to one loss."""
+"""The student with its heads and terms: from a batch to the weighted loss."""
 
+import dataclasses
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +13,14 @@ from icefall_kd.distill.term import StudentOutput, Term, TermOutput
 from icefall_kd.training.config import TrainConfig
 from icefall_kd.transducer.model import AsrModel
 
-ENCODER = ("encoder_embed", "encoder")
+ENCODER = ("encoder_embed", "encoder")  # parts of the model
 
 
 class DistilledStudent(nn.Module):
-    """A student, what its terms train beside it, and the weighted sum of the terms.
+    """A student, the heads of its terms, and the weighted sum of the terms.
 
-    A module of its own, so that DistributedDataParallel sees all that is trained
-    in one forward pass.
+    It is a module so that DistributedDataParallel sees one forward pass through all
+    trained parameters.
     """
 
     def __init__(
@@ -27,7 +29,12 @@ class DistilledStudent(nn.Module):
         terms: Sequence[tuple[float, Term]],
         heads: nn.ModuleDict,
     ) -> None:
-        """Freeze the parts of ``model`` that no term trains."""
+        """Freeze the parts of ``model`` that no term trains.
+
+        Args:
+          terms: (weight, term) pairs.
+          heads: by term name, see :func:`build_heads`.
+        """
         super().__init__()
         self.model = model
         self.heads = heads
@@ -38,60 +45,38 @@ class DistilledStudent(nn.Module):
             part.requires_grad_(name in trained)
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield the name and value of every parameter that is trained."""
+        """Yield the name and value of every trained parameter."""
         return ((n, p) for n, p in self.named_parameters() if p.requires_grad)
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of front end and encoder."""
         return [p for part in ENCODER for p in getattr(self.model, part).parameters()]
 
-    def parameters_behind_encoder(self) -> list[nn.Parameter]:
-        """Return what is trained besides front end and encoder."""
+    def other_parameters(self) -> list[nn.Parameter]:
+        """Return the trained parameters outside front end and encoder."""
         encoder = {id(p) for p in self.encoder_parameters()}
         return [p for _, p in self.trainable() if id(p) not in encoder]
 
     def forward(
         self, batch: Batch, step: int, frozen: bool = False
     ) -> tuple[Tensor, int, dict[str, TermOutput]]:
-        """Encode a batch and add up the terms.
-
-        All terms are divided by the batch's number of student frames, so that
-        their weights keep their meaning when the size of a batch changes.
+        """Encode a batch and compute the loss.
 
         Args:
-          batch: see ``icefall_kd.dataset.loader``; on the model's device.
-          step: updates made so far.
-          frozen: leave front end and encoder without gradients.
+          batch: see ``icefall_kd.dataset``; on the model's device.
+          step: updates so far.
+          frozen: True computes no gradients for front end and encoder.
         Returns:
-          (loss, scalar with gradient; student frames; output of each term, detached).
+          loss: scalar with gradient, nats per student frame.
+          frames: number of student frames.
+          outputs: term name -> its output, detached.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             student = self.encode(batch)
         return self.loss(student, batch, step, frozen)
 
-    def loss(
-        self, student: StudentOutput, batch: Batch, step: int, frozen: bool = False
-    ) -> tuple[Tensor, int, dict[str, TermOutput]]:
-        """Add up the terms; arguments and result as of :meth:`forward`.
-
-        Args:
-          student: of :meth:`encode`.
-        """
-        encoder_out, frames = student.encoder_out, int(student.lens.sum())
-        # Zero, but it ties the loss to what is trained where no term found a target,
-        # so that all processes of a distributed run take part in the backward pass.
-        loss = encoder_out.float().sum() * 0.0
-        if frozen:
-            loss = loss + sum(0.0 * p.sum() for p in self.parameters_behind_encoder())
-        outputs = {}
-        for weight, term in self.terms:
-            output = term(student, batch, step)
-            loss = loss + weight * output.sum / max(1, frames)
-            outputs[term.name] = detached(output)
-        return loss, frames, outputs
-
     def encode(self, batch: Batch) -> StudentOutput:
-        """Return the encoder's output, with its stacks' where a term needs them."""
+        """Return the encoder output, with the stacks' outputs if a term needs them."""
         inputs = self.model.inputs(batch)
         stacks: Sequence[Tensor] = ()
         if any(term.needs_stacks for _, term in self.terms):
@@ -103,16 +88,32 @@ class DistilledStudent(nn.Module):
             encoder_out, lens, self.model, self.heads, chunk_size, tuple(stacks)
         )
 
+    def loss(
+        self, student: StudentOutput, batch: Batch, step: int, frozen: bool = False
+    ) -> tuple[Tensor, int, dict[str, TermOutput]]:
+        """Return the weighted sum of the terms over an encoded batch.
 
-def detached(output: TermOutput) -> TermOutput:
-    """Return a term's output without its graph, fit for logging."""
-    return TermOutput(
-        output.sum.detach(),
-        output.count,
-        output.extras,
-        output.suspects,
-        output.skipped,
-    )
+        Every term is divided by the number of student frames in the batch, so that a
+        weight does not depend on the batch size.
+
+        Args:
+          student: output of :meth:`encode`.
+          batch, step, frozen: see :meth:`forward`.
+        Returns:
+          See :meth:`forward`.
+        """
+        encoder_out, frames = student.encoder_out, int(student.lens.sum())
+        # This zero connects the loss to all trained parameters: in a distributed run
+        # every process needs a backward pass, also if no term has a target.
+        loss = encoder_out.float().sum() * 0.0
+        if frozen:
+            loss = loss + sum(0.0 * p.sum() for p in self.other_parameters())
+        outputs = {}
+        for weight, term in self.terms:
+            output = term(student, batch, step)
+            loss = loss + weight * output.sum / max(1, frames)
+            outputs[term.name] = dataclasses.replace(output, sum=output.sum.detach())
+        return loss, frames, outputs
 
 
 def build_heads(
@@ -121,10 +122,10 @@ def build_heads(
     field_infos: Mapping[str, Any],
     seed: int,
 ) -> nn.ModuleDict:
-    """Return the heads of all terms; their weights depend on ``seed`` alone.
+    """Return the heads of all terms, initialised from ``seed``.
 
-    The global random state is left as it was, so that a run with heads starts
-    from the same student, and sees the same dropout, as one without.
+    The global random state does not change, so a run with heads starts from the same
+    student and draws the same dropout masks as a run without heads.
     """
     heads = nn.ModuleDict()
     with torch.random.fork_rng(devices=[]):
@@ -139,11 +140,57 @@ def build_heads(
 def parameter_groups(
     student: DistilledStudent, config: TrainConfig
 ) -> list[dict[str, Any]]:
-    """Return the optimiser's groups: two where the encoder alone was trained before."""
+    """Return the optimiser's groups: one, or two with ``init_encoder``."""
     if config.init_encoder is None:
         return [{"params": [p for _, p in student.trainable()]}]
     lr = config.optim.base_lr * config.optim.encoder_lr_scale
     return [
-        {"params": student.parameters_behind_encoder()},
+        {"params": student.other_parameters()},
         {"params": student.encoder_parameters(), "lr": lr},
     ]
+
+
+def load_initial_weights(
+    model: AsrModel, weights: Mapping[str, Tensor], where: str, encoder_only: bool
+) -> list[str]:
+    """Load the weights of another model, part by part.
+
+    A part is a direct child module of the model.  ``weights`` must have front end and
+    encoder.  Any other part that they lack keeps its random weights.
+
+    Args:
+      where: option and file of ``weights``, for messages.
+      encoder_only: True loads only front end and encoder.
+    Returns:
+      Names of the parts that were not loaded, sorted.
+    Raises:
+      ValueError: if a tensor of a part is missing or has another shape.
+    """
+    own = model.state_dict()
+    here, there = ({k.split(".")[0] for k in d} for d in (own, weights))
+    loaded = here & set(ENCODER)
+    if not encoder_only:
+        loaded |= here & there
+    given = {k: v for k, v in weights.items() if k.split(".")[0] in loaded}
+    own = {k: v for k, v in own.items() if k.split(".")[0] in loaded}
+    wrong = [
+        f"{k}: {_shape(given.get(k))} there, {_shape(own.get(k))} here"
+        for k in sorted(set(given) | set(own))
+        if _shape(given.get(k)) != _shape(own.get(k))
+    ]
+    if wrong:
+        raise ValueError(
+            f"{where}: the shape of the model differs in {len(wrong)} tensors: "
+            + "; ".join(wrong[:5])
+            + ". Set model to the shape of that checkpoint, or choose another."
+        )
+    model.load_state_dict(given, strict=False)
+    new = sorted(here - loaded)
+    logging.info("%s: loaded %s; random: %s", where, sorted(loaded), new or "none")
+    if there - here:
+        logging.info("%s: ignored unknown parts %s", where, sorted(there - here))
+    return new
+
+
+def _shape(tensor: Optional[Tensor]) -> str:
+    return "none" if tensor is None else str(tuple(tensor.shape))

@@ -10,6 +10,7 @@ from typing import Any, Optional
 import numpy as np
 import torch
 
+from icefall_kd.core.config import config_differences
 from icefall_kd.core.distributed import pick_device
 from icefall_kd.dataset.fields import LiveFields
 from icefall_kd.fields.codecs import Codec
@@ -22,7 +23,6 @@ from icefall_kd.fields.format import (
 )
 from icefall_kd.fields.run_teachers import sample_frames
 from icefall_kd.teachers import Output, Teacher, build_teachers
-from icefall_kd.training.checkpoint import config_differences
 from icefall_kd.training.config import TrainConfig
 
 STATISTICS_FRAMES = 20_000  # of each field that a teacher's statistics are taken from

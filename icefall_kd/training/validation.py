@@ -15,14 +15,15 @@ from icefall_kd.decoding import GREEDY_METHODS, DecodeOptions, decode
 from icefall_kd.distill.term import StudentOutput, Term
 from icefall_kd.recognition.recognise import reference_words
 from icefall_kd.recognition.scoring import Recognition, count_errors
-from icefall_kd.training.faults import SkippedCuts
-from icefall_kd.training.memory import explaining_memory
-from icefall_kd.training.metrics import MetricsTracker, add_outputs
+from icefall_kd.training.interruptions import StopRequest
+from icefall_kd.training.memory import explain_out_of_memory
+from icefall_kd.training.metrics import MetricsTracker
+from icefall_kd.training.skipped import SkippedCuts
 from icefall_kd.training.student import DistilledStudent
 from icefall_kd.transducer.checkpoint import HEADS
 
-# The terms have their final weights, as after the warm-up: losses of two epochs, or of
-# a run and its fine-tuning, must differ by the student alone.
+# The weight schedules of the terms are over, so that the losses of two epochs, or of a
+# run and its fine-tuning, differ by the student alone.
 FINAL_STEP = sys.maxsize
 
 
@@ -31,64 +32,74 @@ def validate(
     student: DistilledStudent,
     loader: Iterable[Batch],
     world: World,
+    stop: StopRequest,
     *,
     tokenizer: Optional[Tokenizer],
     autocast: Callable[[], AbstractContextManager],
     max_duration: float,
-) -> dict[str, float]:
-    """Return the means over the dev set; every process must call it.
+) -> Optional[dict[str, float]]:
+    """Return the mean losses and the WER over the dev set.
+
+    Every process must call it, and takes part until the last one has no batch left.
 
     Args:
       loader: this process's batches of the set.
+      stop: ends the validation once any process has received a signal.
       tokenizer: of the student; None if it reads no text.
-      autocast: of the forward pass.
-      max_duration: of a batch, s; for the message where one does not fit.
+      autocast: context of the forward pass.
+      max_duration: ``data.max_duration`` in seconds, for an out-of-memory message.
     Returns:
-      "loss" and the terms, in nats a frame; with a tokenizer and a trained head also
-      "wer_ctc" or "wer_transducer", in percent.
+      "loss" and the terms in nats per frame; with a tokenizer and a trained head also
+      "wer_ctc" or "wer_transducer" in percent.  None after a signal.
     """
     terms = [term for _, term in student.terms]
     head = decoding_head(terms) if tokenizer is not None else None
     tracker = MetricsTracker()
     skipped = SkippedCuts([term.name for term in terms], world, "error")
     student.eval()
-    for batch in loader:
-        with explaining_memory(batch, max_duration):
+    batches = iter(loader)
+    while True:
+        batch = next(batches, None)
+        ended, asked = world.sum([float(batch is None), float(stop.asked)])
+        if asked:
+            return None
+        if ended == world.size:
+            break
+        if batch is None:
+            continue
+        with explain_out_of_memory(batch, max_duration):
             batch = move_to_device(batch, world.device)
             with autocast():
                 encoded = student.encode(batch)
                 loss, frames, outputs = student.loss(encoded, batch, FINAL_STEP)
             tracker.add("loss", loss * frames, frames)
             if head is not None:
-                errors, words = word_errors(encoded, batch, head, tokenizer)
+                errors, words = count_word_errors(encoded, batch, head, tokenizer)
                 tracker.add(f"wer_{head}", 100.0 * errors, words)
-        add_outputs(tracker, outputs, len(batch["feature_lens"]))
+        tracker.add_terms(outputs, len(batch["feature_lens"]))
         skipped.add(batch, outputs)
     student.train()
-    means = tracker.reduced().means()
+    means = tracker.means(world)
     unused = skipped.unused()
     for term, reasons in unused.items():
         if world.is_main:
             logging.warning("dev: term '%s' used no cut, by reason: %s", term, reasons)
     if len(unused) == len(terms):
-        means.pop("loss", None)  # a sum of nothing
+        means.pop("loss", None)  # no term contributed
     return means
 
 
 def decoding_head(terms: Sequence[Term]) -> Optional[str]:
-    """Return the head that dev is decoded by: CTC if trained, else the transducer."""
+    """Return the head that decodes dev: CTC if trained, else the transducer."""
     trained = {part for term in terms for part in term.trains}
     heads = [head for head in ("ctc", "transducer") if trained.issuperset(HEADS[head])]
     return heads[0] if heads else None
 
 
-def word_errors(
+def count_word_errors(
     student: StudentOutput, batch: Batch, head: str, tokenizer: Tokenizer
 ) -> tuple[int, int]:
-    """Return errors and reference words of a batch by greedy search.
-
-    Cuts without a transcript are left out.
-    """
+    """Return (word errors, reference words) of the labelled cuts by greedy search."""
     options = DecodeOptions(GREEDY_METHODS[head], unk_id=tokenizer.unk_id)
     found = decode(student.model, student.encoder_out.float(), student.lens, options)
     counts = count_errors(

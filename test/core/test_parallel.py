@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from icefall_kd.core.processes import leave_stopping_to_parent, parallel_map
+from icefall_kd.core.processes import leave_signals_to_parent, parallel_map
 
 
 def test_ctrl_c_ends_the_processes_without_a_word_of_theirs(capfd, tmp_path):
@@ -38,7 +38,7 @@ def test_a_loader_worker_ends_at_the_second_sigterm_alone():
     ready = context.Event()
 
     def work():
-        leave_stopping_to_parent()
+        leave_signals_to_parent()
         ready.set()
         while True:
             time.sleep(0.05)

@@ -27,7 +27,7 @@ from icefall_kd.fields.reader import open_shar, shar_shards
 from icefall_kd.pseudo.pseudo_label import pseudo_label
 from icefall_kd.recognition.recognise import reference_words
 from icefall_kd.training.config import DataConfig, TrainConfig
-from icefall_kd.training.setup import prepare
+from icefall_kd.training.setup import build_setup
 
 pristine_shar = real_shar.pristine_shar  # fixture
 
@@ -112,7 +112,7 @@ def folders(prompts, tmp_path_factory):
 
 
 def train_on(folder, asterisk):
-    return prepare(
+    return build_setup(
         TrainConfig(
             exp_dir=str(folder.parent / "exp"),
             model=dataclasses.replace(MODEL, vocab_size=0),

@@ -7,11 +7,10 @@ import pytest
 import torch
 from dummies import full_disk
 
-from icefall_kd.core.config import ModelConfig, to_dict
+from icefall_kd.core.config import ModelConfig, config_differences, to_dict
 from icefall_kd.training.checkpoint import (
-    config_differences,
-    newest_checkpoint,
-    numbered,
+    list_checkpoints,
+    load_newest_checkpoint,
 )
 from icefall_kd.training.run import train
 from icefall_kd.transducer.checkpoint import (
@@ -42,17 +41,17 @@ def plain_types(value, where="checkpoint"):
 def test_a_training_checkpoint_holds_only_tensors_and_plain_types(config):
     config = dataclasses.replace(config, num_epochs=1)
     train(config)
-    plain_types(newest_checkpoint(config.exp_dir))
+    plain_types(load_newest_checkpoint(config.exp_dir))
 
 
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(config, caplog):
     train(config)
-    path = numbered(config.exp_dir, "epoch")[0][1]
+    path = list_checkpoints(config.exp_dir, "epoch")[0][1]
     path.write_bytes(path.read_bytes()[:1000])
-    assert newest_checkpoint(config.exp_dir)["state"]["epoch"] == 1
+    assert load_newest_checkpoint(config.exp_dir)["state"]["epoch"] == 1
     assert "epoch-2.pt: damaged" in caplog.text
     train(config)  # and training goes on from there
-    assert newest_checkpoint(config.exp_dir)["state"]["epoch"] == 2
+    assert load_newest_checkpoint(config.exp_dir)["state"]["epoch"] == 2
 
 
 def test_flipped_bits_are_found(tmp_path, caplog):
@@ -80,7 +79,7 @@ def test_flipped_bits_are_found(tmp_path, caplog):
             assert read["state"] == right["state"], place
         except ValueError:
             found += 1
-            assert newest_checkpoint(tmp_path)["state"]["step"] == 10
+            assert load_newest_checkpoint(tmp_path)["state"]["step"] == 10
             assert "epoch-2.pt: damaged" in caplog.text
     assert found > 0.9 * len(whole) / 61
 
@@ -114,9 +113,9 @@ def test_a_run_that_met_a_full_disk_goes_on_when_there_is_room(config):
     with full_disk(100_000), pytest.raises(OSError, match=told):
         train(config)
     assert not list(exp_dir.glob(".*.partial.*"))
-    assert newest_checkpoint(exp_dir)["state"]["epoch"] == 1
+    assert load_newest_checkpoint(exp_dir)["state"]["epoch"] == 1
     train(config)
-    assert newest_checkpoint(exp_dir)["state"]["epoch"] == 2
+    assert load_newest_checkpoint(exp_dir)["state"]["epoch"] == 2
 
 
 def test_an_old_damaged_epoch_does_not_end_the_run(config, caplog):
@@ -125,15 +124,15 @@ def test_an_old_damaged_epoch_does_not_end_the_run(config, caplog):
     path = Path(config.exp_dir) / "epoch-1.pt"
     path.write_bytes(path.read_bytes()[:1000])
     train(dataclasses.replace(config, num_epochs=3))
-    assert newest_checkpoint(config.exp_dir)["state"]["epoch"] == 3
+    assert load_newest_checkpoint(config.exp_dir)["state"]["epoch"] == 3
     assert "epoch-1.pt: damaged" in caplog.text
 
 
 def test_only_damaged_checkpoints_are_an_error(tmp_path):
-    assert newest_checkpoint(tmp_path) is None
+    assert load_newest_checkpoint(tmp_path) is None
     (tmp_path / "epoch-1.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match=r"no whole checkpoint among \['epoch-1.pt'\]"):
-        newest_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match=r"damaged: \['epoch-1.pt'\]"):
+        load_newest_checkpoint(tmp_path)
 
 
 def test_files_that_are_no_checkpoints_are_refused(tmp_path):

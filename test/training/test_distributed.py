@@ -17,7 +17,7 @@ import torch
 
 from icefall_kd.core.distributed import World, check_device, init_world, pick_device
 from icefall_kd.teachers import build_teachers
-from icefall_kd.training.checkpoint import newest_checkpoint
+from icefall_kd.training.checkpoint import load_newest_checkpoint
 from icefall_kd.transducer.checkpoint import load_checkpoint
 
 
@@ -105,7 +105,7 @@ def test_ranks_stop_at_one_step_when_one_is_asked_and_end_when_one_is_killed(
         assert [job.end(rank) for rank in range(2)] == [143, 143], job.log(0)
         said = [re.search(r"stopped on request.*", job.log(r))[0] for r in range(2)]
     assert said[0] == said[1]
-    step = newest_checkpoint(config.exp_dir)["state"]["step"]
+    step = load_newest_checkpoint(config.exp_dir)["state"]["step"]
     assert f"after update {step}," in said[0]
 
     with ranks.Job(ranks.run_command, (path,), tmp_path) as job:
@@ -115,8 +115,8 @@ def test_ranks_stop_at_one_step_when_one_is_asked_and_end_when_one_is_killed(
         assert job.end(0) == 1
         assert time.monotonic() - began < 60
         assert f"step {step}\n" in job.log(0)
-        assert re.search(r"train: rank 1 gives no sign of life.*again", job.log(0))
-    assert newest_checkpoint(config.exp_dir)["state"]["step"] > step
+        assert re.search(r"train: rank 1 sends no heartbeat.*again", job.log(0))
+    assert load_newest_checkpoint(config.exp_dir)["state"]["step"] > step
 
 
 def test_alone_is_a_world_of_one(monkeypatch):

@@ -13,10 +13,10 @@ from icefall_kd.core.config import FieldEncoderConfig, ModelConfig
 from icefall_kd.core.frames import align_frames
 from icefall_kd.dataset.loader import BatchDataset
 from icefall_kd.fields.reader import load_field
-from icefall_kd.training.averaging import write_average
+from icefall_kd.training.checkpoint import write_average
 from icefall_kd.training.config import parse_config
 from icefall_kd.training.run import train
-from icefall_kd.training.setup import prepare
+from icefall_kd.training.setup import build_setup
 from icefall_kd.transducer.checkpoint import load_model
 from icefall_kd.transducer.field_encoder import hide_stretches
 from icefall_kd.transducer.model import build_model
@@ -38,7 +38,7 @@ def field_config(only):
 def test_its_frames_have_the_student_s_times_and_the_teachers_values(
     field_config, config
 ):
-    setup, student = prepare(field_config), prepare(config)
+    setup, student = build_setup(field_config), prepare(config)
     assert setup.config.model.field_encoder.dims == (6, 3)
     cuts = list(setup.train_stream)[:4]
     batch = BatchDataset(fields=setup.fields)[CutSet.from_cuts(cuts)]
@@ -54,7 +54,7 @@ def test_its_frames_have_the_student_s_times_and_the_teachers_values(
 
 
 def test_the_fields_are_normalised_by_their_statistics(field_config):
-    setup = prepare(field_config)
+    setup = build_setup(field_config)
     encoder = setup.student.model.encoder
     assert encoder.mean.shape == (9,) and encoder.std.min() > 0
     frames = [load_field(c, "wise", setup.fields["wise"]) for c in setup.train_stream]
@@ -104,7 +104,7 @@ def test_it_trains_resumes_and_is_decoded_from_fields(field_config, data_dir, tm
 def test_cuts_without_its_fields_may_not_be_skipped(field_config):
     data = dataclasses.replace(field_config.data, missing="skip")
     with pytest.raises(ValueError, match="data.missing is skip.*field_encoder"):
-        prepare(dataclasses.replace(field_config, data=data))
+        build_setup(dataclasses.replace(field_config, data=data))
 
 
 def test_it_trains_in_bfloat16(field_config):
@@ -115,11 +115,11 @@ def test_a_field_that_is_not_there_is_named(field_config):
     encoder = dataclasses.replace(FIELD_ENCODER, fields=("nobody",))
     model = dataclasses.replace(field_config.model, field_encoder=encoder)
     with pytest.raises(FileNotFoundError, match="'nobody' does not exist"):
-        prepare(dataclasses.replace(field_config, model=model))
+        build_setup(dataclasses.replace(field_config, model=model))
     encoder = dataclasses.replace(FIELD_ENCODER, fields=())
     model = dataclasses.replace(field_config.model, field_encoder=encoder)
     with pytest.raises(ValueError, match="model.field_encoder.fields is empty"):
-        prepare(dataclasses.replace(field_config, model=model))
+        build_setup(dataclasses.replace(field_config, model=model))
 
 
 def test_options_under_their_former_name_are_read(tmp_path):

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from icefall_kd.core.config import to_dict
-from icefall_kd.training.checkpoint import newest_checkpoint
+from icefall_kd.training.checkpoint import load_newest_checkpoint
 from icefall_kd.transducer.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -80,15 +80,15 @@ def test_a_run_ended_by_signals_equals_the_uninterrupted_one(long, tmp_path):
         status, log = end_at(start(broken), broken, last + 3, number)
         assert status == expected and "Traceback" not in log, log[-3000:]
         last = metrics(broken)[-1]["step"]
-        assert f"stopped on request after update {last}, checkpoint-{last}.pt" in log
-        assert newest_checkpoint(broken.exp_dir)["state"]["step"] == last
+        assert f"after update {last}, wrote checkpoint-{last}.pt" in log
+        assert load_newest_checkpoint(broken.exp_dir)["state"]["step"] == last
 
     status, log = end_at(start(broken), broken, last + 7, signal.SIGKILL)
     assert status == -signal.SIGKILL
-    assert re.search(rf"going on from epoch \d step {last}\n", log), log[-3000:]
+    assert re.search(rf"resuming from epoch \d step {last}\n", log), log[-3000:]
 
     _, log = (rest := start(broken)).communicate(timeout=240)
-    assert rest.returncode == 0 and "going on from" in log, log[-3000:]
+    assert rest.returncode == 0 and "resuming from" in log, log[-3000:]
     assert metrics(broken) == metrics(long)
     name = f"epoch-{long.num_epochs}.pt"
     there, here = (load_checkpoint(Path(c.exp_dir) / name) for c in (long, broken))

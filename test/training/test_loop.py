@@ -16,7 +16,7 @@ from icefall_kd.data.gate import filter_cuts
 from icefall_kd.data.shar import write_shar
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.training import loop
-from icefall_kd.training.averaging import average, write_average
+from icefall_kd.training.checkpoint import average_epochs, write_average
 from icefall_kd.training.optim import clip_gradients
 from icefall_kd.training.run import train
 from icefall_kd.transducer.checkpoint import load_checkpoint, load_model
@@ -256,7 +256,7 @@ def test_average_is_the_mean_of_the_samples_between_two_epochs(config, monkeypat
     monkeypatch.setattr(loop.RunningMean, "sample", sample)
     train(config)
     first = load_checkpoint(Path(config.exp_dir) / "epoch-1.pt")["avg_samples"]
-    mean = average(config.exp_dir, 3, 2)
+    mean = average_epochs(config.exp_dir, 3, 2)
     for name, value in mean.items():
         if value.is_floating_point():
             slow = torch.stack([s[name] for s in seen[first:]]).mean(0)
@@ -269,7 +269,7 @@ def test_old_epochs_keep_the_model_alone(config):
     exp_dir = Path(config.exp_dir)
     assert "optimizer" in load_checkpoint(exp_dir / "epoch-3.pt")
     assert "optimizer" not in load_checkpoint(exp_dir / "epoch-1.pt")
-    assert average(exp_dir, 3, 2).keys() == final(config)["model"].keys()
+    assert average_epochs(exp_dir, 3, 2).keys() == final(config)["model"].keys()
 
 
 def test_the_averaged_file_is_all_that_decoding_needs(config, tmp_path):
@@ -282,6 +282,5 @@ def test_the_averaged_file_is_all_that_decoding_needs(config, tmp_path):
     assert not model.training and info["epoch"] == 1
     assert load_checkpoint(path)["model_config"] == to_dict(config.model)
     assert not any("head" in k or "proj.0" in k for k in load_checkpoint(path))
-    there = r"avg must be 1 to 1, got 2: there is 1 epoch up to .*epoch-1.pt; give"
-    with pytest.raises(ValueError, match=there):
+    with pytest.raises(ValueError, match=r"--avg 2: .* 1 to 1.*epoch-1.pt"):
         write_average(config.exp_dir, 1, 2, path)

@@ -14,13 +14,13 @@ from icefall_kd.core.distributed import World
 from icefall_kd.data.shar import write_shar
 from icefall_kd.fields.extract import extract
 from icefall_kd.training.memory import (
-    OutOfMemory,
-    costliest_batches,
-    explaining_memory,
+    OutOfMemoryError,
+    explain_out_of_memory,
+    largest_batches,
     probe_memory,
 )
 from icefall_kd.training.run import train
-from icefall_kd.training.setup import make_train_loader, prepare
+from icefall_kd.training.setup import build_setup, make_train_loader
 from icefall_kd.transducer.checkpoint import load_checkpoint
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def with_data(config, **changes):
 def batches_of(setup, needs_text=True):
     loader = make_train_loader(setup, World(0, 1, CPU))
     duration = setup.config.data.max_duration
-    return list(costliest_batches(setup.train_stream, loader, duration, needs_text))
+    return list(largest_batches(setup.train_stream, loader, duration, needs_text))
 
 
 def test_the_probe_changes_nothing_in_the_training(config, tmp_path, caplog):
@@ -58,7 +58,7 @@ def test_the_probe_changes_nothing_in_the_training(config, tmp_path, caplog):
 
 
 def test_the_probe_reaches_heads_and_vocabulary_with_the_longest_cuts(config):
-    setup = prepare(with_data(config, max_duration=6.5))
+    setup = build_setup(with_data(config, max_duration=6.5))
     (batch,) = batches_of(setup)
     assert [c.id for c in batch["cuts"]] == [f"train-noise-{i}" for i in (11, 10, 9)]
     reached = set()
@@ -96,7 +96,7 @@ def test_the_longest_cuts_with_text_are_probed_too(only, energy_teachers, tmp_pa
         (("b",), True, [["b-noise-0"]]),
     ):
         batches = batches_of(
-            prepare(with_data(config, train=train_sets, **data)), needs_text
+            build_setup(with_data(config, train=train_sets, **data)), needs_text
         )
         assert [[cut.id for cut in batch["cuts"]] for batch in batches] == ids
 
@@ -120,16 +120,16 @@ def test_a_batch_that_does_not_fit_is_named_before_the_first_update(only, tmp_pa
     config = only("ctc", memory_probe=True)
     config = with_data(config, shar_dir=str(tmp_path / "shar"), dev=None)
     told = (
-        r"batch of 240.0 s.*1 cuts of.*longest noise-1; lower data.max_duration \(5\)"
+        r"batch of 240.0 s.*1 cuts of.*longest noise-1. Lower data.max_duration \(5\)"
     )
-    with little_memory(500 * 2**20), pytest.raises(OutOfMemory, match=told) as e:
+    with little_memory(500 * 2**20), pytest.raises(OutOfMemoryError, match=told) as e:
         train(config)
-    assert "leave this cut out" in str(e.value)
+    assert "remove this cut" in str(e.value)
     assert not (Path(config.exp_dir) / "metrics.jsonl").exists()
 
 
 def test_other_errors_are_left_as_they_are():
     batch = {"feature_lens": torch.tensor([5])}
     with pytest.raises(RuntimeError, match="^shapes differ$"):
-        with explaining_memory(batch, 1.0):
+        with explain_out_of_memory(batch, 1.0):
             raise RuntimeError("shapes differ")

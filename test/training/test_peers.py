@@ -12,7 +12,7 @@ import torch
 from icefall_kd.core.distributed import World
 from icefall_kd.training.interruptions import (
     PeerLostError,
-    Peers,
+    PeerWatch,
     TrainingInterruptedError,
 )
 
@@ -29,8 +29,8 @@ def test_a_process_beside_a_lost_one_ends_and_names_it(tmp_path, lost, number):
         began = time.monotonic()
         assert job.end(1 - lost, 30) == 1
         assert time.monotonic() - began < 15
-        who = "the job's store, rank 0 or torchrun," if lost == 0 else "rank 1"
-        assert re.search(f"{who} gives no sign of life", job.log(1 - lost))
+        who = "the process with the job's store, rank 0 or torchrun," if lost == 0 else "rank 1"
+        assert re.search(f"{who} sends no heartbeat", job.log(1 - lost))
         assert "start the job again" in job.log(1 - lost)
 
 
@@ -51,7 +51,7 @@ def test_a_job_frozen_for_longer_than_its_patience_goes_on(tmp_path):
         assert job.log(0) + job.log(1) == "adding\n" * 2
         os.kill(pids[1], signal.SIGSTOP)
         assert job.end(0, 30) == 1
-        assert "rank 1 gives no sign of life" in job.log(0)
+        assert "rank 1 sends no heartbeat" in job.log(0)
 
 
 def test_the_error_of_one_process_is_told_by_the_others(tmp_path):
@@ -70,18 +70,18 @@ def test_the_error_of_one_process_is_told_by_the_others(tmp_path):
 def test_without_a_store_a_broken_connection_is_still_explained(monkeypatch, caplog):
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(
-        PeerLostError, match="another process of the job is gone; start"
+        PeerLostError, match="another process of the job is lost; start"
     ):
-        with Peers(World(0, 2, torch.device("cpu"))):
+        with PeerWatch(World(0, 2, torch.device("cpu"))):
             raise RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")
-    assert "no store to watch the other processes by" in caplog.text
+    assert "no store" in caplog.text
     with pytest.raises(RuntimeError, match="^shapes differ$"):
-        with Peers(World(0, 2, torch.device("cpu"))):
+        with PeerWatch(World(0, 2, torch.device("cpu"))):
             raise RuntimeError("shapes differ")
 
 
 def test_alone_there_is_nobody_to_watch():
     for error in (ValueError("x"), RuntimeError("gloo"), TrainingInterruptedError()):
         with pytest.raises(type(error)):
-            with Peers(World(0, 1, torch.device("cpu"))):
+            with PeerWatch(World(0, 1, torch.device("cpu"))):
                 raise error

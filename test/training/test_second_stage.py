@@ -15,9 +15,9 @@ from icefall_kd.distill.lfmmi import LfmmiConfig
 from icefall_kd.distill.terms import TermsConfig
 from icefall_kd.fields.extract import extract
 from icefall_kd.teachers import build_teacher
-from icefall_kd.training.averaging import write_average
+from icefall_kd.training.checkpoint import write_average
 from icefall_kd.training.run import train
-from icefall_kd.training.setup import make_dev_loader, prepare
+from icefall_kd.training.setup import build_setup, make_dev_loader
 from icefall_kd.transducer.checkpoint import load_checkpoint
 from icefall_kd.transducer.denominator import build_denominator, save_denominator
 
@@ -54,7 +54,7 @@ def second(only, config, data_dir, tmp_path):
 @torch.no_grad()
 def dev_loss(config):
     """The hidden term before the first update, in full context, per frame."""
-    setup = prepare(config)
+    setup = build_setup(config)
     student = setup.student.eval()
     student.model.encoder.set_chunk(-1, -1)
     total, frames = 0.0, 0
@@ -89,4 +89,4 @@ def test_audio_without_text_teaches_the_heads_that_have_a_teacher(second):
     alone = dataclasses.replace(terms.inter_ctc, teacher=None)
     config = dataclasses.replace(config, terms=TermsConfig(inter_ctc=alone))
     with pytest.raises(ValueError, match="transcript, which every term needs"):
-        prepare(config)
+        build_setup(config)

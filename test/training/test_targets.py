@@ -23,7 +23,7 @@ from icefall_kd.fields.manage import remove
 from icefall_kd.fields.reader import open_shar
 from icefall_kd.training import loop
 from icefall_kd.training.run import train
-from icefall_kd.training.setup import prepare
+from icefall_kd.training.setup import build_setup
 from icefall_kd.transducer.checkpoint import load_checkpoint
 
 tiny_dir, tiny = real_teachers.tiny_dir, real_teachers.tiny  # fixtures
@@ -119,14 +119,14 @@ def test_a_set_without_the_field_trains_beside_one_that_has_it(faulty, caplog):
     assert "embedding.wise_l1" not in dev and dev["embedding.old_l1"] > 0
     info_path(shar / "train", "wise").unlink()
     with pytest.raises(FileNotFoundError, match="pool: field 'wise' is unfinished"):
-        prepare(config)
+        build_setup(config)
 
 
 def test_a_wrong_layer_is_never_skipped(faulty):
     config, _ = faulty
     config = with_data(config, missing="skip", expect={"wise": {"layer": 3}})
     with pytest.raises(ValueError, match="layer is None, wanted 3"):
-        prepare(config)
+        build_setup(config)
 
 
 def test_an_unknown_choice_is_refused_with_those_that_exist(faulty):
@@ -238,9 +238,9 @@ def test_without_a_stored_field_statistics_come_from_a_sample(
     for name in ("train", "dev"):
         remove(tmp_path / "shar" / name, FIELD)
         assert not fields_dir(tmp_path / "shar" / name).exists()
-    alone = prepare(with_data(live, shar_dir=str(tmp_path / "shar")))
+    alone = build_setup(with_data(live, shar_dir=str(tmp_path / "shar")))
     assert re.search(rf"statistics of '{FIELD}' are those of \d+ frames", caplog.text)
-    stored = prepare(cached)
+    stored = build_setup(cached)
     heads = [s.student.heads["embedding"][FIELD] for s in (alone, stored)]
     for name in ("mean", "std"):  # the sample is as large as the set
         a, b = (getattr(head, name) for head in heads)

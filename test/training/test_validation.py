@@ -21,7 +21,8 @@ from icefall_kd.distill.transducer import (
     TransducerConfig,
     TransducerTerm,
 )
-from icefall_kd.training.averaging import write_average
+from icefall_kd.training.checkpoint import write_average
+from icefall_kd.training.interruptions import StopRequest
 from icefall_kd.training.run import train
 from icefall_kd.training.student import DistilledStudent
 from icefall_kd.training.validation import decoding_head, validate
@@ -59,6 +60,7 @@ def test_the_word_error_rate_is_that_of_the_greedy_search(
             DistilledStudent(student, [term], nn.ModuleDict()),
             [batch],
             World(0, 1, torch.device("cpu")),
+            StopRequest(),
             tokenizer=tokenizer,
             autocast=lambda: torch.autocast("cpu", enabled=False),
             max_duration=100.0,

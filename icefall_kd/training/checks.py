@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-from icefall_kd.core.config import to_dict
+from icefall_kd.core.config import config_differences, to_dict
 from icefall_kd.core.files import read_text
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.distill.term import Term
-from icefall_kd.training.checkpoint import config_differences
 from icefall_kd.training.config import TrainConfig
 from icefall_kd.transducer.checkpoint import unpack_bytes
 from icefall_kd.transducer.icefall import infer_icefall_config

@@ -1,4 +1,4 @@
-"""Cuts that are not trained on: skipped, counted, named."""
+"""Batches and cuts that training skips, and conditions that stop a run."""
 
 import json
 import logging
@@ -13,12 +13,14 @@ from torch import Tensor
 from icefall_kd.core.distributed import World
 from icefall_kd.core.frames import Batch
 from icefall_kd.distill.term import NO_TARGET, NO_TEXT, TOO_LONG, TOO_SHORT, TermOutput
-from icefall_kd.training.state import TrainState
+from icefall_kd.training.checkpoint import TrainState
 
-NAMED = 10  # suspects in a message
-EARLY = 1000  # cuts after which a term that used none ends the run within the epoch
+MAX_SUSPECTS = 10  # cut ids in a message
+MAX_EXAMPLES = 5  # cut ids for each reason
+EARLY_CUTS = 1000  # cuts after which a term that used none stops the run mid-epoch
+MIN_LOSS_SCALE = 1e-5  # of fp16; below it no gradient is finite
 
-# Why a cut is skipped, beside the reasons of the terms.
+# Reasons in addition to those of the terms.
 UNLABELLED = "unlabelled"  # no supervision, as in an unlabelled set
 NOT_FINITE = "not_finite"
 OVERFLOW = "overflow"
@@ -29,35 +31,34 @@ REMEDIES = {
     NO_TARGET: "extract the fields of the term with bin.extract",
     TOO_SHORT: "lower the delay of the term",
     UNLABELLED: "add a set with transcripts, or leave the term out",
-    NOT_FINITE: "bad_batches.*.jsonl in exp_dir has their batches",
+    NOT_FINITE: "see bad_batches.*.jsonl in exp_dir for their batches",
     OVERFLOW: "train with amp: bf16 or none",
 }
-LEAST_SCALE = 1e-5  # of a loss in half precision: below, no gradient is finite
 
 
 class TrainingStoppedError(RuntimeError):
-    """A run cannot go on; the message has the remedy."""
+    """A run cannot continue; the message has the remedy."""
 
 
 class BadBatches:
-    """Notes every skipped batch in ``bad_batches.<rank>.jsonl``."""
+    """Writes each batch with a non-finite loss to ``bad_batches.<rank>.jsonl``."""
 
     def __init__(self, exp_dir: Path, world: World) -> None:
         self.path = exp_dir / f"bad_batches.{world.rank}.jsonl"
         self.world = world
-        self._suspects: list[str] = []  # of the batches skipped in a row
+        self._suspects: list[str] = []  # ids in the current row of bad batches
 
-    def note(
+    def add(
         self,
         state: TrainState,
         batch: Batch,
         loss: float,
         grad_norm: float,
-        outputs: dict[str, TermOutput],
+        outputs: Mapping[str, TermOutput],
     ) -> None:
-        """Count a skipped batch and write whose it was.
+        """Count a skipped batch and write its cuts.
 
-        Suspects are the utterances whose own loss a term found not to be finite.
+        Suspects are the cuts whose own loss in a term is not finite.
         """
         state.bad_in_row += 1
         state.bad_total += 1
@@ -66,7 +67,7 @@ class BadBatches:
         if state.bad_in_row == 1:
             self._suspects.clear()
         self._suspects += suspects
-        note = {
+        line = {
             "step": state.step,
             "epoch": state.epoch,
             "batch": state.batch,
@@ -77,39 +78,40 @@ class BadBatches:
             "cuts": ids,
         }
         with open(self.path, "a", encoding="utf-8") as f:
-            f.write(json.dumps(note) + "\n")
+            f.write(json.dumps(line) + "\n")
         logging.warning(
-            "batch skipped, loss %s, gradient norm %s; suspects: %s; all its cuts: %s",
+            "skipped a batch with loss %s and gradient norm %s; suspects: %s; all its "
+            "cuts: %s",
             loss,
             grad_norm,
             suspects or "unknown",
             self.path,
         )
 
-    def give_up(self, state: TrainState, base_lr: float) -> NoReturn:
-        """Stop a run that does not recover; every process must call it.
+    def stop_run(self, state: TrainState, base_lr: float) -> NoReturn:
+        """Stop a run with too many bad batches in a row; every process must call it.
 
-        Its weights are still those before the bad batches, and finite.
+        The weights are those before the bad batches, and finite.
 
         Raises:
-          TrainingStoppedError: always, with the suspects and the remedy.
+          TrainingStoppedError: always.
         """
-        every = {s for suspects in self.world.gather(self._suspects) for s in suspects}
-        named = ", ".join(sorted(every)[:NAMED]) or "none by their own loss"
+        ids = {s for suspects in self.world.gather(self._suspects) for s in suspects}
+        named = ", ".join(sorted(ids)[:MAX_SUSPECTS]) or "no cut has a non-finite loss"
         raise TrainingStoppedError(
-            f"{state.bad_in_row} batches in a row had a loss or gradient that is not "
-            f"finite; suspects ({len(every)}): {named}; all their cuts are in "
-            f"{self.path.parent}/bad_batches.*.jsonl. Remove those cuts, or lower "
-            f"optim.base_lr ({base_lr}); then start again: training goes on from the "
-            "last checkpoint"
+            f"{state.bad_in_row} batches in a row had a non-finite loss or gradient; "
+            f"{len(ids)} suspects: {named}; all cuts: "
+            f"{self.path.parent}/bad_batches.*.jsonl. Remove these cuts, or lower "
+            f"optim.base_lr ({base_lr}), and start again: training resumes from the "
+            "last checkpoint."
         )
 
 
 class SkippedCuts:
-    """Counts the cuts of an epoch that a term did not train on, by reason."""
+    """Counts the cuts of an epoch that each term skips, by reason."""
 
     def __init__(self, terms: Sequence[str], world: World, missing: str) -> None:
-        """Begin with nothing counted.
+        """Start with empty counts.
 
         Args:
           terms: names of the terms.
@@ -118,7 +120,7 @@ class SkippedCuts:
         self.terms, self.world = tuple(terms), world
         self._counts: Counter[str] = Counter()  # of this process
         self._examples: dict[str, list[str]] = {}
-        # What a configuration asks for, or half precision brings, is no fault.
+        # The configuration asks for these skips, or half precision causes them.
         self._allowed = {UNLABELLED, OVERFLOW}
         if missing == "skip":
             self._allowed.add(NO_TARGET)
@@ -137,42 +139,42 @@ class SkippedCuts:
             skipped = {reason: range(len(cuts))} if reason else outputs[term].skipped
             for why, rows in skipped.items():
                 for cut in (cuts[i] for i in rows):
-                    bare = why == NO_TEXT and not cut.supervisions
-                    key = f"{term}.{UNLABELLED if bare else why}"
+                    is_unlabelled = why == NO_TEXT and not cut.supervisions
+                    key = f"{term}.{UNLABELLED if is_unlabelled else why}"
                     self._counts[key] += 1
                     examples = self._examples.setdefault(key, [])
-                    if len(examples) < NAMED // 2:
+                    if len(examples) < MAX_EXAMPLES:
                         examples.append(cut.id)
 
-    def state(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, int]:
         """Return the counts of all processes; every process must call it."""
         return dict(sum(self.world.gather(self._counts), Counter()))
 
-    def load(self, state: Mapping[str, int]) -> None:
-        """Go on from :meth:`state`."""
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Restore the result of :meth:`state_dict`."""
         self._counts = Counter(state if self.world.is_main else {})
 
     def end_epoch(self, epoch: int, batches: int) -> dict[str, float]:
-        """Return the epoch's cuts and the shares that were skipped; begin the next.
+        """Return the shares of skipped cuts in the epoch, and reset the counts.
 
         Every process must call it.
 
         Args:
           epoch: counted from 1.
-          batches: of the epoch; some may have been counted by an older version, whose
-            checkpoint the run went on from.
+          batches: of the epoch.  A checkpoint of an older version has batches, but no
+            counts.
         Returns:
-          "cuts" -> their number, "<term>.skipped.<reason>" -> share of them.
+          "cuts" -> number of cuts, "<term>.skipped.<reason>" -> share of them.
         Raises:
-          TrainingStoppedError: as :meth:`check`, or if there was no cut.
+          TrainingStoppedError: see :meth:`check`; or if the epoch had no batch.
         """
-        counts = self.state()
+        counts = self.state_dict()
         cuts = counts.pop("cuts", 0)
         if not batches:
             raise TrainingStoppedError(
                 f"epoch {epoch} had no batch: data.train has fewer cuts than the "
-                f"{self.world.size} processes of this run; use more cuts or fewer "
-                "processes"
+                f"{self.world.size} processes of this run. Use more cuts or fewer "
+                "processes."
             )
         self.check(epoch)
         self._counts.clear()
@@ -184,22 +186,21 @@ class SkippedCuts:
         return shares
 
     def check(self, epoch: int, complete: bool = True) -> None:
-        """Refuse an epoch that taught a term nothing; every process must call it.
+        """Stop a run in which a term uses no cut, or skips over half of its cuts.
 
-        That is one of which the term used no cut, or skipped over half of those that
-        it should have used: all but cuts without a supervision and, with
-        ``data.missing: skip``, without a target.
+        Cuts without a supervision and, with ``data.missing: skip``, cuts without a
+        target do not count in that half.  Every process must call it.
 
         Args:
           epoch: counted from 1.
-          complete: whether the epoch has ended.  Within it, a term must have used none
-            of at least 1000 cuts.
+          complete: True at the end of the epoch.  Before it, only a term that used
+            none of at least 1000 cuts stops the run.
         Raises:
           TrainingStoppedError: with counts, examples and remedies.
         """
-        counts = self.state()
+        counts = self.state_dict()
         cuts = counts.get("cuts", 0)
-        if not complete and cuts < EARLY:
+        if not complete and cuts < EARLY_CUTS:
             return
         for term in self.terms:
             skipped = _reasons(counts, term)
@@ -210,11 +211,11 @@ class SkippedCuts:
                 raise TrainingStoppedError(self._describe(epoch, term, skipped, cuts))
 
     def unused(self) -> dict[str, dict[str, int]]:
-        """Return reason -> count of each term that used no cut.
+        """Return {term: {reason: count}} of the terms that used no cut.
 
         Every process must call it.
         """
-        counts = self.state()
+        counts = self.state_dict()
         reasons = {term: _reasons(counts, term) for term in self.terms}
         cuts = counts.get("cuts", 0)
         return {t: why for t, why in reasons.items() if sum(why.values()) == cuts > 0}
@@ -222,16 +223,16 @@ class SkippedCuts:
     def _describe(
         self, epoch: int, term: str, skipped: Mapping[str, int], cuts: int
     ) -> str:
-        """Return the message about a term; every process must call it."""
+        """Return the error message about a term; every process must call it."""
         examples = self.world.gather(self._examples)
         parts = []
         for why, count in sorted(skipped.items(), key=lambda item: -item[1]):
-            named = [i for e in examples for i in e.get(f"{term}.{why}", ())]
-            some = f", for example {', '.join(named[: NAMED // 2])}" if named else ""
+            ids = [i for e in examples for i in e.get(f"{term}.{why}", ())]
+            some = f", for example {', '.join(ids[:MAX_EXAMPLES])}" if ids else ""
             parts.append(f"{why}: {count}{some} ({REMEDIES[why]})")
         return (
             f"epoch {epoch}: term '{term}' skipped {sum(skipped.values())} of {cuts} "
-            f"cuts, so no checkpoint of this epoch is written; " + "; ".join(parts)
+            f"cuts, so this epoch gets no checkpoint; " + "; ".join(parts)
         )
 
 
@@ -244,30 +245,28 @@ def _reasons(counts: Mapping[str, int], term: str) -> dict[str, int]:
     }
 
 
-def check_scale(scale: float, base_lr: float) -> None:
-    """Refuse to go on where half precision overflows at any scale of the loss.
+def check_loss_scale(scale: float, base_lr: float) -> None:
+    """Stop a run whose fp16 gradients overflow at every loss scale.
 
     Raises:
-      TrainingStoppedError: with the remedy.
+      TrainingStoppedError: if ``scale`` is below 1e-5.
     """
-    if scale < LEAST_SCALE:
+    if scale < MIN_LOSS_SCALE:
         raise TrainingStoppedError(
-            f"the gradients overflow in half precision however small the loss is made "
-            f"(scaled by {scale:.3g}); the checkpoint before is whole. Lower "
+            f"amp: fp16 gradients overflow even at loss scale {scale:.3g}. Lower "
             f"optim.base_lr ({base_lr}), or train with amp: bf16 or none, and start "
-            "again: training goes on from there"
+            "again: training resumes from the last checkpoint."
         )
 
 
 def check_finite(weights: Iterable[Tensor], step: int, base_lr: float) -> None:
-    """Refuse weights that are not finite, before a checkpoint is made of them.
+    """Stop a run before it saves weights that are not finite.
 
     Raises:
-      TrainingStoppedError: with the remedy.
+      TrainingStoppedError: if any weight is not finite.
     """
     if not all(torch.isfinite(w).all() for w in weights):
         raise TrainingStoppedError(
-            f"the weights are not finite after update {step}; the checkpoint before is "
-            f"whole. Lower optim.base_lr ({base_lr}) and start again: training goes on "
-            "from there"
+            f"the weights are not finite after update {step}. Lower optim.base_lr "
+            f"({base_lr}) and start again: training resumes from the last checkpoint."
         )

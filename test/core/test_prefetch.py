@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from icefall_kd.core.processes import ahead
+from icefall_kd.core.processes import prefetch
 
 
 def threads():
-    return [t for t in threading.enumerate() if t.name == "ahead"]
+    return [t for t in threading.enumerate() if t.name == "prefetch"]
 
 
 def test_items_come_in_order_and_before_they_are_asked_for():
@@ -24,7 +24,7 @@ def test_items_come_in_order_and_before_they_are_asked_for():
             made.append(n)
             yield n
 
-    items = ahead(make(), size=2)
+    items = prefetch(make(), size=2)
     assert next(items) == 0
     deadline = time.monotonic() + 10
     while len(made) < 4 and time.monotonic() < deadline:
@@ -38,14 +38,14 @@ def test_an_error_is_raised_in_its_turn():
         yield 1
         raise ValueError("cut 'a' is damaged")
 
-    items = ahead(make())
+    items = prefetch(make())
     assert next(items) == 1
     with pytest.raises(ValueError, match="cut 'a' is damaged"):
         next(items)
 
 
 def test_the_thread_ends_when_nobody_takes_its_items_any_more():
-    items = ahead(iter(range(10**9)))
+    items = prefetch(iter(range(10**9)))
     assert next(items) == 0 and threads()
     items.close()
     deadline = time.monotonic() + 10
@@ -58,11 +58,11 @@ def test_a_command_that_ends_early_is_not_aborted():
     """Python 3.10 ends a daemon thread within C++, and that aborts the process."""
     code = """
 import torch
-from icefall_kd.core.processes import ahead
+from icefall_kd.core.processes import prefetch
 def make():
     while True:
         yield sum(torch.randn(300, 300).mm(torch.randn(300, 300)) for _ in range(9))
-items = ahead(make())
+items = prefetch(make())
 next(items)
 raise SystemExit(130)
 """
@@ -78,4 +78,4 @@ raise SystemExit(130)
 
 
 def test_nothing_gives_nothing():
-    assert list(ahead([])) == []
+    assert list(prefetch([])) == []
