@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Optional
 
+from icefall_kd.core.config import config_differences
 from icefall_kd.core.files import as_path, read_json, read_yaml
 from icefall_kd.recognition.options import training_info
-from icefall_kd.core.config import config_differences
 from icefall_kd.training.metrics import METRICS, read_metrics
 
 # Of a run's files, what changes nothing in its result.

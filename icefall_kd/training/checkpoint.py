@@ -28,7 +28,7 @@ from icefall_kd.transducer.checkpoint import (
     save_pretrained,
     unpack_bytes,
 )
-from icefall_kd.zipformer.scaling import Whiten
+from icefall_kd.zipformer.regularisers import Whiten
 
 RESUME_KEYS = (
     "optimizer",

@@ -38,7 +38,7 @@ def field_config(only):
 def test_its_frames_have_the_student_s_times_and_the_teachers_values(
     field_config, config
 ):
-    setup, student = build_setup(field_config), prepare(config)
+    setup, student = build_setup(field_config), build_setup(config)
     assert setup.config.model.field_encoder.dims == (6, 3)
     cuts = list(setup.train_stream)[:4]
     batch = BatchDataset(fields=setup.fields)[CutSet.from_cuts(cuts)]

@@ -29,7 +29,7 @@ def test_a_process_beside_a_lost_one_ends_and_names_it(tmp_path, lost, number):
         began = time.monotonic()
         assert job.end(1 - lost, 30) == 1
         assert time.monotonic() - began < 15
-        who = "the process with the job's store, rank 0 or torchrun," if lost == 0 else "rank 1"
+        who = "rank 0 or torchrun," if lost == 0 else "rank 1"
         assert re.search(f"{who} sends no heartbeat", job.log(1 - lost))
         assert "start the job again" in job.log(1 - lost)
 

@@ -347,7 +347,7 @@ def test_what_a_file_of_icefall_has_is_loaded_and_the_rest_named(of_icefall, cap
     assert_refused(wrong, "pretrained.pt is of another shape: model.joiner_dim: 16 -> ")
     del weights["joiner.output_linear.bias"]
     save_checkpoint(path, {"model": weights})
-    assert_refused(config, r"differs in 1 tensors: joiner.output_linear.bias: none there")
+    assert_refused(config, "in 1 tensors: joiner.output_linear.bias: none there")
     save_checkpoint(path, {"model": {"layer.weight": torch.zeros(2)}})
     assert_refused(config, "init_model .*pretrained.pt: the weights are not those of a")
 
