@@ -53,7 +53,7 @@ def main() -> None:
         if args.output:
             require_packages("k2")
         tokenizer = Tokenizer(args.bpe_model)
-        tokens = [tokenizer.encode(text) for text in texts_of(args.shar_dir)]
+        tokens = [tokenizer.encode(text) for text in read_texts(args.shar_dir)]
         if args.bigram:
             table = make_bigram_table(tokens, tokenizer.vocab_size)
             save_bigram(table, tokenizer.sha256, args.bigram)
@@ -69,7 +69,7 @@ def main() -> None:
             )
 
 
-def texts_of(shar_dirs: Sequence[str]) -> list[str]:
+def read_texts(shar_dirs: Sequence[str]) -> list[str]:
     """Return the different transcripts of Shar folders, sorted."""
     texts = set()
     for shar_dir in shar_dirs:

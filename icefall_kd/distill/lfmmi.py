@@ -28,7 +28,7 @@ from icefall_kd.distill.term import (
     nothing,
     skipped_targets,
 )
-from icefall_kd.transducer.denominator import load_denominator, total_scores
+from icefall_kd.transducer.denominator import compute_total_scores, load_denominator
 
 _TINY = 1e-8  # probability of a token that the teacher did not keep, at least
 
@@ -87,10 +87,10 @@ def sequence_divergence(
     student = student.float().masked_fill(mask, 0.0)
     with torch.enable_grad():
         goal = teacher.float().masked_fill(mask, 0.0).detach().requires_grad_()
-        of_teacher = total_scores(goal, lens, graph, output_beam)
+        of_teacher = compute_total_scores(goal, lens, graph, output_beam)
         (occupancy,) = torch.autograd.grad(of_teacher.sum(), goal)
     goal = goal.detach()
-    of_student = total_scores(student, lens, graph, output_beam)
+    of_student = compute_total_scores(student, lens, graph, output_beam)
     inner = (occupancy.double() * (student - goal).double()).sum(dim=(1, 2))
     return of_student - of_teacher.detach() - inner
 

@@ -40,7 +40,7 @@ class VocabularyTeacher:
       beam:      hypotheses of the search for paths without transcript.
       lm:        bigram of tokens, a file of ``bin.make_denominator --bigram``, that has
                  a say in the distributions on paths, see
-        :func:`icefall_kd.transducer.denominator.fuse`; the paths are without it.
+        :func:`icefall_kd.transducer.denominator.fuse_bigram`; the paths are without it.
       lm_scale:  of the bigram.
       device:    "cpu" or "cuda".
       num_threads: CPU threads of the members; None for this process's share.

@@ -36,7 +36,7 @@ from icefall_kd.data.features import WINDOW, compute_fbank
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.decoding import DecodeOptions, decode
 from icefall_kd.teachers.protocol import TeacherOutput
-from icefall_kd.transducer.denominator import fuse
+from icefall_kd.transducer.denominator import fuse_bigram
 from icefall_kd.transducer.field_encoder import Encoded, ModelEnsemble
 from icefall_kd.transducer.path import best_path, previous_tokens
 from icefall_kd.zipformer.encoder import Zipformer2
@@ -143,7 +143,7 @@ class BestPaths:
       beam:      hypotheses of the search.
       lm:        (V, V) log-probabilities of a bigram that is fused into the
                  distributions, not into the search; see
-                 :func:`icefall_kd.transducer.denominator.fuse`.
+                 :func:`icefall_kd.transducer.denominator.fuse_bigram`.
       lm_scale:  of the bigram.
     """
 
@@ -185,7 +185,7 @@ class BestPaths:
         emitted = self._emitted(encoded, lens, texts)
         log_probs = self.models.score_path(encoded, emitted)
         if self.lm is not None:
-            log_probs = fuse(
+            log_probs = fuse_bigram(
                 log_probs, previous_tokens(emitted), self.lm, self.lm_scale
             )
         x = pack_path(emitted, pack_topk(log_probs, self.topk))

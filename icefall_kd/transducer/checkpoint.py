@@ -1,4 +1,4 @@
-"""The heads of a student, and which of its parts the searches over each read."""
+"""Checkpoints of the student, and the heads that a checkpoint has and has trained."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from icefall_kd.core.config import ModelConfig, from_dict, rename_options, to_dict
-from icefall_kd.core.files import explain_failed_write, write_atomically
+from icefall_kd.core.files import Pathlike, explain_failed_write, write_atomically
 from icefall_kd.core.weights import load_weights_only
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.transducer.icefall import build_icefall_model
 from icefall_kd.transducer.model import AsrModel, build_model
 
+# Head -> parts of the model that a search over it needs.
 HEADS = {"transducer": ("decoder", "joiner"), "ctc": ("ctc_output",)}
 ENCODER = ("encoder_embed", "encoder")
-# What the terms of a run trained, for checkpoints written without "trained_parts".
+# Parts that each term trains, for checkpoints without "trained_parts".
 TRAINED_BY_TERM = {
     "transducer": ("decoder", "joiner", "simple_am_proj", "simple_lm_proj"),
     "ctc": ("ctc_output",),
@@ -40,14 +41,14 @@ def check_parts(model: nn.Module, head: str) -> None:
 def check_head(
     model: nn.Module, head: str, info: Mapping[str, Any], where: str
 ) -> None:
-    """See that a student's head is there and was trained.
+    """Check that a student has a head and that some run trained it.
 
     Args:
-      info: as a checkpoint holds it; where it has the ``config`` of the run, a head
-        that neither that run trained nor the student that it began from is refused.
-      where: for the message, whose head it is.
+      info: of a checkpoint.  Without the ``config`` of a run, every head counts as
+        trained.
+      where: name of the checkpoint for the error message.
     Raises:
-      ValueError: if it is not.
+      ValueError: if the head is missing or untrained.
     """
     try:
         check_parts(model, head)
@@ -56,17 +57,17 @@ def check_head(
     untrained = set(HEADS[head]) & untrained_parts(info)
     if untrained:
         raise ValueError(
-            f"{where}: no term of its training reached its {head} head "
-            f"({', '.join(sorted(untrained))}), which is as random as it began; train "
-            f"with terms.{head}.weight above 0, or use another head"
+            f"{where}: no term of its training trained the {head} head "
+            f"({', '.join(sorted(untrained))}); train with terms.{head}.weight above "
+            "0, or use another head"
         )
 
 
 def untrained_parts(info: Mapping[str, Any]) -> set:
-    """Return the parts of heads that are as random as they began; none if unknown.
+    """Return the parts of heads with initial random weights; empty if unknown.
 
     Args:
-      info: as a checkpoint holds it.
+      info: of a checkpoint.
     """
     config = info.get("config") or {}
     if "terms" not in config:
@@ -78,10 +79,10 @@ def untrained_parts(info: Mapping[str, Any]) -> set:
 
 
 def trained_parts(info: Mapping[str, Any]) -> set:
-    """Return the parts of a student, without the encoder, that its run trained.
+    """Return the parts that the run of a checkpoint trained, without the encoder.
 
     Args:
-      info: of a checkpoint; one without "trained_parts" lists its terms in "config".
+      info: of a checkpoint, with "trained_parts" or the terms in "config".
     """
     if "trained_parts" in info:
         return set(info["trained_parts"])
@@ -95,37 +96,34 @@ def trained_parts(info: Mapping[str, Any]) -> set:
 
 
 def count_parameters(model: nn.Module, head: str = "transducer") -> int:
-    """Return the parameters that decoding by ``head`` uses, all others left out."""
+    """Return the number of parameters that decoding with ``head`` uses."""
     parts = [getattr(model, name) for name in (*ENCODER, *HEADS[head])]
     return sum(p.numel() for part in parts for p in part.parameters())
 
 
-Pathlike = Union[str, Path]
-
-
 def save_checkpoint(path: Pathlike, checkpoint: Mapping[str, Any]) -> None:
-    """Write a checkpoint whole or not at all.
+    """Write a checkpoint atomically.
 
     Raises:
-      OSError: if it cannot be written; the file of that name is what it was.
+      OSError: if it cannot be written; an existing file of that name is unchanged.
     """
-    remedy = "make room; what was written before is whole, and training goes on there"
-    with explain_failed_write(path, remedy), write_atomically(path) as aside:
-        with open(aside, "wb") as f:
-            file = _PatientFile(f)
+    remedy = "free disk space; earlier checkpoints are complete, and training resumes"
+    with explain_failed_write(path, remedy), write_atomically(path) as temporary:
+        with open(temporary, "wb") as f:
+            file = _DeferringFile(f)
             torch.save(dict(checkpoint), file)
             file.raise_error()
 
 
-class _PatientFile:
-    """Keeps an error in writing for later: torch would end the process at once."""
+class _DeferringFile:
+    """Defer write errors: torch would abort the process."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._error: Optional[OSError] = None
 
     def write(self, data: bytes) -> int:
-        """Write, unless writing failed before."""
+        """Write ``data``, unless an earlier write failed."""
         if self._error is None:
             try:
                 self._file.write(data)
@@ -134,10 +132,10 @@ class _PatientFile:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing: the file is closed soon."""
+        """Do nothing: the file is closed soon."""
 
     def raise_error(self) -> None:
-        """Raise the first error, if there was one."""
+        """Raise the first write error."""
         if self._error is not None:
             raise self._error
 
@@ -146,15 +144,15 @@ def load_checkpoint(path: Pathlike) -> dict[str, Any]:
     """Read a checkpoint to the CPU.
 
     Raises:
-      FileNotFoundError: if there is none.
-      ValueError: if the file is damaged or is not a checkpoint of this project.
+      FileNotFoundError: if there is no such file.
+      ValueError: if the file is damaged or not a checkpoint.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
         checkpoint = load_weights_only(path)
-    except Exception as e:  # torch raises whatever the broken bytes lead to
+    except Exception as e:  # the type depends on the damage
         raise ValueError(
             f"{path}: damaged or not a checkpoint ({type(e).__name__}: {e}); delete it"
         ) from e
@@ -170,12 +168,12 @@ def load_checkpoint(path: Pathlike) -> dict[str, Any]:
 
 
 def pack_bytes(data: Optional[bytes]) -> Optional[Tensor]:
-    """Return bytes as a uint8 tensor, which every torch loads safely."""
+    """Return bytes as a uint8 tensor; ``weights_only`` of every torch loads it."""
     return None if data is None else torch.tensor(list(data), dtype=torch.uint8)
 
 
 def unpack_bytes(data: Optional[Tensor]) -> Optional[bytes]:
-    """Undo :func:`pack_bytes`."""
+    """Return the bytes of :func:`pack_bytes`."""
     return None if data is None else bytes(data.tolist())
 
 
@@ -186,7 +184,13 @@ def save_pretrained(
     bpe_model: Optional[bytes],
     info: Mapping[str, Any],
 ) -> None:
-    """Write what decoding and export read: the student without any head."""
+    """Write a student for decoding and export, without regression heads.
+
+    Args:
+      model: state dict.
+      bpe_model: content of the BPE model; None if the run used no text.
+      info: of the run, see :func:`read_info`.
+    """
     plain = (
         to_dict(model_config) if isinstance(model_config, ModelConfig) else model_config
     )
@@ -208,28 +212,28 @@ def load_model(
     heads: Optional[Mapping[str, Any]] = None,
     needed: Sequence[str] = ("decoder", "joiner"),
 ) -> tuple[AsrModel, Optional[Tokenizer], dict[str, Any]]:
-    """Read a student for decoding or export; nothing but the file is needed.
+    """Load a student for decoding or export; the file contains everything needed.
 
     Args:
-      path: written by ``icefall_kd.bin.average``, or a training checkpoint; or one of
-        icefall, whose shape is read from the weights.
-      heads: of a model of icefall, see :mod:`icefall_kd.transducer.icefall`.
-      needed: parts of the model that a file of icefall must have beside the encoder;
-        any other that it lacks is None.
+      path: from ``icefall_kd.bin.average``, a training checkpoint, or a checkpoint of
+        icefall.
+      heads: head options of an icefall model, see
+        :mod:`icefall_kd.transducer.icefall`.
+      needed: parts that an icefall checkpoint must have besides the encoder; other
+        missing parts are None.
     Returns:
-      (model in evaluation mode, its tokenizer or None where it saw no text, info).
-      ``ctc_output`` of the model is None where the file holds a transducer alone; the
-      info of a training checkpoint is its ``config``, ``epoch`` and ``step``.
+      (model in evaluation mode, tokenizer, info).  ``ctc_output`` is None if the file
+      has no CTC head.  The tokenizer is None if the run used no text.
     Raises:
-      FileNotFoundError, ValueError: as :func:`load_checkpoint`, or if the weights
-        are not those of the configuration beside them.
+      FileNotFoundError, ValueError: as :func:`load_checkpoint`, or if the weights do
+        not fit the configuration.
     """
     checkpoint = load_checkpoint(path)
     weights = checkpoint["model"]
     if "model_config" in checkpoint:
         if heads:
             raise ValueError(
-                f"{path} carries its configuration; leave out {sorted(heads)}"
+                f"{path} contains its configuration; leave out {sorted(heads)}"
             )
         model = build_model(from_dict(ModelConfig, checkpoint["model_config"]))
         if not any(name.startswith("ctc_output.") for name in weights):
@@ -246,7 +250,11 @@ def load_model(
 
 
 def read_info(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a checkpoint, averaged or of training, holds on its run."""
+    """Return the information on the run in an averaged or a training checkpoint.
+
+    A training checkpoint gives its ``config``, ``epoch``, ``step`` and the trained and
+    untrained parts.
+    """
     if "info" in checkpoint or "config" not in checkpoint:
         return dict(checkpoint.get("info", {}))
     state = checkpoint.get("state", {})
@@ -262,7 +270,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], where: str) -
     """Load ``weights`` strictly.
 
     Raises:
-      ValueError: if names or shapes differ; torch's own list of them is the message.
+      ValueError: if names or shapes differ; the message contains torch's list.
     """
     try:
         module.load_state_dict(dict(weights))

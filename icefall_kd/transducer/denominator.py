@@ -1,10 +1,9 @@
-"""A bigram of tokens: how probable one is after another, counted in texts.
+"""Bigrams of tokens, and LF-MMI denominator graphs made from them.
 
-The graph of all token sequences, weighted by a bigram, and sums over its paths.
+A denominator graph is the CTC topology composed with a bigram of tokens.
 
-A denominator graph as LF-MMI has it: the CTC topology composed with a bigram of tokens.
 Source: Povey et al., Purely sequence-trained neural networks for ASR based on
-lattice-free MMI, 2016, Interspeech; the bigram in the place of phones as in k2's
+lattice-free MMI, 2016, Interspeech; the bigram of tokens instead of phones as in k2's
 recipes.
 """
 
@@ -20,34 +19,35 @@ from icefall_kd import BLANK_ID
 from icefall_kd.core.files import Pathlike, write_atomically
 from icefall_kd.core.weights import load_dict
 
-END = -1  # in the place of a token: the end of an utterance
+END = -1  # end of an utterance, as a token of the bigram
 Bigram = dict[tuple[int, int], float]
 
 
 def estimate_bigram(
     sequences: Iterable[Sequence[int]], vocab_size: int
 ) -> tuple[Bigram, dict[int, float], dict[int, float]]:
-    """Return a bigram of tokens, smoothed by what follows anywhere.
+    """Return a bigram of tokens with Witten-Bell smoothing.
 
-    Witten and Bell's estimate: after a, which was followed n times by t different
-    tokens, a seen b has (count(a, b) + t p(b)) / (n + t), an unseen one t / (n + t)
-    p(b); p(b) itself is the share of b with one added to every count.
+    p(b | a) = (count(a, b) + t p(b)) / (n + t) with n the count of a and t the number
+    of different tokens after a.  p(b) is the unigram with add-one smoothing.
 
     Args:
       sequences:  token ids of each text, without blanks.
       vocab_size: V, the blank included.
     Returns:
-      log-probability of each seen pair (a, b), with 0 for the start and -1 for the end;
-      of each b alone; and the log-weight with which a falls back on these.
+      log p(b | a) of each seen pair, with a = 0 the start and b = -1 the end; log p(b);
+      and the log-weight of the back-off after a.
     Raises:
       ValueError: if there is no text.
     """
     pairs: Counter = Counter()
     for tokens in sequences:
-        walk = [BLANK_ID, *tokens, END]
-        pairs.update(zip(walk, walk[1:]))
+        padded = [BLANK_ID, *tokens, END]
+        pairs.update(zip(padded, padded[1:]))
     if not pairs:
-        raise ValueError("no text to estimate a bigram of tokens from")
+        raise ValueError(
+            "no text to estimate a bigram of tokens from; give a labelled Shar folder"
+        )
     ends: Counter = Counter()
     followers: dict[int, list[int]] = {}
     for (a, b), count in pairs.items():
@@ -71,10 +71,10 @@ def estimate_bigram(
 
 
 def make_bigram_table(sequences: Iterable[Sequence[int]], vocab_size: int) -> Tensor:
-    """Return log p(b | a) of all tokens, (V, V) float32, a in rows.
+    """Return log p(b | a) of all pairs of tokens, (V, V) float32, a in rows.
 
-    Row 0 is of the start; column 0, the blank's, is 0: it is no token.  What is missing
-    in a row to a sum of 1 is the probability of the end.
+    Row 0 is the start.  Column 0 is 0, because the blank is no token.  The rest of a
+    row's probability is that of the end.
 
     Args:
       sequences:  token ids of each text, without blanks.
@@ -95,19 +95,19 @@ def make_bigram_table(sequences: Iterable[Sequence[int]], vocab_size: int) -> Te
 
 
 def save_bigram(table: Tensor, vocab_sha256: str, path: Pathlike) -> None:
-    """Write a table and the BPE model's hash that its tokens are of, or nothing."""
-    with write_atomically(path) as aside:
-        torch.save({"log_probs": table, "vocab_sha256": vocab_sha256}, aside)
+    """Write a table of :func:`make_bigram_table` and the SHA-256 of its BPE model."""
+    with write_atomically(path) as temporary:
+        torch.save({"log_probs": table, "vocab_sha256": vocab_sha256}, temporary)
 
 
 def load_bigram(path: Pathlike, vocab_sha256: str) -> Tensor:
     """Return the table of a file.
 
     Args:
-      vocab_sha256: of the BPE model whose tokens it must be of.
+      vocab_sha256: SHA-256 of the expected BPE model.
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if it holds something else, or is over other tokens.
+      ValueError: if it holds something else, or has another BPE model.
     """
     saved = load_dict(
         path,
@@ -117,25 +117,27 @@ def load_bigram(path: Pathlike, vocab_sha256: str) -> Tensor:
     )
     if saved["vocab_sha256"] != vocab_sha256:
         raise ValueError(
-            f"{path} is over the tokens of the BPE model {saved['vocab_sha256'][:12]}, "
-            f"not of {vocab_sha256[:12]} (SHA-256); make it again with the latter"
+            f"{path}: a bigram of the BPE model {saved['vocab_sha256'][:12]}, not of "
+            f"{vocab_sha256[:12]} (SHA-256); make it again with the latter"
         )
     return saved["log_probs"]
 
 
-def fuse(log_probs: Tensor, before: Tensor, table: Tensor, scale: float) -> Tensor:
-    """Return distributions with a language model's opinion of the next token.
+def fuse_bigram(
+    log_probs: Tensor, before: Tensor, table: Tensor, scale: float
+) -> Tensor:
+    """Return distributions after shallow fusion with a bigram.
 
-    p(k) goes with p(k) p_lm(k | before)^scale over the tokens.  The blank keeps its
-    probability, since a language knows what comes next and not when; the tokens share
-    the rest of it.
-    Source: shallow fusion into the targets of one-best path distillation, 2021,
-    arXiv:2110.03334; that the blank keeps its probability is ours.
+    Token probabilities become proportional to p(k) p_lm(k | before)^scale.  The blank
+    keeps its probability, because a language model predicts tokens and no times.
+
+    Source: shallow fusion for one-best path distillation, 2021, arXiv:2110.03334; the
+    constant blank is ours.
 
     Args:
       log_probs: (..., V) float, normalised.
-      before:    (...) int64, the token before; 0 at the start.
-      table:     (V, V) float, of :func:`make_bigram_table`.
+      before:    (...) int64, the previous token; 0 at the start.
+      table:     (V, V) float, from :func:`make_bigram_table`.
       scale:     of the language model; 0 changes nothing.
     Returns:
       (..., V) float32, normalised.
@@ -152,14 +154,14 @@ def build_denominator(
 ):
     """Return the denominator graph of a corpus, a ``k2.Fsa``.
 
-    Every pair has an arc of its own, seen or not, so that a sequence has one path: a
-    graph that falls back through epsilons would count the seen ones twice.
+    Every pair has one arc, seen or not, so that a sequence has one path.  Back-off
+    through epsilons would count the seen pairs twice.
 
     Args:
       sequences:  token ids of each text of the corpus.
       vocab_size: V, the blank included.
-      modified:   whether equal neighbours may go without a blank between them, which
-                  makes the graph smaller.
+      modified:   whether equal neighbours need no blank between them; the graph is
+                  smaller.
     """
     import k2
 
@@ -175,7 +177,7 @@ def build_denominator(
     bigram = k2.add_epsilon_self_loops(
         k2.arc_sort(k2.Fsa.from_str("\n".join(lines), acceptor=True))
     )
-    # Its labels are the tokens, its auxiliary labels what a frame says.
+    # Labels are tokens, auxiliary labels are the symbols of frames.
     topology = k2.invert(k2.ctc_topo(vocab_size - 1, modified=modified))
     graph = k2.intersect(k2.arc_sort(topology), k2.arc_sort(bigram), False)
     graph = k2.invert(k2.connect(graph))
@@ -184,13 +186,13 @@ def build_denominator(
 
 
 def save_denominator(graph, vocab_size: int, path: Pathlike) -> None:
-    """Write a denominator graph, whole or not at all."""
-    with write_atomically(path) as aside:
-        torch.save({"vocab_size": vocab_size, "graph": graph.as_dict()}, aside)
+    """Write a denominator graph."""
+    with write_atomically(path) as temporary:
+        torch.save({"vocab_size": vocab_size, "graph": graph.as_dict()}, temporary)
 
 
 def load_denominator(path: Pathlike) -> tuple[Any, int]:
-    """Return the graph, a ``k2.Fsa``, and the vocabulary's size.
+    """Return the graph, a ``k2.Fsa``, and the vocabulary size.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -207,7 +209,7 @@ def load_denominator(path: Pathlike) -> tuple[Any, int]:
     return k2.Fsa.from_dict(saved["graph"]), saved["vocab_size"]
 
 
-def total_scores(
+def compute_total_scores(
     log_probs: Tensor, lens: Tensor, graph, output_beam: float = 10.0
 ) -> Tensor:
     """Return the log-sum over all paths of the graph, (N,) float64, with gradient.
@@ -215,8 +217,8 @@ def total_scores(
     Args:
       log_probs: (N, T, V) float32.
       lens:      (N,) int64, valid frames.
-      graph:     of :func:`build_denominator`.
-      output_beam: paths worse than the best by more are left out.
+      graph:     from :func:`build_denominator`.
+      output_beam: pruning of paths, in nats below the best.
     """
     import k2
 

@@ -1,13 +1,11 @@
-"""The shape of a model that icefall trained, read from its weights.
+"""Build a model from a checkpoint of icefall, whose shape is read from the weights.
 
-What icefall's ``export.py`` writes (``pretrained.pt``, ``{"model": state_dict}``) says
-nothing of the model's configuration.  The names and shapes of the tensors determine all
-of it but one number a stack: they hold products of the number of heads with the
-dimensions of a head.  So these dimensions are given, or told by a training checkpoint
-(``epoch-N.pt``), or icefall's defaults, and what they imply must be what the tensors
-have.
-
-What serves training alone (dropout, masks of features, chunk sizes) is not recovered.
+``pretrained.pt`` of icefall's ``export.py`` holds ``{"model": state_dict}`` and no
+configuration.  The shapes of the tensors determine every size except the dimensions of
+a head: tensors hold products of these with the number of heads.  The head dimensions
+come from the caller, a training checkpoint (``epoch-N.pt``) or icefall's defaults, and
+are checked against the tensors.  Options that matter only in training (dropout, feature
+masks, chunk sizes) are not recovered.
 """
 
 import logging
@@ -20,11 +18,12 @@ from torch import Tensor
 from icefall_kd import NUM_MEL_BINS
 from icefall_kd.core.config import ModelConfig, ZipformerConfig, to_dict
 from icefall_kd.transducer.model import AsrModel, build_model
+from icefall_kd.zipformer.encoder import expand_per_stack
 
 PerStack = Union[int, str, Sequence[int]]
+Weights = Mapping[str, Any]  # tensors or arrays by name
 
-# Of a head, icefall's defaults.
-HEAD_DIMS = {"query_head_dim": 32, "pos_head_dim": 4, "value_head_dim": 12}
+HEAD_DIMS = {"query_head_dim": 32, "pos_head_dim": 4, "value_head_dim": 12}  # defaults
 HEAD_OPTIONS = (*HEAD_DIMS, "num_heads")
 PARTS = (
     "encoder_embed",
@@ -46,48 +45,48 @@ def build_icefall_model(
     heads: Mapping[str, PerStack],
     needed: Sequence[str] = (),
 ) -> tuple[AsrModel, dict[str, Tensor]]:
-    """Return a fresh model of the shape of icefall's weights, and the weights.
+    """Return a new model with the shape of icefall's weights, and the weights.
 
-    A part of the model of which there is no tensor (the CTC head, or all that a
-    transducer has beside the encoder) is None; parts that our model does not know
-    (an attention decoder) are left out of the weights.
+    A part of the model without tensors (the CTC head, or the transducer) is None.
+    Tensors of parts that AsrModel does not have (an attention decoder) are dropped.
 
     Args:
-      checkpoint: holds the state dict as "model"; ``epoch-N.pt`` also the options.
-      heads: any of :data:`HEAD_OPTIONS`, before the file's own; one number, one a
-        stack, or icefall's "4,4,8".
-      needed: parts that must be there.
+      checkpoint: the state dict as "model"; ``epoch-N.pt`` also holds the options.
+      heads: any of :data:`HEAD_OPTIONS`, preferred to the file's options; one number,
+        one for each stack, or icefall's form "4,4,8".
+      needed: parts that must have tensors.
     Raises:
-      ValueError: if it is no Zipformer, lacks a part, or its heads are others.
+      ValueError: if it is no Zipformer, lacks a part, or the heads do not fit.
     """
     weights = checkpoint["model"]
-    told = {k: checkpoint[k] for k in HEAD_OPTIONS if k in checkpoint}
-    model = build_model(infer_model_config(weights, {**told, **heads}))
+    stored = {k: checkpoint[k] for k in HEAD_OPTIONS if k in checkpoint}
+    model = build_model(infer_model_config(weights, {**stored, **heads}))
     present = {name.split(".")[0] for name in weights}
     for part in PARTS:
         if part not in present:
             setattr(model, part, None)
     absent = [part for part in needed if part not in present]
     if absent:
-        raise ValueError(f"the model of icefall has no {' and no '.join(absent)}")
+        raise ValueError(
+            f"the icefall model has no {' and no '.join(absent)}; use a checkpoint "
+            "that has, or another head"
+        )
     unknown = sorted(present - set(PARTS))
     if unknown:
-        logging.info("left out of icefall's weights, of no use here: %s", unknown)
+        logging.info("dropped the weights of unknown parts of icefall: %s", unknown)
     return model, {k: v for k, v in weights.items() if k.split(".")[0] in PARTS}
 
 
-def infer_model_config(
-    weights: Mapping[str, Any], heads: Mapping[str, PerStack]
-) -> ModelConfig:
-    """Return the shape of the model that ``weights`` are of.
+def infer_model_config(weights: Weights, heads: Mapping[str, PerStack]) -> ModelConfig:
+    """Return the model configuration of ``weights``.
 
     Raises:
-      ValueError: if they are no Zipformer's, or the dimensions of the heads do not fit.
+      ValueError: if it is no Zipformer, or the heads do not fit.
     """
     unknown = sorted(set(heads) - set(HEAD_OPTIONS))
     if unknown:
-        raise ValueError(f"{unknown} tells nothing of heads; what does: {HEAD_OPTIONS}")
-    return ModelConfig(encoder=_encoder_config(weights, heads), **_sizes(weights))
+        raise ValueError(f"unknown head options {unknown}; use {HEAD_OPTIONS}")
+    return ModelConfig(encoder=_infer_encoder(weights, heads), **_infer_sizes(weights))
 
 
 def infer_icefall_config(
@@ -97,21 +96,21 @@ def infer_icefall_config(
 
     Args:
       checkpoint: as of :func:`build_icefall_model`.
-      encoder: fields of ``ZipformerConfig``; of these the dimensions of the heads,
-        where the file has none.
+      encoder: fields of ``ZipformerConfig`` with the head options, for a file that has
+        none.
     Raises:
-      ValueError: as :func:`infer_model_config`.
+      ValueError: if it is no Zipformer, or the heads do not fit.
     """
     weights = checkpoint["model"]
     heads = {k: checkpoint.get(k, encoder[k]) for k in HEAD_OPTIONS if k in encoder}
-    found = to_dict(_encoder_config(weights, heads))
-    unknown = ("encoder_unmasked_dim", "feature_dim")
-    found = {k: v for k, v in found.items() if k not in unknown}
-    return {"encoder": found, **_sizes(weights)}
+    found = to_dict(_infer_encoder(weights, heads))
+    for name in ("encoder_unmasked_dim", "feature_dim"):
+        del found[name]
+    return {"encoder": found, **_infer_sizes(weights)}
 
 
-def _sizes(weights: Mapping[str, Any]) -> dict[str, int]:
-    """Return the sizes of the parts beside the encoder that are there."""
+def _infer_sizes(weights: Weights) -> dict[str, int]:
+    """Return the sizes of predictor, joiner and vocabulary, if present."""
     sizes: dict[str, int] = {}
     if "decoder.embedding.weight" in weights:
         vocab_size, decoder_dim = _shape(weights, "decoder.embedding.weight")
@@ -125,8 +124,8 @@ def _sizes(weights: Mapping[str, Any]) -> dict[str, int]:
     return sizes
 
 
-def frontend_fields(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the front end's fields of ``ZipformerConfig`` from its weights."""
+def infer_frontend(weights: Weights) -> dict[str, Any]:
+    """Return the front end's fields of ``ZipformerConfig``."""
     *channels, hidden = (
         _shape(weights, f"encoder_embed.{layer}.weight")[0]
         for layer in ("conv.0", "conv.4", "conv.7", "convnext.pointwise_conv1")
@@ -137,11 +136,9 @@ def frontend_fields(weights: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _encoder_config(
-    weights: Mapping[str, Any], heads: Mapping[str, PerStack]
-) -> ZipformerConfig:
-    num_layers = _num_layers(weights)
-    stacks = [_stack_fields(weights, i) for i in range(len(num_layers))]
+def _infer_encoder(weights: Weights, heads: Mapping[str, PerStack]) -> ZipformerConfig:
+    num_layers = _count_layers(weights)
+    stacks = [_read_stack(weights, i) for i in range(len(num_layers))]
     fields: dict[str, Any] = {
         name: tuple(stack[name] for stack in stacks)
         for name in (
@@ -151,33 +148,33 @@ def _encoder_config(
             "cnn_module_kernel",
         )
     }
-    fields["causal"] = any(stack["causal"] for stack in stacks)
-    fields["pos_dim"] = stacks[0]["pos_dim"]
     return ZipformerConfig(
         feature_dim=NUM_MEL_BINS,
         num_encoder_layers=tuple(num_layers),
         encoder_unmasked_dim=fields["encoder_dim"],
         output_downsampling_factor=_shape(weights, "encoder.downsample_output.bias")[0],
-        **frontend_fields(weights),
-        **_head_fields(stacks, heads),
+        causal=any(stack["causal"] for stack in stacks),
+        pos_dim=stacks[0]["pos_dim"],
+        **infer_frontend(weights),
+        **_check_heads(stacks, heads),
         **fields,
     )
 
 
-def _num_layers(weights: Mapping[str, Any]) -> list[int]:
+def _count_layers(weights: Weights) -> list[int]:
     """Return the number of layers of each stack."""
     found = {m.groups() for m in map(_LAYER.match, weights) if m is not None}
     stacks = sorted({int(stack) for stack, _ in found})
     if not stacks or stacks != list(range(len(stacks))):
         raise ValueError(
-            "the weights are not those of a Zipformer of icefall: they have stacks "
-            f"{stacks} by the names encoder.encoders.<stack>"
+            "not the weights of a Zipformer of icefall: the names "
+            f"encoder.encoders.<stack> have stacks {stacks}"
         )
     return [sum(int(stack) == i for stack, _ in found) for i in stacks]
 
 
-def _stack_fields(weights: Mapping[str, Any], i: int) -> dict[str, Any]:
-    """Return what the first layer of a stack tells of it."""
+def _read_stack(weights: Weights, i: int) -> dict[str, Any]:
+    """Return the sizes of a stack, from its first layer."""
     stack = f"encoder.encoders.{i}."
     factor = 1
     layer = f"{stack}layers.0."
@@ -203,26 +200,26 @@ def _stack_fields(weights: Mapping[str, Any], i: int) -> dict[str, Any]:
     }
 
 
-def _head_fields(
+def _check_heads(
     stacks: Sequence[Mapping[str, Any]], heads: Mapping[str, PerStack]
 ) -> dict[str, tuple[int, ...]]:
-    """Return the dimensions of the heads, as given or by default, and their number.
+    """Return the dimensions and the number of heads of each stack.
 
     Raises:
-      ValueError: if the tensors have other shapes; the message names them, and what
-        would fit them.
+      ValueError: if they do not fit the tensors.
     """
-    given = {n: _per_stack(n, v, len(stacks)) for n, v in heads.items()}
+    given = {n: _parse_per_stack(n, v, len(stacks)) for n, v in heads.items()}
     dims = {
         name: given.get(name, (default,) * len(stacks))
         for name, default in HEAD_DIMS.items()
     }
-    numbers = []
+    num_heads = []
     for i, stack in enumerate(stacks):
         query, pos, value = (dims[name][i] for name in HEAD_DIMS)
         rows = stack["rows"]
-        number = given["num_heads"][i] if "num_heads" in given else None
-        if number is None:
+        if "num_heads" in given:
+            number = given["num_heads"][i]
+        else:
             number = max(1, rows[_LINEAR_POS] // pos)
         expected = {
             _IN_PROJ: number * (2 * query + pos),
@@ -230,54 +227,43 @@ def _head_fields(
             _VALUES: number * value,
         }
         if expected != rows:
-            raise ValueError(_misfit(i, stack, expected, (number, query, pos, value)))
-        numbers.append(number)
-    return {**dims, "num_heads": tuple(numbers)}
+            wrong = [
+                f"{stack['layer']}{name} has {rows[name]} rows, not {expected[name]}"
+                for name in rows
+                if rows[name] != expected[name]
+            ]
+            raise ValueError(
+                f"stack {i} has not {number} heads with query_head_dim {query}, "
+                f"pos_head_dim {pos}, value_head_dim {value}: {'; '.join(wrong)}. Give "
+                "the dimensions of its training; these fit: "
+                f"{'; '.join(_find_fitting_heads(rows))}"
+            )
+        num_heads.append(number)
+    return {**dims, "num_heads": tuple(num_heads)}
 
 
-def _misfit(
-    i: int,
-    stack: Mapping[str, Any],
-    expected: Mapping[str, int],
-    assumed: tuple[int, int, int, int],
-) -> str:
-    rows = stack["rows"]
-    wrong = [
-        f"{stack['layer']}{name} has {rows[name]} rows, not {expected[name]}"
-        for name in rows
-        if rows[name] != expected[name]
+def _find_fitting_heads(rows: Mapping[str, int]) -> list[str]:
+    pos, values = rows[_LINEAR_POS], rows[_VALUES]
+    queries = rows[_IN_PROJ] - pos  # queries and keys
+    return [
+        f"{n} heads of {queries // (2 * n)}, {pos // n}, {values // n}"
+        for n in range(1, pos + 1)
+        if pos % n == 0 and values % n == 0 and queries % (2 * n) == 0
     ]
-    fitting = [
-        f"{n} heads of {(rows[_IN_PROJ] - rows[_LINEAR_POS]) // (2 * n)}, "
-        f"{rows[_LINEAR_POS] // n}, {rows[_VALUES] // n}"
-        for n in range(1, rows[_LINEAR_POS] + 1)
-        if rows[_LINEAR_POS] % n == 0
-        and rows[_VALUES] % n == 0
-        and (rows[_IN_PROJ] - rows[_LINEAR_POS]) % (2 * n) == 0
-    ]
-    return (
-        "stack {} has not {} heads with query_head_dim {}, pos_head_dim {}, "
-        "value_head_dim {}: ".format(i, *assumed)
-        + "; ".join(wrong)
-        + ". Give the dimensions that it was trained with; what fits it: "
-        + "; ".join(fitting)
-    )
 
 
-def _per_stack(name: str, value: PerStack, num_stacks: int) -> tuple[int, ...]:
+def _parse_per_stack(name: str, value: PerStack, num_stacks: int) -> tuple[int, ...]:
     if isinstance(value, str):
         value = [int(v) for v in value.split(",")]
-    values = (value,) if isinstance(value, int) else tuple(value)
-    if len(values) == 1:
-        values = values * num_stacks
-    if len(values) != num_stacks or min(values) < 1:
-        raise ValueError(f"{name} is {value!r} for {num_stacks} stacks")
+    values = expand_per_stack(name, value, num_stacks)
+    if min(values) < 1:
+        raise ValueError(f"{name} must be positive, got {values}")
     return values
 
 
-def _shape(weights: Mapping[str, Any], name: str) -> tuple[int, ...]:
+def _shape(weights: Weights, name: str) -> tuple[int, ...]:
     if name not in weights:
         raise ValueError(
-            f"the weights are not those of a Zipformer of icefall: '{name}' is missing"
+            f"not the weights of a Zipformer of icefall: '{name}' is missing"
         )
     return tuple(weights[name].shape)

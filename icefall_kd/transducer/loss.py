@@ -1,7 +1,6 @@
-"""Transducer and CTC losses; the only place in training that imports k2.
+"""Transducer and CTC losses, in float32 without autocast.
 
-Both compute in float32 with autocast off: sums of thousands of log-probabilities
-lose their small differences in half precision.
+Sums of thousands of log-probabilities lose small differences in half precision.
 """
 
 from collections.abc import Sequence
@@ -15,21 +14,17 @@ from icefall_kd.transducer.model import NO_TOKEN, AsrModel
 
 
 def pad_tokens(tokens: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Return token lists as one (N, U) int64 tensor, padded with the blank."""
+    """Return token lists as a (N, U) int64 tensor, padded with the blank."""
     longest = max((len(t) for t in tokens), default=0)
     rows: list[list[int]] = [list(t) + [BLANK_ID] * (longest - len(t)) for t in tokens]
     return torch.tensor(rows, dtype=torch.int64, device=device).view(-1, longest)
 
 
 def has_alignment(tokens: Sequence[Sequence[int]], lens: Tensor) -> Tensor:
-    """Tell which utterances both losses can align.
+    """Return which utterances both losses can align, (N,) bool.
 
-    An utterance needs at least one token and one frame more than it has tokens
-    (k2's pruning needs as many frames as tokens, and one must be left for the
-    closing blank).
-
-    Returns:
-      (N,) bool, on the device of ``lens``.
+    An utterance needs a token, and more frames than tokens: k2's pruning needs a frame
+    for each token, and the last blank needs one more.
     """
     counts = torch.tensor([len(t) for t in tokens], device=lens.device)
     return (counts > 0) & (lens > counts)
@@ -49,10 +44,11 @@ def pruned_transducer_loss(
 ) -> tuple[Tensor, Tensor]:
     """Compute the simple and the pruned transducer loss.
 
-    The simple loss, smoothed as (1 - am - lm) * joint + am * acoustic + lm *
-    language, finds for each frame the ``prune_range`` labels worth scoring; the
-    pruned loss runs the full joiner on those alone.  Source: Kuang et al., Pruned
-    RNN-T for fast, memory-efficient ASR training, 2022, arXiv:2206.13236.
+    The simple loss, see `smoothed_logprobs`, selects ``prune_range`` labels for each
+    frame.  The pruned loss computes the joiner for these labels alone.
+
+    Source: Kuang et al., Pruned RNN-T for fast, memory-efficient ASR training, 2022,
+    arXiv:2206.13236.
 
     Args:
       encoder_out:      (N, T, C) float.
@@ -60,21 +56,20 @@ def pruned_transducer_loss(
       tokens: N lists of token ids, without blanks.
       prune_range: labels scored at each frame, at least 2.
       am_scale, lm_scale: smoothing of the simple loss.
-      label_mask_prob: of hiding a label from the predictor, which then sees no token
-        in its place; a predictor that cannot rely on its context does not learn the
-        texts of a small corpus by heart.
+      label_mask_prob: probability that a label of the predictor's input becomes
+        `NO_TOKEN`; keeps the predictor from memorising the texts of a small corpus.
       reduction: "sum" over the batch or "none".
     Returns:
       (simple, pruned), nats: scalars, or (N,) each when ``reduction`` is "none".
-      A value can be infinite or NaN where an utterance or the model is at fault.
+      A value may be infinite or NaN for faulty audio or a diverged model.
     Raises:
       ValueError: if an utterance has no token, or not more frames than tokens.
     """
     import k2
 
-    usable = has_alignment(tokens, encoder_out_lens)
-    if not usable.all():
-        where = (~usable).nonzero().flatten().tolist()
+    aligned = has_alignment(tokens, encoder_out_lens)
+    if not aligned.all():
+        where = (~aligned).nonzero().flatten().tolist()
         raise ValueError(
             "no alignment for utterances "
             f"{[(i, int(encoder_out_lens[i]), len(tokens[i])) for i in where]} "
@@ -84,17 +79,17 @@ def pruned_transducer_loss(
     boundary = y.new_zeros(len(tokens), 4)
     boundary[:, 2] = torch.tensor([len(t) for t in tokens])
     boundary[:, 3] = encoder_out_lens
-    seen = y
+    context = y
     if label_mask_prob:
-        hidden = torch.rand(y.shape, device=y.device) < label_mask_prob
-        seen = y.masked_fill(hidden, NO_TOKEN)
-    decoder_out = model.decoder(F.pad(seen, (1, 0), value=BLANK_ID))
+        mask = torch.rand(y.shape, device=y.device) < label_mask_prob
+        context = y.masked_fill(mask, NO_TOKEN)
+    decoder_out = model.decoder(F.pad(context, (1, 0), value=BLANK_ID))
     lm = model.simple_lm_proj(decoder_out)
     am = model.simple_am_proj(encoder_out)
     with torch.autocast(encoder_out.device.type, enabled=False):
         px, py = smoothed_logprobs(lm.float(), am.float(), y, lm_scale, am_scale)
         end = encoder_out_lens.view(-1, 1, 1).expand(-1, px.shape[1], -1)
-        px = px.scatter(2, end, float("-inf"))  # no label behind the last frame
+        px = px.scatter(2, end, float("-inf"))  # no label after the last frame
         scores, (px_grad, py_grad) = k2.mutual_information_recursion(
             px, py, boundary, return_grad=True
         )
@@ -102,7 +97,7 @@ def pruned_transducer_loss(
     ranges = k2.get_rnnt_prune_ranges(
         px_grad=px_grad, py_grad=py_grad, boundary=boundary, s_range=prune_range
     )
-    # Projected before pruning: each frame and label once, not once per pair.
+    # Project before pruning: each frame and label once, not once for each pair.
     am = model.joiner.encoder_proj(encoder_out).unsqueeze(2)
     lm = select_labels(model.joiner.decoder_proj(decoder_out), ranges)
     logits = model.joiner(am, lm, project_input=False)  # (N, T, R, V)
@@ -123,21 +118,22 @@ def smoothed_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Return the log-probabilities of labels and blanks of the simple joiner.
 
-    The joint probability is the normalised exp(lm + am); it is smoothed with what the
-    language part says alone, and the acoustic part under the mean language part:
-    (1 - am - lm) * joint + am * acoustic + lm * language.  These are the values of
-    k2's ``get_rnnt_logprobs_smoothed`` (arXiv:2206.13236, section 3.2); picking the
-    labels before frames are paired with them keeps the backward pass from filling
-    (N, U, T, V) zeros, a tenth of a training step on a CPU.
+    The joint probability is the normalised exp(lm + am).  The result is
+    (1 - am_scale - lm_scale) * joint + am_scale * acoustic + lm_scale * language: the
+    language part is normalised alone, the acoustic part with the mean language part.
+    The values are those of k2's ``get_rnnt_logprobs_smoothed`` (arXiv:2206.13236,
+    section 3.2).  This function selects the labels before it pairs them with frames, so
+    that the backward pass fills no (N, U, T, V) zeros: a tenth of a training step on a
+    CPU.
 
     Args:
       lm: (N, U + 1, V) float32.
       am: (N, T, V) float32.
       symbols: (N, U) int64.
-      lm_scale, am_scale: weights of the two parts alone, in [0, 1].
+      lm_scale, am_scale: in [0, 1].
     Returns:
-      px (N, U, T + 1), of the next label, -inf behind the last frame; and
-      py (N, U + 1, T), of the blank.
+      px (N, U, T + 1) of the next label, -inf after the last frame; and
+      py (N, U + 1, T) of the blank.
     """
     num_labels, frames = symbols.shape[1], am.shape[1]
     tiny = torch.finfo(am.dtype).tiny
@@ -168,14 +164,14 @@ def smoothed_logprobs(
 
 
 def select_labels(lm: Tensor, ranges: Tensor) -> Tensor:
-    """Return the label states that are scored at each frame.
+    """Return the predictor's states of the labels that each frame scores.
 
-    The language half of k2's ``do_rnnt_pruning``, without zeros for every pair of
-    frame and label in the backward pass.
+    This is the language half of k2's ``do_rnnt_pruning``; its backward pass fills no
+    zeros for every pair of frame and label.
 
     Args:
       lm: (N, U + 1, C).
-      ranges: (N, T, R) int64, of ``k2.get_rnnt_prune_ranges``.
+      ranges: (N, T, R) int64, from ``k2.get_rnnt_prune_ranges``.
     Returns:
       (N, T, R, C).
     """
@@ -206,8 +202,8 @@ def ctc_loss(
     with torch.autocast(log_probs.device.type, enabled=False):
         return F.ctc_loss(
             log_probs.float().transpose(0, 1),  # (N, T, V) -> (T, N, V)
-            # Lengths and targets on the CPU choose torch's own kernel, which has
-            # no limit on lengths, over cuDNN's.
+            # With lengths and targets on the CPU, torch uses its own kernel, which has
+            # no limit on lengths, instead of cuDNN's.
             torch.tensor([t for row in tokens for t in row], dtype=torch.int64),
             lens.cpu(),
             torch.tensor([len(t) for t in tokens], dtype=torch.int64),

@@ -1,9 +1,8 @@
-"""The most probable path of a transducer through an utterance.
+"""Viterbi paths of a transducer with at most one token in each frame.
 
-At most one token a frame: from node (t, u), u tokens emitted so far, the blank leads to
-(t + 1, u) and the next token to (t + 1, u + 1), as the searches of ``decoding`` and of
-sherpa-onnx walk.  So a path has one node in each frame, and what is kept of it lies on
-the axis of time.
+From node (t, u), after u tokens, the blank leads to (t + 1, u) and the next token to
+(t + 1, u + 1), as in the searches of ``decoding`` and of sherpa-onnx.  A path has one
+node in each frame, so distributions along it have the axis of time.
 """
 
 from collections.abc import Sequence
@@ -18,8 +17,6 @@ from icefall_kd.transducer.model import AsrModel
 
 def best_path(log_probs: Tensor, tokens: Sequence[int]) -> Tensor:
     """Return the token that the most probable path emits in each frame.
-
-    Viterbi over the nodes (t, u).
 
     Args:
       log_probs: (T, U + 1, V) float, of the joiner at every node.
@@ -44,7 +41,7 @@ def best_path(log_probs: Tensor, tokens: Sequence[int]) -> Tensor:
     for t in range(num_frames):
         stay = score + blank[t]
         move = F.pad(score[:-1] + label[t], (1, 0), value=float("-inf"))
-        emits[t] = (move > stay).cpu()  # how the best path came to (t + 1, u)
+        emits[t] = (move > stay).cpu()  # the best path to (t + 1, u) emits at t
         score = torch.maximum(stay, move)
     emitted, u = torch.zeros(num_frames, dtype=torch.int64), num_tokens
     for t in range(num_frames - 1, -1, -1):
@@ -54,27 +51,28 @@ def best_path(log_probs: Tensor, tokens: Sequence[int]) -> Tensor:
     return emitted
 
 
-def nodes(emitted: Tensor) -> Tensor:
-    """Return how many tokens a path has emitted before each frame.
+def count_emitted(emitted: Tensor) -> Tensor:
+    """Return the number of tokens that a path emits before each frame.
 
     Args:
       emitted: (..., T) int64, 0 for the blank.
     Returns:
       (..., T) int64, the u of the node in each frame.
     """
-    spoken = (emitted != BLANK_ID).to(torch.int64)
-    return spoken.cumsum(-1) - spoken
+    is_token = (emitted != BLANK_ID).to(torch.int64)
+    return is_token.cumsum(-1) - is_token
 
 
 def previous_tokens(emitted: Tensor) -> Tensor:
-    """Return the token that a path emitted last before each frame, 0 for none.
+    """Return the last token that a path emits before each frame, 0 at the start.
 
     Args:
       emitted: (N, T) int64, 0 for the blank.
     Returns:
       (N, T) int64.
     """
-    return F.pad(pad_labels(emitted), (1, 0), value=BLANK_ID).gather(1, nodes(emitted))
+    labels = F.pad(remove_blanks(emitted), (1, 0), value=BLANK_ID)
+    return labels.gather(1, count_emitted(emitted))
 
 
 def score_path(
@@ -83,27 +81,25 @@ def score_path(
     """Return the joiner's logits at the nodes of paths, and the nodes' u.
 
     Source: one-best path distillation, 2021, arXiv:2110.03334, section 3: T
-    distributions in the place of T x U.
+    distributions instead of T x U.
 
     Args:
       model:       has ``decoder`` and ``joiner``.
       encoder_out: (N, T, C) float.
-      emitted:     (N, T) int64, token of each frame, 0 for the blank; 0 at padding.
+      emitted:     (N, T) int64, token of each frame, 0 for the blank and padding.
     Returns:
       (N, T, V) float and (N, T) int64.
     """
-    u = nodes(emitted)
-    labels = pad_labels(emitted)
-    decoder_out = model.joiner.decoder_proj(
-        model.decoder(F.pad(labels, (1, 0), value=BLANK_ID))
-    )
+    u = count_emitted(emitted)
+    labels = F.pad(remove_blanks(emitted), (1, 0), value=BLANK_ID)
+    decoder_out = model.joiner.decoder_proj(model.decoder(labels))
     index = u.unsqueeze(-1).expand(-1, -1, decoder_out.size(2))
-    chosen = decoder_out.gather(1, index)
     projected = model.joiner.encoder_proj(encoder_out)
-    return model.joiner(projected, chosen, project_input=False), u
+    logits = model.joiner(projected, decoder_out.gather(1, index), project_input=False)
+    return logits, u
 
 
-def pad_labels(emitted: Tensor) -> Tensor:
-    """Return the tokens of paths without blanks, (N, max U) int64, padded with 0."""
+def remove_blanks(emitted: Tensor) -> Tensor:
+    """Return the tokens of paths, (N, max U) int64, padded with 0."""
     rows: list[Tensor] = [row[row != BLANK_ID] for row in emitted]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

@@ -1,4 +1,4 @@
-"""bin.parity on files of the reference, whole and damaged."""
+"""bin.parity on files of the reference, and on damaged files."""
 
 import json
 from pathlib import Path
@@ -17,14 +17,14 @@ OUTPUTS = {
 
 @pytest.fixture
 def damaged(tmp_path):
-    """Return a function that writes the causal file with changes."""
+    """Return a function that writes the causal file with changed arrays."""
     with np.load(DATA / "causal.npz") as file:
         arrays = dict(file)
 
     def write(**changes):
         path = tmp_path / "damaged.npz"
-        kept = {k: v for k, v in {**arrays, **changes}.items() if v is not None}
-        np.savez(path, **kept)
+        changed = {k: v for k, v in {**arrays, **changes}.items() if v is not None}
+        np.savez(path, **changed)
         return str(path), arrays
 
     return write
@@ -33,14 +33,14 @@ def damaged(tmp_path):
 @pytest.mark.parametrize(
     "name, more", [("noncausal", set()), ("causal", {"streaming_out", "state_shapes"})]
 )
-def test_reference_tensors_are_reproduced(name, more, capsys):
+def test_outputs_of_the_reference_are_reproduced(name, more, capsys):
     assert main([str(DATA / f"{name}.npz"), "--tolerance", "1e-4"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert {line[0] for line in lines} == OUTPUTS | more
-    assert all(float(gap) <= 1e-4 for _, gap in lines)
+    assert all(float(difference) <= 1e-4 for _, difference in lines)
 
 
-def test_a_tensor_beyond_the_tolerance_fails(damaged, capsys):
+def test_a_difference_above_the_tolerance_fails(damaged, capsys):
     with np.load(DATA / "causal.npz") as file:
         out = file["encoder_out"].copy()
     out[0, 3, 1] += 0.01
@@ -59,14 +59,13 @@ def test_other_shapes_and_unknown_outputs_fail(damaged, capsys):
     assert "attention_out inf" in capsys.readouterr().out
 
 
-def test_weights_that_do_not_fit_are_named(damaged, capsys):
+def test_a_missing_weight_is_named(damaged, capsys):
     name = "joiner.output_linear.bias"
     assert main([damaged(**{f"param/{name}": None})[0]]) == 2
     assert name in capsys.readouterr().err
 
 
-def test_a_part_without_weights_is_left_out_where_nothing_needs_it(damaged, capsys):
-    """icefall's transducers have no CTC head."""
+def test_a_part_without_weights_and_outputs_is_skipped(damaged, capsys):
     with np.load(DATA / "causal.npz") as file:
         ctc = [k for k in file.files if k.startswith("param/ctc_output.")]
     none = dict.fromkeys(ctc)
@@ -85,7 +84,7 @@ def test_an_unknown_key_of_the_config_is_named(damaged, capsys):
     assert "num_towers" in capsys.readouterr().err
 
 
-def test_files_that_are_no_parity_files_are_refused(tmp_path, damaged, capsys):
+def test_other_files_are_refused(tmp_path, damaged, capsys):
     assert main([str(tmp_path / "absent.npz")]) == 2
     assert "no such parity file" in capsys.readouterr().err
     text = tmp_path / "text.npz"

@@ -164,8 +164,8 @@ def test_decoding_refuses_the_same_before_it_begins(reason, folders):
 
 def test_the_denominator_is_of_the_texts_that_are_trained_on(folders):
     with pytest.raises(ValueError, match="two_supervisions: 1 cuts"):
-        make_denominator.texts_of([folders["two_supervisions"]])
-    assert len(make_denominator.texts_of([folders["good"]])) == 8
+        make_denominator.read_texts([folders["two_supervisions"]])
+    assert len(make_denominator.read_texts([folders["good"]])) == 8
 
 
 def test_text_is_not_looked_at_where_it_is_not_used(folders):

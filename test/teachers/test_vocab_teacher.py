@@ -18,7 +18,7 @@ from icefall_kd.fields.run_teachers import run_teachers_on_batch
 from icefall_kd.teachers import build_teachers
 from icefall_kd.transducer.checkpoint import load_model, pack_bytes
 from icefall_kd.transducer.denominator import (
-    fuse,
+    fuse_bigram,
     load_bigram,
     make_bigram_table,
     save_bigram,
@@ -179,7 +179,7 @@ def test_a_language_model_has_its_say_on_paths_and_leaves_the_blank(
     table = load_bigram(bigram, on.tokenizer.sha256)
     before = 0
     for t, token in enumerate(emitted.tolist()):  # one frame at a time
-        expected = fuse(dense["plain"][t], torch.tensor(before), table, 0.7)
+        expected = fuse_bigram(dense["plain"][t], torch.tensor(before), table, 0.7)
         torch.testing.assert_close(dense["on"][t], expected, atol=1e-3, rtol=1e-3)
         before = token or before
     assert (dense["on"] - dense["plain"]).abs().max() > 0.1

@@ -278,7 +278,7 @@ def test_the_folder_is_no_part_of_the_fingerprint(checkpoint, tmp_path):
         ({"left_context": 16}, "needs a chunk_size"),
         ({"dtype": "fp16"}, "on a CPU it is float32"),
         ({"dtype": "int8"}, "there are .*bf16"),
-        ({"query_head_dim": 8}, "carries its configuration"),
+        ({"query_head_dim": 8}, "contains its configuration"),
         ({"layer": 1}, r"no option \['layer'\]"),
     ],
 )
@@ -326,7 +326,7 @@ def test_a_head_that_is_not_there_or_was_not_trained_gives_no_targets(
     path = tmp_path / "ctc.pt"
     save_pretrained(path, weights, students.STUDENT, tokenizer.model_bytes, trained)
     assert list(teacher_of(path, outputs="ctc").outputs) == ["zip_ctc"]
-    with pytest.raises(ValueError, match="ctc.pt: no term of its training reached its"):
+    with pytest.raises(ValueError, match="ctc.pt: no term of its training"):
         teacher_of(path, outputs=["ctc", "path"])
 
 

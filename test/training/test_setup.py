@@ -362,7 +362,7 @@ def test_a_head_that_stayed_random_is_refused_by_decoding(of_icefall, only, tmp_
     write_average(tmp_path / "second", 1, 1, averaged)
     for file in (averaged, tmp_path / "second/epoch-1.pt"):
         load_recogniser(file, "transducer")
-        with pytest.raises(ValueError, match="no term of its .*(ctc_output).*random"):
+        with pytest.raises(ValueError, match="no term of its .*(ctc_output)"):
             load_recogniser(file, "ctc")
     third = only("transducer", init_model=str(averaged))
     assert build_setup(third).untrained == ("ctc_output",)

@@ -11,7 +11,7 @@ from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.transducer.denominator import (
     END,
     estimate_bigram,
-    fuse,
+    fuse_bigram,
     load_bigram,
     make_bigram_table,
     save_bigram,
@@ -39,7 +39,7 @@ def test_fusion_equals_the_slow_reference(scale):
     table = make_bigram_table(TEXTS, VOCAB)
     log_probs = torch.randn(2, 5, VOCAB).log_softmax(-1)
     before = torch.randint(VOCAB, (2, 5))
-    found = fuse(log_probs, before, table, scale)
+    found = fuse_bigram(log_probs, before, table, scale)
     for n in range(2):
         for t in range(5):
             p = log_probs[n, t].exp().tolist()
@@ -53,8 +53,8 @@ def test_a_scale_of_zero_changes_nothing_and_the_blank_stays_what_it_is():
     table = make_bigram_table(TEXTS, VOCAB)
     log_probs = (10 * torch.randn(50, VOCAB)).log_softmax(-1)
     before = torch.randint(VOCAB, (50,))
-    torch.testing.assert_close(fuse(log_probs, before, table, 0.0), log_probs)
-    found = fuse(log_probs, before, table, 0.8)
+    torch.testing.assert_close(fuse_bigram(log_probs, before, table, 0.0), log_probs)
+    found = fuse_bigram(log_probs, before, table, 0.8)
     assert torch.equal(found[:, 0], log_probs[:, 0])
     torch.testing.assert_close(found.exp().sum(-1), torch.ones(50))
 
@@ -69,7 +69,7 @@ def test_the_command_writes_what_the_texts_of_a_shar_say(
     make_denominator.main()
     tokenizer = Tokenizer(bpe)
     table = load_bigram(path, tokenizer.sha256)
-    texts = make_denominator.texts_of([train])
+    texts = make_denominator.read_texts([train])
     assert len(texts) > 100
     torch.testing.assert_close(
         table, make_bigram_table(map(tokenizer.encode, texts), tokenizer.vocab_size)

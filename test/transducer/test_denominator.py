@@ -8,10 +8,10 @@ import torch
 
 from icefall_kd.transducer.denominator import (
     build_denominator,
+    compute_total_scores,
     estimate_bigram,
     load_denominator,
     save_denominator,
-    total_scores,
 )
 
 TEXTS = [[1, 2], [2, 2, 1], [1]]
@@ -63,7 +63,7 @@ def test_the_total_is_the_sum_over_all_paths(graph):
     torch.manual_seed(0)
     log_probs = torch.randn(3, 5, VOCAB).log_softmax(-1)
     lens = torch.tensor([3, 5, 4])  # not in the order of their lengths
-    found = total_scores(log_probs, lens, graph, output_beam=100.0)
+    found = compute_total_scores(log_probs, lens, graph, output_beam=100.0)
     for n, frames in enumerate(lens.tolist()):
         expected = slow_total(log_probs[n, :frames])
         assert float(found[n]) == pytest.approx(expected, abs=1e-4)
@@ -72,7 +72,7 @@ def test_the_total_is_the_sum_over_all_paths(graph):
 def test_its_gradient_is_the_occupancy(graph):
     torch.manual_seed(1)
     log_probs = torch.randn(1, 4, VOCAB).log_softmax(-1).requires_grad_()
-    total_scores(log_probs, torch.tensor([4]), graph, 100.0).sum().backward()
+    compute_total_scores(log_probs, torch.tensor([4]), graph, 100.0).sum().backward()
     gamma = log_probs.grad[0]
     torch.testing.assert_close(gamma.sum(-1), torch.ones(4), atol=1e-4, rtol=0)
     step = 1e-2
@@ -90,8 +90,8 @@ def test_a_graph_read_back_gives_the_same(graph, tmp_path):
     log_probs = torch.randn(1, 4, VOCAB).log_softmax(-1)
     lens = torch.tensor([4])
     assert size == VOCAB
-    assert float(total_scores(log_probs, lens, again)) == pytest.approx(
-        float(total_scores(log_probs, lens, graph))
+    assert float(compute_total_scores(log_probs, lens, again)) == pytest.approx(
+        float(compute_total_scores(log_probs, lens, graph))
     )
     with pytest.raises(FileNotFoundError, match="make_denominator"):
         load_denominator(tmp_path / "none.pt")

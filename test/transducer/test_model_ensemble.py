@@ -6,7 +6,7 @@ import torch
 from icefall_kd.core.config import FieldEncoderConfig, ModelConfig
 from icefall_kd.transducer.field_encoder import ModelEnsemble
 from icefall_kd.transducer.model import build_model
-from icefall_kd.transducer.path import best_path, nodes
+from icefall_kd.transducer.path import best_path, count_emitted
 
 VOCAB, FRAMES, TOKENS = 7, 9, [3, 1, 4]
 
@@ -63,7 +63,7 @@ def test_every_node_has_the_mean_of_all(ensemble, encoded):
     assert lattice.shape == (FRAMES, len(TOKENS) + 1, VOCAB)
     emitted = best_path(lattice, TOKENS)
     score_path = ensemble.score_path(encoded, emitted[None])[0]
-    for t, u in enumerate(nodes(emitted).tolist()):
+    for t, u in enumerate(count_emitted(emitted).tolist()):
         for k in range(len(TOKENS) + 1):
             expected = node(ensemble, encoded, t, TOKENS[:k])
             torch.testing.assert_close(lattice[t, k].exp(), expected)

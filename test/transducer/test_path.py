@@ -1,4 +1,4 @@
-"""One-best paths against all paths, and nodes one by one."""
+"""One-best paths against all paths, and scores node by node."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from icefall_kd.transducer.model import AsrModel, Joiner
-from icefall_kd.transducer.path import best_path, nodes, score_path
+from icefall_kd.transducer.path import best_path, count_emitted, score_path
 
 VOCAB = 7
 
@@ -31,7 +31,7 @@ def score(log_probs, emitted):
 
 @pytest.mark.parametrize("num_frames, num_tokens", [(1, 0), (1, 1), (5, 2), (6, 6)])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_best_path_is_the_best_of_all(num_frames, num_tokens, seed):
+def test_best_path_equals_the_best_of_all_paths(num_frames, num_tokens, seed):
     torch.manual_seed(seed)
     tokens = torch.randint(1, VOCAB, (num_tokens,)).tolist()
     log_probs = (2 * torch.randn(num_frames, num_tokens + 1, VOCAB)).log_softmax(-1)
@@ -41,17 +41,17 @@ def test_the_best_path_is_the_best_of_all(num_frames, num_tokens, seed):
     assert score(log_probs, found) == pytest.approx(expected, rel=1e-5)
 
 
-def test_more_tokens_than_frames_have_no_path():
+def test_more_tokens_than_frames_are_refused():
     with pytest.raises(ValueError, match="3 tokens in 2 frames"):
         best_path(torch.zeros(2, 4, VOCAB), [1, 2, 3])
 
 
-def test_nodes_count_the_tokens_before_a_frame():
+def test_count_emitted_counts_the_tokens_before_a_frame():
     emitted = torch.tensor([[0, 3, 0, 4, 5, 0], [2, 0, 0, 0, 0, 1]])
-    assert nodes(emitted).tolist() == [[0, 0, 1, 1, 2, 3], [0, 1, 1, 1, 1, 1]]
+    assert count_emitted(emitted).tolist() == [[0, 0, 1, 1, 2, 3], [0, 1, 1, 1, 1, 1]]
 
 
-def test_logits_on_paths_are_the_joiner_s_at_each_node():
+def test_score_path_gives_the_logits_of_each_node():
     from icefall_kd.transducer.model import Decoder
 
     torch.manual_seed(0)
@@ -72,7 +72,7 @@ def test_logits_on_paths_are_the_joiner_s_at_each_node():
         for t, token in enumerate(emitted[n].tolist()):
             context = torch.tensor([history[-2:]])
             if len(history) == 2:
-                context[0, 0] = -1  # nothing stands before the first
+                context[0, 0] = -1  # no token before the first
             dec = model.decoder(context, need_pad=False)[:, 0]
             expected = model.joiner(encoder_out[n, t : t + 1], dec)[0]
             torch.testing.assert_close(logits[n, t], expected, atol=1e-5, rtol=1e-4)
