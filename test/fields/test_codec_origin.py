@@ -148,9 +148,7 @@ def test_no_codec_is_trained_for_a_field_that_stays_as_it_is(taught, tiny, told)
 def test_a_lost_codec_is_told(shar, tiny, told):
     extract(shar, [tiny], codec="int8")
     codec_path(shar, FIELD).unlink()
-    with pytest.raises(
-        FileNotFoundError, match="codec.npz is missing"
-    ):
+    with pytest.raises(FileNotFoundError, match="codec.npz is missing"):
         extract(shar, [tiny], codec="int8")
     assert told() == 1
 
