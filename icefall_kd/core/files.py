@@ -1,7 +1,7 @@
-"""Files that are whole or absent: written aside, then renamed.
+"""Read and write files; a write is atomic: the file is complete or unchanged.
 
-A path is a local one, or a URL that fsspec knows (``s3://``, ``gs://``, ``https://``,
-``memory://``), see :func:`as_path`.
+A path is local or a URL of fsspec (``s3://``, ``gs://``, ``https://``, ``memory://``),
+see :func:`as_path`.
 """
 
 import contextlib
@@ -24,26 +24,24 @@ from typing import Any, BinaryIO, TextIO, Union
 
 Pathlike = Union[str, Path]
 
-_ASIDE = re.compile(r"\.([A-Za-z0-9-]*)\.(\d+)\.partial\..+")
-_ABANDONED = 24 * 3600  # s without a change, after which a partial file is nobody's
+# Temporary files are named .<host>.<process id>.partial.<name>.
+_TEMPORARY = re.compile(r"\.([A-Za-z0-9-]*)\.(\d+)\.partial\..+")
+_STALE_AGE = 24 * 3600  # s since the last write, for a process of another machine
 
 
 def as_path(path: Pathlike) -> Path:
     """Return a path object for a local path or a URL.
 
-    lhotse's ``pipe:<command>`` forms are no paths here: a folder must be listed and its
-    files looked at, which a command that writes to a pipe cannot do.
-
     Raises:
-      ValueError: if it is a URL and the package that opens it is not installed.
+      ValueError: if the package that opens the URL is not installed, or for lhotse's
+        ``pipe:<command>``, because folders are listed and files are inspected.
     """
     if isinstance(path, str) and path.startswith("pipe:"):
         raise ValueError(
-            f"{path}: a pipe cannot be listed; give the folder itself, as a local path "
-            "or a URL"
+            f"{path}: a pipe is not supported; give the folder as a local path or a URL"
         )
     if not isinstance(path, str):
-        return path  # a Path or a UPath, which need not be a Path
+        return path  # a Path, or a UPath, which may not be a Path
     if "://" not in path:
         return Path(path)
     try:
@@ -58,7 +56,7 @@ def as_path(path: Pathlike) -> Path:
 
 
 def is_local(path: Path) -> bool:
-    """Return whether the file system of this machine holds ``path``."""
+    """Return whether ``path`` is in the local file system, not a URL."""
     return not getattr(path, "protocol", "")
 
 
@@ -66,10 +64,10 @@ def is_local(path: Path) -> bool:
 def open_text(path: Pathlike) -> Iterator[TextIO]:
     """Open a UTF-8 text file for reading, compressed (``.gz``) or not.
 
-    A byte order mark is skipped; a line may end in LF, CR LF or CR.
+    A byte order mark is skipped.  Lines end in LF, CR LF or CR.
 
     Raises:
-      ValueError: if the text is not UTF-8; the message names file and line.
+      ValueError: if the text is not UTF-8.
     """
     path = as_path(path)
     try:
@@ -77,7 +75,7 @@ def open_text(path: Pathlike) -> Iterator[TextIO]:
             with io.TextIOWrapper(binary, encoding="utf-8-sig") as text:
                 yield text
     except UnicodeDecodeError as e:
-        raise _not_utf8(path) from e
+        raise _encoding_error(path) from e
 
 
 @contextlib.contextmanager
@@ -88,20 +86,20 @@ def _open_binary(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_text(path: Pathlike) -> str:
-    """Return the text of a UTF-8 file, read as by :func:`open_text`; lines end in LF.
+    """Return the text of a file as :func:`open_text` reads it, with LF line ends.
 
     Raises:
-      ValueError: if the text is not UTF-8; the message names file and line.
+      ValueError: if the text is not UTF-8.
     """
     with open_text(path) as f:
         text = f.read()
-    if "\0" in text:  # UTF-16 of ASCII, without a byte order mark, is valid UTF-8
-        raise _not_utf8(as_path(path))
+    if "\0" in text:  # UTF-16 of ASCII without a byte order mark is valid UTF-8
+        raise _encoding_error(as_path(path))
     return text
 
 
-def _not_utf8(path: Path) -> ValueError:
-    """Return the error of a text in another encoding, with its first bad line."""
+def _encoding_error(path: Path) -> ValueError:
+    """Return the error for a file in another encoding, with its first bad line."""
     with _open_binary(path) as f:
         data, *_ = f.read().partition(b"\0")
     try:
@@ -117,37 +115,37 @@ def _not_utf8(path: Path) -> ValueError:
 
 @contextlib.contextmanager
 def write_atomically(path: Pathlike) -> Iterator[Path]:
-    """Yield a temporary local path; it becomes ``path`` on success.
+    """Yield a temporary local path, which becomes ``path`` if the block succeeds.
 
-    The suffix of the name is kept, since writers choose a format by it.  When the
-    block raises, the temporary file is removed and ``path`` is what it was before.
-    Beside a local ``path`` the file is renamed; to a URL it is copied, and becomes
-    visible when it is complete if the store works so (object stores do).
+    The temporary name has the suffix of ``path``, because writers choose a format by
+    it.  If the block raises, the temporary file is removed and ``path`` is unchanged.
+    A local file is renamed.  A file for a URL is copied; the copy is atomic if the
+    store's writes are, as in object stores.
     """
     path = as_path(path)
     if not is_local(path):
         with tempfile.TemporaryDirectory() as folder:
-            aside = Path(folder) / path.name
-            yield aside
-            with aside.open("rb") as source, path.open("wb") as target:
+            temporary = Path(folder) / path.name
+            yield temporary
+            with temporary.open("rb") as source, path.open("wb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{_host()}.{os.getpid()}.partial.{path.name}")
+    temporary = path.with_name(f".{_host()}.{os.getpid()}.partial.{path.name}")
     try:
-        yield aside
-        with open(aside, "rb") as f:
+        yield temporary
+        with open(temporary, "rb") as f:
             os.fsync(f.fileno())
-        os.replace(aside, path)
+        os.replace(temporary, path)
     finally:
-        if aside.exists():
-            aside.unlink()
+        if temporary.exists():
+            temporary.unlink()
 
 
 def move_file(source: Pathlike, target: Pathlike) -> None:
-    """Move a file within a file system or a store, or to another file system.
+    """Move a file within a file system or store, or to another file system.
 
-    ``target`` is replaced, whole or not at all.  Several processes may move the same
+    An existing ``target`` is replaced atomically.  Several processes may move the same
     file at the same time.
     """
     source, target = as_path(source), as_path(target)
@@ -161,102 +159,96 @@ def move_file(source: Pathlike, target: Pathlike) -> None:
         except OSError as e:
             if e.errno != errno.EXDEV:
                 raise
-            with write_atomically(target) as aside:
-                shutil.copyfile(source, aside)
+            with write_atomically(target) as temporary:
+                shutil.copyfile(source, temporary)
             source.unlink()
-    except FileNotFoundError:  # another process was faster
+    except FileNotFoundError:  # another process moved it
         if not target.exists():
             raise
 
 
 def _host() -> str:
-    """Return this machine's name, without what a file name could be misread by."""
+    """Return the host name in the characters of `_TEMPORARY`."""
     return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
 
 
 def remove_stale_temporaries(folder: Pathlike, name: str) -> None:
-    """Remove what dead processes were writing aside of the file ``name``.
+    """Remove the temporary files of ``name`` whose processes have ended.
 
-    For a folder that others may write to at the same time.  A process of this machine
-    is asked for; one of another counts as dead when it wrote nothing for a day.
+    Other processes may write to the folder at the same time.  A process of another
+    machine counts as ended if its file has not changed for a day.
     """
     folder = as_path(folder)
-    if not is_local(folder):  # nothing is written aside there
+    if not is_local(folder):  # a store has no temporary files
         return
     for path in folder.glob(f".*.partial.{name}"):
-        match = _ASIDE.fullmatch(path.name)
+        match = _TEMPORARY.fullmatch(path.name)
         try:
-            if match and match[1] == _host() and not _alive(int(match[2])):
+            has_ended = match and match[1] == _host() and not _is_alive(int(match[2]))
+            if has_ended or time.time() - path.stat().st_mtime > _STALE_AGE:
                 path.unlink()
-            elif time.time() - path.stat().st_mtime > _ABANDONED:
-                path.unlink()
-        except FileNotFoundError:  # another one was faster
+        except FileNotFoundError:  # another process removed it
             pass
 
 
-def _alive(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # alive, and another user's
+    except PermissionError:  # a process of another user
         return True
     return True
 
 
 @contextlib.contextmanager
 def lock_folder(folder: Pathlike) -> Iterator[None]:
-    """Hold ``folder`` for this process until the block or the process ends.
+    """Lock ``folder`` for this process until the block or the process ends.
 
     Raises:
-      ValueError: if another process holds it.
+      ValueError: if another process has the lock.
     """
     path = Path(folder) / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as f:
         try:
-            # Of this process alone: the loader's workers do not inherit it.
+            # The workers of the data loader do not inherit this lock.
             fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as e:
             raise ValueError(
-                f"{folder}: another process is at work there; wait for it, end it, or "
+                f"{folder}: another process uses this folder; wait for it, end it, or "
                 "choose another folder"
             ) from e
         except OSError as e:
-            logging.warning("%s: cannot be locked (%s); use it once", folder, e)
+            logging.warning(
+                "%s: cannot lock this folder (%s); start one process in it", folder, e
+            )
         yield
 
 
 def remove_temporary_files(folder: Pathlike) -> None:
-    """Remove what a killed process was writing aside in ``folder``.
-
-    Only for a folder that no other process writes to.
-    """
+    """Remove all temporary files in a folder that no other process writes to."""
     for path in Path(folder).glob(".*.partial.*"):
         path.unlink()
 
 
 @contextlib.contextmanager
 def explain_failed_write(path: Pathlike, remedy: str) -> Iterator[None]:
-    """Give an error in writing ``path`` the file's name and the remedy.
-
-    Raises:
-      OSError: for any error of the system in the block.
-    """
+    """Add the path and a remedy to an OSError of the block."""
     try:
         yield
     except OSError as e:
-        raise OSError(f"{path}: could not be written ({e}); {remedy}") from e
+        raise OSError(f"{path}: cannot be written ({e}); {remedy}") from e
 
 
 def write_text(path: Pathlike, text: str) -> None:
-    """Write ``text`` (UTF-8) whole or not at all."""
-    with write_atomically(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+    """Write ``text`` in UTF-8, atomically."""
+    with write_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Pathlike, obj: Any) -> None:
-    """Write ``obj`` as indented JSON, whole or not at all."""
+    """Write ``obj`` as indented JSON, atomically."""
     write_text(path, json.dumps(obj, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -264,7 +256,7 @@ def read_json(path: Pathlike) -> Any:
     """Read a JSON file.
 
     Raises:
-      ValueError: if the file is not JSON; the message names it.
+      ValueError: if the file is not JSON.
     """
     try:
         return json.loads(read_text(path))
@@ -277,7 +269,7 @@ def read_yaml(path: Pathlike) -> Any:
 
     Raises:
       FileNotFoundError: if it is missing.
-      ValueError: if the file is not YAML; the message names it.
+      ValueError: if the file is not YAML.
     """
     import yaml
 

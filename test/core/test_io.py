@@ -34,7 +34,7 @@ def test_a_folder_in_use_is_refused_until_its_process_ends(tmp_path):
         text=True,
     )
     assert other.stdout.readline() == "held\n"
-    with pytest.raises(ValueError, match="another process is at work there"):
+    with pytest.raises(ValueError, match="another process uses this folder"):
         with lock_folder(tmp_path):
             pass
     other.kill()

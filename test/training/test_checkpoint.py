@@ -97,7 +97,7 @@ def test_truncated_files_are_found(tmp_path, share):
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, num_bytes):
     path = tmp_path / "a.pt"
     save_checkpoint(path, {"model": {"w": torch.ones(2)}})
-    told = r"a.pt: could not be written .*make room"
+    told = r"a.pt: cannot be written .*free disk space"
     with full_disk(num_bytes), pytest.raises(OSError, match=told):
         save_checkpoint(path, {"model": {"w": torch.zeros(10000)}})
     assert load_checkpoint(path)["model"]["w"].tolist() == [1.0, 1.0]
@@ -109,7 +109,7 @@ def test_a_run_that_met_a_full_disk_goes_on_when_there_is_room(config):
     exp_dir = Path(config.exp_dir)
     leftover = exp_dir / ".77.partial.epoch-2.pt"  # of a process that was killed
     leftover.write_bytes(b"x")
-    told = "epoch-2.pt: could not be written"
+    told = "epoch-2.pt: cannot be written"
     with full_disk(100_000), pytest.raises(OSError, match=told):
         train(config)
     assert not list(exp_dir.glob(".*.partial.*"))
