@@ -23,7 +23,7 @@ from tqdm import tqdm
 from icefall_kd.core.cli import create_parser, exit_on_error
 from icefall_kd.core.files import as_path
 from icefall_kd.core.logs import setup_logging
-from icefall_kd.data.shar import SUFFIX
+from icefall_kd.data.shar import FIELDS_SUFFIX
 from icefall_kd.fields.audit import Fault, audit
 from icefall_kd.fields.format import check_field_name, shard_ids
 from icefall_kd.fields.manage import copy_field, delete_damaged, removable, remove
@@ -89,7 +89,7 @@ def main(argv: Optional[list[str]] = None) -> int:
 def run_ls(args: argparse.Namespace) -> int:
     """Print a table a folder, or all as JSON."""
     # "data/shar/*" names the reports and the fields' files beside the folders too.
-    sets = [d for d in args.dir if not d.rstrip("/").endswith(SUFFIX)]
+    sets = [d for d in args.dir if not d.rstrip("/").endswith(FIELDS_SUFFIX)]
     folders = [d for d in sets if not as_path(d).is_file()] or args.dir
     found = {folder: survey(folder) for folder in folders}
     if args.json:

@@ -4,13 +4,11 @@
         --bpe-model data/lang_bpe_150/bpe.model --speeds 0.9 1.0 1.1 \\
         --output data/shar/train
 
-What is not of 16 kHz is resampled.  <output>.gate.json lists the dropped cuts with
-their reasons.  A cut may end up to 25 ms (400 samples) after its audio and is shortened
-to it; one that ends later is dropped.  Letters that the BPE model does not know are
-counted, and refused where they are more than --max-unknown of the tokens.
+Audio is resampled to 16 kHz.  A cut that ends up to 25 ms (400 samples) after its audio
+is shortened to it; <output>.gate.json lists the dropped cuts and their reasons.
 
-After a kill the same call goes on with the shards that are missing; a folder that is
-there is kept, and refused if it was made of something else.
+After a kill, the same command writes the missing shards.  A complete folder is kept,
+and refused if it was made of other cuts or with other options.
 """
 
 import argparse
@@ -26,42 +24,44 @@ from icefall_kd.core.cli import create_parser, exit_on_error
 from icefall_kd.core.cpu import count_cpus
 from icefall_kd.core.files import read_json, sha256_file
 from icefall_kd.core.logs import setup_logging
-from icefall_kd.data.gate import describe_drops, filter_cuts, write_report
+from icefall_kd.data.gate import describe_drops, filter_cuts, write_gate_report
 from icefall_kd.data.shar import (
     check_absent,
-    cuts_sha256,
     fields_dir,
+    hash_cuts,
     perturb_speeds,
     read_cuts,
     write_shar,
 )
 from icefall_kd.data.tokens import MAX_UNKNOWN, Tokenizer, UnknownLetters
 
-CUTS_OF_A_JOB = 2000  # starting a process takes as long as reading 500
+MIN_CUTS_PER_JOB = 2000  # starting a process takes as long as reading 500
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = create_parser(__doc__)
     # fmt: off
     parser.add_argument("--manifest", type=Path, required=True, help="cuts")
-    parser.add_argument("--output", type=Path, required=True, help="the Shar folder")
-    parser.add_argument("--bpe-model", type=Path, help="of a labelled manifest")
+    parser.add_argument("--output", type=Path, required=True, help="Shar folder")
+    parser.add_argument("--bpe-model", type=Path, help="for a labelled set")
     parser.add_argument("--max-unknown", type=float, default=MAX_UNKNOWN,
-                        help="share of the tokens that may be <unk>")
-    parser.add_argument("--speeds", type=float, nargs="+", default=[1.0], help="times")
-    parser.add_argument("--max-duration", type=float, default=30.0, help="s, a cut")
-    parser.add_argument("--shard-size", type=int, default=200, help="cuts")
-    parser.add_argument("--seed", type=int, default=0, help="of the order")
-    parser.add_argument("--num-jobs", type=int, help="processes (default: one a CPU, "
-                        f"of at least {CUTS_OF_A_JOB} cuts each)")
+                        help="maximum share of <unk> among the tokens")
+    parser.add_argument("--speeds", type=float, nargs="+", default=[1.0],
+                        help="speed factors")
+    parser.add_argument("--max-duration", type=float, default=30.0,
+                        help="maximum duration of a cut in seconds")
+    parser.add_argument("--shard-size", type=int, default=200, help="cuts in a shard")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the shuffle")
+    parser.add_argument("--num-jobs", type=int, help="processes (default: one for each "
+                        f"CPU and at least {MIN_CUTS_PER_JOB} cuts)")
     # fmt: on
     return parser
 
 
-def describe(args: argparse.Namespace, cuts: Sequence[Cut]) -> dict[str, Any]:
-    """Return what a folder is made of, and how; nothing of it is a path."""
+def describe_input(args: argparse.Namespace, cuts: Sequence[Cut]) -> dict[str, Any]:
+    """Return the options and checksums that determine the folder, without paths."""
     return {
-        "cuts_sha256": cuts_sha256(cuts),
+        "cuts_sha256": hash_cuts(cuts),
         "bpe_model_sha256": sha256_file(args.bpe_model) if args.bpe_model else None,
         "speeds": args.speeds,
         "max_duration": args.max_duration,
@@ -71,30 +71,30 @@ def describe(args: argparse.Namespace, cuts: Sequence[Cut]) -> dict[str, Any]:
 
 
 def check_made_of(output: Path, report: Path, made_of: dict[str, Any]) -> None:
-    """Refuse a folder that is there and was made otherwise.
+    """Refuse an existing folder that was made of other cuts or with other options.
 
     Raises:
-      ValueError: naming what differs.
+      ValueError: with the differences.
     """
-    there = read_json(report).get("made_of") if report.is_file() else None
-    if there is None:  # of an earlier version
+    existing = read_json(report).get("made_of") if report.is_file() else None
+    if existing is None:  # written by an earlier version
         return
-    differs = [
-        f"{key}: {there.get(key)} -> {value}"
+    differences = [
+        f"{key}: {existing.get(key)} -> {value}"
         for key, value in made_of.items()
-        if there.get(key) != value
+        if existing.get(key) != value
     ]
-    if differs:
+    if differences:
         raise ValueError(
-            f"{output} is there, made otherwise ({'; '.join(differs)}); delete it, "
-            f"and {fields_dir(output)}, to make it again, or give another --output"
+            f"{output} exists and differs ({'; '.join(differences)}); delete it and "
+            f"{fields_dir(output)} to make it again, or choose another --output"
         )
 
 
-def check_letters(
-    args: argparse.Namespace, cuts: Sequence[Cut], tokenizer: Tokenizer
+def count_unknown_letters(
+    cuts: Sequence[Cut], tokenizer: Tokenizer, args: argparse.Namespace
 ) -> UnknownLetters:
-    """Return the letters of the manifest's texts that the BPE model does not know.
+    """Count the letters that the BPE model lacks.
 
     Raises:
       ValueError: if more than ``--max-unknown`` of the tokens are ``<unk>``.
@@ -107,28 +107,28 @@ def check_letters(
     return letters
 
 
-def choose_num_jobs(given: Optional[int], num_cuts: int) -> int:
-    """Return the processes for a set: as given, or by its cuts and the CPUs."""
-    if given is not None:
-        return given
-    return max(1, min(count_cpus(), num_cuts // CUTS_OF_A_JOB))
+def choose_num_jobs(requested: Optional[int], num_cuts: int) -> int:
+    """Return the number of processes for a set."""
+    if requested is not None:
+        return requested
+    return max(1, min(count_cpus(), num_cuts // MIN_CUTS_PER_JOB))
 
 
 def main() -> None:
     args = get_parser().parse_args()
     setup_logging()
-    torch.set_num_threads(1)  # changing the speed of a short clip gains from no second
+    torch.set_num_threads(1)  # a second thread does not speed up speed perturbation
     report = args.output.with_name(f"{args.output.name}.gate.json")
     with exit_on_error("make_shar"):
         tokenizer = Tokenizer(args.bpe_model) if args.bpe_model else None
         cuts = read_cuts(args.manifest)
-        made_of = describe(args, cuts)
+        made_of = describe_input(args, cuts)
         if args.output.exists():
             check_made_of(args.output, report, made_of)
             logging.info("%s is complete: nothing to do", args.output)
             return
-        check_absent(args.output)  # the fields of a deleted folder
-        letters = check_letters(args, cuts, tokenizer) if tokenizer else None
+        check_absent(args.output)
+        letters = count_unknown_letters(cuts, tokenizer, args) if tokenizer else None
         cuts = perturb_speeds(cuts, args.speeds)
         num_jobs = choose_num_jobs(args.num_jobs, len(cuts))
         cuts, drops = filter_cuts(
@@ -138,11 +138,9 @@ def main() -> None:
             description=f"gate {args.output.name}",
             num_jobs=num_jobs,
         )
-        write_report(drops, len(cuts), report, made_of, letters)
+        write_gate_report(report, drops, len(cuts), made_of, letters)
         if not cuts:
-            reasons = "; ".join(
-                f"{reason}: {line}" for reason, line in describe_drops(drops, 1).items()
-            )
+            reasons = "; ".join(describe_drops(drops, 1))
             raise ValueError(
                 f"{args.manifest}: the gate drops every cut, see {report}; {reasons}"
             )

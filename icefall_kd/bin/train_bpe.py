@@ -18,8 +18,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser = create_parser(__doc__)
     # fmt: off
     parser.add_argument("--manifest", type=Path, required=True, help="labelled cuts")
-    parser.add_argument("--vocab-size", type=int, default=150, help="with <blk>, <unk>")
-    parser.add_argument("--output", type=Path, required=True, help="bpe.model and more")
+    parser.add_argument("--vocab-size", type=int, default=150,
+                        help="tokens, with <blk>, <sos/eos> and <unk>")
+    parser.add_argument("--output", type=Path, required=True, help="lang folder")
     # fmt: on
     return parser
 
@@ -33,18 +34,18 @@ def main() -> None:
         signs = count_signs(texts)
         if signs:
             logging.warning(
-                "%s: %d digits and signs become tokens, which a student writes as they "
-                "are: %s. Remedy: normalise the texts, numbers as words, ’ as '",
+                "%s: %d digits and signs become tokens, and a student will write them: "
+                "%s. Remedy: normalise the texts, numbers as words, ’ as '",
                 args.manifest,
                 sum(signs.values()),
                 ", ".join(f"{s} (U+{ord(s):04X}) {n}" for s, n in signs.most_common()),
             )
         tokenizer = write_lang(train_bpe(texts, args.vocab_size), args.output)
-    tokens = sum(len(tokenizer.encode(text)) for text in texts)
-    words = sum(len(text.split()) for text in texts)
+    num_tokens = sum(len(tokenizer.encode(text)) for text in texts)
+    num_words = sum(len(text.split()) for text in texts)
     logging.info(
-        "wrote %s: %d tokens of %d texts, %.2f a word",
-        args.output, tokenizer.vocab_size, len(texts), tokens / words,
+        "wrote %s: %d tokens, trained on %d texts, %.2f tokens a word",
+        args.output, tokenizer.vocab_size, len(texts), num_tokens / num_words,
     )  # fmt: skip
 
 

@@ -1,8 +1,4 @@
-"""Read audio files of any kind as 16 kHz mono, block by block.
-
-Files are read through PyAV: wav, flac, mp3, ogg, m4a, mp4, webm, G.722 and others.
-Several channels are averaged.
-"""
+"""Read audio files of any format as 16 kHz mono, block by block, with PyAV."""
 
 import struct
 from collections.abc import Iterator
@@ -14,35 +10,36 @@ import numpy as np
 
 from icefall_kd import SAMPLE_RATE
 
-# What PyAV cannot tell from the bytes alone: raw G.722 has no header.
+# Suffix -> FFmpeg format.  FFmpeg cannot detect raw G.722, which has no header.
 CONTAINER_FORMATS: dict[str, str] = {".g722": "g722", ".mp3": "mp3", ".ogg": "ogg"}
-# Formats of FFmpeg whose header declares the length.
+# FFmpeg formats whose header has the duration.
 DECLARING = {"flac", "aiff", "au", "mp3", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"}
-TOLERANCE = 0.1  # s, less than declared; compressed audio comes in frames
-OGG_PAGE = 65307  # bytes at most
+TOLERANCE = 0.1  # s that a file may be shorter than declared: codecs use whole frames
+OGG_PAGE = 65307  # bytes, maximum
+OGG_PAGE_HEADER = 27  # bytes, the number of segments included
 BLOCK = SAMPLE_RATE  # samples read at a time
 
 
 class AudioError(ValueError):
-    """An audio file cannot be read, is truncated, or has NaN samples."""
+    """An audio file cannot be decoded, is truncated, or has non-finite samples.
+
+    The message has no subject: callers put the name of the file in front.
+    """
 
 
 def read_blocks(
     source: Union[Path, bytes], container: Optional[str] = None
 ) -> Iterator[np.ndarray]:
-    """Decode audio block by block, so that memory does not grow with its length.
-
-    Channels are averaged; other rates are resampled to 16 kHz.
+    """Decode audio block by block, resampled to 16 kHz, channels averaged.
 
     Args:
-      source: a file, or its bytes.
-      container: FFmpeg's name of the format; None: by the suffix of the file, or by the
-        bytes.
+      source: a file or its bytes.
+      container: FFmpeg format; None: detected from the suffix or the bytes.
     Yields:
-      blocks (S,) float32 of about :data:`BLOCK` samples, the last one shorter.
+      (S,) float32, S about :data:`BLOCK`, less in the last block.
     Raises:
       AudioError: if the audio cannot be decoded, is shorter than its header declares,
-        or has no samples or samples that are not finite.
+        is empty, or has non-finite samples.
     """
     import av
 
@@ -57,8 +54,8 @@ def read_blocks(
         with av.open(file, format=container, metadata_errors="replace") as stream:
             if not stream.streams.audio:
                 raise AudioError("has no audio stream")
-            declared = _declared_seconds(stream, source)
-            is_cut = stream.format.name == "ogg" and _ends_within_page(source)
+            declared = _read_declared_seconds(stream, source)
+            is_truncated = stream.format.name == "ogg" and _ends_within_page(source)
             pieces: list[np.ndarray] = []
             for samples, seconds in _resample(stream):
                 if not np.isfinite(samples).all():
@@ -72,44 +69,52 @@ def read_blocks(
                     pieces.clear()
             if any(map(len, pieces)):
                 yield np.concatenate(pieces)
+    except AudioError:
+        raise
     except (av.error.FFmpegError, ValueError) as e:
-        if isinstance(e, AudioError):
-            raise
-        reason = f"cannot be decoded as {container or 'audio'}: {_one_line(e)}"
-        if isinstance(e, OSError):
-            reason = f"cannot be read: {_one_line(e)}"
+        reason = " ".join(str(getattr(e, "strerror", None) or e).split())
         if seconds:
             total = f" of {declared:.2f} s" if declared else ""
-            reason = f"is truncated or damaged after {seconds:.2f} s{total}"
-        raise AudioError(reason) from e
+            message = f"is truncated or damaged after {seconds:.2f} s{total}"
+        elif isinstance(e, OSError):
+            message = f"cannot be read: {reason}"
+        else:
+            message = f"cannot be decoded as {container or 'audio'}: {reason}"
+        raise AudioError(message) from e
     if not seconds:
-        raise AudioError("holds no samples")
-    if is_cut:
+        raise AudioError("has no samples")
+    if is_truncated:
         raise AudioError(
             f"is truncated: it ends within a page after {seconds:.2f} s; copy the file "
             "again"
         )
     if declared is not None and seconds < declared - TOLERANCE:
         raise AudioError(
-            f"is truncated: {seconds:.2f} s are there of the {declared:.2f} s that its "
+            f"is truncated: it has {seconds:.2f} s of the {declared:.2f} s that its "
             "header declares; copy the file again"
         )
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(getattr(error, "strerror", None) or error).split())
+def decode(source: Union[Path, bytes], container: Optional[str] = None) -> np.ndarray:
+    """Return audio as (S,) int16, 16 kHz, channels averaged.
+
+    Raises:
+      AudioError: see :func:`read_blocks`.
+    """
+    samples = np.concatenate(list(read_blocks(source, container)))
+    return np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)
 
 
 def _resample(stream: Any) -> Iterator[tuple[np.ndarray, float]]:
-    """Yield samples (S,) float32, 16 kHz, and the time in s up to which they are."""
+    """Yield samples (S,) float32 at 16 kHz and the time in s of their end."""
     import av
 
-    # One resampler's mix of stereo to mono would be sqrt(2) too loud in floats.
+    # The resampler's own mix of stereo to mono would be sqrt(2) too loud in floats.
     resampler = av.AudioResampler(format="fltp", rate=SAMPLE_RATE)
     end, decoded = 0.0, 0
     for frame in stream.decode(audio=0):
         decoded += frame.samples
-        # Pauses that a codec leaves out are in the frames' times alone.
+        # Codecs that skip pauses show them in the frames' times alone.
         end = max((frame.time or 0.0) + frame.samples / frame.rate, end)
         end = max(end, decoded / frame.rate)
         for resampled in resampler.resample(frame):
@@ -119,15 +124,15 @@ def _resample(stream: Any) -> Iterator[tuple[np.ndarray, float]]:
             yield resampled.to_ndarray().mean(axis=0), end
 
 
-def _declared_seconds(stream: Any, source: Union[Path, bytes]) -> Optional[float]:
-    """Return the length in s that a header declares; None: none does, or an estimate.
+def _read_declared_seconds(stream: Any, source: Union[Path, bytes]) -> Optional[float]:
+    """Return the duration in s that the header declares; None: unknown or estimated.
 
-    Raw streams and Ogg declare none, MP3 does in the header that LAME writes.  The
-    headers of w64, caf and RF64 are not read.
+    Raw streams and Ogg declare none, MP3 only in LAME's header.  The headers of w64,
+    caf and RF64 are not read.
     """
-    if stream.format.name == "wav":  # FFmpeg trims the declared length to the file's
+    if stream.format.name == "wav":  # FFmpeg replaces it by the length of the file
         with _open_bytes(source) as file:
-            return wav_seconds(file)
+            return read_wav_seconds(file)
     audio = stream.streams.audio[0]
     if stream.format.name not in DECLARING or (
         stream.format.name == "mp3" and not audio.start_time
@@ -140,25 +145,8 @@ def _declared_seconds(stream: Any, source: Union[Path, bytes]) -> Optional[float
     return None
 
 
-def _open_bytes(source: Union[Path, bytes]) -> BinaryIO:
-    return BytesIO(source) if isinstance(source, bytes) else source.open("rb")
-
-
-def _ends_within_page(source: Union[Path, bytes]) -> bool:
-    """Return whether the last page of an Ogg file is not complete."""
-    with _open_bytes(source) as file:
-        size = file.seek(0, SEEK_END)
-        file.seek(max(0, size - 2 * OGG_PAGE))
-        end = file.read()
-    page = end[max(0, end.rfind(b"OggS")) :]
-    if len(page) < 27:  # its header, and the number of its segments
-        return True
-    segments = page[27 : 27 + page[26]]
-    return len(segments) < page[26] or len(page) < 27 + page[26] + sum(segments)
-
-
-def wav_seconds(file: BinaryIO) -> Optional[float]:
-    """Return the length in s that the header of a wav file declares; None: none."""
+def read_wav_seconds(file: BinaryIO) -> Optional[float]:
+    """Return the duration in s that a wav file's header declares; None: unknown."""
     riff, _, wave = struct.unpack("<4sI4s", file.read(12).ljust(12))
     byte_rate = 0
     while riff == b"RIFF" and wave == b"WAVE":
@@ -167,9 +155,9 @@ def wav_seconds(file: BinaryIO) -> Optional[float]:
             break
         name, size = struct.unpack("<4sI", head)
         if name == b"data":
-            # A program that writes to a pipe leaves one of these.
-            unknown = size == 0 or size >= 0x7FFFF000 or byte_rate == 0
-            return None if unknown else size / byte_rate
+            # Programs that write to a pipe leave one of these sizes.
+            is_unknown = size == 0 or size >= 0x7FFFF000 or byte_rate == 0
+            return None if is_unknown else size / byte_rate
         body = file.tell()
         if name == b"fmt ":
             byte_rate = struct.unpack("<I", file.read(12)[8:].ljust(4, b"\0"))[0]
@@ -177,11 +165,20 @@ def wav_seconds(file: BinaryIO) -> Optional[float]:
     return None
 
 
-def decode(source: Union[Path, bytes], container: Optional[str] = None) -> np.ndarray:
-    """Return audio as (S,) int16, 16 kHz, channels averaged.
+def _ends_within_page(source: Union[Path, bytes]) -> bool:
+    """Return whether the last page of an Ogg file is incomplete."""
+    with _open_bytes(source) as file:
+        size = file.seek(0, SEEK_END)
+        file.seek(max(0, size - 2 * OGG_PAGE))
+        end = file.read()
+    page = end[max(0, end.rfind(b"OggS")) :]
+    if len(page) < OGG_PAGE_HEADER:
+        return True
+    num_segments = page[OGG_PAGE_HEADER - 1]
+    segments = page[OGG_PAGE_HEADER : OGG_PAGE_HEADER + num_segments]
+    complete = OGG_PAGE_HEADER + num_segments + sum(segments)
+    return len(segments) < num_segments or len(page) < complete
 
-    Raises:
-      AudioError: as :func:`read_blocks`.
-    """
-    samples = np.concatenate(list(read_blocks(source, container)))
-    return np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)
+
+def _open_bytes(source: Union[Path, bytes]) -> BinaryIO:
+    return BytesIO(source) if isinstance(source, bytes) else source.open("rb")

@@ -1,9 +1,7 @@
-"""The samples of a cut, of the one form that everything here hears: 16 kHz mono.
+"""Load the audio and text of cuts, and check the cuts of a Shar set before its use.
 
-Check the cuts of a Shar folder, which plain Lhotse may have written, on reading.
-
-What the data gate drops before it writes a folder is refused here: by the JSON lines of
-the cuts alone, before any audio is read.
+A Shar that plain Lhotse wrote may have cuts that the data gate would drop;
+:func:`check_cuts` refuses it by its JSON lines, without reading audio.
 """
 
 import logging
@@ -26,37 +24,45 @@ from icefall_kd.data.gate import (
     check_text,
     describe_drops,
 )
-from icefall_kd.data.gate_audio import TOLERANCE, Finding, decode, tolerance
+from icefall_kd.data.gate_audio import TOLERANCE, Fault, decode_cut, get_tolerance
 from icefall_kd.data.tokens import MAX_UNKNOWN, Tokenizer, UnknownLetters
 
 BLOCK_SECONDS = 60.0  # s of a long cut in memory
+MAX_EXAMPLES = 2  # cuts of each reason in a message
+# Characters without a glyph, as sentencepiece's default normaliser maps them: direction
+# marks, zero-width spaces and byte order marks to spaces, control codes to nothing.
+INVISIBLE = {
+    **dict.fromkeys((0x061C, 0x200B, 0x200C, 0x200E, 0x200F, 0xFEFF), " "),
+    **dict.fromkeys((*range(0x01, 0x09), 0x0B, *range(0x0E, 0x20), 0x7F), None),
+}
 
 
 def load_wave(cut: Cut) -> Tensor:
-    """Return the samples (S,) float32 in [-1, 1] of a cut, as many as are there.
+    """Return the samples (S,) float32 in [-1, 1] of a 16 kHz mono cut.
+
+    S may be up to 25 ms less than the manifest declares: nothing is padded.
 
     Raises:
-      ValueError: if it is not 16 kHz mono, cannot be read, or has samples that are not
-        finite; the message names it.
+      ValueError: if the cut is not 16 kHz mono, cannot be decoded, or has non-finite
+        samples.
     """
     if cut.num_channels != 1:
         raise ValueError(
-            f"cut '{cut.id}' has {cut.num_channels} channels, wanted is mono. Remedy: "
+            f"cut '{cut.id}' has {cut.num_channels} channels, not 1. Remedy: "
             f"{REMEDIES['not_mono']}"
         )
     if cut.sampling_rate != SAMPLE_RATE:
         raise ValueError(
-            f"cut '{cut.id}' is {cut.sampling_rate} Hz, wanted is {SAMPLE_RATE} Hz; "
-            "write its Shar again with 'python -m icefall_kd.bin.make_shar', which "
-            "resamples"
+            f"cut '{cut.id}' is {cut.sampling_rate} Hz, not {SAMPLE_RATE}; write its "
+            "Shar again with 'python -m icefall_kd.bin.make_shar', which resamples"
         )
     try:
-        wave = torch.from_numpy(_load(cut))
-    except Exception as e:  # whatever a decoder raises: the cut is named
+        wave = torch.from_numpy(_decode(cut))
+    except Exception as e:  # decoders raise errors of any type
         reason = " ".join(str(e).split())[:300]
         raise ValueError(
-            f"cut '{cut.id}': its audio is damaged, as a bad disk or copy leaves it; "
-            f"copy its shard again, or make it again ({reason})"
+            f"cut '{cut.id}': its audio is damaged, as by a bad disk or copy; copy its "
+            f"shard again, or make it again ({reason})"
         ) from e
     if not torch.isfinite(wave).all():
         raise ValueError(
@@ -66,25 +72,24 @@ def load_wave(cut: Cut) -> Tensor:
     return wave
 
 
-def _load(cut: Cut) -> np.ndarray:
-    """Return the samples (S,) of a cut that can be decoded."""
+def _decode(cut: Cut) -> np.ndarray:
     if not isinstance(cut, DataCut):
         return cut.load_audio()[0]
-    # cut.load_audio() pads with mirrored audio where up to 0.5 s are missing.
+    # cut.load_audio() would reflect the audio where up to 0.5 s are missing.
     whole = cut.start == 0 and math.isclose(
         cut.duration, cut.recording.duration, abs_tol=1e-3
     )
-    samples = decode(cut, whole)[0, : cut.num_samples]
-    if cut.num_samples - len(samples) > tolerance(cut) * SAMPLE_RATE:
+    samples = decode_cut(cut, whole)[0, : cut.num_samples]
+    if cut.num_samples - len(samples) > get_tolerance(cut) * SAMPLE_RATE:
         raise ValueError(f"{len(samples)} samples of {cut.num_samples}")
     return samples
 
 
 def load_blocks(cut: Cut) -> Iterator[Tensor]:
-    """Load the samples of a cut in blocks (S,) of :data:`BLOCK_SECONDS`.
+    """Yield the samples of a cut in blocks (S,) of up to :data:`BLOCK_SECONDS`.
 
     Raises:
-      ValueError: as :func:`load_wave`.
+      ValueError: see :func:`load_wave`.
     """
     if cut.duration <= BLOCK_SECONDS:
         yield load_wave(cut)
@@ -99,20 +104,30 @@ def load_blocks(cut: Cut) -> Iterator[Tensor]:
         yield load_wave(part)
 
 
-EXAMPLES = 2  # cuts of each reason in a message
-# Characters without a glyph, as sentencepiece's default normaliser reads them: marks of
-# direction, zero-width spaces and byte order marks are spaces, control codes nothing.
-INVISIBLE = {
-    **dict.fromkeys((0x061C, 0x200B, 0x200C, 0x200E, 0x200F, 0xFEFF), " "),
-    **dict.fromkeys((*range(0x01, 0x09), 0x0B, *range(0x0E, 0x20), 0x7F), None),
-}
+def transcript(cut: Cut) -> str:
+    """Return the text of a cut's supervision, "" if it has none.
+
+    Accents are composed (NFC) and invisible characters replaced, as sentencepiece does,
+    so that references match tokens and hypotheses.
+
+    Raises:
+      ValueError: if several supervisions have text.
+    """
+    texts = [s.text.strip() for s in cut.supervisions if s.text and s.text.strip()]
+    if len(texts) > 1:
+        raise ValueError(
+            f"cut '{cut.id}' has {len(texts)} supervisions with text, not 1. Remedy: "
+            f"{REMEDIES['two_supervisions']}"
+        )
+    text = texts[0] if texts else ""
+    return unicodedata.normalize("NFC", text.translate(INVISIBLE)).strip()
 
 
 class HasLines(Protocol):
     """A shard; see :class:`icefall_kd.fields.shards.Shard`."""
 
     def lines(self) -> Iterable[Mapping[str, Any]]:
-        """Yield every cut as plain JSON."""
+        """Yield every cut as parsed JSON."""
         ...
 
 
@@ -127,63 +142,62 @@ def check_cuts(
 ) -> int:
     """Refuse a Shar set with cuts that the data gate would drop.
 
-    Cuts without a supervision pass: what needs text leaves them out.
+    Cuts without a supervision are accepted.
 
     Args:
       shards: of the set.
       name: of the set, for messages.
-      labelled: transcripts are used, so a cut has at most one supervision.
-      trained: a student is trained on them, so they have as many frames as it needs.
-      tokenizer: it is trained on transcripts, which have tokens, fewer than frames.
-      max_unknown: share of the tokens that may be ``<unk>``.
+      labelled: transcripts are used: at most one supervision for each cut.
+      trained: a student is trained on the set: enough frames for its encoder.
+      tokenizer: of the transcripts that a student is trained on: more frames than
+        tokens.
+      max_unknown: maximum share of ``<unk>`` among the tokens.
     Returns:
       the number of cuts.
     Raises:
-      ValueError: naming the first cuts for each reason, and the remedy.
+      ValueError: with the first cuts and the remedy for each reason.
     """
     letters = UnknownLetters(tokenizer) if tokenizer is not None else None
     seen: set[str] = set()
     drops: list[Drop] = []
-    number = without_text = 0
-    for shard in shards:
-        for line in shard.lines():
-            number += 1
-            found = _check_form(line, seen)
-            texts = [s.get("text") or "" for s in line.get("supervisions") or ()]
-            without_text += not any(text.strip() for text in texts)
-            if found is None and labelled and len(texts) > 1:
-                found = "two_supervisions", f"{len(texts)} supervisions"
-            if found is None and letters is not None and texts:
-                found = _check_labelled(line["duration"], texts[0], letters, tokenizer)
-            if found is None and trained:
-                found = check_frames(line["duration"], None)
-            if found is not None:
-                drops.append(Drop(str(line.get("id")), *found))
-            seen.add(line.get("id"))
+    num_cuts = num_without_text = 0
+    for line in (line for shard in shards for line in shard.lines()):
+        num_cuts += 1
+        fault = _check_form(line, seen)
+        seen.add(line.get("id"))
+        texts = [s.get("text") or "" for s in line.get("supervisions") or ()]
+        num_without_text += not any(text.strip() for text in texts)
+        if fault is None and labelled and len(texts) > 1:
+            fault = "two_supervisions", f"{len(texts)} supervisions"
+        if fault is None and letters is not None and texts:
+            tokens = letters.add(texts[0])
+            fault = check_text(texts[0], tokens, tokenizer.encode, tokenizer.unk_id)
+            fault = fault or check_frames(line["duration"], tokens)
+        if fault is None and trained:
+            fault = check_frames(line["duration"], None)
+        if fault is not None:
+            drops.append(Drop(str(line.get("id")), *fault))
     if drops:
-        reasons = "; ".join(
-            f"{reason}: {line}"
-            for reason, line in describe_drops(drops, EXAMPLES).items()
-        )
+        reasons = "; ".join(describe_drops(drops, MAX_EXAMPLES))
         raise ValueError(
-            f"{name}: {len(drops)} of {number} cuts cannot be used: {reasons}. Write "
+            f"{name}: {len(drops)} of {num_cuts} cuts cannot be used: {reasons}. Write "
             "the set without them, or from its manifest with 'python -m "
             "icefall_kd.bin.make_shar', which drops them and lists them in a report"
         )
     if letters is not None:
         letters.check(name, "data.max_unknown", max_unknown)
-    if labelled and tokenizer is None and 0 < without_text < number:
+    if labelled and tokenizer is None and 0 < num_without_text < num_cuts:
         logging.warning(
-            "%s: %d of %d cuts have no text; every word that is recognised in them "
-            "counts as an error",
+            "%s: %d of %d cuts have no text; each recognised word counts as an error",
             name,
-            without_text,
-            number,
+            num_without_text,
+            num_cuts,
         )
-    return number
+    return num_cuts
 
 
-def _check_form(line: Mapping[str, Any], seen: set[str]) -> Finding:
+def _check_form(line: Mapping[str, Any], seen: set[str]) -> Fault:
+    """Check id, type, channels, rate and span of a cut's JSON line."""
     if line.get("id") in seen:
         return "duplicate_id", "seen before"
     if line.get("type") not in ("MonoCut", "MultiCut"):
@@ -201,30 +215,3 @@ def _check_form(line: Mapping[str, Any], seen: set[str]) -> Finding:
     if not 0 <= line["start"] < length or end > length + TOLERANCE:
         return "outside_recording", f"ends at {end:.3f} s, its audio at {length:.3f} s"
     return None
-
-
-def _check_labelled(
-    duration: float, text: str, letters: UnknownLetters, tokenizer: Tokenizer
-) -> Finding:
-    tokens = letters.add(text)
-    found = check_text(text, tokens, tokenizer.encode, tokenizer.unk_id)
-    return found or check_frames(duration, tokens)
-
-
-def transcript(cut: Cut) -> str:
-    """Return the text of a cut's supervision; "" without one.
-
-    Accents are composed (NFC) and invisible characters are spaces or nothing, as in
-    tokens and hypotheses: sentencepiece encodes texts in this form.
-
-    Raises:
-      ValueError: if several supervisions have text.
-    """
-    texts = [s.text.strip() for s in cut.supervisions if s.text and s.text.strip()]
-    if len(texts) > 1:
-        raise ValueError(
-            f"cut '{cut.id}' has {len(texts)} supervisions with text, one can be used. "
-            f"Remedy: {REMEDIES['two_supervisions']}"
-        )
-    text = texts[0] if texts else ""
-    return unicodedata.normalize("NFC", text.translate(INVISIBLE)).strip()

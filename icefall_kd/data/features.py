@@ -1,12 +1,9 @@
-"""The 80-bin log-mel filter bank that training, decoding and sherpa-onnx share.
+"""Log-mel filter bank features and SpecAugment.
 
-Kaldi's definition: 25 ms windows every 10 ms, povey window, pre-emphasis 0.97, no
-dither, 20 Hz to 7,600 Hz, frames centred so that T = (S + 80) // 160 (snip_edges
-false).  lhotse computes it on the CPU, and on CUDA where kaldifeat is missing.
-
-SpecAugment on padded batches, the same for the same seed, epoch and cuts.
-
-Park et al., SpecAugment, 2019, arXiv:1904.08779.  The masks are lhotse's.
+Kaldi's 80-bin fbank, as sherpa-onnx computes it: 25 ms windows every 10 ms, povey
+window, pre-emphasis 0.97, no dither, 20 Hz to 7,600 Hz, ``snip_edges=False``, so that
+S samples give T = (S + 80) // 160 frames.  Computed by lhotse, on CUDA by kaldifeat if
+it is installed.
 """
 
 import contextlib
@@ -30,24 +27,24 @@ LOW_FREQ, HIGH_FREQ = 20.0, -400.0  # Hz; negative: below the Nyquist frequency
 
 
 def num_frames(num_samples: int) -> int:
-    """Return T of S samples: (S + 80) // 160, each 160 samples give a frame."""
+    """Return the number of fbank frames of ``num_samples`` samples."""
     return (num_samples + SHIFT // 2) // SHIFT
 
 
 def compute_fbank(
     waves: Sequence[Tensor], device: Union[str, torch.device] = "cpu"
 ) -> list[Tensor]:
-    """Return the log-mel filter bank of each wave, on ``device``.
+    """Compute the log-mel filter bank of each wave on ``device``.
 
-    The result does not depend on the number of threads, so that batches are the same
-    with and without loader workers, which have one thread.
+    The result does not depend on the number of threads: batches are equal with and
+    without loader workers, which have one thread.
 
     Args:
       waves: each (S,) float32, 16 kHz, in [-1, 1], S >= 400.
     Returns:
-      for each wave (T, 80) float32, T = (S + 80) // 160, natural log.
+      (T, 80) float32 for each wave, natural log.
     Raises:
-      ValueError: if a wave is not 1-D, or shorter than one window.
+      ValueError: if a wave is not 1-D, or is shorter than one window.
     """
     for wave in waves:
         if wave.dim() != 1 or wave.size(0) < WINDOW:
@@ -56,30 +53,30 @@ def compute_fbank(
             )
     device = torch.device(device)
     if device.type == "cuda" and _has_kaldifeat():
-        return _kaldifeat(device)([wave.to(device) for wave in waves])
-    extractor = _lhotse(device.type)
-    with torch.no_grad(), _one_thread():
-        return [_in_blocks(extractor.extractor, wave.to(device)) for wave in waves]
+        return _create_kaldifeat(device)([wave.to(device) for wave in waves])
+    extractor = _create_lhotse(device.type).extractor
+    with torch.no_grad(), _use_one_thread():
+        return [_compute_in_blocks(extractor, wave.to(device)) for wave in waves]
 
 
-def _in_blocks(extract: Callable[[Tensor], Tensor], wave: Tensor) -> Tensor:
-    """Return the fbank of a wave; that of a long one in blocks, to save memory."""
+def _compute_in_blocks(extract: Callable[[Tensor], Tensor], wave: Tensor) -> Tensor:
+    """Return the fbank of a wave; blocks bound the memory of a long one."""
     frames = num_frames(len(wave))
     blocks = []
     for begin in range(0, frames, BLOCK):
         end = min(begin + BLOCK, frames)
-        lead = min(begin, 2)  # a window of 25 ms reaches less than two shifts further
+        lead = min(begin, 2)  # a window overlaps less than two shifts on each side
         part = wave[(begin - lead) * SHIFT : (end + 2) * SHIFT]
         blocks.append(extract(part.unsqueeze(0))[0, lead : lead + end - begin])
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute the block with one CPU thread.
+def _use_one_thread() -> Iterator[None]:
+    """Run the block with one CPU thread.
 
-    With two, the product with the mel filters sums in another order: the features then
-    differ by up to 5e-7, and the FFT gains no time from the second thread.
+    Two threads sum the mel filters in another order, which changes features by up to
+    5e-7, and are not faster.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -90,7 +87,7 @@ def _one_thread() -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=None)
-def _lhotse(device_type: str) -> Fbank:
+def _create_lhotse(device_type: str) -> Fbank:
     config = FbankConfig(
         sampling_rate=SAMPLE_RATE,
         num_filters=NUM_MEL_BINS,
@@ -100,9 +97,9 @@ def _lhotse(device_type: str) -> Fbank:
         snip_edges=False,
         device=device_type,
     )
-    extractor = Fbank(config)
-    extractor.extractor.to(device_type)
-    return extractor
+    fbank = Fbank(config)
+    fbank.extractor.to(device_type)
+    return fbank
 
 
 @functools.lru_cache(maxsize=None)
@@ -115,7 +112,7 @@ def _has_kaldifeat() -> bool:
 
 
 @functools.lru_cache(maxsize=None)
-def _kaldifeat(device: torch.device):
+def _create_kaldifeat(device: torch.device):
     import kaldifeat
 
     options = kaldifeat.FbankOptions()
@@ -130,10 +127,10 @@ def _kaldifeat(device: torch.device):
 
 
 class SpecAugment:
-    """Masks bands of mel bins and spans of frames of each utterance.
+    """Mask mel bins and frames of each utterance; the same masks for the same seed.
 
-    Time warping moves frames away from the times of a teacher's frames.  It is off by
-    default, and training refuses it where the targets of a term are frames.
+    Park et al., SpecAugment, 2019, arXiv:1904.08779; lhotse's implementation.  Time
+    warping is off by default, since it would move frames away from a teacher's frames.
     """
 
     def __init__(
@@ -147,14 +144,14 @@ class SpecAugment:
         max_frames_fraction: float = 0.15,
         p: float = 0.9,
     ) -> None:
-        """Describe the masks; the defaults but for ``time_warp`` are icefall's.
+        """Set the masks; all defaults except ``time_warp`` are icefall's.
 
         Args:
-          time_warp: largest shift in frames; 0 is off.
-          num_feature_masks, feature_mask_size: bands, and mel bins of the widest.
-          num_frame_masks, frame_mask_size: spans, and frames of the longest.
-          max_frames_fraction: of the frames of an utterance that all spans may mask.
-          p: share of utterances that are changed at all.
+          time_warp: maximum shift in frames; 0: off.
+          num_feature_masks, feature_mask_size: masks, and maximum size in mel bins.
+          num_frame_masks, frame_mask_size: masks, and maximum size in frames.
+          max_frames_fraction: maximum share of an utterance's frames that is masked.
+          p: probability that an utterance is augmented.
         """
         self.time_warp = time_warp
         self._mask = LhotseSpecAugment(
@@ -168,9 +165,7 @@ class SpecAugment:
         )
 
     def __call__(self, features: Tensor, lens: Tensor, seed: int = 0) -> Tensor:
-        """Return masked features; padding stays as it is.
-
-        The caller's random state is neither read nor changed.
+        """Return a masked copy; padding and the caller's random state do not change.
 
         Args:
           features: (N, T, F) float32.
@@ -196,5 +191,5 @@ class SpecAugment:
 
 
 def batch_seed(seed: int, epoch: int, ids: Sequence[str]) -> int:
-    """Return a 32-bit seed that only these cuts in this epoch have."""
+    """Return a 32-bit seed for a batch of cuts in an epoch."""
     return zlib.crc32(f"{seed} {epoch} {' '.join(ids)}".encode())

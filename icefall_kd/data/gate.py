@@ -1,4 +1,4 @@
-"""The data gate: every cut that would hurt a run is dropped, by name and reason."""
+"""The data gate: drop every cut that would harm a run, and report why."""
 
 import logging
 from collections import Counter
@@ -15,137 +15,103 @@ from icefall_kd import SAMPLE_RATE
 from icefall_kd.core.files import write_json
 from icefall_kd.core.logs import progress
 from icefall_kd.core.processes import parallel_map
+from icefall_kd.data.features import num_frames
 from icefall_kd.data.gate_audio import (
     TOLERANCE,
-    Finding,
-    check_audio_of,
-    shorten,
-    tolerance,
+    Fault,
+    check_audio,
+    get_tolerance,
+    shorten_cut,
 )
-from icefall_kd.data.tokens import UNK_ID, UnknownLetters, case_difference
+from icefall_kd.data.tokens import UNK_ID, UnknownLetters, describe_case_difference
 from icefall_kd.zipformer.subsampling import MIN_FRAMES, encoder_output_lens
 
-# Reason -> what it means.  A cut is dropped for the first that holds, in this order.
+Tokenize = Callable[[str], list[int]]
+
+# Reason -> meaning.  A cut is dropped for the first reason that applies.
 REASONS: dict[str, str] = {
-    "duplicate_id": "another cut of the set has this id",
+    "duplicate_id": "another cut of the set has the same id",
     "mixed_cut": "it is mixed, padded or appended, not a part of one recording",
-    "two_supervisions": "a labelled cut has one supervision, this has another number",
+    "two_supervisions": "a labelled cut needs exactly one supervision",
     "empty_text": "its text is empty",
     "unknown_tokens": "no token of its text is in the vocabulary",
     "not_mono": "its audio has several channels",
-    "other_rate": "its audio is not of 16 kHz",
-    "outside_recording": "it begins or ends outside its recording, by more than 25 ms",
-    "too_long": "longer than the limit",
-    "too_short": "fewer fbank frames than the model's front end needs for one frame",
-    "too_few_frames": "fewer encoder frames than tokens + 1: an infinite loss",
+    "other_rate": "its sampling rate is not 16 kHz",
+    "outside_recording": "it starts or ends more than 25 ms outside its recording",
+    "too_long": "it is longer than the limit",
+    "too_short": "it has fewer fbank frames than the encoder needs for one output",
+    "too_few_frames": "encoder frames < tokens + 1: the loss would be infinite",
     "unreadable": "its audio cannot be read",
     "wrong_length": "its audio differs by more than 25 ms from the declared length",
     "not_finite": "its audio has NaN or infinite samples",
 }
-# Reason -> what to do, where the cuts are worth mending.
 REMEDIES: dict[str, str] = {
-    "duplicate_id": "give each cut an id of its own",
-    "mixed_cut": "lhotse's CutSet.save_audios writes such cuts to files",
-    "two_supervisions": "lhotse's CutSet.trim_to_supervisions makes a cut of each, "
-    "CutSet.merge_supervisions joins them; give no BPE model for a set without "
-    "transcripts",
+    "duplicate_id": "give each cut its own id",
+    "mixed_cut": "write such cuts to files with lhotse's CutSet.save_audios",
+    "two_supervisions": "split such cuts with lhotse's CutSet.trim_to_supervisions, or "
+    "join their supervisions with CutSet.merge_supervisions; give no BPE model for an "
+    "unlabelled set",
     "empty_text": "correct or remove the text",
     "unknown_tokens": "write the texts in the letters and the case of the BPE model",
     "not_mono": "choose one channel: MultiCut.to_mono of lhotse, or 'sox IN OUT remix "
     "1' for the files",
-    "other_rate": "lhotse's CutSet.resample; bin.make_shar resamples by itself",
-    "outside_recording": "correct start and duration, for example the file segments of "
-    "Kaldi",
-    "too_few_frames": "check that text and audio are of the same utterance",
+    "other_rate": "use lhotse's CutSet.resample, or bin.make_shar, which resamples",
+    "outside_recording": "correct start and duration, for example in Kaldi's segments",
+    "too_few_frames": "check that text and audio belong to the same utterance",
     "unreadable": "check the paths and the files",
     "wrong_length": "make the manifest from the audio files: lhotse's "
     "Recording.from_file, or 'lhotse kaldi import' without a file reco2dur",
 }
-LOGGED_DROPS = 5  # of each reason; the report has them all
+MAX_EXAMPLES = 5  # cuts logged for each reason; the report has all
 CHUNK = 32  # cuts that a process reads at a time
 
 
 @dataclass(frozen=True)
 class Drop:
-    """A dropped cut, a key of :data:`REASONS`, and what exactly was found."""
+    """A dropped cut, a key of :data:`REASONS`, and the values that were found."""
 
     cut_id: str
     reason: str
     detail: str
 
 
-def num_fbank_frames(duration: float) -> int:
-    """Return the fbank frames of ``duration`` seconds, as ``compute_fbank`` has."""
-    return (round(duration * SAMPLE_RATE) + 80) // 160
-
-
 def filter_cuts(
     cuts: Iterable[Cut],
     *,
-    tokenize: Optional[Callable[[str], list[int]]] = None,
+    tokenize: Optional[Tokenize] = None,
     max_duration: float = 30.0,
-    check_audio: bool = True,
-    unk_id: int = UNK_ID,
     description: str = "data gate",
     num_jobs: int = 1,
 ) -> tuple[CutSet, list[Drop]]:
-    """Return the cuts that a run can take, and a :class:`Drop` for each other one.
+    """Return the usable cuts, and a :class:`Drop` for each other cut.
+
+    Cuts whose audio ends up to :data:`TOLERANCE` early are shortened to it.
 
     Args:
-      tokenize: text -> token ids; None for unlabelled cuts, whose text and number of
-        supervisions are then not looked at.
+      tokenize: text -> token ids; None for unlabelled cuts, whose supervisions are not
+        checked.
       max_duration: in seconds.
-      check_audio: read the audio too.  False when the same audio was read before.
-      num_jobs: processes that read it.
+      description: of the progress bar and the log lines.
+      num_jobs: processes that read the audio.
     """
     cuts = list(cuts)
     seen: set[str] = set()
-    findings: list[Finding] = []
+    faults: list[Fault] = []
     for cut in cuts:
-        found = _check_manifest(cut, seen, tokenize, unk_id)
-        findings.append(found or _check_length(cut, tokenize, max_duration))
+        fault = _check_manifest(cut, seen, tokenize)
+        faults.append(fault or _check_duration(cut, tokenize, max_duration))
         seen.add(cut.id)
-    if check_audio:
-        places = [i for i, found in enumerate(findings) if found is None]
-        read = parallel_map(check_audio_of, [cuts[i] for i in places], num_jobs, CHUNK)
-        missing: dict[str, int] = {}
-        for i, (found, lacks) in zip(
-            places, progress(read, description, "cut", len(places))
-        ):
-            if found is None and lacks:
-                missing[cuts[i].id] = lacks
-                cuts[i] = shorten(cuts[i], lacks)
-                found = _check_length(cuts[i], tokenize, max_duration)
-            findings[i] = found
-        _log_missing(missing, description)
-    kept = [cut for cut, found in zip(cuts, findings) if found is None]
-    drops = [Drop(c.id, *found) for c, found in zip(cuts, findings) if found]
-    logging.info("%s: %d cuts kept, %d dropped", description, len(kept), len(drops))
-    for reason, line in describe_drops(drops).items():
-        logging.warning("dropped, %s: %s", reason, line)
-    return CutSet.from_cuts(kept), drops
-
-
-def describe_drops(
-    drops: Sequence[Drop], examples: int = LOGGED_DROPS
-) -> dict[str, str]:
-    """Return, for each reason, the number of cuts, the first ones and the remedy."""
-    lines = {}
-    for reason in REASONS:
-        cases = [f"{d.cut_id} ({d.detail})" for d in drops if d.reason == reason]
-        if cases:
-            more = ", ..." if len(cases) > examples else ""
-            remedy = REMEDIES.get(reason)
-            lines[reason] = (
-                f"{len(cases)} cuts, {REASONS[reason]}: "
-                f"{', '.join(cases[:examples])}{more}"
-                + (f". Remedy: {remedy}" if remedy else "")
-            )
-    return lines
-
-
-def _log_missing(missing: Mapping[str, int], description: str) -> None:
-    """Log the cuts that are shortened to the audio that there is."""
+    to_read = [i for i, fault in enumerate(faults) if fault is None]
+    results = parallel_map(check_audio, [cuts[i] for i in to_read], num_jobs, CHUNK)
+    missing: dict[str, int] = {}
+    for i, (fault, num_missing) in zip(
+        to_read, progress(results, description, "cut", len(to_read))
+    ):
+        if fault is None and num_missing:
+            missing[cuts[i].id] = num_missing
+            cuts[i] = shorten_cut(cuts[i], num_missing)
+            fault = _check_duration(cuts[i], tokenize, max_duration)
+        faults[i] = fault
     if missing:
         cut_id = max(missing, key=lambda name: missing[name])
         logging.info(
@@ -158,14 +124,92 @@ def _log_missing(missing: Mapping[str, int], description: str) -> None:
             round(TOLERANCE * SAMPLE_RATE),
             TOLERANCE,
         )
+    kept = [cut for cut, fault in zip(cuts, faults) if fault is None]
+    drops = [Drop(cut.id, *fault) for cut, fault in zip(cuts, faults) if fault]
+    logging.info("%s: %d cuts kept, %d dropped", description, len(kept), len(drops))
+    for line in describe_drops(drops):
+        logging.warning("dropped, %s", line)
+    return CutSet.from_cuts(kept), drops
 
 
-def _check_manifest(
-    cut: Cut,
-    seen: set[str],
-    tokenize: Optional[Callable[[str], list[int]]],
-    unk_id: int,
-) -> Finding:
+def describe_drops(
+    drops: Sequence[Drop], max_examples: int = MAX_EXAMPLES
+) -> list[str]:
+    """Return a line for each reason: number of cuts, meaning, examples and remedy."""
+    lines = []
+    for reason, meaning in REASONS.items():
+        cases = [f"{d.cut_id} ({d.detail})" for d in drops if d.reason == reason]
+        if cases:
+            examples = ", ".join(cases[:max_examples])
+            if len(cases) > max_examples:
+                examples += ", ..."
+            line = f"{reason}: {len(cases)} cuts, {meaning}: {examples}"
+            if reason in REMEDIES:
+                line += f". Remedy: {REMEDIES[reason]}"
+            lines.append(line)
+    return lines
+
+
+def write_gate_report(
+    path: Path,
+    drops: Sequence[Drop],
+    num_kept: int,
+    made_of: Mapping[str, Any],
+    letters: Optional[UnknownLetters] = None,
+) -> None:
+    """Write the counts by reason and every dropped cut as JSON.
+
+    Args:
+      made_of: options and checksums that the set was made with.
+      letters: unknown to the BPE model; None for an unlabelled set.
+    """
+    counts = Counter(drop.reason for drop in drops)
+    report = {
+        "made_of": dict(made_of),
+        "kept": num_kept,
+        "dropped": len(drops),
+        "reasons": {
+            reason: {"count": counts[reason], "meaning": meaning}
+            for reason, meaning in REASONS.items()
+            if counts[reason]
+        },
+    }
+    if letters is not None:
+        report["unknown"] = letters.counts()
+    write_json(path, {**report, "cuts": [vars(drop) for drop in drops]})
+
+
+def check_text(
+    text: str, tokens: Sequence[int], tokenize: Tokenize, unk_id: int
+) -> Fault:
+    """Return the fault of a text that has no usable token."""
+    if not text.strip() or not tokens:  # invisible characters have no tokens
+        return "empty_text", ascii(text)
+    # An unknown word is the token of the space before it and <unk>.
+    if unk_id in tokens and set(tokens) <= set(tokenize("\ue000")):
+        difference = describe_case_difference(text, tokenize, unk_id)
+        return "unknown_tokens", f"{text}: {difference}" if difference else text
+    return None
+
+
+def check_frames(duration: float, tokens: Optional[Sequence[int]]) -> Fault:
+    """Return the fault of a cut with too few frames for the encoder or the loss.
+
+    Args:
+      duration: in seconds.
+      tokens: of its text; None if it is unlabelled.
+    """
+    frames = num_frames(round(duration * SAMPLE_RATE))
+    if frames < MIN_FRAMES:
+        return "too_short", f"{frames} fbank frames < {MIN_FRAMES}"
+    outputs = encoder_output_lens(frames)
+    if tokens is not None and outputs < len(tokens) + 1:
+        return "too_few_frames", f"{outputs} encoder frames for {len(tokens)} tokens"
+    return None
+
+
+def _check_manifest(cut: Cut, seen: set[str], tokenize: Optional[Tokenize]) -> Fault:
+    """Check everything but durations; ``seen`` has the ids of earlier cuts."""
     if cut.id in seen:
         return "duplicate_id", "seen before"
     if not isinstance(cut, DataCut):
@@ -174,96 +218,29 @@ def _check_manifest(
         if len(cut.supervisions) != 1:
             return "two_supervisions", f"{len(cut.supervisions)} supervisions"
         text = cut.supervisions[0].text or ""
-        found = check_text(text, tokenize(text), tokenize, unk_id)
-        if found is not None:
-            return found
+        fault = check_text(text, tokenize(text), tokenize, UNK_ID)
+        if fault is not None:
+            return fault
     if cut.num_channels not in (None, 1):
         return "not_mono", f"{cut.num_channels} channels"
     if not cut.has_recording:
-        return None  # found without reading: its audio is missing
+        return None  # check_audio reports it
     if cut.sampling_rate != SAMPLE_RATE:
         return "other_rate", f"{cut.sampling_rate} Hz"
-    return _check_span(cut)
-
-
-def check_text(
-    text: str,
-    tokens: Sequence[int],
-    tokenize: Callable[[str], list[int]],
-    unk_id: int,
-) -> Finding:
-    """Return why no token of a text can be trained on, None if some can."""
-    if not text.strip() or not tokens:  # invisible characters have none
-        return "empty_text", ascii(text)
-    # An unknown word is <unk> after the token of the space before it.
-    if unk_id in tokens and set(tokens) <= set(tokenize("\ue000")):
-        difference = case_difference(text, tokenize, unk_id)
-        return "unknown_tokens", f"{text}: {difference}" if difference else text
+    declared = cut.recording.duration
+    if not 0 <= cut.start < declared or cut.end > declared + get_tolerance(cut):
+        detail = (
+            f"{cut.start:.3f} to {cut.end:.3f} s of a recording of {declared:.3f} s"
+        )
+        return "outside_recording", detail
     return None
 
 
-def _check_span(cut: Cut) -> Finding:
-    """Compare a cut's span with the declared length of its recording."""
-    declared = cut.recording.duration
-    if 0 <= cut.start < declared and cut.end <= declared + tolerance(cut):
-        return None
-    return (
-        "outside_recording",
-        f"{cut.start:.3f} to {cut.end:.3f} s of a recording of {declared:.3f} s",
-    )
-
-
-def _check_length(
-    cut: Cut, tokenize: Optional[Callable[[str], list[int]]], max_duration: float
-) -> Finding:
+def _check_duration(
+    cut: Cut, tokenize: Optional[Tokenize], max_duration: float
+) -> Fault:
     if cut.duration > max_duration:
         return "too_long", f"{cut.duration:.2f} s > {max_duration:g} s"
-    text = cut.supervisions[0].text if tokenize is not None else ""
-    return check_frames(cut.duration, None if tokenize is None else tokenize(text))
-
-
-def check_frames(duration: float, tokens: Optional[Sequence[int]]) -> Finding:
-    """Return why a cut has too few frames for the model and its loss, None if enough.
-
-    Args:
-      duration: in seconds.
-      tokens: of its text; None if it is unlabelled.
-    """
-    frames = num_fbank_frames(duration)
-    if frames < MIN_FRAMES:
-        return "too_short", f"{frames} fbank frames < {MIN_FRAMES}"
-    outputs = int(encoder_output_lens(frames))
-    if tokens is not None and outputs < len(tokens) + 1:
-        return "too_few_frames", f"{outputs} encoder frames for {len(tokens)} tokens"
-    return None
-
-
-def write_report(
-    drops: list[Drop],
-    num_kept: int,
-    path: Path,
-    made_of: Mapping[str, Any],
-    letters: Optional[UnknownLetters] = None,
-) -> None:
-    """Write the counts by reason and every dropped cut as JSON.
-
-    Args:
-      made_of: what the set is made of, and how.
-      letters: that the tokens lack; None for an unlabelled set.
-    """
-    counts = Counter(drop.reason for drop in drops)
-    write_json(
-        path,
-        {
-            "made_of": dict(made_of),
-            "kept": num_kept,
-            "dropped": len(drops),
-            "reasons": {
-                reason: {"count": counts[reason], "meaning": REASONS[reason]}
-                for reason in REASONS
-                if counts[reason]
-            },
-            **({} if letters is None else {"unknown": letters.counts()}),
-            "cuts": [vars(drop) for drop in drops],
-        },
-    )
+    if tokenize is None:
+        return check_frames(cut.duration, None)
+    return check_frames(cut.duration, tokenize(cut.supervisions[0].text or ""))

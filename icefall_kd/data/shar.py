@@ -1,4 +1,4 @@
-"""Writing Shar: flac audio in numbered shards, whole or absent."""
+"""Read manifests and write Shar folders: flac audio in numbered shards."""
 
 import hashlib
 import logging
@@ -17,64 +17,61 @@ from lhotse.shar import SharWriter
 from lhotse.utils import fastcopy
 
 from icefall_kd import SAMPLE_RATE
-from icefall_kd.core.files import (
-    Pathlike,
-    as_path,
-    is_local,
-    write_text,
-)
+from icefall_kd.core.files import Pathlike, as_path, is_local, write_text
 from icefall_kd.core.logs import progress
 from icefall_kd.core.processes import parallel_map
 
-PLAN = "plan.sha256"  # what the shards of a folder that is not complete are of
+PLAN = "plan.sha256"  # in an incomplete folder: the digest of its cuts and options
+FIELDS_SUFFIX = ".fields"
 
 
 def read_cuts(manifest: Path) -> list[Cut]:
-    """Return the cuts of a manifest, all at 16 kHz.
+    """Return the cuts of a manifest, resampled to 16 kHz on loading, texts in NFC.
 
-    What is of another rate is resampled when it is loaded, and counted.  Accents are
-    composed (NFC).
+    Resampled cuts and composed texts are counted in the log.
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if it is empty or holds something else than cuts.
+      ValueError: if it is empty or has no cuts.
     """
     if not Path(manifest).exists():
         raise FileNotFoundError(f"{manifest}: no such manifest")
-    cuts, rates, composed = [], Counter(), 0
+    cuts, rates, num_composed = [], Counter(), 0
     for cut in CutSet.from_file(manifest) or ():  # None for an empty file
         if not isinstance(cut, Cut):
             raise ValueError(
-                f"{manifest}: holds a {type(cut).__name__}, not cuts. Remedy: lhotse "
+                f"{manifest}: has a {type(cut).__name__}, not cuts. Remedy: lhotse "
                 "cut simple -r RECORDINGS -s SUPERVISIONS CUTS, and, of recordings "
                 "with several utterances, lhotse cut trim-to-supervisions CUTS CUTS"
             )
         if cut.has_recording and cut.sampling_rate != SAMPLE_RATE:
             rates[cut.sampling_rate] += 1
             cut = cut.resample(SAMPLE_RATE)
-        written, cut = cut, _compose(cut)
-        composed += cut is not written
-        cuts.append(cut)
+        composed = _compose_accents(cut)
+        num_composed += composed is not cut
+        cuts.append(composed)
     if not cuts:
         raise ValueError(
-            f"{manifest}: holds no cuts; write it again, and see whether the command "
-            "that wrote it failed"
+            f"{manifest}: has no cuts; check the log of the command that wrote it, and "
+            "write it again"
         )
-    if composed:
+    if num_composed:
         logging.info(
-            "%s: %d texts have decomposed accents, which are composed (NFC)",
-            manifest,
-            composed,
+            "%s: composed the accents (NFC) of %d texts", manifest, num_composed
         )
     for rate, count in sorted(rates.items()):
         logging.info(
-            "%s: %d cuts of %d Hz become %d", manifest, count, rate, SAMPLE_RATE
+            "%s: resampling %d cuts of %d Hz to %d Hz",
+            manifest,
+            count,
+            rate,
+            SAMPLE_RATE,
         )
     return cuts
 
 
-def _compose(cut: Cut) -> Cut:
-    """Return the cut with composed accents (NFC), the cut itself if it has no other."""
+def _compose_accents(cut: Cut) -> Cut:
+    """Return the cut with NFC texts; the cut itself if nothing changes."""
     if not isinstance(cut, DataCut):
         return cut
     texts = [s.text or "" for s in cut.supervisions]
@@ -86,20 +83,19 @@ def _compose(cut: Cut) -> Cut:
 
 
 def perturb_speeds(cuts: Iterable[Cut], speeds: Sequence[float]) -> list[Cut]:
-    """Return every cut at every speed, ``cut.custom["speed"]`` set to the factor.
+    """Return every cut at every speed, with the factor in ``cut.custom["speed"]``.
 
-    The ids at another speed than 1 end in lhotse's ``_sp<factor>``.
+    The ids at other speeds than 1 end in lhotse's ``_sp<factor>``.
     """
-    out = []
+    perturbed = []
     for cut in cuts:
         if not isinstance(cut, DataCut) or not cut.has_recording:
-            out.append(cut)  # for the gate to drop by name
+            perturbed.append(cut)  # the data gate drops and reports it
             continue
         for speed in speeds:
             new = cut if speed == 1.0 else cut.perturb_speed(speed)
-            new = new.with_custom("speed", float(speed))
-            out.append(new)
-    return out
+            perturbed.append(new.with_custom("speed", float(speed)))
+    return perturbed
 
 
 def write_shar(
@@ -110,17 +106,16 @@ def write_shar(
     seed: int = 0,
     num_jobs: int = 1,
 ) -> None:
-    """Write ``cuts`` in a random order (the same for a ``seed``), audio as flac.
+    """Write ``cuts``, shuffled by ``seed``, as a Shar folder with flac audio.
 
-    The folder appears when it is complete, so one that is there is complete.  Until
-    then its shards lie in a hidden folder beside it, and the same call, after a kill,
-    makes those that are missing.
+    The folder appears when it is complete.  Until then the shards are in a hidden
+    folder next to it; the same call after a kill writes the missing ones.
 
     Args:
-      num_jobs: processes, which share the shards.
+      shard_size: cuts.
+      num_jobs: processes.
     Raises:
-      ValueError: if there are no cuts, or ``directory`` or the folder of its fields
-        exists.
+      ValueError: if there are no cuts, or ``directory`` or its fields exist.
     """
     directory = Path(directory)
     check_absent(directory)
@@ -128,113 +123,108 @@ def write_shar(
     if not cuts:
         raise ValueError(f"{directory}: no cuts to write")
     random.Random(seed).shuffle(cuts)
-    aside = directory.with_name(f".{directory.name}.partial")
-    _keep_what_is_of(_plan(cuts, shard_size), aside)
-    parts = [cuts[i : i + shard_size] for i in range(0, len(cuts), shard_size)]
+    partial = directory.with_name(f".{directory.name}.partial")
+    _prepare_partial(partial, _hash_plan(cuts, shard_size))
+    shards = [cuts[i : i + shard_size] for i in range(0, len(cuts), shard_size)]
     missing = [
-        (aside, number, part)
-        for number, part in enumerate(parts)
-        if not (aside / _files(number)[-1]).exists()
+        (partial, number, shard)
+        for number, shard in enumerate(shards)
+        if not (partial / _get_file_names(number)[-1]).exists()
     ]
-    if len(missing) < len(parts):
-        there = len(parts) - len(missing)
-        logging.info("%s: %d of %d shards are there", aside, there, len(parts))
+    if len(missing) < len(shards):
+        num_found = len(shards) - len(missing)
+        logging.info("%s: reusing %d of %d shards", partial, num_found, len(shards))
     written = parallel_map(_write_shard, missing, num_jobs)
     for _ in progress(written, f"Shar {directory.name}", "shard", len(missing)):
         pass
-    (aside / PLAN).unlink()
-    os.replace(aside, directory)
+    (partial / PLAN).unlink()
+    os.replace(partial, directory)
     hours = sum(cut.duration for cut in cuts) / 3600
     logging.info("wrote %s: %d cuts, %.2f h", directory, len(cuts), hours)
 
 
 def check_absent(directory: Path) -> None:
-    """Refuse to write a Shar folder where one, or what is left of one, is.
+    """Raise if a Shar folder, or the fields of a deleted one, exist.
 
     Raises:
-      ValueError: if the folder or that of its fields exists.
+      ValueError: with the folder to delete.
     """
     if directory.exists():
-        raise ValueError(f"{directory}: is there already; delete it to write it again")
+        raise ValueError(f"{directory}: exists; delete it to write it again")
     fields = fields_dir(directory)
     if fields.exists():
         raise ValueError(
-            f"{fields}: describes fields of a folder {directory} that is gone; delete "
-            "it, too"
+            f"{fields}: describes fields of {directory}, which is gone; delete it, too"
         )
 
 
-def _files(number: int) -> tuple[str, str]:
-    """Return the names of a shard's files; the last is there when all are."""
+def _prepare_partial(partial: Path, plan: str) -> None:
+    """Create the folder for shards; keep the finished shards of the same plan."""
+    path = partial / PLAN
+    if not path.exists() or path.read_text(encoding="utf-8") != plan:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write_text(path, plan)
+    for unfinished in partial.glob(".[0-9]*"):
+        shutil.rmtree(unfinished)
+
+
+def _get_file_names(number: int) -> tuple[str, str]:
+    """Return the names of a shard's files; the last one exists if the shard does."""
     return f"recording.{number:06d}.tar", f"cuts.{number:06d}.jsonl.gz"
 
 
 def _write_shard(shard: tuple[Path, int, Sequence[Cut]]) -> None:
-    """Write one shard, whole or not at all: (folder, number, cuts)."""
+    """Write one shard atomically: (folder, number, cuts)."""
     folder, number, cuts = shard
-    own = folder / f".{number:06d}"
-    shutil.rmtree(own, ignore_errors=True)
-    own.mkdir()
-    size = len(cuts)
+    temporary = folder / f".{number:06d}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
     with SharWriter(
-        own, {"recording": "flac"}, shard_size=size, shard_offset=number
+        temporary, {"recording": "flac"}, shard_size=len(cuts), shard_offset=number
     ) as writer:
         for cut in cuts:
             writer.write(cut)
-    for name in _files(number):
-        os.replace(own / name, folder / name)
-    own.rmdir()
+    for name in _get_file_names(number):
+        os.replace(temporary / name, folder / name)
+    temporary.rmdir()
 
 
-def cuts_sha256(cuts: Iterable[Cut]) -> str:
-    """Return the SHA-256 of what cuts are, in order; not of where their audio lies."""
+def hash_cuts(cuts: Iterable[Cut]) -> str:
+    """Return the SHA-256 of ids, spans and texts, in order, without audio paths."""
     digest = hashlib.sha256()
     for cut in cuts:
         texts = [s.text for s in cut.supervisions]
         samples = cut.num_samples if cut.has_recording else None
-        told = (cut.id, cut.start, cut.duration, samples, texts)
-        digest.update(f"{told}\n".encode())
+        content = (cut.id, cut.start, cut.duration, samples, texts)
+        digest.update(f"{content}\n".encode())
     return digest.hexdigest()
 
 
-def _plan(cuts: Sequence[Cut], shard_size: int) -> str:
-    """Return what tells these shards from those of other cuts, or another order."""
+def _hash_plan(cuts: Sequence[Cut], shard_size: int) -> str:
+    """Return the SHA-256 of the cuts, their audio paths and the size of shards."""
     sources = [
         [s.source for s in cut.recording.sources if isinstance(s.source, str)]
         for cut in cuts
     ]
-    told = (shard_size, cuts_sha256(cuts), sources)
-    return hashlib.sha256(f"{told}\n".encode()).hexdigest()
-
-
-def _keep_what_is_of(plan: str, aside: Path) -> None:
-    """Make the folder of the shards, without those that a kill left of another plan."""
-    told = aside / PLAN
-    if not told.exists() or told.read_text(encoding="utf-8") != plan:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        write_text(told, plan)
-    for half in aside.glob(".[0-9]*"):  # of a job that was killed
-        shutil.rmtree(half)
-
-
-SUFFIX = ".fields"  # of the folder beside a Shar folder
+    content = (shard_size, hash_cuts(cuts), sources)
+    return hashlib.sha256(f"{content}\n".encode()).hexdigest()
 
 
 def fields_dir(shar_dir: Pathlike) -> Path:
-    """Return the folder of all that is no shard, ``<shar_dir>.fields``.
+    """Return the folder of the fields' descriptions, ``<shar_dir>.fields``.
 
-    A symbolic link to a Shar folder has the folder beside the original.
+    For a symbolic link, the folder is next to the target of the link.
 
     Raises:
-      ValueError: if there cannot be a folder beside ``shar_dir``.
+      ValueError: if ``shar_dir`` is a root folder.
     """
     folder = as_path(shar_dir)
     if is_local(folder) and (folder.name in ("", "..") or folder.is_symlink()):
         folder = Path(os.path.realpath(folder))
     if not folder.name:
         raise ValueError(
-            f"{shar_dir}: the descriptions of fields are in a folder beside the Shar "
-            "folder, so it cannot be the root; put it into a folder"
+            f"{shar_dir}: a Shar folder cannot be the root, since its fields are "
+            "described in a folder next to it; use a subfolder"
         )
-    return folder.with_name(folder.name + SUFFIX)
+    return folder.with_name(folder.name + FIELDS_SUFFIX)

@@ -1,7 +1,4 @@
-"""BPE tokens by sentencepiece: training, files, text to ids and back.
-
-Letters of transcripts that a BPE model cannot write: counted, named, refused.
-"""
+"""BPE tokens by sentencepiece, and a check for letters that a BPE model lacks."""
 
 import hashlib
 import io
@@ -20,17 +17,27 @@ from icefall_kd.data.normalise import INSIDE
 
 BLANK, SOS_EOS, UNK = "<blk>", "<sos/eos>", "<unk>"  # ids 0, 1, 2, as in icefall
 UNK_ID = 2
-WORD_START = "\u2581"  # sentencepiece's sign for the space before a word
+WORD_START = "\u2581"  # sentencepiece's symbol for the space before a word
+
+MAX_UNKNOWN = 0.01  # share of a set's tokens that may be <unk>
+MAX_SHOWN = 20  # letters in a message
+REMEDY = (
+    "write the texts with the letters of the BPE model (numbers as words, ’ as '), or "
+    "train it on texts that have these letters, with icefall_kd.bin.train_bpe"
+)
+_CASES: dict[Callable[[str], str], str] = {
+    str.upper: "texts are lower case, tokens upper case",
+    str.lower: "texts are upper case, tokens lower case",
+}
 
 
 def train_bpe(texts: Sequence[str], vocab_size: int) -> bytes:
-    """Return a sentencepiece unigram model trained on ``texts``, the same each time.
+    """Return a serialised sentencepiece unigram model; training is deterministic.
 
     Args:
       vocab_size: number of pieces, the three special symbols included.
     Raises:
-      ValueError: if the texts are too few for the vocabulary, or too many pieces are
-        needed for their letters alone; the message is sentencepiece's.
+      ValueError: if the texts are too few for ``vocab_size``, or have more letters.
     """
     model = io.BytesIO()
     try:
@@ -45,41 +52,41 @@ def train_bpe(texts: Sequence[str], vocab_size: int) -> bytes:
             unk_id=UNK_ID,
             bos_id=-1,
             eos_id=-1,
-            num_threads=1,  # sums in one order: the same model on every machine
+            num_threads=1,  # more threads would sum in another order
             minloglevel=2,
         )
     except (RuntimeError, OSError) as e:
         raise ValueError(
-            f"no BPE model of {vocab_size} pieces for {len(texts)} texts: choose a "
-            f"smaller --vocab-size, or give more text ({e})"
+            f"cannot train {vocab_size} pieces on {len(texts)} texts; choose a smaller "
+            f"--vocab-size or give more text ({e})"
         ) from e
     return model.getvalue()
 
 
 def word_spans(pieces: Iterable[str]) -> list[tuple[int, int]]:
-    """Return the place of the first and of the last of the pieces of each word."""
+    """Return the positions of the first and the last piece of each word."""
     spans: list[tuple[int, int]] = []
     first, empty = 0, True
-    for place, piece in enumerate(pieces):
+    for position, piece in enumerate(pieces):
         if piece.startswith(WORD_START):
-            first, empty = place, True
+            first, empty = position, True
         if empty and piece.strip(WORD_START):
-            spans.append((first, place))
+            spans.append((first, position))
             empty = False
         elif not empty:
-            spans[-1] = (first, place)
+            spans[-1] = (first, position)
     return spans
 
 
 class Tokenizer:
-    """Text to token ids and back, of one sentencepiece model.
+    """Convert text to token ids and back with a sentencepiece model.
 
     Attributes:
       vocab_size: number of tokens, blank included.
-      blank_id: 0, of ``<blk>``.
-      unk_id: of ``<unk>``.
-      model_bytes: the serialised model; checkpoints carry it.
-      sha256: of it; what says of two models that their ids mean the same.
+      blank_id: id of ``<blk>``, 0.
+      unk_id: id of ``<unk>``.
+      model_bytes: serialised model, stored in checkpoints.
+      sha256: of ``model_bytes``.
     """
 
     def __init__(self, model: Union[str, Path]) -> None:
@@ -87,11 +94,13 @@ class Tokenizer:
 
         Raises:
           FileNotFoundError: if there is no such file.
-          ValueError: if it is no sentencepiece model, or its blank is not 0.
+          ValueError: if it is not a sentencepiece model, or token 0 is not ``<blk>``.
         """
         path = Path(model)
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such BPE model; train_bpe writes it")
+            raise FileNotFoundError(
+                f"{path}: no such BPE model; write it with train_bpe"
+            )
         self._load(path.read_bytes(), str(path))
 
     @classmethod
@@ -108,48 +117,50 @@ class Tokenizer:
         try:
             self._processor.LoadFromSerializedProto(model_bytes)
         except RuntimeError as e:
-            raise ValueError(f"{name}: not a sentencepiece model") from e
+            raise ValueError(
+                f"{name}: not a sentencepiece model; write it with train_bpe"
+            ) from e
         if self._processor.id_to_piece(BLANK_ID) != BLANK:
             raise ValueError(
                 f"{name}: token {BLANK_ID} is {self._processor.id_to_piece(BLANK_ID)}, "
-                f"not {BLANK}"
+                f"not {BLANK}; write the model with train_bpe"
             )
         self.blank_id = BLANK_ID
         self.unk_id = self._processor.unk_id()
         self.vocab_size = self._processor.get_piece_size()
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of ``text``, without blank."""
+        """Return the token ids of ``text``."""
         return self._processor.encode(text, out_type=int)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ``ids``; an unknown token reads as sentencepiece's ⁇."""
+        """Return the text of ``ids``; ``<unk>`` becomes sentencepiece's ⁇."""
         return self._processor.decode([int(i) for i in ids])
 
     def word_spans(self, ids: Sequence[int]) -> list[tuple[int, int]]:
-        """Return the place of the first and of the last token of each word.
+        """Return the positions of the first and the last token of each word.
 
-        The words are those of ``decode(ids).split()``, if no token is ``<unk>``.
+        The words are those of ``decode(ids).split()`` if no token is ``<unk>``.
         """
         return word_spans(map(self.piece, ids))
 
     def piece(self, id: int) -> str:
-        """Return the symbol of one id, as ``tokens.txt`` has it."""
+        """Return the symbol of an id, as in ``tokens.txt``."""
         return self._processor.id_to_piece(id)
 
     def score(self, id: int) -> float:
-        """Return the log-probability of one piece."""
+        """Return the unigram log-probability of an id."""
         return self._processor.get_score(id)
 
-    def __reduce__(self):  # sentencepiece's processor in a worker of the loader
+    def __reduce__(self):  # the processor cannot be pickled for loader workers
         return Tokenizer.from_bytes, (self.model_bytes,)
 
 
 def write_lang(model_bytes: bytes, directory: Path) -> Tokenizer:
     """Write ``bpe.model``, ``bpe.vocab`` and ``tokens.txt`` into ``directory``.
 
-    ``tokens.txt`` has a line ``symbol id`` for each token, as sherpa-onnx reads it;
-    ``bpe.vocab`` a line ``piece<TAB>score``.
+    A line is ``symbol id`` in ``tokens.txt``, which sherpa-onnx reads, and
+    ``piece<TAB>score`` in ``bpe.vocab``.
     """
     tokenizer = Tokenizer.from_bytes(model_bytes)
     ids = range(tokenizer.vocab_size)
@@ -160,26 +171,17 @@ def write_lang(model_bytes: bytes, directory: Path) -> Tokenizer:
         directory / "bpe.vocab",
         "".join(f"{tokenizer.piece(i)}\t{tokenizer.score(i):g}\n" for i in ids),
     )
-    with write_atomically(directory / "bpe.model") as aside:
-        aside.write_bytes(model_bytes)
+    with write_atomically(directory / "bpe.model") as temporary:
+        temporary.write_bytes(model_bytes)
     return tokenizer
 
 
-MAX_UNKNOWN = 0.01  # share of a set's tokens that may be <unk>
-SHOWN = 20  # letters in a message
-REMEDY = (
-    "write the texts with the letters of the BPE model (numbers as words, ’ as '), or "
-    "train it on texts that have these letters, with icefall_kd.bin.train_bpe"
-)
-
-
 class UnknownLetters:
-    """Counts the tokens ``<unk>`` of a set and the letters behind them.
+    """Count the ``<unk>`` tokens of a set and the letters that cause them.
 
     Attributes:
-      tokens, unknown: number of tokens, and of those that are ``<unk>``.
-      letters: letter -> how often it is in the texts with an ``<unk>``; only those that
-        the BPE model does not know.
+      tokens, unknown: number of tokens and of ``<unk>`` tokens.
+      letters: letter that the BPE model lacks -> number of occurrences.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -189,7 +191,7 @@ class UnknownLetters:
         self._known: dict[str, bool] = {}
 
     def add(self, text: str) -> list[int]:
-        """Count one text; return its tokens."""
+        """Count a text and return its token ids."""
         tokens = self._tokenizer.encode(text)
         self.tokens += len(tokens)
         unknown = tokens.count(self._tokenizer.unk_id)
@@ -206,7 +208,7 @@ class UnknownLetters:
         return self._known[letter]
 
     def share(self) -> float:
-        """Return the share of ``<unk>`` among the tokens."""
+        """Return the share of ``<unk>`` among the tokens, 0 to 1."""
         return self.unknown / max(1, self.tokens)
 
     def counts(self) -> dict[str, Any]:
@@ -218,12 +220,12 @@ class UnknownLetters:
         }
 
     def describe(self) -> str:
-        """Return the share, the letters and their counts, and a difference in case."""
+        """Return share, letters with counts, and a difference in case as one line."""
         letters = ", ".join(
             f"{letter} (U+{ord(letter):04X}) {count}"
-            for letter, count in self.letters.most_common(SHOWN)
+            for letter, count in self.letters.most_common(MAX_SHOWN)
         )
-        more = len(self.letters) - SHOWN
+        more = len(self.letters) - MAX_SHOWN
         line = f"{self.unknown} of {self.tokens} tokens ({self.share():.2%}) are <unk>"
         line += f", for the letters {letters}"
         line += f" and {more} more letters" if more > 0 else ""
@@ -238,14 +240,14 @@ class UnknownLetters:
     def check(
         self, name: str, option: str = "", max_unknown: float = MAX_UNKNOWN
     ) -> None:
-        """Log the letters that are unknown, if any.
+        """Log the unknown letters, or refuse the set if there are too many.
 
         Args:
-          name: of the set.
-          option: that sets ``max_unknown``.
-          max_unknown: share of the tokens that may be ``<unk>``.
+          name: of the set, for messages.
+          option: name of the option for ``max_unknown``, for messages.
+          max_unknown: maximum share of ``<unk>`` among the tokens.
         Raises:
-          ValueError: if there are more; the message names the letters.
+          ValueError: if the share is larger.
         """
         if self.share() > max_unknown:
             raise ValueError(
@@ -256,16 +258,10 @@ class UnknownLetters:
             logging.warning("%s: %s. Remedy: %s", name, self.describe(), REMEDY)
 
 
-_CASES: dict[Callable[[str], str], str] = {
-    str.upper: "texts are lower case, tokens upper case",
-    str.lower: "texts are upper case, tokens lower case",
-}
-
-
-def case_difference(
+def describe_case_difference(
     text: str, tokenize: Callable[[str], list[int]], unk_id: int
 ) -> str:
-    """Return how the cases of a text and of the tokens differ, "" if they do not."""
+    """Return how the cases of a text and of the tokens differ; "" if they do not."""
     for change, difference in _CASES.items():
         if unk_id not in tokenize(change(text)):
             return difference
@@ -273,7 +269,7 @@ def case_difference(
 
 
 def count_signs(texts: Iterable[str]) -> Counter:
-    """Return how often digits and signs, which nobody pronounces, are in texts."""
+    """Return the number of occurrences of each digit and sign, except apostrophes."""
     return Counter(
         c
         for text in texts

@@ -16,7 +16,7 @@ from icefall_kd.core.distributed import World
 from icefall_kd.core.files import as_path
 from icefall_kd.data.cuts import check_cuts
 from icefall_kd.data.features import SpecAugment
-from icefall_kd.data.shar import SUFFIX
+from icefall_kd.data.shar import FIELDS_SUFFIX
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.dataset.fields import LiveFields
 from icefall_kd.dataset.loader import Loader, make_loader
@@ -92,7 +92,7 @@ def shar_dirs(data: DataConfig, names: Sequence[str]) -> list[Path]:
             there = sorted(
                 p.name
                 for p in root.glob("*")
-                if p.is_dir() and not p.name.endswith(SUFFIX)
+                if p.is_dir() and not p.name.endswith(FIELDS_SUFFIX)
             )
             message = (
                 f"data.shar_dir {root}: no set '{name}'; there are {there or 'none'}"

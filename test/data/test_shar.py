@@ -66,7 +66,7 @@ def test_fields_of_a_deleted_folder_are_refused(tmp_path):
     """They would describe arrays that are gone."""
     cuts = noise_cuts(tmp_path, [0.3])
     fields_dir(tmp_path / "train").mkdir()
-    with pytest.raises(ValueError, match="train.fields: describes fields of a folder"):
+    with pytest.raises(ValueError, match="train.fields: describes fields of"):
         write_shar(cuts, tmp_path / "train")
     assert not (tmp_path / "train").exists()
 
@@ -88,7 +88,7 @@ def test_the_shards_of_a_killed_writing_are_kept(cuts, tmp_path, caplog):
     (partial / ".000002").mkdir(exist_ok=True)  # of the shard that was being written
     (tmp_path / "away").rename(audio)
     write(cuts)
-    assert "2 of 3 shards are there" in caplog.text
+    assert "reusing 2 of 3 shards" in caplog.text
     assert (tmp_path / "train" / first.name).stat().st_mtime_ns == written
     assert sorted(p.name for p in (tmp_path / "train").iterdir()) == sorted(
         p.name for p in (tmp_path / "whole").iterdir()
@@ -103,7 +103,7 @@ def test_shards_of_other_cuts_are_not_kept(cuts, tmp_path, caplog):
     (tmp_path / "other").rename(partial)
     (partial / "plan.sha256").write_text("of others")
     write_shar(cuts, tmp_path / "train", shard_size=2)
-    assert "are there" not in caplog.text
+    assert "reusing" not in caplog.text
     assert len(list(open_shar(tmp_path / "train"))) == 5
 
 
@@ -121,7 +121,7 @@ def test_several_processes_write_the_same(cuts, tmp_path):
 
 def test_complete_folder_is_not_written_over(cuts, tmp_path):
     write_shar(cuts, tmp_path / "train")
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="train: exists"):
         write_shar(cuts, tmp_path / "train")
     assert len(list(open_shar(tmp_path / "train"))) == 5
 

@@ -62,7 +62,7 @@ def test_files_of_a_model_are_written(tmp_path, tokenizer):
 
 
 def test_too_large_a_vocabulary_is_refused_with_both_numbers(texts):
-    with pytest.raises(ValueError, match="5000 pieces for 3 texts"):
+    with pytest.raises(ValueError, match="5000 pieces on 3 texts"):
         train_bpe(texts[:3], 5000)
 
 
