@@ -1,12 +1,11 @@
-# The environment of every recipe script.  Source it.
+# The Python environment of every recipe script.  Source it.
 #
 #   source "$(dirname "$0")/../../../local/env.sh"
 #
-# Sets and exports REPO_ROOT (absolute path of the repository) and ICEFALL_KD_VENV (the
-# virtual environment, default $REPO_ROOT/.venv), puts the environment's bin/ first on
-# PATH, sets the thread counts to the number of CPUs unless given, and lets a built
-# kaldifeat find its libraries.  Sources log.sh.  Ends with a remedy when the
-# environment is missing.  The current folder stays what it was.
+# Exports REPO_ROOT (absolute path of the repository) and ICEFALL_KD_VENV (virtual
+# environment, default $REPO_ROOT/.venv), puts the environment's bin/ first on PATH, sets
+# OMP_NUM_THREADS and MKL_NUM_THREADS to the number of CPUs unless they are set, and adds
+# kaldifeat's libraries to LD_LIBRARY_PATH.  Sources log.sh.
 
 REPO_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export REPO_ROOT
@@ -14,7 +13,7 @@ export ICEFALL_KD_VENV=${ICEFALL_KD_VENV:-$REPO_ROOT/.venv}
 source "$REPO_ROOT/local/log.sh"
 
 if [[ ! -x $ICEFALL_KD_VENV/bin/python ]]; then
-  die "no Python environment in $ICEFALL_KD_VENV; create it with: bash $REPO_ROOT/local/install.sh"
+  die "no Python environment in $ICEFALL_KD_VENV. Run: bash $REPO_ROOT/local/install.sh"
 fi
 
 export VIRTUAL_ENV=$ICEFALL_KD_VENV

@@ -1,97 +1,69 @@
 #!/usr/bin/env bash
-# Export to ONNX for sherpa-onnx, and transcribe the test sets with sherpa-onnx.
+# Export to ONNX for sherpa-onnx, and decode the test sets with sherpa-onnx.
 #
 #   bash egs/<corpus>/KD/export.sh [--profile full] [--variants unified] \
-#     [--systems "baseline both_pool"] [--head ctc]
+#     [--systems "baseline both_unlabelled"] [--head ctc]
 #
-# Stage 1: encoder, decoder, joiner (.onnx, .int8.onnx), tokens.txt, bpe.vocab
-#                                     -> exp/<profile>/<variant>/<system>/export/
-#          PyTorch, ONNX Runtime and sherpa-onnx are compared token for token on the
-#          sets that local/profiles.sh names; int8 is refused, and float32 kept, when it
-#          costs more than 0.3 % WER absolute there.  With --head ctc one model.onnx in
-#          place of the three.
-# Stage 2: sherpa-onnx on the test sets -> exp/<profile>/<variant>/<system>/sherpa/; the
-#          real-time factor is that of one thread
+# Stage 1: export encoder, decoder and joiner (.onnx, .int8.onnx), tokens.txt and
+#          bpe.vocab -> exp/<profile>/<variant>/<system>/export/
+#          With --head ctc: one model.onnx instead of the three.
+#          Compares PyTorch, ONNX Runtime and sherpa-onnx token for token on the
+#          check_sets of the profile.  Omits the int8 files when they cost more than
+#          0.3 % absolute WER there.
+# Stage 2: decode the test sets with sherpa-onnx, measure the real-time factor of one
+#          thread -> exp/<profile>/<variant>/<system>/sherpa/
 stage=1              # first stage to run
 stop_stage=2         # last stage to run
-profile=             # of local/profiles.sh; empty: the first there
+profile=             # profile of conf/profiles.yaml; empty: the first one
 variants=            # unified, non_streaming, streaming; empty: those of the profile
 systems=             # as in train.sh; empty: those of the profile
-sets=                # of data/shar that sherpa-onnx transcribes; empty: the test sets
-chunk_size=          # streaming: 20 ms frames; empty: the checkpoint's
-left_context=        # streaming: 20 ms frames; empty: the checkpoint's
+sets=                # folders of data/shar for stage 2; empty: the test sets
+chunk_size=          # streaming chunk in frames of 20 ms; empty: the checkpoint's
+left_context=        # streaming left context in frames of 20 ms; empty: the checkpoint's
 blank_penalty=0      # of stage 2, as in decode.sh; sherpa-onnx has none for CTC
 head=transducer      # transducer or ctc
 exp=                 # folder of the runs; empty: exp/<profile>
+dry_run=false        # print the commands, run nothing
 
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 source "$REPO_ROOT/local/parse_options.sh"
-source "$REPO_ROOT/local/systems.sh"
+source "$REPO_ROOT/local/recipe.sh"
 sets=${sets:-$test_sets}
+exporting=(--head "$head" --chunk-size "$chunk_size" --left-context "$left_context")
 
-case $head in
-  transducer) method=greedy_search mark= ;;
-  ctc) method=ctc_greedy_search mark=ctc- ;;
-  *) die "--head is \"$head\"; it can be transducer or ctc" ;;
-esac
-
-export_one() {  # folder of a system, decoding
-  local status=0 set folders=()
-  for set in $check_sets; do
-    folders+=("data/shar/$set")
-  done
-  # shellcheck disable=SC2046  # several options
-  python -m icefall_kd.bin.export --checkpoint "$1/finetune/pretrained.pt" \
-    --head "$head" --out-dir "$1/export" \
-    --check --check-shar "${folders[@]}" \
-    $(chunking "$2") || status=$?
-  if ((status == 3)); then  # the figure has been told; float32 is complete
-    log "no int8 files in $1/export for $2"
+export_model() {  # command of bin.export
+  local status=0
+  "$@" || status=$?
+  if ((status == 3)); then  # int8 costs too much; the float32 files are complete
+    log "omitted the int8 files, see the WER above"
     return 0
   fi
   return "$status"
 }
 
-transcribe_one() {  # folder of a system, decoding, set
-  local alignment=$exp/alignment/$3.ctm options=()
-  if [[ -f $alignment ]]; then  # of decode.sh, stage 0
-    options=(--alignment "$alignment")
-  fi
-  # shellcheck disable=SC2046  # several options
-  python -m icefall_kd.bin.transcribe --model-dir "$1/export" \
-    --shar-dir "data/shar/$3" --out-dir "$1/sherpa" --method "$method" \
-    --blank-penalty "$blank_penalty" --threads 1 $(chunking "$2") "${options[@]}"
+export_all() {  # export what has changed since the last export
+  local lines system marker command reads set words
+  lines=$(recipe_commands export "${exporting[@]}")
+  while IFS=$'\t' read -r -u 3 system marker command; do
+    reads=(--reads "$system/finetune/pretrained.pt")
+    for set in $check_sets; do
+      reads+=(--reads "data/shar/$set/cuts.*" --reads "data/shar/$set/recording.*")
+    done
+    eval "words=($command)"
+    run_once "${reads[@]}" --code "export/*.py" "$marker" export_model "${words[@]}"
+  done 3<<<"$lines"
 }
 
-if in_stage 1 "Export and compare three engines -> $exp/*/*/export"; then
-  for variant in $variants; do
-    for system in $systems; do
-      folder=$exp/$variant/$system
-      for decoding in $(decodings "$variant"); do
-        marker=$folder/export/.$mark$decoding
-        if [[ $decoding == streaming ]]; then  # chunks of another size are other files
-          marker+=-${chunk_size:-own}-${left_context:-own}
-        fi
-        reads=(--reads "$folder/finetune/pretrained.pt")
-        for set in $check_sets; do
-          reads+=(--reads "data/shar/$set/cuts.*" --reads "data/shar/$set/recording.*")
-        done
-        run_once "${reads[@]}" --code "export/*.py" "$marker.done" \
-          export_one "$folder" "$decoding"
-      done
-    done
-  done
+if in_stage 1 "Export, compare three engines -> $exp/*/*/export"; then
+  if [[ $dry_run == true ]]; then
+    run_commands export "${exporting[@]}"
+  else
+    export_all
+  fi
 fi
 
-if in_stage 2 "Transcribe with sherpa-onnx -> $exp/*/*/sherpa"; then
-  for variant in $variants; do
-    for system in $systems; do
-      for decoding in $(decodings "$variant"); do
-        for set in $sets; do
-          transcribe_one "$exp/$variant/$system" "$decoding" "$set"
-        done
-      done
-    done
-  done
+if in_stage 2 "Decode with sherpa-onnx -> $exp/*/*/sherpa"; then
+  run_commands transcribe --sets "$sets" "${exporting[@]}" \
+    --blank-penalty "$blank_penalty"
 fi

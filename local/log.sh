@@ -1,32 +1,32 @@
-# Shared by every recipe script: log lines, stages, done-markers.  Source it.
+# Log lines, stages and finished steps of recipe scripts.  Source it.
 #
-#   log MESSAGE...             to stderr: date, time, calling file and line, message
-#   die MESSAGE...             log "ERROR: MESSAGE" and exit 1
-#   in_stage N "DESCRIPTION"   true when stage <= N <= stop_stage; then logs the heading
+#   log MESSAGE...             log to stderr with date, time, calling file and line
+#   die MESSAGE...             log "ERROR: MESSAGE" and exit with status 1
+#   in_stage N "DESCRIPTION"   true when stage <= N <= stop_stage; logs the description
 #   run_once [--reads GLOB]... [--code GLOB] [--makes FOLDER] MARKER CMD...
-#                              run CMD unless MARKER records the same command on the same
-#                              contents of the files GLOB; write MARKER on success
+#                              run CMD and write the file MARKER; skip CMD when MARKER
+#                              records the same command and the same input files
 #
-# in_stage reads the variables stage and stop_stage.  A marker holds the command and a
-# digest of each GLOB; --num-jobs and --num-threads may differ.  Markers are ignored, so
-# that the step is repeated, when repeat=true: parse_options.sh sets this when the user
-# gives --stage.  Without --stage, a script that is run again goes on after the last step
-# that was done.
+# A marker records the command and a digest of the files of each GLOB.  --num-jobs and
+# --num-threads may differ.  repeat=true ignores markers: parse_options.sh sets it when
+# the user gives --stage.  Without --stage, a second run resumes after the last finished
+# step.
 #
-# CMD does not overwrite the folder of --makes: run_once deletes it before CMD makes it
-# again, and fails where teachers' fields are in it or next to it.  --code names files of
-# icefall_kd whose change repeats the step.  Steps that make data have none: they take
-# hours, and checkpoints and fields are tied to their files.
+# --reads names the input files.  --code names files of icefall_kd: when they change, CMD
+# runs again.  Steps that write data name no code, because they take hours and because
+# checkpoints and fields belong to their files.  --makes names the folder that CMD
+# writes: run_once deletes it before CMD runs again, and fails when the folder has
+# teachers' fields.
 #
 #   stage=0        # first stage to run
 #   stop_stage=9   # last stage to run
 #   source "$(dirname "$0")/../../../local/log.sh"
 #   source "$(dirname "$0")/../../../local/parse_options.sh"
-#   if in_stage 0 "Obtain the corpus -> download/asterisk"; then
+#   if in_stage 0 "Download the corpus -> download/asterisk"; then
 #     run_once download/.asterisk.done bash local/fetch_asterisk.sh en ...
 #   fi
 
-_log_from() {  # depth of the frame to name, message
+_log_from() {  # depth of the calling frame, message
   local line=${BASH_LINENO[$1]} file=${BASH_SOURCE[$(($1 + 1))]:-shell}
   shift
   printf '%s [%s:%s] %s\n' "$(date '+%F %T')" "${file##*/}" "$line" "$*" >&2
@@ -50,13 +50,13 @@ in_stage() {
   _log_from 1 "Stage $number: $*"
 }
 
-_digest() {  # glob: SHA-256 of the names and contents of its files, .gz decompressed
+_digest() {  # glob: print the SHA-256 of its file names and contents, .gz decompressed
   local IFS= file  # a path may hold spaces
   for file in $1; do
     printf '%s ' "${file##*/}"
     if [[ ! -f $file ]]; then
       echo absent
-    elif [[ $file == *.gz ]]; then  # gzip stores the time of writing
+    elif [[ $file == *.gz ]]; then  # gzip stores the time
       gzip -dc "$file" | sha256sum || echo damaged
     else
       sha256sum <"$file"
@@ -64,20 +64,20 @@ _digest() {  # glob: SHA-256 of the names and contents of its files, .gz decompr
   done | sha256sum | cut -d ' ' -f 1
 }
 
-_command() {  # record: its command without the options that change no result
+_command() {  # record: print its command without options that change no result
   sed -E -e 's/ --num-(jobs|threads) [0-9]+//g' -e 1q <<<"$1"
 }
 
-_why_again() {  # marker, record of this call, whether its code counts: what differs
+_difference() {  # marker, record, whether code counts: print why the step runs again
   local record=$2 before
   before=$(<"$1")
   if [[ $(_command "$before") != "$(_command "$record")" ]]; then
-    echo "another command made it: ${before%%$'\n'*}"
+    echo "the last command was: ${before%%$'\n'*}"
   elif [[ $before != *$'\n'* && $record == *$'\n'* ]]; then
-    # A marker of an earlier version has no digests.  Data are taken over.
-    [[ $3 == true ]] && echo "an earlier version made it"
+    # Markers of earlier versions have no digests.  Data are reused.
+    [[ $3 == true ]] && echo "an earlier version wrote the marker"
   elif [[ ${before#*$'\n'} != "${record#*$'\n'}" && $record == *$'\n'* ]]; then
-    echo "what it reads has changed"
+    echo "its input has changed"
   else
     return 1
   fi
@@ -100,25 +100,25 @@ run_once() {
     record+=$'\n'"$(_digest "$glob") ${glob##*/}"
   done
   if [[ ${repeat:-false} != true && -f $marker ]]; then
-    if ! why=$(_why_again "$marker" "$record" "$code"); then
-      _log_from 1 "done before: $marker"
+    if ! why=$(_difference "$marker" "$record" "$code"); then
+      _log_from 1 "skip, done before: $marker"
       if [[ $(<"$marker") != "$record" ]]; then
         _mark "$marker" "$record"
       fi
       return 0
     fi
-    _log_from 1 "done again, $why ($marker)"
+    _log_from 1 "run again, $why ($marker)"
     if [[ -n $made && -e $made ]]; then
       if compgen -G "$made/*.json" >/dev/null || compgen -G "$made.*/" >/dev/null; then
-        _log_from 1 "ERROR: $made has teachers' fields, which would fit no new one." \
-          "Remedy: call with the former options, or delete $made* to make it again"
+        _log_from 1 "ERROR: $made must be written again, but has teachers' fields, which" \
+          "would no longer match. Repeat the former options, or delete $made*"
         return 1
       fi
       rm -r "$made"
     fi
   fi
   rm -f "$marker"
-  # The exit status is handed on by hand: a caller's set -e is off inside "if" and "||".
+  # Return the status explicitly: set -e of the caller is off inside "if" and "||".
   "$@" || status=$?
   if ((status != 0)); then
     _log_from 1 "ERROR: exit status $status of: $*"

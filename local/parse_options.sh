@@ -1,29 +1,30 @@
 # Command-line options for a script that sources this file.
 #
-# Every variable that the script assigns at the start of a line before sourcing this
-# file is an option; its value is the default, the comment on its line the help.  Such
-# names are lower case; an underscore is written as a dash on the command line:
+# Every variable that the script assigns at the start of a line before it sources this
+# file is an option: the value is the default, the comment on the line is the help.
+# Option names are lower case; "_" is "-" on the command line:
 #
 #   #!/usr/bin/env bash
-#   # Purpose of the script: this header is what --help prints.
+#   # Purpose of the script: --help prints this header.
 #   stop_stage=9    # last stage to run
 #   profile=quick   # quick or full
-#   resume=true     # go on from the last checkpoint
+#   resume=true     # resume from the last checkpoint
 #   source local/parse_options.sh
 #
 #   script.sh --stop-stage 5 --profile=full --resume false -- extra arguments
 #
-# An option whose value is true or false may stand alone (--resume): it is then true.
-# as_called NAME... makes the values of options paths from the folder that the script was
-# called in: absolute where the user gave them and they exist there, else as they are.  A
-# script that changes the folder before it sources this file exports the former one as
-# CALLED_IN.
+# A boolean option needs no value: --resume means --resume true.  Arguments after "--"
+# stay in "$@".  An unknown option, a missing value or any other argument ends the script
+# with status 2.  Sets repeat=true when --stage is given, else repeat=false (see run_once
+# in log.sh).
 #
-# What follows -- stays in "$@".  An unknown option, a missing value and an argument
-# that is no option end the script with status 2 and a message.  Sets repeat=true when
-# --stage is among the options, else repeat=false (see log.sh: run_once).
+# RENAMED_OPTIONS="--old=--new ..." reports the new name of a former option.
+#
+# paths_from_caller NAME...: make the values of options absolute when the user gave them
+# relative to the folder of the call and they exist there.  A script that changes the
+# folder before it sources this file exports the folder of the call as CALLED_IN.
 
-as_called() {
+paths_from_caller() {
   local name
   for name in "$@"; do
     if [[ $_po_given == *" $name "* && -n ${!name} && ${!name} != /* &&
@@ -35,12 +36,12 @@ as_called() {
 
 _po_script=${BASH_SOURCE[1]}
 if [[ ! -r $_po_script ]]; then
-  _po_script=./${_po_script##*/}  # the script has changed into its own folder
+  _po_script=./${_po_script##*/}  # the script changed into its own folder
 fi
 repeat=false
-_po_given=" "  # names of the options that the user gave
+_po_given=" "  # names of the given options
 
-_po_assignments() {  # the script's option lines, as written
+_po_assignments() {  # print the script's option lines
   sed -n -e '/^ *\(source\|\.\) .*parse_options\.sh/q' -e '/^[a-z][a-z0-9_]*=/p' \
     "$_po_script"
 }
@@ -69,17 +70,17 @@ _po_help() {
 
 _po_fail() {
   printf '%s: %s\n' "${_po_script##*/}" "$1" >&2
-  printf 'Known options: %s (--help explains them)\n' \
+  printf 'Known options: %s (see --help)\n' \
     "$(_po_names | sed -e 's/_/-/g' -e 's/^/--/' | paste -sd ' ')" >&2
   exit 2
 }
 
-_po_check() {  # name, value: refuse what would fail obscurely later
+_po_check() {  # name, value: check numbers and booleans
   if [[ $1 == stage || $1 == stop_stage ]] && [[ ! $2 =~ ^-?[0-9]+$ ]]; then
-    _po_fail "--${1//_/-} wants a whole number, not \"$2\""
+    _po_fail "--${1//_/-}: \"$2\" is not a whole number"
   fi
   if [[ ${!1} == true || ${!1} == false ]] && [[ $2 != true && $2 != false ]]; then
-    _po_fail "--${1//_/-} wants true or false, not \"$2\""
+    _po_fail "--${1//_/-}: \"$2\" is not true or false"
   fi
 }
 
@@ -97,6 +98,9 @@ while (($# > 0)); do
     *) _po_fail "\"$1\" is not an option" ;;
   esac
   _po_name=${1%%=*}
+  if [[ " ${RENAMED_OPTIONS:-}" =~ " $_po_name="([a-z-]+) ]]; then
+    _po_fail "$_po_name is now ${BASH_REMATCH[1]}"
+  fi
   _po_name=${_po_name#--}
   _po_name=${_po_name//-/_}
   if [[ ! $_po_name =~ ^[a-z][a-z0-9_]*$ ]] || ! _po_names | grep -qx "$_po_name"; then
@@ -110,7 +114,7 @@ while (($# > 0)); do
     _po_value=$2
     shift
   else
-    _po_fail "${1} wants a value"
+    _po_fail "$1: the value is missing"
   fi
   shift
   _po_check "$_po_name" "$_po_value"

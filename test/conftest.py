@@ -75,10 +75,10 @@ def prepare(*options: str) -> Path:
 @pytest.fixture(scope="session")
 def asterisk() -> Path:
     """The recipe's folder; below it lie download/asterisk and data/..."""
-    return prepare("--pool", "none")
+    return prepare("--unlabelled", "none")
 
 
 @pytest.fixture(scope="session")
-def asterisk_pool() -> Path:
-    """The recipe's folder with the quick slice of the unlabelled pool too."""
-    return prepare("--pool", "quick")
+def asterisk_unlabelled() -> Path:
+    """The recipe's folder with the quick unlabelled set too."""
+    return prepare("--unlabelled", "quick")

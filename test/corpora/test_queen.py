@@ -42,8 +42,8 @@ def test_missing_data_file_is_reported_with_the_package(tmp_path):
         read_dialogue(tmp_path)
 
 
-def test_the_game_has_its_dialogue(asterisk_pool, tmp_path):
-    source = asterisk_pool / "download/pool"
+def test_the_game_has_its_dialogue(asterisk_unlabelled, tmp_path):
+    source = asterisk_unlabelled / "download/pool"
     (path,) = source.rglob("queen.1c")
     assert len(read_members(path.read_bytes())) == 7671
     clips = read_dialogue(source)

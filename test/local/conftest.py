@@ -1,8 +1,9 @@
-"""Copies of the recipes whose Python only notes what it is asked for."""
+"""Copies of the recipes whose Python records commands instead of running them."""
 
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,15 @@ librispeech = small_librispeech.librispeech  # fixtures
 tiny_dir = real_teachers.tiny_dir
 
 ROOT = Path(__file__).resolve().parents[2]
-PYTHON = """#!/usr/bin/env bash
+PYTHON = f"""#!/usr/bin/env bash
 if [[ $* == "-m icefall_kd.core.cpu" ]]; then echo 2; exit; fi
+if [[ $2 == icefall_kd.bin.recipe_commands ]]; then exec {sys.executable} "$@"; fi
 printf "%s\\n" "$*" >>"$COMMANDS"
 """
 
 
 def copy_recipe(corpus, folder):
-    """Return a function that runs a script of the copy, as ``run_script`` does."""
+    """Return a function that runs a script in a copy of the recipe."""
     recipe = folder / "egs" / corpus / "KD"
     shutil.copytree(ROOT / "local", folder / "local")
     for name in ("conf", "local"):
@@ -31,32 +33,36 @@ def copy_recipe(corpus, folder):
     python.parent.mkdir(parents=True)
     python.write_text(PYTHON)
     python.chmod(0o755)
-    told = folder / "commands"
-    env = {"ICEFALL_KD_VENV": str(folder / "venv"), "COMMANDS": str(told)}
+    commands = folder / "commands"
+    env = {
+        "ICEFALL_KD_VENV": str(folder / "venv"),
+        "COMMANDS": str(commands),
+        "PYTHONPATH": str(ROOT),
+    }
 
     def run(script, *options):
         done = subprocess.run(
             ["bash", str(recipe / script), *options],
-            env={**os.environ, **env},
+            env=run.env,
             text=True,
             capture_output=True,
         )
-        return done, told.read_text().splitlines() if told.is_file() else []
+        return done, commands.read_text().splitlines() if commands.is_file() else []
 
-    run.recipe = recipe
+    run.recipe, run.env = recipe, {**os.environ, **env}
     return run
 
 
 @pytest.fixture
 def run_script(tmp_path):
-    """``run_script("train.sh", ...)``: the run, and the commands since the first one.
+    """``run_script("train.sh", ...)`` returns the run and all commands so far.
 
-    The function has the folder of the copy as ``recipe``.
+    ``run_script.recipe`` is the folder of the copy, ``run_script.env`` its environment.
     """
     return copy_recipe("asterisk", tmp_path)
 
 
 @pytest.fixture
 def run_librispeech(tmp_path):
-    """``run_script`` of the other recipe."""
+    """``run_script`` of the LibriSpeech recipe."""
     return copy_recipe("librispeech", tmp_path)

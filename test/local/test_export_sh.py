@@ -1,4 +1,4 @@
-"""What the recipe's export.sh does again, by the commands that it runs."""
+"""The commands of decode.sh and export.sh."""
 
 import os
 import re
@@ -10,7 +10,7 @@ SYSTEM = "exp/quick/unified/baseline"
 
 @pytest.fixture
 def export_sh(run_script):
-    """``export_sh(...)``: the exports and transcriptions of this call alone."""
+    """``export_sh(...)`` returns the commands of bin.export and of bin.transcribe."""
     folder = run_script.recipe / SYSTEM
     (folder / "finetune").mkdir(parents=True)
     (folder / "finetune/pretrained.pt").write_bytes(b"")
@@ -31,7 +31,7 @@ def export_sh(run_script):
     return run
 
 
-def test_both_encoders_are_exported_once(export_sh):
+def test_both_decodings_are_exported_once(export_sh):
     exports, transcriptions = export_sh()
     assert len(exports) == len(transcriptions) == 2
     assert "--streaming" in exports[1] and "--streaming" not in exports[0]
@@ -40,13 +40,13 @@ def test_both_encoders_are_exported_once(export_sh):
     assert exports == [] and len(transcriptions) == 2
 
 
-def test_chunks_of_another_size_are_another_encoder(export_sh):
+def test_another_chunk_size_is_another_export(export_sh):
     export_sh()
     (export,), _ = export_sh("--chunk-size", "24")
     assert "--chunk-size 24" in export
 
 
-def test_a_checkpoint_that_was_trained_further_is_exported_again(export_sh):
+def test_a_changed_checkpoint_is_exported_again(export_sh):
     export_sh()
     checkpoint = export_sh.folder / "finetune/pretrained.pt"
     os.utime(checkpoint, (2e9, 2e9))
@@ -56,7 +56,7 @@ def test_a_checkpoint_that_was_trained_further_is_exported_again(export_sh):
     assert len(export_sh()[0]) == 2
 
 
-def test_another_set_to_check_on_or_other_code_exports_again(export_sh):
+def test_changed_check_sets_or_code_export_again(export_sh):
     export_sh()
     recipe = export_sh.folder.parents[3]
     shar = recipe / "data/shar/dev"
@@ -68,7 +68,7 @@ def test_another_set_to_check_on_or_other_code_exports_again(export_sh):
         assert export_sh()[0] == []
 
 
-def test_one_checkpoint_aligns_whichever_systems_a_call_names(run_script):
+def test_the_same_checkpoint_aligns_for_all_systems(run_script):
     def aligners(*options):
         before = len(run_script("decode.sh", "--stop-stage", "-1")[1])
         done, commands = run_script("decode.sh", *options, "--stop-stage", "0")
@@ -76,17 +76,19 @@ def test_one_checkpoint_aligns_whichever_systems_a_call_names(run_script):
         return [re.search(r"--checkpoint (\S+)", c)[1] for c in commands[before:]]
 
     baseline = f"{SYSTEM}/finetune/pretrained.pt"
-    assert aligners("--systems", "baseline") == [baseline]  # no other is trained
-    last = run_script.recipe / "exp/quick/unified/both_pool/finetune/pretrained.pt"
+    assert aligners("--systems", "baseline") == [baseline]  # the only trained system
+    last = (
+        run_script.recipe / "exp/quick/unified/both_unlabelled/finetune/pretrained.pt"
+    )
     last.parent.mkdir(parents=True)
     last.write_bytes(b"")
-    for systems in ("baseline", "both_pool baseline"):
+    for systems in ("baseline", "both_unlabelled baseline"):
         (found,) = aligners("--systems", systems)
-        assert found == "exp/quick/unified/both_pool/finetune/pretrained.pt"
+        assert found == "exp/quick/unified/both_unlabelled/finetune/pretrained.pt"
     assert aligners("--aligner", "exp/best.pt") == ["exp/best.pt"]
 
 
-def test_chunks_are_the_checkpoints_unless_a_call_names_them(run_script):
+def test_the_checkpoint_has_the_default_chunk_size(run_script):
     done, commands = run_script("decode.sh", "--systems", "baseline", "--stage", "1")
     assert done.returncode == 0, done.stderr
     assert sum("--streaming" in c for c in commands) == 2
@@ -98,7 +100,7 @@ def test_chunks_are_the_checkpoints_unless_a_call_names_them(run_script):
     assert "--chunk-size 32 --left-context 64" in streams[1]
 
 
-def test_delays_are_measured_where_there_is_an_alignment(export_sh):
+def test_an_existing_alignment_is_used_for_delays(export_sh):
     _, transcriptions = export_sh()
     assert not any("--alignment" in c for c in transcriptions)
     words = export_sh.folder.parents[1] / "alignment/test.ctm"

@@ -49,14 +49,14 @@ def test_folder_without_transcripts_is_refused_and_not_changed(asterisk, tmp_pat
     assert listing(tmp_path) == before
 
 
-def test_unknown_pool_is_refused(tmp_path):
-    done = run(RECIPE / "prepare.sh", "--pool", "half")
-    assert done.returncode != 0 and "--pool wants none, quick or full" in done.stderr
+def test_unknown_unlabelled_audio_is_refused(tmp_path):
+    done = run(RECIPE / "prepare.sh", "--unlabelled", "half")
+    assert done.returncode != 0 and "--unlabelled" in done.stderr
 
 
 def test_second_run_repeats_nothing(asterisk):
     before = listing(asterisk / "data")
-    done = run(RECIPE / "prepare.sh", "--pool", "none")
+    done = run(RECIPE / "prepare.sh", "--unlabelled", "none")
     assert done.returncode == 0
     assert listing(asterisk / "data") == before
 
@@ -67,7 +67,7 @@ def test_given_folder_gives_the_same_corpus(asterisk, tmp_path):
     done = run(
         recipe / "prepare.sh",
         *("--corpus-dir", asterisk / "download/asterisk"),
-        *("--pool", "none", "--speeds", "1.0"),
+        *("--unlabelled", "none", "--speeds", "1.0"),
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert not (recipe / "download").exists()

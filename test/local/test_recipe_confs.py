@@ -1,4 +1,4 @@
-"""Every part of fine-tuning, laid over those that it says it is laid over."""
+"""The configuration files of the recipes."""
 
 import dataclasses
 import re
@@ -20,26 +20,26 @@ def name_of(path):
 
 
 @pytest.mark.parametrize("path", PARTS, ids=name_of)
-def test_a_part_turns_its_terms_on(path):
+def test_a_part_enables_its_terms(path):
     below = re.search(r"laid over (\w+)", path.read_text())
     parts = [path.with_name(f"{below[1]}.yaml")] if below else []
     confs = [path.parents[1] / f"{name}.yaml" for name in ("student", "finetune")]
     arguments = [w for conf in (*confs, *parts, path) for w in ("--config", str(conf))]
     terms = parse_config([*arguments, "--exp-dir", "x"]).terms
-    for name, asked in (yaml.safe_load(path.read_text()).get("terms") or {}).items():
+    for name, values in (yaml.safe_load(path.read_text()).get("terms") or {}).items():
         found = getattr(terms, name)
-        if asked is None:
+        if values is None:
             assert found is None
         else:
             assert found.weight > 0
             found = to_dict(found)
-            assert {key: found[key] for key in asked} == asked
-    # The denominator graph is made by the recipe's scripts, and read with the term.
+            assert {key: found[key] for key in values} == values
+    # prepare.sh writes the denominator graph that lfmmi reads.
     build_terms(dataclasses.replace(terms, lfmmi=None))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.parent.name)
-def test_the_lengths_of_every_profile_are_read(recipe):
+def test_the_configuration_of_every_profile_is_valid(recipe):
     confs = sorted(recipe.glob("conf/*/*train.yaml")) + sorted(
         recipe.glob("conf/*/finetune.yaml")
     )

@@ -1,4 +1,4 @@
-"""The shell files that recipe scripts source."""
+"""Options, stages and finished steps of recipe scripts."""
 
 import gzip
 import os
@@ -9,16 +9,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = f"""#!/usr/bin/env bash
-# Shows what a recipe does.
+# Shows a recipe.
 set -euo pipefail
 stage=0         # first stage to run
 stop_stage=9    # last stage to run
 profile=quick   # quick or full
 fast=false      # leave out the rest
 jobs=1          # processes
+RENAMED_OPTIONS="--mode=--profile"
 source {ROOT}/local/log.sh
 source {ROOT}/local/parse_options.sh
-late=1          # assigned later: no option
+late=1          # assigned later: not an option
 if in_stage 2 "Work"; then
   run_once --reads 'input*' done/.work \\
     bash -c 'echo worked; exit "${{WORK_STATUS:-0}}"' \\
@@ -65,28 +66,29 @@ def test_options_set_the_variables_of_the_script(recipe, args, expected):
     [
         ("--sage 3", "unknown option --sage"),
         ("--late 2", "unknown option --late"),
+        ("--mode full", "--mode is now --profile"),
         ("--PATH x", "unknown option --PATH"),
         ("--stage x", "whole number"),
         ("--fast maybe", "true or false"),
-        ("--profile", "--profile wants a value"),
+        ("--profile", "--profile: the value is missing"),
         ("quick", '"quick" is not an option'),
     ],
 )
-def test_a_wrong_option_is_named_with_the_known_ones(recipe, args, named):
+def test_a_wrong_option_is_reported_with_the_known_ones(recipe, args, named):
     done = recipe(*args.split())
     assert (done.returncode, done.stdout) == (2, "")
     assert named in done.stderr
     assert "--fast --jobs --profile --stage --stop-stage" in done.stderr
 
 
-def test_help_is_the_header_and_the_options(recipe):
+def test_help_prints_the_header_and_the_options(recipe):
     done = recipe("--help")
     assert done.returncode == 0
-    assert done.stdout.startswith("Shows what a recipe does.\n")
+    assert done.stdout.startswith("Shows a recipe.\n")
     assert "--stop-stage" in done.stdout and "last stage to run" in done.stdout
 
 
-def test_a_script_may_change_into_its_folder_first(tmp_path):
+def test_a_script_may_change_the_folder_first(tmp_path):
     folder = tmp_path / "egs"
     folder.mkdir()
     (folder / "recipe.sh").write_text('cd "$(dirname "$0")"\n' + RECIPE)
@@ -95,7 +97,7 @@ def test_a_script_may_change_into_its_folder_first(tmp_path):
     assert "full" in done.stdout, done.stderr
 
 
-def test_what_is_done_is_repeated_only_on_request(recipe, tmp_path):
+def test_a_finished_step_is_repeated_only_on_request(recipe, tmp_path):
     assert "worked" in recipe().stdout
     assert (tmp_path / "done/.work").exists()
     done = recipe()
@@ -103,7 +105,7 @@ def test_what_is_done_is_repeated_only_on_request(recipe, tmp_path):
     assert "worked" in recipe("--stage", "2").stdout
 
 
-def test_what_is_done_is_repeated_when_its_input_has_changed(recipe, tmp_path):
+def test_a_step_is_repeated_when_its_input_has_changed(recipe, tmp_path):
     recipe()
     for name in ("input", "input of a.gz"):
         path = tmp_path / name
@@ -111,21 +113,21 @@ def test_what_is_done_is_repeated_when_its_input_has_changed(recipe, tmp_path):
         os.utime(path, (1e9, 1e9))  # copied with its time, older than the marker
         done = recipe()
         assert "worked" in done.stdout
-        assert "done again, what it reads has changed (done/.work)" in done.stderr
+        assert "its input has changed (done/.work)" in done.stderr
     os.utime(path, (2e9, 2e9))
     path.write_bytes(gzip.compress(b"made again", mtime=7))  # the same contents
     assert "worked" not in recipe().stdout
 
 
-def test_what_another_command_made_is_made_again(recipe):
+def test_a_step_with_other_options_is_repeated(recipe):
     assert "worked" in recipe().stdout
     assert "worked" not in recipe("--jobs", "8").stdout
     done = recipe("--profile", "full")
     assert "worked" in done.stdout
-    assert "another command made it" in done.stderr and "--profile quick" in done.stderr
+    assert "the last command was" in done.stderr and "--profile quick" in done.stderr
 
 
-def test_a_folder_is_made_again_unless_teachers_fields_would_be_lost(recipe, tmp_path):
+def test_a_folder_with_teachers_fields_is_not_overwritten(recipe, tmp_path):
     recipe()
     (tmp_path / "made/cuts.000000.jsonl.gz").write_text("")
     (tmp_path / "input").write_text("1")
@@ -136,19 +138,19 @@ def test_a_folder_is_made_again_unless_teachers_fields_would_be_lost(recipe, tmp
         (tmp_path / field).write_text("")
         (tmp_path / "input").write_text(field)
         done = recipe()
-        assert done.returncode == 1 and "made has teachers' fields" in done.stderr
+        assert done.returncode == 1 and "teachers' fields" in done.stderr
         (tmp_path / "input").write_text("1")
-        assert recipe().returncode == 0  # with what was there it goes on
+        assert recipe().returncode == 0  # the former input again
         (tmp_path / field).unlink()
 
 
-def test_a_marker_of_an_earlier_version_counts(recipe, tmp_path):
+def test_a_marker_of_an_earlier_version_is_valid(recipe, tmp_path):
     recipe()
     marker = tmp_path / "done/.work"
-    whole = marker.read_text()
-    marker.write_text(whole.splitlines()[0] + "\n")  # without digests
+    text = marker.read_text()
+    marker.write_text(text.splitlines()[0] + "\n")  # without digests
     assert "worked" not in recipe().stdout
-    assert marker.read_text() == whole
+    assert marker.read_text() == text
 
 
 def test_a_failing_step_ends_the_script_and_leaves_no_marker(recipe, tmp_path):
@@ -159,10 +161,10 @@ def test_a_failing_step_ends_the_script_and_leaves_no_marker(recipe, tmp_path):
 
 
 def test_log_lines_name_the_calling_file_and_line(recipe):
-    assert "[recipe.sh:12] Stage 2: Work" in recipe().stderr
+    assert "[recipe.sh:13] Stage 2: Work" in recipe().stderr
 
 
-def test_a_missing_environment_is_named_with_its_remedy(tmp_path):
+def test_a_missing_environment_is_reported(tmp_path):
     done = subprocess.run(
         ["bash", "-c", f"source {ROOT}/local/env.sh; echo reached"],
         env={"PATH": "/usr/bin:/bin", "ICEFALL_KD_VENV": str(tmp_path / "none")},

@@ -1,4 +1,4 @@
-"""What a recipe's train.sh asks for, by the commands that it runs."""
+"""The commands of train.sh."""
 
 import os
 import signal
@@ -8,10 +8,21 @@ import time
 import pytest
 from torch.distributed.run import parse_args
 
+SHAR = "data/shar"
+
+
+def add_fields(recipe, *names, labelled="train"):
+    """Create the files by which train.sh recognises the fields of a set."""
+    for name in names:
+        info = recipe / SHAR / f"{labelled}.fields" / name / f"{name}.json"
+        info.parent.mkdir(parents=True)
+        info.touch()
+
 
 @pytest.fixture
 def train_sh(run_script):
-    """``train_sh("student+hidden")``: the run, and the trainings in order."""
+    """``train_sh("student+hidden")`` returns the run and the trainings in order."""
+    add_fields(run_script.recipe, "whisper_tiny_en", "whisper_base")
 
     def run(systems, *options):
         done, commands = run_script(
@@ -24,8 +35,8 @@ def train_sh(run_script):
     return run
 
 
-def started(command):
-    """How many processes of which module torchrun would start, as it reads that."""
+def launched(command):
+    """Return the number of processes and the module that torchrun starts."""
     words = command.split()
     assert words[:2] == ["-m", "torch.distributed.run"]
     read = parse_args(words[2:])
@@ -34,21 +45,21 @@ def started(command):
 
 
 def confs(command):
-    """The files of a command, in the order in which they are laid."""
+    """Return the configuration files of a command in their order."""
     words = command.split()
     return [b for a, b in zip(words, words[1:]) if a == "--config"]
 
 
-def test_a_system_of_teachers_is_pre_trained_first(train_sh):
-    done, (pretrain, finetune) = train_sh("both_pool+essence")
+def test_a_system_with_teachers_is_pre_trained_first(train_sh):
+    done, (pretrain, finetune) = train_sh("both_unlabelled+essence")
     assert done.returncode == 0, done.stderr
-    assert "both_pool/pretrain" in pretrain and "embedding.teachers" in pretrain
-    assert "--init-encoder exp/quick/unified/both_pool/pretrain" in finetune
+    assert "both_unlabelled/pretrain" in pretrain and "embedding.teachers" in pretrain
+    assert "--init-encoder exp/quick/unified/both_unlabelled/pretrain" in finetune
     assert confs(finetune)[-1] == "conf/kd/essence.yaml"
 
 
-def test_a_teacher_may_be_drawn_for_each_utterance(train_sh):
-    done, (pretrain, _) = train_sh("both_random_pool")
+def test_random_draws_a_teacher_for_each_utterance(train_sh):
+    done, (pretrain, _) = train_sh("both_random_unlabelled")
     assert done.returncode == 0, done.stderr
     assert "--terms.embedding.choose random" in pretrain
     assert '"whisper_tiny_en": 0.5' in pretrain and "unlabelled" in pretrain
@@ -56,7 +67,7 @@ def test_a_teacher_may_be_drawn_for_each_utterance(train_sh):
     assert "--terms.embedding.choose all" in commands[-2]
 
 
-def test_the_parts_behind_a_system_are_laid_one_over_the_other(train_sh):
+def test_parts_are_configuration_files_in_their_order(train_sh):
     done, (finetune,) = train_sh(
         "baseline+pseudo+one_best", "--profile", "full", "--variants", "unified"
     )
@@ -68,57 +79,57 @@ def test_the_parts_behind_a_system_are_laid_one_over_the_other(train_sh):
     assert "--data.train [train] " in commands[-1]
 
 
-def test_the_baseline_begins_with_random_weights(train_sh):
+def test_the_baseline_starts_from_random_weights(train_sh):
     done, (finetune,) = train_sh("baseline")
     assert done.returncode == 0, done.stderr
     assert "init" not in finetune and "from_student" not in finetune
 
 
-def test_an_unknown_variant_is_refused_before_anything_is_written(train_sh):
+def test_an_unknown_variant_is_reported_before_files_are_written(train_sh):
     done, commands = train_sh("baseline", "--variants", "unified unifed")
     assert done.returncode == 1 and commands == []
-    assert 'variant "unifed" is unknown' in done.stderr
+    assert "'unifed'" in done.stderr and "unified" in done.stderr
     assert not (train_sh.recipe / "exp").exists()
 
 
-def test_a_student_begins_as_the_one_that_is_its_teacher(train_sh):
+def test_student_starts_from_the_checkpoint_of_its_teacher(train_sh):
     options = ("--variants", "streaming")
     done, commands = train_sh("student student+hidden", *options)
     assert done.returncode != 0 and commands == []
     assert "no exp/student/pretrained.pt" in done.stderr
-    assert "teachers.sh writes it" in done.stderr
+    assert "teachers.sh" in done.stderr
     checkpoint = train_sh.recipe / "exp/student/pretrained.pt"
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_bytes(b"")
-    done, (alone, taught) = train_sh("student student+hidden", *options)
+    done, (alone, distilled) = train_sh("student student+hidden", *options)
     assert done.returncode == 0, done.stderr
-    for command in (alone, taught):
+    for command in (alone, distilled):
         assert confs(command)[-1] == "conf/from_student.yaml"
         assert "conf/streaming.yaml" in confs(command)
         assert "init-encoder" not in command
         assert "--num-epochs 3 " in command
-    assert set(confs(taught)) - set(confs(alone)) == {"conf/kd/hidden.yaml"}
+    assert set(confs(distilled)) - set(confs(alone)) == {"conf/kd/hidden.yaml"}
 
 
-def test_a_seed_behind_a_name_is_another_run_from_its_own_encoder(train_sh):
-    done, (pretrain, finetune) = train_sh("both_pool+pseudo@43", "--seed", "7")
+def test_a_seed_in_a_name_trains_its_own_encoder(train_sh):
+    done, (pretrain, finetune) = train_sh("both_unlabelled+pseudo@43", "--seed", "7")
     assert done.returncode == 0, done.stderr
     for command in (pretrain, finetune):
         assert command.endswith(" --seed 43")
-    assert "both_pool@43/pretrain " in pretrain and "unlabelled" in pretrain
-    assert "both_pool+pseudo@43/finetune " in finetune
-    assert "--init-encoder exp/quick/unified/both_pool@43/pretrain" in finetune
+    assert "both_unlabelled@43/pretrain " in pretrain and "unlabelled" in pretrain
+    assert "both_unlabelled+pseudo@43/finetune " in finetune
+    assert "--init-encoder exp/quick/unified/both_unlabelled@43/pretrain" in finetune
     assert confs(finetune)[-1] == "conf/kd/pseudo.yaml"
     assert "unlabelled_en_quick_whisper_base]" in finetune
     done, commands = train_sh("baseline@43 baseline", "--seed", "7")
-    with_its_own, with_the_common = commands[-2:]
-    assert "baseline@43/finetune " in with_its_own
-    assert "init" not in with_its_own and with_its_own.endswith(" --seed 43")
-    assert "baseline/finetune " in with_the_common
-    assert with_the_common.endswith(" --seed 7")
+    own_seed, common_seed = commands[-2:]
+    assert "baseline@43/finetune " in own_seed
+    assert "init" not in own_seed and own_seed.endswith(" --seed 43")
+    assert "baseline/finetune " in common_seed
+    assert common_seed.endswith(" --seed 7")
 
 
-def test_what_is_given_to_all_systems_ends_their_commands(train_sh):
+def test_options_of_the_call_apply_to_every_training(train_sh):
     done, commands = train_sh(
         *("both", "--exp", "exp/small", "--student", "conf/small.yaml"),
         *("--epochs", "2", "--avg", "1"),
@@ -127,7 +138,7 @@ def test_what_is_given_to_all_systems_ends_their_commands(train_sh):
     assert done.returncode == 0, done.stderr
     assert len(commands) == 2
     for command in commands:
-        assert started(command) == ("2", "icefall_kd.bin.train")
+        assert launched(command) == ("2", "icefall_kd.bin.train")
         assert "--exp-dir exp/small/unified/both/" in command
         assert confs(command)[0] == "conf/small.yaml"
         assert " --num-epochs 2 " in command
@@ -147,30 +158,31 @@ def test_what_is_given_to_all_systems_ends_their_commands(train_sh):
         (False, (), 4),
     ],
 )
-def test_systems_are_trained_one_after_the_other_on_a_gpu(
+def test_a_gpu_trains_one_system_at_once(
     run_script, monkeypatch, gpu, options, expected
 ):
     python = run_script.recipe.parents[2] / "venv/bin/python"
-    asked = f"[[ $1 == -c && $2 == *cuda* ]] && exit {int(not gpu)}\n"
-    python.write_text(python.read_text().replace("\n", f"\n{asked}", 1))
+    is_gpu = f"[[ $1 == -c && $2 == *cuda* ]] && exit {int(not gpu)}\n"
+    python.write_text(python.read_text().replace("\n", f"\n{is_gpu}", 1))
     monkeypatch.setenv("OMP_NUM_THREADS", "4")  # what nproc prints
     done, _ = run_script("train.sh", "--systems", "baseline", *options)
     assert done.returncode == 0, done.stderr
-    assert f", {expected} side by side" in done.stdout + done.stderr
+    assert f", {expected} at once" in done.stderr
 
 
 def test_ctrl_c_waits_for_the_checkpoints_of_the_trainings(run_script):
     recipe = run_script.recipe
+    add_fields(recipe, "whisper_tiny_en", "whisper_base")
     python = recipe.parents[2] / "venv/bin/python"
     python.write_text(
-        "#!/usr/bin/env bash\n"
+        f"{python.read_text().rpartition('printf')[0]}"
         "trap 'sleep 1; echo train: written; exit 143' TERM\n"
         f"echo $$ >>{recipe}/started\n"
         "for _ in {1..600}; do sleep 0.1; done\n"
     )
     process = subprocess.Popen(
         [*("bash", recipe / "train.sh", "--systems", "baseline both"), "--jobs", "2"],
-        env={**os.environ, "ICEFALL_KD_VENV": str(recipe.parents[2] / "venv")},
+        env=run_script.env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -190,7 +202,24 @@ def test_ctrl_c_waits_for_the_checkpoints_of_the_trainings(run_script):
 
 
 @pytest.mark.parametrize("system", ["nobody", "both+nothing", "baseline@x", "both@"])
-def test_an_unknown_system_is_named(train_sh, system):
+def test_an_unknown_system_is_reported(train_sh, system):
     done, commands = train_sh(system)
     assert done.returncode != 0 and commands == []
-    assert f'system "{system}"' in done.stderr
+    assert f"system '{system}'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_dry_run_prints_each_command_once_and_runs_none(run_script):
+    systems = "both+one_best both+pseudo"
+    done, commands = run_script("train.sh", "--dry-run", "--systems", systems)
+    assert (done.returncode, commands) == (0, []), done.stderr
+    lines = done.stdout.splitlines()
+    assert sum("bin.train " in line for line in lines) == 3  # one pre-training
+    assert sum("bin.average " in line for line in lines) == 3
+    assert "no field whisper_tiny_en" in done.stderr
+    assert not (run_script.recipe / "exp").exists()
+    add_fields(run_script.recipe, "whisper_tiny_en", "whisper_base")
+    done, commands = run_script("train.sh", "--systems", systems, "--jobs", "1")
+    assert done.returncode == 0, done.stderr
+    printed = [line.replace("'", "") for line in lines]
+    assert {f"python {c}" for c in commands} == set(printed)

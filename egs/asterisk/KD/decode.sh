@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Decode the systems of this recipe: the stages and options are in local/decode.sh at the
-# top of the repository, and --help tells them.
+# Decode the systems of this recipe: runs local/decode.sh of the repository, see --help.
 set -euo pipefail
 export CALLED_IN=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"

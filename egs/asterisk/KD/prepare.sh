@@ -1,62 +1,63 @@
 #!/usr/bin/env bash
-# Prepare the Asterisk prompts and the unlabelled pool: download, manifests, BPE, Shar.
+# Prepare the Asterisk prompts and the unlabelled audio: download, manifests, BPE, Shar.
 #
 # Stages:
-#   0  obtain the audio and the transcripts            -> download/
-#   1  audio to 16 kHz flac, text normalised, split    -> data/audio, data/manifests
-#   2  BPE tokens of the training texts                -> data/lang_bpe_<vocab size>
-#   3  data gate, then Shar; train at three speeds     -> data/shar
-#   4  denominator graph of lfmmi, and its bigram      -> data/lang_bpe_<vocab size>
+#   0  download audio and transcripts                      -> download/
+#   1  convert the audio to 16 kHz flac, normalise texts, split -> data/audio, data/manifests
+#   2  train the BPE model on the training texts           -> data/lang_bpe_<vocab size>
+#   3  data gate and Shar; train at three speeds           -> data/shar
+#   4  denominator graph and bigram of the term lfmmi      -> data/lang_bpe_<vocab size>
 #
-# The corpus: Allison Smith and Digium/Sangoma, Asterisk core sounds, CC BY-SA 3.0.
-# local/prepare_*.py describe the unlabelled corpora; none is redistributed here.
-# Run again, it goes on after the last step that was done.
+# Corpus: Allison Smith and Digium/Sangoma, Asterisk core sounds, CC BY-SA 3.0.
+# Unlabelled audio: README.md.  This repository redistributes neither.
+# A second run resumes after the last finished step.
 set -euo pipefail
 
 stage=0           # first stage to run
 stop_stage=4      # last stage to run
-pool=quick        # unlabelled audio: none, quick (a slice of the English), full
-corpus_dir=       # folder with the English prompts and core-sounds-en.txt; else fetched
-pool_dir=         # folder with what the pool's packages hold; else fetched
-quick_minutes=40  # of the English pool in the quick slice
+unlabelled=quick  # unlabelled audio: none, quick (part of the English), full
+corpus_dir=       # folder with the English prompts and core-sounds-en.txt; empty: download
+unlabelled_dir=   # folder with the unpacked packages of the unlabelled audio; empty: download
+quick_minutes=40  # English unlabelled audio of "quick" in minutes
 vocab_size=150    # BPE tokens, <blk>, <sos/eos> and <unk> included
-speeds="0.9 1.0 1.1"  # of the training audio
-max_duration=30   # longest cut in seconds; Whisper hears no more
+speeds="0.9 1.0 1.1"  # speeds of the training audio
+max_duration=30   # longest cut in seconds; 30 is Whisper's window
+RENAMED_OPTIONS="--pool=--unlabelled --pool-dir=--unlabelled-dir"
 source "$(dirname "${BASH_SOURCE[0]}")/../../../local/parse_options.sh"
 
 corpus_dir=${corpus_dir:+$(realpath "$corpus_dir")}
-pool_dir=${pool_dir:+$(realpath "$pool_dir")}
+unlabelled_dir=${unlabelled_dir:+$(realpath "$unlabelled_dir")}
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ../../../local/env.sh
 
-if [[ ! $pool =~ ^(none|quick|full)$ ]]; then
-  die "--pool wants none, quick or full, not \"$pool\""
+if [[ ! $unlabelled =~ ^(none|quick|full)$ ]]; then
+  die "--unlabelled: \"$unlabelled\" is not one of none, quick, full"
 fi
 prompts=${corpus_dir:-download/asterisk}
-packages=${pool_dir:-download/pool}
-if [[ -n $corpus_dir ]]; then # nothing is touched before this is known
+packages=${unlabelled_dir:-download/pool}
+if [[ -n $corpus_dir ]]; then  # check the folder before any file is written
   python local/prepare_asterisk.py --source "$corpus_dir" --check
 fi
 
-fetch() { # name of the corpus, Debian packages
+fetch() {  # name of the corpus, Debian packages
   local name=$1
   shift
-  if [[ -z $pool_dir ]]; then
+  if [[ -z $unlabelled_dir ]]; then
     run_once "download/.$name.done" \
       bash ../../../local/debian_packages.sh --into "$packages" "$@" ||
-      die "no audio of $name. Remedy: --pool none, or --pool-dir FOLDER with the" \
-        "files of the Debian packages $*"
+      die "cannot download the audio of $name. Give --unlabelled none, or" \
+        "--unlabelled-dir FOLDER with the files of the Debian packages $*"
   fi
 }
 
-manifest() { # set, corpus, options
+manifest() {  # set, corpus, options
   local name=$1 corpus=$2
   shift 2
   run_once "data/manifests/.$name.done" python "local/prepare_$corpus.py" \
     --name "$name" --audio "data/audio/$corpus" --output data/manifests "$@"
 }
 
-shar() { # set, options
+shar() {  # set, options
   local name=$1 reads=(--reads "data/manifests/$1.jsonl.gz")
   shift
   if [[ ${1:-} == --bpe-model ]]; then
@@ -69,14 +70,14 @@ shar() { # set, options
 }
 
 languages="es fr it ru"
-if in_stage 0 "Obtain the corpus and the pool -> download"; then
+if in_stage 0 "Download the corpus and the unlabelled audio -> download"; then
   if [[ -z $corpus_dir ]]; then
     run_once download/.asterisk.done bash local/fetch_asterisk.sh en "$prompts"
   fi
-  if [[ $pool != none ]]; then
+  if [[ $unlabelled != none ]]; then
     fetch queen flight-of-the-amazon-queen
   fi
-  if [[ $pool == full ]]; then
+  if [[ $unlabelled == full ]]; then
     fetch tuxpaint tuxpaint-stamps-default
     fetch fillets fillets-ng-data-cs fillets-ng-data-nl
     for language in $languages; do
@@ -86,23 +87,23 @@ if in_stage 0 "Obtain the corpus and the pool -> download"; then
   fi
 fi
 
-unlabelled=
-case $pool in
-  quick) unlabelled="unlabelled_en_quick" ;;
+unlabelled_sets=
+case $unlabelled in
+  quick) unlabelled_sets="unlabelled_en_quick" ;;
   full)
-    unlabelled="unlabelled_en_quick unlabelled_en unlabelled_tuxpaint unlabelled_fillets"
+    unlabelled_sets="unlabelled_en_quick unlabelled_en unlabelled_tuxpaint unlabelled_fillets"
     for language in $languages; do
-      unlabelled+=" unlabelled_asterisk_$language"
+      unlabelled_sets+=" unlabelled_asterisk_$language"
     done
     ;;
 esac
 
-if in_stage 1 "Audio to flac, text normalised, train/dev/test -> data/manifests"; then
+if in_stage 1 "Convert audio, normalise texts, split -> data/audio, data/manifests"; then
   run_once --reads "$prompts/*.txt" --reads "splits/*" \
     data/manifests/.asterisk.done python local/prepare_asterisk.py \
     --source "$prompts" --audio data/audio/asterisk --splits splits \
     --output data/manifests
-  for name in $unlabelled; do
+  for name in $unlabelled_sets; do
     case $name in
       unlabelled_en_quick)
         manifest "$name" queen --source "$packages" --max-minutes "$quick_minutes" ;;
@@ -118,7 +119,7 @@ if in_stage 1 "Audio to flac, text normalised, train/dev/test -> data/manifests"
 fi
 
 lang=data/lang_bpe_$vocab_size
-if in_stage 2 "BPE tokens of the training texts -> $lang"; then
+if in_stage 2 "Train the BPE model -> $lang"; then
   run_once --reads data/manifests/train.jsonl.gz "$lang/.done" \
     python -m icefall_kd.bin.train_bpe --vocab-size "$vocab_size" \
     --manifest data/manifests/train.jsonl.gz --output "$lang"
@@ -130,12 +131,12 @@ if in_stage 3 "Data gate and Shar -> data/shar"; then
   for name in dev test; do
     shar "$name" --bpe-model "$lang/bpe.model"
   done
-  for name in $unlabelled; do
+  for name in $unlabelled_sets; do
     shar "$name"
   done
 fi
 
-if in_stage 4 "Denominator graph and its bigram -> $lang/{denominator,bigram}.pt"; then
+if in_stage 4 "Denominator graph and bigram -> $lang/{denominator,bigram}.pt"; then
   run_once --reads "data/shar/train/cuts.*" --reads "$lang/bpe.model" \
     "$lang/.denominator.done" python -m icefall_kd.bin.make_denominator \
     --shar-dir data/shar/train --bpe-model "$lang/bpe.model" \

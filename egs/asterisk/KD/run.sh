@@ -1,46 +1,47 @@
 #!/usr/bin/env bash
-# From a fresh machine to a distilled student that sherpa-onnx runs, and one table.
+# Install, prepare, train, decode and export: from a fresh machine to a table of WERs.
 #
 #   bash egs/asterisk/KD/run.sh                  # about 25 minutes on 2 cores
 #   bash egs/asterisk/KD/run.sh --profile full   # the schedules of RESULTS.md
 #
 # Stage 0: install into .venv                  Stage 4: decode.sh
-# Stage 1: prepare.sh                          Stage 5: export.sh, sherpa-onnx
-# Stage 2: teachers.sh                         Stage 6: a table and a page
+# Stage 1: prepare.sh                          Stage 5: export.sh
+# Stage 2: teachers.sh                         Stage 6: table and page of the results
 # Stage 3: train.sh                                     -> exp/<profile>/<variant>/{summary.md,report.html}
-# Run again, it goes on where it stopped and repeats nothing that is done.
+# A second run resumes after the last finished step.
 stage=0              # first stage to run
 stop_stage=6         # last stage to run
-profile=quick        # quick: one causal student serves both decodings; full: see above
+profile=quick        # quick (one unified student) or full
 variants=            # unified, non_streaming, streaming; empty: those of the profile
 systems=             # as in train.sh; empty: those of the profile
-blank_penalty=0      # of decoding, see decode.sh
-corpus_dir=          # folder with the English prompts; empty: fetched
-pool_dir=            # folder with the pool's packages; empty: fetched
-from_dir=            # folder with the teachers; empty: fetched
+blank_penalty=0      # as in decode.sh
+corpus_dir=          # folder with the English prompts; empty: download
+unlabelled_dir=      # folder with the packages of the unlabelled audio; empty: download
+from_dir=            # folder with a sub-folder for each teacher; empty: download
 
 set -euo pipefail
+RENAMED_OPTIONS="--pool-dir=--unlabelled-dir"
 source "$(dirname "${BASH_SOURCE[0]}")/../../../local/parse_options.sh"
 corpus_dir=${corpus_dir:+$(realpath "$corpus_dir")}
-pool_dir=${pool_dir:+$(realpath "$pool_dir")}
+unlabelled_dir=${unlabelled_dir:+$(realpath "$unlabelled_dir")}
 from_dir=${from_dir:+$(realpath "$from_dir")}
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ../../../local/log.sh
-source ../../../local/systems.sh
 begin=$SECONDS
-chosen=(--profile "$profile" --variants "$variants" --systems "$systems")
 
 if in_stage 0 "Install -> .venv"; then
   bash ../../../local/install.sh
 fi
 source ../../../local/env.sh
+source ../../../local/recipe.sh
+chosen=(--profile "$profile" --variants "$variants" --systems "$systems")
 
 if in_stage 1 "Prepare the corpus -> data/shar"; then
-  bash prepare.sh --pool "$profile" \
-    ${corpus_dir:+--corpus-dir "$corpus_dir"} ${pool_dir:+--pool-dir "$pool_dir"}
+  bash prepare.sh --unlabelled "$profile" ${corpus_dir:+--corpus-dir "$corpus_dir"} \
+    ${unlabelled_dir:+--unlabelled-dir "$unlabelled_dir"}
 fi
 
-if in_stage 2 "Let the teachers speak -> fields in data/shar"; then
+if in_stage 2 "Extract the teachers' embeddings -> data/shar"; then
   bash teachers.sh --profile "$profile" ${from_dir:+--from-dir "$from_dir"}
 fi
 
@@ -52,11 +53,11 @@ if in_stage 4 "Decode the test set -> exp/$profile/*/*/decode"; then
   bash decode.sh "${chosen[@]}" --blank-penalty "$blank_penalty"
 fi
 
-if in_stage 5 "Export and run sherpa-onnx -> exp/$profile/*/*/{export,sherpa}"; then
+if in_stage 5 "Export, decode with sherpa-onnx -> exp/$profile/*/*/{export,sherpa}"; then
   bash export.sh "${chosen[@]}" --blank-penalty "$blank_penalty"
 fi
 
-if in_stage 6 "A table and a page -> exp/$profile/*/{summary.md,report.html}"; then
+if in_stage 6 "Report -> exp/$profile/*/{summary.md,report.html}"; then
   for variant in $variants; do
     folder=exp/$profile/$variant
     results=()

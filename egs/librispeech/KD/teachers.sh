@@ -1,80 +1,80 @@
 #!/usr/bin/env bash
-# Write what the teachers say about the audio as Shar fields.
+# Write the teachers' outputs on the audio as fields.
 #
 #   bash egs/librispeech/KD/teachers.sh [--teachers FILE] [--codec int8]
 #
-# Stage 1: embeddings of all teachers in one pass -> data/shar/<set>/<teacher>.*.tar
-# Stage 2: what Whisper reads in the pool         -> data/shar/<pool>_whisper/
-# Stage 3: on demand (--stop-stage 3), a trained model in our tokens as a teacher
-#          -> data/shar/<set>/zipformer_{ctc,path}.*.tar
+# Stage 1: extract the embeddings of all teachers -> data/shar/<set>/<teacher>.*.tar
+# Stage 2: transcribe the unlabelled audio        -> data/shar/<unlabelled>_whisper/
+# Stage 3: extract the distributions of a trained Zipformer with the student's tokens
+#          (--stop-stage 3)                       -> data/shar/<set>/zipformer_{ctc,path}.*.tar
 #
-# Three large teachers take 12 GB with pq16 in the profile 100h, 700 with int8, 1,400 with
-# fp16 (README.md).  Every stage makes only what is missing or damaged.
+# Three large teachers take 12 GB with pq16 in the profile 100h, 700 GB with int8, 1,400 GB
+# with fp16 (README.md).  Each stage writes only files that are missing or damaged.
 stage=1              # first stage to run
 stop_stage=2         # last stage to run
 profile=             # 100h or 960h; empty: 100h
-teachers=conf/teachers.yaml # the teachers and their options
-codec=pq16           # of the embeddings: fp16, int8, pq16 or another of bin.extract
-sets=                # folders of data/shar; empty: labelled, pool and dev of the profile
-whisper=download/teachers/whisper_large_v3 # CTranslate2 folder, reads in stage 2
-compute_type=float16 # of stage 2; int8 on a CPU
-zipformer=conf/zipformer_teacher.yaml # the teacher of stage 3
-numbers=spoken       # in stage 2's transcripts, as the readers of books say them
+teachers=conf/teachers.yaml # teachers of stage 1 and their options
+codec=pq16           # codec of the embeddings: fp16, int8, pq16 or another of bin.extract
+sets=                # folders of data/shar; empty: labelled, unlabelled and dev of the profile
+whisper=download/teachers/whisper_large_v3 # Whisper of stage 2, a CTranslate2 folder
+compute_type=float16 # number format of stage 2; int8 on a CPU
+zipformer=conf/zipformer_teacher.yaml # teacher of stage 3
+numbers=spoken       # numbers in pseudo-labels: spoken or digits
 device=cuda          # cuda or cpu
-num_processes=1      # of each stage, which share the shards; each takes a GPU
+num_processes=1      # processes of each stage, each on its own GPU; they share the shards
 num_threads=         # CPU threads of a process; empty: its share of the CPUs
-max_batch_duration=240 # seconds of audio in one call of a teacher
-overwrite=false      # replace fields that were made with other options
+max_batch_duration=240 # audio in one batch of a teacher in seconds
+overwrite=false      # replace fields that were written with other options
 
 set -euo pipefail
 export CALLED_IN=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ../../../local/env.sh
 source ../../../local/parse_options.sh
-source ../../../local/systems.sh
-as_called teachers whisper zipformer
+source ../../../local/recipe.sh
+paths_from_caller teachers whisper zipformer
 
-sets=${sets:-$labelled $pool $dev_set}
+sets=${sets:-$labelled $unlabelled $dev_set}
+threads=(${num_threads:+--num-threads "$num_threads"})
 run=(python -m)
 if ((num_processes > 1)); then
   run=(python -m torch.distributed.run --standalone
     --nproc_per_node "$num_processes" -m)
 fi
 
-speak() {  # file of teachers, sets, further options: what they say about the sets
-  local file=$1 set folders=() options=()
+extract() {  # conf of the teachers, sets, further options
+  local set folders=() options=("${threads[@]}")
   for set in $2; do
     folders+=("data/shar/$set")
   done
   if [[ $overwrite == true ]]; then
-    options=(--overwrite)
+    options+=(--overwrite)
   fi
-  "${run[@]}" icefall_kd.bin.extract --shar-dir "${folders[@]}" --teachers "$file" \
-    --device "$device" ${num_threads:+--num-threads "$num_threads"} \
-    --max-batch-duration "$max_batch_duration" "${options[@]}" "${@:3}"
+  "${run[@]}" icefall_kd.bin.extract --shar-dir "${folders[@]}" --teachers "$1" \
+    --device "$device" --max-batch-duration "$max_batch_duration" "${options[@]}" "${@:3}"
 }
 
 if in_stage 1 "Extract embeddings -> data/shar/{${sets// /,}}/<teacher>.*"; then
-  # All sets share the codecs of the first labelled one, whenever they are made.
-  speak "$teachers" "$sets" --codec "$codec" --codec-from "data/shar/${labelled%% *}"
+  # All sets share the codecs of the first labelled set, also when a later call adds sets.
+  extract "$teachers" "$sets" --codec "$codec" --codec-from "data/shar/${labelled%% *}"
 fi
 
-if in_stage 2 "What Whisper reads -> data/shar/<pool>$pseudo"; then
-  for set in $pool; do
+if in_stage 2 "Transcribe with Whisper -> data/shar/{${pseudo_labelled// /,}}"; then
+  for set in $unlabelled; do
     "${run[@]}" icefall_kd.bin.pseudo_label --shar-dir "data/shar/$set" \
       --model-dir "$whisper" --compute-type "$compute_type" --device "$device" \
-      ${num_threads:+--num-threads "$num_threads"} --batch-size 16 \
-      --numbers "$numbers" --output "data/shar/$set$pseudo"
+      "${threads[@]}" --batch-size 16 \
+      --numbers "$numbers" --output "data/shar/$set$pseudo_suffix"
   done
 fi
 
-if in_stage 3 "A model in our tokens -> data/shar/<set>/zipformer_*"; then
-  taught=  # the pool beside its transcripts, where the terms of fine-tuning learn
+if in_stage 3 "Extract a Zipformer's distributions -> data/shar/<set>/zipformer_*"; then
+  target_sets=  # fine-tuning reads the unlabelled sets with pseudo-labels
   for set in $sets; do
-    if [[ " $pool " == *" $set "* ]]; then
-      set+=$pseudo
+    if [[ " $unlabelled " == *" $set "* ]]; then
+      set+=$pseudo_suffix
     fi
-    taught+="$set "
+    target_sets+="$set "
   done
-  speak "$zipformer" "$taught"
+  extract "$zipformer" "$target_sets"
 fi

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Train the systems of this recipe: the stages and options are in local/train.sh at the
-# top of the repository, and --help tells them.
+# Train the systems of this recipe: runs local/train.sh of the repository, see --help.
 set -euo pipefail
 export CALLED_IN=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"

@@ -1,0 +1,1 @@
+"""Recipes in ``egs/``: system names, profiles, and the commands that they stand for."""
