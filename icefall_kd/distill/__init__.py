@@ -1,1 +1,66 @@
-"""Terms of the training loss, the baseline's own among them."""
+"""Terms of the training loss.  To add one, see :mod:`icefall_kd.distill.term`."""
+
+import dataclasses
+import logging
+from typing import Any, Optional
+
+from icefall_kd.distill.embedding import EmbeddingTerm
+from icefall_kd.distill.essence import EssenceTerm
+from icefall_kd.distill.hidden import HiddenTerm
+from icefall_kd.distill.inter_ctc import InterCtcTerm
+from icefall_kd.distill.lfmmi import LfmmiTerm
+from icefall_kd.distill.one_best import OneBestTerm
+from icefall_kd.distill.term import Term
+from icefall_kd.distill.transducer import CtcTerm, TransducerTerm
+
+TERMS: dict[str, type[Term]] = {
+    "embedding": EmbeddingTerm,
+    "hidden": HiddenTerm,
+    "transducer": TransducerTerm,
+    "ctc": CtcTerm,
+    "inter_ctc": InterCtcTerm,
+    "essence": EssenceTerm,
+    "one_best": OneBestTerm,
+    "lfmmi": LfmmiTerm,
+}
+
+TermsConfig = dataclasses.make_dataclass(
+    "TermsConfig",
+    [(name, Optional[term.options], None) for name, term in TERMS.items()],
+    frozen=True,
+    namespace={
+        "__doc__": "Terms of the loss; null turns a term off.\n\nAttributes:\n"
+        + "".join(f"  {name}: options of that term.\n" for name in TERMS)
+    },
+)
+
+
+def build_terms(config: Any) -> list[tuple[float, Term]]:
+    """Return (weight, term) of every term that is on.
+
+    A term of weight 0 is off: it is not computed and has no head.
+
+    Args:
+      config: ``TermsConfig``.
+    Raises:
+      ValueError: if no term is on, a weight is negative, or an option is wrong.
+    """
+    terms = []
+    for name, term in TERMS.items():
+        options = getattr(config, name)
+        if options is None:
+            continue
+        if options.weight < 0:
+            raise ValueError(
+                f"terms.{name}.weight: {options.weight} is negative. Use 0 to turn "
+                "the term off"
+            )
+        if options.weight == 0:
+            logging.info("term %s has weight 0 and is off", name)
+            continue
+        terms.append((options.weight, term(options)))
+    if not terms:
+        raise ValueError(
+            f"terms: none is on. Give one a weight. Available: {', '.join(TERMS)}"
+        )
+    return terms

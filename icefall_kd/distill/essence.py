@@ -1,12 +1,14 @@
-"""Term ``essence``: only what matters of an ensemble's distributions, frame by frame.
+"""Term ``essence``: cross-entropy to the best tokens of an ensemble, frame by frame.
 
     - sum_t w_t * sum_{k in E_t} q~_t[k] * log p_student[t, k]
 
-q_t is the mean of the teachers' CTC distributions, E_t its most probable tokens (at
-most ``size``, and of these the fewest that reach ``mass``), q~_t its renormalised part
-there.  ``size`` 1 is a pseudo-label a frame; all tokens is classic distillation.
-Source: essence knowledge distillation, 2019, arXiv:1906.10834;
-the two rules of selection and the weight of frames that are not blank are ours.
+q_t is the mean of the teachers' CTC distributions.  E_t contains its most probable
+tokens: at most ``size``, and of these the fewest that reach ``mass``.  q~_t is q_t
+renormalised over E_t.  ``size`` 1 is a pseudo-label for each frame, all tokens is
+classic distillation.
+
+Source: essence knowledge distillation, 2019, arXiv:1906.10834; the two selection rules
+and the weight of non-blank frames are ours.
 """
 
 from collections.abc import Mapping
@@ -18,16 +20,23 @@ from torch import Tensor
 
 from icefall_kd import BLANK_ID
 from icefall_kd.core.config import ModelConfig
-from icefall_kd.core.frames import Batch, average_topk, make_pad_mask, unpack_topk
-from icefall_kd.distill.losses import cross_entropy, essence
+from icefall_kd.core.frames import (
+    Batch,
+    average_topk,
+    make_pad_mask,
+    unpack_topk,
+)
+from icefall_kd.distill.losses import cross_entropy, select_essence
 from icefall_kd.distill.term import (
     StudentOutput,
+    Term,
     TermOutput,
     check_kind,
-    delayed,
-    has_targets,
-    nothing,
-    skipped_targets,
+    find_non_finite,
+    find_targets,
+    list_skipped_targets,
+    match_frames,
+    zero_output,
 )
 
 
@@ -37,13 +46,13 @@ class EssenceConfig:
 
     Attributes:
       weight: of the term in the loss.
-      teachers: Shar fields of kind ``ctc``, of one vocabulary; the ensemble.
-      size: tokens kept of a frame at most; None keeps all that the fields hold.
-      mass: of probability that is enough; None keeps ``size``.
+      teachers: Shar fields of kind ``ctc`` with one vocabulary; the ensemble.
+      size: maximum number of tokens in a frame; None is all that the fields hold.
+      mass: probability to reach, 0 to 1; None selects ``size`` tokens.
       temperature: above 1 flattens the teachers' distribution.
-      token_weight: of frames whose best token is not the blank; of others 1.
-      delay: frames of 40 ms that the student may lag behind the teachers in batches
-        with chunks; with full context there is none.
+      token_weight: of frames whose best token is not blank; other frames have 1.
+      delay: frames of 40 ms by which the student lags behind the teachers in batches
+        with chunks; there is no lag with full context.
     """
 
     weight: float = 0.5
@@ -55,13 +64,11 @@ class EssenceConfig:
     delay: int = 0
 
 
-class EssenceTerm:
-    """See the module's docstring."""
+class EssenceTerm(Term):
+    """Cross-entropy to an ensemble's best tokens; see the module's docstring."""
 
     name = "essence"
     options = EssenceConfig
-    needs_stacks = False
-    needs_text = False
     frame_targets = True
     trains = ("ctc_output",)
 
@@ -72,77 +79,84 @@ class EssenceTerm:
           ValueError: if there is no teacher, or an option is out of range.
         """
         if not config.teachers:
-            raise ValueError("terms.essence.teachers is empty; name fields of kind ctc")
-        if config.delay < 0 or config.token_weight < 0:
-            raise ValueError(
-                "terms.essence: delay and token_weight must not be negative"
-            )
-        essence(torch.zeros(1, max(config.size or 1, 1)), config.size, config.mass)
-        if config.temperature <= 0:
-            raise ValueError(
-                f"terms.essence.temperature is {config.temperature}, must be positive"
-            )
+            raise ValueError("terms.essence.teachers is empty. Name fields of kind ctc")
+        for option, least in (("delay", 0), ("token_weight", 0), ("size", 1)):
+            value = getattr(config, option)
+            if value is not None and value < least:
+                raise ValueError(f"terms.essence.{option}: {value} is below {least}")
+        try:
+            frame = torch.zeros(1, config.size or 1)
+            select_essence(frame, config.size, config.mass, config.temperature)
+        except ValueError as e:
+            raise ValueError(f"terms.essence.{e}") from e
         self.config = config
         self.fields = tuple(config.teachers)
 
     def build_heads(
         self, model_config: ModelConfig, field_infos: Mapping[str, Any]
     ) -> None:
-        """Check the fields; the model has what this term needs.
+        """Check the fields.
 
         Raises:
-          ValueError: if a field is of another kind, or keeps too few tokens.
+          ValueError: if a field is of another kind, or holds too few tokens.
         """
-        kept = 0
+        held = 0
         for name in self.fields:
             check_kind("terms.essence.teachers", field_infos[name], "ctc")
-            kept += field_infos[name].dim // 2
-        if self.config.size is not None and self.config.size > kept:
+            held += field_infos[name].dim // 2
+        if self.config.size is not None and self.config.size > held:
             raise ValueError(
                 f"terms.essence.size is {self.config.size}, but the fields "
-                f"{list(self.fields)} keep {kept} tokens of a frame"
+                f"{list(self.fields)} hold {held} tokens for each frame. Reduce it"
             )
 
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
-        """Sum the cross-entropy over the frames that the teachers answer for."""
-        if not all(has_targets(batch["fields"][name]) for name in self.fields):
-            return nothing(student)
-        log_probs = student.model.ctc_output(student.encoder_out)
-        target_lens = [batch["fields"][name]["lens"] for name in self.fields]
-        has_target = torch.stack(target_lens).amin(dim=0).to(student.lens.device) > 0
-        ids, values, log_probs, lens = self._targets(
-            log_probs, student.lens, batch, student.lag(self.config.delay)
+        """Sum the cross-entropy over the frames that all teachers have."""
+        device, config = student.lens.device, self.config
+        has_target = torch.stack(
+            [find_targets(batch["fields"][name], device) for name in self.fields]
         )
-        size = min(self.config.size or ids.size(-1), ids.size(-1))
-        weights = essence(values, size, self.config.mass, self.config.temperature)
+        if not has_target.any(dim=1).all():
+            return zero_output(student)
+        log_probs = student.model.ctc_output(student.encoder_out)
+        log_probs, ids, values, lens = self._average_teachers(
+            log_probs, student.lens, batch, student.lag(config.delay)
+        )
+        size = min(config.size or ids.size(-1), ids.size(-1))
+        weights = select_essence(values, size, config.mass, config.temperature)
         per_frame = cross_entropy(log_probs, ids, weights)
-        spoken = (ids[..., 0] != BLANK_ID).to(per_frame.dtype)
-        per_frame = per_frame * (1.0 + (self.config.token_weight - 1.0) * spoken)
+        is_token = (ids[..., 0] != BLANK_ID).to(per_frame.dtype)
+        per_frame = per_frame * (1.0 + (config.token_weight - 1.0) * is_token)
         mask = make_pad_mask(lens, per_frame.size(1))
         per_frame = per_frame.masked_fill(mask, 0.0)
-        bad = ~torch.isfinite(per_frame.detach()).all(dim=1)
         return TermOutput(
             sum=per_frame.sum(),
             count=int(lens.sum()),
-            suspects=tuple(bad.nonzero().flatten().tolist()),
-            skipped=skipped_targets(has_target, lens),
+            suspects=tuple(find_non_finite(per_frame)),
+            skipped=list_skipped_targets(has_target.all(dim=0), lens),
         )
 
-    def _targets(
+    def _average_teachers(
         self, log_probs: Tensor, lens: Tensor, batch: Batch, delay: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the ensemble's ids and log-probabilities, and the student's frames."""
-        parts = []
-        for name in self.fields:
-            parts.append(delayed(log_probs, lens, batch["fields"][name], delay))
-        both = torch.stack([p[2] for p in parts]).amin(dim=0)
-        count = int(both.max())
-        told = [x[:, :count] for _, x, _ in parts]
-        mean = told[0]
-        if len(told) > 1:
-            shares = [1.0 / len(told)] * len(told)
-            kept = sum(x.size(-1) // 2 for x in told)  # by all; of one token or many
+        """Return the frames of the student and of the mean of the teachers.
+
+        Returns:
+          the student's (N, K, V) log-probabilities, the ensemble's ids (N, K, k) and
+          log-probabilities (N, K, k), and the valid frames (N,).
+        """
+        matched = [
+            match_frames(log_probs, lens, batch["fields"][name], delay)
+            for name in self.fields
+        ]
+        common = torch.stack([valid for _, _, valid in matched]).amin(dim=0)
+        count = int(common.max())
+        frames = [x[:, :count] for _, x, _ in matched]
+        mean = frames[0]
+        if len(frames) > 1:
+            weights = [1.0 / len(frames)] * len(frames)
+            held = sum(x.size(-1) // 2 for x in frames)  # if no token is held twice
             vocab_size = log_probs.size(-1)
-            mean = average_topk(told, shares, vocab_size, min(kept, vocab_size))
+            mean = average_topk(frames, weights, vocab_size, min(held, vocab_size))
         ids, values, _ = unpack_topk(mean)
-        return ids, values, parts[0][0][:, :count], both
+        return matched[0][0][:, :count], ids, values, common

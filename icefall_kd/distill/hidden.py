@@ -1,15 +1,15 @@
-"""Term ``hidden``: regress what a teacher's layers say, stack by stack.
+"""Term ``hidden``: regression of a teacher's layers by the stacks of the encoder.
 
     sum_i a_i * sum_k v_k * loss_k(W_i h_i, (e_i - mean_i) / std_i),  sum_i a_i = 1
 
-with h_i the output of the student's stack i, 50 Hz, and e_i the teacher's layer that
-it answers for, brought to the stack's frame times.  It needs no text.
-Source: the hidden layers of DistillW2V2, 2023, arXiv:2303.09278 (squared error, a
-linear map W_i to the teacher's size).  Ours are the mean over stacks in the place of
-their sum, and the normalised targets: the squared error of raw layers goes with the
-square of their scale, so that the layer of the largest would rule.  Where sizes agree
-there is no W_i, and the student is normalised as its teacher: one that begins as its
-teacher has no loss but that of what it cannot hear.
+h_i is the output of the student's stack i at 50 Hz, e_i the teacher's layer for it at
+the stack's frame times.  The term needs no transcripts.
+
+Source: DistillW2V2, 2023, arXiv:2303.09278 (squared error of hidden layers, linear map
+W_i to the teacher's dimension).  Two choices are ours.  Stacks are averaged, not
+summed.  Targets are normalised, or the layer of the largest scale would dominate the
+squared error.  Stacks with the teacher's dimension need no W_i: they are normalised
+like the teacher, so a copy of the teacher has no loss.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,31 +17,31 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from icefall_kd.core.config import ModelConfig
 from icefall_kd.core.frames import Batch, align_to_stack, make_pad_mask
 from icefall_kd.distill.regression import (
     TargetPair,
     TeacherHead,
-    chosen_losses,
-    has_target,
     regress,
+    select_losses,
 )
 from icefall_kd.distill.term import (
     StudentOutput,
+    Term,
     TermOutput,
     check_kind,
-    skipped_targets,
+    find_targets,
 )
 from icefall_kd.transducer.model import get_stack_dims
 from icefall_kd.zipformer.subsampling import conv2d_subsampling_lens
 
 PROJECT = ("auto", "always")
-_PER_FRAME = 2  # frames of a stack in one of the student
-# Of the teacher's mean deviation.  A student that is normalised as its teacher may
-# move where that one hardly does, and what it does there must not outweigh all else.
-_LEAST_SHARE = 0.01
+_STACK_FRAMES = 2  # frames of a stack for each frame of the encoder's output
+# Minimum std of a dimension relative to the mean std.  Without projection, dimensions
+# that are almost constant in the teacher would dominate the loss.
+_MIN_STD_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,15 @@ class HiddenConfig:
 
     Attributes:
       weight: of the term in the loss.
-      stacks: stack of the student's encoder, counted from 0, negative from the end ->
-        Shar field of kind ``embedding`` that it answers for.
-      stack_weights: of stacks, 1 where absent; 0 leaves one out.  A stack counts by
-        its share of their sum.
+      stacks: stack of the student's encoder, counted from 0, or negative from the end
+        -> Shar field of kind ``embedding``, its target.
+      stack_weights: stack -> weight, default 1; 0 turns the stack off.  Weights are
+        normalised to a sum of 1.
       losses: weight of each frame loss: l1, l2, cosine.
-      project: "auto" maps a stack linearly where its size is not the teacher's;
-        "always" maps all.
-      delay: frames of 40 ms that the student may lag behind the teacher in batches
-        with chunks; with full context there is none.
+      project: "auto" projects stacks of another dimension than the teacher, "always"
+        projects all.
+      delay: frames of 40 ms by which the student lags behind the teacher in batches
+        with chunks; there is no lag with full context.
     """
 
     weight: float = 1.0
@@ -69,44 +69,42 @@ class HiddenConfig:
     delay: int = 0
 
 
-class HiddenTerm:
-    """See the module's docstring."""
+class HiddenTerm(Term):
+    """Regression of a teacher's layers; see the module's docstring."""
 
     name = "hidden"
     options = HiddenConfig
-    needs_stacks = True
-    needs_text = False
     frame_targets = True
-    trains = ()
+    needs_stacks = True
 
     def __init__(self, config: HiddenConfig) -> None:
         """Check the options.
 
         Raises:
-          ValueError: if no stack or no loss has a weight, or an option is out of range.
+          ValueError: if no stack or no loss has a weight, or an option is invalid.
         """
-        self.losses = chosen_losses("terms.hidden.losses", config.losses)
-        astray = sorted(set(config.stack_weights) - set(config.stacks))
-        if astray or any(w < 0 for w in config.stack_weights.values()):
+        self.losses = select_losses("terms.hidden.losses", config.losses)
+        unknown = sorted(set(config.stack_weights) - set(config.stacks))
+        if unknown or any(w < 0 for w in config.stack_weights.values()):
             raise ValueError(
-                f"terms.hidden.stack_weights is {config.stack_weights}; weights must "
-                f"not be negative, and be of the stacks {sorted(config.stacks)}"
+                f"terms.hidden.stack_weights: {config.stack_weights} is invalid. "
+                f"Weights must not be negative, for stacks of {sorted(config.stacks)}"
             )
         weights = {i: config.stack_weights.get(i, 1.0) for i in config.stacks}
         total = sum(weights.values())
         if total == 0 or not self.losses:
             raise ValueError(
                 "terms.hidden needs at least one stack and one loss with a weight, got "
-                f"stacks {config.stacks}, losses {config.losses}; leave the term out "
+                f"stacks {config.stacks} and losses {config.losses}. Remove the term "
                 "to train without it"
             )
         if config.project not in PROJECT:
             raise ValueError(
-                f"terms.hidden.project is '{config.project}'; it can be one of "
-                f"{PROJECT}"
+                f"terms.hidden.project: unknown '{config.project}'. Available: "
+                f"{', '.join(PROJECT)}"
             )
         if config.delay < 0:
-            raise ValueError(f"terms.hidden.delay is {config.delay}, must be >= 0")
+            raise ValueError(f"terms.hidden.delay: {config.delay} is negative")
         self.shares = {i: w / total for i, w in weights.items() if w != 0}
         self.config = config
         self.fields = tuple(dict.fromkeys(config.stacks[i] for i in self.shares))
@@ -116,9 +114,6 @@ class HiddenTerm:
     ) -> nn.Module:
         """Return a :class:`TeacherHead` for each stack.
 
-        Args:
-          field_infos: ``FieldInfo`` of each field in :attr:`fields`; its mean and
-            std, D numbers each, normalise the targets.
         Raises:
           ValueError: if the encoder has no such stack, or a field is of another kind.
         """
@@ -129,42 +124,35 @@ class HiddenTerm:
         for stack, dim in zip(self.shares, dims):
             info = field_infos[self.config.stacks[stack]]
             project = self.config.project == "always" or dim != len(info.mean)
-            least = 0.0 if project else _LEAST_SHARE
-            heads[str(stack)] = TeacherHead(dim, info.mean, info.std, project, least)
+            min_share = 0.0 if project else _MIN_STD_SHARE
+            heads[str(stack)] = TeacherHead(
+                dim, info.mean, info.std, project, min_share
+            )
         return nn.ModuleDict(heads)
 
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
         """Sum the losses over valid student frames of utterances with a target."""
-        delay = student.lag(self.config.delay)
-        taught = torch.zeros_like(student.lens, dtype=torch.bool)  # by any layer
+        has_target = torch.zeros_like(student.lens, dtype=torch.bool)
         for name in self.fields:
-            taught |= has_target(batch["fields"][name], taught)
-        lens = conv2d_subsampling_lens(batch["feature_lens"]).to(student.lens.device)
-        lessons = self._lessons(student, batch, lens)
-        result = regress(lessons, self.losses, student.encoder_out)
-        left = (student.lens - delay).clamp(min=0)
-        return TermOutput(
-            # Of the student's frames, as all terms count them.
-            result.sum / _PER_FRAME,
-            int((left * taught).sum()),
-            result.extras,
-            result.suspects,
-            skipped=skipped_targets(taught, left),
-        )
+            has_target |= find_targets(batch["fields"][name], has_target.device)
+        left = (student.lens - student.lag(self.config.delay)).clamp(min=0)
+        pairs = self._make_pairs(student, batch)
+        # The scale gives the sum over frames of 40 ms, as in all other terms.
+        return regress(pairs, self.losses, left, has_target, scale=1 / _STACK_FRAMES)
 
-    def _lessons(
-        self, student: StudentOutput, batch: Batch, lens: Tensor
-    ) -> Iterator[TargetPair]:
-        """Yield one lesson a stack; ``lens`` (N,) are its valid frames."""
-        # Student frame i + delay answers for target frame i.
-        delay = _PER_FRAME * student.lag(self.config.delay)
+    def _make_pairs(self, student: StudentOutput, batch: Batch) -> Iterator[TargetPair]:
+        """Yield the pair of each stack."""
+        device = student.lens.device
+        lens = conv2d_subsampling_lens(batch["feature_lens"]).to(device)  # of a stack
+        # Student frame i + delay is compared with target frame i.
+        delay = _STACK_FRAMES * student.lag(self.config.delay)
         left = (lens - delay).clamp(min=0)
         if left.max() == 0:
             return
         for stack, share in self.shares.items():
             target = batch["fields"][self.config.stacks[stack]]
-            compared = has_target(target, lens)
-            if not compared.any():
+            has_target = find_targets(target, device)
+            if not has_target.any():
                 continue
             head = student.heads[self.name][str(stack)]
             h = student.stacks[stack][:, delay : int(lens.max())]
@@ -177,7 +165,7 @@ class HiddenTerm:
             yield TargetPair(
                 f"stack{stack}",
                 share,
-                guess=head(h),
-                goal=head.normalise(aligned),
-                mask=make_pad_mask(left * compared, h.size(1)),
+                prediction=head(h),
+                target=head.normalise(aligned),
+                mask=make_pad_mask(left * has_target, h.size(1)),
             )

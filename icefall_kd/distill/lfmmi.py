@@ -1,17 +1,19 @@
-"""Term ``lfmmi``: the divergence of whole label sequences, teacher to student.
+"""Term ``lfmmi``: divergence of whole label sequences, from teacher to student.
 
     KL( P_teacher(pi | X) || P_student(pi | X) )
         = ( tot(s) - <gamma, s> ) - ( tot(t) - <gamma, t> ),  gamma = d tot(t) / d t
 
-over the paths pi of a denominator graph, s and t the two's CTC log-probabilities, tot
-the log-sum over all paths, gamma the teacher's occupancies.  It needs no transcript.
+over the paths pi of a denominator graph.  s and t are the CTC log-probabilities of
+student and teacher, tot is the log-sum over all paths, gamma are the teacher's
+occupancies.  The term needs no transcripts.
+
 Source: the prediction layer of DistillW2V2, 2023, arXiv:2303.09278 (modified LF-MMI);
-this form, sequence-level divergence on a lattice-free graph, after Manohar et al.,
-teacher-student training with LF-MMI, 2018, SLT.
+the divergence on a lattice-free graph after Manohar et al., teacher-student training
+with LF-MMI, 2018, SLT.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,16 +23,18 @@ from icefall_kd.core.config import ModelConfig
 from icefall_kd.core.frames import Batch, make_pad_mask, unpack_topk
 from icefall_kd.distill.term import (
     StudentOutput,
+    Term,
     TermOutput,
     check_kind,
-    delayed,
-    has_targets,
-    nothing,
-    skipped_targets,
+    find_non_finite,
+    find_targets,
+    list_skipped_targets,
+    match_frames,
+    zero_output,
 )
 from icefall_kd.transducer.denominator import compute_total_scores, load_denominator
 
-_TINY = 1e-8  # probability of a token that the teacher did not keep, at least
+_MIN_PROB = 1e-8  # of a token outside the teacher's k best
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,11 @@ class LfmmiConfig:
     Attributes:
       weight: of the term in the loss.
       teacher: Shar field of kind ``ctc``.
-      graph: file of ``icefall_kd.bin.make_denominator``.
+      graph: file written by ``icefall_kd.bin.make_denominator``.
       scale: of both log-probabilities on the graph; below 1 softens the occupancies.
-      output_beam: paths worse than the best by more are left out.
-      delay: frames of 40 ms that the student may lag behind the teacher in batches
-        with chunks; with full context there is none.
+      output_beam: pruning beam; paths worse than the best by more are left out.
+      delay: frames of 40 ms by which the student lags behind the teacher in batches
+        with chunks; there is no lag with full context.
     """
 
     weight: float = 0.5
@@ -55,8 +59,8 @@ class LfmmiConfig:
     delay: int = 0
 
 
-def dense_log_probs(frames: Tensor, vocab_size: int) -> Tensor:
-    """Return a teacher's distribution over all tokens, its tail spread evenly.
+def make_dense_log_probs(frames: Tensor, vocab_size: int) -> Tensor:
+    """Return a teacher's distribution over all tokens; the tail is spread evenly.
 
     Args:
       frames: (..., 2 k + 1) float, of kind ``ctc``.
@@ -66,61 +70,62 @@ def dense_log_probs(frames: Tensor, vocab_size: int) -> Tensor:
     """
     ids, values, tail = unpack_topk(frames)
     others = max(1, vocab_size - ids.size(-1))
-    rest = (tail.clamp(min=0.0) / others).clamp(min=_TINY)
+    rest = (tail.clamp(min=0.0) / others).clamp(min=_MIN_PROB)
     dense = rest.unsqueeze(-1).expand(*rest.shape, vocab_size).log()
-    dense = dense.scatter(-1, ids, values)
-    return dense.log_softmax(dim=-1)
+    return dense.scatter(-1, ids, values).log_softmax(dim=-1)
 
 
 def sequence_divergence(
     student: Tensor, teacher: Tensor, lens: Tensor, graph: Any, output_beam: float
 ) -> Tensor:
-    """Return KL over the paths of a graph, (N,) float64 in nats, with gradient.
+    """Return KL(teacher || student) over the paths of a graph, (N,) float64 in nats.
 
     Args:
-      student, teacher: (N, T, V) float, log-probabilities.
-      lens:  (N,) int64, valid frames, at least 1.
-      graph: of :func:`icefall_kd.transducer.denominator.build_denominator`.
-      output_beam: paths worse than the best by more are left out.
+      student: (N, T, V) float, log-probabilities.
+      teacher: (N, T, V) float, log-probabilities; no gradient flows to them.
+      lens:    (N,) int64, valid frames, at least 1.
+      graph:   of :func:`icefall_kd.transducer.denominator.build_denominator`.
+      output_beam: pruning beam; paths worse than the best by more are left out.
     """
     mask = make_pad_mask(lens, student.size(1)).unsqueeze(-1)
     student = student.float().masked_fill(mask, 0.0)
     with torch.enable_grad():
-        goal = teacher.float().masked_fill(mask, 0.0).detach().requires_grad_()
-        of_teacher = compute_total_scores(goal, lens, graph, output_beam)
-        (occupancy,) = torch.autograd.grad(of_teacher.sum(), goal)
-    goal = goal.detach()
-    of_student = compute_total_scores(student, lens, graph, output_beam)
-    inner = (occupancy.double() * (student - goal).double()).sum(dim=(1, 2))
-    return of_student - of_teacher.detach() - inner
+        target = teacher.float().masked_fill(mask, 0.0).detach().requires_grad_()
+        teacher_total = compute_total_scores(target, lens, graph, output_beam)
+        (occupancies,) = torch.autograd.grad(teacher_total.sum(), target)
+    target = target.detach()
+    student_total = compute_total_scores(student, lens, graph, output_beam)
+    inner = (occupancies.double() * (student - target).double()).sum(dim=(1, 2))
+    return student_total - teacher_total.detach() - inner
 
 
-class LfmmiTerm:
-    """See the module's docstring."""
+class LfmmiTerm(Term):
+    """Divergence of label sequences; see the module's docstring."""
 
     name = "lfmmi"
     options = LfmmiConfig
-    needs_stacks = False
-    needs_text = False
     frame_targets = True
     trains = ("ctc_output",)
 
     def __init__(self, config: LfmmiConfig) -> None:
-        """Check the options.
+        """Check the options and load the graph.
 
         Raises:
-          FileNotFoundError: if there is no such graph.
-          ValueError: if the teacher or the graph is not given, or a number is out of
-            range.
+          FileNotFoundError: if the graph does not exist.
+          ValueError: if an option is missing or out of range.
         """
-        for option in ("teacher", "graph"):
+        for option, content in (
+            ("teacher", "a field of kind ctc"),
+            ("graph", "a file written by icefall_kd.bin.make_denominator"),
+        ):
             if not getattr(config, option):
-                raise ValueError(f"terms.lfmmi.{option} is empty")
-        if config.delay < 0 or config.scale <= 0 or config.output_beam <= 0:
-            raise ValueError(
-                "terms.lfmmi: delay must not be negative, scale and output_beam must "
-                "be positive"
-            )
+                raise ValueError(f"terms.lfmmi.{option} is empty. Name {content}")
+        if config.delay < 0:
+            raise ValueError(f"terms.lfmmi.delay: {config.delay} is negative")
+        for option in ("scale", "output_beam"):
+            value = getattr(config, option)
+            if value <= 0:
+                raise ValueError(f"terms.lfmmi.{option}: {value} is not positive")
         self.config = config
         self.graph, self.vocab_size = load_denominator(config.graph)
         self.fields = (config.teacher,)
@@ -128,48 +133,44 @@ class LfmmiTerm:
     def build_heads(
         self, model_config: ModelConfig, field_infos: Mapping[str, Any]
     ) -> None:
-        """Check the field and the graph; the model has what this term needs.
+        """Check the field and the graph.
 
         Raises:
-          ValueError: if the field is of another kind, or the graph of another
+          ValueError: if the field is of another kind, or the graph has another
             vocabulary.
         """
         check_kind("terms.lfmmi.teacher", field_infos[self.config.teacher], "ctc")
         if self.vocab_size != model_config.vocab_size:
             raise ValueError(
-                f"terms.lfmmi.graph {self.config.graph} is of {self.vocab_size} "
-                f"tokens, the student has {model_config.vocab_size}; make it again "
-                "with the student's bpe.model"
+                f"terms.lfmmi.graph: {self.config.graph} has {self.vocab_size} tokens, "
+                f"the student {model_config.vocab_size}. Make the graph with the "
+                "student's bpe.model"
             )
 
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
         """Sum the divergence over the utterances."""
         target = batch["fields"][self.config.teacher]
-        if not has_targets(target):
-            return nothing(student)
+        has_target = find_targets(target, student.lens.device)
+        if not has_target.any():
+            return zero_output(student)
         log_probs = student.model.ctc_output(student.encoder_out)
-        log_probs, x, lens = delayed(
-            log_probs,
-            student.lens,
-            target,
-            student.lag(self.config.delay),
+        log_probs, x, lens = match_frames(
+            log_probs, student.lens, target, student.lag(self.config.delay)
         )
-        skipped = skipped_targets(target["lens"].to(lens.device) > 0, lens)
+        skipped = list_skipped_targets(has_target, lens)
         rows = (lens > 0).nonzero().flatten()
         if len(rows) == 0:
-            return replace(nothing(student), skipped=skipped)
-        teacher = dense_log_probs(x[rows], self.vocab_size)
+            return zero_output(student, skipped)
         values = sequence_divergence(
             self.config.scale * log_probs[rows],
-            self.config.scale * teacher,
+            self.config.scale * make_dense_log_probs(x[rows], self.vocab_size),
             lens[rows],
             self.graph.to(log_probs.device),
             self.config.output_beam,
         )
-        bad = ~torch.isfinite(values.detach())
         return TermOutput(
             sum=values.sum().float(),
             count=int(lens.sum()),
-            suspects=tuple(rows[bad].tolist()),
+            suspects=tuple(rows[find_non_finite(values)].tolist()),
             skipped=skipped,
         )

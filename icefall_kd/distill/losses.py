@@ -1,14 +1,4 @@
-"""Frame-wise regression losses: student first, target second, then the mask.
-
-Each returns the sum over valid frames and their number; the loss of one frame does
-not grow with D, so teachers of different widths weigh alike.
-
-Distances to a teacher's distribution of which only the best tokens were kept.
-
-A teacher's frame is the ids of its k best tokens, their log-probabilities, and the
-mass of all other tokens (:mod:`icefall_kd.core.frames`).  Each function returns one
-value a frame, (...) float32, in nats where it is an entropy.
-"""
+"""Losses of single frames: regression, and distances between token distributions."""
 
 from collections.abc import Callable
 from typing import Optional
@@ -17,55 +7,40 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-FrameLoss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, int]]
+# Each maps student and target (..., D) to (...); a mean over D makes teachers of
+# different dimensions comparable.
+FRAME_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "l1": lambda x, y: (x - y).abs().mean(-1),
+    "l2": lambda x, y: (x - y).square().mean(-1),
+    "cosine": lambda x, y: 1.0 - F.cosine_similarity(x, y, dim=-1),
+}
+
+_MIN_PROB = 1e-7  # before a logarithm
 
 
-def _masked_sum(per_frame: Tensor, mask: Tensor) -> tuple[Tensor, int]:
-    # masked_fill, not a product: what stands at padding may be infinite.
-    total = per_frame.masked_fill(mask, 0.0).sum()
-    return total, int((~mask).sum())
+def sum_frame_loss(
+    kind: str, student: Tensor, target: Tensor, mask: Tensor
+) -> tuple[Tensor, int]:
+    """Return the sum of a regression loss over valid frames, and their number.
 
-
-def _check(student: Tensor, target: Tensor, mask: Tensor) -> None:
+    Args:
+      kind:    "l1", "l2" or "cosine" (one minus the cosine).
+      student: (N, T, D) float.
+      target:  (N, T, D) float.
+      mask:    (N, T) bool, True at padding.
+    Returns:
+      scalar float32, and the number of valid frames.
+    Raises:
+      ValueError: if the shapes differ.
+    """
     if student.shape != target.shape or student.shape[:-1] != mask.shape:
         raise ValueError(
             f"shapes differ: student {tuple(student.shape)}, "
             f"target {tuple(target.shape)}, mask {tuple(mask.shape)}"
         )
-
-
-def l1(student: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, int]:
-    """Mean absolute difference of each frame.
-
-    Args:
-      student: (N, T, D) float.
-      target:  (N, T, D) float.
-      mask:    (N, T) bool, True at padding.
-    Returns:
-      scalar float32, sum over valid frames of mean_d |s - t|, and their number.
-    Raises:
-      ValueError: if the shapes differ.
-    """
-    _check(student, target, mask)
-    return _masked_sum((student.float() - target.float()).abs().mean(-1), mask)
-
-
-def l2(student: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, int]:
-    """Mean squared difference of each frame; arguments as in :func:`l1`."""
-    _check(student, target, mask)
-    return _masked_sum((student.float() - target.float()).square().mean(-1), mask)
-
-
-def cosine(student: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, int]:
-    """One minus the cosine of each frame, 0 to 2; arguments as in :func:`l1`."""
-    _check(student, target, mask)
-    similarity = F.cosine_similarity(student.float(), target.float(), dim=-1)
-    return _masked_sum(1.0 - similarity, mask)
-
-
-FRAME_LOSSES: dict[str, FrameLoss] = {"l1": l1, "l2": l2, "cosine": cosine}
-
-_TINY = 1e-7  # of a probability, where its logarithm is taken
+    per_frame = FRAME_LOSSES[kind](student.float(), target.float())
+    # masked_fill, not a product: padding may hold infinite values.
+    return per_frame.masked_fill(mask, 0.0).sum(), int((~mask).sum())
 
 
 def squared_distance(
@@ -73,61 +48,71 @@ def squared_distance(
 ) -> Tensor:
     """Return sum over tokens of (p_teacher - p_student)^2, at most 2.
 
-    The tail's tokens count as of no probability.  It is bounded where an entropy is
-    not, so frames of blank alone do not rule (Inter-KD, arXiv:2211.15075).
+    Tokens outside the teacher's k best count as probability 0.  Unlike an entropy, the
+    distance is bounded, so frames of blank do not dominate.
+    Source: Inter-KD, 2022, arXiv:2211.15075.
 
     Args:
       log_probs: (..., V) float, the student's, normalised.
-      ids:       (..., k) int64.
-      teacher:   (..., k) float, log-probabilities.
-      tail:      (...) float, not used.
+      ids:       (..., k) int64, the teacher's k best tokens.
+      teacher:   (..., k) float, their log-probabilities.
+      tail:      (...) float, probability of all other tokens; not used.
+    Returns:
+      (...) float32.
     """
     probs = log_probs.float().exp()
-    kept, goal = probs.gather(-1, ids), teacher.float().exp()
-    return probs.square().sum(-1) + (goal.square() - 2.0 * goal * kept).sum(-1)
+    student_probs, teacher_probs = probs.gather(-1, ids), teacher.float().exp()
+    cross = (teacher_probs.square() - 2.0 * teacher_probs * student_probs).sum(-1)
+    return probs.square().sum(-1) + cross
 
 
 def divergence(log_probs: Tensor, ids: Tensor, teacher: Tensor, tail: Tensor) -> Tensor:
-    """Return KL(teacher || student), all tokens of the tail taken as one.
+    """Return KL(teacher || student) in nats, with all tokens of the tail as one.
 
-    Arguments as in :func:`squared_distance`.
+    Arguments and result as in :func:`squared_distance`.
     """
-    kept = log_probs.float().gather(-1, ids)
-    goal = teacher.float().exp()
-    rest = (1.0 - kept.exp().sum(-1)).clamp(min=_TINY)
+    student, teacher = log_probs.float().gather(-1, ids), teacher.float()
+    student_tail = (1.0 - student.exp().sum(-1)).clamp(min=_MIN_PROB)
     tail = tail.float().clamp(min=0.0)
-    known = (goal * (teacher.float() - kept)).sum(-1)
-    return known + tail * (tail.clamp(min=_TINY).log() - rest.log())
+    best = (teacher.exp() * (teacher - student)).sum(-1)
+    return best + tail * (tail.clamp(min=_MIN_PROB).log() - student_tail.log())
+
+
+DISTANCES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "l2": squared_distance,
+    "kl": divergence,
+}
 
 
 def cross_entropy(log_probs: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-    """Return - sum over kept tokens of weight * log p_student.
+    """Return - sum over k tokens of weight * log p_student, (...) float32, in nats.
 
     Args:
       log_probs: (..., V) float, the student's, normalised.
       ids:       (..., k) int64.
-      weights:   (..., k) float, for example of :func:`essence`.
+      weights:   (..., k) float, for example of :func:`select_essence`.
     """
     return -(weights * log_probs.float().gather(-1, ids)).sum(-1)
 
 
-def essence(
+def select_essence(
     teacher: Tensor,
     size: Optional[int] = None,
     mass: Optional[float] = None,
     temperature: float = 1.0,
 ) -> Tensor:
-    """Return the weights of the tokens that matter, renormalised; of others 0.
+    """Return the renormalised probabilities of the most probable tokens, else 0.
 
-    Kept are the ``size`` most probable, and of these the fewest that together reach
-    ``mass``.  Source: essence knowledge distillation, 2019, arXiv:1906.10834; the two
-    rules of selection are ours.
+    Selects the ``size`` most probable tokens, and of these the fewest that together
+    reach ``mass``.
+    Source: essence knowledge distillation, 2019, arXiv:1906.10834; the two selection
+    rules are ours.
 
     Args:
       teacher: (..., k) float, log-probabilities, best first.
-      size:    tokens kept at most; None is all k.
-      mass:    of probability that is enough; None keeps ``size``.
-      temperature: above 1 flattens the weights.
+      size:    maximum number of tokens; None is k.
+      mass:    probability to reach, 0 to 1; None selects ``size`` tokens.
+      temperature: above 1 flattens the result.
     Returns:
       (..., k) float32, summing to 1.
     Raises:
@@ -135,20 +120,16 @@ def essence(
     """
     k = teacher.size(-1)
     if size is not None and not 1 <= size <= k:
-        raise ValueError(f"the essence's size is {size}, the field keeps {k} tokens")
+        raise ValueError(f"size: {size} is outside 1..{k}, the tokens of a frame")
     if mass is not None and not 0.0 < mass <= 1.0:
-        raise ValueError(f"the essence's mass is {mass}, must be in (0, 1]")
+        raise ValueError(f"mass: {mass} is outside (0, 1]")
     if temperature <= 0.0:
-        raise ValueError(f"the temperature is {temperature}, must be positive")
-    kept = torch.arange(k, device=teacher.device) < (size or k)
-    kept = kept.expand(teacher.shape)
+        raise ValueError(f"temperature: {temperature} is not positive")
+    selected = torch.arange(k, device=teacher.device) < (size or k)
+    selected = selected.expand(teacher.shape)
     if mass is not None:
         probs = teacher.float().exp()
-        before = probs.cumsum(-1) - probs  # mass of the more probable ones
-        kept = kept & (before < mass)
-    scores = (teacher.float() / temperature).masked_fill(~kept, float("-inf"))
+        mass_before = probs.cumsum(-1) - probs
+        selected = selected & (mass_before < mass)
+    scores = (teacher.float() / temperature).masked_fill(~selected, float("-inf"))
     return scores.softmax(-1)
-
-
-Distance = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-DISTANCES: dict[str, Distance] = {"l2": squared_distance, "kl": divergence}

@@ -1,31 +1,32 @@
-"""Term ``one_best``: a teacher's distributions on its one-best path.
+"""Term ``one_best``: divergence from a teacher's transducer on its one-best path.
 
     sum_t KL( p_teacher(. | t, u_t) || p_student(. | t + shift, u_t) )
 
-over the nodes (t, u_t) of the teacher's most probable path, one in each frame.  On
-audio without transcript the path is that of what the teacher recognised.  A student
-that sees chunks knows a word later than its teacher: ``shift`` lets it lag there.
-Source: one-best path distillation for RNN-T, 2021, arXiv:2110.03334; one node a frame
-(``transducer.path``) and the divergence with the tail as one token are ours.
+over the nodes (t, u_t) of the teacher's most probable path, one in each frame.  The
+path spells the transcript, or the teacher's hypothesis for audio without transcript.
+A student with chunks recognises a word later than its teacher: ``shift`` allows this.
+
+Source: one-best path distillation for RNN-T, 2021, arXiv:2110.03334; one node in each
+frame (``transducer.path``) and the tail as one token are ours.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from icefall_kd.core.config import ModelConfig
 from icefall_kd.core.frames import Batch, make_pad_mask, unpack_path, unpack_topk
 from icefall_kd.distill.losses import divergence
 from icefall_kd.distill.term import (
     StudentOutput,
+    Term,
     TermOutput,
     check_kind,
-    delayed,
-    has_targets,
-    nothing,
-    skipped_targets,
+    find_non_finite,
+    find_targets,
+    list_skipped_targets,
+    match_frames,
+    zero_output,
 )
 from icefall_kd.transducer.path import score_path
 
@@ -37,9 +38,9 @@ class OneBestConfig:
     Attributes:
       weight: of the term in the loss.
       teacher: Shar field of kind ``path``.
-      shift: frames of 40 ms that the student may lag behind the teacher in batches
-        with chunks; with full context there is none.
-      warm_steps: updates over which the term comes in, from 0.
+      shift: frames of 40 ms by which the student lags behind the teacher in batches
+        with chunks; there is no lag with full context.
+      warm_steps: updates over which the term's weight rises from 0.
     """
 
     weight: float = 1.0
@@ -48,16 +49,14 @@ class OneBestConfig:
     warm_steps: int = 0
 
 
-class OneBestTerm:
-    """See the module's docstring."""
+class OneBestTerm(Term):
+    """Divergence on a teacher's one-best path; see the module's docstring."""
 
     name = "one_best"
     options = OneBestConfig
-    needs_stacks = False
-    needs_text = False
     frame_targets = True
     trains = ("decoder", "joiner")
-    taught = "kl"
+    teacher_extra = "kl"
 
     def __init__(self, config: OneBestConfig) -> None:
         """Check the options.
@@ -67,19 +66,19 @@ class OneBestTerm:
         """
         if not config.teacher:
             raise ValueError(
-                "terms.one_best.teacher is empty; name a field of kind path"
+                "terms.one_best.teacher is empty. Name a field of kind path"
             )
-        if config.shift < 0 or config.warm_steps < 0:
-            raise ValueError(
-                "terms.one_best: shift and warm_steps must not be negative"
-            )
+        for option in ("shift", "warm_steps"):
+            value = getattr(config, option)
+            if value < 0:
+                raise ValueError(f"terms.one_best.{option}: {value} is negative")
         self.config = config
         self.fields = (config.teacher,)
 
     def build_heads(
         self, model_config: ModelConfig, field_infos: Mapping[str, Any]
     ) -> None:
-        """Check the field; the model has what this term needs.
+        """Check the field.
 
         Raises:
           ValueError: if the field is of another kind.
@@ -89,29 +88,29 @@ class OneBestTerm:
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
         """Sum the divergence over the nodes of the paths."""
         target = batch["fields"][self.config.teacher]
-        if not has_targets(target):
-            return nothing(student)
-        encoder_out, x, lens = delayed(
+        has_target = find_targets(target, student.lens.device)
+        if not has_target.any():
+            return zero_output(student)
+        encoder_out, x, lens = match_frames(
             student.encoder_out, student.lens, target, student.lag(self.config.shift)
         )
         mask = make_pad_mask(lens, x.size(1))
         emitted, frames = unpack_path(x)
-        # The path beyond the student's last frame is not walked, and has no nodes.
+        # Frames after the student's last one have no nodes.
         logits, _ = score_path(student.model, encoder_out, emitted.masked_fill(mask, 0))
         log_probs = logits.float().log_softmax(dim=-1)
         per_frame = divergence(log_probs, *unpack_topk(frames)).masked_fill(mask, 0.0)
-        bad = ~torch.isfinite(per_frame.detach()).all(dim=1)
-        value = per_frame.sum()
+        value, count = per_frame.sum(), int(lens.sum())
         return TermOutput(
             sum=self.scale(step) * value,
-            count=int(lens.sum()),
-            extras={"kl": (value.detach(), int(lens.sum()))},
-            suspects=tuple(bad.nonzero().flatten().tolist()),
-            skipped=skipped_targets(target["lens"].to(lens.device) > 0, lens),
+            count=count,
+            extras={"kl": (value.detach(), count)},
+            suspects=tuple(find_non_finite(per_frame)),
+            skipped=list_skipped_targets(has_target, lens),
         )
 
     def scale(self, step: int) -> float:
-        """Return the share of the term that counts at ``step``."""
-        return (
-            min(1.0, step / self.config.warm_steps) if self.config.warm_steps else 1.0
-        )
+        """Return the factor of the term after ``step`` updates, 0 to 1."""
+        if not self.config.warm_steps:
+            return 1.0
+        return min(1.0, step / self.config.warm_steps)

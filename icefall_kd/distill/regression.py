@@ -1,26 +1,24 @@
-"""Regression of a teacher's normalised frames: what several terms have in common."""
+"""Regression of a teacher's normalised embeddings, shared by several terms."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from icefall_kd.distill.losses import FRAME_LOSSES
+from icefall_kd.distill.losses import FRAME_LOSSES, sum_frame_loss
+from icefall_kd.distill.term import TermOutput, list_skipped_targets
 from icefall_kd.zipformer.scaling import scaled_linear
 
-_LEAST_STD = 1e-5  # a dimension that never moves must not become a division by zero
+_MIN_STD = 1e-5  # avoids a division by zero for constant dimensions
 
 
 class TeacherHead(nn.Module):
-    """What brings a student and one teacher into the space where they are compared.
+    """Maps student and teacher to the teacher's space, normalised by its statistics.
 
-    That is the teacher's, with mean 0 and deviation 1 in each dimension, so that
-    teachers and layers of any scale weigh alike.  The student gets there by a linear
-    map of its own; or, where it has the teacher's sizes and is to become like it, by
-    the teacher's own mean and deviation, and then a student that is its teacher has no
-    loss from the start.
+    Normalisation makes teachers and layers of different scale comparable.  The student
+    is projected linearly.  Without projection it is normalised like the teacher, so a
+    student with the teacher's weights has no loss.
     """
 
     def __init__(
@@ -29,114 +27,104 @@ class TeacherHead(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         project: bool = True,
-        least_share: float = 0.0,
+        min_std_share: float = 0.0,
     ) -> None:
-        """Describe the space.
+        """Build the head.
 
         Args:
-          dim: of the student's frames.
+          dim: dimension of the student's frames.
           mean, std: D numbers each, over the teacher's set.
-          project: whether the student is mapped; else ``dim`` must be D.
-          least_share: of the mean deviation, what a dimension has at least.
+          project: whether to project the student; otherwise ``dim`` must be D.
+          min_std_share: minimum of a dimension's std, relative to the mean std.
         """
         super().__init__()
-        deviation = torch.tensor(std, dtype=torch.float32)
-        least = max(_LEAST_STD, least_share * float(deviation.mean()))
-        # Small, so that it starts near the targets' mean, which is zero.
+        std = torch.tensor(std, dtype=torch.float32)
+        min_std = max(_MIN_STD, min_std_share * float(std.mean()))
+        # Small weights: predictions start near the targets' mean, zero.
         self.proj = (
             scaled_linear(dim, len(mean), initial_scale=0.25) if project else None
         )
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
-        self.register_buffer("std", deviation.clamp(min=least))
+        self.register_buffer("std", std.clamp(min=min_std))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map the student's (N, T, C) into the normalised space, (N, T, D)."""
+        """Return the student's prediction: (N, T, C) -> (N, T, D)."""
         return self.normalise(x) if self.proj is None else self.proj(x)
 
     def normalise(self, x: Tensor) -> Tensor:
-        """Map a teacher's (N, T, D) into the normalised space."""
+        """Return the teacher's normalised frames: (N, T, D) -> (N, T, D)."""
         return (x - self.mean) / self.std
 
 
 @dataclass(frozen=True)
 class TargetPair:
-    """What a student says in the place of a teacher, and what it should.
+    """A student's prediction and the teacher's embeddings that it should match.
 
     Attributes:
-      name: for the log.
-      weight: of its losses.
-      guess: (N, T, D) float, the student's.
-      goal: (N, T, D) float, the teacher's.
-      mask: (N, T) bool, True where nothing is compared.
+      name:       in the logs.
+      weight:     of its losses.
+      prediction: (N, T, D) float.
+      target:     (N, T, D) float.
+      mask:       (N, T) bool, True where the frames are not compared.
     """
 
     name: str
     weight: float
-    guess: Tensor
-    goal: Tensor
+    prediction: Tensor
+    target: Tensor
     mask: Tensor
 
 
-@dataclass(frozen=True)
-class Regression:
-    """The losses of some lessons.
-
-    Attributes:
-      sum: scalar float32 with gradient, weighted; 0 of no lesson.
-      extras: "<lesson>_<loss>" -> (its sum, detached; frames).
-      suspects: utterances with a frame that is not finite, in order.
-    """
-
-    sum: Tensor
-    extras: dict[str, tuple[Tensor, int]]
-    suspects: tuple[int, ...]
-
-
 def regress(
-    lessons: Iterable[TargetPair], losses: Mapping[str, float], like: Tensor
-) -> Regression:
-    """Sum the losses of lessons over their frames.
+    pairs: Iterable[TargetPair],
+    losses: Mapping[str, float],
+    lens: Tensor,
+    has_target: Tensor,
+    scale: float = 1.0,
+) -> TermOutput:
+    """Return the weighted losses of all pairs; extras are "<pair>_<loss>".
 
     Args:
-      losses: weight of each frame loss.
-      like: a tensor on the device of the lessons.
+      losses:     name -> weight of each frame loss.
+      lens:       (N,) int64, student frames of 40 ms that the term compares.
+      has_target: (N,) bool, whether any pair compares the utterance.
+      scale:      factor of the sum.
     """
-    total = like.new_zeros((), dtype=torch.float32)
+    total = torch.zeros((), device=lens.device)
     extras: dict[str, tuple[Tensor, int]] = {}
     suspects: set[int] = set()
-    for lesson in lessons:
-        for kind, scale in losses.items():
-            value, frames = FRAME_LOSSES[kind](lesson.guess, lesson.goal, lesson.mask)
-            total = total + lesson.weight * scale * value
-            extras[f"{lesson.name}_{kind}"] = (value.detach(), frames)
+    for pair in pairs:
+        for kind, weight in losses.items():
+            value, frames = sum_frame_loss(
+                kind, pair.prediction, pair.target, pair.mask
+            )
+            total = total + pair.weight * weight * value
+            extras[f"{pair.name}_{kind}"] = (value.detach(), frames)
         if not torch.isfinite(total.detach()):
-            suspects.update(not_finite(lesson))
-    return Regression(total, extras, tuple(sorted(suspects)))
+            finite = torch.isfinite(pair.prediction.detach())
+            finite &= torch.isfinite(pair.target)
+            bad = ~finite.all(dim=2) & ~pair.mask
+            suspects.update(bad.any(dim=1).nonzero().flatten().tolist())
+    return TermOutput(
+        total * scale,
+        int((lens * has_target).sum()),
+        extras,
+        tuple(sorted(suspects)),
+        list_skipped_targets(has_target, lens),
+    )
 
 
-def not_finite(lesson: TargetPair) -> list[int]:
-    """Return the utterances with a valid frame that is not finite on either side."""
-    finite = torch.isfinite(lesson.guess.detach()) & torch.isfinite(lesson.goal)
-    bad = ~finite.all(dim=2) & ~lesson.mask
-    return bad.any(dim=1).nonzero().flatten().tolist()
-
-
-def chosen_losses(option: str, losses: Mapping[str, float]) -> dict[str, float]:
-    """Return the frame losses that have a weight.
+def select_losses(option: str, losses: Mapping[str, float]) -> dict[str, float]:
+    """Return the frame losses with a weight other than 0.
 
     Args:
-      option: for the message, where they stand in the configuration.
+      option: name of the option, for the error message.
     Raises:
-      ValueError: if one is unknown.
+      ValueError: if a loss is unknown.
     """
     unknown = sorted(set(losses) - set(FRAME_LOSSES))
     if unknown:
         raise ValueError(
-            f"{option}: unknown {unknown}; known are {sorted(FRAME_LOSSES)}"
+            f"{option}: unknown loss {unknown}. Available: {', '.join(FRAME_LOSSES)}"
         )
     return {kind: weight for kind, weight in losses.items() if weight != 0}
-
-
-def has_target(target: Mapping[str, Any], like: Tensor) -> Tensor:
-    """Return (N,) bool, the utterances with a target, on the device of ``like``."""
-    return (target["lens"] > 0).to(like.device)

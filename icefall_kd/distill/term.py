@@ -1,17 +1,19 @@
-"""What a term of the training loss is.
+"""The interface of a term of the training loss, and helpers for terms.
 
-The loop adds up terms and knows nothing else of them.  A term consumes Shar fields
-and text; a new one is a file beside this and a line in :data:`TERMS` of
-``icefall_kd.distill.terms``.
+To add a term:
 
-A teacher's frames that are distributions, beside the student's frames.
+1. Write a dataclass of its options, with ``weight``, and a subclass of :class:`Term`
+   in a new module of this folder.
+2. Add the class to ``TERMS`` in ``icefall_kd/distill/__init__.py``.
 
-Whether a teacher's tokens are the student's.
+The options are then read from ``terms.<name>`` of the configuration.  The training loop
+computes the weighted sum of all terms and logs each under its name.
 """
 
+import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Optional, Protocol
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -23,25 +25,27 @@ from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.fields.format import FieldInfo
 from icefall_kd.transducer.model import AsrModel
 
-# Why a term skips an utterance.
+# Reasons for which a term skips an utterance.
 NO_TEXT = "no_text"
-TOO_LONG = "text_too_long"  # for the frames of the utterance
+TOO_LONG = "text_too_long"  # the transcript has more tokens than the audio has frames
 NO_TARGET = "no_target"
 TOO_SHORT = "too_short"  # no frame is left after the delay
+
+_LENGTH_TOLERANCE = 2  # frames by which teacher and student may differ
 
 
 @dataclass(frozen=True)
 class StudentOutput:
-    """What the student made of a batch.
+    """The encoder's output for a batch, and the model for the parts after it.
 
     Attributes:
       encoder_out: (N, T, C) float.
       lens:        (N,) int64, valid frames of 40 ms.
-      model: the student, for terms that go on from its encoder.
-      heads: the heads of all terms by term name.
-      chunk_size: of the encoder in this batch, frames of 20 ms; -1 is full context.
-      stacks: outputs of the encoder's stacks, each (N, T50, C_i) float in frames of
-        20 ms; empty unless a term asks for them.
+      model:       the student.
+      heads:       term name -> the module that its ``build_heads`` returned.
+      chunk_size:  of the encoder in this batch, frames of 20 ms; -1 is full context.
+      stacks:      output of each encoder stack, (N, T50, C_i) float, frames of 20 ms;
+                   empty unless a term sets ``needs_stacks``.
     """
 
     encoder_out: Tensor
@@ -52,10 +56,9 @@ class StudentOutput:
     stacks: tuple[Tensor, ...] = ()
 
     def lag(self, delay: int) -> int:
-        """Return by how many frames the student may lag behind a teacher.
+        """Return the delay that applies to this batch, in frames.
 
-        In chunks it sees little of the future, and that is ``delay``; with full
-        context it sees what the teacher saw, and that is 0.
+        With full context the student sees as much future as its teacher: no delay.
         """
         return delay if self.chunk_size > 0 else 0
 
@@ -65,11 +68,11 @@ class TermOutput:
     """Value of a term over a batch.
 
     Attributes:
-      sum: scalar with gradient, summed over what the term counts.
-      count: frames or utterances behind ``sum``.
-      extras: further figures to log, each (sum, count).
-      suspects: indexes of utterances whose own loss is not finite.
-      skipped: reason -> indexes of utterances that the term could not use.
+      sum:      scalar float32 with gradient, summed over frames or utterances.
+      count:    number of these frames or utterances.
+      extras:   name -> (sum, count) of further metrics to log.
+      suspects: indexes of utterances whose loss is not finite.
+      skipped:  reason -> indexes of utterances that the term does not use.
     """
 
     sum: Tensor
@@ -79,83 +82,174 @@ class TermOutput:
     skipped: dict[str, list[int]] = field(default_factory=dict)
 
 
-class Term(Protocol):
+class Term(abc.ABC):
     """A weighted part of the loss.
 
+    A class sets ``name``, ``options`` and ``frame_targets``.  Other attributes have
+    defaults; an instance may set them from its options.
+
     Attributes:
-      name: key in ``TERMS``, the config and the logs.
-      options: dataclass of its options, ``weight`` among them.
-      needs_text: True if batches must carry token ids.
-      needs_stacks: True if it reads the outputs of the encoder's stacks.
-      frame_targets: True if its targets are frames of the audio, which nothing may
-        move in time on the student's side alone.  Each class declares it.
-      fields: Shar fields read.
-      trains: attributes of the model that the term's gradient reaches, beside the
-        encoder; what no term trains is left out of the optimiser.
-
-    Where that depends on its options, the class has ``trains_with(options)``.  A term
-    that imports a package which is not always there has its name in ``packages``.
-
-    A term whose value is more than its teacher's part, or is warmed up, has the name of
-    the extra that is that part in ``taught``.
+      name:          key in ``TERMS``, in the configuration and in the logs.
+      options:       dataclass of the options, including ``weight``.
+      frame_targets: True if targets belong to frames of the audio, so that no
+                     augmentation may move the student's frames in time.
+      needs_text:    True if the term reads ``batch["tokens"]``.
+      needs_stacks:  True if the term reads ``StudentOutput.stacks``.
+      fields:        Shar fields that the term reads from ``batch["fields"]``.
+      trains:        attributes of the model that receive its gradient, without the
+                     encoder.  Training freezes parts that no term lists.
+      packages:      optional packages that the term imports.
+      teacher_extra: name of the extra that is the teacher's part of the loss, where the
+                     sum contains more or is warmed up; "" for the sum.
     """
 
     name: str
     options: type
-    needs_text: bool
-    needs_stacks: bool
     frame_targets: bool
-    fields: tuple[str, ...]
-    trains: tuple[str, ...]
+    needs_text: bool = False
+    needs_stacks: bool = False
+    fields: tuple[str, ...] = ()
+    trains: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    teacher_extra: str = ""
+
+    def __init_subclass__(cls) -> None:
+        """Require a declaration of ``frame_targets``: a wrong default spoils training.
+
+        Raises:
+          TypeError: if the class inherits it.
+        """
+        super().__init_subclass__()
+        if not isinstance(vars(cls).get("frame_targets"), bool):
+            raise TypeError(
+                f"class {cls.__name__} does not set frame_targets. Set it to True if "
+                "the targets are frames of the audio, else to False"
+            )
+
+    @property
+    def teacher_metric(self) -> str:
+        """Return the name of the metric that shows learning from the teacher."""
+        return f"{self.name}.{self.teacher_extra}" if self.teacher_extra else self.name
 
     def build_heads(
         self, model_config: ModelConfig, field_infos: Mapping[str, Any]
     ) -> Optional[nn.Module]:
-        """Return what the term trains beside the student, if anything."""
+        """Check fields and model, and return the module that the term trains, if any.
 
+        Training calls it once, before the first batch.
+
+        Args:
+          field_infos: ``FieldInfo`` of each field in :attr:`fields`.
+        Raises:
+          ValueError: if a field or the model does not suit the term.
+        """
+        return None
+
+    @abc.abstractmethod
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
-        """Evaluate the term; ``step`` counts updates, for schedules."""
+        """Return the value of the term.
+
+        Args:
+          batch: see :mod:`icefall_kd.dataset.loader`; on the student's device.
+          step:  number of updates so far, for schedules.
+        """
 
 
-def skipped_texts(
-    tokens: Sequence[Sequence[int]], skipped: Tensor
-) -> dict[str, list[int]]:
-    """Return reason -> indexes of the utterances that a term on texts skips.
+def zero_output(
+    student: StudentOutput, skipped: Optional[dict[str, list[int]]] = None
+) -> TermOutput:
+    """Return the output for a batch without an utterance that the term can use.
 
     Args:
-      tokens: N lists of ids; empty where there is no transcript.
+      skipped: reason -> indexes; None if no utterance has a target.
+    """
+    zero = student.encoder_out.new_zeros((), dtype=torch.float32)
+    if skipped is None:
+        skipped = {NO_TARGET: list(range(len(student.lens)))}
+    return TermOutput(zero, 0, skipped=skipped)
+
+
+def find_non_finite(values: Tensor) -> list[int]:
+    """Return the indexes n for which ``values[n]`` is not finite throughout."""
+    finite = torch.isfinite(values.detach())
+    if finite.dim() > 1:
+        finite = finite.flatten(1).all(dim=1)
+    return (~finite).nonzero().flatten().tolist()
+
+
+def list_skipped_texts(
+    tokens: Sequence[Sequence[int]], skipped: Tensor
+) -> dict[str, list[int]]:
+    """Return reason -> indexes of the utterances that a term on transcripts skips.
+
+    Args:
+      tokens:  N lists of token ids, empty without transcript.
       skipped: (N,) bool.
     """
     empty = torch.tensor([not t for t in tokens], device=skipped.device)
-    return _indexes({NO_TEXT: skipped & empty, TOO_LONG: skipped & ~empty})
+    return _list_indexes({NO_TEXT: skipped & empty, TOO_LONG: skipped & ~empty})
 
 
-def skipped_targets(has_target: Tensor, lens: Tensor) -> dict[str, list[int]]:
-    """Return reason -> indexes of the utterances that a term on targets skips.
+def list_skipped_targets(has_target: Tensor, lens: Tensor) -> dict[str, list[int]]:
+    """Return reason -> indexes of the utterances that a term on fields skips.
 
     Args:
       has_target: (N,) bool.
-      lens: (N,) int64, student frames that the term compares.
+      lens:       (N,) int64, student frames that the term compares.
     """
-    return _indexes({NO_TARGET: ~has_target, TOO_SHORT: has_target & (lens == 0)})
+    return _list_indexes({NO_TARGET: ~has_target, TOO_SHORT: has_target & (lens == 0)})
 
 
-def _indexes(reasons: Mapping[str, Tensor]) -> dict[str, list[int]]:
+def _list_indexes(reasons: Mapping[str, Tensor]) -> dict[str, list[int]]:
     found = {r: rows.nonzero().flatten().tolist() for r, rows in reasons.items()}
     return {reason: rows for reason, rows in found.items() if rows}
 
 
-def teacher_metric(term: Term) -> str:
-    """Return the name, in the metrics, of the figure that the term's teacher lowers."""
-    part = getattr(term, "taught", "")
-    return f"{term.name}.{part}" if part else term.name
+def find_targets(target: Mapping[str, Any], device: torch.device) -> Tensor:
+    """Return which utterances have a target in a field of a batch, (N,) bool."""
+    return (target["lens"] > 0).to(device)
 
 
-_TOLERANCE = 2  # frames that a teacher may have more or less than the student
+def match_frames(
+    student: Tensor, lens: Tensor, target: Mapping[str, Any], delay: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the frames of student and teacher that a term compares.
+
+    Student frame i + ``delay`` is compared with teacher frame i.  Distributions cannot
+    be averaged over time, so the teacher must have the student's frame rate.
+
+    Args:
+      student: (N, T, ...) float.
+      lens:    (N,) int64, valid frames of the student.
+      target:  field of a batch: "x" (N, T', W), "lens" (N,), "frame_shift" in seconds.
+      delay:   in frames.
+    Returns:
+      student (N, K, ...), teacher (N, K, W), and the valid frames of both (N,), 0 for
+      an utterance without target.
+    Raises:
+      ValueError: if the teacher has another rate, or its lengths differ by more than
+        two frames.
+    """
+    if abs(target["frame_shift"] - ENCODER_SHIFT) > 1e-6:
+        raise ValueError(
+            f"the teacher has a frame every {target['frame_shift']} s, the student "
+            f"every {ENCODER_SHIFT} s. Use a field with the student's frame shift"
+        )
+    target_lens = target["lens"].to(lens.device)
+    apart = (target_lens - lens).abs() > _LENGTH_TOLERANCE
+    if (apart & (target_lens > 0)).any():
+        raise ValueError(
+            f"the teacher has {target_lens.tolist()} frames, the student "
+            f"{lens.tolist()}. Extract the field again from this audio"
+        )
+    both = torch.minimum(target_lens, (lens - delay).clamp(min=0))
+    count = int(both.max())
+    x = target["x"][:, :count].to(student.device)
+    return student[:, delay : delay + count], x, both
 
 
 def check_kind(option: str, info: Any, kind: str) -> None:
-    """Refuse a field of another kind than a term reads.
+    """Check the kind of a field.
 
     Raises:
       ValueError: naming the option, the field and both kinds.
@@ -166,81 +260,32 @@ def check_kind(option: str, info: Any, kind: str) -> None:
         )
 
 
-def has_targets(target: Mapping[str, Any]) -> bool:
-    """Return whether any utterance of a batch has a target in this field."""
-    return int(target["lens"].max()) > 0
-
-
-def nothing(student: StudentOutput) -> TermOutput:
-    """Return what a term says of a batch without any target."""
-    zero = student.encoder_out.new_zeros((), dtype=torch.float32)
-    return TermOutput(zero, 0, skipped={NO_TARGET: list(range(len(student.lens)))})
-
-
-def delayed(
-    student: Tensor, lens: Tensor, target: Mapping[str, Any], delay: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the frames of the student and of the teacher that answer each other.
-
-    Student frame i + delay answers for teacher frame i.  Distributions cannot be
-    averaged over time as embeddings are: the teacher must have the student's rate.
-
-    An utterance of which the teacher has no frame has none in the result.
-
-    Args:
-      student: (N, T, ...) float.
-      lens:    (N,) int64, valid frames of the student.
-      target:  a field of a batch: "x" (N, T', W), "lens" (N,), "frame_shift".
-      delay:   frames.
-    Returns:
-      student (N, K, ...), teacher (N, K, W), and the valid frames of both (N,).
-    Raises:
-      ValueError: if the teacher has another rate, or its lengths differ by more than
-        two frames.
-    """
-    if abs(target["frame_shift"] - ENCODER_SHIFT) > 1e-6:
-        raise ValueError(
-            f"distributions every {target['frame_shift']} s cannot be compared with a "
-            f"student's every {ENCODER_SHIFT} s; use a teacher of the student's rate"
-        )
-    theirs = target["lens"].to(lens.device)
-    if (((theirs - lens).abs() > _TOLERANCE) & (theirs > 0)).any():
-        raise ValueError(
-            f"the teacher has {theirs.tolist()} frames, the student {lens.tolist()}"
-        )
-    both = torch.minimum(theirs, (lens - delay).clamp(min=0))
-    count = int(both.max())
-    x = target["x"][:, :count].to(student.device)
-    return student[:, delay : delay + count], x, both
-
-
 def check_vocabulary(info: FieldInfo, tokenizer: Optional[Tokenizer]) -> None:
-    """Refuse a field of token distributions over another vocabulary than the student's.
+    """Check that a field of token distributions has the student's vocabulary.
 
     Equal sizes do not suffice: two BPE models of 500 pieces number different pieces.
 
     Args:
-      info:      of a field of kind "ctc".
-      tokenizer: of the student; None where it has none.
+      info:      of a field of kind "ctc" or "path".
+      tokenizer: of the student; None if it has none.
     Raises:
-      ValueError: if the field says nothing of tokens, or of others; the message names
-        both vocabularies.
+      ValueError: if the field has no vocabulary, or another one than the student.
     """
-    theirs = info.fingerprint.get("vocab_sha256")
-    if theirs is None:
+    sha256 = info.fingerprint.get("vocab_sha256")
+    if sha256 is None:
         raise ValueError(
-            f"field '{info.name}' of kind '{info.kind}' is over no vocabulary; a term "
-            "over tokens wants one of kind 'ctc' or 'path'"
+            f"field '{info.name}' of kind '{info.kind}' has no vocabulary. Use a field "
+            "of kind 'ctc' or 'path' that bin.extract wrote"
         )
     if tokenizer is None:
         raise ValueError(
-            f"field '{info.name}' is over tokens and the student has none; give the "
-            "training the teacher's bpe.model"
+            f"field '{info.name}' holds token distributions, but the student has no "
+            "tokens. Set data.bpe_model to the teacher's bpe.model"
         )
-    if theirs != tokenizer.sha256:
+    if sha256 != tokenizer.sha256:
         raise ValueError(
-            f"field '{info.name}' is over the {info.fingerprint.get('vocab_size')} "
-            f"tokens of the BPE model {theirs[:12]}, the student over the "
-            f"{tokenizer.vocab_size} of {tokenizer.sha256[:12]} (SHA-256); train it "
-            "with the teacher's bpe.model, or take a teacher of the student's tokens"
+            f"field '{info.name}' has the {info.fingerprint.get('vocab_size')} tokens "
+            f"of BPE model {sha256[:12]}, the student the {tokenizer.vocab_size} of "
+            f"{tokenizer.sha256[:12]} (SHA-256). Set data.bpe_model to the teacher's "
+            "bpe.model, or use a teacher with the student's tokens"
         )

@@ -10,7 +10,7 @@ from icefall_kd.core.arguments import as_lists, check_arguments, check_keys, exp
 from icefall_kd.core.config import ModelConfig, ZipformerConfig, rename_options
 from icefall_kd.core.files import read_yaml
 from icefall_kd.data.tokens import MAX_UNKNOWN
-from icefall_kd.distill.terms import TermsConfig
+from icefall_kd.distill import TermsConfig
 from icefall_kd.fields.reader import MISSING
 
 AMP_DTYPES = ("none", "bf16", "fp16")

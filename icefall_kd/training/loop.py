@@ -18,7 +18,6 @@ from icefall_kd.core.config import to_dict
 from icefall_kd.core.distributed import World, wrap_ddp
 from icefall_kd.core.files import write_text
 from icefall_kd.core.frames import Batch, move_to_device
-from icefall_kd.distill.term import teacher_metric
 from icefall_kd.training import checkpoint as ckpt
 from icefall_kd.training.checkpoint import RunningMean, TrainState
 from icefall_kd.training.interruptions import StopRequest, TrainingInterruptedError
@@ -169,7 +168,7 @@ class Trainer:
         """
         config, state = self.config, self.state
         terms = [term for _, term in self.student.terms]
-        self.report.open(state, {teacher_metric(t): t.fields for t in terms})
+        self.report.open(state, {t.teacher_metric: t.fields for t in terms})
         total = sum(p.numel() for p in self.model.parameters())
         trained = sum(p.numel() for p in self.params)
         self.report.log(

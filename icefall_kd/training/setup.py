@@ -21,8 +21,8 @@ from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.dataset.fields import LiveFields
 from icefall_kd.dataset.loader import Loader, make_loader
 from icefall_kd.dataset.stream import CutStream, open_stream
+from icefall_kd.distill import build_terms
 from icefall_kd.distill.term import Term, check_vocabulary
-from icefall_kd.distill.terms import build_terms
 from icefall_kd.fields.codecs import Codec
 from icefall_kd.fields.format import FieldInfo, load_field_info
 from icefall_kd.training.checkpoint import seed_everything
@@ -175,7 +175,7 @@ def build_setup(
     """
     terms: list[tuple[float, Term]] = build_terms(config.terms)
     for _, term in terms:
-        require_packages(*getattr(term, "packages", ()))
+        require_packages(*term.packages)
     config, tokenizer = load_tokenizer(config)
     needs_text = any(term.needs_text for _, term in terms)
     config = fill_field_encoder(config)

@@ -14,13 +14,13 @@ from lhotse import AudioSource, CutSet, Recording
 from lhotse.utils import fastcopy
 from real_teachers import tiny, tiny_dir  # noqa: F401  # fixtures
 from shar_faults import rewrite_cuts
-from two_stacks import MODEL
+from term_inputs import MODEL
 
 from icefall_kd.bin import make_denominator
 from icefall_kd.data.cuts import INVISIBLE, check_cuts, load_wave, transcript
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.dataset.loader import BatchDataset
-from icefall_kd.distill.terms import TermsConfig
+from icefall_kd.distill import TermsConfig
 from icefall_kd.distill.transducer import CtcConfig
 from icefall_kd.fields.extract import extract
 from icefall_kd.fields.reader import open_shar, shar_shards

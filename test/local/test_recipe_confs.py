@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from icefall_kd.core.config import to_dict
-from icefall_kd.distill.terms import build_terms
+from icefall_kd.distill import build_terms
 from icefall_kd.training.config import parse_config
 
 RECIPES = sorted((Path(__file__).parents[2] / "egs").glob("*/KD"))

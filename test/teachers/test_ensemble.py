@@ -276,9 +276,9 @@ def test_an_ensemble_is_extracted_and_refused_to_other_students(
     same_size = Tokenizer.from_bytes(
         train_bpe([c.supervisions[0].text for c in cuts][::2], students.VOCAB_SIZE)
     )
-    with pytest.raises(ValueError, match="'both_ctc' is over the 90 tokens.*the 90 of"):
+    with pytest.raises(ValueError, match="'both_ctc' .*90 tokens.*student .*90"):
         check_vocabulary(info, same_size)
-    with pytest.raises(ValueError, match="the student has none"):
+    with pytest.raises(ValueError, match="both_ctc.*bpe_model"):
         check_vocabulary(info, None)
-    with pytest.raises(ValueError, match="'both' of kind 'embedding' is over no voc"):
+    with pytest.raises(ValueError, match="'both' of kind 'embedding' has no voc"):
         check_vocabulary(load_field_info(folder, "both"), tokenizer)

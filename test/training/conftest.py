@@ -11,8 +11,8 @@ from icefall_kd.core.config import ModelConfig, ZipformerConfig
 from icefall_kd.core.frames import make_pad_mask
 from icefall_kd.data.shar import write_shar
 from icefall_kd.data.tokens import train_bpe, write_lang
+from icefall_kd.distill import TermsConfig
 from icefall_kd.distill.embedding import EmbeddingConfig
-from icefall_kd.distill.terms import TermsConfig
 from icefall_kd.distill.transducer import CtcConfig, TransducerConfig
 from icefall_kd.fields.extract import extract
 from icefall_kd.teachers.protocol import Output, TeacherOutput

@@ -6,7 +6,7 @@ import pytest
 import torch
 from run_metrics import metrics
 
-from icefall_kd.distill.terms import TermsConfig
+from icefall_kd.distill import TermsConfig
 from icefall_kd.training.run import train
 from icefall_kd.transducer.checkpoint import load_checkpoint
 

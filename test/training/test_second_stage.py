@@ -9,10 +9,10 @@ import torch
 from run_metrics import metrics
 
 from icefall_kd.core.distributed import World
+from icefall_kd.distill import TermsConfig
 from icefall_kd.distill.hidden import HiddenConfig
 from icefall_kd.distill.inter_ctc import InterCtcConfig
 from icefall_kd.distill.lfmmi import LfmmiConfig
-from icefall_kd.distill.terms import TermsConfig
 from icefall_kd.fields.extract import extract
 from icefall_kd.teachers import build_teacher
 from icefall_kd.training.checkpoint import write_average

@@ -15,8 +15,8 @@ from shar_faults import rename_cuts, rewrite_cuts, rewrite_tar
 
 from icefall_kd.bin import train as command
 from icefall_kd.data.shar import fields_dir, write_shar
+from icefall_kd.distill import TermsConfig
 from icefall_kd.distill.embedding import EmbeddingConfig
-from icefall_kd.distill.terms import TermsConfig
 from icefall_kd.fields.extract import extract
 from icefall_kd.fields.format import info_path
 from icefall_kd.fields.manage import remove

@@ -13,8 +13,8 @@ from torch import nn
 from icefall_kd.core.distributed import World
 from icefall_kd.dataset.loader import BatchDataset
 from icefall_kd.dataset.stream import open_stream
+from icefall_kd.distill import TermsConfig
 from icefall_kd.distill.one_best import OneBestConfig, OneBestTerm
-from icefall_kd.distill.terms import TermsConfig
 from icefall_kd.distill.transducer import (
     CtcConfig,
     CtcTerm,

@@ -1,14 +1,16 @@
-"""Distances to truncated distributions, against dense ones written out."""
+"""Losses of frames: distances to truncated distributions against dense ones."""
 
 import pytest
 import torch
 
 from icefall_kd.core.frames import pack_topk, unpack_topk
 from icefall_kd.distill.losses import (
+    FRAME_LOSSES,
     cross_entropy,
     divergence,
-    essence,
+    select_essence,
     squared_distance,
+    sum_frame_loss,
 )
 
 VOCAB, K = 12, 4
@@ -22,7 +24,7 @@ def frames():
     return student, teacher
 
 
-def test_squared_distance_is_that_of_the_dense_vectors(frames):
+def test_squared_distance_equals_that_of_dense_vectors(frames):
     student, teacher = frames
     ids, values, tail = unpack_topk(pack_topk(teacher, K))
     found = squared_distance(student.log_softmax(-1), ids, values, tail)
@@ -36,7 +38,7 @@ def test_squared_distance_is_that_of_the_dense_vectors(frames):
     assert 0 <= found.min() and found.max() <= 2
 
 
-def test_divergence_takes_the_tail_as_one_token(frames):
+def test_divergence_treats_the_tail_as_one_token(frames):
     student, teacher = frames
     ids, values, tail = unpack_topk(pack_topk(teacher, K))
     found = divergence(student.log_softmax(-1), ids, values, tail)
@@ -56,7 +58,7 @@ def test_divergence_takes_the_tail_as_one_token(frames):
 
 
 @pytest.mark.parametrize("distance", [squared_distance, divergence])
-def test_a_student_that_says_the_same_is_at_the_minimum(frames, distance):
+def test_an_equal_student_is_at_the_minimum(frames, distance):
     _, teacher = frames
     ids, values, tail = unpack_topk(pack_topk(teacher, VOCAB))
     same = teacher.clone().requires_grad_()
@@ -67,24 +69,24 @@ def test_a_student_that_says_the_same_is_at_the_minimum(frames, distance):
     assert logits.grad.abs().max() < 1e-4
 
 
-def test_the_essence_is_the_best_tokens_renormalised(frames):
+def test_the_essence_holds_the_best_tokens_renormalised(frames):
     _, teacher = frames
     values = unpack_topk(pack_topk(teacher, 8))[1]
-    weights = essence(values, size=3)
+    weights = select_essence(values, size=3)
     assert (weights[..., 3:] == 0).all()
     expected = values[..., :3].exp() / values[..., :3].exp().sum(-1, keepdim=True)
     torch.testing.assert_close(weights[..., :3], expected)
-    hard = essence(values, size=1)
+    hard = select_essence(values, size=1)
     assert (hard[..., 0] == 1).all() and (hard[..., 1:] == 0).all()
-    flat = essence(values, size=3, temperature=1e4)[..., :3]
+    flat = select_essence(values, size=3, temperature=1e4)[..., :3]
     torch.testing.assert_close(flat, torch.full_like(flat, 1 / 3), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("mass", [0.5, 0.9, 1.0])
-def test_the_essence_by_mass_is_the_fewest_that_reach_it(frames, mass):
+def test_the_essence_by_mass_holds_the_fewest_tokens_that_reach_it(frames, mass):
     _, teacher = frames
     probs = unpack_topk(pack_topk(teacher, VOCAB))[1].exp()
-    kept = essence(probs.log(), mass=mass) > 0
+    kept = select_essence(probs.log(), mass=mass) > 0
     for n in range(3):
         for t in range(5):
             count = int(kept[n, t].sum())
@@ -95,7 +97,7 @@ def test_the_essence_by_mass_is_the_fewest_that_reach_it(frames, mass):
 def test_cross_entropy_is_the_weighted_sum(frames):
     student, teacher = frames
     ids, values, _ = unpack_topk(pack_topk(teacher, K))
-    weights = essence(values)
+    weights = select_essence(values)
     found = cross_entropy(student.log_softmax(-1), ids, weights)
     n, t = 1, 2
     expected = -sum(
@@ -105,11 +107,19 @@ def test_cross_entropy_is_the_weighted_sum(frames):
     torch.testing.assert_close(found[n, t], expected)
 
 
-def test_what_is_out_of_range_is_refused():
+def test_arguments_out_of_range_are_refused():
     values = torch.zeros(1, 4)
-    with pytest.raises(ValueError, match="size is 5, the field keeps 4"):
-        essence(values, size=5)
-    with pytest.raises(ValueError, match="mass is 0"):
-        essence(values, mass=0.0)
-    with pytest.raises(ValueError, match="temperature is -1"):
-        essence(values, temperature=-1)
+    with pytest.raises(ValueError, match="size: 5 .*1..4"):
+        select_essence(values, size=5)
+    with pytest.raises(ValueError, match="mass: 0"):
+        select_essence(values, mass=0.0)
+    with pytest.raises(ValueError, match="temperature: -1"):
+        select_essence(values, temperature=-1)
+
+
+@pytest.mark.parametrize("kind", FRAME_LOSSES)
+def test_frame_losses_refuse_different_shapes(kind):
+    x, mask = torch.zeros(1, 2, 3), torch.zeros(1, 2).bool()
+    assert sum_frame_loss(kind, x, x, mask)[1] == 2
+    with pytest.raises(ValueError, match=r"\(1, 2, 3\).*\(1, 2, 4\)"):
+        sum_frame_loss(kind, x, torch.zeros(1, 2, 4), mask)

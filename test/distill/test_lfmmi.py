@@ -1,0 +1,107 @@
+"""The ``lfmmi`` term: divergence of label sequences, padding, order and options."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from term_inputs import LENS, VOCAB, build, distribution_batch, distribution_infos, flip
+
+from icefall_kd.distill.lfmmi import (
+    LfmmiConfig,
+    LfmmiTerm,
+    make_dense_log_probs,
+    sequence_divergence,
+)
+from icefall_kd.transducer.denominator import build_denominator, save_denominator
+
+
+@pytest.fixture
+def batch():
+    return distribution_batch()
+
+
+@pytest.fixture
+def infos():
+    return distribution_infos()
+
+
+def score_all_sequences(student, teacher):
+    """Return the scores of all label sequences of a few frames, one by one."""
+    of_student, of_teacher = [], []
+    for path in itertools.product(range(VOCAB), repeat=len(student)):
+        for log_probs, scores in ((student, of_student), (teacher, of_teacher)):
+            scores.append(sum(float(log_probs[t, p]) for t, p in enumerate(path)))
+    return torch.tensor(of_student).double(), torch.tensor(of_teacher).double()
+
+
+def test_it_is_the_divergence_of_label_sequences(student, batch, infos, lfmmi):
+    term, student = build(LfmmiTerm(lfmmi), student, infos)
+    lens = [3, 2]
+    log_probs = student.model.ctc_output(student.encoder_out[:, :3]).detach()
+    teacher = make_dense_log_probs(batch["fields"]["first"]["x"][:, :3], VOCAB)
+    found = sequence_divergence(log_probs, teacher, torch.tensor(lens), term.graph, 100)
+    for n, frames in enumerate(lens):
+        paths = list(itertools.product(range(VOCAB), repeat=frames))
+        language = torch.tensor([language_score(term.graph, p) for p in paths])
+        s, t = score_all_sequences(log_probs[n, :frames], teacher[n, :frames])
+        p, q = ((x + language).log_softmax(0) for x in (s, t))
+        expected = (q.exp() * (q - p)).sum()
+        assert float(found[n]) == pytest.approx(float(expected), abs=1e-3)
+
+
+def language_score(graph, path):
+    """Return the graph's score of a label sequence."""
+    arcs = graph.arcs.values()[:, :3].tolist()
+    scores = graph.scores.tolist()
+    total = {0: 0.0}
+    for label in [*path, -1]:
+        new = {}
+        for (src, dst, given), score in zip(arcs, scores):
+            if src in total and given == label:
+                new[dst] = float(
+                    torch.logaddexp(
+                        torch.tensor(new.get(dst, float("-inf"))),
+                        torch.tensor(total[src] + score),
+                    )
+                )
+        total = new
+    return sum(total.values())
+
+
+def test_a_student_like_its_teacher_has_no_loss(student, batch, infos, lfmmi):
+    term, _ = build(LfmmiTerm(lfmmi), student, infos)
+    teacher = make_dense_log_probs(batch["fields"]["first"]["x"], VOCAB)
+    same = teacher.clone().requires_grad_()
+    found = sequence_divergence(same, teacher, torch.tensor(LENS), term.graph, 100)
+    torch.testing.assert_close(found, torch.zeros(2).double(), atol=1e-3, rtol=0)
+    found.sum().backward()
+    assert same.grad.abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("delay", [0, 2])
+def test_padding_and_order_are_ignored(student, batch, infos, lfmmi, delay):
+    options = dataclasses.replace(lfmmi, delay=delay)
+    term, student = build(LfmmiTerm(options), student, infos)
+    before = term(student, batch, 0)
+    before.sum.backward()
+    assert student.encoder_out.grad[1, LENS[1] :].abs().sum() == 0
+    assert before.count == sum(LENS) - 2 * delay and float(before.sum) > 0
+    batch["fields"]["first"]["x"][1, LENS[1] :] = 1.0
+    with torch.no_grad():
+        student.encoder_out[1, LENS[1] :] = 50.0
+    after = float(term(*flip(student, batch), 0).sum)
+    assert after == pytest.approx(float(before.sum), rel=1e-4)
+
+
+def test_a_graph_of_another_vocabulary_is_refused(student, infos, lfmmi, tmp_path):
+    save_denominator(build_denominator([[1]], 5), 5, tmp_path / "den.pt")
+    options = dataclasses.replace(lfmmi, graph=str(tmp_path / "den.pt"))
+    with pytest.raises(ValueError, match="has 5 tokens, the student 9"):
+        build(LfmmiTerm(options), student, infos)
+
+
+def test_missing_options_are_refused():
+    for options in (LfmmiConfig(), LfmmiConfig(teacher="first")):
+        with pytest.raises(ValueError, match="terms.lfmmi.(teacher|graph) is empty"):
+            LfmmiTerm(options)
