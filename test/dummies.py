@@ -69,22 +69,22 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-Heard = namedtuple("Heard", "text confidence")
+FakeTranscript = namedtuple("FakeTranscript", "text confidence")
 
 
-class Says:
-    """Hears one and the same; ``waves`` counts what it was given."""
+class FakeTranscriber:
+    """Return the same text for every wave; ``num_waves`` counts the waves."""
 
     def __init__(self, text="yes", fingerprint=None):
-        self.text, self.waves = text, 0
+        self.text, self.num_waves = text, 0
         self._fingerprint = fingerprint or {"says": text}
 
     def fingerprint(self):
         return self._fingerprint
 
     def transcribe(self, waves):
-        self.waves += len(waves)
-        return [Heard(self.text, -0.1) for _ in waves]
+        self.num_waves += len(waves)
+        return [FakeTranscript(self.text, -0.1) for _ in waves]
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):

@@ -1,9 +1,9 @@
-"""Write what teachers say about Shar folders as fields beside the audio.
+"""Run teachers over Shar folders and store their outputs as fields.
 
     python -m icefall_kd.bin.extract --shar-dir data/shar/train data/shar/dev \\
         --teacher whisper_base --model-dir download/teachers/whisper_base
 
-Several teachers hear the audio in one pass when a YAML file names them:
+Describe several teachers in a YAML file; one pass over the audio runs all of them:
 
     python -m icefall_kd.bin.extract --shar-dir data/shar/train --teachers conf.yaml
 
@@ -11,18 +11,18 @@ Several teachers hear the audio in one pass when a YAML file names them:
     whisper_base: {model_dir: download/teachers/whisper_base, compute_type: int8}
     tiny: {family: whisper_tiny_en, model_dir: download/teachers/whisper_tiny_en}
 
-Run again after a crash, it goes on with the shard that was being written.  A codec
-that is trained is trained on the first folder and serves the others too.
+After a crash, the same command continues with the shard that was being written.  A
+trained codec is trained on the first folder and copied to the others.
 
-Many processes share the shards: those that torchrun starts (with --device cuda each
-takes a GPU of its own), or jobs with --shards that know nothing of each other.  The
-last one writes the field's description.  Such jobs need a codec trained before:
+Several processes can share the shards: those of torchrun (with --device cuda each uses
+its own GPU), or independent jobs with --shards.  The last one writes the field's
+description.  Independent jobs need a codec that was trained before:
 
     torchrun --nproc_per_node 8 -m icefall_kd.bin.extract --device cuda ...
     python -m icefall_kd.bin.extract --codec pq16 --train-codec-only ...
     python -m icefall_kd.bin.extract --codec pq16 --shards 0:100 ...
 
-What it will take, before it is begun, here or for a corpus that is elsewhere:
+Predict disk space and time, for these folders or for a corpus on another machine:
 
     python -m icefall_kd.bin.extract --dry-run --codec fp16 int8 pq16 ...
     python -m icefall_kd.bin.extract --dry-run --hours 60000 --cut-duration 12 \\
@@ -30,6 +30,7 @@ What it will take, before it is begun, here or for a corpus that is elsewhere:
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import time
@@ -53,13 +54,8 @@ from icefall_kd.core.logs import AudioProgress, setup_logging
 from icefall_kd.fields.builder import collect_outputs
 from icefall_kd.fields.codecs import CODECS, find_codec, training_options
 from icefall_kd.fields.codecs.storage import CODEC_FRAMES
-from icefall_kd.fields.extract import (
-    ExtractionSummary,
-    extract,
-    measure_speed,
-    train_codecs,
-)
-from icefall_kd.fields.format import FieldInfo, info_path
+from icefall_kd.fields.extract import extract, measure_speed, train_codecs
+from icefall_kd.fields.format import info_path
 from icefall_kd.fields.planner import (
     Volume,
     forecast,
@@ -70,78 +66,60 @@ from icefall_kd.fields.planner import (
 )
 from icefall_kd.teachers import TEACHERS, Teacher, build_teacher, build_teachers
 
-CODEC_TIMEOUT = 6 * 3600  # s that the other processes wait for a codec's training
-
-CODEC_NAMES = ", ".join(
-    name + ("<bytes>" if cls.sized else "")
-    for name, cls in sorted(CODECS.items())
-    if "embedding" in cls.kinds
-)
+CODEC_TIMEOUT = 6 * 3600  # s that processes wait for rank 0 to train a codec
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """Return the command's arguments."""
+    """Return the command's parser."""
+    codecs = sorted(
+        name + ("<bytes>" if cls.sized else "")
+        for name, cls in CODECS.items()
+        if "embedding" in cls.kinds
+    )
+    pairs: dict[str, Any] = {"nargs": "*", "default": [], "metavar": "KEY=VALUE"}
     parser = create_parser(__doc__)
     add = parser.add_argument
-    add("--shar-dir", nargs="+", default=[], help="Shar folders or URLs of them")
-    add("--teachers", help="YAML file with the teachers; or:")
+    add("--shar-dir", nargs="+", default=[], help="Shar folders, local or URLs")
+
+    add = parser.add_argument_group("teachers").add_argument
+    add("--teachers", help="YAML file that describes several teachers")
     add("--teacher", help=f"family of one teacher: {', '.join(sorted(TEACHERS))}")
-    add("--model-dir", help="folder with its weights")
-    add("--field", help="name of its field; the family's name by default")
-    add(
-        "--option",
-        nargs="*",
-        default=[],
-        metavar="KEY=VALUE",
-        help="options of its family, for example compute_type=int8 context=1.0",
-    )
-    add(
-        "--codec",
-        nargs="+",
-        default=["fp16"],
-        help=f"of embeddings: {CODEC_NAMES}; several in a --dry-run",
-    )
-    add(
-        "--codec-from",
-        help="Shar folder whose trained codecs serve all; the first --shar-dir by "
-        "default.  Sets that are trained on together must share them",
-    )
-    add("--codec-frames", type=int, default=CODEC_FRAMES, help="to train a codec on")
-    add(
-        "--codec-option",
-        nargs="*",
-        default=[],
-        metavar="KEY=VALUE",
-        help="options of that training, for example iterations=20000 of mvq8",
-    )
-    add(
-        "--num-threads",
-        type=int,
-        default=default_num_threads(),
-        help="CPU threads of this process; by default its share of the machine's CPUs",
-    )
-    add("--device", default="cpu", help="cpu or cuda")
-    add("--max-batch-duration", type=float, default=60.0, help="s of padded audio")
-    add("--overwrite", action="store_true", help="replace fields made otherwise")
-    add("--shards", help="those of this job, as 0:100, ::4 or 3,7,10:20")
-    add(
-        "--verify",
-        choices=("full", "size"),
-        default="full",
-        help="what is looked at of shards that are there: size leaves out the SHA-256",
-    )
-    add("--train-codec-only", action="store_true", help="stop when codecs are there")
-    add("--dry-run", action="store_true", help="only say what it will take")
-    add("--json", action="store_true", help="of a --dry-run: JSON, no table")
-    add("--probe", type=float, default=240.0, help="s of audio to time teachers with")
-    add("--hours", type=float, help="of a corpus that is not here")
-    add("--cut-duration", type=float, default=12.0, help="s, mean of its cuts")
-    add(
-        "--dims",
-        nargs="+",
-        metavar="NAME=VALUES@HZ",
-        help="outputs of teachers that are not here, in place of --teachers",
-    )
+    add("--model-dir", help="folder with the weights of --teacher")
+    add("--field", help="field name of --teacher (default: the family)")
+    add("--option", **pairs, help="options of --teacher, as compute_type=int8")
+
+    add = parser.add_argument_group("codec of embeddings").add_argument
+    known = f"{', '.join(codecs)}; several with --dry-run"
+    add("--codec", nargs="+", default=["fp16"], help=known)
+    source = "Shar folder to copy trained codecs from (default: the first --shar-dir)"
+    add("--codec-from", help=source)
+    add("--codec-frames", type=int, default=CODEC_FRAMES, help="frames to train it on")
+    add("--codec-option", **pairs, help="training options, as iterations=20000")
+    add("--train-codec-only", action="store_true", help="train it, extract nothing")
+
+    add = parser.add_argument_group("extraction").add_argument
+    add("--shards", help="shards of this job by index, as 0:100, ::4 or 3,7,10:20")
+    overwrite = "replace fields of other teachers, options or codecs"
+    add("--overwrite", action="store_true", help=overwrite)
+    batch = "padded audio per batch in seconds"
+    add("--max-batch-duration", type=float, default=60.0, help=batch)
+    check = "check of existing shards: size and SHA-256 (full), or size only"
+    add("--verify", choices=("full", "size"), default="full", help=check)
+    add("--device", default="cpu", help="cpu, cuda or cuda:<number>")
+    threads = "CPU threads (default: this process's share of the CPUs)"
+    add("--num-threads", type=int, default=default_num_threads(), help=threads)
+
+    add = parser.add_argument_group("prediction").add_argument
+    dry_run = "predict disk space and time, write nothing"
+    add("--dry-run", action="store_true", help=dry_run)
+    add("--json", action="store_true", help="print JSON instead of a table")
+    probe = "audio to measure the speed on in seconds"
+    add("--probe", type=float, default=240.0, help=probe)
+    add("--hours", type=float, help="hours of audio of a corpus that is not here")
+    duration = "mean duration of its cuts in seconds"
+    add("--cut-duration", type=float, default=12.0, help=duration)
+    dims = "values per frame and frame rate of teachers that are not here"
+    add("--dims", nargs="+", metavar="NAME=VALUES@HZ", help=dims)
     return parser
 
 
@@ -151,133 +129,113 @@ def main() -> None:
     setup_logging()
     torch.set_num_threads(args.num_threads)
     with exit_on_error("extract"):
-        check(args)
+        check_options(args)
         if args.dry_run:
-            dry_run(args)
-        else:
-            make(args)
+            print_forecast(args)
+            return
+        args.device = assign_device(args.device)
+        world = init_world("cpu", timeout=CODEC_TIMEOUT)
+        teachers = load_teachers(args)
+        first = as_path(args.codec_from or args.shar_dir[0])  # has or trains the codecs
+        for shar_dir in sorted(args.shar_dir, key=lambda d: as_path(d) != first):
+            extract_folder(shar_dir, teachers, args, world)
+        close_world()
 
 
-def check(args: argparse.Namespace) -> None:
-    """Refuse options that do not go together, before a teacher is loaded.
+def check_options(args: argparse.Namespace) -> None:
+    """Check the options before a teacher is loaded.
 
     Raises:
-      ValueError: naming them.
+      ValueError: if options exclude or require each other, or a value is invalid.
       ImportError: if a package of the codec is missing.
     """
     check_device(args.device)
-    options = read_options("--codec-option", args.codec_option)
+    options = parse_pairs("--codec-option", args.codec_option)
     for codec in args.codec:
         if not args.dry_run:
             require_packages(*find_codec(codec)[0].packages)
-        training_options(codec, options)  # refuses what there is not
+        training_options(codec, options)  # raises for unknown options
     if not args.shar_dir and not (args.dry_run and args.dims and args.hours):
         raise ValueError(
-            "give --shar-dir; only --dry-run with --dims and --hours does without"
+            "--shar-dir is missing; it is optional only with --dry-run, --dims and "
+            "--hours"
         )
     if not args.dry_run and (args.dims or args.hours or len(args.codec) > 1):
-        raise ValueError("--dims, --hours and several --codec are of a --dry-run")
+        raise ValueError("--dims, --hours and several --codec require --dry-run")
     if args.shards is not None and len(args.shar_dir) != 1:
-        raise ValueError(
-            "--shards goes with one --shar-dir: it counts that one's shards"
-        )
+        raise ValueError("--shards requires exactly one --shar-dir")
     if args.train_codec_only and args.shards is not None:
         raise ValueError(
-            "--train-codec-only makes one codec for all: leave --shards out"
+            "--train-codec-only and --shards exclude each other: all jobs share one "
+            "codec; omit --shards"
         )
 
 
-def make(args: argparse.Namespace) -> None:
-    """Extract, or only train the codecs."""
-    world = join(args)
-    teachers = build(args)
-    # The one that the others have their codecs from comes first.
-    first = as_path(codec_folder(args))
-    for shar_dir in sorted(args.shar_dir, key=lambda d: as_path(d) != first):
-        if args.train_codec_only:
-            train_codecs(shar_dir, teachers, world=world, **codec_arguments(args))
-        else:
-            run(shar_dir, teachers, args, world)
-    close_world()
-
-
-def codec_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what extracting and only training the codecs have in common."""
-    return {
-        "codec": args.codec[0],
-        "codec_dir": codec_folder(args),
-        "codec_frames": args.codec_frames,
-        "codec_options": read_options("--codec-option", args.codec_option),
-        "overwrite": args.overwrite,
-    }
-
-
-def codec_folder(args: argparse.Namespace) -> str:
-    """Return the Shar folder whose trained codecs serve all."""
-    return args.codec_from or args.shar_dir[0]
-
-
-def join(args: argparse.Namespace) -> World:
-    """Return this process's place among those of torchrun; each gets its own GPU."""
-    args.device = assign_device(args.device)
-    return init_world("cpu", timeout=CODEC_TIMEOUT)
-
-
-def build(args: argparse.Namespace) -> list[Teacher]:
-    """Return the teachers that the command names.
+def parse_pairs(argument: str, pairs: Sequence[str]) -> dict[str, Any]:
+    """Return KEY=VALUE pairs as a dict; values are parsed as YAML.
 
     Raises:
-      ValueError: if it names none, or in both ways, or the file is at fault.
+      ValueError: if a pair has another form; the message names ``argument``.
+    """
+    options = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"{argument} {pair}: expected KEY=VALUE")
+        options[name] = yaml.safe_load(value)
+    return options
+
+
+def load_teachers(args: argparse.Namespace) -> list[Teacher]:
+    """Return the teachers of --teachers or --teacher.
+
+    Raises:
+      ValueError: if the options are missing or exclude each other, or the YAML file is
+        invalid.
     """
     common = {"num_threads": args.num_threads, "device": args.device}
     if (args.teachers is None) == (args.teacher is None):
         raise ValueError(
             "give either --teachers FILE or --teacher NAME --model-dir DIR"
         )
-    if args.teachers is not None:
-        described = read_yaml(args.teachers)
-        if not isinstance(described, dict) or not all(
-            isinstance(options, dict) for options in described.values()
-        ):
-            raise ValueError(
-                f"{args.teachers}: not a mapping of teachers to their options, as in "
-                "'whisper_base: {model_dir: download/teachers/whisper_base}'"
-            )
-        try:
-            return build_teachers({n: {**common, **d} for n, d in described.items()})
-        except ValueError as e:
-            raise ValueError(f"{args.teachers}: {e}") from e
-    if args.model_dir is None:
-        raise ValueError("--teacher needs --model-dir")
-    options = {**common, **read_options("--option", args.option)}
-    return [build_teacher(args.teacher, args.model_dir, args.field, **options)]
+    if args.teacher is not None:
+        if args.model_dir is None:
+            raise ValueError("--teacher requires --model-dir")
+        options = {**common, **parse_pairs("--option", args.option)}
+        return [build_teacher(args.teacher, args.model_dir, args.field, **options)]
+    described = read_yaml(args.teachers)
+    if not isinstance(described, dict) or not all(
+        isinstance(options, dict) for options in described.values()
+    ):
+        raise ValueError(
+            f"{args.teachers}: not a mapping of field names to options, for example "
+            "'whisper_base: {model_dir: download/teachers/whisper_base}'"
+        )
+    try:
+        return build_teachers({n: {**common, **d} for n, d in described.items()})
+    except ValueError as e:
+        raise ValueError(f"{args.teachers}: {e}") from e
 
 
-def read_options(argument: str, given: Sequence[str]) -> dict[str, Any]:
-    """Return the values of several KEY=VALUE, each read as YAML.
-
-    Raises:
-      ValueError: if one is of another form; the message names the ``argument``.
-    """
-    options = {}
-    for option in given:
-        name, equals, value = option.partition("=")
-        if not equals:
-            raise ValueError(f"{argument} {option}: expected KEY=VALUE")
-        options[name] = yaml.safe_load(value)
-    return options
-
-
-def run(
+def extract_folder(
     shar_dir: str, teachers: list[Teacher], args: argparse.Namespace, world: World
 ) -> None:
-    """Extract one folder, telling the progress, and log what was done."""
-    names = " ".join(t.name for t in teachers)
-    place = f" (process 1 of {world.size})" if world.size > 1 else ""
-    progress = AudioProgress(f"{shar_dir} {names}{place}")
+    """Extract the fields of one folder, or train its codecs; log the result."""
+    codec_arguments = {
+        "codec": args.codec[0],
+        "codec_dir": args.codec_from or args.shar_dir[0],
+        "codec_frames": args.codec_frames,
+        "codec_options": parse_pairs("--codec-option", args.codec_option),
+        "overwrite": args.overwrite,
+    }
+    if args.train_codec_only:
+        train_codecs(shar_dir, teachers, world=world, **codec_arguments)
+        return
+    rank = f" (process 1 of {world.size})" if world.size > 1 else ""
+    title = f"{shar_dir} {' '.join(t.name for t in teachers)}{rank}"
     start = time.perf_counter()
-    try:
-        infos, report = extract(
+    with contextlib.closing(AudioProgress(title)) as progress:
+        infos, summary = extract(
             shar_dir,
             teachers,
             max_batch_duration=args.max_batch_duration,
@@ -286,29 +244,14 @@ def run(
             verify=args.verify,
             num_threads=args.num_threads,
             progress=progress if world.is_main else None,
-            **codec_arguments(args),
+            **codec_arguments,
         )
-    finally:
-        progress.close()
-    tell(shar_dir, infos, report, time.perf_counter() - start)
-
-
-def tell(
-    shar_dir: str,
-    infos: dict[str, FieldInfo],
-    report: ExtractionSummary,
-    elapsed: float,
-) -> None:
-    """Log what an extraction did, and what is left for others to do."""
-    if report.shards_done:
-        logging.info(
-            "%d shards written, %d kept; %.0f hours of audio an hour",
-            report.shards_done,
-            report.shards_kept,
-            report.seconds / elapsed,
-        )
-    else:
-        logging.info("%d shards are whole, nothing to do", report.shards_kept)
+    logging.info(
+        "%d shards written, %d kept; %.0f hours of audio per hour",
+        summary.shards_done,
+        summary.shards_kept,
+        summary.seconds / (time.perf_counter() - start),
+    )
     for field, info in infos.items():
         logging.info(
             "%s: %d cuts, %d frames of %d values, %s, %.1f MB",
@@ -319,18 +262,17 @@ def tell(
             info.codec,
             sum(s["bytes"] for s in info.shards) / 1e6,
         )
-    for field, missing in report.missing.items():
+    for field, missing in summary.missing.items():
         logging.info(
-            "%s: not written, %d shards are missing: they are other processes' to "
-            "make; the last one writes it",
+            "%s: not written yet, other processes have to finish %d shards",
             info_path(shar_dir, field),
             missing,
         )
 
 
-def dry_run(args: argparse.Namespace) -> None:
-    """Print what the extraction would take."""
-    teachers = [] if args.dims else build(args)
+def print_forecast(args: argparse.Namespace) -> None:
+    """Print the predicted disk space and time."""
+    teachers = [] if args.dims else load_teachers(args)
     outputs = parse_outputs(args.dims) if args.dims else collect_outputs(teachers)
     speed = None
     if teachers:
@@ -351,6 +293,6 @@ def dry_run(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    # Of this process as a whole, so not in main(), which others may call.
+    # Affects the whole process, hence not in main(), which other code may call.
     keep_freed_memory(one_arena=True)
     main()

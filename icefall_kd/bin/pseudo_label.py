@@ -1,25 +1,25 @@
-"""Write transcripts by Whisper into a copy of a Shar folder's cuts.
+"""Transcribe an unlabelled Shar folder with Whisper.
 
     python -m icefall_kd.bin.pseudo_label --shar-dir data/shar/unlabelled_en \\
         --model-dir download/teachers/whisper_base \\
         --output data/shar/unlabelled_en_whisper_base
 
-The output is a Shar folder of the same cuts with supervisions; audio and teachers'
-fields are links to those of the input.  A cut whose transcript is empty, uncertain, in
-too many words for its length, or longer than Whisper hears has none, and is counted:
-terms that need text pass it by.
+The output is a Shar folder with the same cuts and their pseudo-labels; audio and fields
+are links to the input.  A cut gets no supervision if its transcript is empty, has a low
+confidence or too many words, or if it is longer than 30 s.  Loss terms that need text
+skip it.
 
-Texts are written in --case, with the letters of --language.  --numbers is the style of
-numbers: EIGHTEEN FORTY TWO (spoken), ONE EIGHT FOUR TWO (digits, as telephone prompts
-read extensions), or 1842 (keep, not in English).  With --bpe-model of the student, a
-transcript that its tokens cannot write has none either:
+The texts are normalised to --case and to the letters of --language.  --numbers is the
+style of numbers: EIGHTEEN FORTY TWO (spoken), ONE EIGHT FOUR TWO (digits, as in
+telephone prompts), or 1842 (keep, not for English).  With --bpe-model of the student,
+transcripts with unknown tokens are rejected too:
 
     python -m icefall_kd.bin.pseudo_label --language fr --case lower \\
         --bpe-model own/lang/bpe.model ...
 
-The processes that torchrun starts share the shards (with --device cuda each takes a GPU
-of its own), and the last one tells what became of all cuts.  Run again after a crash,
-in any number, they go on with the shards that were being written:
+The processes of torchrun share the shards (with --device cuda each uses its own GPU);
+the last one logs the counts.  After a crash, the same command with any number of
+processes continues with the shards that were being written:
 
     torchrun --nproc_per_node 8 -m icefall_kd.bin.pseudo_label --device cuda ...
 """
@@ -43,48 +43,38 @@ from icefall_kd.core.logs import AudioProgress, setup_logging
 from icefall_kd.data.normalise import CASES
 from icefall_kd.data.numbers import STYLES
 from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.pseudo.progress import histogram
+from icefall_kd.pseudo.progress import format_histogram
 from icefall_kd.pseudo.pseudo_label import PseudoLabelSummary, pseudo_label
 from icefall_kd.teachers.whisper_text import WhisperText
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """Return the command's arguments."""
-    p = create_parser(__doc__)
-    p.add_argument("--shar-dir", required=True, help="Shar folder to transcribe")
-    p.add_argument("--model-dir", required=True, help="Whisper in CTranslate2's form")
-    p.add_argument("--output", required=True, help="the new Shar folder")
-    p.add_argument("--language", default="en", help="of the speech and the spelling")
-    p.add_argument("--case", choices=CASES, default="upper", help="of the transcripts")
-    p.add_argument("--numbers", choices=STYLES, default="spoken", help="as words: how")
-    p.add_argument(
-        "--bpe-model",
-        metavar="FILE",
-        help="of the student: what has tokens that it does not know is not taken",
-    )
-    p.add_argument("--beam", type=int, default=1, help="hypotheses of the search")
-    p.add_argument("--compute-type", default="int8", help="of CTranslate2")
-    p.add_argument(
-        "--num-threads",
-        type=int,
-        default=default_num_threads(),
-        help="CPU threads of this process; by default its share of the machine's CPUs",
-    )
-    p.add_argument("--device", default="cpu", help="cpu or cuda")
-    p.add_argument("--batch-size", type=int, default=8, help="utterances")
-    p.add_argument(
-        "--min-confidence",
-        type=float,
-        default=-0.7,
-        help="least mean log-probability of a transcript's tokens",
-    )
-    p.add_argument(
-        "--max-words-per-second",
-        type=float,
-        default=6.0,
-        help="of a transcript; one with more is left out",
-    )
-    return p
+    """Return the command's parser."""
+    parser = create_parser(__doc__)
+    add = parser.add_argument
+    add("--shar-dir", required=True, help="Shar folder to transcribe")
+    add("--output", required=True, help="new Shar folder")
+
+    add = parser.add_argument_group("Whisper").add_argument
+    add("--model-dir", required=True, help="folder of a CTranslate2 model")
+    add("--language", default="en", help="language code of the audio and the texts")
+    add("--beam", type=int, default=1, help="beam size; 1 is greedy search")
+    add("--compute-type", default="int8", help="compute type of CTranslate2")
+    add("--batch-size", type=int, default=8, help="utterances per batch")
+    add("--device", default="cpu", help="cpu, cuda or cuda:<number>")
+    threads = "CPU threads (default: this process's share of the CPUs)"
+    add("--num-threads", type=int, default=default_num_threads(), help=threads)
+
+    add = parser.add_argument_group("transcripts").add_argument
+    add("--case", choices=CASES, default="upper", help="case of the texts")
+    add("--numbers", choices=STYLES, default="spoken", help="style of numbers")
+    bpe_model = "the student's BPE model; rejects transcripts with unknown tokens"
+    add("--bpe-model", metavar="FILE", help=bpe_model)
+    confidence = "least mean log-probability of a transcript's tokens in nats"
+    add("--min-confidence", type=float, default=-0.7, help=confidence)
+    words = "maximum number of words per second of audio"
+    add("--max-words-per-second", type=float, default=6.0, help=words)
+    return parser
 
 
 def main() -> None:
@@ -95,15 +85,15 @@ def main() -> None:
     with exit_on_error("pseudo_label"):
         check_device(args.device)
         world = init_world("cpu")
-        report = make(args, world)
+        summary = transcribe(args, world)
         close_world()
-    tell(args.output, report)
+    log_summary(args.output, summary)
 
 
-def make(args: argparse.Namespace, world: World) -> PseudoLabelSummary:
-    """Write this process's share of the transcripts."""
+def transcribe(args: argparse.Namespace, world: World) -> PseudoLabelSummary:
+    """Transcribe this process's shards."""
     tokenizer = None if args.bpe_model is None else Tokenizer(args.bpe_model)
-    reader = WhisperText(
+    whisper = WhisperText(
         args.model_dir,
         args.language,
         args.beam,
@@ -111,12 +101,12 @@ def make(args: argparse.Namespace, world: World) -> PseudoLabelSummary:
         num_threads=args.num_threads,
         device=assign_device(args.device),
     )
-    place = f" (process 1 of {world.size})" if world.size > 1 else ""
-    with contextlib.closing(AudioProgress(f"{args.shar_dir}{place}")) as progress:
+    rank = f" (process 1 of {world.size})" if world.size > 1 else ""
+    with contextlib.closing(AudioProgress(f"{args.shar_dir}{rank}")) as progress:
         return pseudo_label(
             args.shar_dir,
             args.output,
-            reader,
+            whisper,
             batch_size=args.batch_size,
             min_confidence=args.min_confidence,
             max_words_per_second=args.max_words_per_second,
@@ -129,31 +119,31 @@ def make(args: argparse.Namespace, world: World) -> PseudoLabelSummary:
         )
 
 
-def tell(output: str, report: PseudoLabelSummary) -> None:
-    """Log what became of all cuts, or what is left for others to do."""
-    if report.missing:
+def log_summary(output: str, summary: PseudoLabelSummary) -> None:
+    """Log the counts of all cuts, or the number of missing shards."""
+    if summary.missing:
         logging.info(
-            "%s: not complete, %d shards are missing: they are other processes' to "
-            "make; the last one tells the totals",
+            "%s: not complete, other processes have to finish %d shards; the last one "
+            "logs the counts",
             output,
-            report.missing,
+            summary.missing,
         )
         return
-    logging.info(
-        "%s: %s",
-        output,
-        ", ".join(f"{n} {what}" for what, n in sorted(report.counts.items())),
+    counts = ", ".join(
+        f"{n} {verdict}" for verdict, n in sorted(summary.counts.items())
     )
-    if report.confidences:
+    logging.info("%s: %s", output, counts)
+    if summary.confidences:
         logging.info(
-            "%s: mean log-probability of a transcript's tokens, cuts, and share of the "
-            "cuts from there up (--min-confidence chooses)\n%s",
+            "%s: confidence (see --min-confidence), cuts, share of cuts with at least "
+            "this confidence\n%s",
             output,
-            histogram(report.confidences),
+            format_histogram(summary.confidences),
         )
 
 
 if __name__ == "__main__":
-    # Of this process as a whole, so not in main(), which others may call.
-    keep_freed_memory(one_arena=True)  # before the first model: its buffers come again
+    # Affects the whole process, hence not in main(), which other code may call.  Called
+    # before the model is loaded, so that its buffers are reused too.
+    keep_freed_memory(one_arena=True)
     main()

@@ -1,1 +1,1 @@
-"""Pseudo-labels: transcripts by a teacher in place of references."""
+"""Pseudo-labels: transcripts of unlabelled audio by a teacher."""

@@ -1,157 +1,174 @@
-"""What became of the cuts of each shard that a teacher transcribes, file by file.
+"""Verdicts and confidences of pseudo-labels, stored shard by shard.
 
-Beside the counts of verdicts a file has how many transcripts have which confidence: a
-mean log-probability of its tokens, in steps of 0.1 nats.
+A confidence is the mean log-probability of a transcript's tokens in nats, counted in
+steps of 0.1.
 """
 
 import contextlib
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from icefall_kd.core.files import read_json, remove_stale_temporaries, write_json
 from icefall_kd.data.shar import fields_dir
 from icefall_kd.fields.format import cuts_path, fingerprint_differences, list_shar
 from icefall_kd.fields.join import compare_keys, read_keys
 
-NOTE = "pseudo_labels.json"
+TOTALS = "pseudo_labels.json"
 PART = "pseudo_labels-"
-STEPS = 20  # of 0.1 nats; the last one has all below
-Counts = dict[str, dict[str, int]]  # shard -> what -> cuts
+STEPS = 20  # of 0.1 nats; the last one has all lower confidences
+
+
+class LabelCounts(NamedTuple):
+    """Counts of one shard.
+
+    Attributes:
+      verdicts: verdict -> number of cuts.
+      confidences: lower end of a step, for example "-0.3" -> number of transcripts.
+    """
+
+    verdicts: Mapping[str, int]
+    confidences: Mapping[str, int]
 
 
 class LabelProgress:
-    """What became of the cuts of each shard of an output, with what identifies it.
+    """Finished shards of an output of pseudo-labels, with their counts.
 
-    While shards are missing, ``pseudo_labels-<shard>.json`` says that one is whole;
-    ``pseudo_labels.json`` has all when it is complete.  Both are in
-    ``<output>.fields``, see :mod:`icefall_kd.fields.format`.  Earlier versions kept in
-    the latter what they had done so far, which holds too.
+    Two kinds of JSON files in ``<output>.fields`` hold the counts: while shards are
+    missing, ``pseudo_labels-<shard>.json`` of each finished shard; afterwards
+    ``pseudo_labels.json`` of all shards.  Earlier versions wrote unfinished counts to
+    the latter, which is still read.
 
+    Args:
+      shar_dir: the input.
+      output: the new Shar folder.
+      identity: teacher and options; shards of another identity are not reused.
     Raises:
-      ValueError: if the output holds transcripts that another identity made.
+      ValueError: if the output has transcripts of another identity.
     """
 
     def __init__(self, shar_dir: Path, output: Path, identity: dict[str, Any]) -> None:
-        self._shar_dir = shar_dir
-        self._output = output
-        self._identity = identity
-        self._notes = fields_dir(output)
+        self._shar_dir, self._output, self._identity = shar_dir, output, identity
+        self._folder = fields_dir(output)
+        self._current: set[str] = set()  # shards whose cuts were compared
         if output.is_dir():
-            list_shar(output)  # moves what an earlier version noted there
-        self._joined: set[str] = set()  # shards that were found to be of these cuts
-        self.whole()  # refuses before anything is written
+            list_shar(output)  # moves the files of earlier versions
+        self._read_totals()  # raises for another identity
 
-    def whole(self) -> tuple[Counts, Counts]:
-        """Return verdicts and confidences of the shards that are whole."""
-        found: dict[str, tuple[dict[str, int], dict[str, int]]] = {}
-        # Read before the note: who completes that deletes these after it.
-        for path in self._notes.glob(f"{PART}*.json"):
+    def read_finished(self) -> dict[str, LabelCounts]:
+        """Return the counts of the finished shards."""
+        found: dict[str, LabelCounts] = {}
+        # Read before the totals: a process that completes them deletes these later.
+        for path in self._folder.glob(f"{PART}*.json"):
             with contextlib.suppress(FileNotFoundError):
-                said = read_json(path)
-                # What a note that was deleted identified does not count.
-                if _without_counts(said) == self._identity:
+                part = read_json(path)
+                if _identity_of(part) == self._identity:
                     shard = path.stem[len(PART) :]
-                    found[shard] = said["counts"], said.get("confidences", {})
-        note = self._note()
-        for shard, counts in note.get("counts", {}).items():
-            confidences = note.get("confidences", {}).get(shard, {})
-            found.setdefault(shard, (counts, confidences))
-        found = {shard: both for shard, both in found.items() if self._joins(shard)}
-        verdicts = {shard: both[0] for shard, both in found.items()}
-        return verdicts, {shard: both[1] for shard, both in found.items()}
+                    found[shard] = LabelCounts(
+                        part["counts"], part.get("confidences", {})
+                    )
+        totals = self._read_totals()
+        for shard, verdicts in totals.get("counts", {}).items():
+            confidences = totals.get("confidences", {}).get(shard, {})
+            found.setdefault(shard, LabelCounts(verdicts, confidences))
+        return {shard: c for shard, c in found.items() if self._is_current(shard)}
 
-    def _joins(self, shard: str) -> bool:
-        """Return whether a shard is there, and of the cuts that the input has now."""
-        if shard not in self._joined:
+    def _is_current(self, shard: str) -> bool:
+        """Return whether a shard exists, with the cuts that the input has now."""
+        if shard not in self._current:
             source = cuts_path(self._shar_dir, shard)
             labelled = labelled_path(self._output, shard)
             if not source.is_file() or not labelled.is_file():
                 return False
             if compare_keys(read_keys(source), read_keys(labelled)):
                 return False
-            self._joined.add(shard)
+            self._current.add(shard)
         return True
 
-    def begin(self, own: Sequence[str]) -> list[str]:
-        """Return those of ``own`` that are to be made; sweep what was left of them."""
-        whole, _ = self.whole()
-        todo = [shard for shard in own if shard not in whole]
-        # Nobody completes the note meanwhile: they would lack what is made here.
-        if todo and not self._note():
-            write_json(self._notes / NOTE, {**self._identity, "counts": {}})
+    def start(self, shards: Sequence[str]) -> list[str]:
+        """Return the unfinished ones of ``shards``; remove their temporary files."""
+        finished = self.read_finished()
+        todo = [shard for shard in shards if shard not in finished]
+        # While shards are missing, no process writes totals without them.
+        if todo and not self._read_totals():
+            write_json(self._folder / TOTALS, {**self._identity, "counts": {}})
         for shard in todo:
-            remove_stale_temporaries(
-                self._notes, labelled_path(self._output, shard).name
-            )
-            remove_stale_temporaries(self._notes, self._path(shard).name)
+            for path in (labelled_path(self._output, shard), self._part_path(shard)):
+                remove_stale_temporaries(self._folder, path.name)
         return todo
 
-    def add(self, shard: str, counts: Counter, confidences: Counter) -> None:
-        """Note that a shard is whole."""
-        made = {"counts": dict(counts), "confidences": dict(confidences)}
-        write_json(self._path(shard), {**self._identity, **made})
+    def add(self, shard: str, counts: LabelCounts) -> None:
+        """Write the counts of a finished shard."""
+        values = {
+            "counts": dict(counts.verdicts),
+            "confidences": dict(counts.confidences),
+        }
+        write_json(self._part_path(shard), {**self._identity, **values})
 
-    def complete(self, counts: Counts, confidences: Counts) -> None:
-        """Put the counts of all shards together."""
-        note = {**self._identity, "counts": counts, "confidences": confidences}
-        if self._note() != note:
-            write_json(self._notes / NOTE, note)
-        remove_stale_temporaries(self._notes, NOTE)
+    def complete(self, counts: Mapping[str, LabelCounts]) -> None:
+        """Write the counts of all shards to one file, and delete the shards' files."""
+        totals = {
+            **self._identity,
+            "counts": {shard: c.verdicts for shard, c in counts.items()},
+            "confidences": {shard: c.confidences for shard, c in counts.items()},
+        }
+        if self._read_totals() != totals:
+            write_json(self._folder / TOTALS, totals)
+        remove_stale_temporaries(self._folder, TOTALS)
         for shard in counts:
-            self._path(shard).unlink(missing_ok=True)
+            self._part_path(shard).unlink(missing_ok=True)
 
-    def _note(self) -> dict[str, Any]:
-        """Return pseudo_labels.json; empty if there is none."""
+    def _read_totals(self) -> dict[str, Any]:
+        """Return pseudo_labels.json; empty if it does not exist."""
         try:
-            note = read_json(self._notes / NOTE)
+            totals = read_json(self._folder / TOTALS)
         except FileNotFoundError:
             return {}
-        if _without_counts(note) != self._identity:
-            differences = fingerprint_differences(self._identity, _without_counts(note))
+        identity = _identity_of(totals)
+        if identity != self._identity:
+            differences = fingerprint_differences(self._identity, identity)
             raise ValueError(
-                f"{self._output} holds transcripts made otherwise "
-                f"({'; '.join(differences)}); delete it and {self._notes}, or choose "
+                f"{self._output} has transcripts of another teacher or options: "
+                f"{'; '.join(differences)}. Delete it and {self._folder}, or give "
                 "another --output"
             )
-        return note
+        return totals
 
-    def _path(self, shard: str) -> Path:
-        return self._notes / f"{PART}{shard}.json"
-
-
-def _without_counts(note: dict[str, Any]) -> dict[str, Any]:
-    made = ("counts", "confidences")
-    return {name: value for name, value in note.items() if name not in made}
+    def _part_path(self, shard: str) -> Path:
+        return self._folder / f"{PART}{shard}.json"
 
 
-def step_of(confidence: float) -> str:
-    """Return the lower end of the step that a confidence is in: "-0.3" for -0.25."""
+def _identity_of(note: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in note.items() if k not in ("counts", "confidences")}
+
+
+def labelled_path(output: Path, shard: str) -> Path:
+    """Return the file of a shard's cuts with pseudo-labels."""
+    return output / f"cuts.{shard}.jsonl.gz"
+
+
+def confidence_step(confidence: float) -> str:
+    """Return the lower end of the step of a confidence: "-0.3" for -0.25."""
     step = math.ceil(-10 * confidence) if math.isfinite(confidence) else STEPS
     return f"{-min(STEPS, max(1, step)) / 10:.1f}"
 
 
-def histogram(confidences: Mapping[str, int]) -> str:
-    """Return a line for each step of 0.1 nats: its cuts, and the share from it up."""
-    total, above, lines = sum(confidences.values()), 0, []
-    most = max(confidences.values(), default=1)
+def format_histogram(confidences: Mapping[str, int]) -> str:
+    """Return one line per step: number of cuts, and share of cuts from it upwards.
+
+    Args:
+      confidences: as :class:`LabelCounts`; not empty.
+    """
+    total, most = sum(confidences.values()), max(confidences.values(), default=1)
+    cumulative, lines = 0, []
     for step in range(1, STEPS + 1):
-        low = f"{-step / 10:.1f}"
+        low, high = f"{-step / 10:.1f}", f"{(1 - step) / 10:.1f}"
         count = confidences.get(low, 0)
-        above += count
-        span = (
-            f"{low} .. {(1 - step) / 10:.1f}"
-            if step < STEPS
-            else f"below {(1 - step) / 10:.1f}"
-        )
-        bar = "#" * -(-30 * count // most)
-        lines.append(f"  {span:>12} {count:8,} {100 * above / total:5.1f} % {bar}")
-        if above == total:
+        cumulative += count
+        interval = f"{low} .. {high}" if step < STEPS else f"below {high}"
+        share, bar = 100 * cumulative / total, "#" * -(-30 * count // most)
+        lines.append(f"  {interval:>12} {count:8,} {share:5.1f} % {bar}")
+        if cumulative == total:
             break
     return "\n".join(lines)
-
-
-def labelled_path(output: Path, shard: str) -> Path:
-    return output / f"cuts.{shard}.jsonl.gz"

@@ -1,9 +1,8 @@
-"""Transcripts of a teacher in the place of a person's: pseudo-labels.
+"""Transcribe a Shar folder with a teacher, and keep the transcripts that pass a filter.
 
-Several processes share the work without talking: each makes the shards that are its
-own and counts each in a file of its own, and whoever finds all of them at its end puts
-the counts together.  Killed at any time and started again, in any number, they redo at
-most the shards that were being written.
+Several processes share the shards without communication.  Each writes the counts of its
+shards to files; the one that finishes last merges them.  After a kill, any number of
+processes can continue: they repeat only the shards that were being written.
 """
 
 import dataclasses
@@ -28,65 +27,48 @@ from icefall_kd.data.cuts import check_cuts
 from icefall_kd.data.normalise import normalise_text
 from icefall_kd.data.shar import fields_dir
 from icefall_kd.data.tokens import Tokenizer, UnknownLetters
-from icefall_kd.fields.extract import SINGLE_PROCESS
-from icefall_kd.fields.format import (
-    cuts_path,
-    field_dir,
-    list_shar,
-    recording_path,
-    shard_ids,
-)
-from icefall_kd.fields.run_teachers import load_shar_wave
+from icefall_kd.fields.extract import SINGLE_PROCESS, Progress
+from icefall_kd.fields.format import cuts_path, field_dir, list_shar, shard_ids
+from icefall_kd.fields.run_teachers import audio_shard, load_shar_wave
 from icefall_kd.fields.shards import Shard
 from icefall_kd.fields.survey import find_fields
-from icefall_kd.pseudo.progress import LabelProgress, labelled_path, step_of
+from icefall_kd.pseudo.progress import (
+    LabelCounts,
+    LabelProgress,
+    confidence_step,
+    labelled_path,
+)
 
-MAX_SECONDS = 30.0  # that Whisper hears at once
-_UNKNOWN = "unknown tokens"
+MAX_SECONDS = 30.0  # longest cut that Whisper transcribes
+LABELLED, UNKNOWN_TOKENS = "labelled", "unknown tokens"  # verdicts
 
 
 class Transcriber(Protocol):
-    """Reads waves; see :class:`icefall_kd.teachers.whisper_text.WhisperText`."""
+    """See :class:`icefall_kd.teachers.whisper_text.WhisperText`."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what identifies the transcripts."""
+        """Return the model and the options that determine the transcripts."""
         ...
 
     def transcribe(self, waves: Sequence[Tensor]) -> list[Any]:
-        """Return ``text`` and ``confidence`` of each wave."""
+        """Return an object with ``text`` and ``confidence`` for each wave."""
         ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What a transcript must be to be taken."""
-
-    min_confidence: float
-    max_words_per_second: float
-
-    def verdict(self, text: str, confidence: float, duration: float) -> str:
-        """Return "labelled", or why not."""
-        if not text:
-            return "empty"
-        if confidence < self.min_confidence:
-            return "uncertain"
-        if len(text.split()) > max(1.0, self.max_words_per_second * duration):
-            return "too many words"
-        return "labelled"
 
 
 @dataclasses.dataclass(frozen=True)
 class TranscriptFilter:
-    """Spells what was heard, and says whether it is taken.
+    """Normalise transcripts, and decide which become pseudo-labels.
 
     Attributes:
-      limits:    what a transcript must be.
-      language, case, numbers: of the spelling, see
-        :func:`icefall_kd.data.normalise.normalise_text`.
-      tokenizer: of the student, which must know every token; None does not ask.
+      min_confidence: least mean log-probability of a transcript's tokens, in nats.
+      max_words_per_second: largest number of words per second of audio.
+      language, case, numbers: see :func:`icefall_kd.data.normalise.normalise_text`.
+      tokenizer: of the student; transcripts with ``<unk>`` are rejected.  None accepts
+        all.
     """
 
-    limits: Limits
+    min_confidence: float = -0.7
+    max_words_per_second: float = 6.0
     language: str = "en"
     case: str = "upper"
     numbers: str = "spoken"
@@ -94,17 +76,20 @@ class TranscriptFilter:
 
     @functools.cached_property
     def letters(self) -> UnknownLetters:
-        """Counts the letters that the tokenizer does not know."""
+        """Counts of the letters that the tokenizer does not have."""
         return UnknownLetters(self.tokenizer)
 
     def identity(self) -> dict[str, Any]:
-        """Return what identifies its transcripts.
+        """Return the options that determine the pseudo-labels.
 
-        Earlier versions wrote neither the defaults nor ``numbers``: they read all
-        numbers digit by digit, so that their transcripts are not taken for these.
+        Earlier versions wrote neither the defaults nor ``numbers``: they wrote all
+        numbers digit by digit, so their transcripts must not be reused.
         """
-        identity: dict[str, Any] = dataclasses.asdict(self.limits)
-        identity["numbers"] = self.numbers
+        identity: dict[str, Any] = {
+            "min_confidence": self.min_confidence,
+            "max_words_per_second": self.max_words_per_second,
+            "numbers": self.numbers,
+        }
         if self.language != "en":
             identity["language"] = self.language
         if self.case != "upper":
@@ -113,28 +98,38 @@ class TranscriptFilter:
             identity["bpe_model"] = self.tokenizer.sha256
         return identity
 
-    def spell(self, text: str) -> str:
-        """Return what was heard as the student shall write it."""
+    def normalise(self, text: str) -> str:
+        """Return a transcript in the spelling of the training texts."""
         return normalise_text(text, self.language, self.case, self.numbers)
 
     def verdict(self, text: str, confidence: float, duration: float) -> str:
-        """Return "labelled", or why the spelled ``text`` is not taken."""
-        verdict = self.limits.verdict(text, confidence, duration)
-        if verdict == "labelled" and self.tokenizer is not None:
+        """Return "labelled", or the reason for rejecting a normalised transcript.
+
+        Args:
+          confidence: mean log-probability of the tokens, in nats.
+          duration: of the audio, in seconds.
+        """
+        if not text:
+            return "empty"
+        if confidence < self.min_confidence:
+            return "uncertain"
+        if len(text.split()) > max(1.0, self.max_words_per_second * duration):
+            return "too many words"
+        if self.tokenizer is not None:
             if self.tokenizer.unk_id in self.letters.add(text):
-                return _UNKNOWN
-        return verdict
+                return UNKNOWN_TOKENS
+        return LABELLED
 
 
 @dataclasses.dataclass(frozen=True)
 class PseudoLabelSummary:
-    """What there is of an output.
+    """Counts over the finished shards of an output, of all processes.
 
     Attributes:
-      counts:  number of cuts, in the shards that are there, by what became of them.
-      missing: shards that others have yet to make; 0 says that the output is complete.
-      confidences: number of transcripts, taken or not, by the lower end of the step of
-        0.1 nats that their confidence is in.
+      counts: verdict -> number of cuts.
+      missing: shards that other processes have not finished yet.
+      confidences: lower end of a step of 0.1 nats -> number of transcripts, rejected
+        ones included.
     """
 
     counts: Counter
@@ -142,33 +137,10 @@ class PseudoLabelSummary:
     confidences: Counter = dataclasses.field(default_factory=Counter)
 
 
-class Seconds:
-    """Counts the seconds of audio of a process's shards that are transcribed."""
-
-    def __init__(
-        self,
-        shar_dir: Path,
-        shards: Sequence[str],
-        progress: Optional[Callable[[float, float], None]],
-    ) -> None:
-        self._progress, self._done, self._total = progress, 0.0, 0.0
-        if progress is not None:
-            for shard in shards:
-                lines = Shard(cuts_path(shar_dir, shard), {}).lines()
-                durations = (line["duration"] for line in lines)
-                self._total += sum(d for d in durations if d <= MAX_SECONDS)
-
-    def add(self, seconds: float) -> None:
-        """Count the audio of a batch."""
-        self._done += seconds
-        if self._progress is not None:
-            self._progress(self._done, self._total)
-
-
 def pseudo_label(
     shar_dir: Pathlike,
     output: Pathlike,
-    reader: Transcriber,
+    transcriber: Transcriber,
     *,
     batch_size: int = 8,
     min_confidence: float = -0.7,
@@ -178,141 +150,139 @@ def pseudo_label(
     numbers: str = "spoken",
     tokenizer: Optional[Tokenizer] = None,
     world: World = SINGLE_PROCESS,
-    progress: Optional[Callable[[float, float], None]] = None,
+    progress: Optional[Progress] = None,
 ) -> PseudoLabelSummary:
-    """Write a Shar folder of the same cuts, with transcripts by ``reader``.
+    """Write a Shar folder with the cuts of ``shar_dir`` and pseudo-labels.
 
-    Everything but the cuts is a link to the input's.  A shard of cuts that is there
-    already is kept.
+    Audio and fields are links to the input.  Finished shards are skipped.
 
     Args:
-      min_confidence: least mean log-probability of a transcript's tokens, nats.
-      language, case, numbers: of the spelling, see
-        :func:`icefall_kd.data.normalise.normalise_text`.
-      tokenizer: a transcript with tokens that it does not know is not taken.
+      batch_size: utterances per call of the transcriber.
+      min_confidence, max_words_per_second, language, case, numbers, tokenizer: see
+        :class:`TranscriptFilter`.
       world: processes that share the shards: each takes every ``world.size``-th.
-      progress: called with the seconds of audio that this process has transcribed, and
-        those of all its shards, after every batch.
+      progress: called after each batch with the seconds of audio of this process, done
+        and in total.
     Raises:
-      FileNotFoundError: if ``shar_dir`` is no Shar folder.
-      ValueError: if ``output`` holds transcripts made otherwise, or there is no such
-        case, or no such style of numbers in the language.
+      FileNotFoundError: if ``shar_dir`` is not a Shar folder.
+      ValueError: if ``output`` has transcripts of another teacher or options, or of
+        other cuts; if the case, or the language's style of numbers, is unknown.
     """
     shar_dir, output = Path(shar_dir), Path(output)
-    limits = Limits(min_confidence, max_words_per_second)
-    judge = TranscriptFilter(limits, language, case, numbers, tokenizer)
-    judge.spell("")  # refuses a case or a style before a folder is made
-    every = shard_ids(shar_dir)
-    names = {labelled_path(output, shard).name for shard in every}
-    stale = sorted({p.name for p in output.glob("cuts.*.jsonl.gz")} - names)
-    if stale:
+    transcript_filter = TranscriptFilter(
+        min_confidence, max_words_per_second, language, case, numbers, tokenizer
+    )
+    transcript_filter.normalise("")  # raises for invalid options
+    shards = shard_ids(shar_dir)
+    names = {labelled_path(output, shard).name for shard in shards}
+    foreign = sorted({p.name for p in output.glob("cuts.*.jsonl.gz")} - names)
+    if foreign:
         raise ValueError(
-            f"{output} holds {', '.join(stale[:3])}, of which {shar_dir} has no audio: "
-            "it is of another set; delete it, or choose another --output"
+            f"{output} has {', '.join(foreign[:3])}, but {shar_dir} does not: it "
+            "belongs to another set. Delete it, or give another --output"
         )
-    tally = LabelProgress(
-        shar_dir,
-        output,
-        {"of": shar_dir.name, "reader": reader.fingerprint(), **judge.identity()},
-    )
-    own = every[world.rank :: world.size]
-    check_cuts((_source(shar_dir, shard) for shard in own), str(shar_dir))
-    todo = tally.begin(own)
-    logging.info("%s: %d of %d shards to transcribe", shar_dir, len(todo), len(every))
-    seconds = Seconds(shar_dir, todo, progress)
+    identity = {
+        "of": shar_dir.name,
+        "reader": transcriber.fingerprint(),
+        **transcript_filter.identity(),
+    }
+    label_progress = LabelProgress(shar_dir, output, identity)
+    own = shards[world.rank :: world.size]
+    check_cuts((audio_shard(shar_dir, shard) for shard in own), str(shar_dir))
+    todo = label_progress.start(own)
+    logging.info("%s: %d of %d shards to transcribe", shar_dir, len(todo), len(shards))
+    add_seconds = _count_seconds(shar_dir, todo, progress)
     for shard in todo:
-        made = _label_shard(shar_dir, output, shard, reader, judge, batch_size, seconds)
-        tally.add(shard, *made)
-    if tokenizer is not None and judge.letters.unknown:
-        logging.info("%s: without a transcript: %s", output, judge.letters.describe())
-    return _finish(shar_dir, output, every, tally)
-
-
-def _finish(
-    shar_dir: Path, output: Path, every: Sequence[str], tally: LabelProgress
-) -> PseudoLabelSummary:
-    """Complete the output if all its shards are whole, whoever made them."""
-    verdicts, steps = tally.whole()
-    counts = {shard: verdicts[shard] for shard in every if shard in verdicts}
-    confidences = {shard: steps[shard] for shard in counts}
-    report = PseudoLabelSummary(
-        sum((Counter(c) for c in counts.values()), Counter()),
-        len(every) - len(counts),
-        sum((Counter(c) for c in confidences.values()), Counter()),
-    )
-    if not report.missing:
-        _link_the_rest(shar_dir, output)
-        tally.complete(counts, confidences)
-        _warn_of_unknown(output, report.counts)
-    return report
-
-
-def _warn_of_unknown(output: Path, counts: Counter) -> None:
-    """Say so when the spelling cannot be that of the BPE model."""
-    taken = counts["labelled"] + counts[_UNKNOWN]
-    if 2 * counts[_UNKNOWN] > taken:
-        logging.warning(
-            "%s: %d of %d transcripts have tokens that the BPE model does not know, "
-            "and were not taken: it learnt another spelling.  Give --case and "
-            "--language as the texts of --bpe-model are written, and another --output",
-            output,
-            counts[_UNKNOWN],
-            taken,
+        counts = _label_shard(
+            audio_shard(shar_dir, shard),
+            labelled_path(output, shard),
+            transcriber,
+            transcript_filter,
+            batch_size,
+            add_seconds,
         )
+        label_progress.add(shard, counts)
+    if tokenizer is not None and transcript_filter.letters.unknown:
+        logging.info(
+            "%s: rejected transcripts: %s", output, transcript_filter.letters.describe()
+        )
+    return _finish(shar_dir, output, shards, label_progress)
+
+
+def _count_seconds(
+    shar_dir: Path, shards: Sequence[str], progress: Optional[Progress]
+) -> Callable[[float], None]:
+    """Return a function that adds the seconds of a batch and calls ``progress``."""
+    if progress is None:
+        return lambda seconds: None
+    done, total = 0.0, 0.0
+    for shard in shards:
+        durations = (
+            c["duration"] for c in Shard(cuts_path(shar_dir, shard), {}).lines()
+        )
+        total += sum(d for d in durations if d <= MAX_SECONDS)
+
+    def add(seconds: float) -> None:
+        nonlocal done
+        done += seconds
+        progress(done, total)
+
+    return add
 
 
 def _label_shard(
-    shar_dir: Path,
-    output: Path,
-    shard: str,
-    reader: Transcriber,
-    judge: TranscriptFilter,
+    source: Shard,
+    target: Path,
+    transcriber: Transcriber,
+    transcript_filter: TranscriptFilter,
     batch_size: int,
-    seconds: Seconds,
-) -> tuple[Counter, Counter]:
-    """Write one shard of cuts; return its verdicts and its confidences."""
-    source = _source(shar_dir, shard)
+    add_seconds: Callable[[float], None],
+) -> LabelCounts:
+    """Write one shard of cuts with pseudo-labels."""
     cuts = (cut for _, cut in source.read())
-    said = dict(_transcripts(cuts, reader, batch_size, seconds))
-    counts, confidences = Counter(), Counter()  # type: Counter, Counter
-    path = labelled_path(output, shard)
-    written = fields_dir(output) / path.name  # lhotse may be reading the output
-    with write_atomically(written) as aside:
-        with gzip.open(aside, "wt", encoding="utf-8") as out:
+    transcripts = dict(_transcribe(cuts, transcriber, batch_size, add_seconds))
+    verdicts, confidences = Counter(), Counter()  # type: Counter, Counter
+    # Not in the output itself, which Lhotse may be reading.
+    staged = fields_dir(target.parent) / target.name
+    with write_atomically(staged) as temporary:
+        with gzip.open(temporary, "wt", encoding="utf-8") as f:
             for line in source.lines():
-                heard = said.get(line["id"])
-                if heard is None:
+                line["supervisions"] = []
+                found = transcripts.get(line["id"])
+                if found is None:
                     verdict = "too long"
                 else:
-                    confidences[step_of(heard.confidence)] += 1
-                    text = judge.spell(heard.text)
-                    verdict = judge.verdict(text, heard.confidence, line["duration"])
-                counts[verdict] += 1
-                line["supervisions"] = []  # a person's, too
-                if verdict == "labelled":
-                    line["supervisions"] = [_supervision(line, text, heard.confidence)]
-                out.write(json.dumps(line, ensure_ascii=False) + "\n")
-    output.mkdir(parents=True, exist_ok=True)
-    move_file(written, path)
-    return counts, confidences
+                    confidences[confidence_step(found.confidence)] += 1
+                    text = transcript_filter.normalise(found.text)
+                    verdict = transcript_filter.verdict(
+                        text, found.confidence, line["duration"]
+                    )
+                    if verdict == LABELLED:
+                        line["supervisions"] = [
+                            _supervision(line, text, found.confidence)
+                        ]
+                verdicts[verdict] += 1
+                f.write(json.dumps(line, ensure_ascii=False) + "\n")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    move_file(staged, target)
+    return LabelCounts(verdicts, confidences)
 
 
-def _source(shar_dir: Path, shard: str) -> Shard:
-    return Shard(
-        cuts_path(shar_dir, shard), {"recording": recording_path(shar_dir, shard)}
-    )
-
-
-def _transcripts(
-    cuts: Iterator[Cut], reader: Transcriber, batch_size: int, seconds: Seconds
+def _transcribe(
+    cuts: Iterator[Cut],
+    transcriber: Transcriber,
+    batch_size: int,
+    add_seconds: Callable[[float], None],
 ) -> Iterator[tuple[str, Any]]:
     """Yield (cut id, transcript) of the cuts that are not too long."""
-    fit = [(cut.id, load_shar_wave(cut)) for cut in cuts if cut.duration <= MAX_SECONDS]
-    fit.sort(key=lambda pair: len(pair[1]))  # a batch is decoded as long as its longest
-    for k in range(0, len(fit), batch_size):
-        names, waves = zip(*fit[k : k + batch_size])
-        yield from zip(names, reader.transcribe(waves))
-        seconds.add(sum(map(len, waves)) / SAMPLE_RATE)
+    waves = [
+        (cut.id, load_shar_wave(cut)) for cut in cuts if cut.duration <= MAX_SECONDS
+    ]
+    waves.sort(key=lambda pair: len(pair[1]))  # the longest of a batch sets its cost
+    for k in range(0, len(waves), batch_size):
+        ids, batch = zip(*waves[k : k + batch_size])
+        yield from zip(ids, transcriber.transcribe(batch))
+        add_seconds(sum(map(len, batch)) / SAMPLE_RATE)
 
 
 def _supervision(line: dict[str, Any], text: str, confidence: float) -> dict[str, Any]:
@@ -326,12 +296,35 @@ def _supervision(line: dict[str, Any], text: str, confidence: float) -> dict[str
     ).to_dict()
 
 
-def _link_the_rest(shar_dir: Path, output: Path) -> None:
-    """Link what is not the cuts, by a relative path where both have one root.
+def _finish(
+    shar_dir: Path, output: Path, shards: Sequence[str], label_progress: LabelProgress
+) -> PseudoLabelSummary:
+    """Complete the output if all its shards are finished."""
+    finished = label_progress.read_finished()
+    counts = {shard: finished[shard] for shard in shards if shard in finished}
+    verdicts, confidences = Counter(), Counter()  # type: Counter, Counter
+    for shard_counts in counts.values():
+        verdicts.update(shard_counts.verdicts)
+        confidences.update(shard_counts.confidences)
+    summary = PseudoLabelSummary(verdicts, len(shards) - len(counts), confidences)
+    if not summary.missing:
+        _link_other_files(shar_dir, output)
+        label_progress.complete(counts)
+        accepted = verdicts[LABELLED] + verdicts[UNKNOWN_TOKENS]
+        if 2 * verdicts[UNKNOWN_TOKENS] > accepted:
+            logging.warning(
+                "%s: %d of %d transcripts were rejected, since the BPE model does not "
+                "have their tokens: it was trained on another spelling. Give --case "
+                "and --language of its training texts, and another --output",
+                output,
+                verdicts[UNKNOWN_TOKENS],
+                accepted,
+            )
+    return summary
 
-    A field that is unfinished is left out.
-    """
-    linked = 0
+
+def _link_other_files(shar_dir: Path, output: Path) -> None:
+    """Link audio and finished fields to those of the input, by relative paths."""
     links = {
         output / path.name: path
         for path in list_shar(shar_dir)
@@ -350,6 +343,7 @@ def _link_the_rest(shar_dir: Path, output: Path) -> None:
         elif files.info is not None:
             about = [files.info, *files.states.values(), files.codec]
             links.update({field_dir(output, name) / p.name: p for p in about if p})
+    linked = 0
     for link, path in links.items():
         if link.exists():
             continue
@@ -357,11 +351,11 @@ def _link_the_rest(shar_dir: Path, output: Path) -> None:
         target = os.path.relpath(path, link.parent)
         try:
             link.symlink_to(target)
-        except FileExistsError:
-            # Another process was faster; any other link leads nowhere.
+        except FileExistsError:  # of another process, or a broken link
             if os.readlink(link) != target:
                 raise FileExistsError(
-                    f"{link} is a link to what is not there; delete it, and run again"
+                    f"{link} is a broken link; delete it, and run the same command "
+                    "again"
                 ) from None
         linked += 1
     logging.info("%s: %d files are links to %s", output, linked, shar_dir)

@@ -9,7 +9,7 @@ import tempfile
 
 import numpy as np
 import pytest
-from dummies import Says, serve
+from dummies import FakeTranscriber, serve
 from lhotse import CutSet
 from loudness import Loudness
 from shar_files import copy_shar, shar_files
@@ -120,7 +120,7 @@ def test_lhotse_opens_a_folder_while_a_field_is_being_made(taught, tmp_path):
 def test_lhotse_opens_pseudo_labels_with_the_fields_of_their_input(taught, tmp_path):
     extract(taught, [Loudness()], shards="0")  # unfinished: it is not linked
     output = tmp_path / "labelled"
-    pseudo_label(taught, output, Says())
+    pseudo_label(taught, output, FakeTranscriber())
     check_values(CutSet.from_shar(in_dir=output), output, FIELD)
     assert {c.supervisions[0].text for c in CutSet.from_shar(in_dir=output)} == {"YES"}
     assert sorted(find_fields(output)) == [FIELD]
@@ -176,7 +176,7 @@ def test_links_of_earlier_pseudo_labels_are_changed_with_their_input(
     taught, tmp_path, capsys
 ):
     output = tmp_path / "labelled"
-    report = pseudo_label(taught, output, Says())
+    report = pseudo_label(taught, output, FakeTranscriber())
     for folder in (output, taught):  # either may be opened first
         as_before(folder)
     assert (output / "pseudo_labels.json").is_file()
@@ -184,8 +184,8 @@ def test_links_of_earlier_pseudo_labels_are_changed_with_their_input(
     check_field(taught, FIELD)
     check_values(CutSet.from_shar(in_dir=output), output, FIELD)
     assert info_path(output, FIELD).is_symlink()
-    again = Says()
-    assert pseudo_label(taught, output, again) == report and again.waves == 0
+    again = FakeTranscriber()
+    assert pseudo_label(taught, output, again) == report and again.num_waves == 0
 
 
 def test_a_folder_that_cannot_be_changed_is_read_without_its_fields(old, caplog):
