@@ -40,8 +40,7 @@ from icefall_kd.core.distributed import (
     init_world,
 )
 from icefall_kd.core.logs import AudioProgress, setup_logging
-from icefall_kd.data.normalise import CASES
-from icefall_kd.data.numbers import STYLES
+from icefall_kd.data.normalise import CASES, STYLES
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.pseudo.progress import format_histogram
 from icefall_kd.pseudo.pseudo_label import PseudoLabelSummary, pseudo_label

@@ -6,23 +6,21 @@ speech (1842: EIGHTEEN FORTY TWO), "digits" as in telephone prompts (ONE EIGHT F
 TWO), and, except in English, "keep" (1842).
 """
 
+import contextlib
 import re
 import unicodedata
 from collections.abc import Mapping
 from typing import Optional
 
-from num2words import num2words
+from num2words import CONVERTER_CLASSES, num2words
 
-from icefall_kd.data.numbers import (
-    check_style,
-    read_digits,
-    words_of,
-    write_english,
-    write_other,
-)
+from icefall_kd.data.numbers import MAX_DIGITS, spell_number, write_english_numbers
 
 NORMALISED = re.compile(r"(?:[A-Z']+(?: [A-Z']+)*)?\Z")
 CASES = ("upper", "lower")
+STYLES = ("spoken", "digits", "keep")
+# Language codes of num2words 0.5.  Its Amharic does not return for numbers > 1,000,000.
+LANGUAGES = sorted(c for c in CONVERTER_CLASSES if "_" not in c and c != "am")
 
 _NOTES = re.compile(r"\[[^\]]*\]|\([^)]*\)|<[^>]*>")  # [music], (2 seconds of silence)
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:ST|ND|RD|TH)?")
@@ -54,29 +52,54 @@ ABBREVIATIONS = {
     "ETC": "ET CETERA",
 }
 
+# Numbers of other languages.
+_DECIMAL_POINT = ("bn", "he", "hi", "ja", "kn", "ko", "te", "th", "zh")
+_NO_DECIMALS = ("ar", "cy", "tr", "vi")  # num2words reads 2.5 as 2.50 or 2
+_YEARS_BY_HUNDREDS = ("da", "de", "nl", "no", "sl")
+_NO_SPACES = ("ja", "th", "zh")
+_AS_NUM2WORDS = {"kk": "kz", "nb": "no", "nn": "no"}
+# num2words raises these for numbers that a language lacks.
+_GAPS = (AttributeError, KeyError, NotImplementedError, OverflowError, TypeError)
+_PERCENT = {
+    "cs": "procent",
+    "da": "procent",
+    "de": "Prozent",
+    "es": "por ciento",
+    "fi": "prosenttia",
+    "fr": "pour cent",
+    "it": "per cento",
+    "nl": "procent",
+    "no": "prosent",
+    "pl": "procent",
+    "pt": "por cento",
+    "ru": "процентов",
+    "sv": "procent",
+    "uk": "відсотків",
+}
 
-def spell_number(number: str) -> str:
-    """Return a number in upper-case words, as telephone prompts read it.
 
-    Up to two digits are a cardinal, longer numbers are read digit by digit.
-
-    >>> spell_number("28.8"), spell_number("1234"), spell_number("3RD")
-    ('TWENTY EIGHT POINT EIGHT', 'ONE TWO THREE FOUR', 'THIRD')
+def check_style(language: str, numbers: str) -> None:
+    """Raise if a language does not support a style of numbers.
 
     Args:
-      number: digits with optional thousands commas, one decimal point, and an
-        upper-case ordinal ending.
+      language: Whisper's language code.
+      numbers:  one of :data:`STYLES`.
+    Raises:
+      ValueError: for another style, "keep" in English, or a language that num2words
+        lacks.
     """
-    number = number.replace(",", "")
-    ordinal = re.fullmatch(r"(\d+)(?:ST|ND|RD|TH)", number)
-    if ordinal:
-        return words_of(num2words(int(ordinal[1]), to="ordinal"))
-    whole, _, fraction = number.partition(".")
-    if fraction or (len(whole) <= 2 and not whole.startswith("0")) or whole == "0":
-        spoken = words_of(num2words(int(whole)))
-    else:
-        spoken = read_digits(whole)
-    return f"{spoken} POINT {read_digits(fraction)}" if fraction else spoken
+    if numbers not in STYLES:
+        raise ValueError(f"--numbers {numbers}: choose one of {', '.join(STYLES)}")
+    if numbers == "keep":
+        if language == "en":
+            raise ValueError(
+                "--numbers keep: English texts have no digits; choose spoken or digits"
+            )
+    elif _AS_NUM2WORDS.get(language, language) not in LANGUAGES:
+        raise ValueError(
+            f"--language {language}: num2words cannot write its numbers as words; keep "
+            f"the digits with --numbers keep. It has {', '.join(LANGUAGES)}"
+        )
 
 
 def normalise_english(
@@ -102,7 +125,8 @@ def normalise_english(
     check_style("en", numbers)
     text = text.upper().replace("’", "'").replace("‘", "'")
     if numbers == "spoken":
-        text = write_english(text)  # before _NOTES, which would remove area codes
+        # Before notes are removed: area codes are in brackets, too.
+        text = write_english_numbers(text)
     text = _NOTES.sub(" ", text)
     text = _INITIALS.sub(lambda m: " ".join(m[0].replace(".", " ").split()), text)
     text = _DOT_INSIDE.sub(" DOT ", text)
@@ -144,12 +168,57 @@ def normalise_text(
         return spoken.lower() if case == "lower" else spoken
     text = _NOTES.sub(" ", unicodedata.normalize("NFC", text))
     if numbers != "keep":
-        text = write_other(text, language, numbers)
+        text = _write_numbers(text, language, numbers)
     text = _remove_signs(text.replace("’", "'").replace("‘", "'"))
     words = (word.strip(INSIDE) for word in text.split())
     text = " ".join(word for word in words if word)
     # Changing case may decompose a letter.
     return unicodedata.normalize("NFC", _change_case(text, language, case))
+
+
+def _write_numbers(text: str, language: str, numbers: str) -> str:
+    """Return text of a language other than English with numbers as words.
+
+    Covers cardinals, decimals, years that are read by hundreds, and the per cent sign
+    of some languages, in num2words' default case and gender.
+
+    Args:
+      numbers: "spoken", or "digits" for one word for each digit.
+    """
+    code = _AS_NUM2WORDS.get(language, language)
+    point, comma = (".", ",") if language in _DECIMAL_POINT else (",", ".")
+    grouped = re.compile(rf"\d{{1,3}}([{comma}'’ \u00a0\u202f])\d{{3}}(\1\d{{3}})*")
+
+    def convert(value: float, **options: str) -> str:
+        return str(num2words(value, lang=code, **options))
+
+    def write_digits(text: str) -> str:
+        return " ".join(convert(int(d)) for d in text if d.isdecimal())
+
+    def write_cardinal(digits: str) -> str:
+        if len(digits) <= MAX_DIGITS and (digits[0] != "0" or len(digits) == 1):
+            with contextlib.suppress(*_GAPS):
+                return convert(int(digits))
+        return write_digits(digits)
+
+    def write_number(number: str) -> str:
+        if numbers == "digits":
+            return write_digits(number)
+        if grouped.fullmatch(number):
+            return write_cardinal(re.sub(r"\D", "", number))
+        if code in _YEARS_BY_HUNDREDS and re.fullmatch(r"1[1-9]\d\d", number):
+            return convert(int(number), to="year")
+        whole, sign, fraction = number.partition(point)
+        is_decimal = sign and whole.isdecimal() and fraction.isdecimal()
+        if is_decimal and code not in _NO_DECIMALS:
+            with contextlib.suppress(*_GAPS):
+                return convert(float(f"{int(whole)}.{fraction}"))
+        return " ".join(map(write_cardinal, re.findall(r"\d+", number)))
+
+    pattern = r"\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?!\d)|\d+(?:[.,'’]\d+)*"
+    gap = "" if language in _NO_SPACES else " "
+    text = re.sub(pattern, lambda m: f"{gap}{write_number(m[0])}{gap}", text)
+    return text.replace("%", f" {_PERCENT.get(code, '')} ")
 
 
 def _remove_signs(text: str) -> str:

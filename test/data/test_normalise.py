@@ -3,12 +3,12 @@ from pathlib import Path
 import pytest
 
 from icefall_kd.data.normalise import (
+    LANGUAGES,
     NORMALISED,
     normalise_english,
     normalise_text,
-    spell_number,
 )
-from icefall_kd.data.numbers import LANGUAGES
+from icefall_kd.data.numbers import spell_number
 
 SPOKEN = Path(__file__).with_name("spoken_numbers.tsv")
 
