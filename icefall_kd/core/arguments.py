@@ -1,4 +1,9 @@
-"""Names and values of options: typos and single values where a list is meant."""
+"""Parse a dataclass of options from YAML files and the command line.
+
+jsonargparse checks types and prints ``--help``.  This module adds errors in one line
+that name the file and the nearest option, ``-`` instead of ``_`` in names, single
+values for options of several, and former names of options.
+"""
 
 import dataclasses
 import difflib
@@ -6,11 +11,16 @@ import json
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Optional
+from typing import Any, Optional, TypeVar
 
-from icefall_kd.core.config import rename_option
+import yaml
 
-OWN = ("config", "help", "print_config")  # options of the parser itself
+from icefall_kd.core.config import rename_option, rename_options
+from icefall_kd.core.files import read_yaml
+
+T = TypeVar("T")
+
+PARSER_OPTIONS = ("config", "help", "print_config")
 EXPECTED = {
     "bool": "true or false",
     "dict": "a mapping such as {a: 0.5}",
@@ -21,46 +31,164 @@ EXPECTED = {
 }
 
 
-def option_names(cls: type, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted names of all options of a dataclass, groups included."""
+def parse_dataclass(
+    cls: type[T],
+    arguments: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    defaults: Mapping[str, Any],
+) -> T:
+    """Parse ``--config file.yaml`` and overrides such as ``--optim.base_lr 0.03``.
+
+    A later ``--config`` or override replaces the values of an earlier one.
+
+    Args:
+      cls: frozen dataclass of options and groups (dataclasses) of options.
+      prog: command, for ``--help``.
+      defaults: dotted name -> default instead of that of ``cls``.
+    Raises:
+      ValueError: if a file is missing, an option is unknown or a value is wrong.
+    """
+    from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML, repeatable")
+    parser.add_class_arguments(cls)
+    parser.set_defaults(dict(defaults))
+    normalised, files = _normalise_arguments(cls, arguments)
+    try:
+        namespace = parser.parse_args(normalised)
+        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+        values = vars(instantiate(namespace))
+    except ArgumentError as e:
+        raise ValueError(_explain_error(e, normalised, files)) from e
+    values.pop("config")
+    return cls(**values)
+
+
+def _normalise_arguments(
+    cls: type, arguments: Sequence[str]
+) -> tuple[list[str], dict[str, Any]]:
+    """Return arguments for jsonargparse, and path -> options of each YAML file.
+
+    Every name is checked, every single value for a tuple becomes a list, and the path
+    of a YAML file is replaced by its checked content.
+    """
+    found: list[str] = []
+    files: dict[str, Any] = {}
+    name, kind = "", None  # of the option that waits for its value
+    for argument in arguments:
+        prefix, value = "", argument
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            name = rename_option(name.replace("-", "_"))
+            kind = _argument_type(cls, name)
+            prefix = f"--{name}{equals}"
+            if not equals:
+                found.append(prefix)
+                continue
+        if name == "config":
+            files[value] = _read_options(cls, value)
+            value = yaml.safe_dump(files[value], sort_keys=False)
+        elif _is_tuple(kind) and not value.startswith("["):
+            value = f"[{value}]"
+        found.append(f"{prefix}{value}")
+        name, kind = "", None
+    return found, files
+
+
+def _argument_type(cls: type, name: str) -> Any:
+    if name in PARSER_OPTIONS:
+        return None
+    try:
+        return _option_type(cls, name.rstrip("+").removesuffix(".help"))
+    except KeyError as e:
+        message = f"--{name}: unknown option{_suggest(cls, name, '--')}"
+        raise ValueError(message) from e
+
+
+def _read_options(cls: type, path: str) -> dict[str, Any]:
+    try:
+        values = read_yaml(path)
+    except FileNotFoundError as e:
+        raise ValueError(f"--config {path}: no such file") from e
+    if not isinstance(values, (Mapping, type(None))):
+        raise ValueError(f"{path}: not a mapping of options to values")
+    return _normalise_values(cls, rename_options(values or {}), path)
+
+
+def _normalise_values(
+    cls: type, values: Mapping[str, Any], path: str, prefix: str = ""
+) -> dict[str, Any]:
+    """Return the options of a YAML file, a single value for a tuple as a list.
+
+    jsonargparse ignores an unknown key with an empty mapping, such as a misspelt term
+    with its defaults (``ctcc: {}``), so the keys are checked here.
+
+    Args:
+      prefix: group of ``values`` in ``cls``, for example "optim.".
+    """
+    found = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        try:
+            kind = _option_type(cls, name)
+        except KeyError as e:
+            message = f"{path}: unknown option {name}{_suggest(cls, name)}"
+            raise ValueError(message) from e
+        if _group_of(kind) is not None and isinstance(value, Mapping):
+            value = _normalise_values(cls, value, path, f"{name}.")
+        elif _is_tuple(kind) and isinstance(value, (str, int, float)):
+            value = [value]
+        found[key] = value
+    return found
+
+
+def _option_names(cls: type, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of all options and groups."""
     for f in dataclasses.fields(cls):
         yield f"{prefix}{f.name}"
-        inner = dataclass_of(f.type)
-        if inner is not None:
-            yield from option_names(inner, f"{prefix}{f.name}.")
+        group = _group_of(f.type)
+        if group is not None:
+            yield from _option_names(group, f"{prefix}{f.name}.")
 
 
-def dataclass_of(kind: Any) -> Optional[type]:
-    """Return the dataclass that a field's type is or allows, if any."""
+def _option_type(cls: type, name: str) -> Any:
+    """Return the type of an option, None for a key in a mapping.
+
+    Raises:
+      KeyError: if ``cls`` has no such option.
+    """
+    kind: Any = cls
+    for part in name.split("."):
+        group = _group_of(kind)
+        if group is None:
+            return None
+        kind = {f.name: f.type for f in dataclasses.fields(group)}[part]
+    return kind
+
+
+def _group_of(kind: Any) -> Optional[type]:
+    """Return the dataclass in a type such as ``Optional[CtcConfig]``, if any."""
     for option in (kind, *typing.get_args(kind)):
         if dataclasses.is_dataclass(option):
             return option
     return None
 
 
-def kind_of(cls: type, name: str) -> Any:
-    """Return the type of an option, None for a key within a mapping.
-
-    Raises:
-      KeyError: if there is no such option.
-    """
-    kind: Any = cls
-    for part in name.split("."):
-        inner = dataclass_of(kind)
-        if inner is None:
-            return None
-        kind = {f.name: f.type for f in dataclasses.fields(inner)}[part]
-    return kind
+def _is_tuple(kind: Any) -> bool:
+    return any(typing.get_origin(k) is tuple for k in (kind, *typing.get_args(kind)))
 
 
-def suggest(cls: type, name: str, dashes: str = "") -> str:
+def _suggest(cls: type, name: str, dashes: str = "") -> str:
     """Return "; did you mean ...?" with the options nearest to an unknown name.
 
     Args:
-      dashes: what an option begins with.
+      dashes: prefix of an option in the text.
     """
     group, _, leaf = name.rpartition(".")
-    known = list(option_names(cls))
+    known = list(_option_names(cls))
     siblings = [k for k in known if k.rpartition(".")[0] == group]
     for options in (siblings, known):
         leaves = [k.rpartition(".")[2] for k in options]
@@ -71,110 +199,31 @@ def suggest(cls: type, name: str, dashes: str = "") -> str:
     return f"; known: {', '.join(dashes + k for k in siblings or known)}"
 
 
-def check_keys(cls: type, values: Any, where: str, prefix: str = "") -> None:
-    """Refuse keys of a YAML file that are no options, empty ones included.
-
-    jsonargparse lets ``unknown: {}`` pass, and a misspelt term with only defaults
-    looks like that.
+def _explain_error(error: Exception, arguments: Sequence[str], files: Mapping) -> str:
+    """Return an error of jsonargparse in one line: file or option, expected and given.
 
     Args:
-      cls: dataclass of the whole configuration.
-      where: the file, for the message.
-    Raises:
-      ValueError: naming the key, its place and the nearest options.
-    """
-    if not isinstance(values, Mapping):
-        return
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        try:
-            kind = kind_of(cls, name)
-        except KeyError as e:
-            raise ValueError(
-                f"{where}: unknown option {name}{suggest(cls, name)}"
-            ) from e
-        if dataclass_of(kind) is not None:
-            check_keys(cls, value, where, f"{name}.")
-
-
-def as_lists(cls: type, values: Any) -> Any:
-    """Return values of a YAML file, a single one for an option of several in a list."""
-    if not isinstance(values, Mapping):
-        return values
-    kinds = {f.name: f.type for f in dataclasses.fields(cls)}
-    found = {}
-    for key, value in values.items():
-        inner = dataclass_of(kinds[key])
-        if inner is not None:
-            value = as_lists(inner, value)
-        elif _is_tuple(kinds[key]) and isinstance(value, (str, int, float)):
-            value = [value]
-        found[key] = value
-    return found
-
-
-def check_arguments(cls: type, arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with single values in a list, as in :func:`as_lists`.
-
-    ``-`` in an option's name reads as ``_``.
-
-    Raises:
-      ValueError: if there is no such option; the message has the nearest.
-    """
-    found: list[str] = []
-    kind: Any = None  # of the option before, which waits for its value
-    for argument in arguments:
-        if not argument.startswith("--"):
-            found.append(_listed(argument) if _is_tuple(kind) else argument)
-            kind = None
-            continue
-        name, equals, value = argument[2:].partition("=")
-        name = rename_option(name.replace("-", "_"))
-        try:
-            bare = name.rstrip("+")
-            if name.endswith(".help"):
-                bare = name[: -len(".help")]
-            kind = None if name in OWN else kind_of(cls, bare)
-        except KeyError as e:
-            raise ValueError(
-                f"--{name}: unknown option{suggest(cls, name, '--')}"
-            ) from e
-        if equals and _is_tuple(kind):
-            value = _listed(value)
-        found.append(f"--{name}{equals}{value}")
-    return found
-
-
-def explain(error: Exception, arguments: Sequence[str], files: Mapping) -> str:
-    """Return one line for an error of jsonargparse: where, which option, what to do.
-
-    Args:
-      arguments: of the command line.
-      files: path -> content of each YAML file.
+      arguments, files: result of :func:`_normalise_arguments`.
     """
     text = str(error)
     name = ".".join(re.findall(r'Parser key "([^"]+)"', text))
-    reason = re.search(r"Expected an? <class '(\w+)'>\. Got value: ([^\n]*)", text)
-    if not name or reason is None:
+    found = re.search(
+        r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.*)\])\. "
+        r"Got value: ([^\n]*)",
+        text,
+    )
+    if not name or found is None:
         return " ".join(text.split())
-    kind, value = reason.groups()
-    reason = f"expected {EXPECTED.get(kind, kind)}, got {json.dumps(value)}"
+    kind, literals, value = found.groups()
+    expected = f"one of {literals}" if literals else EXPECTED.get(kind, kind)
+    message = f"{name}: expected {expected}, got {json.dumps(value)}"
     if any(a.partition("=")[0] == f"--{name}" for a in arguments):
-        return f"--{name}: {reason}"
-    where = [path for path, values in files.items() if _holds(values, name)]
-    return f"{where[-1]}: {name}: {reason}" if where else f"{name}: {reason}"
+        return f"--{message}"
+    paths = [path for path, values in files.items() if _has_option(values, name)]
+    return f"{paths[-1]}: {message}" if paths else message
 
 
-def _is_tuple(kind: Any) -> bool:
-    return any(typing.get_origin(k) is tuple for k in (kind, *typing.get_args(kind)))
-
-
-def _listed(value: str) -> str:
-    return value if value.startswith("[") else f"[{value}]"
-
-
-def _holds(values: Any, name: str) -> bool:
-    """Return whether nested mappings have the dotted ``name``."""
+def _has_option(values: Any, name: str) -> bool:
     for part in name.split("."):
         if not isinstance(values, Mapping) or part not in values:
             return False
