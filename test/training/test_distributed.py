@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import ranks
 import torch
+from dummies import free_port
 
 from icefall_kd.core.distributed import World, check_device, init_world, pick_device
 from icefall_kd.teachers import build_teachers
@@ -23,7 +24,9 @@ from icefall_kd.transducer.checkpoint import load_checkpoint
 
 def torchrun(config, tmp_path):
     path = ranks.save_config(config, tmp_path / "config.yaml")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    # Not --standalone: its port, 29400, may belong to another test.
+    command = [sys.executable, "-m", "torch.distributed.run"]
+    command += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
     command += ["--nproc_per_node", "2", "-m", "icefall_kd.bin.train"]
     return subprocess.run(
         [*command, "--config", path],
