@@ -18,8 +18,8 @@ from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.dataset.fields import LiveFields
 from icefall_kd.dataset.loader import Loader, make_loader
 from icefall_kd.dataset.stream import CutStream, open_stream
-from icefall_kd.distill.term import check_vocabulary
 from icefall_kd.distill import build_terms
+from icefall_kd.distill.term import check_vocabulary
 from icefall_kd.fields.codecs import Codec
 from icefall_kd.fields.format import FieldInfo, load_field_info
 from icefall_kd.training.checkpoint import seed_everything
