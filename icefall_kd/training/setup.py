@@ -13,7 +13,7 @@ from icefall_kd.core.distributed import World
 from icefall_kd.core.files import as_path
 from icefall_kd.data.cuts import check_cuts
 from icefall_kd.data.features import SpecAugment
-from icefall_kd.data.shar import SUFFIX
+from icefall_kd.data.shar import FIELDS_SUFFIX
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.dataset.fields import LiveFields
 from icefall_kd.dataset.loader import Loader, make_loader
@@ -198,7 +198,7 @@ def find_sets(data: DataConfig, option: str) -> list[Path]:
                 f"{message}, and no such folder in {Path.cwd()}. Set data.shar_dir."
             )
         sets = (p.name for p in root.glob("*") if p.is_dir())
-        available = ", ".join(sorted(s for s in sets if not s.endswith(SUFFIX)))
+        available = ", ".join(sorted(s for s in sets if not s.endswith(FIELDS_SUFFIX)))
         message += f". Available: {available or 'none'}."
         path = Path(name)
         if path.is_dir():
