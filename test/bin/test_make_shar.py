@@ -1,4 +1,4 @@
-"""From a manifest of any rate to Shar, and not to one that another call made."""
+"""Run make_shar and train_bpe on manifests with faults."""
 
 import importlib
 import sys
@@ -20,7 +20,7 @@ from icefall_kd.fields.reader import open_shar
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """``bin.<verb>`` in this process, on a manifest of ``items``, in ``tmp_path``."""
+    """Return a function that runs ``bin.<verb>`` on a manifest of ``items``."""
     monkeypatch.chdir(tmp_path)
 
     def run(verb, items, *options):
@@ -37,14 +37,14 @@ def run(tmp_path, monkeypatch):
 
 
 def reasons(folder):
-    """Reason -> cuts that the gate dropped from shar/a."""
+    """Return reason -> ids of the cuts dropped from shar/a."""
     found = {}
     for drop in read_json(folder / "shar/a.gate.json")["cuts"]:
         found.setdefault(drop["reason"], []).append(drop["cut_id"])
     return found
 
 
-def test_no_audio_is_made_up_after_the_end_of_a_recording(run, tmp_path):
+def test_cuts_outside_their_recording_are_dropped_not_padded(run, tmp_path):
     cuts = list(noise_cuts(tmp_path, [2.0, 2.0, 2.0, 2.0]))
     cuts[0] = fastcopy(cuts[0], id="over", duration=2.5)
     cuts[1] = fastcopy(cuts[1], id="after", start=2.2, duration=1.0)
@@ -62,8 +62,8 @@ def test_no_audio_is_made_up_after_the_end_of_a_recording(run, tmp_path):
     np.testing.assert_allclose(kept["noise-3"].load_audio(), there, atol=2**-15)
 
 
-def test_a_kaldi_import_keeps_all_of_its_cuts(run, tmp_path):
-    """Lhotse makes 2.045 s of 2.046 s; a file reco2dur may round to 10 ms."""
+def test_every_cut_of_a_kaldi_import_is_kept(run, tmp_path):
+    """Lhotse truncates 2.046 s to 2.045 s; a file reco2dur may round to 10 ms."""
     from lhotse.kaldi import load_kaldi_data_dir
 
     seconds = [2.046, 1.999, 3.017]
@@ -93,8 +93,7 @@ def test_a_kaldi_import_keeps_all_of_its_cuts(run, tmp_path):
 
 
 @pytest.mark.parametrize("verb", ["make_shar", "train_bpe"])
-def test_an_empty_manifest_is_refused(run, tmp_path, verb, capsys):
-    """Lhotse leaves one behind when its command fails."""
+def test_empty_manifest_is_refused(run, tmp_path, verb, capsys):
     with pytest.raises(SystemExit, match="m.jsonl.gz: has no cuts"):
         run(verb, [])
     assert not (tmp_path / "shar").exists()
@@ -114,9 +113,7 @@ def labelled(folder, texts):
     return list(noise_cuts(folder, [4.0] * len(texts), texts))
 
 
-def test_letters_outside_the_vocabulary_are_counted_and_refused(
-    run, tmp_path, bpe_model
-):
+def test_unknown_letters_are_counted_and_refused(run, tmp_path, bpe_model):
     texts = [*TEXTS[:6], "ONE 1 TWO’S", "ÜBER ONE"]
     cuts = labelled(tmp_path, texts)
     with pytest.raises(SystemExit) as ended:
@@ -142,13 +139,13 @@ def test_letters_outside_the_vocabulary_are_counted_and_refused(
     assert report["dropped"] == 0
 
 
-def test_texts_of_the_other_case_are_named(run, tmp_path, bpe_model):
+def test_texts_of_the_other_case_are_reported(run, tmp_path, bpe_model):
     cuts = labelled(tmp_path, [text.lower() for text in TEXTS[:3]])
     with pytest.raises(SystemExit, match="texts are lower case, tokens upper case"):
         run("make_shar", cuts, "--bpe-model", bpe_model)
 
 
-def test_accents_are_composed_and_signs_named(run, tmp_path, capsys):
+def test_accents_are_composed_and_signs_are_reported(run, tmp_path, capsys):
     accented = unicodedata.normalize("NFD", "L'ÉTÉ À NÎMES")
     texts = [accented, "À 8 H.", *TEXTS[:7]]
     run("train_bpe", labelled(tmp_path, texts), "--vocab-size", 32)
@@ -165,7 +162,7 @@ def test_accents_are_composed_and_signs_named(run, tmp_path, capsys):
     assert "L'ÉTÉ À NÎMES" in found
 
 
-def test_paths_that_lead_nowhere_are_one_line_with_the_working_directory(run, tmp_path):
+def test_missing_audio_is_one_line_with_the_working_directory(run, tmp_path):
     cuts = list(noise_cuts(tmp_path, [1.0] * 7))
     for cut in cuts:
         cut.recording.sources[0].source = f"elsewhere/{cut.id}.flac"
@@ -178,7 +175,7 @@ def test_paths_that_lead_nowhere_are_one_line_with_the_working_directory(run, tm
     assert f"noise-0 ({where})" in line
 
 
-def test_audio_of_another_rate_becomes_16_khz(run, tmp_path, capsys):
+def test_audio_of_another_rate_is_resampled(run, tmp_path, capsys):
     tone = np.sin(2 * np.pi * 440 * np.arange(2 * 44100) / 44100)
     soundfile.write(tmp_path / "a.wav", 0.5 * tone, 44100)
     cut = Recording.from_file(tmp_path / "a.wav").to_cut()
@@ -193,13 +190,13 @@ def test_audio_of_another_rate_becomes_16_khz(run, tmp_path, capsys):
         assert peak == pytest.approx(440 * speed, abs=2)
 
 
-def test_a_folder_of_other_options_is_not_taken_for_this_one(run, tmp_path, capsys):
+def test_folder_of_other_options_is_refused(run, tmp_path, capsys):
     cuts = noise_cuts(tmp_path, [1.0, 1.5])
     run("make_shar", cuts)
     capsys.readouterr()
     run("make_shar", cuts)
     assert "nothing to do" in capsys.readouterr().err
-    # The same cuts, the file written again, elsewhere the audio: nothing changed.
+    # Equal cuts in a new manifest, with audio in another folder.
     (tmp_path / "moved").mkdir()
     run("make_shar", noise_cuts(tmp_path / "moved", [1.0, 1.5]))
     assert "nothing to do" in capsys.readouterr().err
@@ -213,7 +210,7 @@ def test_a_folder_of_other_options_is_not_taken_for_this_one(run, tmp_path, caps
 
 
 @pytest.mark.parametrize("verb", ["make_shar", "train_bpe"])
-def test_a_manifest_of_recordings_is_refused_with_the_remedy(run, tmp_path, verb):
+def test_manifest_of_recordings_is_refused(run, tmp_path, verb):
     recordings = RecordingSet.from_recordings(
         cut.recording for cut in noise_cuts(tmp_path, [1.0])
     )

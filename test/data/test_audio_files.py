@@ -1,4 +1,4 @@
-"""Audio files of every kind, whole, truncated and damaged."""
+"""Read audio files of many formats, complete, truncated and damaged."""
 
 import struct
 
@@ -59,7 +59,7 @@ def test_compressed_containers_are_read_with_their_duration(tmp_path, name, code
     assert abs(peak - 440) < 5
 
 
-def test_blocks_are_short_and_make_the_whole(tmp_path):
+def test_blocks_are_short_and_their_sum_is_the_file(tmp_path):
     wave = np.tile(tone(16000), 10)
     soundfile.write(tmp_path / "a.flac", wave, 16000)
     blocks = list(read_blocks(tmp_path / "a.flac"))
@@ -82,7 +82,7 @@ def test_blocks_are_short_and_make_the_whole(tmp_path):
         ("a.webm", None),
     ],
 )
-def test_truncated_files_are_refused_with_both_lengths(tmp_path, name, options):
+def test_truncated_files_are_refused_with_both_durations(tmp_path, name, options):
     wave, path = tone(16000, 5.0), tmp_path / name
     if options is None:
         encoded(path, "libopus", wave)
@@ -113,7 +113,7 @@ def test_truncated_ogg_files_are_refused(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("size", [0, 0x7FFFF000, 0xFFFFFFFF])
-def test_wav_from_a_pipe_declares_no_length_and_is_read_whole(tmp_path, size):
+def test_wav_of_undeclared_length_is_read_completely(tmp_path, size):
     soundfile.write(tmp_path / "a.wav", tone(16000), 16000)
     data = (tmp_path / "a.wav").read_bytes()
     assert data[36:40] == b"data"
@@ -141,6 +141,6 @@ def test_file_without_audio_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("source", [b"", b"this is no audio", b"\0" * 1000])
-def test_what_is_no_audio_is_refused(source):
+def test_bytes_that_are_not_audio_are_refused(source):
     with pytest.raises(ValueError, match="cannot be decoded|has no samples"):
         decode(source, "mp3")

@@ -1,4 +1,4 @@
-"""Shar folders that plain Lhotse wrote are held to what the data gate demands."""
+"""Check Shar folders that plain Lhotse wrote, without the data gate."""
 
 import dataclasses
 import io
@@ -18,7 +18,6 @@ from term_inputs import MODEL
 
 from icefall_kd.bin import make_denominator
 from icefall_kd.data.cuts import INVISIBLE, check_cuts, load_wave, transcript
-from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.dataset.loader import BatchDataset
 from icefall_kd.distill import TermsConfig
 from icefall_kd.distill.transducer import CtcConfig
@@ -33,19 +32,14 @@ pristine_shar = real_shar.pristine_shar  # fixture
 
 
 @pytest.fixture(scope="module")
-def tokenizer(asterisk):
-    return Tokenizer(asterisk / "data/lang_bpe_150/bpe.model")
-
-
-@pytest.fixture(scope="module")
 def prompts(asterisk):
-    """Test prompts with their audio in memory, and without our own marks."""
+    """Return test prompts with their audio in memory, as plain Lhotse has them."""
     cuts = open_shar(asterisk / "data/shar/test")
     return [fastcopy(cut, custom=None) for cut, _ in zip(cuts, range(8))]
 
 
 def foreign(cuts, folder):
-    """Write the cuts as Lhotse does, through no gate of ours."""
+    """Write a Shar folder with Lhotse alone."""
     folder.mkdir(parents=True)
     CutSet.from_cuts(cuts).to_shar(folder, {"recording": "flac"}, shard_size=3)
     return folder
@@ -71,7 +65,7 @@ def stereo(cut, path):
 
 
 def mixed(folder):
-    """Make the first cut one that Lhotse has padded."""
+    """Replace the first cut by a padded one."""
 
     def change(lines):
         cut = json.loads(lines[0])
@@ -98,7 +92,7 @@ TEXTS = {
 
 @pytest.fixture(scope="module")
 def folders(prompts, tmp_path_factory):
-    """Reason -> a Shar folder whose first cut has this fault, or first two."""
+    """Return reason -> Shar folder whose first one or two cuts have this fault."""
     root = tmp_path_factory.mktemp("foreign")
     found = {}
     for reason, fault in {**FORMS, **TEXTS}.items():
@@ -127,7 +121,7 @@ def train_on(folder, asterisk):
 
 
 @pytest.mark.parametrize("reason", [*FORMS, *TEXTS])
-def test_training_refuses_what_the_gate_drops(reason, folders, prompts, asterisk):
+def test_training_refuses_cuts_that_the_gate_drops(reason, folders, prompts, asterisk):
     with pytest.raises(ValueError) as caught:
         train_on(folders[reason], asterisk)
     line = str(caught.value)
@@ -136,18 +130,18 @@ def test_training_refuses_what_the_gate_drops(reason, folders, prompts, asterisk
     assert f"{wrong} (" in line and "Remedy: " in line and "\n" not in line
 
 
-def test_training_takes_what_is_fit(folders, asterisk):
+def test_training_accepts_a_good_set(folders, asterisk):
     assert train_on(folders["good"], asterisk).train_stream.counts() == (8, 8)
 
 
 @pytest.mark.parametrize("reason", FORMS)
-def test_extraction_and_pseudo_labels_refuse_the_same(
+def test_extraction_and_pseudo_labelling_refuse_cuts_that_the_gate_drops(
     reason,
     folders,
     tiny,  # noqa: F811
     tmp_path,
 ):
-    reader = SimpleNamespace(fingerprint=dict, transcribe=None)  # is never asked
+    reader = SimpleNamespace(fingerprint=dict, transcribe=None)  # is not called
     before = sorted(folders[reason].iterdir())
     with pytest.raises(ValueError, match=f"1 of 8 cuts cannot be used: {reason}"):
         extract(folders[reason], [tiny])
@@ -157,23 +151,23 @@ def test_extraction_and_pseudo_labels_refuse_the_same(
 
 
 @pytest.mark.parametrize("reason", [*FORMS, "two_supervisions"])
-def test_decoding_refuses_the_same_before_it_begins(reason, folders):
+def test_decoding_refuses_cuts_that_the_gate_drops(reason, folders):
     with pytest.raises(ValueError, match=f"1 of 8 cuts cannot be used: {reason}"):
         open_shar(folders[reason])
 
 
-def test_the_denominator_is_of_the_texts_that_are_trained_on(folders):
+def test_denominator_graph_refuses_cuts_that_the_gate_drops(folders):
     with pytest.raises(ValueError, match="two_supervisions: 1 cuts"):
         make_denominator.read_texts([folders["two_supervisions"]])
     assert len(make_denominator.read_texts([folders["good"]])) == 8
 
 
-def test_text_is_not_looked_at_where_it_is_not_used(folders):
+def test_text_is_not_checked_where_it_is_not_used(folders):
     for reason in TEXTS:
         assert check_cuts(shar_shards(folders[reason]), "x") == 8
 
 
-def test_sets_without_all_texts_are_counted_where_they_are_scored(folders, caplog):
+def test_missing_texts_of_a_scored_set_are_counted(folders, caplog):
     assert check_cuts(shar_shards(folders["empty_text"]), "x", labelled=True) == 8
     assert "x: 1 of 8 cuts have no text" in caplog.text
     caplog.clear()
@@ -181,7 +175,7 @@ def test_sets_without_all_texts_are_counted_where_they_are_scored(folders, caplo
     assert not caplog.records
 
 
-def test_training_and_scoring_read_one_text(prompts, tokenizer):
+def test_training_and_scoring_use_the_same_text(prompts, tokenizer):
     dataset = BatchDataset(tokenizer=tokenizer)
     cut = with_text(prompts[0], "  TWO LINES\n")
     assert dataset[CutSet.from_cuts([cut])]["text"] == ["TWO LINES"]
@@ -193,12 +187,12 @@ def test_training_and_scoring_read_one_text(prompts, tokenizer):
     assert transcript(fastcopy(cut, supervisions=[])) == ""
 
 
-def test_decomposed_accents_are_scored_as_composed_ones(prompts):
+def test_decomposed_accents_are_scored_as_composed(prompts):
     cut = with_text(prompts[0], unicodedata.normalize("NFD", "L'ÉTÉ À NÎMES"))
     assert reference_words(cut) == ["L'ÉTÉ", "À", "NÎMES"]
 
 
-def test_invisible_characters_are_in_references_what_they_are_in_tokens(
+def test_invisible_characters_are_replaced_in_references_as_in_tokens(
     prompts, tokenizer
 ):
     cut = with_text(prompts[0], "\ufeffPRESS\u200bONE \u200b")
@@ -210,7 +204,7 @@ def test_invisible_characters_are_in_references_what_they_are_in_tokens(
         assert reference_words(with_text(cut, words)) == f"PRESS{text or ''}ONE".split()
 
 
-def test_no_message_about_stereo_advises_the_gate_that_drops_it(prompts, tmp_path):
+def test_remedy_for_stereo_is_not_make_shar(prompts, tmp_path):
     with pytest.raises(ValueError, match="2 channels.*MultiCut.to_mono") as caught:
         load_wave(stereo(prompts[0], tmp_path / "a.wav"))
     assert "make_shar" not in str(caught.value)
@@ -218,7 +212,7 @@ def test_no_message_about_stereo_advises_the_gate_that_drops_it(prompts, tmp_pat
         load_wave(prompts[0].resample(8000))
 
 
-def test_letters_of_a_foreign_set_are_counted_and_refused(
+def test_unknown_letters_of_a_foreign_set_are_counted_and_refused(
     prompts, asterisk, tokenizer, tmp_path, caplog
 ):
     texts = [with_text(cut, cut.supervisions[0].text + " Ü’1") for cut in prompts]
@@ -246,8 +240,8 @@ def _line(cut_id, text, duration):
 
 
 @pytest.mark.parametrize("lost", [400, 401])
-def test_audio_that_ends_early_is_not_mirrored_on_reading(prompts, lost):
-    """Up to 25 ms may be missing in a shard; more is damage.  Lhotse repairs 0.5 s."""
+def test_audio_that_ends_early_is_not_padded(prompts, lost):
+    """Lhotse would pad up to 0.5 s; here up to 25 ms may be missing."""
     cut = prompts[0]
     samples = load_wave(cut).numpy()
     buffer = io.BytesIO()
@@ -262,7 +256,7 @@ def test_audio_that_ends_early_is_not_mirrored_on_reading(prompts, lost):
         np.testing.assert_array_equal(load_wave(short).numpy(), samples[:-lost])
 
 
-def test_cuts_that_are_too_short_for_the_student_are_refused_without_text(tokenizer):
+def test_cuts_too_short_for_the_encoder_are_refused_without_text(tokenizer):
     shards = [SimpleNamespace(lines=lambda: [_line("a", "ONE", 0.05)])]
     assert check_cuts(shards, "x") == 1
     with pytest.raises(ValueError, match="too_short: 1 cuts.*a .5 fbank frames < 9"):

@@ -1,4 +1,4 @@
-"""Every fault put into real prompts is found, and none is invented."""
+"""Put faults into real prompts and check that the data gate finds them."""
 
 import json
 
@@ -11,13 +11,7 @@ from lhotse.utils import fastcopy
 from icefall_kd.data.features import num_frames
 from icefall_kd.data.gate import REASONS, filter_cuts, write_gate_report
 from icefall_kd.data.shar import perturb_speeds
-from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.zipformer.subsampling import encoder_output_lens
-
-
-@pytest.fixture(scope="module")
-def tokenizer(asterisk):
-    return Tokenizer(asterisk / "data/lang_bpe_150/bpe.model")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +33,7 @@ def with_text(cut, text, **fields):
 
 
 def with_file(cut, path):
-    """The cut as declared, with another file behind it."""
+    """Return the cut with another audio file."""
     source = fastcopy(cut.recording.sources[0], source=str(path))
     return fastcopy(cut, recording=fastcopy(cut.recording, sources=[source]))
 
@@ -51,14 +45,14 @@ def declared(cut, extra_samples):
 
 
 def whole(cut):
-    """The whole of the cut's recording, as declared."""
+    """Return a cut of the complete recording."""
     duration = cut.recording.duration
     supervision = fastcopy(cut.supervisions[0], duration=duration)
     return fastcopy(cut, duration=duration, supervisions=[supervision])
 
 
 def stored(cut, path, samples):
-    """The cut's text over other samples, declared as they are."""
+    """Return the cut with other samples and their true duration."""
     soundfile.write(path, samples, 16000, subtype="FLOAT")
     recording = Recording.from_file(path, recording_id=cut.recording.id)
     supervision = fastcopy(cut.supervisions[0], duration=recording.duration)
@@ -71,16 +65,17 @@ def stored(cut, path, samples):
 
 
 def truncated(cut, path):
-    """The cut over a wav file without its end, declared as libsndfile reads it."""
+    """Return the cut with a truncated wav file, of the duration libsndfile reads."""
     whole = stored(cut, path, cut.load_audio()[0])
     path.write_bytes(path.read_bytes()[: int(0.8 * path.stat().st_size)])
     recording = Recording.from_file(path, recording_id=cut.recording.id)
     return fastcopy(whole, recording=recording, duration=recording.duration)
 
 
-@pytest.fixture
-def faults(prompts, tokenizer, tmp_path):
-    """Reason -> cuts that have this fault and no other."""
+@pytest.fixture(scope="module")
+def faults(prompts, tmp_path_factory):
+    """Return reason -> cuts with this fault and no other."""
+    tmp_path = tmp_path_factory.mktemp("faults")
     p = iter(prompts)
 
     def samples(cut):
@@ -90,7 +85,7 @@ def faults(prompts, tokenizer, tmp_path):
     two = next(p)
     two = fastcopy(two, supervisions=[*two.supervisions, *two.supervisions])
     none = fastcopy(next(p), supervisions=[])
-    glued = next(p)  # many lines of a table became one transcript
+    glued = next(p)  # a transcript of many lines
     glued = with_text(glued, " ".join([glued.supervisions[0].text] * 20))
     loud = next(p)
     broken = tmp_path / "broken.flac"
@@ -137,17 +132,17 @@ def faults(prompts, tokenizer, tmp_path):
 
 
 def longer(cut, seconds):
-    """The cut with so many seconds more than its recording has."""
+    """Return the cut ``seconds`` longer than its recording."""
     return fastcopy(cut, duration=round(cut.duration + seconds, 6))
 
 
 def later(cut):
-    """The cut with a begin after the end of its recording."""
+    """Return the cut with a start after the end of its recording."""
     return fastcopy(cut, start=cut.recording.duration + 0.1)
 
 
 def stereo(cut, path):
-    """The cut with both channels of a file, as lhotse cuts recordings of two."""
+    """Return a two-channel version of the cut."""
     audio = cut.load_audio()[0]
     soundfile.write(path, np.stack([audio, audio], axis=1), 16000)
     whole = Recording.from_file(path, recording_id=cut.recording.id).to_cut()
@@ -155,10 +150,10 @@ def stereo(cut, path):
 
 
 @pytest.mark.parametrize("num_jobs", [1, 2])
-def test_every_fault_is_found_and_none_invented(
+def test_every_fault_is_found_and_no_other(
     prompts, tokenizer, faults, num_jobs, monkeypatch
 ):
-    monkeypatch.setattr("icefall_kd.data.gate.CHUNK", 16)  # some for each process
+    monkeypatch.setattr("icefall_kd.data.gate.CHUNK", 16)  # cuts for each process
     wrong = {cut.id: reason for reason, cuts in faults.items() for cut in cuts}
     good = [cut for cut in prompts if cut.id not in wrong]
     again = faults["duplicate_id"][0]
@@ -171,7 +166,7 @@ def test_every_fault_is_found_and_none_invented(
     assert [cut.id for cut in kept] == [cut.id for cut in good] + [again.id]
 
 
-def test_clean_corpus_passes_whole(prompts, tokenizer):
+def test_no_cut_of_a_good_corpus_is_dropped(prompts, tokenizer):
     kept, drops = filter_cuts(prompts, tokenize=tokenizer.encode)
     assert not drops and len(kept) == len(prompts)
 
@@ -183,7 +178,7 @@ def test_unlabelled_cuts_need_no_text(prompts, faults):
     assert {drop.reason for drop in drops} == {"not_finite"}
 
 
-def test_limit_is_the_frame_count_of_the_model(prompts):
+def test_number_of_tokens_is_limited_by_encoder_frames(prompts):
     cut = prompts[0]
     frames = int(encoder_output_lens(num_frames(cut.num_samples)))
     kept, _ = filter_cuts([cut], tokenize=lambda text: [5] * (frames - 1))
@@ -192,7 +187,7 @@ def test_limit_is_the_frame_count_of_the_model(prompts):
     assert drops[0].reason == "too_few_frames"
 
 
-def test_speed_changes_what_fits(prompts, tokenizer):
+def test_speed_changes_the_number_of_frames(prompts, tokenizer):
     cut = prompts[0]
     frames = int(encoder_output_lens(num_frames(cut.num_samples)))
     cuts = perturb_speeds([cut], [0.9, 1.0, 1.1])
@@ -201,13 +196,13 @@ def test_speed_changes_what_fits(prompts, tokenizer):
     assert drops[0].cut_id == f"{cut.id}_sp1.1"
 
 
-def test_wrong_length_is_found_at_another_speed_too(prompts, tokenizer):
+def test_wrong_length_is_found_at_another_speed(prompts, tokenizer):
     cuts = perturb_speeds([declared(prompts[0], 4000)], [0.9])
     _, drops = filter_cuts(cuts, tokenize=tokenizer.encode)
     assert [drop.reason for drop in drops] == ["wrong_length"]
 
 
-def test_a_part_of_a_recording_with_a_wrong_length_is_dropped_at_every_speed(prompts):
+def test_part_of_a_recording_of_wrong_length_is_dropped_at_every_speed(prompts):
     cut = declared(prompts[0], 8000)
     part = fastcopy(cut, duration=cut.duration / 4)
     _, drops = filter_cuts(perturb_speeds([part], [0.9, 1.0, 1.1]))
@@ -216,7 +211,7 @@ def test_a_part_of_a_recording_with_a_wrong_length_is_dropped_at_every_speed(pro
 
 @pytest.mark.parametrize("extra", [-400, -16, -1, 1, 16, 400])
 @pytest.mark.parametrize("speed", [1.0, 0.9])
-def test_rounded_durations_pass_and_no_audio_is_made_up(prompts, extra, speed, caplog):
+def test_rounded_durations_are_accepted_without_padding(prompts, extra, speed, caplog):
     caplog.set_level("INFO")
     cut = whole(declared(prompts[0], extra))
     audio = prompts[0].load_audio()[0]
@@ -233,8 +228,8 @@ def test_rounded_durations_pass_and_no_audio_is_made_up(prompts, extra, speed, c
     assert logged == (extra > 2 or (extra > 0 and speed == 1.0))
 
 
-def test_the_end_of_a_cut_is_held_against_the_decoded_samples(prompts, tmp_path):
-    """Cuts of a long recording, at 44.1 kHz, at several speeds, with mono MultiCuts."""
+def test_end_of_a_cut_is_compared_with_its_audio(prompts, tmp_path):
+    """MonoCuts and MultiCuts of a long 44.1 kHz recording, at several speeds."""
     path = tmp_path / "long.flac"
     tone = 0.1 * np.random.default_rng(0).standard_normal(44100 * 10)
     soundfile.write(path, tone, 44100)
@@ -267,8 +262,7 @@ def test_the_end_of_a_cut_is_held_against_the_decoded_samples(prompts, tmp_path)
         assert ends == pytest.approx([10.0] * 4, abs=2e-4)
 
 
-def test_stereo_files_lend_one_channel(prompts, tmp_path):
-    """A cut of one channel answers for that channel alone."""
+def test_only_the_channel_of_a_cut_is_checked(prompts, tmp_path):
     audio = prompts[0].load_audio()[0].astype(np.float32)
     other = np.full_like(audio, np.nan)
     path = tmp_path / "stereo.wav"
@@ -283,7 +277,7 @@ def test_stereo_files_lend_one_channel(prompts, tmp_path):
     assert [(d.cut_id, d.reason) for d in drops] == [("c1", "not_finite")]
 
 
-def test_a_missing_file_is_named_with_the_working_directory(
+def test_missing_file_is_reported_with_the_working_directory(
     prompts, tmp_path, monkeypatch, caplog
 ):
     monkeypatch.chdir(tmp_path)
@@ -297,7 +291,7 @@ def test_a_missing_file_is_named_with_the_working_directory(
     assert f"40 cuts, its audio cannot be read: c0 ({drops[0].detail})" in line
 
 
-def test_unknown_tokens_of_the_other_case_say_so(prompts, tokenizer):
+def test_unknown_tokens_of_the_other_case_are_explained(prompts, tokenizer):
     cut = with_text(prompts[0], "hello")
     _, (drop,) = filter_cuts([cut], tokenize=tokenizer.encode)
     assert (drop.reason, drop.detail) == (
@@ -306,7 +300,7 @@ def test_unknown_tokens_of_the_other_case_say_so(prompts, tokenizer):
     )
 
 
-def test_of_a_long_recording_a_cut_answers_for_its_own_part(prompts, tmp_path):
+def test_only_the_part_of_a_long_recording_is_checked(prompts, tmp_path):
     speech = np.concatenate([cut.load_audio()[0] for cut in prompts[:20]])
     speech[16000 * 7 + 5] = np.nan
     path = tmp_path / "long.wav"
@@ -325,7 +319,7 @@ def test_of_a_long_recording_a_cut_answers_for_its_own_part(prompts, tmp_path):
     assert lost == {"s5", "s6", "s7", "s8", "s9"}
 
 
-def test_report_counts_and_names_each_cut(faults, tokenizer, tmp_path):
+def test_report_lists_each_dropped_cut(faults, tokenizer, tmp_path):
     cuts = [cut for cuts in faults.values() for cut in cuts]
     kept, drops = filter_cuts(cuts, tokenize=tokenizer.encode)
     write_gate_report(tmp_path / "gate.json", drops, len(kept), {"seed": 0})
@@ -335,7 +329,7 @@ def test_report_counts_and_names_each_cut(faults, tokenizer, tmp_path):
     assert {c["cut_id"] for c in report["cuts"]} == {d.cut_id for d in drops}
 
 
-def test_two_supervisions_of_one_cut_are_named_by_number(prompts, tokenizer):
+def test_number_of_supervisions_is_reported(prompts, tokenizer):
     cut = prompts[0]
     second = SupervisionSegment("x", cut.recording.id, 0.0, 0.5, text="HELLO")
     cut = fastcopy(cut, supervisions=[*cut.supervisions, second])

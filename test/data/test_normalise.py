@@ -30,7 +30,7 @@ SPOKEN = Path(__file__).with_name("spoken_numbers.tsv")
         ("40TH", "FORTIETH"),
     ],
 )
-def test_numbers_are_read_as_over_the_telephone(number, spoken):
+def test_numbers_are_spelled_as_telephone_prompts_read_them(number, spoken):
     assert spell_number(number) == spoken
 
 
@@ -57,13 +57,13 @@ def test_numbers_are_read_as_over_the_telephone(number, spoken):
         ("", ""),
     ],
 )
-def test_text_becomes_what_is_said(text, spoken):
+def test_english_text_becomes_spoken_words(text, spoken):
     assert normalise_english(text) == spoken
     assert NORMALISED.match(spoken)
     assert normalise_english(spoken) == spoken
 
 
-def test_numbers_are_read_as_in_running_speech():
+def test_english_numbers_are_written_as_in_running_speech():
     lines = SPOKEN.read_text(encoding="utf-8").splitlines()
     assert len(lines) > 60
     for line in lines:
@@ -81,11 +81,11 @@ def test_numbers_are_read_as_in_running_speech():
         ("the 3rd of 12", "THE THIRD OF TWELVE"),
     ],
 )
-def test_telephone_prompts_have_their_numbers_digit_by_digit(text, spoken):
+def test_style_digits_writes_numbers_digit_by_digit(text, spoken):
     assert normalise_english(text, numbers="digits") == spoken
 
 
-def test_no_number_stops_the_reading_or_leaves_a_sign():
+def test_any_sequence_of_digits_and_signs_becomes_words():
     """Numbers of any length, broken in any way."""
     pieces = ["9" * 40, "1,", "00", "/0", "-", "$", ":", ".5", "3", "TH", "°", "²", "¾"]
     for first in pieces:
@@ -122,11 +122,11 @@ def test_no_number_stops_the_reading_or_leaves_a_sign():
         ("ja", "3時に1000人", "三時に千人"),
     ],
 )
-def test_other_languages_have_their_numbers_as_words(language, text, lower):
+def test_numbers_of_other_languages_become_words(language, text, lower):
     assert normalise_text(text, language, "lower") == lower
 
 
-def test_each_language_writes_whole_and_broken_numbers():
+def test_each_language_writes_integers_and_decimals():
     for language in LANGUAGES:
         for numbers in ("spoken", "digits"):
             written = normalise_text(
@@ -135,7 +135,7 @@ def test_each_language_writes_whole_and_broken_numbers():
             assert written and not any(c.isdecimal() for c in written), language
 
 
-def test_a_style_that_a_language_cannot_have_is_refused():
+def test_style_that_a_language_lacks_is_refused():
     assert normalise_text("τα 300", "el", "lower", numbers="keep") == "τα 300"
     for numbers in ("spoken", "digits"):
         with pytest.raises(ValueError, match="--language el: .*--numbers keep.* cs, "):
@@ -146,7 +146,7 @@ def test_a_style_that_a_language_cannot_have_is_refused():
         normalise_text("", "fr", numbers="words")
 
 
-def test_words_of_the_corpus_are_replaced_whole():
+def test_words_of_the_corpus_are_replaced():
     assert (
         normalise_english("the PBX, no PBXs", {"PBX": "P B X"}) == "THE P B X NO PBXS"
     )
@@ -196,7 +196,7 @@ def test_other_languages_keep_their_letters(language, text, upper):
         ("en", "It's 3 P.M. [beep]", "it's three p m"),
     ],
 )
-def test_lower_case_is_that_of_the_language(language, text, lower):
+def test_lower_case_follows_the_language(language, text, lower):
     numbers = "spoken" if language == "en" else "keep"
     assert normalise_text(text, language, "lower", numbers) == lower
 
@@ -210,7 +210,7 @@ def test_english_in_upper_case_is_the_default():
         )
 
 
-def test_another_case_is_refused():
+def test_unknown_case_is_refused():
     with pytest.raises(
         ValueError, match="--case title: unknown. Available: upper, lower"
     ):

@@ -14,7 +14,7 @@ def cuts(tmp_path):
     return noise_cuts(tmp_path, [0.3, 0.4, 0.5, 0.6, 0.7], list("ABCDE"))
 
 
-def test_audio_and_text_come_back(cuts, tmp_path):
+def test_audio_and_text_are_stored(cuts, tmp_path):
     write_shar(cuts, tmp_path / "train", shard_size=2)
     by_id = {cut.id: cut for cut in open_shar(tmp_path / "train")}
     assert set(by_id) == {cut.id for cut in cuts}
@@ -23,7 +23,7 @@ def test_audio_and_text_come_back(cuts, tmp_path):
         assert np.array_equal(by_id[cut.id].load_audio(), cut.load_audio())
 
 
-def test_order_is_random_and_the_same_for_a_seed(cuts, tmp_path):
+def test_order_depends_on_the_seed_alone(cuts, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         write_shar(cuts, tmp_path / name, shard_size=2, seed=seed)
     a, b, c = ([cut.id for cut in open_shar(tmp_path / name)] for name in "abc")
@@ -31,14 +31,14 @@ def test_order_is_random_and_the_same_for_a_seed(cuts, tmp_path):
     assert sorted(a) == sorted(c)
 
 
-def test_shards_are_counted_and_lhotse_opens_the_folder(cuts, tmp_path):
+def test_lhotse_opens_the_folder(cuts, tmp_path):
     write_shar(cuts, tmp_path / "train", shard_size=2)
     assert len(list((tmp_path / "train").glob("recording.*.tar"))) == 3
     assert len(list(open_shar(tmp_path / "train"))) == 5
     assert len(list(CutSet.from_shar(in_dir=tmp_path / "train"))) == 5
 
 
-def test_speeds_are_told_by_id_duration_and_custom_field(cuts, tmp_path):
+def test_speeds_are_in_id_duration_and_custom_field(cuts, tmp_path):
     write_shar(perturb_speeds(cuts, [0.9, 1.0, 1.1]), tmp_path / "train")
     by_id = {cut.id: cut for cut in open_shar(tmp_path / "train")}
     assert len(by_id) == 15
@@ -51,7 +51,7 @@ def test_speeds_are_told_by_id_duration_and_custom_field(cuts, tmp_path):
             assert found.load_audio().shape[1] == found.num_samples
 
 
-def test_killed_writing_leaves_no_folder_and_is_repeated(cuts, tmp_path):
+def test_failed_writing_leaves_no_folder_and_can_be_repeated(cuts, tmp_path):
     broken = list(cuts)
     broken[0].recording.sources[0].source = "/no/such/file.flac"
     with pytest.raises(Exception, match="no/such"):
@@ -63,7 +63,6 @@ def test_killed_writing_leaves_no_folder_and_is_repeated(cuts, tmp_path):
 
 
 def test_fields_of_a_deleted_folder_are_refused(tmp_path):
-    """They would describe arrays that are gone."""
     cuts = noise_cuts(tmp_path, [0.3])
     fields_dir(tmp_path / "train").mkdir()
     with pytest.raises(ValueError, match="train.fields: describes fields of"):
@@ -71,7 +70,7 @@ def test_fields_of_a_deleted_folder_are_refused(tmp_path):
     assert not (tmp_path / "train").exists()
 
 
-def test_the_shards_of_a_killed_writing_are_kept(cuts, tmp_path, caplog):
+def test_finished_shards_of_a_failed_writing_are_reused(cuts, tmp_path, caplog):
     def write(cuts):
         write_shar(cuts, tmp_path / "train", shard_size=2, num_jobs=1)
 
@@ -85,7 +84,7 @@ def test_the_shards_of_a_killed_writing_are_kept(cuts, tmp_path, caplog):
     partial = tmp_path / ".train.partial"
     first = partial / "recording.000000.tar"
     written = first.stat().st_mtime_ns
-    (partial / ".000002").mkdir(exist_ok=True)  # of the shard that was being written
+    (partial / ".000002").mkdir(exist_ok=True)  # an unfinished shard
     (tmp_path / "away").rename(audio)
     write(cuts)
     assert "reusing 2 of 3 shards" in caplog.text
@@ -96,7 +95,7 @@ def test_the_shards_of_a_killed_writing_are_kept(cuts, tmp_path, caplog):
     assert list(open_shar(tmp_path / "train")) == list(open_shar(tmp_path / "whole"))
 
 
-def test_shards_of_other_cuts_are_not_kept(cuts, tmp_path, caplog):
+def test_shards_of_other_cuts_are_not_reused(cuts, tmp_path, caplog):
     caplog.set_level("INFO")
     partial = tmp_path / ".train.partial"
     write_shar(list(cuts)[:4], tmp_path / "other", shard_size=2)
@@ -107,7 +106,7 @@ def test_shards_of_other_cuts_are_not_kept(cuts, tmp_path, caplog):
     assert len(list(open_shar(tmp_path / "train"))) == 5
 
 
-def test_several_processes_write_the_same(cuts, tmp_path):
+def test_folder_does_not_depend_on_the_number_of_processes(cuts, tmp_path):
     fast = perturb_speeds(cuts, [0.9, 1.0])
     for jobs in (1, 2):
         write_shar(fast, tmp_path / f"by_{jobs}", shard_size=3, num_jobs=jobs)
@@ -119,14 +118,14 @@ def test_several_processes_write_the_same(cuts, tmp_path):
         write_shar(cuts, tmp_path / "none", num_jobs=0)
 
 
-def test_complete_folder_is_not_written_over(cuts, tmp_path):
+def test_complete_folder_is_not_overwritten(cuts, tmp_path):
     write_shar(cuts, tmp_path / "train")
     with pytest.raises(ValueError, match="train: exists"):
         write_shar(cuts, tmp_path / "train")
     assert len(list(open_shar(tmp_path / "train"))) == 5
 
 
-def test_no_cuts_and_no_folder_are_errors(tmp_path):
+def test_empty_set_and_missing_folder_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no cuts"):
         write_shar([], tmp_path / "train")
     with pytest.raises(FileNotFoundError, match="train"):

@@ -13,11 +13,6 @@ def texts(asterisk):
     return [cut.supervisions[0].text for cut in cuts]
 
 
-@pytest.fixture(scope="module")
-def tokenizer(asterisk):
-    return Tokenizer(asterisk / "data/lang_bpe_150/bpe.model")
-
-
 def test_training_is_deterministic(asterisk, texts, tokenizer):
     assert train_bpe(texts, 150) == train_bpe(texts, 150) == tokenizer.model_bytes
 
@@ -30,13 +25,13 @@ def test_special_symbols_have_their_ids(asterisk, tokenizer):
     assert (tokenizer.blank_id, tokenizer.unk_id) == (0, 2)
 
 
-def test_vocab_has_piece_and_score_in_each_line(asterisk):
+def test_bpe_vocab_has_a_piece_and_a_score_in_each_line(asterisk):
     lines = (asterisk / "data/lang_bpe_150/bpe.vocab").read_text().splitlines()
     pieces = [line.split("\t") for line in lines]
     assert len(pieces) == 150 and all(len(p) == 2 and float(p[1]) <= 0 for p in pieces)
 
 
-def test_every_text_of_the_corpus_survives_encoding(asterisk, texts, tokenizer):
+def test_every_text_of_the_corpus_is_encoded_and_decoded(asterisk, texts, tokenizer):
     for split in ("dev", "test"):
         cuts = CutSet.from_file(asterisk / f"data/manifests/{split}.jsonl.gz")
         texts = texts + [cut.supervisions[0].text for cut in cuts]
@@ -46,7 +41,7 @@ def test_every_text_of_the_corpus_survives_encoding(asterisk, texts, tokenizer):
         assert tokenizer.decode(ids) == text
 
 
-def test_tokenizer_of_bytes_and_of_a_pickle_are_the_same(tokenizer):
+def test_tokenizer_is_restored_from_bytes_and_pickle(tokenizer):
     for other in (
         Tokenizer.from_bytes(tokenizer.model_bytes),
         pickle.loads(pickle.dumps(tokenizer)),
@@ -61,17 +56,17 @@ def test_files_of_a_model_are_written(tmp_path, tokenizer):
     assert Tokenizer(tmp_path / "bpe.model").model_bytes == tokenizer.model_bytes
 
 
-def test_too_large_a_vocabulary_is_refused_with_both_numbers(texts):
+def test_vocabulary_too_large_for_the_texts_is_refused(texts):
     with pytest.raises(ValueError, match="5000 pieces on 3 texts"):
         train_bpe(texts[:3], 5000)
 
 
-def test_missing_model_is_named(tmp_path):
+def test_missing_model_is_reported(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such BPE model"):
         Tokenizer(tmp_path / "bpe.model")
 
 
-def test_file_that_is_no_model_is_named(tmp_path):
+def test_file_that_is_not_a_model_is_refused(tmp_path):
     (tmp_path / "bpe.model").write_bytes(b"not a model")
     with pytest.raises(ValueError, match="not a sentencepiece model"):
         Tokenizer(tmp_path / "bpe.model")
@@ -87,8 +82,8 @@ def test_words_have_their_first_and_last_token(tokenizer):
     assert tokenizer.word_spans([]) == []
 
 
-def test_words_of_any_tokens_are_those_of_the_text(tokenizer):
-    """Also where a word begins within one, or where a space stands alone."""
+def test_word_spans_of_random_tokens_match_the_text(tokenizer):
+    """Words may start within a token or at a token of a single space."""
     draw = random.Random(0)
     space = [i for i in range(150) if tokenizer.piece(i) == WORD_START]
     assert space

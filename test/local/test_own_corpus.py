@@ -1,4 +1,4 @@
-"""The README's section "Your own corpus", run as it is written on a small corpus."""
+"""Run the commands of the README's section "Your own corpus" on a small corpus."""
 
 import json
 import re
@@ -17,14 +17,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def section_commands() -> str:
-    """Return the commands of the section, in order."""
+    """Return the commands of the section."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     section = text.split("\n## Your own corpus\n")[1].split("\n## ")[0]
     return "\n".join(re.findall(r"```bash\n(.*?)```", section, re.DOTALL))
 
 
 def set_variable(commands: str, name: str, value: object) -> str:
-    """Return the commands with the value that a user gives to a variable."""
+    """Return the commands with another value of a variable."""
     pattern = re.compile(rf"^{name}=\S+", re.MULTILINE)
     assert len(pattern.findall(commands)) == 1, name
     return pattern.sub(f"{name}={value}", commands)
@@ -32,10 +32,10 @@ def set_variable(commands: str, name: str, value: object) -> str:
 
 @pytest.fixture
 def kaldi(asterisk, tmp_path):
-    """A Kaldi data directory of real prompts, two segments in a recording."""
+    """Write Kaldi data directories of real prompts, two segments a recording."""
     for name, count in (("train", 20), ("dev", 4), ("test", 4)):
         cuts = open_shar(asterisk / f"data/shar/{name}")
-        # Twenty texts do not have all letters: ' would be unknown in another set.
+        # A BPE model of twenty texts may lack the apostrophe.
         plain = (c for c in cuts if "'" not in c.supervisions[0].text)
         short = [c for c in plain if 1.0 < c.duration < 4.0][:count]
         folder = tmp_path / "data" / name
@@ -53,7 +53,7 @@ def kaldi(asterisk, tmp_path):
                 utterance = f"{recording}-{part}"
                 text = short[number + part].supervisions[0].text
                 lines["text"].append(f"{utterance} {text}")
-                # Kaldi's tools write 10 ms: the last segment may end after its audio.
+                # Kaldi's tools round to 10 ms: a segment may end after its audio.
                 segment = f"{utterance} {recording} {start:.2f} {end:.2f}"
                 lines["segments"].append(segment)
                 lines["utt2spk"].append(f"{utterance} {name}")
@@ -63,7 +63,8 @@ def kaldi(asterisk, tmp_path):
     return tmp_path / "data"
 
 
-def test_the_readme_leads_from_a_kaldi_directory_to_a_report(kaldi, tiny_dir, tmp_path):
+@pytest.mark.slow
+def test_readme_commands_lead_from_kaldi_data_to_a_report(kaldi, tiny_dir, tmp_path):
     commands = section_commands()
     commands = commands.replace("~/icefall-kd/local/env.sh", f"{ROOT}/local/env.sh")
     for name, value in (

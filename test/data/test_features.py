@@ -1,8 +1,10 @@
+import random
+
 import numpy as np
 import pytest
 import torch
 
-from icefall_kd.data.features import compute_fbank, num_frames
+from icefall_kd.data.features import SpecAugment, batch_seed, compute_fbank, num_frames
 from icefall_kd.fields.reader import open_shar
 
 
@@ -13,7 +15,7 @@ def waves(asterisk):
 
 
 def kaldi_native(wave):
-    """What sherpa-onnx computes."""
+    """Return the fbank as sherpa-onnx computes it."""
     import kaldi_native_fbank
 
     options = kaldi_native_fbank.FbankOptions()
@@ -61,26 +63,26 @@ def test_shape_and_type_are_as_documented():
         assert features.isfinite().all()
 
 
-def test_wave_does_not_depend_on_its_neighbours(waves):
+def test_features_do_not_depend_on_the_batch(waves):
     together = compute_fbank(waves[:3])
     for wave, features in zip(waves, together):
         assert torch.equal(compute_fbank([wave])[0], features)
 
 
 @pytest.mark.parametrize("shape", [(0,), (399,), (1, 16000)])
-def test_wave_of_another_shape_is_refused(shape):
+def test_waves_of_other_shapes_are_refused(shape):
     with pytest.raises(ValueError, match="S >= 400"):
         compute_fbank([torch.zeros(shape)])
 
 
 @pytest.mark.gpu
-def test_cuda_gives_the_same_as_the_cpu(waves):
+def test_cuda_and_cpu_agree(waves):
     for cpu, cuda in zip(compute_fbank(waves), compute_fbank(waves, "cuda")):
         assert cuda.is_cuda
         assert (cpu - cuda.cpu())[cpu > -12].abs().max() < 1e-3
 
 
-def test_features_are_the_same_to_the_bit_with_any_number_of_threads(waves):
+def test_features_do_not_depend_on_the_number_of_threads(waves):
     results = []
     for threads in (1, 2, 4):
         torch.set_num_threads(threads)
@@ -88,3 +90,71 @@ def test_features_are_the_same_to_the_bit_with_any_number_of_threads(waves):
         assert torch.get_num_threads() == threads
     for others in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], others))
+
+
+LENS = torch.tensor([300, 120, 9])
+
+
+@pytest.fixture
+def features():
+    torch.manual_seed(0)
+    x = torch.randn(3, 300, 80)
+    for i, length in enumerate(LENS):
+        x[i, length:] = -23.0
+    return x
+
+
+def test_padding_does_not_change(features):
+    masked = SpecAugment(p=1.0)(features, LENS, seed=1)
+    for i, length in enumerate(LENS):
+        assert torch.equal(masked[i, length:], features[i, length:])
+
+
+def test_mel_bins_and_frames_are_masked(features):
+    masked = SpecAugment(p=1.0)(features, LENS, seed=1)
+    changed = masked[0] != features[0]
+    assert 0.0 < changed.float().mean() < 0.9
+    assert changed.all(dim=0).any() or changed.all(dim=1).any()
+
+
+def test_masks_depend_on_the_seed_alone(features):
+    augment = SpecAugment(p=1.0)
+    first = augment(features, LENS, seed=1)
+    assert torch.equal(first, augment(features, LENS, seed=1))
+    assert not torch.equal(first, augment(features, LENS, seed=2))
+
+
+def test_random_state_of_the_caller_does_not_change(features):
+    torch.manual_seed(5)
+    random.seed(5)
+    expected = torch.rand(1), random.random()
+    torch.manual_seed(5)
+    random.seed(5)
+    SpecAugment()(features, LENS, seed=1)
+    assert (torch.rand(1), random.random()) == expected
+
+
+def test_input_does_not_change(features):
+    before = features.clone()
+    SpecAugment(p=1.0)(features, LENS, seed=1)
+    assert torch.equal(features, before)
+
+
+def test_probability_zero_changes_nothing(features):
+    assert torch.equal(SpecAugment(p=0.0)(features, LENS, seed=1), features)
+
+
+def test_time_warp_is_off_by_default(features):
+    assert SpecAugment().time_warp == 0
+
+
+def test_features_and_lens_of_other_shapes_are_refused(features):
+    with pytest.raises(ValueError, match=r"\(3, 300, 80\)"):
+        SpecAugment()(features, LENS[:2])
+
+
+def test_seed_of_a_batch_depends_on_epoch_and_cuts():
+    seeds = {
+        batch_seed(s, e, ids) for s in (0, 1) for e in (0, 1) for ids in ("a", "b")
+    }
+    assert len(seeds) == 8

@@ -1,0 +1,9 @@
+import pytest
+
+from icefall_kd.data.tokens import Tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer(asterisk):
+    """Return the tokenizer of the Asterisk recipe, 150 tokens."""
+    return Tokenizer(asterisk / "data/lang_bpe_150/bpe.model")
