@@ -1,17 +1,17 @@
-"""Commands: ``python -m icefall_kd.bin.<verb>``.  Each parses and calls the package."""
+"""Commands: ``python -m icefall_kd.bin.<verb>``."""
 
 import sys
 from typing import Any
 
 
 def _print_interrupt(kind: Any, error: Any, trace: Any) -> None:
-    """Print a line for Ctrl-C in place of a traceback, which other errors keep."""
+    """Print one line for Ctrl-C, and the traceback for other errors."""
     if issubclass(kind, KeyboardInterrupt):
-        print("interrupted before the command began", file=sys.stderr)
+        print("interrupted during start-up", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
 
 
-# While Python imports a command, which takes seconds; core/cli.py does the rest.
+# The imports of a command take seconds; afterwards core/cli.py handles Ctrl-C.
 if sys.argv[:1] == ["-m"]:
     sys.excepthook = _print_interrupt

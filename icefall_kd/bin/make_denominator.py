@@ -1,12 +1,12 @@
-"""Write the denominator graph that the term ``lfmmi`` needs, and its bigram.
+"""Write the denominator graph of the term ``lfmmi``, and a bigram of tokens.
 
     python -m icefall_kd.bin.make_denominator --shar-dir data/shar/train \\
         --bpe-model data/lang_bpe_150/bpe.model \\
         --output data/lang_bpe_150/denominator.pt \\
         --bigram data/lang_bpe_150/bigram.pt
 
-The graph is a bigram of the tokens of the transcripts, composed with the CTC topology.
-The bigram alone is what the teachers of family ``vocab_teacher`` take as ``lm``.
+Both are estimated from the transcripts.  The graph is the CTC topology composed with
+the bigram.  Teachers of family ``vocab_teacher`` read the bigram as ``lm``.
 """
 
 import argparse
@@ -31,13 +31,13 @@ def get_parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
     p = create_parser(__doc__)
     p.add_argument("--shar-dir", required=True, nargs="+", help="labelled Shar folders")
-    p.add_argument("--bpe-model", required=True, help="of the tokens")
-    p.add_argument("--output", help="receives the graph")
-    p.add_argument("--bigram", help="receives the bigram")
+    p.add_argument("--bpe-model", required=True, help="BPE model of the tokens")
+    p.add_argument("--output", help="output file of the graph")
+    p.add_argument("--bigram", help="output file of the bigram")
     p.add_argument(
         "--modified",
         action="store_true",
-        help="equal neighbours need no blank between them: a smaller graph",
+        help="modified CTC topology, which needs no blank between equal tokens",
     )
     return p
 
@@ -57,20 +57,20 @@ def main() -> None:
         if args.bigram:
             table = make_bigram_table(tokens, tokenizer.vocab_size)
             save_bigram(table, tokenizer.sha256, args.bigram)
-            logging.info("%s: from %d different texts", args.bigram, len(tokens))
+            logging.info("%s: bigram of %d texts", args.bigram, len(tokens))
         if args.output:
             graph = build_denominator(tokens, tokenizer.vocab_size, args.modified)
             save_denominator(graph, tokenizer.vocab_size, args.output)
             logging.info(
-                "%s: %d arcs, from %d different texts",
+                "%s: graph of %d texts, %d arcs",
                 args.output,
-                graph.num_arcs,
                 len(tokens),
+                graph.num_arcs,
             )
 
 
 def read_texts(shar_dirs: Sequence[str]) -> list[str]:
-    """Return the different transcripts of Shar folders, sorted."""
+    """Return the distinct transcripts of Shar folders, sorted."""
     texts = set()
     for shar_dir in shar_dirs:
         shards = [

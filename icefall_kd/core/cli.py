@@ -1,4 +1,4 @@
-"""Options and exit of the commands in ``icefall_kd/bin``."""
+"""Argument parsing and error messages of the commands in ``icefall_kd/bin``."""
 
 import argparse
 import contextlib
@@ -15,7 +15,7 @@ from typing import Any, NoReturn, Optional
 
 PACKAGE = Path(__file__).parents[1]
 
-# Top-level module -> how to install it.  k2's wheel depends on torch and Python.
+# Package -> how to install it.  k2's wheel depends on torch and Python.
 REMEDIES = {
     "k2": "'python -m icefall_kd.bin.doctor' names the wheel that fits this torch",
     "_k2": "'python -m icefall_kd.bin.doctor' names the wheel that fits this torch",
@@ -33,45 +33,44 @@ REMEDIES = {
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keep the docstring's lines, and append the default to each option's help."""
+    """Keep the lines of the description, and append the default to each help text."""
 
     def _get_help_string(self, action: argparse.Action) -> Optional[str]:
         text = action.help or ""
-        given = action.default not in (None, argparse.SUPPRESS, [], ())
+        has_default = action.default not in (None, argparse.SUPPRESS, [], ())
         is_option = action.option_strings and action.nargs != 0
-        if given and is_option and "default" not in text:
+        if has_default and is_option and "default" not in text:
             text += " (default: %(default)s)"
         return text
 
 
 def require_packages(*modules: str) -> None:
-    """Import what a command needs later on, before it reads or writes anything.
+    """Import the packages that a command needs, before it reads or writes anything.
 
     Raises:
-      ImportError: naming the package that cannot be imported.
+      ImportError: if one cannot be imported; ``name`` is that package.
     """
     for module in modules:
         try:
             importlib.import_module(module)
-        except ImportError as e:  # of the package itself, or of what it imports
+        except ImportError as e:  # of the package, or of one of its imports
             raise ImportError(str(e), name=module) from e
 
 
 class _Parser(argparse.ArgumentParser):
-    """Names the nearest option beside one that is unknown."""
+    """Parser that suggests the nearest option for an unknown one."""
 
-    _given: Sequence[str] = ()
+    _words: Sequence[str] = ()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Keep the arguments for the message of an error."""
-        self._given = sys.argv[1:] if args is None else args
+        self._words = sys.argv[1:] if args is None else args
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
+        known = tuple(self._option_string_actions)
         if message.startswith("the following arguments are required:"):
-            # argparse stops here, before it names an option that does not exist.
-            known = tuple(self._option_string_actions)
-            names = (str(word).partition("=")[0] for word in self._given)
+            # argparse does not report unknown options in this case.
+            names = (str(word).partition("=")[0] for word in self._words)
             unknown = [
                 name
                 for name in names
@@ -83,7 +82,7 @@ class _Parser(argparse.ArgumentParser):
         if "unrecognized arguments:" in message:
             for word in message.split():
                 name = word.partition("=")[0]
-                near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+                near = difflib.get_close_matches(name, known, n=1)
                 if name.startswith("--") and near:
                     message += f"; did you mean {near[0]}?"
         super().error(message)
@@ -94,58 +93,58 @@ def create_parser(description: str, **options: Any) -> argparse.ArgumentParser:
 
     Args:
       description: docstring of the command's module.
-      options: further arguments of ``argparse.ArgumentParser``.
+      options: other arguments of ``argparse.ArgumentParser``.
     """
     return _Parser(description=description, formatter_class=_HelpFormatter, **options)
 
 
 def positive_int(text: str) -> int:
-    """Parse an option that is a whole number of at least 1."""
-    return _whole(text, 1)
+    """Parse an integer of at least 1."""
+    return _parse_int(text, 1)
 
 
 def non_negative_int(text: str) -> int:
-    """Parse an option that is a whole number of at least 0."""
-    return _whole(text, 0)
+    """Parse an integer of at least 0."""
+    return _parse_int(text, 0)
 
 
 def even_int(text: str) -> int:
-    """Parse an option that is an even whole number of at least 2."""
-    value = _whole(text, 2)
+    """Parse an even integer of at least 2."""
+    value = _parse_int(text, 2)
     if value % 2:
         raise argparse.ArgumentTypeError(f"{text!r} is not an even number")
     return value
 
 
 def positive_float(text: str) -> float:
-    """Parse an option that is a finite number above 0."""
-    value = _finite(text)
+    """Parse a finite number above 0."""
+    value = _parse_float(text)
     if value <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
     return value
 
 
 def non_negative_float(text: str) -> float:
-    """Parse an option that is a finite number of at least 0."""
-    value = _finite(text)
+    """Parse a finite number of at least 0."""
+    value = _parse_float(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text!r} is below 0")
     return value
 
 
-def _whole(text: str, least: int) -> int:
+def _parse_int(text: str, minimum: int) -> int:
     try:
         value = int(text)
     except ValueError:
-        value = least - 1
-    if value < least:
+        value = minimum - 1
+    if value < minimum:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a whole number of at least {least}"
+            f"{text!r} is not an integer of at least {minimum}"
         )
     return value
 
 
-def _finite(text: str) -> float:
+def _parse_float(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -157,22 +156,22 @@ def _finite(text: str) -> float:
 
 @contextlib.contextmanager
 def exit_on_error(command: str, *also: type[Exception]) -> Iterator[None]:
-    """Turn an expected failure into one line on stderr; any other keeps its traceback.
+    """Exit with one line on stderr for an expected error; others keep their traceback.
 
-    Expected are errors of files (``OSError``), a ``ValueError`` that this package
-    raises (it carries the remedy), a missing package of :data:`REMEDIES`, and Ctrl-C.
+    Expected errors are an ``OSError``, a ``ValueError`` from this package, a missing
+    package of :data:`REMEDIES`, and Ctrl-C.
 
     Args:
       command: name of the command, the first word of the line.
-      also: further expected exceptions.
+      also: other expected exceptions.
     Raises:
-      SystemExit: for an expected failure, with the line; the exit status is 1.  After
-        Ctrl-C it is 130, as shells report a process ended by SIGINT.
+      SystemExit: for an expected error, with exit status 1; 130 after Ctrl-C, as in
+        shells.
     """
     try:
         yield
     except KeyboardInterrupt as e:
-        remedy = "no file is half-written, the same command goes on or starts again"
+        remedy = "all files are complete; run the same command to resume or restart"
         print(f"\n{command}: interrupted; {remedy}", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from e
     except ImportError as e:
@@ -190,6 +189,6 @@ def exit_on_error(command: str, *also: type[Exception]) -> Iterator[None]:
 
 
 def _is_raised_here(error: Exception) -> bool:
-    """Return whether code of this package raised ``error``, not a library under it."""
+    """Return whether code of this package raised ``error``, not a library."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and Path(frames[-1].filename).is_relative_to(PACKAGE)

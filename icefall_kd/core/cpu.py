@@ -1,4 +1,4 @@
-"""Set a process up for work on a CPU; how many CPUs there are for it.
+"""Count the CPUs of a process, and tune its memory and its matrix products.
 
 ``python -m icefall_kd.core.cpu`` prints the number of CPUs, for scripts.
 """
@@ -19,15 +19,15 @@ M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4
 M_ARENA_MAX = -8
 
-# Values of MKL_DEBUG_CPU_TYPE, and the processor flags that the last one needs.
+# Values of MKL_DEBUG_CPU_TYPE, and the processor flags of AVX-512.
 MKL_CPU_TYPES = {"AVX2": "5", "AVX-512": "7"}
 AVX512 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
-MAX_WORKERS = 4  # processes that load the batches of one training process
+MAX_WORKERS = 4  # worker processes of the data loader
 
 
 def count_cpus(root: Pathlike = "/") -> int:
-    """Return the CPUs that this process may use: its affinity, within cgroup quotas.
+    """Return the number of CPUs of this process, by its affinity and cgroup quotas.
 
     Args:
       root: folder with ``proc`` and ``sys``.
@@ -40,29 +40,29 @@ def count_cpus(root: Pathlike = "/") -> int:
 
 
 def default_num_threads() -> int:
-    """Return the CPU threads of this process: its share of :func:`count_cpus`.
+    """Return the number of CPU threads of this process.
 
-    The processes that torchrun starts on a machine share it.  OMP_NUM_THREADS and
-    MKL_NUM_THREADS limit it; among several processes only the latter, since torchrun
-    sets the former to 1 wherever it is not set.
+    The processes of torchrun share the CPUs of a machine.  OMP_NUM_THREADS and
+    MKL_NUM_THREADS limit the number; with several processes only the latter does,
+    because torchrun sets the former to 1 by default.
     """
     processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
     share = max(1, count_cpus() // processes)
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
     for name in names if processes == 1 else names[1:]:
-        given = os.environ.get(name, "").partition(",")[0]
-        if given.isdecimal() and int(given) > 0:
-            return int(given) if processes == 1 else min(int(given), share)
+        value = os.environ.get(name, "").partition(",")[0]
+        if value.isdecimal() and int(value) > 0:
+            return int(value) if processes == 1 else min(int(value), share)
     return share
 
 
 def default_num_workers() -> int:
-    """Return the processes that load batches beside this one; 0 on a single CPU."""
+    """Return the number of worker processes of the data loader; 0 on a single CPU."""
     return min(MAX_WORKERS, default_num_threads() - 1)
 
 
 def _cgroup_quotas(root: Path) -> list[float]:
-    """Return the CPUs that each cgroup of this process, or one above it, may use."""
+    """Return the CPU quotas of the cgroups of this process and of their parents."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -75,17 +75,17 @@ def _cgroup_quotas(root: Path) -> list[float]:
             mounted = mounted / "cpu"
         elif controllers:
             continue
-        # A container may see its own group as the root, or by the path of its host.
+        # A container sees its own group as the root, or by its path on the host.
         inner = mounted / group.lstrip("/")
         for folder in (inner, *inner.parents):
             if folder == mounted.parent:
                 break
-            quotas.append(_quota(folder))
+            quotas.append(_read_quota(folder))
     return quotas
 
 
-def _quota(folder: Path) -> float:
-    """Return the CPUs that a cgroup may use, infinity without a limit."""
+def _read_quota(folder: Path) -> float:
+    """Return the CPU quota of a cgroup, infinity without a limit."""
     try:
         if (folder / "cpu.max").is_file():  # version 2: "150000 100000" or "max ..."
             quota, period = (folder / "cpu.max").read_text().split()
@@ -98,11 +98,10 @@ def _quota(folder: Path) -> float:
 
 
 def tune_cpu() -> None:
-    """Make the work of this process on a CPU fast; call it first.
+    """Speed up computation on a CPU; call it before any matrix product.
 
-    Torch gets :func:`default_num_threads`.  No result of a computation changes.
-    What was measured is in the two other functions called.  Each applies only where it
-    helps; a variable set by the user is kept.
+    It sets the number of torch's threads.  No result of a computation changes, and
+    environment variables keep their values.
     """
     import torch
 
@@ -112,17 +111,18 @@ def tune_cpu() -> None:
 
 
 def keep_freed_memory(one_arena: bool = False) -> bool:
-    """Let freed memory be used again instead of being returned to the system.
+    """Make glibc reuse freed memory instead of returning it to the system.
 
-    By default glibc maps every large tensor anew and the system clears it page by
-    page: that costs 1.6 ns an element, more than most operations on it.  Returns
-    whether it was done (glibc only).
+    By default glibc maps each large tensor anew, and the system clears its pages: 1.6
+    ns for each element, more than most operations.
 
     Args:
-      one_arena: for threads other than the main one too.  Theirs are small memories of
-        their own, which give back whatever is larger than 64 MB.  CTranslate2 computes
-        in such a thread: encoding 28 s with Whisper base took 29 ms of CPU for a second
-        of audio without this function, 15 with it (int8, AMD EPYC).
+      one_arena: whether other threads use the main thread's arena.  Their own arenas
+        return blocks above 64 MB.  CTranslate2 computes in such a thread: encoding 28 s
+        with Whisper base took 29 ms of CPU for each second of audio, and 15 ms with
+        this function (int8, AMD EPYC).
+    Returns:
+      whether the C library is glibc, and accepted it.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -133,9 +133,10 @@ def keep_freed_memory(one_arena: bool = False) -> bool:
 
 
 def release_freed_memory() -> bool:
-    """Return freed memory to the system now; blocks of many sizes fragment it.
+    """Return freed memory, which many block sizes fragment, to the system.
 
-    Returns whether it was done (glibc only).
+    Returns:
+      whether the C library is glibc and released memory.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -143,17 +144,19 @@ def release_freed_memory() -> bool:
 
 
 def enable_mkl_avx() -> bool:
-    """Let the MKL of torch 1.13 use AVX-512 or AVX2 on processors not from Intel.
+    """Make the MKL of torch 1.13 use AVX-512 or AVX2 on processors not from Intel.
 
-    It would use SSE there: matrix products of 40 GFLOP/s on a core that does 115 with
-    AVX2 and 215 with AVX-512 (AMD EPYC).  Only a process that has not multiplied
-    matrices yet is changed, and not the processes that it starts.  Returns whether it
-    was done, now or by the user.
+    It uses SSE there by default: 40 GFLOP/s of matrix products on a core that reaches
+    115 with AVX2 and 215 with AVX-512 (AMD EPYC).  It has no effect after the first
+    matrix product, nor on child processes.
+
+    Returns:
+      whether MKL uses them, by this call or by the user's MKL_DEBUG_CPU_TYPE.
     """
     import torch
 
     old = "Math Kernel Library Version 2020" in torch.__config__.show()
-    name = find_mkl_vectors(_cpuinfo()) if old else None
+    name = find_mkl_cpu_type(_cpuinfo()) if old else None
     if name is None:
         return False
     if "MKL_DEBUG_CPU_TYPE" not in os.environ:
@@ -164,8 +167,8 @@ def enable_mkl_avx() -> bool:
     return True
 
 
-def find_mkl_vectors(cpuinfo: str) -> Optional[str]:
-    """Return the key of `MKL_CPU_TYPES` that a processor can do and MKL withholds.
+def find_mkl_cpu_type(cpuinfo: str) -> Optional[str]:
+    """Return the best key of `MKL_CPU_TYPES` for a processor; None for Intel's.
 
     Args:
       cpuinfo: text of ``/proc/cpuinfo``.

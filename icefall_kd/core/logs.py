@@ -1,7 +1,4 @@
-"""Logging set-up shared by all commands.
-
-Progress bars with the time that is left.
-"""
+"""Logging and progress bars of the commands."""
 
 import contextlib
 import datetime
@@ -24,31 +21,31 @@ def setup_logging(level: int = logging.INFO) -> None:
 
 
 class LogFile:
-    """A copy of the log in a file; lines before :meth:`open` are kept until then."""
+    """A copy of the log in a file; records before :meth:`open` are buffered."""
 
     def __init__(self) -> None:
-        # Never flushed by itself, for there may be no file yet.
+        # No record flushes the buffer before there is a file.
         self._memory = MemoryHandler(10_000, logging.CRITICAL + 1, flushOnClose=False)
 
     def open(self, folder: Path, name: str, rank: int = 0, size: int = 1) -> None:
-        """Begin ``<folder>/<name>-<date>``, of several processes ``...-<rank>``."""
+        """Open ``<folder>/<name>-<date>``, with ``-<rank>`` if ``size`` > 1."""
         folder.mkdir(parents=True, exist_ok=True)
         date = time.strftime("%Y-%m-%d-%H-%M-%S")
         suffix = f"-{rank}" if size > 1 else ""
         file = logging.FileHandler(folder / f"{name}-{date}{suffix}", encoding="utf-8")
         file.setFormatter(logging.Formatter(FORMAT))
-        file.handleError = self._give_up  # type: ignore[method-assign]
+        file.handleError = self._stop  # type: ignore[method-assign]
         self._memory.setTarget(file)
         self._memory.flush()
-        self._memory.capacity = 1  # from now on at once
+        self._memory.capacity = 1  # write each record at once
 
-    def _give_up(self, record: logging.LogRecord) -> None:
-        """Go on without the file, as on a full disk; stderr has the same lines."""
+    def _stop(self, record: logging.LogRecord) -> None:
+        """Stop writing the file, for example on a full disk."""
         logging.getLogger().removeHandler(self._memory)
-        logging.warning("the log file cannot be written; the log goes on here alone")
+        logging.warning("cannot write the log file; this log continues on stderr")
 
     def close(self) -> None:
-        """Write what is left, and close the file."""
+        """Write the buffered records and close the file."""
         if self._memory.target is not None:
             self._memory.flush()
             with contextlib.suppress(OSError):
@@ -58,7 +55,7 @@ class LogFile:
 
 @contextlib.contextmanager
 def copy_log_to_file() -> Iterator[LogFile]:
-    """Copy the log of the block; an error that ends it is the last line."""
+    """Copy the log of the block to a file; an error of the block is the last line."""
     file = LogFile()
     root = logging.getLogger()
     root.addHandler(file._memory)
@@ -80,10 +77,10 @@ T = TypeVar("T")
 def progress(
     items: Iterable[T], description: str, unit: str, total: Optional[int] = None
 ) -> Iterator[T]:
-    """Iterate ``items`` with a bar on stderr; into a log file only every 10 s.
+    """Iterate ``items`` with a progress bar; a log file gets it every 10 s.
 
     Args:
-      total: number of items, where they do not tell it.
+      total: number of items, if they have no length.
     """
     interval = 0.5 if sys.stderr.isatty() else 10.0
     bar = tqdm(items, desc=description, unit=unit, mininterval=interval, total=total)
@@ -91,46 +88,48 @@ def progress(
 
 
 class AudioProgress:
-    """Tells how much audio is done, how fast, and how long the rest will take.
+    """Show the processed hours of audio, the speed and the remaining time.
 
-    A bar on a terminal; in a log file one line now and then.
+    It draws a bar on a terminal and writes lines to a log file.
+
+    Args:
+      description: text before the numbers.
+      interval: seconds between two lines of a log file.
     """
 
     def __init__(self, description: str, interval: float = 60.0) -> None:
-        """Begin; nothing is told before the first call.
-
-        Args:
-          interval: s between two lines of a log file.
-        """
         self._description = description
         self._interval = interval
         self._bar: Optional[tqdm] = None
-        self._start = self._told = time.monotonic()
+        self._start = self._last_line = time.monotonic()
 
     def __call__(self, done: float, total: float) -> None:
-        """Note that ``done`` of ``total`` s of audio are done."""
+        """Show that ``done`` of ``total`` seconds of audio are processed."""
         if sys.stderr.isatty():
             self._draw(done, total)
-        elif time.monotonic() - self._told >= self._interval:
-            self._told = time.monotonic()
+        elif time.monotonic() - self._last_line >= self._interval:
+            self._last_line = time.monotonic()
             logging.info("%s: %s", self._description, self._describe(done, total))
 
     def close(self) -> None:
-        """Leave the line of the bar, if there is one."""
+        """Close the bar, if there is one."""
         if self._bar is not None:
             self._bar.close()
 
     def _draw(self, done: float, total: float) -> None:
         if self._bar is None:
-            form = "{desc}: {percentage:3.0f}%|{bar}|{postfix}"
+            bar_format = "{desc}: {percentage:3.0f}%|{bar}|{postfix}"
             self._bar = tqdm(
-                desc=self._description, total=total, bar_format=form, mininterval=0.5
+                desc=self._description,
+                total=total,
+                bar_format=bar_format,
+                mininterval=0.5,
             )
         self._bar.set_postfix_str(self._describe(done, total), refresh=False)
         self._bar.update(done - self._bar.n)
 
     def _describe(self, done: float, total: float) -> str:
-        """Return for example "1.2 of 960.0 h, 310 h/h, 3:05:32 left"."""
+        """Return, for example, "1.2 of 960.0 h, 310 h/h, 3:05:32 left"."""
         elapsed = max(time.monotonic() - self._start, 1e-6)
         left = (total - done) * elapsed / done if done else 0.0
         return (

@@ -1,10 +1,8 @@
-"""Loads what torch.save wrote, as long as it is tensors and plain types.
+"""Load files of ``torch.save`` safely; hash files and tensors of models.
 
-A pickle may name any function and have it called while it is read, so a checkpoint from
-elsewhere could run anything.  torch has ``weights_only`` against that from 1.13 on, but
-that of 1.13 does not know Python's floats and is of no use there.
-
-The SHA-256 of a model: of its file, remembered beside it, or of its tensors.
+A pickle can call any function while it is read, so a foreign checkpoint could run
+code.  This module accepts tensors and plain types alone.  torch has ``weights_only``
+for that, but in 1.13 it does not accept floats.
 """
 
 import contextlib
@@ -14,7 +12,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path, PosixPath
 from types import SimpleNamespace
-from typing import Any, ContextManager, Union
+from typing import Any, ContextManager
 
 import torch
 from torch import Tensor
@@ -24,7 +22,7 @@ from icefall_kd.core.files import Pathlike, read_json, sha256_file, write_json
 ALLOWED = {
     ("collections", "OrderedDict"),
     ("torch._utils", "_rebuild_tensor_v2"),
-    # icefall keeps its options beside the weights, the experiment's folder among them.
+    # icefall stores its options with the weights, the folder of the experiment too.
     ("pathlib", "PosixPath"),
 }
 
@@ -33,84 +31,84 @@ def load_weights_only(path: Path) -> Any:
     """Return the content of a file of torch.save, on the CPU.
 
     Raises:
-      Exception: whatever zipfile, torch or pickle raise for a damaged file;
-        ``pickle.UnpicklingError`` for one that asks for anything else than tensors
-        and plain types.  Nothing that the file names has been called then.
+      Exception: any error of zipfile, torch or pickle for a damaged file.
+      pickle.UnpicklingError: if the file needs other than tensors and plain types;
+        nothing was called.
     """
-    with zipfile.ZipFile(path) as file:  # torch leaves the checksums alone
+    with zipfile.ZipFile(path) as file:  # torch does not check the checksums
         damaged = file.testzip()
     if damaged is not None:
         raise zipfile.BadZipFile(f"the checksum of {damaged} does not match")
     if int(torch.__version__.split(".")[0]) >= 2:
-        with _allowing_paths():
+        with _allow_paths():
             return torch.load(path, map_location="cpu", weights_only=True)
-    # torch 1.13's load() ignores its pickle_module, therefore one level below.
+    # torch.load of 1.13 ignores pickle_module; the function below it does not.
     with torch.serialization._open_zipfile_reader(str(path)) as reader:
-        module = SimpleNamespace(Unpickler=_Unpickler)
+        module = SimpleNamespace(Unpickler=_SafeUnpickler)
         return torch.serialization._load(reader, "cpu", module, encoding="utf-8")
 
 
-def load_dict(path: Pathlike, what: str, keys: set[str], make: str) -> dict[str, Any]:
-    """Return the dict of a file that a command of ours wrote.
+def load_dict(
+    path: Pathlike, kind: str, keys: set[str], command: str
+) -> dict[str, Any]:
+    """Return the dict of a file that a command of this package wrote.
 
     Args:
-      what: it holds, for messages.
-      keys: of the dict.
-      make: the command that writes such a file.
+      kind: what the file contains, for messages.
+      keys: keys of the dict.
+      command: command that writes such a file.
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if it holds something else.
+      ValueError: if it contains something else.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such {what}; make one with '{make}'")
+        raise FileNotFoundError(f"{path}: no such {kind}; make one with '{command}'")
     saved = load_weights_only(Path(path))
     if not isinstance(saved, dict) or set(saved) != keys:
-        raise ValueError(f"{path} is no {what}")
+        raise ValueError(f"{path}: not a {kind}; make one with '{command}'")
     return saved
 
 
-def _allowing_paths() -> ContextManager:
-    """Return a context in which torch's own loader takes paths (from torch 2.5 on)."""
+def _allow_paths() -> ContextManager:
+    """Return a context in which torch 2.5 and later load paths."""
     if hasattr(torch.serialization, "safe_globals"):
         return torch.serialization.safe_globals([PosixPath])
     return contextlib.nullcontext()
 
 
-class _Unpickler(pickle.Unpickler):
+class _SafeUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """Return what the file names, if it is needed for tensors."""
+        """Return the class or function ``name``, if it is in `ALLOWED`."""
         if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, not for data")
+            raise pickle.UnpicklingError(f"it contains {module}.{name}, no data")
         return super().find_class(module, name)
 
 
-def cached_sha256(path: Union[str, Path]) -> str:
-    """Return the SHA-256 of ``path``; hash again only when the file has changed.
+def cached_sha256(path: Pathlike) -> str:
+    """Return the SHA-256 of a file; compute it only if the file has changed.
 
-    The value is kept in ``<path>.sha256.json`` with the size and the modification
-    time that it belongs to; a folder that cannot be written is no error.
+    ``<path>.sha256.json`` stores the value with the file's size and modification time,
+    if the folder is writable.
     """
     path = Path(path)
     stat = path.stat()
     state = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    note = path.with_name(path.name + ".sha256.json")
-    if note.is_file():
-        known = read_json(note)
+    cache = path.with_name(path.name + ".sha256.json")
+    if cache.is_file():
+        known = read_json(cache)
         if {k: known.get(k) for k in state} == state:
             return known["sha256"]
     state["sha256"] = sha256_file(path)
-    try:
-        write_json(note, state)
-    except OSError:  # a read-only model folder
-        pass
+    with contextlib.suppress(OSError):  # a read-only model folder
+        write_json(cache, state)
     return state["sha256"]
 
 
 def sha256_tensors(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of tensors with their names, shapes and dtypes.
 
-    It does not depend on the file that they were in: the averaged model has one hash
-    whether it comes from a training checkpoint, from ours or in icefall's form.
+    It does not depend on the file format: an averaged model has one hash, whether it
+    comes from a training checkpoint, our export or icefall's.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):

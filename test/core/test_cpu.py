@@ -12,7 +12,7 @@ from icefall_kd.core.cpu import (
     count_cpus,
     default_num_threads,
     default_num_workers,
-    find_mkl_vectors,
+    find_mkl_cpu_type,
 )
 
 
@@ -27,11 +27,11 @@ from icefall_kd.core.cpu import (
 )
 def test_mkl_gets_what_the_processor_can_do(vendor, flags, vectors):
     text = f"vendor_id\t: {vendor}\nflags\t\t: {' '.join(flags)}\nbogomips\t: 1\n"
-    assert find_mkl_vectors(text) == vectors
+    assert find_mkl_cpu_type(text) == vectors
 
 
 def test_a_processor_without_flags_is_left_alone():
-    assert find_mkl_vectors("processor : 0\nFeatures : neon\n") is None
+    assert find_mkl_cpu_type("processor : 0\nFeatures : neon\n") is None
 
 
 def test_tuning_changes_no_result_and_no_variable():

@@ -293,7 +293,7 @@ def test_topk_holds_ids_probabilities_and_the_tail():
 
 
 def test_topk_refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match="k is 6, must be in 1 .. 5"):
+    with pytest.raises(ValueError, match="topk must be in 1 .. 5"):
         pack_topk(torch.zeros(3, 5), 6)
     with pytest.raises(ValueError, match="do not fit 16 bits"):
         make_codec("topk").encode(np.array([[70000.0, -1.0, 0.0]], dtype=np.float32))

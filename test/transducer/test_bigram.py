@@ -87,5 +87,5 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="make_denominator --bigram"):
         load_bigram(tmp_path / "none.pt", "a" * 64)
     torch.save({"x": 1}, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match="x.pt is no bigram of tokens"):
+    with pytest.raises(ValueError, match="x.pt: not a bigram of tokens"):
         load_bigram(tmp_path / "x.pt", "a" * 64)

@@ -96,5 +96,5 @@ def test_a_graph_read_back_gives_the_same(graph, tmp_path):
     with pytest.raises(FileNotFoundError, match="make_denominator"):
         load_denominator(tmp_path / "none.pt")
     torch.save({"x": 1}, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match="x.pt is no denominator graph"):
+    with pytest.raises(ValueError, match="x.pt: not a denominator graph"):
         load_denominator(tmp_path / "x.pt")
