@@ -1,4 +1,4 @@
-"""What the commands share: expected failures in a line, defaults in the help."""
+"""Errors in one line, help texts and options of all commands."""
 
 import argparse
 import importlib
@@ -27,7 +27,7 @@ NO_DEFAULT = (None, False, argparse.SUPPRESS, [], ())
 WHISPER = ("--model-dir={tmp}", "--shar-dir=no")
 
 
-def test_an_error_of_the_package_becomes_one_line(tmp_path):
+def test_an_error_of_the_package_is_one_line(tmp_path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(SystemExit, match="^decode: .*a.json: not a JSON file"):
         with exit_on_error("decode"):
@@ -69,7 +69,7 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
 def test_a_missing_package_is_named_before_any_work(
     package, command, arguments, tmp_path, monkeypatch
 ):
-    """Nothing that the arguments name is there, but the files of a Whisper folder."""
+    """The files of the arguments are missing, except those of a Whisper folder."""
     for name in ("model.bin", "config.json", "tokenizer.json"):
         (tmp_path / name).write_text("{}")
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
@@ -82,25 +82,23 @@ def test_a_missing_package_is_named_before_any_work(
     assert not (tmp_path / "exp").exists()
 
 
-def test_a_missing_file_is_a_line(tmp_path):
+def test_a_missing_file_is_one_line(tmp_path):
     with pytest.raises(SystemExit, match="absent.json"):
         with exit_on_error("report"):
             read_json(tmp_path / "absent.json")
 
 
-def test_ctrl_c_is_a_line_and_status_130(capsys):
+def test_ctrl_c_is_one_line_and_status_130(capsys):
     with pytest.raises(SystemExit) as stopped:
         with exit_on_error("extract"):
             os.kill(os.getpid(), signal.SIGINT)
             signal.pause()
     assert stopped.value.code == 130
-    assert capsys.readouterr().err.strip() == (
-        "extract: interrupted; no file is half-written, the same command goes on or "
-        "starts again"
-    )
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("extract: interrupted") and "\n" not in error
 
 
-def test_an_unknown_option_is_named_with_the_nearest(capsys):
+def test_an_unknown_option_gets_a_suggestion(capsys):
     needed = ["--checkpoint", "a", "--shar-dir", "b", "--out-dir", "c"]
     with pytest.raises(SystemExit):
         decode.get_parser().parse_args([*needed, "--metod=greedy_search"])
@@ -111,7 +109,7 @@ def test_an_unknown_option_is_named_with_the_nearest(capsys):
     assert f"{message} --out-dir?" in capsys.readouterr().err
 
 
-def test_help_shows_the_docstring_and_the_defaults():
+def test_help_contains_the_docstring_and_the_defaults():
     assert "(default: greedy_search)" in decode.get_parser().format_help()
     parser = create_parser("First line.\n\n    an indented command")
     parser.add_argument("--beam", type=int, default=4, help="number of hypotheses")
@@ -143,7 +141,9 @@ def test_help_shows_the_docstring_and_the_defaults():
         ("report", "--max-audio", ["-1"]),
     ],
 )
-def test_a_number_out_of_range_is_refused_by_option(command, option, values, capsys):
+def test_a_number_out_of_range_is_refused_with_its_option(
+    command, option, values, capsys
+):
     parser = importlib.import_module(f"icefall_kd.bin.{command}").get_parser()
     for value in values:
         with pytest.raises(SystemExit) as refused:
@@ -153,7 +153,7 @@ def test_a_number_out_of_range_is_refused_by_option(command, option, values, cap
 
 
 class FoundParser(Exception):
-    """Carries the parser of a command that was about to read its arguments."""
+    """Contains the parser of a command, raised when it parses its arguments."""
 
 
 def parser_of(command, monkeypatch):
@@ -182,7 +182,7 @@ def parsers(parser):
 @pytest.mark.parametrize(
     "command", [m.name for m in pkgutil.iter_modules(bin.__path__)]
 )
-def test_the_help_of_every_option_says_what_it_is_and_its_default(command, monkeypatch):
+def test_every_option_has_a_help_text_and_shows_its_default(command, monkeypatch):
     for parser in parsers(parser_of(command, monkeypatch)):
         formatter = parser._get_formatter()
         for action in parser._actions:

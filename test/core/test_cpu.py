@@ -1,4 +1,4 @@
-"""What a process is tuned to."""
+"""CPU counts, thread numbers and tuning of a process."""
 
 import os
 import subprocess
@@ -25,16 +25,16 @@ from icefall_kd.core.cpu import (
         ("GenuineIntel", {"avx2", "fma"} | AVX512, None),
     ],
 )
-def test_mkl_gets_what_the_processor_can_do(vendor, flags, vectors):
+def test_mkl_cpu_type_follows_the_processor_flags(vendor, flags, vectors):
     text = f"vendor_id\t: {vendor}\nflags\t\t: {' '.join(flags)}\nbogomips\t: 1\n"
     assert find_mkl_cpu_type(text) == vectors
 
 
-def test_a_processor_without_flags_is_left_alone():
+def test_a_processor_without_flags_has_no_mkl_cpu_type():
     assert find_mkl_cpu_type("processor : 0\nFeatures : neon\n") is None
 
 
-def test_tuning_changes_no_result_and_no_variable():
+def test_tune_cpu_changes_no_result_and_no_environment_variable():
     code = """
 import os, torch
 from icefall_kd.core.cpu import tune_cpu
@@ -53,7 +53,7 @@ assert (x @ x).tolist() == [[float(v) for v in row] for row in %s]
 
 
 def machine(root, groups, **limits):
-    """Write what Linux says of the cgroups of a process; returns the folder."""
+    """Write the cgroup files of Linux for a process; return the folder."""
     for name, text in {"proc/self/cgroup": groups, **limits}.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,14 +63,14 @@ def machine(root, groups, **limits):
 
 @pytest.fixture
 def eight_cpus(monkeypatch):
-    """An affinity of 8 CPUs, and none of the variables that a user may set."""
+    """An affinity of 8 CPUs, without the environment variables of users."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
 
 
-def test_a_process_bound_to_one_cpu_has_one():
+def test_a_process_bound_to_one_cpu_counts_one():
     code = """
 import os
 from icefall_kd.core.cpu import count_cpus
@@ -87,7 +87,7 @@ print(count_cpus())
         ("0::/\n", {}, 8),
         ("0::/pod/task\n", {"pod/task/cpu.max": "max 100000\n"}, 8),
         ("0::/pod/task\n", {"pod/task/cpu.max": "350000 100000\n"}, 3),
-        # A group above has the limit; a container may see its own as the root.
+        # A parent group has the limit; a container may see its own group as the root.
         ("0::/pod/task\n", {"pod/cpu.max": "200000 100000\n"}, 2),
         ("0::/\n", {"cpu.max": "50000 100000\n"}, 1),
         (
@@ -102,7 +102,9 @@ print(count_cpus())
         ),
     ],
 )
-def test_the_quota_of_a_container_counts(eight_cpus, tmp_path, groups, limits, cpus):
+def test_the_quota_of_a_container_limits_the_count(
+    eight_cpus, tmp_path, groups, limits, cpus
+):
     limits = {f"sys/fs/cgroup/{name}": text for name, text in limits.items()}
     assert count_cpus(machine(tmp_path, groups, **limits)) == cpus
 
@@ -114,7 +116,7 @@ def test_the_quota_of_a_container_counts(eight_cpus, tmp_path, groups, limits, c
         ({"OMP_NUM_THREADS": "3"}, 3),
         ({"MKL_NUM_THREADS": "3"}, 3),
         ({"OMP_NUM_THREADS": "many"}, 8),
-        # torchrun sets the variable to 1 where there is none.
+        # torchrun sets the variable to 1 by default.
         ({"LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"}, 2),
         # local/env.sh sets both to all CPUs, local/train.sh to a share.
         ({"LOCAL_WORLD_SIZE": "4", "MKL_NUM_THREADS": "8"}, 2),

@@ -1,16 +1,24 @@
-"""The denominator graph against sums over all paths, written out."""
+"""Bigrams, and denominator graphs against sums over all paths."""
 
 import itertools
 import math
+import sys
 
 import pytest
 import torch
 
+from icefall_kd.bin import make_denominator
+from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.transducer.denominator import (
+    END,
     build_denominator,
     compute_total_scores,
     estimate_bigram,
+    fuse_bigram,
+    load_bigram,
     load_denominator,
+    make_bigram_table,
+    save_bigram,
     save_denominator,
 )
 
@@ -25,8 +33,8 @@ def graph():
 
 def language_score(tokens):
     seen, alone, back = estimate_bigram(TEXTS, VOCAB)
-    total, walk = 0.0, [0, *tokens, -1]
-    for a, b in zip(walk, walk[1:]):
+    total, padded = 0.0, [0, *tokens, -1]
+    for a, b in zip(padded, padded[1:]):
         total += seen.get((a, b), back.get(a, 0.0) + alone[b])
     return total
 
@@ -37,7 +45,7 @@ def collapse(path):
 
 
 def slow_total(log_probs):
-    """Log-sum over every way to label the frames."""
+    """Return the log-sum over all label sequences of the frames."""
     scores = []
     for path in itertools.product(range(VOCAB), repeat=len(log_probs)):
         acoustic = sum(float(log_probs[t, p]) for t, p in enumerate(path))
@@ -45,7 +53,7 @@ def slow_total(log_probs):
     return float(torch.tensor(scores, dtype=torch.float64).logsumexp(0))
 
 
-def test_the_bigram_is_a_distribution_after_every_token():
+def test_bigram_is_normalised_after_every_token():
     seen, alone, back = estimate_bigram(TEXTS, VOCAB)
     assert sum(math.exp(p) for p in alone.values()) == pytest.approx(1.0)
     for a in range(VOCAB):
@@ -59,7 +67,7 @@ def test_the_bigram_is_a_distribution_after_every_token():
         estimate_bigram([], VOCAB)
 
 
-def test_the_total_is_the_sum_over_all_paths(graph):
+def test_total_score_is_the_sum_over_all_paths(graph):
     torch.manual_seed(0)
     log_probs = torch.randn(3, 5, VOCAB).log_softmax(-1)
     lens = torch.tensor([3, 5, 4])  # not in the order of their lengths
@@ -69,7 +77,7 @@ def test_the_total_is_the_sum_over_all_paths(graph):
         assert float(found[n]) == pytest.approx(expected, abs=1e-4)
 
 
-def test_its_gradient_is_the_occupancy(graph):
+def test_gradient_of_the_total_score_is_the_occupancy(graph):
     torch.manual_seed(1)
     log_probs = torch.randn(1, 4, VOCAB).log_softmax(-1).requires_grad_()
     compute_total_scores(log_probs, torch.tensor([4]), graph, 100.0).sum().backward()
@@ -84,7 +92,7 @@ def test_its_gradient_is_the_occupancy(graph):
         assert float(gamma[t, v]) == pytest.approx(slope, abs=1e-3)
 
 
-def test_a_graph_read_back_gives_the_same(graph, tmp_path):
+def test_a_saved_graph_loads_unchanged(graph, tmp_path):
     save_denominator(graph, VOCAB, tmp_path / "den.pt")
     again, size = load_denominator(tmp_path / "den.pt")
     log_probs = torch.randn(1, 4, VOCAB).log_softmax(-1)
@@ -98,3 +106,73 @@ def test_a_graph_read_back_gives_the_same(graph, tmp_path):
     torch.save({"x": 1}, tmp_path / "x.pt")
     with pytest.raises(ValueError, match="x.pt: not a denominator graph"):
         load_denominator(tmp_path / "x.pt")
+
+
+def test_bigram_table_contains_the_estimate():
+    seen, alone, back = estimate_bigram(TEXTS, VOCAB)
+    table = make_bigram_table(TEXTS, VOCAB)
+    for a in range(VOCAB):
+        for b in range(1, VOCAB):
+            expected = seen.get((a, b), back.get(a, 0.0) + alone[b])
+            assert float(table[a, b]) == pytest.approx(expected, abs=1e-6)
+        end = math.exp(seen.get((a, END), back.get(a, 0.0) + alone[END]))
+        assert float(table[a, 1:].exp().sum()) == pytest.approx(1.0 - end, abs=1e-6)
+    assert (table[:, 0] == 0).all()
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0])
+def test_bigram_fusion_equals_a_slow_reference(scale):
+    torch.manual_seed(0)
+    table = make_bigram_table(TEXTS, VOCAB)
+    log_probs = torch.randn(2, 5, VOCAB).log_softmax(-1)
+    before = torch.randint(VOCAB, (2, 5))
+    found = fuse_bigram(log_probs, before, table, scale)
+    for n in range(2):
+        for t in range(5):
+            p = log_probs[n, t].exp().tolist()
+            a = int(before[n, t])
+            q = [p[k] * math.exp(float(table[a, k])) ** scale for k in range(1, VOCAB)]
+            expected = [p[0], *((1 - p[0]) * x / sum(q) for x in q)]
+            assert found[n, t].exp().tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_bigram_fusion_keeps_the_blank_and_scale_zero_changes_nothing():
+    table = make_bigram_table(TEXTS, VOCAB)
+    log_probs = (10 * torch.randn(50, VOCAB)).log_softmax(-1)
+    before = torch.randint(VOCAB, (50,))
+    torch.testing.assert_close(fuse_bigram(log_probs, before, table, 0.0), log_probs)
+    found = fuse_bigram(log_probs, before, table, 0.8)
+    assert torch.equal(found[:, 0], log_probs[:, 0])
+    torch.testing.assert_close(found.exp().sum(-1), torch.ones(50))
+
+
+def test_make_denominator_estimates_the_bigram_of_a_shar_folder(
+    asterisk, tmp_path, monkeypatch
+):
+    path, bpe = tmp_path / "bigram.pt", asterisk / "data/lang_bpe_150/bpe.model"
+    train = str(asterisk / "data/shar/train")
+    command = ["make_denominator", "--shar-dir", train, "--bpe-model", str(bpe)]
+    monkeypatch.setattr(sys, "argv", [*command, "--bigram", str(path)])
+    make_denominator.main()
+    tokenizer = Tokenizer(bpe)
+    table = load_bigram(path, tokenizer.sha256)
+    texts = make_denominator.read_texts([train])
+    assert len(texts) > 100
+    torch.testing.assert_close(
+        table, make_bigram_table(map(tokenizer.encode, texts), tokenizer.vocab_size)
+    )
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit):
+        make_denominator.main()
+
+
+def test_a_bigram_of_another_bpe_model_is_refused(tmp_path):
+    save_bigram(make_bigram_table(TEXTS, VOCAB), "a" * 64, tmp_path / "bigram.pt")
+    assert load_bigram(tmp_path / "bigram.pt", "a" * 64).shape == (VOCAB, VOCAB)
+    with pytest.raises(ValueError, match="of the BPE model aaaaaaaaaaaa, not of bbbb"):
+        load_bigram(tmp_path / "bigram.pt", "b" * 64)
+    with pytest.raises(FileNotFoundError, match="make_denominator --bigram"):
+        load_bigram(tmp_path / "none.pt", "a" * 64)
+    torch.save({"x": 1}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="x.pt: not a bigram of tokens"):
+        load_bigram(tmp_path / "x.pt", "a" * 64)

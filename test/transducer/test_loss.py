@@ -19,7 +19,7 @@ from icefall_kd.transducer.model import AsrModel, Decoder, Joiner
 
 
 def small_model(encoder_dim=6, decoder_dim=8, vocab_size=7):
-    """A model whose encoder is left out: these losses start behind it."""
+    """Return a model without encoder: the losses start from its output."""
     torch.manual_seed(0)
     return AsrModel(
         encoder_embed=nn.Identity(),
@@ -33,7 +33,7 @@ def small_model(encoder_dim=6, decoder_dim=8, vocab_size=7):
 
 
 def full_sum(log_probs, y):
-    """-log P(y) by Graves' recursion over the whole lattice.
+    """Return -log P(y) by Graves' recursion over the full lattice.
 
     Args:
       log_probs: (T, U+1, V) float64, ``y``: U ids.
@@ -84,7 +84,7 @@ def test_simple_loss_without_smoothing_is_the_sum_of_two_scores():
 
 
 @pytest.mark.parametrize("lm_scale, am_scale", [(0.25, 0.0), (0.0, 0.0), (0.2, 0.3)])
-def test_smoothed_scores_and_their_gradients_are_k2s(lm_scale, am_scale):
+def test_smoothed_logprobs_and_gradients_equal_k2(lm_scale, am_scale):
     k2 = pytest.importorskip("k2")
     torch.manual_seed(0)
     lm, am = torch.randn(2, 4, 7), torch.randn(2, 9, 7)
@@ -105,7 +105,7 @@ def test_smoothed_scores_and_their_gradients_are_k2s(lm_scale, am_scale):
         torch.testing.assert_close(mine, theirs)
 
 
-def test_selected_labels_are_those_of_k2s_pruning():
+def test_selected_labels_equal_k2_pruning():
     k2 = pytest.importorskip("k2")
     torch.manual_seed(0)
     lm, am = torch.randn(2, 5, 3), torch.randn(2, 6, 3)
@@ -114,9 +114,9 @@ def test_selected_labels_are_those_of_k2s_pruning():
     assert select_labels(lm, ranges).equal(pruned)
 
 
-def test_masked_labels_are_hidden_from_the_predictor():
+def test_masked_labels_have_no_embedding():
     model = small_model()
-    model.decoder.conv.weight.data.abs_()  # no position is silenced by the ReLU
+    model.decoder.conv.weight.data.abs_()  # no zeros after the ReLU
     encoder_out, lens, y = torch.randn(1, 9, 6), torch.tensor([9]), [[3, 1, 4]]
     arguments = (model, encoder_out, lens, y)
     loss = pruned_transducer_loss(*arguments, prune_range=4, lm_scale=0.0)[1]
@@ -130,7 +130,7 @@ def test_masked_labels_are_hidden_from_the_predictor():
     assert float(masked) != pytest.approx(float(loss), rel=1e-3)
 
 
-def test_batch_order_and_padding_change_nothing():
+def test_batch_order_and_padding_do_not_change_the_loss():
     model = small_model()
     encoder_out = torch.randn(2, 9, 6)
     lens, tokens = torch.tensor([9, 6]), [[3, 1, 4], [5, 5]]
@@ -149,7 +149,7 @@ def test_batch_order_and_padding_change_nothing():
     torch.testing.assert_close(together[:, 1], alone)
 
 
-def test_reduction_sum_is_the_sum():
+def test_reduction_sum_is_the_sum_over_the_batch():
     model = small_model()
     arguments = (model, torch.randn(2, 9, 6), torch.tensor([9, 6]), [[3, 1], [5]])
     total = torch.stack(pruned_transducer_loss(*arguments))
@@ -157,7 +157,7 @@ def test_reduction_sum_is_the_sum():
     torch.testing.assert_close(total, each.sum(1))
 
 
-def test_gradient_reaches_every_part():
+def test_every_parameter_gets_a_gradient():
     model = small_model()
     encoder_out = torch.randn(1, 9, 6, requires_grad=True)
     simple, pruned = pruned_transducer_loss(
@@ -170,7 +170,7 @@ def test_gradient_reaches_every_part():
             assert p.grad is not None and p.grad.abs().sum() > 0, name
 
 
-def test_too_few_frames_and_no_tokens_are_refused_by_index():
+def test_too_few_frames_or_no_tokens_are_refused_with_the_index():
     model = small_model()
     lens, tokens = torch.tensor([4, 3, 4]), [[1, 2], [1, 2, 3], []]
     assert has_alignment(tokens, lens).tolist() == [True, False, False]

@@ -27,7 +27,7 @@ SHIFTS = st.sampled_from([0.01, 0.02, 0.04])
 
 
 def student_len(duration):
-    """Frames of the student for so many seconds: its own formula."""
+    """Return the student's frames of ``duration`` seconds by its formula."""
     return ((round(duration * 100) - 7) // 2 + 1) // 2
 
 
@@ -53,7 +53,9 @@ def slow_align(x, shift, num_out):
 
 @settings(max_examples=60, deadline=None)
 @given(st.floats(0.12, 35.0), SHIFTS, st.integers(-2, 5))
-def test_length_is_the_students_and_a_constant_stays(duration, shift, extra):
+def test_output_has_the_student_length_and_a_constant_is_unchanged(
+    duration, shift, extra
+):
     frames = max(1, round(duration / shift) + extra)
     out_lens = torch.tensor([student_len(duration)])
     x = torch.full((1, frames, 3), 2.5)
@@ -64,7 +66,7 @@ def test_length_is_the_students_and_a_constant_stays(duration, shift, extra):
 
 @settings(max_examples=200, deadline=None)
 @given(st.floats(0.12, 35.0), SHIFTS, st.floats(0.0, 1.0))
-def test_a_click_lands_within_one_student_frame(duration, shift, where):
+def test_a_click_is_within_one_student_frame(duration, shift, where):
     frames = max(1, round(duration / shift))
     k = min(frames - 1, int(where * frames))
     x = torch.zeros(1, frames, 1)
@@ -79,7 +81,7 @@ def test_a_click_lands_within_one_student_frame(duration, shift, where):
 
 
 @pytest.mark.parametrize("shift", [0.01, 0.02, 0.04, 0.03])
-def test_equals_the_slow_reference(shift):
+def test_alignment_equals_a_slow_reference(shift):
     torch.manual_seed(0)
     for duration in (0.12, 0.31, 1.0, 2.37):
         x = torch.randn(round(duration / shift), 4)
@@ -89,7 +91,7 @@ def test_equals_the_slow_reference(shift):
         torch.testing.assert_close(y, slow_align(x, shift, num_out))
 
 
-def test_padding_of_the_batch_changes_nothing():
+def test_padding_does_not_change_the_alignment():
     torch.manual_seed(0)
     x = torch.randn(2, 50, 4)
     lens, out_lens = torch.tensor([50, 30]), torch.tensor([23, 13])
@@ -112,7 +114,7 @@ def test_lengths_outside_the_input_are_refused():
 
 
 def timed_cut(samples: int, shift: float) -> Cut:
-    """A cut whose teacher says of each frame the middle of its time, in s."""
+    """Return a cut whose teacher frames contain the middle of their time in seconds."""
     duration = samples / SAMPLE_RATE
     frames = -(-samples // round(shift * SAMPLE_RATE))
     times = (np.arange(frames, dtype=np.float32)[:, None] + 0.5) * shift
@@ -125,15 +127,15 @@ def timed_cut(samples: int, shift: float) -> Cut:
     return cut
 
 
-class AsItIs:
-    """Reads times as they were stored, in full precision."""
+class IdentityCodec:
+    """Codec that returns the stored array."""
 
     def decode(self, stored):
         return stored
 
 
 def aligned_part(cut, offset, duration, name, codec):
-    """What the student is to learn from a part of a cut, (T, W)."""
+    """Return the aligned target of a part of a cut, (T, W), and its frames."""
     part = cut.truncate(offset=offset, duration=duration)
     x = torch.from_numpy(load_field(part, name, codec)).unsqueeze(0)
     frames = encoder_output_lens(num_frames(part.num_samples))
@@ -143,25 +145,24 @@ def aligned_part(cut, offset, duration, name, codec):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1600, 35 * 16000), SHIFTS, st.floats(0, 1), st.floats(0, 1))
-def test_any_part_of_a_cut_gets_the_frames_of_its_own_time(samples, shift, at, share):
-    """Lengths are the student's, times right within a student frame."""
+def test_any_part_of_a_cut_gets_the_frames_of_its_time(samples, shift, at, share):
     count = 1600 + int(share * (samples - 1600))
     start = int(at * (samples - count))
     offset, duration = start / SAMPLE_RATE, count / SAMPLE_RATE
     cut = timed_cut(samples, shift)
-    y, frames = aligned_part(cut, offset, duration, "teacher", AsItIs())
+    y, frames = aligned_part(cut, offset, duration, "teacher", IdentityCodec())
     assert y.shape == (frames, 1) and frames >= 1
     centres = offset + ENCODER_FIRST_CENTRE + ENCODER_SHIFT * torch.arange(frames)
     error = (y[:, 0] - centres).abs()
     assert (error[1:-1] <= ENCODER_SHIFT / 2 + 1e-3).all()
-    # The first averages all that is before it too, the last what follows: up to three.
+    # The first and the last frame average up to three frames.
     assert error[0] <= ENCODER_SHIFT or frames == 1
     assert error[-1] <= 1.5 * ENCODER_SHIFT + 1e-3
 
 
 @pytest.fixture(scope="module")
 def clicked(asterisk, tiny, tmp_path_factory):
-    """A real prompt as it is, and with a click at some s: {s or None: its cut}."""
+    """Cuts of a real prompt, without a click and with one: {seconds or None: cut}."""
     folder = tmp_path_factory.mktemp("clicks")
     prompts = open_shar(asterisk / "data/shar/test")
     cut = next(c for c in prompts if 2.5 < c.duration < 3.5)
@@ -189,8 +190,7 @@ def _write(path, wave):
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.13, 0.25])
-def test_a_click_is_where_whisper_hears_it(clicked, offset):
-    """Through the stored field of the real teacher, and a part of the cut."""
+def test_a_stored_whisper_field_has_the_click_at_its_time(clicked, offset):
     plain = clicked[None]
     for time, cut in clicked.items():
         if time is None:
@@ -200,5 +200,5 @@ def test_a_click_is_where_whisper_hears_it(clicked, offset):
             for c in (cut, plain)
         )
         reaction = (with_click - without).norm(dim=1)
-        heard = offset + ENCODER_FIRST_CENTRE + ENCODER_SHIFT * int(reaction.argmax())
-        assert abs(heard - time) <= ENCODER_SHIFT, (time, heard)
+        found = offset + ENCODER_FIRST_CENTRE + ENCODER_SHIFT * int(reaction.argmax())
+        assert abs(found - time) <= ENCODER_SHIFT, (time, found)

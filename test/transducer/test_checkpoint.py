@@ -1,4 +1,4 @@
-"""Heads that are not there, and heads that nothing trained."""
+"""Heads that a checkpoint lacks or that no run has trained."""
 
 import pytest
 import torch
@@ -21,18 +21,18 @@ CTC = {"transducer": None, "ctc": {"weight": 0.5}}
 
 @pytest.fixture
 def transducer_alone(checkpoint, tmp_path):
-    """A checkpoint that has no weights of a CTC head."""
-    held = load_checkpoint(checkpoint)
-    held["model"] = {
+    """A checkpoint without weights of a CTC head."""
+    saved = load_checkpoint(checkpoint)
+    saved["model"] = {
         name: value
-        for name, value in held["model"].items()
+        for name, value in saved["model"].items()
         if not name.startswith("ctc_output.")
     }
-    save_checkpoint(tmp_path / "a.pt", held)
+    save_checkpoint(tmp_path / "a.pt", saved)
     return tmp_path / "a.pt"
 
 
-def test_a_checkpoint_without_ctc_head_serves_the_transducer_alone(
+def test_a_checkpoint_without_a_ctc_head_decodes_with_the_transducer(
     transducer_alone, waves
 ):
     model, _, info = load_model(transducer_alone)
@@ -47,17 +47,17 @@ def test_a_checkpoint_without_ctc_head_serves_the_transducer_alone(
     "terms, head, untrained",
     [(TRANSDUCER, "ctc", "ctc_output"), (CTC, "transducer", "decoder, joiner")],
 )
-def test_a_head_that_no_term_trained_is_refused(student, terms, head, untrained):
+def test_an_untrained_head_is_refused(student, terms, head, untrained):
     info = {"config": {"terms": terms, "init_model": None}}
     with pytest.raises(ValueError, match=rf"x.pt: no term.*\({untrained}\)"):
         check_head(student, head, info, "x.pt")
 
 
-def test_a_head_that_may_be_trained_is_taken(student):
+def test_a_head_that_may_be_trained_is_accepted(student):
     check_head(student, "ctc", {}, "x.pt")
     check_head(student, "ctc", {"config": {"terms": CTC}}, "x.pt")
-    went_on = {"config": {"terms": TRANSDUCER, "init_model": "exp/a/pretrained.pt"}}
-    check_head(student, "ctc", went_on, "x.pt")
+    continued = {"config": {"terms": TRANSDUCER, "init_model": "exp/a/pretrained.pt"}}
+    check_head(student, "ctc", continued, "x.pt")
 
 
 def test_a_checkpoint_lists_the_parts_that_its_run_trained(student):

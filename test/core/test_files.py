@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and folders that one process uses."""
+"""Atomic writes, locks of folders and encodings of text files."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ with lock_folder(sys.argv[1]):
 """
 
 
-def test_a_folder_in_use_is_refused_until_its_process_ends(tmp_path):
+def test_a_locked_folder_is_refused_until_its_process_ends(tmp_path):
     other = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)],
         stdin=subprocess.PIPE,
@@ -43,13 +43,13 @@ def test_a_folder_in_use_is_refused_until_its_process_ends(tmp_path):
         pass
 
 
-def test_leftovers_of_a_killed_process_are_removed(tmp_path):
-    (tmp_path / "a.pt").write_text("whole")
-    with write_atomically(tmp_path / "a.pt") as aside:
-        aside.write_text("half")
+def test_temporary_files_of_a_killed_process_are_removed(tmp_path):
+    (tmp_path / "a.pt").write_text("old")
+    with write_atomically(tmp_path / "a.pt") as temporary:
+        temporary.write_text("half")
         remove_temporary_files(tmp_path)
         assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
-        aside.write_text("new")
+        temporary.write_text("new")
     assert (tmp_path / "a.pt").read_text() == "new"
 
 
@@ -57,7 +57,7 @@ BOM = "\ufeff"
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_a_byte_order_mark_and_any_line_end_change_nothing(tmp_path, end):
+def test_byte_order_marks_and_line_ends_do_not_matter(tmp_path, end):
     def write(name, text):
         path = tmp_path / name
         path.write_bytes((BOM + text.replace("\n", end)).encode())

@@ -1,4 +1,4 @@
-"""A checkpoint cannot run code, however it asks for it."""
+"""A checkpoint cannot run code."""
 
 import os
 import pickle
@@ -13,7 +13,7 @@ from icefall_kd.transducer.checkpoint import load_checkpoint
 
 
 class Touch:
-    """Unpickling it makes a file, by one of the ways that a pickle has."""
+    """Unpickling it creates a file, in one of the ways of a pickle."""
 
     def __init__(self, path, way):
         self.path, self.way = path, way
@@ -39,11 +39,11 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path, way):
         load_checkpoint(path)
     assert not mark.exists()
     torch.load(path, weights_only=False)
-    assert mark.exists()  # it would have been
+    assert mark.exists()  # torch.load runs it
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_code_in_a_bare_pickle_or_an_old_file_is_not_run(tmp_path, way):
+def test_code_in_a_plain_pickle_or_an_old_file_is_not_run(tmp_path, way):
     mark = tmp_path / "mark"
     bare, old = tmp_path / "bare.pt", tmp_path / "old.pt"
     bare.write_bytes(pickle.dumps({"model": Touch(mark, way)}))
@@ -54,7 +54,7 @@ def test_code_in_a_bare_pickle_or_an_old_file_is_not_run(tmp_path, way):
     assert not mark.exists()
 
 
-def test_tensors_and_plain_types_come_back(tmp_path):
+def test_tensors_and_plain_types_are_loaded_unchanged(tmp_path):
     shared = torch.arange(6.0)
     content = {
         "tensors": [shared, shared[2:4], torch.zeros(0), torch.ones(2).double()],
@@ -70,5 +70,5 @@ def test_tensors_and_plain_types_come_back(tmp_path):
         assert torch.equal(a, b) and a.dtype == b.dtype
     for a, b in zip(found["types"], content["types"]):
         assert torch.equal(a, b) and a.dtype == b.dtype
-    found["tensors"][0][2] = 7.0  # what shared its memory still does
+    found["tensors"][0][2] = 7.0  # tensors that shared memory still share it
     assert found["tensors"][1][0] == 7.0

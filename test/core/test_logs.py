@@ -1,4 +1,4 @@
-"""What is told while audio goes by."""
+"""Progress of audio in a log file and on a terminal."""
 
 import logging
 from types import SimpleNamespace
@@ -11,14 +11,14 @@ from icefall_kd.core.logs import AudioProgress
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that goes on when it is told."""
+    """A clock that tests advance."""
     clock = SimpleNamespace(now=0.0)
     clock.monotonic = lambda: clock.now
     monkeypatch.setattr(module, "time", clock)
     return clock
 
 
-def test_a_log_file_gets_a_line_a_minute_and_not_more(clock, caplog):
+def test_a_log_file_gets_one_line_each_minute(clock, caplog):
     progress = AudioProgress("train")
     with caplog.at_level(logging.INFO):
         for done in range(1, 181):
@@ -31,7 +31,7 @@ def test_a_log_file_gets_a_line_a_minute_and_not_more(clock, caplog):
     ]
 
 
-def test_a_terminal_gets_a_bar(monkeypatch, capsys):
+def test_a_terminal_gets_a_progress_bar(monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     progress = AudioProgress("train")
     progress(1800.0, 3600.0)
