@@ -28,7 +28,7 @@ from typing import Any, Callable
 
 import numpy as np
 import torch
-from markdown import table
+from side_by_side import markdown_table
 
 from icefall_kd.core.cpu import tune_cpu
 from icefall_kd.fields.codecs import Codec, find_codec, train_codec
@@ -131,7 +131,7 @@ def main() -> None:
     seconds = sum(map(len, arrays)) * info.frame_shift
     report = {"field": args.field, "dim": info.dim, "cuts": len(arrays)}
     print(json.dumps({**report, "seconds": seconds, "codecs": results}, indent=2))
-    print(table([row(r) for r in results]))
+    print(markdown_table([row(r) for r in results]))
 
 
 def row(result: dict[str, Any]) -> dict[str, str]:

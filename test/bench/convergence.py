@@ -24,7 +24,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-import markdown
 import reference
 import side_by_side
 import torch
@@ -129,7 +128,11 @@ def main() -> None:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         losses[system] = json.loads(done.stdout.splitlines()[-1])
     print(json.dumps({"losses": losses, "settings": side_by_side.settings(args)}))
-    print(markdown.table([{"system": s, **windows(x)} for s, x in losses.items()]))
+    print(
+        side_by_side.markdown_table(
+            [{"system": s, **windows(x)} for s, x in losses.items()]
+        )
+    )
 
 
 if __name__ == "__main__":

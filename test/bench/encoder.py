@@ -1,14 +1,14 @@
-"""Time the encoder in inference, beside the reference recipe's if it is there.
+"""Time the encoder in inference, and optionally icefall's.
 
     python test/bench/encoder.py [--reference /path/to/icefall] [--autocast bf16] ...
 
-Front end and Zipformer encoder, in evaluation mode and without gradients, on random
-features.  With ``--reference`` those of an icefall checkout run in turn with ours on
-the same weights, see `side_by_side`; ``value`` is the mean absolute value of the
-output, equal for both.  Prints one JSON object.  Not collected by pytest.
+It runs the front end and the Zipformer encoder in evaluation mode, without gradients,
+on random features.  With ``--reference``, icefall's modules with the same weights run
+in turn with ours, see `side_by_side`.  ``value`` is the mean absolute value of the
+output, equal for both.  It prints one JSON object.
 
-Ours runs after ``tune_cpu``, as ``bin.decode`` does; the reference as its
-users run it, or after the same with ``--tune-reference``.
+Ours runs after ``tune_cpu``, as in ``bin.decode``; the reference only with
+``--tune-reference``.
 """
 
 import argparse
@@ -30,10 +30,10 @@ def parse() -> argparse.Namespace:
 
 
 def build_pass(args: argparse.Namespace, name: str) -> side_by_side.Turn:
-    """Return the pass of ours or of the reference, on the same weights and batch."""
+    """Return a function that runs our encoder or the reference on one batch."""
     torch.manual_seed(args.seed)
     config = side_by_side.model_config(args)
-    if args.causal:  # evaluation has one chunk
+    if args.causal:  # evaluation uses one chunk size
         chunk = dict(chunk_size=(16,), left_context_frames=(64,))
         encoder = dataclasses.replace(config.encoder, **chunk)
         config = dataclasses.replace(config, encoder=encoder)
@@ -48,7 +48,7 @@ def build_pass(args: argparse.Namespace, name: str) -> side_by_side.Turn:
         model.eval()
         encode = reference.forward_encoder(model)
         if args.device == "cpu":
-            args.autocast = "none"  # its own functions do not run under it on a CPU
+            args.autocast = "none"  # icefall's functions do not support it on a CPU
 
     @torch.no_grad()
     def turn() -> float:

@@ -1,8 +1,7 @@
-"""Which part of the student a training step spends its time in.
+"""Processor seconds of each part of a training step.
 
-Modules and the optimiser are watched from outside: forward by wrapping their calls,
-backward by identity functions put around them in the graph, which the engine passes on
-its way.  A part's seconds do not include those of the parts inside it.
+The forward pass is measured by wrapping the modules, the backward pass by identity
+functions around them in the autograd graph.  A part excludes the parts inside it.
 """
 
 import statistics
@@ -13,10 +12,10 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
-# Class name -> part; the innermost one counts.
+# Class -> part; nested modules count for the innermost part.
 PARTS = {
     "Conv2dSubsampling": "front end",
-    "Zipformer2": "rest of the encoder",  # norms, bypasses, changes of rate, sums
+    "Zipformer2": "rest of the encoder",  # norms, bypasses, resampling, sums
     "RelPositionMultiheadAttentionWeights": "attention weights",
     "SelfAttention": "attention",
     "NonlinAttention": "attention",
@@ -29,30 +28,30 @@ OUTSIDE = "predictor, joiner, losses"
 
 
 class Stopwatch:
-    """Attributes processor seconds to the part that is entered last."""
+    """Adds processor seconds to the part that was entered last."""
 
     def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was counted."""
+        """Reset all counts."""
         self.seconds: Counter = Counter()
         self.inside: list[str] = []
         self.since = time.process_time()
 
     def enter(self, part: str) -> None:
-        """From now on time is of ``part``."""
+        """Count time for ``part``."""
         self._count()
         self.inside.append(part)
 
     def leave(self) -> None:
-        """From now on time is of the part around the last one."""
+        """Count time for the enclosing part."""
         self._count()
         if self.inside:
             self.inside.pop()
 
     def leave_all(self) -> None:
-        """From now on time is of no part that is watched."""
+        """Count time outside all parts."""
         self._count()
         self.inside.clear()
 
@@ -64,7 +63,7 @@ class Stopwatch:
 
 
 class _Pass(torch.autograd.Function):
-    """The identity; its backward calls a function on the way."""
+    """Identity whose backward pass calls a function."""
 
     @staticmethod
     def forward(ctx, call: Callable[[], None], *tensors: Tensor):
@@ -78,27 +77,27 @@ class _Pass(torch.autograd.Function):
         return (None, *grads)
 
 
-def _put(call: Callable[[], None], values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return ``values``, the backward of whose tensors calls ``call`` once."""
-    places = [
+def _insert_call(call: Callable[[], None], values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return ``values``; the backward pass of their tensors calls ``call`` once."""
+    indices = [
         i for i, v in enumerate(values) if isinstance(v, Tensor) and v.requires_grad
     ]
-    if not places:
+    if not indices:
         return values
-    passed = iter(_Pass.apply(call, *(values[i] for i in places)))
-    return tuple(next(passed) if i in places else v for i, v in enumerate(values))
+    passed = iter(_Pass.apply(call, *(values[i] for i in indices)))
+    return tuple(next(passed) if i in indices else v for i, v in enumerate(values))
 
 
 def watch(stopwatch: Stopwatch, module: nn.Module, part: str) -> None:
-    """Note when the module is entered and left, in both directions."""
+    """Measure a module in both passes."""
     inner = module.forward
 
     def forward(*args, **kwargs):
         stopwatch.enter(part)
-        # Backward leaves a module where its inputs are, and enters at its outputs.
-        out = inner(*_put(stopwatch.leave, args), **kwargs)
+        # The backward pass enters a module at its outputs and leaves at its inputs.
+        out = inner(*_insert_call(stopwatch.leave, args), **kwargs)
         several = out if isinstance(out, tuple) else (out,)
-        several = _put(lambda: stopwatch.enter(part), several)
+        several = _insert_call(lambda: stopwatch.enter(part), several)
         stopwatch.leave()
         return several if isinstance(out, tuple) else several[0]
 
@@ -114,7 +113,7 @@ def profile(
     """Return the median processor seconds of each part, the largest first.
 
     Args:
-      turn: takes a step; the model and the optimiser stay watched.
+      turn: runs a step; the wrappers of model and optimiser stay.
     """
     stopwatch = Stopwatch()
     for module in model.modules():
@@ -124,14 +123,14 @@ def profile(
     step = optimizer.step
 
     def optimise(*args):
-        stopwatch.leave_all()  # the features' gradient is not needed: no way out
+        stopwatch.leave_all()  # features have no gradient, so the front end stays open
         stopwatch.enter("optimiser")
         step(*args)
         stopwatch.leave()
 
     optimizer.step = optimise
     found: list[Counter] = []
-    for _ in range(rounds + 2):  # the first allocate
+    for _ in range(rounds + 2):  # 2 warm-up rounds
         stopwatch.restart()
         turn()
         stopwatch.leave_all()

@@ -1,7 +1,7 @@
-"""Load the Zipformer of an icefall checkout, to be measured beside ours.
+"""Load the Zipformer of an icefall checkout, to compare it with ours.
 
-Its recipe lies outside its package and imports much that a Zipformer does not need; the
-few helpers it does need are supplied here, so that a bare checkout is enough.
+icefall's recipe imports modules that a Zipformer does not need.  This module replaces
+the few helpers that it does need, so that a checkout without dependencies is enough.
 """
 
 import contextlib
@@ -66,10 +66,10 @@ def replace_encoder(
     config: ZipformerConfig,
     batch_count: float,
 ) -> None:
-    """Put icefall's front end and encoder, with the same weights, into ``model``.
+    """Replace front end and encoder of ``model`` by icefall's, with the same weights.
 
-    Its front end has no other sizes than the default ones: with others only the
-    encoder's weights are the same.
+    icefall's front end has fixed sizes; with other sizes only the encoder gets the same
+    weights.
     """
 
     def dropout():
@@ -97,7 +97,7 @@ def replace_encoder(
 
 
 def forward_encoder(model: nn.Module) -> Callable[[Tensor, Tensor], tuple]:
-    """Return icefall's way from features to encoder output."""
+    """Return a function from features to icefall's encoder output."""
 
     def encode(x: Tensor, x_lens: Tensor) -> tuple:
         x, x_lens = model.encoder_embed(x, x_lens)

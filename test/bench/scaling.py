@@ -21,7 +21,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-import markdown
 import side_by_side
 import torch
 import train_step
@@ -177,7 +176,7 @@ def tables(result: dict[str, object]) -> str:
                 "CPU s a step": found[MEASURED[0]],
             }
             rows.append({**row, "audio s a CPU s": "", "MiB": found["megabytes"]})
-    return markdown.table(rows)
+    return side_by_side.markdown_table(rows)
 
 
 def main() -> None:

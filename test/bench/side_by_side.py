@@ -1,9 +1,9 @@
-"""Time something of ours beside the same of the reference recipe, in turn.
+"""Time our code and icefall's in turn, and print tables.
 
-Each model runs in a process of its own and they take turns, A B A B, so that both see
-the same machine.  ``ratio`` is the reference's time over ours, of the fastest and of
-the median turns.  Processor seconds (all threads) are given beside those of the clock:
-on a machine that others use they are what compares.
+Each model runs in its own process.  The processes take turns, A B A B, so that the load
+of the machine affects both.  ``ratio`` is the reference's time over ours, of the
+fastest and of the median turn.  On a busy machine, compare processor seconds (of all
+threads) instead of seconds of the clock.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Callable
 
 import torch
@@ -21,31 +22,41 @@ from icefall_kd import FBANK_SHIFT
 from icefall_kd.core.config import ModelConfig, ZipformerConfig
 from icefall_kd.core.cpu import tune_cpu
 
-Turn = Callable[[], float]  # does the work once, returns a figure that it computed
-Build = Callable[[argparse.Namespace, str], Turn]  # for "ours" or "reference"
-Taken = dict[str, list[dict[str, float]]]  # of each model, one entry a turn
+Turn = Callable[[], float]  # runs the work once and returns a computed value
+Build = Callable[[argparse.Namespace, str], Turn]  # of "ours" or "reference"
+Times = dict[str, list[dict[str, float]]]  # of each model, one entry for each turn
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
-    """Add the options that all comparisons have."""
+    """Add the options of all comparisons."""
     p.add_argument("--batch", type=int, default=32, help="utterances")
-    p.add_argument("--frames", type=int, default=300, help="fbank frames of each")
+    p.add_argument(
+        "--frames", type=int, default=300, help="fbank frames of each utterance"
+    )
     p.add_argument("--threads", type=int, default=2)
-    p.add_argument("--rounds", type=int, default=5, help="timed turns, after one")
+    p.add_argument(
+        "--rounds", type=int, default=5, help="timed turns, after a warm-up turn"
+    )
     p.add_argument("--autocast", choices=["none", "bf16"], default="none")
     p.add_argument("--frontend-channels", type=int, nargs=3, default=[8, 32, 128])
     p.add_argument("--convnext-expansion", type=int, default=3)
     p.add_argument("--causal", action="store_true", help="attention within chunks")
     p.add_argument("--device", default="cpu")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--reference", help="icefall checkout to measure beside ours")
-    p.add_argument("--tune-reference", action="store_true", help="as ours is tuned")
+    p.add_argument("--reference", help="icefall checkout to compare with")
+    p.add_argument(
+        "--tune-reference",
+        action="store_true",
+        help="call tune_cpu for the reference too",
+    )
     p.add_argument("--worker", choices=["ours", "reference"], help=argparse.SUPPRESS)
-    p.add_argument("--profile", action="store_true", help="operators of ours to stderr")
+    p.add_argument(
+        "--profile", action="store_true", help="print our operators to stderr"
+    )
 
 
 def model_config(args: argparse.Namespace) -> ModelConfig:
-    """Return the shape that is measured, 2.9 M parameters."""
+    """Return the measured model, with 2.9 M parameters."""
     chunks = dict(
         causal=True, chunk_size=(16, 32, 64, -1), left_context_frames=(64, 128, -1)
     )
@@ -68,13 +79,13 @@ def model_config(args: argparse.Namespace) -> ModelConfig:
 
 
 def autocast(args: argparse.Namespace) -> torch.autocast:
-    """Return the context of the options' precision."""
+    """Return the autocast context of ``--autocast``."""
     kind = args.device.split(":")[0]
     return torch.autocast(kind, torch.bfloat16, enabled=args.autocast == "bf16")
 
 
 def run(args: argparse.Namespace, build: Build) -> None:
-    """Measure and print one JSON object; or be a process that is measured."""
+    """Measure and print one JSON object, or run as a worker process."""
     if args.worker:
         serve(args, build)
     else:
@@ -82,20 +93,20 @@ def run(args: argparse.Namespace, build: Build) -> None:
 
 
 def synchronise(device: str) -> None:
-    """Wait for the device, so that the clock reads what was done."""
+    """Wait until the device has finished."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 
 
 def peak_megabytes(device: str) -> float:
-    """Return the most memory the process, or the GPU, has held."""
+    """Return the peak memory of the process or the GPU, in MiB."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def serve(args: argparse.Namespace, build: Build) -> None:
-    """Take a turn for each line of stdin; write what it took as a line of JSON."""
+    """Run a turn for each line of stdin; write its times as a line of JSON."""
     if args.worker == "ours" or args.tune_reference:
         tune_cpu()
     torch.set_num_threads(args.threads)
@@ -108,7 +119,7 @@ def serve(args: argparse.Namespace, build: Build) -> None:
 
 
 def timed(turn: Turn, base: float, device: str) -> dict[str, float]:
-    """Take a turn; return its seconds, the memory above ``base`` MiB and its figure."""
+    """Run a turn; return its seconds, its memory above ``base`` MiB and its value."""
     synchronise(device)
     clock, processor = time.perf_counter(), time.process_time()
     value = turn()
@@ -122,8 +133,8 @@ def timed(turn: Turn, base: float, device: str) -> dict[str, float]:
 
 
 def profile(turn: Turn) -> None:
-    """Write the operators of a turn to stderr, the most expensive first."""
-    for _ in range(3):  # memory is allocated and caches are warm after some turns
+    """Print the operators of a turn to stderr, the slowest first."""
+    for _ in range(3):  # warm-up
         turn()
     with torch.profiler.profile() as profiler:
         turn()
@@ -131,8 +142,8 @@ def profile(turn: Turn) -> None:
     print(averages.table("self_cpu_time_total", row_limit=30), file=sys.stderr)
 
 
-def measure(args: argparse.Namespace) -> Taken:
-    """Return what the turns of each model took."""
+def measure(args: argparse.Namespace) -> Times:
+    """Return the times of the turns of each model."""
     names = ["ours", "reference"] if args.reference else ["ours"]
     workers = {
         name: subprocess.Popen(
@@ -143,25 +154,25 @@ def measure(args: argparse.Namespace) -> Taken:
         )
         for name in names
     }
-    taken: Taken = {name: [] for name in names}
+    taken: Times = {name: [] for name in names}
     for _ in range(args.rounds + 1):
         for name, worker in workers.items():
             worker.stdin.write("go\n")
             worker.stdin.flush()
             line = worker.stdout.readline()
             if not line:
-                raise SystemExit(f"the process of {name} ended, see above")
+                raise SystemExit(f"the worker process of {name} failed, see above")
             taken[name].append(json.loads(line))
             if not taken[name][-1]["value"] == taken[name][-1]["value"]:
-                raise SystemExit(f"{name}: what it computed is not a number")
+                raise SystemExit(f"{name}: the computed value is NaN")
     for worker in workers.values():
         worker.stdin.close()
         worker.wait()
-    return {name: turns[1:] for name, turns in taken.items()}  # the first allocates
+    return {name: turns[1:] for name, turns in taken.items()}  # no warm-up
 
 
-def report(taken: Taken, args: argparse.Namespace) -> dict[str, object]:
-    """Return the figures."""
+def report(taken: Times, args: argparse.Namespace) -> dict[str, object]:
+    """Return times, memory and ratios."""
     audio = args.batch * args.frames * FBANK_SHIFT
     result: dict[str, dict[str, float]] = {}
     for name, turns in taken.items():
@@ -184,7 +195,15 @@ def report(taken: Taken, args: argparse.Namespace) -> dict[str, object]:
 
 
 def settings(args: argparse.Namespace) -> dict[str, object]:
-    """Return what a result was measured with."""
+    """Return the options and versions of a measurement."""
     hidden = ("reference", "worker", "point")
     options = {k: v for k, v in vars(args).items() if k not in hidden}
     return {**options, "torch": torch.__version__}
+
+
+def markdown_table(rows: Sequence[dict[str, object]]) -> str:
+    """Return rows with equal keys as a Markdown table; the keys are its head."""
+    head = list(rows[0])
+    lines: list[Sequence[str]] = [head, ["---"] * len(head)]
+    lines += [[str(row[key]) for key in head] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -20,7 +20,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import markdown
 import numpy as np
 import side_by_side
 import torch
@@ -160,7 +159,7 @@ def main() -> None:
         rows = [summarise(m, c) for m, c in zip(models, measure(models, args))]
     settings = {k: str(v) for k, v in side_by_side.settings(args).items()}
     print(json.dumps({"rows": rows, "settings": settings}))
-    print(f"\n{markdown.table(rows)}")
+    print(f"\n{side_by_side.markdown_table(rows)}")
 
 
 if __name__ == "__main__":

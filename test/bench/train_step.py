@@ -1,21 +1,18 @@
-"""Time one training step of the student, beside the reference recipe if it is there.
+"""Time one training step of the student, and optionally of icefall.
 
     python test/bench/train_step.py [--reference /path/to/icefall] [--autocast bf16] ...
 
 A step is forward (transducer and CTC loss), backward and ScaledAdam, in training mode
-with all regularisers, on random features.  With ``--reference`` the same step of the
-Zipformer of an icefall checkout runs in turn with ours, see `side_by_side`; ``value``
-is the loss of a frame, which the random regularisers make differ.  Prints one JSON
-object.  Not collected by pytest.
+with all regularisers, on random features.  With ``--reference``, the same step with
+icefall's front end, encoder and optimiser runs in turn with ours, see `side_by_side`.
+``value`` is the loss of a frame; random regularisers make it differ.  It prints one
+JSON object.
 
-Ours runs after ``tune_cpu``, as ``bin.train`` does; the reference as its
-users run it, or after the same with ``--tune-reference``.  Predictor, joiner and
-the losses outside the encoder are shared: what differs is the front end, the encoder
-and the optimiser.  On a CPU the reference runs in float32 whatever ``--autocast`` says.
+Ours runs after ``tune_cpu``, as in ``bin.train``; the reference only with
+``--tune-reference``.  On a CPU the reference always runs in float32.
 
-Real batches are seldom of the same length twice, for which the libraries behind torch
-prepare anew: ``--vary`` has it so.  ``--parts`` prints instead the processor seconds of
-each part of our step.
+``--vary`` gives each step another length, as in real training, where oneDNN generates
+code for new shapes.  ``--parts`` prints the processor seconds of each part of our step.
 """
 
 import argparse
@@ -44,9 +41,11 @@ def parse() -> argparse.Namespace:
     """Parse the command line."""
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     side_by_side.add_arguments(p)
-    p.add_argument("--tokens", type=int, default=12, help="labels of each")
-    p.add_argument("--batch-count", type=float, default=2000.0, help="of the schedules")
-    p.add_argument("--vary", action="store_true", help="each step another length")
+    p.add_argument("--tokens", type=int, default=12, help="tokens of each utterance")
+    p.add_argument(
+        "--batch-count", type=float, default=2000.0, help="batch count of the schedules"
+    )
+    p.add_argument("--vary", action="store_true", help="another length in each step")
     p.add_argument("--parts", action="store_true", help="time the parts of our step")
     return p.parse_args()
 
@@ -58,7 +57,7 @@ def make_step(
     forward_encoder: Callable[[Tensor, Tensor], tuple],
     args: argparse.Namespace,
 ) -> side_by_side.Turn:
-    """Return a function that trains one step and returns the loss of a frame."""
+    """Return a function that trains one step and returns the loss per frame."""
 
     def step() -> float:
         batch = next(batches)
@@ -76,10 +75,10 @@ def make_step(
 
 
 def make_batches(args: argparse.Namespace, vocab_size: int) -> list[dict[str, object]]:
-    """Return the batch of every step, or with ``--vary`` one for each step.
+    """Return one batch, or with ``--vary`` a batch for each step.
 
-    Their lengths are from half to one and a half times ``--frames``, and they have as
-    many utterances as make about as much audio.
+    With ``--vary``, lengths are 0.5 to 1.5 times ``--frames``; the number of utterances
+    keeps the duration of a batch about constant.
     """
     generator = random.Random(args.seed)
     batches = []
@@ -99,17 +98,17 @@ def make_batches(args: argparse.Namespace, vocab_size: int) -> list[dict[str, ob
 
 
 def build_step(args: argparse.Namespace, name: str) -> side_by_side.Turn:
-    """Return the step of ours or of the reference, on the same weights and batch."""
+    """Return a function that runs our training step or the reference's."""
     return build(args, name)[2]
 
 
 def build(
     args: argparse.Namespace, name: str, config: Optional[ModelConfig] = None
 ) -> tuple[nn.Module, torch.optim.Optimizer, side_by_side.Turn]:
-    """Return the model, the optimiser and the step of ours or of the reference.
+    """Return model, optimiser and step of ours or of the reference.
 
     Args:
-      config: of the model; None is what the options say.
+      config: of the model; None uses the options.
     """
     torch.manual_seed(args.seed)
     random.seed(args.seed)
@@ -127,7 +126,7 @@ def build(
     optimizer = icefall.ScaledAdam(theirs.parameters(), lr=0.02, clipping_scale=2.0)
     encode = reference.forward_encoder(theirs)
     if args.device == "cpu":
-        args.autocast = "none"  # its own functions do not run under it on a CPU
+        args.autocast = "none"  # icefall's functions do not support it on a CPU
     return theirs, optimizer, make_step(theirs, optimizer, batches, encode, args)
 
 
