@@ -2,7 +2,7 @@
 
     python -m icefall_kd.bin.average --exp-dir exp/a --epoch 30 --avg 5
 
-writes exp/a/pretrained.pt: the student alone, with its configuration and BPE model.
+This writes exp/a/pretrained.pt: the student with its configuration and BPE model.
 """
 
 from pathlib import Path
@@ -15,10 +15,11 @@ from icefall_kd.training.checkpoint import write_average
 def main() -> None:
     """Parse the options and average."""
     parser = create_parser(__doc__)
-    parser.add_argument("--exp-dir", type=Path, required=True, help="of the run")
-    parser.add_argument("--epoch", type=int, default=0, help="last; 0: the newest")
-    parser.add_argument("--avg", type=int, default=1, help="number of epochs")
-    parser.add_argument("--output", type=Path, help="default: EXP_DIR/pretrained.pt")
+    add = parser.add_argument
+    add("--exp-dir", type=Path, required=True, help="folder of the run")
+    add("--epoch", type=int, default=0, help="last epoch; 0 is the newest")
+    add("--avg", type=int, default=1, help="number of epochs to average")
+    add("--output", type=Path, help="output file (default: EXP_DIR/pretrained.pt)")
     args = parser.parse_args()
     setup_logging()
     output = args.output or args.exp_dir / "pretrained.pt"

@@ -1,12 +1,13 @@
-"""Train a student: pre-training, baseline and distillation alike.
+"""Train a student: pre-training, baseline and distillation.
 
     python -m icefall_kd.bin.train --config conf/finetune.yaml --exp-dir exp/a \
         --optim.base_lr 0.03 --terms.ctc.weight 0.2
 
-Started again with the same --exp-dir it goes on where it stopped; a finished run is
-left alone.  Ctrl-C (SIGINT) and SIGTERM end it after the present batch, with a
-checkpoint and exit status 130 or 143; a second signal ends it at once.  Several
-processes: torchrun --nproc_per_node 2 -m icefall_kd.bin.train ...
+The same command resumes a stopped run; a finished run stays unchanged.  Ctrl-C (SIGINT)
+and SIGTERM write a checkpoint after the current batch and exit with status 130 or 143;
+a second signal stops at once.  Several processes:
+
+    torchrun --nproc_per_node 2 -m icefall_kd.bin.train ...
 """
 
 import logging
@@ -36,5 +37,5 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
 
 
 if __name__ == "__main__":
-    tune_cpu()  # of this process as a whole, so not in main(), which others may call
+    tune_cpu()  # not in main(), because it changes the whole process
     main()

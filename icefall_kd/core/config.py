@@ -1,8 +1,7 @@
-"""Configuration: one frozen dataclass per concern.
+"""Shape of the student as frozen dataclasses, and conversion to plain dictionaries.
 
-``icefall_kd.bin.train`` reads them from YAML with command-line overrides
-(jsonargparse), so an unknown key is refused.  The resolved configuration is saved
-with the run, and the checkpoint carries :class:`ModelConfig`.
+Every checkpoint holds its :class:`ModelConfig`, so decoding and export need no other
+configuration.  ``icefall_kd.training.config`` has the options of a training run.
 """
 
 import dataclasses
@@ -18,34 +17,35 @@ RENAMED_OPTIONS = {"model.adapter": "model.field_encoder"}
 
 @dataclass(frozen=True)
 class ZipformerConfig:
-    """Shape of the Zipformer encoder; per-stack tuples have one entry a stack.
+    """Shape of the Zipformer encoder.
 
+    A tuple with one value applies it to every stack, as in icefall.  Names follow
+    icefall's ``zipformer/train.py``.
     Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, table 2.
 
     Attributes:
-      feature_dim: mel bins of a frame of the input.
-      frontend_channels: channels of the three convolutions of the front end; the
-        last must be 128 for sherpa-onnx's streaming recogniser.
-      convnext_expansion: hidden width of the ConvNeXt layer over its channels.
-      downsampling_factor: of each stack relative to the 50 Hz of the front end.
+      feature_dim: mel bins of the input.
+      frontend_channels: channels of the front end's three convolutions; sherpa-onnx's
+        streaming recogniser needs 128 in the last.
+      convnext_expansion: hidden width of the ConvNeXt layer relative to its channels.
+      downsampling_factor: of each stack relative to the front end's 50 Hz.
       output_downsampling_factor: of the encoder's output relative to 50 Hz.
       num_encoder_layers: layers of each stack.
       encoder_dim: channels of each stack.
       encoder_unmasked_dim: channels of each stack that training never masks.
       feedforward_dim: hidden width of the feed-forward modules of each stack.
       num_heads: attention heads of each stack.
-      query_head_dim: dimension of queries and keys of a head.
-      pos_head_dim: dimension of a head's projection of the positions.
-      value_head_dim: dimension of the values of a head.
+      query_head_dim: dimension of the queries and keys of a head, for each stack.
+      pos_head_dim: dimension of the projected positions of a head, for each stack.
+      value_head_dim: dimension of the values of a head, for each stack.
       pos_dim: dimension of the positional encoding.
-      cnn_module_kernel: kernel size of the convolution modules of each stack, odd.
-      causal: let no frame depend on later ones beyond its chunk, for streaming.
-      chunk_size: in 50 Hz frames; -1 is full context.  Several: one is drawn for
-        each training batch, the first is used in evaluation.
-      left_context_frames: in 50 Hz frames; -1 is unlimited.
+      cnn_module_kernel: odd kernel size of the convolution modules of each stack.
+      causal: True for streaming: a frame depends on no frame after its chunk.
+      chunk_size: 50 Hz frames; -1 is full context.  Training draws one value for each
+        batch, evaluation uses the first.
+      left_context_frames: 50 Hz frames before a chunk; -1 is unlimited.
       dropout: rate at the first update, 0 to 1; it falls to a third.
-      warmup_batches: updates after which the schedules of dropout and of skipped layers
-        are over.
+      warmup_batches: updates until the schedules of dropout and layer skipping end.
     """
 
     feature_dim: int = 80
@@ -83,12 +83,12 @@ class ZipformerConfig:
             "cnn_module_kernel",
         ):
             value = getattr(self, name)
-            if len(value) == 1:  # one value serves every stack, as in icefall
+            if len(value) == 1:
                 object.__setattr__(self, name, tuple(value) * stacks)
             elif len(value) != stacks:
                 raise ValueError(
-                    f"encoder.{name} has {len(value)} entries {value}, "
-                    f"downsampling_factor has {stacks}"
+                    f"model.encoder.{name} has {len(value)} values {value}; set 1 or "
+                    f"{stacks}, the number of values in downsampling_factor"
                 )
 
 
@@ -122,10 +122,10 @@ class ModelConfig:
 
     Attributes:
       encoder: shape of the Zipformer; not used with ``field_encoder``.
-      vocab_size: tokens with the blank; 0 takes the size of ``data.bpe_model``.
-      decoder_dim: dimension of the predictor's output.
-      joiner_dim: dimension of the joiner.
-      context_size: tokens that the predictor sees.
+      vocab_size: tokens, including the blank; 0 is the size of ``data.bpe_model``.
+      decoder_dim: dimension of the decoder's (predictor's) output.
+      joiner_dim: hidden dimension of the joiner.
+      context_size: previous tokens that the decoder reads.
       field_encoder: shape of an encoder over cached embeddings, which replace the
         audio as the input; None encodes audio.
     """
@@ -139,7 +139,7 @@ class ModelConfig:
 
 
 def to_dict(config: Any) -> dict:
-    """Return a dataclass as plain dicts and lists, fit for JSON and checkpoints."""
+    """Return a dataclass as dicts and lists, for JSON, YAML and checkpoints."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -176,16 +176,16 @@ def rename_options(values: Mapping[str, Any], prefix: str = "") -> dict:
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Build the frozen dataclass ``cls`` from plain ``values``.
+    """Return the dataclass ``cls`` with the result of :func:`to_dict`.
 
     Raises:
-      ValueError: if a key is unknown; the message names it and the known ones.
+      ValueError: if a key is unknown.
     """
     known = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ValueError(
-            f"{cls.__name__} has no field {unknown}; it has {sorted(known)}"
+            f"{cls.__name__}: unknown keys {unknown}. Available: {sorted(known)}."
         )
     arguments = {}
     for name, value in values.items():

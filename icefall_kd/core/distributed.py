@@ -1,4 +1,4 @@
-"""Several processes: torchrun's environment in, one small object out."""
+"""Devices, and the processes of a distributed job."""
 
 import ctypes
 import datetime
@@ -14,12 +14,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True)
 class World:
-    """Place of this process among all.
+    """Rank of this process in its job, with collective operations.
+
+    Every process must call a collective operation.
 
     Attributes:
-      rank: 0 .. size - 1; rank 0 writes files and logs.
+      rank: 0 to size - 1; rank 0 writes files and logs.
       size: number of processes.
-      device: where this process computes.
+      device: device of this process.
     """
 
     rank: int
@@ -28,15 +30,15 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """True for the process that writes."""
+        """True for rank 0."""
         return self.rank == 0
 
     def any(self, flag: bool) -> bool:
-        """Tell whether ``flag`` is true in any process; all get the same answer."""
+        """Return True in all processes if ``flag`` is true in any."""
         return self.sum([float(flag)])[0] > 0
 
     def sum(self, values: list[float]) -> list[float]:
-        """Return each value's sum over all processes."""
+        """Return the sum of each value over all processes."""
         if self.size == 1:
             return values
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -44,7 +46,7 @@ class World:
         return total.tolist()
 
     def gather(self, value: object) -> list:
-        """Return every process's ``value``, by rank."""
+        """Return the ``value`` of every process, by rank."""
         if self.size == 1:
             return [value]
         values: list = [None] * self.size
@@ -61,10 +63,10 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """Return the device for "auto", "cpu" or "cuda".
 
     Raises:
-      ValueError: if the name is unknown, or CUDA is asked for and absent.
+      ValueError: if the name is unknown, or if CUDA is requested and not available.
     """
     if name not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device is '{name}'; it can be auto, cpu or cuda")
+        raise ValueError(f"device '{name}': unknown. Available: auto, cpu, cuda.")
     if name != "auto":
         check_device(name)
     if name == "cpu" or not torch.cuda.is_available():
@@ -73,52 +75,33 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def check_device(name: str) -> None:
-    """Refuse a device that this machine lacks, before anything is loaded.
+    """Raise an error if this machine lacks the device.
 
     Args:
-      name: "cpu", "cuda", or "cuda:1" for the second GPU.
+      name: "cpu", "cuda", or for example "cuda:1" for the second GPU.
     Raises:
-      ValueError: with the remedy.
+      ValueError: if the name is unknown or the device is not available.
     """
     match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
     if match is None:
-        raise ValueError(f"device is '{name}'; it can be cpu, cuda or cuda:<number>")
+        raise ValueError(
+            f"device '{name}': unknown. Available: cpu, cuda, cuda:<number>."
+        )
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name != "cpu" and int(match[1] or 0) >= count:
         raise ValueError(
-            f"device is {name}, but torch sees {count or 'none'} of its kind; use cpu, "
-            "or see what 'python -m icefall_kd.bin.doctor' finds"
+            f"device '{name}': torch finds {count or 'no'} GPU{'s' * (count > 1)}. Use "
+            "cpu, or run 'python -m icefall_kd.bin.doctor'."
         )
 
 
-def init_world(device: str, timeout: float = 600.0) -> World:
-    """Join the processes that torchrun started; alone without torchrun.
-
-    Args:
-      device: "auto", "cpu" or "cuda".
-      timeout: s that a process waits for the others before it gives up.
-    """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    place = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
-    if size == 1:
-        return World(0, 1, place)
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
-    dist.init_process_group(
-        backend="nccl" if place.type == "cuda" else "gloo",
-        timeout=datetime.timedelta(seconds=timeout),
-    )
-    return World(dist.get_rank(), size, place)
-
-
 def assign_device(device: str) -> str:
-    """Return ``device``, where it is "cuda" the GPU of this process among several.
+    """Return the device of this process, one of several GPUs for "cuda".
 
-    For processes that share work without a common model: ``init_world("cpu")`` tells
-    their places.
+    It is for processes that share work, but no model: after ``init_world("cpu")``.
 
     Raises:
-      ValueError: as :func:`check_device`.
+      ValueError: see :func:`check_device`.
     """
     check_device(device)
     if device != "cuda" or torch.cuda.device_count() < 2:
@@ -127,12 +110,32 @@ def assign_device(device: str) -> str:
     return f"cuda:{local_rank % torch.cuda.device_count()}"
 
 
+def init_world(device: str, timeout: float = 600.0) -> World:
+    """Join the processes that torchrun started; without torchrun, return one process.
+
+    Args:
+      device: "auto", "cpu" or "cuda".
+      timeout: seconds that a collective operation waits for the other processes.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    own_device = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if size == 1:
+        return World(0, 1, own_device)
+    if own_device.type == "cuda":
+        torch.cuda.set_device(own_device)
+    dist.init_process_group(
+        backend="nccl" if own_device.type == "cuda" else "gloo",
+        timeout=datetime.timedelta(seconds=timeout),
+    )
+    return World(dist.get_rank(), size, own_device)
+
+
 def wrap_ddp(module: nn.Module) -> nn.Module:
-    """Return ``module`` in DistributedDataParallel; its reducer is never freed.
+    """Return ``module`` in DistributedDataParallel, whose reducer is never freed.
 
     Freeing the reducer frees gloo's process group while this thread holds the GIL.  A
-    thread of gloo may then wait for the GIL to free a tensor of the last collective,
-    and both wait forever (torch 1.13).  One reducer a process is the price.
+    gloo thread may then wait for the GIL to free a tensor of the last collective, and
+    both wait forever (torch 1.13).  The cost is one reducer per process.
     """
     # A term without a target in one process leaves parameters unused there.
     wrapped = DistributedDataParallel(
@@ -143,6 +146,6 @@ def wrap_ddp(module: nn.Module) -> nn.Module:
 
 
 def close_world() -> None:
-    """Leave the group of processes, if there is one."""
+    """Leave the process group, if any."""
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,22 +1,21 @@
-"""Work on many items in several processes.
-
-Makes items in a thread ahead of their use.
-"""
+"""Worker processes and a prefetching thread."""
 
 import contextlib
 import multiprocessing
 import queue
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import resource_tracker
-from typing import Callable, TypeVar
+from typing import TypeVar
 
 import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_POLL = 0.1  # s between two checks whether the consumer still wants items
 
 
 def parallel_map(
@@ -25,20 +24,19 @@ def parallel_map(
     num_jobs: int = 1,
     chunk: int = 1,
 ) -> Iterator[Result]:
-    """Yield ``function(item)`` of each item, in their order.
+    """Yield ``function(item)`` for each item, in order.
 
-    The processes are spawned, not forked: a fork of a process whose torch has threads
-    may wait for them for ever.
+    The processes are spawned, because a fork of a process with torch threads may
+    deadlock.
 
     Args:
-      function: of a module's top level.
-      num_jobs: processes, or fewer where there is not so much to do; 1 works in this
-        one.
-      chunk: items that a process takes at a time.
+      function: top-level function of a module.
+      num_jobs: maximum number of processes; 1 runs in this process.
+      chunk: items per task.
     Raises:
-      ValueError: if ``num_jobs`` is not positive.
-      whatever ``function`` raises; what was not begun then is not done.
-      KeyboardInterrupt: after Ctrl-C; the processes are ended within their items.
+      ValueError: if ``num_jobs`` is below 1.
+      Exception: any error of ``function``; tasks that have not started are cancelled.
+      KeyboardInterrupt: after Ctrl-C; the processes are terminated.
     """
     if num_jobs < 1:
         raise ValueError(f"num_jobs is {num_jobs}, must be at least 1")
@@ -48,23 +46,23 @@ def parallel_map(
         return
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(num_jobs, context, _one_thread) as pool:
+    with ProcessPoolExecutor(num_jobs, context, _use_one_thread) as executor:
         try:
-            with _blocked(signal.SIGINT):
-                results = pool.map(function, items, chunksize=chunk)
+            with _blocked_signal(signal.SIGINT):
+                results = executor.map(function, items, chunksize=chunk)
             yield from results
         except BaseException as e:
             if isinstance(e, KeyboardInterrupt):
                 for job in set(multiprocessing.active_children()) - others:
                     job.terminate()
-            pool.shutdown(cancel_futures=True)
+            executor.shutdown(cancel_futures=True)
             raise
 
 
 @contextlib.contextmanager
-def _blocked(number: int) -> Iterator[None]:
-    """Start processes that never get a signal; this one gets it afterwards."""
-    resource_tracker.ensure_running()  # it unblocks SIGINT when it starts
+def _blocked_signal(number: int) -> Iterator[None]:
+    """Start processes that ignore a signal; this one gets it after the block."""
+    resource_tracker.ensure_running()  # its start unblocks SIGINT
     signal.pthread_sigmask(signal.SIG_BLOCK, {number})
     try:
         yield
@@ -72,19 +70,19 @@ def _blocked(number: int) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
 
 
-def _one_thread() -> None:
+def _use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
 def leave_signals_to_parent(worker: int = 0) -> None:
-    """Let this process ignore Ctrl-C, and the first SIGTERM.
+    """Ignore Ctrl-C and the first SIGTERM in this process.
 
-    A terminal, ``kill 0`` and job schedulers send their signal to all processes of a
-    group.  A worker that ended by it would take its parent's chance to stop in order.
-    The second SIGTERM ends the worker: a parent that ends sends one of its own.
+    Terminals, ``kill 0`` and job schedulers send a signal to all processes of a group.
+    A worker that it ends would prevent its parent from stopping cleanly.  A second
+    SIGTERM, which the parent sends when it exits, ends the worker.
 
     Args:
-      worker: number of a DataLoader's worker, whose ``worker_init_fn`` this may be.
+      worker: number of a DataLoader worker; unused, for ``worker_init_fn``.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(
@@ -92,46 +90,41 @@ def leave_signals_to_parent(worker: int = 0) -> None:
     )
 
 
-T = TypeVar("T")
+def prefetch(items: Iterable[Item], size: int = 1) -> Iterator[Item]:
+    """Yield ``items`` in order; a thread computes up to ``size`` of them in advance.
 
-_LOOK = 0.1  # s after which a thread that waits looks whether it is still wanted
-
-
-def prefetch(items: Iterable[T], size: int = 1) -> Iterator[T]:
-    """Yield ``items`` in their order, up to ``size`` of them made before they are used.
-
-    An error in making one is raised where its turn would have been.  The thread ends
-    with the items, or soon after the caller stops taking them, or the command ends.
+    An error in an item is raised at its position.  The thread ends with the items, when
+    the consumer stops, or when the main thread ends.
     """
-    made: queue.Queue = queue.Queue(maxsize=size)
-    unwanted, main = threading.Event(), threading.main_thread()
+    ready: queue.Queue = queue.Queue(maxsize=size)
+    is_stopped, main = threading.Event(), threading.main_thread()
 
-    def hand_over(item: object, last: bool = False) -> None:
-        while not unwanted.is_set() and main.is_alive():
+    def put(item: object, is_last: bool = False) -> None:
+        while not is_stopped.is_set() and main.is_alive():
             try:
-                return made.put((item, last), timeout=_LOOK)
+                return ready.put((item, is_last), timeout=_POLL)
             except queue.Full:
                 continue
 
     def work() -> None:
         try:
             for item in items:
-                hand_over(item)
-                if unwanted.is_set() or not main.is_alive():
+                put(item)
+                if is_stopped.is_set() or not main.is_alive():
                     return
-            hand_over(None, last=True)
-        except BaseException as e:  # told in the thread that asks for items
-            hand_over(e, last=True)
+            put(None, is_last=True)
+        except BaseException as e:  # raised again in the consumer's thread
+            put(e, is_last=True)
 
-    # No daemon: Python would end it within C++, and that aborts the process.
+    # Not a daemon: Python would end it inside C++, which aborts the process.
     threading.Thread(target=work, name="prefetch").start()
     try:
         while True:
-            item, last = made.get()
-            if last and item is not None:
+            item, is_last = ready.get()
+            if is_last and item is not None:
                 raise item
-            if last:
+            if is_last:
                 return
             yield item
     finally:
-        unwanted.set()
+        is_stopped.set()

@@ -1,8 +1,7 @@
-"""ScaledAdam and the Eden schedule of the learning rate.
+"""ScaledAdam, the Eden schedule, loss scaling and gradient clipping.
 
-Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, section 3.5 and algorithm 1.
-
-Gradients between the backward pass and the optimiser.
+Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, section 3.5 and algorithm 1;
+icefall's ``zipformer/optim.py``.
 """
 
 import logging
@@ -14,33 +13,35 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-# Steps at which the clipping threshold is estimated before a whole period has passed.
+# Steps that estimate the clipping threshold before the first full period.
 EARLY_ESTIMATES = (10, 20, 40)
 TINY = 1e-20
 
 
 class ScaledAdam(Optimizer):
-    """Adam whose steps are relative to a parameter's size, and which learns the size.
+    """Adam with steps relative to the size of a parameter, and a learned size.
 
-    A parameter with more than one element moves by lr * rms(p) * g / sqrt(E[g^2]),
-    and every ``size_update_period`` steps its size is multiplied by an Adam step of
-    the gradient of ln(size).  Gradients are clipped to ``clipping_scale`` times the
-    median, over ``clipping_update_period`` steps, of the norm of all gradients, each
-    weighted by its parameter's rms.  A parameter without gradient counts as zero; a
-    group of none but such rests, and its moments begin when it first moves.
+    The size of a parameter is its root mean square (rms).  A parameter with more than
+    one element moves by lr * rms(p) * g / sqrt(E[g^2]).  Every ``size_update_period``
+    steps its size changes by an Adam step on the gradient of ln(size).
+
+    Gradients are clipped to ``clipping_scale`` times the median, over
+    ``clipping_update_period`` steps, of the norm of all gradients in a group, each
+    weighted by the rms of its parameter.  A missing gradient counts as zero.  A group
+    without any gradient does not move; its moments start with its first gradient.
 
     Args:
-      params: parameters, or groups as of any torch optimiser; a group clips alone.
-      lr: learning rate, relative change of a parameter a step; about 0.04.
-      clipping_scale: None does not clip.
-      betas: decay of the momentum and of the squared gradients.
+      params: parameters or parameter groups; each group is clipped separately.
+      lr: learning rate, the relative change of a parameter per step; about 0.04.
+      clipping_scale: see above; None disables clipping.
+      betas: decay rates of the momentum and of the squared gradients.
       scalar_lr_scale: factor on ``lr`` for sizes and for one-element parameters.
       eps: added to denominators.
-      param_min_rms, param_max_rms: range in which sizes are learned.
-      scalar_max: largest absolute value of a one-element parameter.
+      param_min_rms, param_max_rms: range of the learned sizes.
+      scalar_max: maximum absolute value of a one-element parameter.
       size_update_period, clipping_update_period: steps.
     Raises:
-      ValueError: if a rate is out of its range.
+      ValueError: if ``lr`` or ``betas`` are out of range.
     """
 
     def __init__(
@@ -59,7 +60,8 @@ class ScaledAdam(Optimizer):
     ) -> None:
         if lr < 0.0 or not 0.0 < betas[0] <= betas[1] < 1.0:
             raise ValueError(
-                f"need lr >= 0 and 0 < beta1 <= beta2 < 1, got {lr}, {betas}"
+                f"lr is {lr} and betas are {betas}; need lr >= 0 and 0 < beta1 <= "
+                "beta2 < 1"
             )
         defaults = dict(
             lr=lr,
@@ -77,7 +79,7 @@ class ScaledAdam(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Optional[Callable[[], Tensor]] = None) -> Optional[Tensor]:
-        """Move the parameters by one step; gradients are left as they are.
+        """Move the parameters by one step, without changing the gradients.
 
         Raises:
           RuntimeError: if the median of the recent gradient norms is not finite.
@@ -96,7 +98,7 @@ class ScaledAdam(Optimizer):
         shared = self._group_state(params, group)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
         clip = self._clip_factor(group, shared, grads)
-        if clip == 0.0:  # not finite: no use of it, not even times zero
+        if clip == 0.0:  # not finite, and inf * 0 would be nan
             grads = [torch.zeros_like(p) for p in params]
 
         beta1, beta2 = group["betas"]
@@ -128,10 +130,10 @@ class ScaledAdam(Optimizer):
     def _group_state(
         self, params: list[Tensor], group: dict[str, Any]
     ) -> dict[str, Any]:
-        """Return what the group keeps, in the state of its first parameter."""
+        """Return the state of the group, stored with its first parameter."""
         shared = self.state[params[0]]
         if "step" not in shared:
-            # In the parameters' dtype, to which torch casts a state that it loads.
+            # In the parameters' dtype: load_state_dict() of torch casts states to it.
             like = {"device": params[0].device, "dtype": params[0].dtype}
             shared["step"] = 0
             shared["param_rms"] = rms_of(params)
@@ -152,7 +154,11 @@ class ScaledAdam(Optimizer):
         grads: list[Tensor],
         clip: float,
     ) -> Optional[Tensor]:
-        """Collect the gradients of the sizes; return relative steps when due, (P,)."""
+        """Store the gradients of the sizes.
+
+        Returns:
+          (P,) relative changes of the sizes at the end of a period, otherwise None.
+        """
         period = group["size_update_period"]
         step = shared["step"]
         slopes = torch.stack([x.sum() for x in torch._foreach_mul(params, grads)])
@@ -171,7 +177,7 @@ class ScaledAdam(Optimizer):
         lr = group["lr"] * group["scalar_lr_scale"]
         steps = -lr * correction**0.5 * history.sum(dim=0)
         steps = steps / (moment.sqrt() + group["eps"])
-        # Below the smallest size a parameter neither shrinks nor grows.
+        # A parameter below the minimum size neither shrinks nor grows.
         steps = steps.masked_fill(rms < group["param_min_rms"], 0.0).clamp(-0.1, 0.1)
         steps = torch.minimum(steps, (group["param_max_rms"] - rms) / rms)
         return steps.masked_fill(one_element(params), 0.0)
@@ -179,7 +185,7 @@ class ScaledAdam(Optimizer):
     def _clip_factor(
         self, group: dict[str, Any], shared: dict[str, Any], grads: list[Tensor]
     ) -> float:
-        """Return the factor on the gradients, 0 when they are not finite."""
+        """Return the clipping factor on the gradients, 0 if they are not finite."""
         step, scale = shared["step"], group["clipping_scale"]
         if scale is None or step == 0:
             return 1.0
@@ -212,8 +218,8 @@ class ScaledAdam(Optimizer):
         median = float(recent[min(count - 1, count // 4 * 2)])
         if not math.isfinite(median):
             raise RuntimeError(
-                f"the median of the last {count} gradient norms is {median}: lower the "
-                "learning rate or look for bad data"
+                f"the median of the last {count} gradient norms is {median}; lower "
+                "optim.base_lr, or check the data"
             )
         early = count < len(shared["model_norms"])
         shared["threshold"] = scale * median * (2.0 if early else 1.0)
@@ -239,21 +245,21 @@ def rms_of(tensors: list[Tensor]) -> Tensor:
 
 
 class Eden:
-    """Learning rate that falls with batches and with epochs, after a warm-up.
+    """Learning rate schedule over batches b and epochs e, with a warm-up.
 
-    lr = base_lr * ((b^2 + B^2) / B^2)^-1/4 * ((e^2 + E^2) / E^2)^-1/4 * warm-up,
-    the warm-up rising linearly from ``warmup_start`` to 1.
+    lr = base_lr * ((b^2 + B^2) / B^2)^-1/4 * ((e^2 + E^2) / E^2)^-1/4 * warmup(b),
+    where warmup(b) rises linearly from ``warmup_start`` to 1.
 
-    Source: the paper above, eq. 10.
+    Source: Zipformer paper, see above, eq. 10.
 
     Args:
-      optimizer: whose groups' ``lr`` at construction is the base.
-      lr_batches: B, batches after which the rate falls markedly.
-      lr_epochs: E, likewise epochs.
+      optimizer: the ``lr`` of each group is its base rate.
+      lr_batches: B, batches after which the rate falls.
+      lr_epochs: E, epochs after which the rate falls.
       warmup_batches: length of the warm-up.
-      warmup_start: factor at batch 0.
+      warmup_start: factor at batch 0, 0 to 1.
     Raises:
-      ValueError: if ``warmup_start`` is not within 0 and 1.
+      ValueError: if ``warmup_start`` is out of range.
     """
 
     def __init__(
@@ -265,7 +271,7 @@ class Eden:
         warmup_start: float = 0.5,
     ) -> None:
         if not 0.0 <= warmup_start <= 1.0:
-            raise ValueError(f"warmup_start must be within 0 and 1: {warmup_start}")
+            raise ValueError(f"warmup_start is {warmup_start}, must be 0 to 1")
         self.optimizer = optimizer
         self.lr_batches = lr_batches
         self.lr_epochs = lr_epochs
@@ -276,10 +282,10 @@ class Eden:
         self.base_lrs = [group["base_lr"] for group in optimizer.param_groups]
         self.batch = 0
         self.epoch = 0.0
-        self._set()
+        self._set_lr()
 
     def factor(self) -> float:
-        """Return the learning rate of now over the base."""
+        """Return the current learning rate relative to the base rate."""
         by_batch = (1.0 + (self.batch / self.lr_batches) ** 2) ** -0.25
         by_epoch = (1.0 + (self.epoch / self.lr_epochs) ** 2) ** -0.25
         if self.batch >= self.warmup_batches:
@@ -289,39 +295,39 @@ class Eden:
         return by_batch * by_epoch * warm
 
     def step_batch(self, batch: Optional[int] = None) -> None:
-        """Count one batch, or set the batches since the start of the run."""
+        """Add one batch, or set the number of batches since the start of the run."""
         self.batch = self.batch + 1 if batch is None else batch
-        self._set()
+        self._set_lr()
 
     def step_epoch(self, epoch: Optional[float] = None) -> None:
-        """Count one epoch, or set the epochs passed."""
+        """Add one epoch, or set the number of finished epochs."""
         self.epoch = self.epoch + 1 if epoch is None else epoch
-        self._set()
+        self._set_lr()
 
     def get_last_lr(self) -> list[float]:
         """Return the learning rate of each group."""
         return [group["lr"] for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the progress; the base rates are the run's configuration."""
+        """Return the progress, without the base rates."""
         return {"batch": self.batch, "epoch": self.epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from the progress of `state_dict`."""
+        """Restore the progress; the base rates stay."""
         self.batch, self.epoch = state["batch"], state["epoch"]
-        self._set()
+        self._set_lr()
 
-    def _set(self) -> None:
+    def _set_lr(self) -> None:
         factor = self.factor()
         for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs):
             group["lr"] = base_lr * factor
 
 
 def make_scaler(enabled: bool) -> Any:
-    """Return torch's scaler of gradients, under the name that this torch has.
+    """Return a GradScaler for fp16 on CUDA, with an initial scale of 1 as in icefall.
 
-    It begins at 1, as icefall's: a loss that is summed over the frames of a batch has
-    large gradients, and torch's 65536 would overflow in the first updates.
+    Gradients of a loss summed over frames are large: torch's default of 65536 would
+    overflow in the first updates.
     """
     if hasattr(torch.amp, "GradScaler"):  # from torch 2.3 on
         return torch.amp.GradScaler("cuda", init_scale=1.0, enabled=enabled)
@@ -329,10 +335,12 @@ def make_scaler(enabled: bool) -> Any:
 
 
 def clip_gradients(params: list[nn.Parameter], limit: float) -> float:
-    """Return the 2-norm of all gradients; scale them down to ``limit`` if above.
+    """Scale gradients down to a maximum 2-norm.
 
     Args:
-      limit: 0 is none.
+      limit: maximum; 0 is no maximum.
+    Returns:
+      2-norm of all gradients before scaling.
     """
     grads = [p.grad for p in params if p.grad is not None]
     if not grads:
