@@ -70,7 +70,7 @@ def store_clips(clips: Iterable[AudioClip], audio_dir: Path) -> CutSet:
 
 
 def _store_clip(clip: AudioClip, path: Path) -> MonoCut:
-    """Write a clip to ``path`` unless it is there, and return its cut."""
+    """Write a clip to ``path``, unless it is up to date, and return its cut."""
     if isinstance(clip.source, bytes):
         digest = sha256(clip.source).hexdigest()
     else:

@@ -1,1 +1,1 @@
-"""From manifests to batches: text, splits, the data gate, Shar, fbank, sampling."""
+"""Text, audio, the data gate, Shar and features: from manifests to model inputs."""

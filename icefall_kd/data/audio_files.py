@@ -114,7 +114,7 @@ def _resample(stream: Any) -> Iterator[tuple[np.ndarray, float]]:
     end, decoded = 0.0, 0
     for frame in stream.decode(audio=0):
         decoded += frame.samples
-        # Codecs that skip pauses show them in the frames' times alone.
+        # Of a codec that skips pauses, only the frames' times include them.
         end = max((frame.time or 0.0) + frame.samples / frame.rate, end)
         end = max(end, decoded / frame.rate)
         for resampled in resampler.resample(frame):

@@ -146,7 +146,7 @@ def _read_header_length(recording: Recording) -> tuple[int, int]:
     """
     declared = recording.num_samples
     if recording.sources[0].type != "file":
-        return declared, declared  # there is no header to read in advance
+        return declared, declared  # the header is read with the audio
     header = _read_info(recording.sources[0].source)
     if not recording.transforms:
         return header.frames, declared

@@ -65,8 +65,8 @@ def test_blocks_are_short_and_their_sum_is_the_file(tmp_path):
     blocks = list(read_blocks(tmp_path / "a.flac"))
     assert max(map(len, blocks)) < 2 * 16000 and len(blocks) > 2
     assert all(block.dtype == np.float32 for block in blocks)
-    there = soundfile.read(tmp_path / "a.flac", dtype="float32")[0]
-    np.testing.assert_array_equal(np.concatenate(blocks), there)
+    expected = soundfile.read(tmp_path / "a.flac", dtype="float32")[0]
+    np.testing.assert_array_equal(np.concatenate(blocks), expected)
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ FORMS = {
     "duplicate_id": lambda cut, path: fastcopy(cut, id="same"),
     "not_mono": stereo,
     "other_rate": lambda cut, path: cut.resample(8000),
-    "mixed_cut": lambda cut, path: cut,  # Lhotse writes these without audio alone
+    "mixed_cut": lambda cut, path: cut,  # mixed() edits the Shar
 }
 TEXTS = {
     "two_supervisions": lambda cut, path: twice(cut),

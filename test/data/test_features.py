@@ -47,7 +47,7 @@ def test_other_implementations_agree_on_real_speech(waves, other):
         ours, theirs = compute_fbank([wave])[0], other(wave)
         assert ours.shape == theirs.shape
         difference = (ours - theirs).abs()
-        # Below e^-12 there is only the rounding of float32 sums, which differs.
+        # Values below e^-12 are rounding errors of float32 sums.
         assert difference[ours > -12].max() < 1e-3
         assert difference.max() < 1e-2
         assert difference.mean() < 1e-4

@@ -129,7 +129,7 @@ def get_cut_id(prompt: str, language: str) -> str:
 
 
 def find_clips(source_dir: Path, language: str, *, labelled: bool) -> list[AudioClip]:
-    """Return the prompts with normalised text, or all spoken prompts without text."""
+    """Return the prompts with normalised text, or all with speech, unlabelled."""
     if labelled:
         audio, texts = find_labelled(source_dir, language)
         texts = {prompt: normalise_prompt(texts[prompt], language) for prompt in audio}

@@ -2,7 +2,7 @@
 
     python local/fetch_librispeech.py FOLDER PART...
 
-Parts that are there are kept; an interrupted download is resumed.
+Existing parts are kept; an interrupted download is resumed.
 """
 
 from pathlib import Path
