@@ -16,7 +16,7 @@ from dummies import free_port
 from icefall_kd.bin import train as command
 from icefall_kd.core.config import to_dict
 from icefall_kd.core.distributed import init_world
-from icefall_kd.dataset.loader import Loader
+from icefall_kd.dataset.dataset import Loader
 from icefall_kd.training import loop
 from icefall_kd.training.interruptions import PeerWatch
 

@@ -8,15 +8,16 @@
     python -m icefall_kd.bin.fields copy SOURCE TARGET FIELD ... [--overwrite]
     python -m icefall_kd.bin.fields plot data/shar/dev CUT_ID FIELD ... --out cut.png
 
-A folder may be a URL.  Exit status: 1 where something is wrong with a field, 2 where
-the folder, the field or the cut does not exist or the command is not understood.
+A folder may be a URL.  Exit status: 1 if a field has a fault, 2 if the folder, the
+field or the cut does not exist or the command line is invalid.
 """
 
 import argparse
 import json
 import logging
 import sys
-from typing import Callable, Optional
+from collections.abc import Callable
+from typing import Optional
 
 from tqdm import tqdm
 
@@ -24,58 +25,70 @@ from icefall_kd.core.cli import create_parser, exit_on_error
 from icefall_kd.core.files import as_path
 from icefall_kd.core.logs import setup_logging
 from icefall_kd.data.shar import FIELDS_SUFFIX
-from icefall_kd.fields.audit import Fault, audit
 from icefall_kd.fields.format import check_field_name, shard_ids
-from icefall_kd.fields.manage import copy_field, delete_damaged, removable, remove
-from icefall_kd.fields.survey import field_files, find_fields, survey
-from icefall_kd.fields.text import describe_field, table
+from icefall_kd.fields.integrity import find_fields, get_field_files
+from icefall_kd.fields.manage import (
+    copy_field,
+    delete_damaged,
+    list_removable,
+    remove_field,
+)
+from icefall_kd.fields.summary import describe_field, format_table, summarize_fields
+from icefall_kd.fields.verify import verify_field
 
 ARGUMENTS = {
     "DIR": "Shar folder or URL",
     "FIELD": "name of a field",
-    "SOURCE": "Shar folder that has the fields",
-    "TARGET": "Shar folder that receives them",
+    "SOURCE": "Shar folder to copy from",
+    "TARGET": "Shar folder to copy to",
     "CUT_ID": "id of a cut",
 }
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """Return the command's arguments."""
+    """Return the parser of the command line."""
     parser = create_parser(__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def verb(name: str, told: str, *arguments: str) -> Callable:
-        p = verbs.add_parser(name, help=told, description=told)
+    def verb(name: str, help_text: str, *arguments: str) -> Callable:
+        p = verbs.add_parser(name, help=help_text, description=help_text)
         for argument in arguments:
-            plural = argument.endswith("+") or argument.endswith("*")
             word = argument.rstrip("+*")
-            form = {"nargs": argument[-1]} if plural else {}
+            options = {"nargs": argument[-1]} if word != argument else {}
             if word == "FIELD":
-                form["type"] = _field_name
-            p.add_argument(word.lower(), metavar=word, help=ARGUMENTS[word], **form)
+                options["type"] = _field_name
+            p.add_argument(word.lower(), metavar=word, help=ARGUMENTS[word], **options)
         return p.add_argument
 
-    add = verb("ls", "every field of Shar folders, finished or not", "DIR+")
-    add("--json", action="store_true", help="print JSON, not a table")
-    verb("show", "all that is known of one field", "DIR", "FIELD")
-    add = verb("verify", "prove every shard and every array", "DIR", "FIELD*")
-    add("--quick", action="store_true", help="checksums and keys; decode nothing")
-    add("--delete-damaged", action="store_true", help="so that extract redoes them")
-    add = verb("rm", "remove a field's files and nothing else", "DIR", "FIELD")
-    add("--yes", action="store_true", help="do not ask")
-    add("--dry-run", action="store_true", help="list the files and keep them")
+    add = verb("ls", "list the fields of Shar folders, finished or not", "DIR+")
+    add("--json", action="store_true", help="print JSON instead of a table")
+    verb("show", "describe one field", "DIR", "FIELD")
+    add = verb("verify", "check every shard and every array", "DIR", "FIELD*")
+    add("--quick", action="store_true", help="checksums and keys only, no arrays")
+    add(
+        "--delete-damaged",
+        action="store_true",
+        help="delete damaged files, which bin.extract then writes again",
+    )
+    add = verb("rm", "remove the files of a field", "DIR", "FIELD")
+    add("--yes", action="store_true", help="remove without a question")
+    add("--dry-run", action="store_true", help="only list the files")
     add = verb(
         "copy", "copy fields to a folder of the same cuts", "SOURCE", "TARGET", "FIELD+"
     )
-    add("--overwrite", action="store_true", help="replace a field made otherwise")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace a field of another teacher, layer or codec",
+    )
     add = verb("plot", "draw one cut with its fields", "DIR", "CUT_ID", "FIELD+")
-    add("--out", required=True, metavar="FILE.png", help="the picture")
-    add("--bpe-model", help="its pieces label the tokens of fields of kind ctc")
+    add("--out", required=True, metavar="FILE.png", help="file to write")
+    add("--bpe-model", help="labels the tokens of fields of kind ctc (default: ids)")
     return parser
 
 
 def main(argv: Optional[list[str]] = None) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command and return the exit status."""
     args = get_parser().parse_args(argv)
     setup_logging()
     with exit_on_error(f"fields {args.verb}"):
@@ -87,107 +100,105 @@ def main(argv: Optional[list[str]] = None) -> int:
 
 
 def run_ls(args: argparse.Namespace) -> int:
-    """Print a table a folder, or all as JSON."""
-    # "data/shar/*" names the reports and the fields' files beside the folders too.
-    sets = [d for d in args.dir if not d.rstrip("/").endswith(FIELDS_SUFFIX)]
-    folders = [d for d in sets if not as_path(d).is_file()] or args.dir
-    found = {folder: survey(folder) for folder in folders}
+    """Print one table for each folder, or JSON."""
+    # The pattern "data/shar/*" also matches reports and the folders *.fields.
+    folders = [
+        d
+        for d in args.dir
+        if not d.rstrip("/").endswith(FIELDS_SUFFIX) and not as_path(d).is_file()
+    ]
+    found = {folder: summarize_fields(folder) for folder in folders or args.dir}
     if args.json:
-        told = {f: [s.as_dict() for s in fields] for f, fields in found.items()}
-        print(json.dumps(told, indent=2))
+        values = {f: [s.as_dict() for s in fields] for f, fields in found.items()}
+        print(json.dumps(values, indent=2))
         return 0
     for number, (folder, fields) in enumerate(found.items()):
         shards = len(shard_ids(folder))
         print("\n" * bool(number) + f"{folder}: {len(fields)} fields, {shards} shards")
-        for line in table(fields):
-            print(line)
+        print("\n".join(format_table(fields)))
     return 0
 
 
 def run_show(args: argparse.Namespace) -> int:
-    """Print the description; status 1 if the field is not whole or does not join."""
-    text, sound = describe_field(args.dir, args.field)
+    """Print the description; status 1 if the field is incomplete or does not join."""
+    text, is_complete = describe_field(args.dir, args.field)
     print(text)
-    return 0 if sound else 1
+    return 0 if is_complete else 1
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    """Print a line a fault, and a line a field."""
-    if args.field:
-        for name in args.field:
-            field_files(args.dir, name)  # all that are named exist, before any is read
-    names = args.field or [n for n, f in find_fields(args.dir).items() if f.described]
+    """Print one line for each fault and each field; status 1 with faults."""
+    for name in args.field:
+        get_field_files(args.dir, name)  # raises for a missing field, before any check
+    names = args.field or [n for n, f in find_fields(args.dir).items() if f.is_ours]
     if not names:
-        shard_ids(args.dir)  # raises if this is no Shar folder
+        shard_ids(args.dir)  # raises if this is not a Shar folder
         print(f"{args.dir}: no fields")
-    wrong = 0
+    total = 0
     for name in names:
-        faults = verify(args.dir, name, not args.quick)
-        wrong += len(faults)
-        how = "checksums and keys" if args.quick else "every array"
-        print(f"{args.dir} {name}: {len(faults) or 'no'} faults ({how})")
+        faults = []
+        with _ProgressBar(f"verify {name}") as bar:
+            for fault in verify_field(
+                args.dir, name, decode=not args.quick, progress=bar.update
+            ):
+                faults.append(fault)
+                tqdm.write(fault.message, file=sys.stdout)
+        total += len(faults)
+        scope = "checksums and keys" if args.quick else "every array"
+        print(f"{args.dir} {name}: {len(faults) or 'no'} faults ({scope})")
         if args.delete_damaged:
             for path in delete_damaged(faults):
                 print(f"deleted {path}")
-    return 1 if wrong else 0
-
-
-def verify(shar_dir: str, field: str, decode: bool) -> list[Fault]:
-    """Audit one field with a bar; print its faults as they are found."""
-    faults = []
-    with _Bar(f"verify {field}") as bar:
-        for fault in audit(shar_dir, field, decode=decode, progress=bar.advance):
-            faults.append(fault)
-            tqdm.write(fault.message, file=sys.stdout)
-    return faults
+    return 1 if total else 0
 
 
 def run_rm(args: argparse.Namespace) -> int:
-    """List the files, ask, and delete them."""
-    paths = removable(args.dir, args.field)
+    """List the files, ask for confirmation, and delete them."""
+    paths = list_removable(args.dir, args.field)
     for path in paths:
         print(path)
     if args.dry_run:
         print(f"{len(paths)} files would be removed")
         return 0
-    if not args.yes and not _agreed(f"remove these {len(paths)} files? [y/N] "):
+    if not args.yes and not _confirm(f"remove these {len(paths)} files? [y/N] "):
         print("nothing was removed")
         return 0
-    print(f"{len(remove(args.dir, args.field))} files removed")
+    print(f"{len(remove_field(args.dir, args.field))} files removed")
     return 0
 
 
 def run_copy(args: argparse.Namespace) -> int:
-    """Copy the fields one after the other."""
+    """Copy the fields."""
     for field in args.field:
-        with _Bar(f"copy {field}") as bar:
-            copied = copy_field(
+        with _ProgressBar(f"copy {field}") as bar:
+            result = copy_field(
                 args.source,
                 args.target,
                 field,
                 overwrite=args.overwrite,
-                progress=bar.advance,
+                progress=bar.update,
             )
         logging.info(
-            "%s: field '%s' is whole, %d shards copied, %d were there",
+            "%s: field '%s' is complete, %d shards copied, %d existed",
             args.target,
             field,
-            copied.shards_done,
-            copied.shards_kept,
+            result.shards_done,
+            result.shards_kept,
         )
     return 0
 
 
 def run_plot(args: argparse.Namespace) -> int:
-    """Draw the picture."""
+    """Draw the cut into a file."""
     from icefall_kd.fields.plot import draw, read_cut, save_figure
 
-    symbol = str
+    format_token = str
     if args.bpe_model is not None:
         from icefall_kd.data.tokens import Tokenizer
 
-        symbol = Tokenizer(args.bpe_model).piece
-    save_figure(draw(read_cut(args.dir, args.cut_id, args.field), symbol), args.out)
+        format_token = Tokenizer(args.bpe_model).piece
+    cut = read_cut(args.dir, args.cut_id, args.field)
+    save_figure(draw(cut, format_token), args.out)
     logging.info("wrote %s", args.out)
     return 0
 
@@ -202,20 +213,20 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
 }
 
 
-class _Bar:
-    """A bar of bytes with the time that is left; it appears with the first news."""
+class _ProgressBar:
+    """A bar of bytes; it appears with the first update."""
 
     def __init__(self, description: str) -> None:
         self._description, self._bar = description, None
 
-    def __enter__(self) -> "_Bar":
+    def __enter__(self) -> "_ProgressBar":
         return self
 
     def __exit__(self, *exc: object) -> None:
         if self._bar is not None:
             self._bar.close()
 
-    def advance(self, done: int, total: int) -> None:
+    def update(self, done: int, total: int) -> None:
         """Show ``done`` of ``total`` bytes."""
         if self._bar is None:
             self._bar = tqdm(
@@ -236,10 +247,10 @@ def _field_name(text: str) -> str:
     return text
 
 
-def _agreed(question: str) -> bool:
+def _confirm(question: str) -> bool:
     try:
         return input(question).strip().lower() in ("y", "yes")
-    except EOFError:  # no one is there to answer
+    except EOFError:  # no terminal
         print()
         return False
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from icefall_kd import ENCODER_SHIFT, FBANK_SHIFT
 
-Batch = Mapping[str, Any]  # see icefall_kd.dataset.loader
+Batch = Mapping[str, Any]  # see icefall_kd.dataset.dataset
 
 ENCODER_FIRST_CENTRE = 5.5 * FBANK_SHIFT  # s, centre of the encoder's frame 0
 STACK_SHIFT = 2 * FBANK_SHIFT  # s, between frames of the encoder's stacks

@@ -1,14 +1,23 @@
-"""The fields of a batch: what was stored of its cuts, or what teachers say at once.
+"""Fields of a batch: read from Shar, or computed by live teachers.
 
-Either way a field of a batch is ``{"x": (N, T, W) float32, zero-padded, "lens": (N,)
-int64, "frame_shift": s}``.  An utterance without a target has the length 0.
+In both cases a field of a batch is
 
-What was stored is collated as it is, which is small: so it goes to a device, and it is
-decoded there.
+    {
+        "x":           (N, T, W) float32, zero-padded,
+        "lens":        (N,) int64, valid frames; 0 for an utterance without a target,
+        "frame_shift": float, seconds,
+    }
+
+Stored fields are collated in their compressed form, which is small; the frames are
+decompressed on the device that trains on them.
 """
 
+import json
+import logging
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Optional, Union
 
 import numpy as np
@@ -21,25 +30,82 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from icefall_kd import SAMPLE_RATE
+from icefall_kd.core.distributed import pick_device
 from icefall_kd.fields.codecs import Codec
+from icefall_kd.fields.codecs.storage import load_codec
+from icefall_kd.fields.format import (
+    FieldInfo,
+    fingerprint_differences,
+    info_path,
+    load_field_info,
+)
 from icefall_kd.fields.frames import Frames, prefetch
-from icefall_kd.fields.reader import find_stored, frames_of, read_stored
-from icefall_kd.teachers.protocol import Teacher
+from icefall_kd.fields.reader import count_frames, find_frames, read_frames
+from icefall_kd.fields.run_teachers import sample_frames
+from icefall_kd.teachers import Output, Teacher, build_teachers
 
 _SECONDS = 60.0  # of padded audio in one call of a teacher, as in the extraction
+_STATISTICS_FRAMES = 20_000  # frames of a live field that its statistics come from
+
+
+def open_fields(
+    train_dirs: Sequence[Path],
+    dev_dirs: Sequence[Path],
+    fields: Sequence[str],
+    missing: str = "error",
+) -> tuple[dict[str, FieldInfo], dict[str, Codec]]:
+    """Return description and codec of each field, from the first training set.
+
+    Args:
+      missing: "skip" allows a set without a field, but not all training sets.
+    Raises:
+      FileNotFoundError: if a set has no such field, or a codec's state is missing.
+      ValueError: if the field of two sets comes from different teachers or codecs.
+    """
+    infos, codecs = {}, {}
+    for field in fields:
+        first, *others = _with_field(train_dirs, field, missing) or train_dirs
+        infos[field] = load_field_info(first, field)
+        for other in [*others, *_with_field(dev_dirs, field, missing)]:
+            _check_same_source(field, first, infos[field], other)
+        codecs[field] = load_codec(first, infos[field])
+    return infos, codecs
+
+
+def _with_field(dirs: Sequence[Path], field: str, missing: str) -> list[Path]:
+    return [d for d in dirs if missing == "error" or info_path(d, field).is_file()]
+
+
+def _check_same_source(field: str, first: Path, info: FieldInfo, other: Path) -> None:
+    found = load_field_info(other, field).fingerprint
+    differences = fingerprint_differences(info.fingerprint, found)
+    if not differences:
+        return
+    if all(d.startswith("codec_sha256 ") for d in differences):
+        raise ValueError(
+            f"field '{field}': {first} and {other} have codecs that were trained "
+            "apart. Extract it again with the codec of the first: python -m "
+            f"icefall_kd.bin.extract --shar-dir {other} --codec-from {first} "
+            "--overwrite ..."
+        )
+    raise ValueError(
+        f"field '{field}': {other} is not from the teacher of {first}: "
+        + "; ".join(differences)
+        + ". Extract both sets with the same options"
+    )
 
 
 def collate_field(cuts: CutSet, name: str, missing: str = "error") -> dict[str, Any]:
-    """Return the field ``name`` of a batch of cuts as it is stored.
+    """Return a field of a batch in its compressed form.
 
     Args:
-      missing: "error", or "skip" to let cuts have no target.
+      missing: "error", or "skip" to allow cuts without a target.
     Returns:
-      "stored": (N, T, B) of the codec's type, padded with anything, (N, 0, 0) where
-      no cut has a target; "lens": N integers; "frame_shift": s.
+      "compressed": (N, T, ...) of the codec's dtype with arbitrary padding, (N, 0, 0)
+      if no cut has a target; "lens": list of N ints; "frame_shift": seconds.
     Raises:
-      ValueError: if a cut has no target and must have one, or the cuts' frame shifts
-        or frames differ in kind.
+      ValueError: if a cut has no target and ``missing`` is "error", or frame shift,
+        shape or dtype differ between the cuts.
     """
     found: list[Optional[Frames]] = []
     shifts = set()
@@ -47,7 +113,7 @@ def collate_field(cuts: CutSet, name: str, missing: str = "error") -> dict[str, 
         if missing == "skip" and not cut.has_custom(name):
             found.append(None)
             continue
-        found.append(find_stored(cut, name))
+        found.append(find_frames(cut, name))
         shifts.add(cut.custom[name].frame_shift)
     if len(shifts) > 1:
         raise ValueError(f"field '{name}' has several frame shifts: {sorted(shifts)}")
@@ -56,72 +122,63 @@ def collate_field(cuts: CutSet, name: str, missing: str = "error") -> dict[str, 
         raise ValueError(f"field '{name}' has frames of several kinds: {kinds}")
     dtype, shape = kinds.pop() if kinds else (np.dtype(np.float32), (0,))
     lens = [0 if f is None else f.shape[0] for f in found]
-    stored = np.empty((len(lens), max(lens), *shape), dtype)
-    for cut, frames, row in zip(cuts, found, stored):
+    out = np.empty((len(lens), max(lens), *shape), dtype)
+    for cut, frames, row in zip(cuts, found, out):
         if frames is not None:
-            read_stored(cut, name, frames, row[: frames.shape[0]])
+            read_frames(cut, name, frames, row[: frames.shape[0]])
     return {
-        "stored": torch.from_numpy(stored),
+        "compressed": torch.from_numpy(out),
         "lens": lens,
         "frame_shift": shifts.pop() if shifts else 0.0,
     }
 
 
-def prefetch_fields(cuts: CutSet, names: Collection[str]) -> None:
-    """Let the system read ahead what :func:`collate_field` will ask for."""
-    for cut in cuts:
-        for name in names:
-            if isinstance(cut, DataCut) and cut.has_custom(name):
-                prefetch(cut.custom[name].array)
-
-
-def without_fields(cuts: CutSet, names: Collection[str]) -> CutSet:
-    """Return cuts that carry none of the fields ``names``."""
-    return cuts.map(partial(_without, names=frozenset(names))) if names else cuts
-
-
-def _without(cut: Cut, names: Collection[str]) -> Cut:
-    if not isinstance(cut, DataCut) or not cut.custom:
-        return cut
-    custom = {k: v for k, v in cut.custom.items() if k not in names}
-    return fastcopy(cut, custom=custom)
-
-
-def decode_field(
+def decompress_field(
     field: Mapping[str, Any], codec: Codec, device: Union[str, torch.device] = "cpu"
 ) -> dict[str, Any]:
-    """Return a field of a batch, on ``device``, of what :func:`collate_field` said."""
-    x, lens = field["stored"].to(device), field["lens"]
+    """Return the field of a batch on ``device``; the inverse of the codec.
+
+    Args:
+      field: see :func:`collate_field`.
+    """
+    x, lens = field["compressed"].to(device), field["lens"]
     if x.numel():
         x = codec.decode_tensor(x)
-        for row, length in zip(x, lens):  # a mask would pass over all of it
+        for row, length in zip(x, lens):  # cheaper than a mask over all frames
             if length < len(row):
                 row[length:] = 0.0
     lens = torch.tensor(lens, device=device)
     return {"x": x, "lens": lens, "frame_shift": field["frame_shift"]}
 
 
-def decode_fields(
-    batch: Mapping[str, Any],
-    codecs: Mapping[str, Codec],
-    device: Union[str, torch.device] = "cpu",
-) -> dict[str, Any]:
-    """Return a batch with its stored fields decoded, on ``device``."""
-    fields = {
-        name: decode_field(field, codecs[name], device)
-        for name, field in batch["fields"].items()
-    }
-    return {**batch, "fields": fields}
+def prefetch_fields(cuts: CutSet, names: Collection[str]) -> None:
+    """Ask the operating system to read the frames of the cuts ahead."""
+    for cut in cuts:
+        for name in names:
+            if isinstance(cut, DataCut) and cut.has_custom(name):
+                prefetch(cut.custom[name].array)
 
 
-class LiveFields:
-    """Lets teachers speak about each batch, where nothing was stored.
+def drop_fields(cuts: CutSet, names: Collection[str]) -> CutSet:
+    """Return the cuts without the fields ``names``."""
+    return cuts.map(partial(_drop_fields, names=frozenset(names))) if names else cuts
 
-    What they say comes in the form, and cut to the length, of a stored field.
+
+def _drop_fields(cut: Cut, names: Collection[str]) -> Cut:
+    if not isinstance(cut, DataCut) or not cut.custom:
+        return cut
+    custom = {k: v for k, v in cut.custom.items() if k not in names}
+    return fastcopy(cut, custom=custom)
+
+
+class LiveTeachers:
+    """Teachers that compute the fields of each batch, where none are stored.
+
+    The fields have the form and the length of stored ones.
 
     Attributes:
-      teachers: that say the fields; each of them hears every batch.
-      names: of the fields.
+      teachers: each of them runs on every batch.
+      names: of the fields that a batch gets.
     """
 
     def __init__(self, teachers: Sequence[Teacher], names: Sequence[str]) -> None:
@@ -129,15 +186,15 @@ class LiveFields:
         self.names = tuple(names)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the batch with "fields" in place of "waves" and "wave_lens"."""
+        """Return the batch with "fields" instead of "waves" and "wave_lens"."""
         batch = dict(batch)
         waves, lens = batch.pop("waves"), batch.pop("wave_lens")
         durations = [cut.duration for cut in batch["cuts"]]
         batch["fields"] = {}
         for teacher in self.teachers:
-            said: dict[str, list[Tensor]] = {}
+            rows: dict[str, list[Tensor]] = {}
             needs_text = getattr(teacher, "needs_text", False)
-            for first, last in _calls(lens):
+            for first, last in _split_batch(lens):
                 texts = (batch["text"][first:last],) if needs_text else ()
                 width = int(lens[first:last].max())
                 with torch.no_grad():
@@ -147,22 +204,125 @@ class LiveFields:
                 for name in (n for n in self.names if n in outputs):
                     x, valid = outputs[name].x, outputs[name].lens.tolist()
                     shift = teacher.outputs[name].frame_shift
-                    said.setdefault(name, []).extend(
-                        row[: min(n, frames_of(duration, shift))]
+                    rows.setdefault(name, []).extend(
+                        row[: min(n, count_frames(duration, shift))]
                         for row, n, duration in zip(x, valid, durations[first:last])
                     )
-            for name, frames in said.items():
-                shift = teacher.outputs[name].frame_shift
+            for name, frames in rows.items():
                 batch["fields"][name] = {
                     "x": pad_sequence(frames, batch_first=True).float(),
                     "lens": torch.tensor([len(f) for f in frames]),
-                    "frame_shift": shift,
+                    "frame_shift": teacher.outputs[name].frame_shift,
                 }
         return batch
 
+    def describe_fields(self, dirs: Sequence[Path]) -> dict[str, FieldInfo]:
+        """Return a description of each field, with the statistics that normalise it.
 
-def _calls(lens: Tensor) -> Iterator[tuple[int, int]]:
-    """Yield the utterances of each call: first, and behind the last."""
+        The statistics are those of a stored field with the same fingerprint if a set
+        of ``dirs`` has one; otherwise those of a sample of frames of the first set.
+        """
+        outputs = _outputs(self.teachers)
+        infos = {n: _find_stored_info(n, outputs[n], dirs) for n in self.names}
+        unknown = [name for name, info in infos.items() if info is None]
+        teachers = [t for t in self.teachers if set(unknown) & set(t.outputs)]
+        if teachers:
+            samples = sample_frames(dirs[0], teachers, _STATISTICS_FRAMES)
+            for name in unknown:
+                infos[name] = _describe_sample(name, outputs[name], samples[name])
+                logging.info(
+                    "statistics of '%s' are those of %d frames of %s",
+                    name,
+                    len(samples[name]),
+                    dirs[0],
+                )
+        return infos
+
+
+def build_live_teachers(
+    descriptions: Mapping[str, Mapping[str, Any]],
+    fields: Sequence[str],
+    *,
+    expect: Mapping[str, Mapping[str, Any]],
+    device: str,
+    num_threads: int,
+) -> LiveTeachers:
+    """Return the teachers that compute ``fields`` in this process.
+
+    Args:
+      descriptions: name -> options of a teacher, as in the file of teachers.
+      expect: field -> the part of its fingerprint that it must have.
+      device: "auto", "cpu" or "cuda".
+      num_threads: of a teacher on the CPU; 0 for those of PyTorch.
+    Raises:
+      ValueError, FileNotFoundError: if a teacher cannot be built, its fingerprint
+        differs from ``expect``, or no teacher computes a field.
+      ImportError: if a package of a teacher is missing.
+    """
+    common = {
+        "device": str(pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))),
+        "num_threads": num_threads or torch.get_num_threads(),
+    }
+    teachers = build_teachers({n: {**common, **d} for n, d in descriptions.items()})
+    outputs = _outputs(teachers)
+    missing = [f for f in fields if f not in outputs]
+    if missing:
+        raise ValueError(
+            f"data.cache is none, but no teacher of data.teachers computes {missing}. "
+            f"Its teachers compute: {sorted(outputs) or 'nothing'}. Add a teacher, or "
+            "set data.cache to shar"
+        )
+    for field in fields:
+        differences = fingerprint_differences(
+            expect.get(field, {}), outputs[field].fingerprint, only_wanted=True
+        )
+        if differences:
+            raise ValueError(
+                f"data.teachers: '{field}' is not what data.expect has: "
+                + "; ".join(differences)
+                + ". Correct one of the two"
+            )
+    return LiveTeachers([t for t in teachers if set(fields) & set(t.outputs)], fields)
+
+
+def _outputs(teachers: Sequence[Teacher]) -> dict[str, Output]:
+    return {name: o for t in teachers for name, o in t.outputs.items()}
+
+
+def _find_stored_info(
+    field: str, output: Output, dirs: Sequence[Path]
+) -> Optional[FieldInfo]:
+    wanted = json.loads(json.dumps(output.fingerprint))  # tuples become lists
+    for folder in dirs:
+        if not info_path(folder, field).is_file():
+            continue
+        info = load_field_info(folder, field)
+        if not fingerprint_differences(wanted, info.fingerprint, only_wanted=True):
+            logging.info("statistics of '%s' are those of %s", field, folder)
+            return info
+    return None
+
+
+def _describe_sample(field: str, output: Output, frames: np.ndarray) -> FieldInfo:
+    frames = frames.astype(np.float64)
+    return FieldInfo(
+        name=field,
+        kind=output.kind,
+        dim=output.dim,
+        frame_shift=output.frame_shift,
+        codec="none",
+        fingerprint=output.fingerprint,
+        mean=frames.mean(axis=0).tolist(),
+        std=frames.std(axis=0).tolist(),
+        num_cuts=0,
+        num_frames=len(frames),
+        content_sha256="",
+        shards=[],
+    )
+
+
+def _split_batch(lens: Tensor) -> Iterator[tuple[int, int]]:
+    """Yield (first, last + 1) of the utterances of each call of a teacher."""
     first, count = 0, len(lens)
     while first < count:
         longest = int(lens[first:].max())

@@ -1,12 +1,13 @@
-"""Batches of similar durations, drawn from a stream, in an order that can be kept.
+"""Draw batches of similar durations from a stream, with an exact and cheap resume.
 
-A number of cuts wait in buckets by duration.  A batch is drawn at random from one of
-them, and as many cuts as it took come in from the stream.  A draw depends on the seed,
-the epoch, its number and what waits, so it is enough to keep *where* the waiting cuts
-lie, a few numbers each.  Going on there costs the same however large the data are.
-(lhotse's samplers draw the whole epoch again up to the place.)
+Cuts wait in buckets by duration.  Each draw takes a random batch from one bucket, and
+the stream refills the buckets.  A draw depends on the seed, the epoch, its number and
+the waiting cuts, so that the state of the sampler is the position of each waiting cut,
+a few numbers.  To resume costs the same for a set of any size.  (lhotse's samplers
+draw the epoch again up to the state.)
 
-All ranks draw the batches of all, which needs no audio, and read the data of their own.
+All ranks draw the batches of all ranks, which needs no audio, and read the data of
+their own batches.
 """
 
 import random
@@ -26,17 +27,17 @@ Item = tuple[Key, StoredCut]
 
 
 @dataclass(frozen=True)
-class SamplerPlace:
-    """Where a sampler stands: what waits in its buckets, and what it has read."""
+class SamplerState:
+    """State of a sampler: the waiting cuts, and the position in the stream."""
 
     epoch: int
     draws: int
     edges: tuple[float, ...]
     buckets: tuple[tuple[Item, ...], ...]
-    place: Mapping[str, Any]
+    position: Mapping[str, Any]
 
-    def plain(self) -> dict[str, Any]:
-        """Return it as tensors and plain types, without the data of the cuts."""
+    def as_dict(self) -> dict[str, Any]:
+        """Return the state as tensors and plain types, without the data of the cuts."""
         keys = [key for bucket in self.buckets for key, _ in bucket]
         return {
             "epoch": self.epoch,
@@ -44,19 +45,19 @@ class SamplerPlace:
             "edges": list(self.edges),
             "sizes": [len(bucket) for bucket in self.buckets],
             "keys": torch.tensor(keys, dtype=torch.int32).reshape(-1, 3),
-            "place": dict(self.place),
+            "place": dict(self.position),
         }
 
 
 class BucketSampler:
-    """Yields the batches of one rank as CutSets; iterating again repeats the epoch.
+    """Iterate over the batches of one rank; a second iteration repeats the epoch.
 
-    All ranks get equally many batches, and no cut goes to two of them: up to one cut
-    less than ranks is left out at the end of an epoch.
+    All ranks get the same number of batches and no cut twice; up to ``world_size - 1``
+    cuts are left out at the end of an epoch.
 
     Attributes:
       epoch: of the order of the cuts.
-      place: after the batch yielded last.
+      state: after the last batch that was yielded.
     """
 
     def __init__(
@@ -70,14 +71,14 @@ class BucketSampler:
         world_size: int = 1,
         buffer_size: int = 8000,
     ) -> None:
-        """Describe the batches; nothing is read yet.
+        """Store the options; nothing is read yet.
 
         Args:
-          max_duration: s of audio in a batch, padding included; a longer cut is a
-            batch of its own.
-          edges: s between two buckets, rising; None: no buckets, and the order of the
-            stream is kept.
-          buffer_size: cuts that wait to be drawn.
+          max_duration: maximum duration of a batch in seconds, padding included; a
+            longer cut is a batch alone.
+          edges: durations between two buckets in seconds, ascending; None for no
+            buckets, which keeps the order of the stream.
+          buffer_size: waiting cuts that a batch is drawn from.
         Raises:
           ValueError: if ``rank`` is not below ``world_size``.
         """
@@ -90,84 +91,79 @@ class BucketSampler:
         self.rank, self.world_size = rank, world_size
         self.buffer_size = buffer_size
         self.epoch = 0
-        self.place: Optional[SamplerPlace] = None
+        self.state: Optional[SamplerState] = None
         self._resume: Optional[Mapping[str, Any]] = None
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration."""
+        """Select the epoch of the next iteration."""
         self.epoch = epoch
 
-    def state_dict(self, place: Optional[SamplerPlace] = None) -> dict[str, Any]:
-        """Return ``place``, or where the sampler stands, as plain types and tensors."""
-        place = place or self.place
-        state = place.plain() if place else {"epoch": self.epoch}
-        return {**state, "seed": self.seed, "sets": self.stream.identity()}
+    def state_dict(self, state: Optional[SamplerState] = None) -> dict[str, Any]:
+        """Return ``state``, or the current one, as plain types and tensors."""
+        state = state or self.state
+        values = state.as_dict() if state else {"epoch": self.epoch}
+        return {**values, "seed": self.seed, "sets": self.stream.identity()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next iteration go on behind the place that ``state`` tells.
+        """Resume the next iteration after ``state``.
 
-        ``max_duration`` and ``world_size`` may be others than then; no cut is lost or
-        comes twice.
+        ``max_duration`` and ``world_size`` may change; no cut is lost or repeated.
 
         Raises:
-          ValueError: if the stream is another one; the message has the remedy.
+          ValueError: if the seed or the sets of the stream changed.
         """
         here = {"seed": self.seed, "sets": self.stream.identity()}
         there = {name: state.get(name) for name in here}
         if here != there or "keys" not in state:
             raise ValueError(
-                "the data is not that of the checkpoint, which was written within an "
-                f"epoch: {there} then, {here} now. Bring back the sets, data.mix and "
-                "the seed, or delete checkpoint-*.pt to go on from the last whole epoch"
+                "the training data is not that of the checkpoint, which was written "
+                f"within an epoch: {there} there, {here} here. Restore the sets, "
+                "data.mix and the seed, or delete checkpoint-*.pt to resume after the "
+                "last complete epoch"
             )
         self.epoch = state["epoch"]
         self._resume = state
 
     def __iter__(self) -> Iterator[CutSet]:
-        state, self._resume = self._resume, None
-        draws = _Draws(self, self.epoch, state)
-        while True:
-            batches = draws.next_batches()
-            if not batches:
-                return
-            self.place = draws.place()
+        resume, self._resume = self._resume, None
+        buckets = _Buckets(self, self.epoch, resume)
+        while batches := buckets.draw_batches():
+            self.state = buckets.state()
             yield CutSet.from_cuts(cut.load() for _, cut in batches[self.rank])
 
 
-class _Draws:
-    """One epoch of a sampler: all ranks' batches, draw after draw."""
+class _Buckets:
+    """The waiting cuts of one epoch, from which the batches of all ranks are drawn."""
 
     def __init__(
-        self, sampler: BucketSampler, epoch: int, state: Optional[Mapping[str, Any]]
+        self, sampler: BucketSampler, epoch: int, resume: Optional[Mapping[str, Any]]
     ) -> None:
         self.sampler, self.epoch = sampler, epoch
-        self.edges = sampler.edges or ()
-        self.draws = 0
-        if state is None:
+        if resume is None:
+            self.draws = 0
+            self.edges = sampler.edges or ()
             self.reader: StreamReader = sampler.stream.read(epoch)
             self.buckets: list[list[Item]] = [[] for _ in range(len(self.edges) + 1)]
         else:
-            self._go_on(state)
-        # Whole ms, since sums of floats would depend on when they began.
-        self.held = [sum(_ms(cut) for _, cut in bucket) for bucket in self.buckets]
+            self.draws = resume["draws"]
+            self.edges = tuple(resume["edges"])
+            self.reader = sampler.stream.read(epoch, resume["place"])
+            keys = [tuple(key) for key in resume["keys"].tolist()]
+            items = iter(list(zip(keys, sampler.stream.find(keys))))
+            self.buckets = [
+                [next(items) for _ in range(size)] for size in resume["sizes"]
+            ]
+        # In whole ms: sums of floats would depend on their order, hence on a resume.
+        self.durations = [sum(_ms(cut) for _, cut in b) for b in self.buckets]
 
-    def _go_on(self, state: Mapping[str, Any]) -> None:
-        stream = self.sampler.stream
-        self.edges = tuple(state["edges"])
-        self.draws = state["draws"]
-        keys = [tuple(key) for key in state["keys"].tolist()]
-        items = iter(list(zip(keys, stream.find(keys))))
-        self.buckets = [[next(items) for _ in range(size)] for size in state["sizes"]]
-        self.reader = stream.read(self.epoch, state["place"])
-
-    def place(self) -> SamplerPlace:
-        """Return what is needed to go on from here."""
+    def state(self) -> SamplerState:
+        """Return the state after the last draw."""
         buckets = tuple(tuple(bucket) for bucket in self.buckets)
-        return SamplerPlace(
-            self.epoch, self.draws, self.edges, buckets, self.reader.place()
+        return SamplerState(
+            self.epoch, self.draws, self.edges, buckets, self.reader.position()
         )
 
-    def next_batches(self) -> list[list[Item]]:
+    def draw_batches(self) -> list[list[Item]]:
         """Return one batch for each rank, [] at the end of the epoch."""
         self._fill()
         size = self.sampler.world_size
@@ -178,20 +174,21 @@ class _Draws:
         bucket = -1
         while len(batches) < size and any(self.buckets):
             if bucket < 0 or not self.buckets[bucket]:
-                bucket = self._choose(rng)
-            batches.append(self._draw(bucket, rng))
+                bucket = self._choose_bucket(rng)
+            batches.append(self._draw_batch(bucket, rng))
         if sum(map(len, batches)) < size:
             return []
-        while len(batches) < size:  # the end: what is there is shared out
+        while len(batches) < size:  # end of the epoch: divide the longest batches
             batches.sort(key=len)
-            most = batches.pop()
-            batches += [most[::2], most[1::2]]
+            longest = batches.pop()
+            batches += [longest[::2], longest[1::2]]
         return batches
 
     def _fill(self) -> None:
+        """Read cuts from the stream until enough are waiting."""
         sampler = self.sampler
-        waiting, held = sum(map(len, self.buckets)), sum(self.held)
-        # In order, what the next batches can take is enough.
+        waiting, held = sum(map(len, self.buckets)), sum(self.durations)
+        # Without buckets, the cuts of the next batches are enough.
         enough = 2000 * sampler.max_duration * sampler.world_size
         while (
             waiting < sampler.buffer_size
@@ -203,20 +200,20 @@ class _Draws:
                 return
             bucket = bisect_right(self.edges, item[1].duration)
             self.buckets[bucket].append(item)
-            self.held[bucket] += _ms(item[1])
+            self.durations[bucket] += _ms(item[1])
             waiting, held = waiting + 1, held + _ms(item[1])
 
-    def _choose(self, rng: Optional[random.Random]) -> int:
-        """Return a bucket with a whole batch for each rank; with any if none has."""
+    def _choose_bucket(self, rng: Optional[random.Random]) -> int:
+        """Return a bucket with a full batch for each rank; any if none has."""
         if rng is None:
             return 0
         enough = 1000 * self.sampler.max_duration * self.sampler.world_size
-        able = [b for b, held in enumerate(self.held) if held >= enough]
-        able = able or [b for b, bucket in enumerate(self.buckets) if bucket]
-        return rng.choices(able, [self.held[b] for b in able])[0]
+        full = [b for b, held in enumerate(self.durations) if held >= enough]
+        full = full or [b for b, bucket in enumerate(self.buckets) if bucket]
+        return rng.choices(full, [self.durations[b] for b in full])[0]
 
-    def _draw(self, bucket: int, rng: Optional[random.Random]) -> list[Item]:
-        """Take a batch from a bucket that is not empty."""
+    def _draw_batch(self, bucket: int, rng: Optional[random.Random]) -> list[Item]:
+        """Remove and return a batch from a bucket that is not empty."""
         waiting, batch, longest = self.buckets[bucket], [], 0.0
         while waiting:
             n = rng.randrange(len(waiting)) if rng else 0
@@ -224,11 +221,11 @@ class _Draws:
             longest = max(longest, cut.duration)
             if batch and longest * (len(batch) + 1) > self.sampler.max_duration:
                 break
-            if rng:  # the last one fills the gap
+            if rng:  # swap with the last one, which pops in constant time
                 waiting[n], waiting[-1] = waiting[-1], waiting[n]
                 n = -1
             batch.append(waiting.pop(n))
-            self.held[bucket] -= _ms(cut)
+            self.durations[bucket] -= _ms(cut)
         return batch
 
 
@@ -244,5 +241,5 @@ def bucket_edges(durations: Sequence[float], num_buckets: int) -> list[float]:
     """
     ordered = np.sort(np.asarray(durations, dtype=np.float64))
     total = np.cumsum(ordered)
-    goals = total[-1] * np.arange(1, num_buckets) / num_buckets
-    return sorted(set(ordered[np.searchsorted(total, goals, side="right")].tolist()))
+    targets = total[-1] * np.arange(1, num_buckets) / num_buckets
+    return sorted(set(ordered[np.searchsorted(total, targets, side="right")].tolist()))

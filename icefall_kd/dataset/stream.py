@@ -1,10 +1,10 @@
-"""The cuts that a run reads: several Shar sets in one order, from any place in it.
+"""Read the cuts of several Shar sets in one order, from any position in it.
 
-The order depends on the seed and the epoch alone.  A place in it is a few numbers, and
-going on from there opens the shards concerned and no others, however many there are.
+The order depends on the seed and the epoch only.  A position is a few numbers, and to
+resume from it opens only the shards that are concerned.
 
-Every process goes through the same cuts.  Their data are not read on the way, but where
-a batch is made of them, so each process reads its own alone (from a URL, all).
+Every process iterates over the same cuts.  The data of a cut are read when its batch is
+made, so each process reads those of its own batches (of all batches from a URL).
 """
 
 import functools
@@ -17,22 +17,22 @@ from typing import Any, Optional
 from lhotse.cut import Cut
 
 from icefall_kd.core.files import Pathlike, as_path
-from icefall_kd.fields.reader import Expectation, shar_shards
+from icefall_kd.fields.reader import Expectation, open_shards
 from icefall_kd.fields.shards import Shard, StoredCut
 
-SAMPLED_SHARDS = 50  # of each set, to know its durations by
-Key = tuple[int, int, int]  # set, shard of it, cut in the shard: where a cut lies
+SAMPLED_SHARDS = 50  # shards of each set that its durations are estimated from
+Key = tuple[int, int, int]  # set, shard of the set, cut of the shard
 
 
 @dataclass(frozen=True)
 class Source:
-    """One Shar set of a stream.
+    """A Shar set of a stream.
 
     Attributes:
       name: of its folder.
       shards: in the order of their numbers.
-      share: 0: an epoch has each cut once.  Above: the share of the epoch's cuts that
-        come from this set, which begins again when it has ended.
+      share: 0 reads each cut once an epoch.  Above 0, this share of the epoch's cuts
+        comes from the set, which restarts when it ends.
     """
 
     name: str
@@ -41,16 +41,15 @@ class Source:
 
     @property
     def size(self) -> int:
-        """Bytes of its cuts' files, which grow with the number of cuts."""
+        """Bytes of the manifests of cuts, about proportional to the number of cuts."""
         return max(1, sum(shard.cuts.stat().st_size for shard in self.shards))
 
 
 class CutStream:
     """Cuts of several sets, mixed evenly.
 
-    Sets without a share are read once an epoch and end together; the epoch ends with
-    them.  Those with a share are drawn from as often as it says, in each epoch from
-    another place on.
+    Sets without a share are read once an epoch and end together, which ends the epoch.
+    Sets with a share are mixed in at that rate, in each epoch from another position.
     """
 
     def __init__(
@@ -61,90 +60,93 @@ class CutStream:
         shuffle: bool = False,
         labelled: bool = False,
     ) -> None:
-        """Describe the stream; nothing is read yet.
+        """Store the sets; nothing is read yet.
 
         Args:
-          shuffle: read the shards of each set in an order of the epoch's own.
-          labelled: leave out cuts without a supervision.
+          shuffle: shuffle the shards of each set, differently in each epoch.
+          labelled: skip cuts without a supervision.
         Raises:
-          ValueError: if there is no set to read once, or the shares are not between 0
-            and 1 in sum.
+          ValueError: if all sets have a share, or the shares are not in 0..1 or do
+            not sum to less than 1.
         """
         shares = {s.name: s.share for s in sources if s.share}
         if len(shares) == len(sources):
-            raise ValueError("no Shar set is given that an epoch reads once")
+            raise ValueError(
+                "data.train: no Shar set is given that an epoch reads once. Name at "
+                "least one set that is not in data.mix"
+            )
         if any(s < 0 for s in shares.values()) or sum(shares.values()) >= 1:
             raise ValueError(
-                f"shares of mixed-in sets are {shares}; each must be above 0 and "
-                "their sum below 1, since the rest is the share of data.train"
+                f"data.mix: the shares are {shares}. Each must be above 0 and their "
+                "sum below 1; the rest is the share of data.train"
             )
         self.sources = tuple(sources)
         self.seed = seed
         self.shuffle = shuffle
         self.labelled = labelled
-        self._sizes = [s.size for s in sources]
+        self.sizes = [s.size for s in sources]
 
     def __iter__(self) -> Iterator[Cut]:
         """Yield the cuts of epoch 0."""
         return (cut.load() for _, cut in self.read(0))
 
     def read(
-        self, epoch: int, place: Optional[Mapping[str, Any]] = None
+        self, epoch: int, position: Optional[Mapping[str, Any]] = None
     ) -> "StreamReader":
-        """Begin an epoch, or go on in it from a ``place`` that a reader told."""
-        return StreamReader(self, epoch, place)
+        """Return a reader of an epoch, from the start or from a reader's position."""
+        return StreamReader(self, epoch, position)
 
     def fetch(self, keys: Sequence[Key]) -> list[Cut]:
         """Return single cuts with their data, in the order of ``keys``.
 
         Raises:
-          ValueError: if a shard is damaged or lacks one of them.
+          ValueError: if a shard is damaged, or has no such cut.
         """
         return [cut.load() for cut in self.find(keys)]
 
     def find(self, keys: Sequence[Key]) -> list[StoredCut]:
-        """Return single cuts without their data; else as :meth:`fetch`."""
+        """Return single cuts without their data; otherwise as :meth:`fetch`."""
         wanted: dict[tuple[int, int], dict[int, list[int]]] = {}
-        for n, (source, shard, place) in enumerate(keys):
-            places = wanted.setdefault((source, shard), {})
-            places.setdefault(place, []).append(n)
+        for n, (source, shard, index) in enumerate(keys):
+            indices = wanted.setdefault((source, shard), {})
+            indices.setdefault(index, []).append(n)
         cuts: dict[int, StoredCut] = {}
-        for (source, number), places in sorted(wanted.items()):
+        for (source, number), indices in sorted(wanted.items()):
             shard = self.sources[source].shards[number]
-            for place, cut in shard.find(wanted=places):
-                cuts.update((n, cut) for n in places[place])
+            for index, cut in shard.find(wanted=indices):
+                cuts.update((n, cut) for n in indices[index])
         if len(cuts) < len(keys):
             raise ValueError(
-                f"{len(keys) - len(cuts)} cuts that waited for their batch are not in "
-                "the Shar sets any more; go on from the last whole epoch instead: "
-                "delete checkpoint-*.pt"
+                f"{len(keys) - len(cuts)} cuts of the checkpoint's sampler are missing "
+                "in the Shar sets. Restore the sets, or delete checkpoint-*.pt to "
+                "resume after the last complete epoch"
             )
         return [cuts[n] for n in range(len(keys))]
 
     def identity(self) -> list[list]:
-        """Return what tells whether a saved place is one of these sets."""
+        """Return what a saved position is valid for: name, shards, size and share."""
         return [
             [source.name, len(source.shards), size, source.share]
-            for source, size in zip(self.sources, self._sizes)
+            for source, size in zip(self.sources, self.sizes)
         ]
 
-    def first(self, source: int, epoch: int) -> list[int]:
-        """Return [turn, nth shard, cut] where a set begins in ``epoch``.
+    def first_position(self, source: int, epoch: int) -> list[int]:
+        """Return [turn, nth shard, cut] where a set starts in ``epoch``.
 
-        A set with a share may never be read to its end: it begins anywhere.
+        A set with a share may never be read to its end, so it starts anywhere.
         """
         if not self.shuffle or not self.sources[source].share:
             return [0, 0, 0]
-        shard = self.sources[source].shards[self.order(source, epoch, 0)[0]]
+        shard = self.sources[source].shards[self.shard_order(source, epoch, 0)[0]]
         count = sum(1 for _ in shard.lines())
         rng = random.Random(f"{self.seed} {source} {epoch} first")
         return [0, 0, rng.randrange(max(1, count))]
 
-    def order(self, source: int, epoch: int, turn: int) -> list[int]:
-        """Return the numbers of a set's shards as the epoch reads them.
+    def shard_order(self, source: int, epoch: int, turn: int) -> list[int]:
+        """Return the numbers of a set's shards in the order of reading.
 
         Args:
-          turn: how often the epoch has come to the end of this set.
+          turn: how many times the epoch has read the set to its end.
         """
         numbers = list(range(len(self.sources[source].shards)))
         if self.shuffle:
@@ -153,11 +155,11 @@ class CutStream:
         return numbers
 
     @functools.cached_property
-    def _sample(self) -> list[list[tuple[float, bool]]]:
-        """(s, taken?) of the cuts of each set; of a large one, of its first shards."""
+    def _sampled(self) -> list[list[tuple[float, bool]]]:
+        """(seconds, accepted) of the cuts in the first shards of each set."""
         return [
             [
-                (line["duration"], self.takes(line))
+                (line["duration"], self._accepts(line))
                 for shard in source.shards[:SAMPLED_SHARDS]
                 for line in shard.lines()
             ]
@@ -166,22 +168,18 @@ class CutStream:
 
     @functools.cached_property
     def durations(self) -> list[list[float]]:
-        """s of the cuts of each set; of a large one those of its first shards."""
-        return [[s for s, taken in cuts if taken] for cuts in self._sample]
+        """Durations in seconds of the cuts of each set, in its first 50 shards."""
+        return [[s for s, accepted in cuts if accepted] for cuts in self._sampled]
 
     def counts(self) -> tuple[int, int]:
-        """Return how many cuts the stream takes, and of how many.
+        """Return the numbers of accepted and of all cuts in the sampled shards."""
+        return sum(map(len, self.durations)), sum(map(len, self._sampled))
 
-        Of large sets the first shards are counted.
-        """
-        return sum(map(len, self.durations)), sum(map(len, self._sample))
-
-    def takes(self, line: Mapping[str, Any]) -> bool:
-        """Return whether a cut, as plain JSON, is one of the stream's."""
+    def _accepts(self, line: Mapping[str, Any]) -> bool:
         return not self.labelled or bool(line.get("supervisions"))
 
     def seconds(self) -> float:
-        """Return the s of audio in an epoch; large sets are estimated."""
+        """Return the duration of an epoch in seconds; large sets are estimated."""
         once = sum(
             sum(durations) * max(1.0, len(source.shards) / SAMPLED_SHARDS)
             for source, durations in zip(self.sources, self.durations)
@@ -190,100 +188,108 @@ class CutStream:
         return once / (1.0 - sum(source.share for source in self.sources))
 
     def longest(self, count: int, labelled: bool = False) -> list[tuple[float, Key]]:
-        """Return (s, key) of the ``count`` longest cuts; every cuts' file is read.
+        """Return (seconds, key) of the ``count`` longest cuts; reads all manifests.
 
         Args:
-          labelled: only of cuts with a supervision, whatever the stream takes.
+          labelled: only cuts with a supervision, even if the stream accepts others.
         """
-        every = (
-            (line["duration"], (s, n, place))
+        candidates = (
+            (line["duration"], (s, n, index))
             for s, source in enumerate(self.sources)
             for n, shard in enumerate(source.shards)
-            for place, line in enumerate(shard.lines())
-            if self.takes(line) and (not labelled or line.get("supervisions"))
+            for index, line in enumerate(shard.lines())
+            if self._accepts(line) and (not labelled or line.get("supervisions"))
         )
-        return heapq.nlargest(count, every)
+        return heapq.nlargest(count, candidates)
 
 
 class StreamReader:
-    """Yields (key, cut without its data) of one epoch."""
+    """Iterate over (key, cut without its data) of one epoch."""
 
     def __init__(
-        self, stream: CutStream, epoch: int, place: Optional[Mapping[str, Any]]
+        self, stream: CutStream, epoch: int, position: Optional[Mapping[str, Any]]
     ) -> None:
         count = len(stream.sources)
-        places = (
-            place["sets"] if place else [stream.first(i, epoch) for i in range(count)]
-        )
-        self._taken = list(place["taken"]) if place else [0] * count
-        self._stream = stream
-        self._sets = [_SetReader(stream, i, epoch, places[i]) for i in range(count)]
+        if position is None:
+            starts = [stream.first_position(i, epoch) for i in range(count)]
+            position = {"taken": [0] * count, "sets": starts}
+        self._taken = list(position["taken"])
+        self._sizes = stream.sizes
+        self._sets = [
+            _SetReader(stream, i, epoch, position["sets"][i]) for i in range(count)
+        ]
         self._shares = [source.share for source in stream.sources]
-        self._once = [i for i, share in enumerate(self._shares) if not share]
+        self._unfinished = [i for i, share in enumerate(self._shares) if not share]
 
-    def place(self) -> dict[str, Any]:
-        """Return where the next cut will come from, in plain numbers."""
-        return {"taken": list(self._taken), "sets": [s.place() for s in self._sets]}
+    def position(self) -> dict[str, Any]:
+        """Return the position of the next cut, in plain numbers."""
+        return {
+            "taken": list(self._taken),
+            "sets": [s.position() for s in self._sets],
+        }
 
     def __iter__(self) -> Iterator[tuple[Key, StoredCut]]:
         return self
 
     def __next__(self) -> tuple[Key, StoredCut]:
-        while self._once:
-            source = self._choose()
+        while self._unfinished:
+            source = self._choose_set()
             item = next(self._sets[source], None)
             if item is not None:
                 self._taken[source] += 1
                 return item
-            self._once.remove(source)
+            self._unfinished.remove(source)
         raise StopIteration
 
-    def _choose(self) -> int:
-        """Return the set that lags furthest behind its share of what was taken."""
-        sizes = self._stream._sizes
-        source = min(self._once, key=lambda i: (self._taken[i] + 1) / sizes[i])
+    def _choose_set(self) -> int:
+        """Return the set whose number of cuts is furthest below its share."""
+        source = min(
+            self._unfinished, key=lambda i: (self._taken[i] + 1) / self._sizes[i]
+        )
         mixed = [i for i, share in enumerate(self._shares) if share]
         if not mixed:
             return source
         taken = sum(self._taken) - sum(self._taken[i] for i in mixed)
-        lags = {i: (self._taken[i] + 1) / self._shares[i] for i in mixed}
-        lags[source] = (taken + 1) / (1.0 - sum(self._shares))
-        return min(lags, key=lags.__getitem__)
+        progress = {i: (self._taken[i] + 1) / self._shares[i] for i in mixed}
+        progress[source] = (taken + 1) / (1.0 - sum(self._shares))
+        return min(progress, key=progress.__getitem__)
 
 
 class _SetReader:
-    """Yields (key, cut without its data) of one set, shard after shard."""
+    """Iterate over (key, cut without its data) of one set."""
 
     def __init__(
-        self, stream: CutStream, source: int, epoch: int, place: Sequence[int]
+        self, stream: CutStream, source: int, epoch: int, position: Sequence[int]
     ) -> None:
         self._stream, self._source, self._epoch = stream, source, epoch
-        self._turn, self._nth, self._cut = place
+        self._turn, self._nth, self._cut = position
         self._cuts = self._read()
 
-    def place(self) -> list[int]:
-        """Return [turn, nth shard of its order, cut in the shard] of the next."""
+    def position(self) -> list[int]:
+        """Return [turn, nth shard in its order, cut in the shard] of the next cut."""
         return [self._turn, self._nth, self._cut]
 
     def __next__(self) -> tuple[Key, StoredCut]:
         return next(self._cuts)
 
     def _read(self) -> Iterator[tuple[Key, StoredCut]]:
-        source = self._stream.sources[self._source]
+        source, labelled = self._stream.sources[self._source], self._stream.labelled
         while True:
-            order = self._stream.order(self._source, self._epoch, self._turn)
+            order = self._stream.shard_order(self._source, self._epoch, self._turn)
             found = 0
             while self._nth < len(order):
                 number = order[self._nth]
                 shard = source.shards[number]
-                for place, cut in shard.find(self._cut, labelled=self._stream.labelled):
-                    self._cut, found = place + 1, found + 1
-                    yield (self._source, number, place), cut
+                for index, cut in shard.find(self._cut, labelled=labelled):
+                    self._cut, found = index + 1, found + 1
+                    yield (self._source, number, index), cut
                 self._nth, self._cut = self._nth + 1, 0
             if not source.share:
                 return
             if not found and self._turn:
-                raise ValueError(f"the mixed-in set '{source.name}' has no cuts")
+                raise ValueError(
+                    f"data.mix: the set '{source.name}' has no cuts. Remove it"
+                )
             self._turn, self._nth = self._turn + 1, 0
 
 
@@ -301,16 +307,16 @@ def open_stream(
     """Return the cuts of Shar folders as one stream; see :class:`CutStream`.
 
     Args:
-      shar_dirs, fields, expect, missing: as ``icefall_kd.fields.reader.open_shar`` has
-        them.
-      seed, shuffle, labelled: as :class:`CutStream` has them.
-      shares: name of a folder -> its share of the cuts; the others are read once.
+      shar_dirs, fields, expect, missing: see
+        :func:`icefall_kd.fields.reader.open_shar`.
+      shares: name of a folder -> its share of the cuts; other sets are read once.
+      seed, shuffle, labelled: see :class:`CutStream`.
     Raises:
-      FileNotFoundError, ValueError: as ``open_shar`` and :class:`CutStream`.
+      FileNotFoundError, ValueError: see ``open_shar`` and :class:`CutStream`.
     """
     shares = shares or {}
     sources = []
     for shar_dir in map(as_path, shar_dirs):
-        shards = shar_shards(shar_dir, fields, expect, missing)
+        shards = open_shards(shar_dir, fields, expect, missing)
         sources.append(Source(shar_dir.name, shards, shares.get(shar_dir.name, 0)))
     return CutStream(sources, seed=seed, shuffle=shuffle, labelled=labelled)

@@ -150,7 +150,7 @@ class Term(abc.ABC):
         """Return the value of the term.
 
         Args:
-          batch: see :mod:`icefall_kd.dataset.loader`; on the student's device.
+          batch: see :mod:`icefall_kd.dataset.dataset`; on the student's device.
           step:  number of updates so far, for schedules.
         """
 

@@ -16,14 +16,14 @@ from icefall_kd.fields.format import (
     field_dir,
     fingerprint_differences,
     info_path,
-    publish,
+    publish_tars,
     save,
     shard_ids,
     staged_path,
     state_path,
     tar_path,
 )
-from icefall_kd.fields.integrity import verified_state
+from icefall_kd.fields.integrity import load_complete_state
 from icefall_kd.fields.writer import content_sha256
 from icefall_kd.teachers.protocol import Output, Teacher
 
@@ -160,7 +160,7 @@ class FieldBuilder:
             return sum(name not in files for name in names)
         totals, foreign = _Totals(), []
         for shard in shards:
-            state = verified_state(self._shar_dir, self.name, shard, full=False)
+            state = load_complete_state(self._shar_dir, self.name, shard, full=False)
             if state is not None and state.fingerprint != self.fingerprint:
                 foreign.append(shard)
             elif state is not None:
@@ -175,7 +175,7 @@ class FieldBuilder:
                 ", ".join(foreign[:5]),
             )
         if len(totals.shards) == len(shards):
-            publish(self._shar_dir, self.name, shards)
+            publish_tars(self._shar_dir, self.name, shards)
             save(self._describe(totals), info_path(self._shar_dir, self.name))
         return len(shards) - len(totals.shards)
 

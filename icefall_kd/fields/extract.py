@@ -46,7 +46,7 @@ from icefall_kd.fields.format import (
     recording_path,
     shard_ids,
 )
-from icefall_kd.fields.integrity import verified_fingerprints
+from icefall_kd.fields.integrity import find_complete_shards
 from icefall_kd.fields.join import read_keys
 from icefall_kd.fields.planner import (
     Speed,
@@ -234,7 +234,7 @@ def _skip_finished(
         raise ValueError(f"verify is '{verify}'; it can be full or size")
     sizes: list[int] = []
     start = time.perf_counter()
-    found = verified_fingerprints(
+    found = find_complete_shards(
         shar_dir,
         [(b.name, shard) for b in builders for shard in shards],
         full=verify == "full",

@@ -1,222 +1,289 @@
-"""Whether the arrays of a shard are right: decodable, finite, of their cuts' length.
+"""Check which files a field has, and whether each of its shards is complete.
 
-Whether a shard of a field is whole.
+A shard is complete if its state can be read, its tar has the recorded size (and
+SHA-256, unless skipped) and its keys join the cuts.  Extraction, reading, copying,
+``fields ls`` and ``fields verify`` all use these checks.
 """
 
 import logging
-import math
-import tarfile
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Callable, Optional
-
-import numpy as np
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
 
 from icefall_kd.core.files import Pathlike, sha256_file
-from icefall_kd.fields.codecs import Codec
+from icefall_kd.data.shar import fields_dir
 from icefall_kd.fields.format import (
+    RESERVED,
     FieldInfo,
     ShardState,
+    check_field_name,
     cuts_path,
     find_tar,
+    list_shar,
+    load_field_info,
     load_shard_state,
     state_path,
 )
-from icefall_kd.fields.join import compare_keys, describe, read_keys
-from icefall_kd.fields.shards import REMEDY, Shard
-from icefall_kd.fields.writer import Sums
+from icefall_kd.fields.join import (
+    Problems,
+    compare_keys,
+    describe_problems,
+    read_keys,
+)
 
-SLACK = 1  # frames that a teacher's own edges may add or leave out
-_EXAMPLES = 5
+# A temporary file, see icefall_kd.core.files: host (optional), process, final name.
+_PARTIAL = re.compile(r"\.(?:[A-Za-z0-9-]+\.)?\d+\.partial\.(.+)")
+_NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\.(?:(\d+)\.(tar|json)|(json|codec\.npz))")
 
-
-@dataclass(frozen=True)
-class TarFaults:
-    """What was found in a tar.
-
-    Attributes:
-      problems: one text a kind, with the number of arrays and examples.
-      sums:     over the decoded arrays that are right.
-    """
-
-    problems: list[str]
-    sums: Sums
+FieldShard = tuple[str, str]  # field, shard
 
 
-def check_members(shard: Shard) -> list[str]:
-    """Return why the members of a shard's one tar are not the cuts in order.
-
-    The data are passed over.
-    """
-    try:
-        for _ in shard.read(wanted=()):
-            pass
-    except ValueError as e:
-        return [_bare(shard, e)]
-    return _too_many(shard)
-
-
-def check_tar(
-    shard: Shard, keys: list[list], info: FieldInfo, codec: Codec
-) -> TarFaults:
-    """Decode every array of a shard's one tar.
+def check_tar(tar: Path, num_bytes: int, sha256: Optional[str] = None) -> str:
+    """Return the fault of a tar, "" if it is complete.
 
     Args:
-      keys: of the shard's cuts, see :func:`icefall_kd.fields.join.read_keys`.
-      info: what the arrays must be.
+      num_bytes: recorded size.
+      sha256: recorded checksum; None skips it.
     """
-    name = next(iter(shard.tars))
-    wrong: dict[str, list[str]] = {}
-    frames, total, squares = 0, np.zeros(info.dim), np.zeros(info.dim)
     try:
-        for place, cut in shard.read():
-            key = keys[place]
-            stored = getattr(cut, name, None)
-            x, problem = check_array(stored, key[3], info, codec)
-            if problem is not None:
-                kind, detail = problem
-                wrong.setdefault(kind, []).append(f"{key[0]} ({detail})")
-                continue
-            x = x.astype(np.float64)
-            frames += len(x)
-            total += x.sum(axis=0)
-            squares += np.square(x).sum(axis=0)
-    except ValueError as e:
-        return TarFaults([_bare(shard, e)], (frames, total, squares))
-    problems = [
-        f"{len(cases)} arrays {kind}: {', '.join(cases[:_EXAMPLES])}"
-        for kind, cases in sorted(wrong.items())
-    ]
-    return TarFaults(problems + _too_many(shard), (frames, total, squares))
+        size = tar.stat().st_size
+        if size != num_bytes:
+            return f"damaged, {size} bytes instead of {num_bytes}"
+        if sha256 is not None and sha256_file(tar) != sha256:
+            return "damaged, another SHA-256 than when it was written"
+    except FileNotFoundError:
+        return "missing"
+    return ""
 
 
-def check_array(
-    stored: Any, duration: float, info: FieldInfo, codec: Codec
-) -> tuple[Optional[np.ndarray], Optional[tuple[str, str]]]:
-    """Decode one array.
+def check_join(cuts_file: Path, state: ShardState) -> Problems:
+    """Return the problems that prevent a shard from joining its cuts.
 
-    Args:
-      stored:   lhotse's TemporalArray with its data; None where there is none.
-      duration: of the cut, s.
-    Returns:
-      (T, W) float32 and None; or None and (what is wrong, in which way).
+    An unchanged manifest of cuts needs no comparison of each key.
     """
-    if stored is None:
-        return None, ("are missing", "no data")
-    try:
-        x = codec.decode(stored.load())
-    except (ValueError, IndexError, TypeError, EOFError, OSError) as e:
-        return None, ("cannot be decoded", str(e))
-    if x.ndim != 2 or x.shape[1] != info.dim or stored.frame_shift != info.frame_shift:
-        detail = f"{x.shape}, {stored.frame_shift} s a frame"
-        return None, (f"are not of {info.dim} values, {info.frame_shift} s", detail)
-    if not np.isfinite(x).all():
-        count = int((~np.isfinite(x)).any(axis=1).sum())
-        return None, ("are not finite", f"in {count} of {len(x)} frames")
-    due = duration / info.frame_shift
-    if not math.floor(due) - SLACK <= len(x) <= math.ceil(due) + SLACK:
-        detail = f"{len(x)} frames, {due:.1f} due"
-        return None, ("are not of their cut's length", detail)
-    return x, None
+    if sha256_file(cuts_file) == state.cuts_sha256:
+        return {}
+    return compare_keys(read_keys(cuts_file), state.keys)
 
 
-def _too_many(shard: Shard) -> list[str]:
-    """Return whether the tar goes on behind the last cut's members."""
-    tar = next(iter(shard.tars.values()))
-    wanted = 2 * sum(1 for _ in shard.lines())  # the data and their description
-    with tar.open("rb") as f:
-        mode = "r:" if f.seekable() else "r|"  # some stores give a file only in turn
-        with tarfile.open(fileobj=f, mode=mode) as opened:
-            found = sum(1 for _ in opened)
-    return [f"holds {found} members, {wanted} are due"] if found != wanted else []
-
-
-def _bare(shard: Shard, error: ValueError) -> str:
-    """Return a reader's message without the file and the remedy, which are added."""
-    tar = next(iter(shard.tars.values()))
-    text = str(error)
-    text = text[len(f"{tar}: ") :] if text.startswith(f"{tar}: ") else text
-    return text[: -len(f"; {REMEDY}")] if text.endswith(REMEDY) else text
-
-
-Place = tuple[str, str]  # field, shard
-
-
-def verified_state(
-    shar_dir: Pathlike,
-    field: str,
-    shard: str,
-    keys: Optional[list[list]] = None,
-    *,
-    full: bool = True,
+def load_complete_state(
+    shar_dir: Pathlike, field: str, shard: str, *, full: bool = True
 ) -> Optional[ShardState]:
-    """Return the state of a shard that is whole and belongs to its cuts, else None.
+    """Return the state of a shard if it is complete, None otherwise.
 
-    Whole means: the state can be read, the arrays have its size and its SHA-256, and
-    the keys join.  What is not whole is logged, unless it was never begun.
+    Logs a warning for an incomplete shard that has a state.
 
     Args:
-      keys: of the cuts, where they have been read already.
-      full: False leaves out the SHA-256, and with it a flipped bit.
+      full: False skips the SHA-256, which does not find flipped bits.
     """
     path = state_path(shar_dir, field, shard)
-    tar = find_tar(shar_dir, field, shard)
     if not path.is_file():
         return None
     try:
         state = load_shard_state(path)
     except ValueError as e:
-        logging.warning("%s; the shard is made again", e)
+        logging.warning("%s; the shard is written again", e)
         return None
-    try:
-        same = tar.stat().st_size == state.bytes
-        same = same and (not full or sha256_file(tar) == state.sha256)
-    except FileNotFoundError:
-        if find_tar(shar_dir, field, shard) == tar:
-            return None
-        # Another process finished the field meanwhile, and moved its arrays.
-        return verified_state(shar_dir, field, shard, keys, full=full)
-    if not same:
-        logging.warning("%s is damaged; the shard is made again", tar)
+    sha256 = state.sha256 if full else None
+    tar = find_tar(shar_dir, field, shard)
+    fault = check_tar(tar, state.bytes, sha256)
+    if fault == "missing":  # another process may have published it meanwhile
+        tar = find_tar(shar_dir, field, shard)
+        fault = check_tar(tar, state.bytes, sha256)
+    if fault:
+        if fault != "missing":
+            logging.warning("%s: %s; the shard is written again", tar, fault)
         return None
-    cuts = cuts_path(shar_dir, shard)
-    if sha256_file(cuts) == state.cuts_sha256:  # much faster than to read them
-        return state
-    problems = compare_keys(read_keys(cuts) if keys is None else keys, state.keys)
+    problems = check_join(cuts_path(shar_dir, shard), state)
     if problems:
         logging.warning(
-            "%s does not join its cuts; the shard is made again:\n%s",
+            "%s: does not join its cuts; the shard is written again:\n%s",
             tar,
-            describe(problems),
+            describe_problems(problems),
         )
         return None
     return state
 
 
-def verified_fingerprints(
+def find_complete_shards(
     shar_dir: Pathlike,
-    places: Sequence[Place],
+    shards: Sequence[FieldShard],
     *,
     full: bool = True,
     num_threads: int = 1,
     progress: Optional[Callable[[int], None]] = None,
-) -> dict[Place, dict]:
-    """Return the fingerprint of each shard that is whole, of many at once.
+) -> dict[FieldShard, dict[str, Any]]:
+    """Return the fingerprint of each complete shard.
 
     Args:
-      places: which are looked at.
-      full:   as :func:`verified_state` has it.
-      num_threads: that hash at the same time.
-      progress: called with the bytes of each shard that was whole.
+      shards: those to check.
+      full: False skips the SHA-256.
+      num_threads: that hash in parallel.
+      progress: called with the bytes of each complete shard.
     """
 
-    def look(place: Place) -> Optional[dict]:
-        state = verified_state(shar_dir, *place, full=full)
+    def check(shard: FieldShard) -> Optional[dict[str, Any]]:
+        state = load_complete_state(shar_dir, *shard, full=full)
         if state is not None and progress is not None:
             progress(state.bytes)
         return None if state is None else state.fingerprint
 
     with ThreadPoolExecutor(num_threads) as pool:
-        found = zip(places, pool.map(look, places))
-        return {place: known for place, known in found if known is not None}
+        found = zip(shards, pool.map(check, shards))
+        return {s: fingerprint for s, fingerprint in found if fingerprint is not None}
+
+
+@dataclass
+class FieldFiles:
+    """Files of one field, see :mod:`icefall_kd.fields.format`.
+
+    Attributes:
+      tars, states: shard -> file; a staged tar has precedence over a published one.
+      partial: temporary files of running or killed processes, and published tars that
+        staged ones will replace.
+    """
+
+    name: str
+    info: Optional[Path] = None
+    codec: Optional[Path] = None
+    tars: dict[str, Path] = field(default_factory=dict)
+    states: dict[str, Path] = field(default_factory=dict)
+    partial: list[Path] = field(default_factory=list)
+
+    @property
+    def is_ours(self) -> bool:
+        """True if this package wrote the field; otherwise it is a lhotse series."""
+        return bool(self.info or self.states or self.partial or self.codec)
+
+    def paths(self) -> list[Path]:
+        """Return all files in a safe order of deletion.
+
+        The description is first and then the states, so that an interrupted deletion
+        leaves an unfinished field.
+        """
+        first = [self.info] if self.info else []
+        last = [self.codec] if self.codec else []
+        shards = [d[s] for d in (self.states, self.tars) for s in sorted(d)]
+        return first + shards + sorted(self.partial) + last
+
+    def check_tars(self, info: FieldInfo, ids: Sequence[str]) -> Problems:
+        """Return the shards that are missing, of another size, or without cuts.
+
+        Args:
+          ids: numbers of the shards of cuts.
+        """
+        entries = {s["name"]: s for s in info.shards}
+        problems: Problems = {}
+        for shard in ids:
+            name = f"{self.name}.{shard}.tar"
+            tar, entry = self.tars.get(shard), entries.pop(name, None)
+            if tar is None or entry is None:
+                problems.setdefault("missing shards", []).append(name)
+            elif check_tar(tar, entry["bytes"]):
+                problems.setdefault("shards of another size", []).append(name)
+        orphans = set(entries) | {self.tars[s].name for s in set(self.tars) - set(ids)}
+        if orphans:
+            problems["shards without cuts"] = sorted(orphans)
+        return problems
+
+    def load_state(self, shard: str) -> Optional[ShardState]:
+        """Return the state of a shard; None if that or the tar is missing."""
+        if shard not in self.tars or shard not in self.states:
+            return None
+        try:
+            return load_shard_state(self.states[shard])
+        except ValueError:
+            return None
+
+    def count_targets(
+        self, shar_dir: Pathlike, ids: Sequence[str]
+    ) -> tuple[int, int, Problems]:
+        """Return the numbers of cuts with a target and of all cuts, and problems."""
+        joined = total = 0
+        problems: Problems = {}
+        for shard in ids:
+            state, cuts = self.load_state(shard), cuts_path(shar_dir, shard)
+            if state is not None and sha256_file(cuts) == state.cuts_sha256:
+                joined, total = joined + state.num_cuts, total + state.num_cuts
+                continue
+            keys = read_keys(cuts)
+            found = compare_keys(keys, state.keys if state is not None else [])
+            total += len(keys)
+            joined += len(keys)
+            for kind, cases in found.items():
+                joined -= len(cases) if kind != "out of order" else 0
+                problems.setdefault(kind, []).extend(cases)
+        return joined, total, problems
+
+
+def find_fields(shar_dir: Pathlike) -> dict[str, FieldFiles]:
+    """Return the files of all fields, by name, sorted.
+
+    Includes series of tars of other programs, see :attr:`FieldFiles.is_ours`.  A JSON
+    file without other files counts if it describes a field.
+
+    Raises:
+      FileNotFoundError: if the folder does not exist.
+    """
+    found: dict[str, FieldFiles] = {}
+    for path in list_shar(shar_dir):
+        if path.suffix == ".tar":
+            _add_file(path, found)
+    folders = fields_dir(shar_dir)
+    for folder in folders.iterdir() if folders.is_dir() else ():
+        for path in folder.iterdir() if folder.is_dir() else ():
+            _add_file(path, found)
+    return {
+        name: files
+        for name, files in sorted(found.items())
+        if len(files.paths()) > 1 or not files.info or _is_info(shar_dir, name)
+    }
+
+
+def get_field_files(shar_dir: Pathlike, name: str) -> FieldFiles:
+    """Return the files of one field.
+
+    Raises:
+      FileNotFoundError: if the field does not exist; the message lists those that do.
+      ValueError: if the name is reserved by Shar.
+    """
+    check_field_name(name)
+    fields = find_fields(shar_dir)
+    if name not in fields:
+        raise FileNotFoundError(
+            f"{shar_dir}: field '{name}' does not exist. Available: "
+            f"{', '.join(fields) or 'none'}"
+        )
+    return fields[name]
+
+
+def _add_file(path: Path, found: dict[str, FieldFiles]) -> None:
+    partial = _PARTIAL.fullmatch(path.name)
+    match = _NAME.fullmatch(partial.group(1) if partial else path.name)
+    if match is None or match.group(1) in RESERVED:
+        return
+    name, shard, kind, single = match.groups()
+    files = found.setdefault(name, FieldFiles(name))
+    if partial:
+        files.partial.append(path)
+    elif kind == "tar":
+        if shard in files.tars:  # staged tars come after published ones
+            files.partial.append(files.tars[shard])
+        files.tars[shard] = path
+    elif kind == "json":
+        files.states[shard] = path
+    elif single == "json":
+        files.info = path
+    else:
+        files.codec = path
+
+
+def _is_info(shar_dir: Pathlike, name: str) -> bool:
+    try:
+        load_field_info(shar_dir, name)
+    except ValueError:
+        return False
+    return True

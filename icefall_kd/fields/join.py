@@ -1,31 +1,32 @@
-"""The strict join: which target belongs to which cut.
+"""Join the stored targets of a field with the cuts of its folder.
 
-A cut and an array belong together when recording, start, duration (within 1 ms) and
-speed agree; a position in a file alone is never trusted.  The id of a cut leads to its
-array fast; where a cut was renamed, its audio leads there, if to one array only.
+A target belongs to a cut if recording, start, duration (within 1 ms) and speed agree;
+the position in a file is not enough.  The key of a cut is
+[cut id, recording id, start, duration, speed].
 """
 
 import json
 import re
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Optional, Union
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
 
-from icefall_kd.core.files import open_text
+from icefall_kd.core.files import Pathlike, open_text
 from icefall_kd.data.gate import REMEDIES
 
-_SPEED = re.compile(r"_sp(\d+(?:\.\d+)?)$")
+Problems = dict[str, list[str]]  # kind of problem -> one text for each case
+
 TOLERANCE = 1e-3  # s
+_SPEED = re.compile(r"_sp(\d+(?:\.\d+)?)$")
+_EXAMPLES = 5
 
 
-def read_keys(cuts_file: Union[str, Path]) -> list[list]:
-    """Return [cut id, recording id, start, duration, speed] of each cut, in order.
+def read_keys(cuts_file: Pathlike) -> list[list]:
+    """Return the key of each cut, in order.
 
-    The file is read as plain JSON, without building lhotse's objects, since this is
-    done before every training run.
+    Parses plain JSON without lhotse's objects, since every training run does this.
 
     Raises:
-      ValueError: if a line is no cut with one recording.
+      ValueError: if a line is not a cut with one recording.
     """
     keys = []
     with open_text(cuts_file) as f:
@@ -38,7 +39,7 @@ def read_keys(cuts_file: Union[str, Path]) -> list[list]:
                         cut["recording"]["id"],
                         round(cut["start"], 6),
                         round(cut["duration"], 6),
-                        speed_of(cut),
+                        read_speed(cut),
                     ]
                 )
             except (KeyError, TypeError, ValueError) as e:
@@ -49,12 +50,12 @@ def read_keys(cuts_file: Union[str, Path]) -> list[list]:
     return keys
 
 
-def speed_of(cut: dict) -> float:
-    """Return the speed factor of a cut's manifest; 1.0 when it tells of none.
+def read_speed(cut: Mapping[str, Any]) -> float:
+    """Return the speed factor of a cut in JSON; 1.0 by default.
 
-    A Shar holds audio whose speed is already changed, and lhotse drops the transform
-    there: what remains is our own ``custom["speed"]``, or the suffix that lhotse
-    gives to the recording's id, for example ``_sp0.9``.
+    lhotse drops the transform when it writes audio at the new speed to Shar.  What
+    remains is ``custom["speed"]``, which we write, or lhotse's suffix of the recording
+    id, for example ``_sp0.9``.
     """
     speed = (cut.get("custom") or {}).get("speed")
     if speed is not None:
@@ -63,16 +64,16 @@ def speed_of(cut: dict) -> float:
     return float(match.group(1)) if match else 1.0
 
 
-def compare_keys(cuts: Sequence[list], stored: Sequence[list]) -> dict[str, list[str]]:
-    """Return what keeps the stored targets of a shard from joining its cuts.
+def compare_keys(cuts: Sequence[list], stored: Sequence[list]) -> Problems:
+    """Return the problems that prevent stored targets from joining the cuts.
 
     Args:
-      cuts:   keys of the cuts as they are now, see :func:`read_keys`.
-      stored: keys when the targets were written.
+      cuts:   current keys of the cuts of a shard, see :func:`read_keys`.
+      stored: their keys when the targets were written.
     Returns:
-      kind of problem -> one line a case; empty when all join.
+      problems; empty when all cuts join.
     """
-    problems: dict[str, list[str]] = {}
+    problems: Problems = {}
     by_id = {key[0]: key for key in stored}
     by_audio = {_audio(key): key[0] for key in stored}
     for key in cuts:
@@ -84,7 +85,7 @@ def compare_keys(cuts: Sequence[list], stored: Sequence[list]) -> dict[str, list
             else:
                 line = f"{key[0]} (stored as {other})"
                 problems.setdefault("renamed", []).append(line)
-        elif not _same(key, known):
+        elif not _is_same_audio(key, known):
             line = f"{key[0]} is {key[1:]}, stored {known[1:]}"
             problems.setdefault("different audio", []).append(line)
     if not problems and [k[0] for k in cuts] != [k[0] for k in stored]:
@@ -96,19 +97,21 @@ def compare_keys(cuts: Sequence[list], stored: Sequence[list]) -> dict[str, list
     return problems
 
 
-def join_keys(cuts: Sequence[list], stored: Sequence[list]) -> dict[str, Optional[str]]:
+def match_keys(
+    cuts: Sequence[list], stored: Sequence[list]
+) -> dict[str, Optional[str]]:
     """Return the cuts whose target is not stored under their own id.
 
-    A renamed cut gets the only target of its audio, unless that is another cut's.
-    Targets are read in step with the cuts, so one that would have to be looked for
-    behind the place of reading counts as none.
+    A renamed cut gets the only target of its audio, unless another cut has its id.
+    Targets are read in the order of the tar, so a target before the previous one
+    counts as missing.
 
     Args:
-      cuts, stored: as :func:`compare_keys` has them.
+      cuts, stored: see :func:`compare_keys`.
     Returns:
-      cut id -> the id that its target is stored under, None for a cut without.
+      cut id -> id of its stored target, None for a cut without a target.
     """
-    places = {key[0]: n for n, key in enumerate(stored)}
+    positions = {key[0]: n for n, key in enumerate(stored)}
     by_audio: dict[tuple, list[str]] = {}
     for key in stored:
         by_audio.setdefault(_audio(key), []).append(key[0])
@@ -117,24 +120,24 @@ def join_keys(cuts: Sequence[list], stored: Sequence[list]) -> dict[str, Optiona
     last = -1
     for key in cuts:
         name: Optional[str] = key[0]
-        if name in places:
-            name = name if _same(key, stored[places[name]]) else None
+        if name in positions:
+            name = name if _is_same_audio(key, stored[positions[name]]) else None
         else:
             same = by_audio.get(_audio(key), [])
             name = same[0] if len(same) == 1 and same[0] not in ids else None
-        if name is not None and places[name] <= last:
+        if name is not None and positions[name] <= last:
             name = None
         if name is not None:
-            last = places[name]
+            last = positions[name]
         if name != key[0]:
             found[key[0]] = name
     return found
 
 
-def describe(problems: dict[str, list[str]], examples: int = 5) -> str:
-    """Return one line a kind: its count and the first examples."""
+def describe_problems(problems: Mapping[str, Sequence[str]]) -> str:
+    """Return one line for each kind of problem: its count and five examples."""
     return "\n".join(
-        f"  {kind}: {len(cases)}, for example {'; '.join(cases[:examples])}"
+        f"  {kind}: {len(cases)}, for example {'; '.join(cases[:_EXAMPLES])}"
         for kind, cases in sorted(problems.items())
     )
 
@@ -143,7 +146,7 @@ def _audio(key: list) -> tuple:
     return (key[1], round(key[2], 3), round(key[3], 3), round(key[4], 3))
 
 
-def _same(a: list, b: list) -> bool:
+def _is_same_audio(a: list, b: list) -> bool:
     return a[1] == b[1] and all(
         abs(x - y) <= TOLERANCE + 1e-9 for x, y in zip(a[2:], b[2:])
     )

@@ -1,16 +1,15 @@
-"""A picture of one cut with its fields, to see alignment with the eye.
+"""Draw one cut with its fields on a common time axis.
 
-Time is the one axis that all panels share, from 0 to the cut's end.  Fbank frame f is
-drawn over f * 10 ms .. (f + 1) * 10 ms, a teacher's frame k over k * shift ..
-(k + 1) * shift, as :mod:`icefall_kd.core.frames` has it; nothing is resampled.
+Fbank frame f covers f * 10 ms .. (f + 1) * 10 ms, and frame k of a teacher
+k * shift .. (k + 1) * shift, as in :mod:`icefall_kd.core.frames`; nothing is resampled.
 """
 
 import difflib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from icefall_kd import BLANK_ID, FBANK_SHIFT
 from icefall_kd.core.files import Pathlike, write_atomically
 from icefall_kd.core.frames import unpack_topk
 from icefall_kd.data.features import compute_fbank
-from icefall_kd.fields.codecs.storage import load_codec
+from icefall_kd.fields.codecs.storage import load_codecs
 from icefall_kd.fields.format import (
     FieldInfo,
     cuts_path,
@@ -29,53 +28,53 @@ from icefall_kd.fields.format import (
     shard_ids,
     tar_path,
 )
-from icefall_kd.fields.join import describe
+from icefall_kd.fields.integrity import get_field_files
+from icefall_kd.fields.join import describe_problems
 from icefall_kd.fields.shards import Shard
-from icefall_kd.fields.survey import join_problems
 
-_COMPONENTS = 3  # as red, green and blue
+_COMPONENTS = 3  # red, green and blue
 _CLIPPED = 0.02  # share of the frames at either end that get the extreme colour
-_SEARCHED = 100_000  # ids among which near matches are looked for
+_MAX_CANDIDATES = 100_000  # ids among which similar ones are searched
 
-Symbol = Callable[[int], str]  # of a token
-Frames = dict[str, tuple[FieldInfo, np.ndarray]]  # field -> what it is, (T, W) float32
+FormatToken = Callable[[int], str]
 
 
 @dataclass(frozen=True)
 class CutWithFields:
-    """One cut with its audio and the whole arrays of some fields."""
+    """One cut with its audio, and (description, (T, W) float32 frames) of fields."""
 
     cut: Cut
-    frames: Frames
+    frames: dict[str, tuple[FieldInfo, np.ndarray]]
 
 
 def read_cut(shar_dir: Pathlike, cut_id: str, fields: Sequence[str]) -> CutWithFields:
-    """Read one cut, its audio and its frames; no other cut's.
+    """Read the audio and the frames of one cut.
 
     Raises:
-      FileNotFoundError: if there is no such folder, field or cut; the message has the
-        cuts of like name.
+      FileNotFoundError: if the folder, a field or the cut does not exist; the message
+        has similar ids.
       ValueError: if a file is damaged, or a field does not join the cut's shard.
     """
     infos = {field: load_field_info(shar_dir, field) for field in fields}
-    codecs = {field: load_codec(shar_dir, info) for field, info in infos.items()}
-    shard, place = find_cut(shar_dir, cut_id)
+    codecs = load_codecs(shar_dir, fields)
+    shard, index = find_cut(shar_dir, cut_id)
     for field in fields:
-        problems = join_problems(shar_dir, field, shard)
+        files = get_field_files(shar_dir, field)
+        _, _, problems = files.count_targets(shar_dir, [shard])
         if problems:
             raise ValueError(
                 f"{shar_dir}: field '{field}' does not join the cuts of shard {shard}:"
-                f"\n{describe(problems)}\nRun icefall_kd.bin.extract again"
+                f"\n{describe_problems(problems)}\nRun icefall_kd.bin.extract again"
             )
     tars = {field: tar_path(shar_dir, field, shard) for field in fields}
     tars["recording"] = recording_path(shar_dir, shard)
-    absent = [str(tar) for tar in tars.values() if not tar.is_file()]
-    if absent:
-        raise ValueError(f"missing: {', '.join(absent)}; copy them, or make them again")
+    missing = [str(tar) for tar in tars.values() if not tar.is_file()]
+    if missing:
+        raise ValueError(f"missing: {', '.join(missing)}; copy or write them again")
     opened = Shard(cuts_path(shar_dir, shard), tars)
-    cut = next(cut for _, cut in opened.read(wanted=(place,)))
-    frames: Frames = {
-        # The array itself: loading it through the cut would round to its duration.
+    cut = next(cut for _, cut in opened.read(wanted=(index,)))
+    frames = {
+        # The whole array: loaded through the cut, it is truncated to its duration.
         field: (info, codecs[field].decode(getattr(cut, field).load()))
         for field, info in infos.items()
     }
@@ -83,51 +82,51 @@ def read_cut(shar_dir: Pathlike, cut_id: str, fields: Sequence[str]) -> CutWithF
 
 
 def find_cut(shar_dir: Pathlike, cut_id: str) -> tuple[str, int]:
-    """Return the shard that holds a cut, and its place there.
+    """Return the shard of a cut, and the cut's index in the shard.
 
     Raises:
-      FileNotFoundError: if none does; the message has the ids most like it.
+      FileNotFoundError: if it does not exist; the message has similar ids.
     """
-    seen: list[str] = []
+    ids: list[str] = []
     for shard in shard_ids(shar_dir):
-        for place, line in enumerate(Shard(cuts_path(shar_dir, shard), {}).lines()):
+        for index, line in enumerate(Shard(cuts_path(shar_dir, shard), {}).lines()):
             if line["id"] == cut_id:
-                return shard, place
-            if len(seen) < _SEARCHED:
-                seen.append(line["id"])
-    like = [i for i in seen if cut_id in i] + difflib.get_close_matches(cut_id, seen)
-    near = list(itertools.islice(dict.fromkeys(like), 5))
+                return shard, index
+            if len(ids) < _MAX_CANDIDATES:
+                ids.append(line["id"])
+    similar = [i for i in ids if cut_id in i] + difflib.get_close_matches(cut_id, ids)
+    similar = list(dict.fromkeys(similar))[:5]
     raise FileNotFoundError(
-        f"{shar_dir}: there is no cut '{cut_id}'; like it: {', '.join(near) or 'none'}"
+        f"{shar_dir}: no cut '{cut_id}'; similar ids: {', '.join(similar) or 'none'}"
     )
 
 
 def save_figure(figure: Any, path: Pathlike) -> None:
-    """Write a figure as PNG, whole or not at all.
+    """Write a figure as PNG, atomically.
 
     Raises:
-      ValueError: if the name ends otherwise.
+      ValueError: if the name has another suffix.
     """
     if Path(str(path)).suffix != ".png":
-        raise ValueError(f"{path}: give the picture a name that ends in .png")
-    with write_atomically(path) as aside:
-        figure.savefig(aside, dpi=120)
+        raise ValueError(f"{path}: not a .png file. Choose a name that ends in .png")
+    with write_atomically(path) as temporary:
+        figure.savefig(temporary, dpi=120)
 
 
-def draw(read: CutWithFields, symbol: Symbol = str) -> Any:
-    """Return a matplotlib Figure: the spectrogram, below it two panels a field.
+def draw(read: CutWithFields, format_token: FormatToken = str) -> Any:
+    """Return a matplotlib Figure: the log-mel features, and two panels for each field.
 
     Args:
-      symbol: of a token, to label fields of kind "ctc"; its id by default.
+      format_token: returns the label of a token id in fields of kind "ctc".
     Raises:
-      ValueError: if matplotlib is not installed, or a field's kind cannot be drawn.
+      ValueError: if matplotlib is missing, or a field's kind cannot be drawn.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as e:
         raise ValueError(
-            "drawing needs matplotlib: pip install matplotlib, then run this again"
+            "fields plot needs matplotlib. Run 'pip install matplotlib'"
         ) from e
     cut = read.cut
     heights = [3.0] + [1.5, 1.0] * len(read.frames)
@@ -140,40 +139,40 @@ def draw(read: CutWithFields, symbol: Symbol = str) -> Any:
     _draw_fbank(axes[0], cut)
     for n, (field, (info, x)) in enumerate(read.frames.items()):
         panels = axes[1 + 2 * n], axes[2 + 2 * n]
-        if info.kind not in _DRAWN:
+        if info.kind not in _DRAW:
             raise ValueError(
-                f"field '{field}' is of kind '{info.kind}', which cannot be drawn; "
-                f"leave it out: those that can are {sorted(_DRAWN)}"
+                f"field '{field}' is of kind '{info.kind}', which cannot be drawn. "
+                f"Name fields of kind {' or '.join(sorted(_DRAW))}"
             )
-        _DRAWN[info.kind](*panels, field, info, x, symbol)
-    axes[0].set_xlim(0.0, cut.duration)  # of all: they share it
+        _DRAW[info.kind](*panels, field, info, x, format_token)
+    axes[0].set_xlim(0.0, cut.duration)  # all panels share it
     axes[-1].set_xlabel("s")
     text = " ".join(s.text for s in cut.supervisions if s.text)
     figure.suptitle(f"{cut.id}\n{text}" if text else cut.id, fontsize=10)
     return figure
 
 
-def edges(num_frames: int, frame_shift: float) -> np.ndarray:
-    """Return where each frame begins and the last one ends, (T + 1,) in seconds."""
+def frame_edges(num_frames: int, frame_shift: float) -> np.ndarray:
+    """Return the start of each frame and the end of the last, (T + 1,) in seconds."""
     return np.arange(num_frames + 1) * frame_shift
 
 
 def project(x: np.ndarray, std: np.ndarray) -> np.ndarray:
     """Return the first three principal components of frames, each scaled to 0 .. 1.
 
-    Each dimension is divided by its spread over the whole field first, so that the
-    few that are a hundred times larger do not fill all three.
+    Each dimension is divided by its standard deviation over the field, since a few are
+    a hundred times larger than the others.
 
     Args:
       x:   (T, D) float32.
-      std: (D,), of the field.
+      std: (D,) float64, over the field.
     Returns:
-      (T, 3) float64; a component that the frames do not have is 0.5.
+      (T, 3) float64; 0.5 for a component without variance.
     """
     centred = (x - x.mean(axis=0)).astype(np.float64) / np.maximum(std, 1e-6)
     _, _, directions = np.linalg.svd(centred, full_matrices=False)
     directions = directions[:_COMPONENTS]
-    # The sign of a component is arbitrary: its largest entry is made positive.
+    # The sign of a component is arbitrary; make its largest entry positive.
     largest = np.abs(directions).argmax(axis=1)[:, None]
     directions = directions * np.sign(np.take_along_axis(directions, largest, axis=1))
     scores = centred @ directions.T
@@ -186,7 +185,7 @@ def project(x: np.ndarray, std: np.ndarray) -> np.ndarray:
 
 
 def best_tokens(x: np.ndarray) -> list[tuple[int, int, int]]:
-    """Return (token, first frame, frames) of each run of one best token, blank not.
+    """Return (token, first frame, frames) of each run of a best token, without blanks.
 
     Args:
       x: (T, 2 k + 1) float32, see :mod:`icefall_kd.core.frames`.
@@ -202,7 +201,7 @@ def best_tokens(x: np.ndarray) -> list[tuple[int, int, int]]:
 
 
 def blank_probability(x: np.ndarray) -> np.ndarray:
-    """Return each frame's probability of the blank, 0 where it is not among the best.
+    """Return (T,) float32, the blank's probability; 0 if not among the k best.
 
     Args:
       x: (T, 2 k + 1) float32, see :mod:`icefall_kd.core.frames`.
@@ -230,17 +229,17 @@ def _draw_embedding(
     field: str,
     info: FieldInfo,
     x: np.ndarray,
-    symbol: Symbol,
+    format_token: FormatToken,
 ) -> None:
-    ends = edges(len(x), info.frame_shift)
-    upper.stairs(np.linalg.norm(x, axis=1), ends, baseline=None)
+    edges = frame_edges(len(x), info.frame_shift)
+    upper.stairs(np.linalg.norm(x, axis=1), edges, baseline=None)
     upper.set_ylabel(f"{field}\nnorm", fontsize=8)
     colours = project(x, np.array(info.std))
     lower.imshow(
         colours[None],  # (1, T, 3)
         aspect="auto",
         interpolation="nearest",
-        extent=(0.0, ends[-1], 0, 1),
+        extent=(0.0, edges[-1], 0, 1),
     )
     lower.set_yticks([])
     lower.set_ylabel("PCA", fontsize=8)
@@ -252,20 +251,26 @@ def _draw_ctc(
     field: str,
     info: FieldInfo,
     x: np.ndarray,
-    symbol: Symbol,
+    format_token: FormatToken,
 ) -> None:
-    ends = edges(len(x), info.frame_shift)
-    upper.stairs(blank_probability(x), ends, baseline=None)
+    edges = frame_edges(len(x), info.frame_shift)
+    upper.stairs(blank_probability(x), edges, baseline=None)
     upper.set_ylim(-0.02, 1.02)
     upper.set_ylabel(f"{field}\nblank", fontsize=8)
     lower.set_yticks([])
     lower.set_ylabel("tokens", fontsize=8)
     for n, (token, first, count) in enumerate(best_tokens(x)):
-        begin, end = ends[first], ends[first + count]
+        begin, end = edges[first], edges[first + count]
         lower.axvspan(begin, end, alpha=0.3)
-        height = 0.3 if n % 2 else 0.7  # so that neighbours do not overlap
-        place = ((begin + end) / 2, height)
-        lower.text(*place, symbol(token), ha="center", va="center", size=7)
+        height = 0.3 if n % 2 else 0.7  # neighbours do not overlap
+        lower.text(
+            (begin + end) / 2,
+            height,
+            format_token(token),
+            ha="center",
+            va="center",
+            size=7,
+        )
 
 
-_DRAWN = {"embedding": _draw_embedding, "ctc": _draw_ctc}  # by kind
+_DRAW = {"embedding": _draw_embedding, "ctc": _draw_ctc}  # by kind

@@ -1,10 +1,7 @@
-"""Which targets of a field belong to which cuts of its folder.
+"""Open Shar folders with fields, and read the frames of single cuts.
 
-This is done before every training, so no array is read: a shard of the size that it was
-written with counts as whole (``icefall_kd.fields.integrity`` reads every byte).  Of one
-of another size, the targets that are still there are used where that is allowed.
-
-Opens Shar folders with fields, lazily, after proving that the fields join.
+``open_shar`` joins each field with the cuts before the first batch, see
+:mod:`icefall_kd.fields.join`.  The join reads no arrays.
 """
 
 import logging
@@ -31,26 +28,37 @@ from icefall_kd.fields.format import (
     state_path,
     tar_path,
 )
-from icefall_kd.fields.frames import Frames, find_frames
-from icefall_kd.fields.join import compare_keys, describe, join_keys, read_keys
-from icefall_kd.fields.shards import Shard, ShardCuts, stored_ids
+from icefall_kd.fields.frames import Frames, locate_frames
+from icefall_kd.fields.integrity import check_tar
+from icefall_kd.fields.join import (
+    Problems,
+    compare_keys,
+    describe_problems,
+    match_keys,
+    read_keys,
+)
+from icefall_kd.fields.shards import Shard, ShardCuts, read_ids
 
+Expectation = Mapping[str, Mapping[str, Any]]
+MISSING = ("error", "skip")  # options for cuts without a target
+_TIME_TRANSFORMS = {"Speed", "Tempo"}  # lhotse's transforms of a recording
 _EXAMPLES = 5
 
 
 @dataclass
 class Join:
-    """Which cuts of a folder have a target in a field, and under which id.
+    """Cuts of a folder that have a target in a field, and the id of the target.
 
     Attributes:
-      problems: kind -> one line a case; empty where all cuts join.
-      stored_as: shard -> its exceptions, see :func:`icefall_kd.fields.join.join_keys`;
-        None for a shard without any target.  Shards that join are not in it.
-      num_cuts, num_missing: in the folder; without a target.
-      missing: ids of the first few of these.
+      problems: empty when all cuts join.
+      stored_as: shard -> its exceptions, see
+        :func:`icefall_kd.fields.join.match_keys`; None for a shard without targets.
+        Shards that join are absent.
+      num_cuts, num_missing: cuts in the folder, and those without a target.
+      missing: ids of the first five of these.
     """
 
-    problems: dict[str, list[str]] = field(default_factory=dict)
+    problems: Problems = field(default_factory=dict)
     stored_as: dict[str, Optional[dict[str, Optional[str]]]] = field(
         default_factory=dict
     )
@@ -62,39 +70,37 @@ class Join:
         self,
         shard: str,
         cut_ids: Sequence[str],
-        problems: Mapping[str, list[str]],
+        problems: Problems,
         stored_as: Optional[dict[str, Optional[str]]],
     ) -> None:
-        """Take in a shard that does not simply join."""
+        """Add a shard with problems."""
         for kind, cases in problems.items():
             self.problems.setdefault(kind, []).extend(cases)
         self.stored_as[shard] = stored_as
-        without = [
+        missing = [
             i for i in cut_ids if stored_as is None or stored_as.get(i, i) is None
         ]
         self.num_cuts += len(cut_ids)
-        self.num_missing += len(without)
-        self.missing += without[: _EXAMPLES - len(self.missing)]
+        self.num_missing += len(missing)
+        self.missing += missing[: _EXAMPLES - len(self.missing)]
 
 
 def check_field(
     shar_dir: Pathlike, name: str, expected: Optional[Mapping[str, Any]] = None
 ) -> FieldInfo:
-    """Prove that a field belongs to the cuts of its folder, to every one.
+    """Return the description of a field that joins every cut of its folder.
 
-    Returns:
-      the field's description.
     Raises:
       FileNotFoundError: if the field is missing or unfinished.
-      ValueError: with counts and five examples of each problem.
+      ValueError: if a cut has no target, or the fingerprint is not the expected one.
     """
     problems = join_field(shar_dir, name, expected).problems
     if problems:
         raise ValueError(
             f"{shar_dir}: field '{name}' does not join its cuts:\n"
-            f"{describe(problems)}\nRemedy: 'python -m icefall_kd.bin.extract "
-            f"--shar-dir {shar_dir} --field {name} ...' makes the shards concerned "
-            "again; or train those cuts without it with data.missing: skip"
+            f"{describe_problems(problems)}\nRun 'python -m icefall_kd.bin.extract "
+            f"--shar-dir {shar_dir} --field {name} ...' to write these shards again, "
+            "or set data.missing: skip to train those cuts without it"
         )
     return load_field_info(shar_dir, name)
 
@@ -104,31 +110,31 @@ def join_field(
 ) -> Join:
     """Find the target of every cut of a folder.
 
-    While the file of the cuts is the one that the field was made from, its checksum
-    proves that they belong together; otherwise each cut is compared by recording,
-    start, duration and speed.
+    An unchanged manifest of cuts needs no comparison of each key.
 
+    Args:
+      expected: the part of the fingerprint that the field must have.
     Raises:
       FileNotFoundError: if the field is missing or unfinished.
-      ValueError: if its fingerprint is not the one expected.
+      ValueError: if the fingerprint is not the expected one.
     """
     info = load_field_info(shar_dir, name)
     differences = fingerprint_differences(
-        dict(expected or {}), info.fingerprint, only_wanted=True
+        expected or {}, info.fingerprint, only_wanted=True
     )
     if differences:
         raise ValueError(
-            f"{shar_dir}: field '{name}' is not what the configuration expects: "
+            f"{shar_dir}: field '{name}' is not what data.expect has: "
             + "; ".join(differences)
             + ". Correct the configuration, or extract the field again with --overwrite"
         )
-    known = {s["name"]: s for s in info.shards}
+    entries = {s["name"]: s for s in info.shards}
     join = Join()
     for shard in shard_ids(shar_dir):
-        entry = known.pop(tar_path(shar_dir, name, shard).name, None)
+        entry = entries.pop(tar_path(shar_dir, name, shard).name, None)
         _join_shard(join, shar_dir, name, shard, entry)
-    if known:
-        join.problems["shards without cuts"] = sorted(known)
+    if entries:
+        join.problems["shards without cuts"] = sorted(entries)
     return join
 
 
@@ -140,14 +146,14 @@ def _join_shard(
     entry: Optional[dict[str, Any]],
 ) -> None:
     cuts, tar = cuts_path(shar_dir, shard), tar_path(shar_dir, name, shard)
+    fault = check_tar(tar, entry["bytes"]) if entry is not None else "missing"
     unchanged = entry is not None and sha256_file(cuts) == entry["cuts_sha256"]
-    whole = entry is not None and tar.is_file() and tar.stat().st_size == entry["bytes"]
-    if unchanged and whole:
+    if unchanged and not fault:
         join.num_cuts += entry["num_cuts"]
         return
     keys = read_keys(cuts)
     ids = [key[0] for key in keys]
-    if entry is None or not tar.is_file():
+    if fault == "missing":
         join.add(shard, ids, {"missing shards": [tar.name]}, None)
         return
     state = state_path(shar_dir, name, shard)
@@ -156,32 +162,39 @@ def _join_shard(
         return
     stored = keys if unchanged else load_shard_state(state).keys
     problems = compare_keys(keys, stored)
-    if not whole:
+    if fault:
         problems["damaged shards"] = [tar.name]
-        there = set(stored_ids(tar))
-        stored = [key for key in stored if key[0] in there]
+        intact = set(read_ids(tar))
+        stored = [key for key in stored if key[0] in intact]
     if problems:
-        join.add(shard, ids, problems, join_keys(keys, stored))
-    else:  # the cuts' file is another one, with the same cuts
+        join.add(shard, ids, problems, match_keys(keys, stored))
+    else:  # another manifest of the same cuts
         join.num_cuts += len(ids)
 
 
-__all__ = [
-    "MISSING",
-    "Expectation",
-    "check_field",
-    "find_stored",
-    "frames_of",
-    "load_field",
-    "load_stored",
-    "open_shar",
-    "read_stored",
-    "shar_shards",
-]
-
-Expectation = Mapping[str, Mapping[str, Any]]
-MISSING = ("error", "skip")  # what to do about cuts without a target
-_CHANGES_TIME = {"Speed", "Tempo"}  # lhotse's transforms of a recording
+def _join_partly(
+    shar_dir: Pathlike, name: str, expected: Optional[Mapping[str, Any]]
+) -> Join:
+    """Join a field as :func:`join_field`, and log the cuts without a target."""
+    try:
+        join = join_field(shar_dir, name, expected)
+    except FileNotFoundError as e:
+        join = Join()
+        for shard in shard_ids(shar_dir):
+            cut_ids = [key[0] for key in read_keys(cuts_path(shar_dir, shard))]
+            join.add(shard, cut_ids, {}, None)
+        join.problems = {"no field": [str(e)]}
+    if join.problems:
+        logging.warning(
+            "%s: field '%s': %d of %d cuts have no target%s\n%s",
+            shar_dir,
+            name,
+            join.num_missing,
+            join.num_cuts,
+            f", for example {'; '.join(join.missing)}" if join.missing else "",
+            describe_problems(join.problems),
+        )
+    return join
 
 
 def open_shar(
@@ -190,41 +203,39 @@ def open_shar(
     expect: Optional[Expectation] = None,
     missing: str = "error",
 ) -> CutSet:
-    """Return the cuts of a Shar folder with audio and the fields named.
+    """Return the cuts of a Shar folder with audio and the named fields.
 
-    Everything that can be wrong with a field is found here, before the first batch,
-    and told in one message.
+    Checks all fields before the first cut is read.
 
     Args:
-      shar_dir: holds cuts.*.jsonl.gz, recording.*.tar and <field>.*.tar; its fields are
-        described in the folder <shar_dir>.fields.
-      fields:   read these and no others.
-      expect:   field -> the part of its fingerprint that it must have, for example
-                {"whisper_base": {"layer": "last"}}.
-      missing:  "error" refuses a field that does not join in every cut; "skip" leaves
-                the cuts without a target as they are, tells how many, and finds that
-                of a renamed cut by its audio.
+      shar_dir: folder or URL with cuts.*.jsonl.gz, recording.*.tar, <field>.*.tar; the
+        folder <shar_dir>.fields describes the fields.
+      fields:  names of the fields to read.
+      expect:  field -> the part of its fingerprint that it must have, for example
+               {"whisper_base": {"layer": "last"}}.
+      missing: "error" requires a target for every cut; "skip" logs the cuts without a
+               target, and finds the target of a renamed cut by its audio.
     Returns:
-      a lazy CutSet; ``load_field(cut, name)`` gives a field's array.
+      a lazy CutSet; ``load_field(cut, name, codec)`` returns the frames of a cut.
     Raises:
-      FileNotFoundError: if the folder or a shard of audio is missing, or a field.
+      FileNotFoundError: if the folder, a shard of audio or a field is missing.
       ValueError: if a field does not join the cuts, its fingerprint differs, or cuts
-        cannot be used, see :func:`icefall_kd.data.cuts.check_cuts`.
+        are invalid, see :func:`icefall_kd.data.cuts.check_cuts`.
     """
-    shards = shar_shards(shar_dir, fields, expect, missing)
+    shards = open_shards(shar_dir, fields, expect, missing)
     check_cuts(shards, str(shar_dir), labelled=True)
     return CutSet(ShardCuts(shards))
 
 
-def shar_shards(
+def open_shards(
     shar_dir: Pathlike,
     fields: Sequence[str] = (),
     expect: Optional[Expectation] = None,
     missing: str = "error",
 ) -> tuple[Shard, ...]:
-    """Return the shards of a Shar folder in order; else as :func:`open_shar`."""
+    """Return the shards of a Shar folder in order; see :func:`open_shar`."""
     if missing not in MISSING:
-        raise ValueError(f"missing is '{missing}'; it can be one of {MISSING}")
+        raise ValueError(f"missing is '{missing}'. Available: {', '.join(MISSING)}")
     ids = shard_ids(shar_dir)
     joins = {}
     for name in fields:
@@ -233,13 +244,15 @@ def shar_shards(
             check_field(shar_dir, name, expected)
             joins[name] = Join()
         else:
-            joins[name] = _join_what_is_there(shar_dir, name, expected)
+            joins[name] = _join_partly(shar_dir, name, expected)
     shards = tuple(_make_shard(shar_dir, shard, joins) for shard in ids)
     audio = [shard.tars["recording"] for shard in shards]
     absent = [str(path) for path in audio if not path.is_file()]
     if absent:
         raise FileNotFoundError(
-            f"{len(absent)} shards of audio are missing, for example {absent[:5]}"
+            f"{len(absent)} shards of audio are missing, for example "
+            f"{absent[:_EXAMPLES]}. Copy them, or write the set again with "
+            "icefall_kd.bin.make_shar"
         )
     return shards
 
@@ -257,86 +270,67 @@ def _make_shard(shar_dir: Pathlike, shard: str, joins: Mapping[str, Join]) -> Sh
     return Shard(cuts_path(shar_dir, shard), tars, exceptions)
 
 
-def _join_what_is_there(
-    shar_dir: Pathlike, name: str, expected: Optional[Mapping[str, Any]]
-) -> Join:
-    """Join a field as far as it goes, and log what has no target.
-
-    Raises:
-      ValueError: if its fingerprint is not the one expected.
-    """
-    try:
-        join = join_field(shar_dir, name, expected)
-    except FileNotFoundError as e:
-        join = Join()
-        for shard in shard_ids(shar_dir):
-            cut_ids = [key[0] for key in read_keys(cuts_path(shar_dir, shard))]
-            join.add(shard, cut_ids, {}, None)
-        join.problems = {"no field": [str(e)]}
-    if join.problems:
-        logging.warning(
-            "%s: field '%s': %d of %d cuts have no target%s\n%s",
-            shar_dir,
-            name,
-            join.num_missing,
-            join.num_cuts,
-            f", for example {'; '.join(join.missing)}" if join.missing else "",
-            describe(join.problems),
-        )
-    return join
-
-
 def load_field(cut: Cut, name: str, codec: Codec) -> np.ndarray:
-    """Return the field's frames under a cut, (T, W) float32, T >= 1.
+    """Return the frames of a field under a cut, (T, W) float32, T >= 1.
+
+    A truncated cut gets the frames of its own time span.
 
     Args:
       codec: of the field, see :func:`icefall_kd.fields.codecs.storage.load_codec`.
     Raises:
-      ValueError: as :func:`load_stored`.
+      ValueError: see :func:`find_frames` and :func:`read_frames`.
     """
-    return codec.decode(load_stored(cut, name))
-
-
-def load_stored(cut: Cut, name: str) -> np.ndarray:
-    """Return the field's frames under a cut as they are stored, T >= 1.
-
-    A truncated cut gets the frames of its own time span.
-
-    Raises:
-      ValueError: as :func:`find_stored` and :func:`read_stored`.
-    """
-    frames = find_stored(cut, name)
+    frames = find_frames(cut, name)
     out = np.empty(frames.shape, frames.dtype)
-    read_stored(cut, name, frames, out)
-    return out
+    read_frames(cut, name, frames, out)
+    return codec.decode(out)
 
 
-def find_stored(cut: Cut, name: str) -> Frames:
-    """Return where the field's frames under a cut lie; nothing need be read.
+def find_frames(cut: Cut, name: str) -> Frames:
+    """Return the location of the compressed frames of a field under a cut.
 
     Raises:
-      ValueError: if the cut carries no such field, or a damaged one, or not one of
-        its own audio; the message names the cut.
+      ValueError: if the cut has no such field, a damaged one, or one of audio at
+        another speed; the message names the cut.
     """
     if not isinstance(cut, DataCut):
         raise ValueError(
-            f"cut '{cut.id}' is a {type(cut).__name__}: field '{name}' can be read of "
-            "single cuts alone; write mixed, padded or appended cuts to files "
-            "(CutSet.save_audios of lhotse), and those to Shar, before the extraction"
+            f"cut '{cut.id}' is a {type(cut).__name__}, but field '{name}' can be read "
+            "for single cuts only. Save mixed, padded or appended cuts "
+            "(CutSet.save_audios of lhotse) and write them to Shar before extraction"
         )
     if not cut.has_custom(name):
         raise ValueError(
-            f"cut '{cut.id}' carries no field '{name}'; name it in open_shar(...)"
+            f"cut '{cut.id}' carries no field '{name}'. Name it in open_shar(...)"
         )
-    _check_time(cut, name)
-    return _frames_under(cut, name)
+    transforms = (cut.recording.transforms if cut.has_recording else None) or ()
+    names = [t["name"] if isinstance(t, dict) else type(t).__name__ for t in transforms]
+    changed = [n for n in names if n in _TIME_TRANSFORMS]
+    if changed:
+        raise ValueError(
+            f"cut '{cut.id}': field '{name}' is of its audio before {changed[0]}. "
+            "Change the speed in bin.make_shar, and extract the field after that"
+        )
+    array = cut.custom[name]
+    try:
+        frames = locate_frames(array.array)
+    except (ValueError, EOFError, OSError) as e:
+        raise _damaged(cut, name, e) from e
+    total, offset = frames.shape[0], cut.start - array.start
+    if offset < -1e-5 or not total:
+        raise ValueError(
+            f"cut '{cut.id}' starts at {cut.start} s, where field '{name}' has no "
+            f"frames: it has {total} from {array.start} s on. Extract the field again"
+        )
+    first = min(_nearest_frame(max(0.0, offset), array.frame_shift), total - 1)
+    return frames.part(first, count_frames(cut.duration, array.frame_shift))
 
 
-def read_stored(cut: Cut, name: str, frames: Frames, out: np.ndarray) -> None:
-    """Read what :func:`find_stored` found into ``out``, of its shape and type.
+def read_frames(cut: Cut, name: str, frames: Frames, out: np.ndarray) -> None:
+    """Read the frames of :func:`find_frames` into ``out``, of their shape and dtype.
 
     Raises:
-      ValueError: if it cannot be read; the message names the cut.
+      ValueError: if the file is damaged; the message names the cut.
     """
     try:
         frames.read_into(out)
@@ -344,46 +338,18 @@ def read_stored(cut: Cut, name: str, frames: Frames, out: np.ndarray) -> None:
         raise _damaged(cut, name, e) from e
 
 
-def _check_time(cut: DataCut, name: str) -> None:
-    transforms = (cut.recording.transforms if cut.has_recording else None) or ()
-    names = [t["name"] if isinstance(t, dict) else type(t).__name__ for t in transforms]
-    changed = [n for n in names if n in _CHANGES_TIME]
-    if changed:
-        raise ValueError(
-            f"cut '{cut.id}' has field '{name}' of its audio before {changed[0]}; "
-            "change the speed in bin.make_shar, and extract the result"
-        )
-
-
-def frames_of(duration: float, frame_shift: float) -> int:
-    """Return the teacher's frames that belong to ``duration`` s, at least one."""
+def count_frames(duration: float, frame_shift: float) -> int:
+    """Return the number of a teacher's frames in ``duration`` seconds, at least 1."""
     return max(1, _nearest_frame(duration, frame_shift))
 
 
 def _nearest_frame(seconds: float, frame_shift: float) -> int:
-    """Return the nearest frame, the later of two, as lhotse's ``seconds_to_frames``."""
+    # Rounds half up, as lhotse's seconds_to_frames.
     return math.floor(round(seconds / frame_shift, 8) + 0.5)
-
-
-def _frames_under(cut: DataCut, name: str) -> Frames:
-    """Return the stored frames of a cut's own time, the nearest one at least."""
-    array = cut.custom[name]
-    try:
-        frames = find_frames(array.array)
-    except (ValueError, EOFError, OSError) as e:
-        raise _damaged(cut, name, e) from e
-    total, offset = frames.shape[0], cut.start - array.start
-    if offset < -1e-5 or not total:
-        raise ValueError(
-            f"cut '{cut.id}' starts at {cut.start} s, where field '{name}' has no "
-            f"frames (it has {total} from {array.start} s on)"
-        )
-    first = min(_nearest_frame(max(0.0, offset), array.frame_shift), total - 1)
-    return frames.part(first, frames_of(cut.duration, array.frame_shift))
 
 
 def _damaged(cut: Cut, name: str, error: Exception) -> ValueError:
     return ValueError(
-        f"cut '{cut.id}': its field '{name}' is damaged ({error}); make it again with "
-        "'python -m icefall_kd.bin.extract'"
+        f"cut '{cut.id}': its field '{name}' is damaged ({error}). Extract it again "
+        "with 'python -m icefall_kd.bin.extract'"
     )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from icefall_kd.core.files import read_json, remove_stale_temporaries, write_json
 from icefall_kd.data.shar import fields_dir
-from icefall_kd.fields.format import cuts_path, fingerprint_differences, list_shar
+from icefall_kd.fields.format import cuts_path, fingerprint_differences
 from icefall_kd.fields.join import compare_keys, read_keys
 
 TOTALS = "pseudo_labels.json"
@@ -52,8 +52,11 @@ class LabelProgress:
         self._shar_dir, self._output, self._identity = shar_dir, output, identity
         self._folder = fields_dir(output)
         self._current: set[str] = set()  # shards whose cuts were compared
-        if output.is_dir():
-            list_shar(output)  # moves the files of earlier versions
+        if (output / TOTALS).is_file():
+            raise ValueError(
+                f"{output}: has the layout of an earlier version. Run 'mkdir -p "
+                f"{self._folder} && mv {output}/pseudo_labels*.json {self._folder}'"
+            )
         self._read_totals()  # raises for another identity
 
     def read_finished(self) -> dict[str, LabelCounts]:

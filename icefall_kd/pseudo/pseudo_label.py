@@ -29,9 +29,9 @@ from icefall_kd.data.shar import fields_dir
 from icefall_kd.data.tokens import Tokenizer, UnknownLetters
 from icefall_kd.fields.extract import SINGLE_PROCESS, Progress
 from icefall_kd.fields.format import cuts_path, field_dir, list_shar, shard_ids
+from icefall_kd.fields.integrity import find_fields
 from icefall_kd.fields.run_teachers import audio_shard, load_shar_wave
 from icefall_kd.fields.shards import Shard
-from icefall_kd.fields.survey import find_fields
 from icefall_kd.pseudo.progress import (
     LabelCounts,
     LabelProgress,
@@ -331,7 +331,7 @@ def _link_other_files(shar_dir: Path, output: Path) -> None:
         if not path.name.startswith((".", "cuts."))
     }
     for name, files in find_fields(shar_dir).items():
-        if files.described and files.info is None:
+        if files.is_ours and files.info is None:
             logging.warning(
                 "%s: field '%s' of %s is unfinished, and was not linked",
                 output,

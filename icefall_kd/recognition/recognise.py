@@ -159,12 +159,13 @@ def field_inputs(
     from lhotse import CutSet
 
     from icefall_kd.core.frames import move_to_device
-    from icefall_kd.dataset.loader import BatchDataset
+    from icefall_kd.dataset.dataset import load_batch
 
-    dataset, device = BatchDataset(fields=codecs), next(model.parameters()).device
+    device = next(model.parameters()).device
     found = []
     for cut in cuts:
-        x, lens = model.inputs(move_to_device(dataset[CutSet.from_cuts([cut])], device))
+        batch = load_batch(CutSet.from_cuts([cut]), codecs, device)
+        x, lens = model.inputs(move_to_device(batch, device))
         found.append(x[0, : int(lens[0])])
     return found
 

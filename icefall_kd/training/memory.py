@@ -12,7 +12,7 @@ from lhotse import CutSet
 
 from icefall_kd import FBANK_SHIFT
 from icefall_kd.core.frames import Batch, move_to_device
-from icefall_kd.dataset.loader import Loader
+from icefall_kd.dataset.dataset import Loader
 from icefall_kd.dataset.stream import CutStream
 from icefall_kd.training.checkpoint import (
     get_rng_state,

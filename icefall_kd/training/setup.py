@@ -15,8 +15,12 @@ from icefall_kd.data.cuts import check_cuts
 from icefall_kd.data.features import SpecAugment
 from icefall_kd.data.shar import FIELDS_SUFFIX
 from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.dataset.fields import LiveFields
-from icefall_kd.dataset.loader import Loader, make_loader
+from icefall_kd.dataset.dataset import Loader, make_loader
+from icefall_kd.dataset.fields import (
+    LiveTeachers,
+    build_live_teachers,
+    open_fields,
+)
 from icefall_kd.dataset.stream import CutStream, open_stream
 from icefall_kd.distill import build_terms
 from icefall_kd.distill.term import check_vocabulary
@@ -30,7 +34,6 @@ from icefall_kd.training.student import (
     build_heads,
     load_initial_weights,
 )
-from icefall_kd.training.targets import build_live, live_infos, read_fields
 from icefall_kd.transducer.checkpoint import load_checkpoint, read_info, untrained_parts
 from icefall_kd.transducer.model import AsrModel, build_model
 
@@ -56,7 +59,7 @@ class Setup:
     student: DistilledStudent
     tokenizer: Optional[Tokenizer]
     fields: dict[str, Codec]
-    live: Optional[LiveFields]
+    live: Optional[LiveTeachers]
     train_stream: CutStream
     dev_stream: Optional[CutStream]
     train_seconds: float
@@ -87,15 +90,23 @@ def build_setup(config: TrainConfig, resume: Optional[dict[str, Any]] = None) ->
     check_run(config, tokenizer, terms, fields, start=start, resume=resume)
     data = config.data
     is_cached = data.cache == "shar"
-    live = None if is_cached else build_live(config, fields)
+    live = None
+    if not is_cached and fields:
+        live = build_live_teachers(
+            data.teachers,
+            fields,
+            expect=data.expect,
+            device=config.device,
+            num_threads=config.num_threads,
+        )
     seed_everything(config.seed)
     model, untrained = build_initial_model(config, start)
     train_dirs = [*find_sets(data, "train"), *find_sets(data, "mix")]
     dev_dirs = find_sets(data, "dev")
     cached = fields if is_cached else ()
-    infos, codecs = read_fields(train_dirs, dev_dirs, cached, data.missing)
+    infos, codecs = open_fields(train_dirs, dev_dirs, cached, data.missing)
     if live is not None:
-        infos = live_infos(live, train_dirs)
+        infos = live.describe_fields(train_dirs)
     for info in infos.values():
         if info.kind != "embedding":
             check_vocabulary(info, tokenizer)
@@ -265,7 +276,7 @@ def make_train_loader(setup: Setup, world: World) -> Loader:
         augment = SpecAugment(time_warp=data.time_warp_factor)
     return make_loader(
         setup.train_stream,
-        fields=setup.fields,
+        codecs=setup.fields,
         tokenizer=setup.tokenizer,
         max_duration=data.max_duration,
         seed=setup.config.seed,
@@ -285,7 +296,7 @@ def make_dev_loader(setup: Setup, world: World) -> Loader:
     data = setup.config.data
     return make_loader(
         setup.dev_stream,
-        fields=setup.fields,
+        codecs=setup.fields,
         tokenizer=setup.tokenizer,
         max_duration=data.max_duration,
         shuffle=False,

@@ -132,7 +132,7 @@ class FieldModel(AsrModel):
         """Return the teachers' frames at the times of a student's.
 
         Args:
-          batch: with "fields" and "feature_lens", see ``icefall_kd.dataset.loader``.
+          batch: with "fields" and "feature_lens", see ``icefall_kd.dataset.dataset``.
         Returns:
           (N, T, sum of dims) float32 and (N,) int64, frames of 40 ms.
         """

@@ -31,7 +31,7 @@ import train_step
 
 from icefall_kd.core.cpu import tune_cpu
 from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.dataset.loader import make_loader
+from icefall_kd.dataset.dataset import make_loader
 from icefall_kd.dataset.stream import open_stream
 from icefall_kd.training.optim import Eden, ScaledAdam
 from icefall_kd.transducer.model import build_model

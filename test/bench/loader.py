@@ -34,13 +34,22 @@ from icefall_kd.core.cpu import tune_cpu
 from icefall_kd.core.files import read_yaml
 from icefall_kd.data.features import SpecAugment
 from icefall_kd.data.shar import write_shar
-from icefall_kd.dataset.loader import Loader, make_loader
+from icefall_kd.dataset.dataset import Loader, make_loader
 from icefall_kd.dataset.stream import open_stream
-from icefall_kd.fields.codecs.storage import load_codec
+from icefall_kd.fields.codecs.storage import load_codecs
 from icefall_kd.fields.extract import extract
-from icefall_kd.fields.format import load_field_info
 from icefall_kd.fields.reader import open_shar
 from icefall_kd.teachers import Teacher, build_teachers
+
+
+class Undecoded:
+    """A codec that returns the compressed frames."""
+
+    @staticmethod
+    def decode_tensor(x: torch.Tensor) -> torch.Tensor:
+        """Return ``x``."""
+        return x
+
 
 WHOSE = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 RECIPE = Path(__file__).resolve().parents[2] / "egs/asterisk/KD"
@@ -94,15 +103,16 @@ def loader_of(
     decode: bool = True,
 ) -> Loader:
     """Return the loader as training has it, or one that decodes nothing."""
+    codecs = load_codecs(folder, fields)
     loader = make_loader(
         open_stream([folder], fields, shuffle=True),
-        fields={f: load_codec(folder, load_field_info(folder, f)) for f in fields},
+        codecs=codecs,
         max_duration=args.max_duration,
         spec_augment=None if args.no_spec_augment else SpecAugment(),
         num_workers=workers,
     )
     if not decode:
-        loader.finish = dict
+        loader.codecs = dict.fromkeys(fields, Undecoded)
     return loader
 
 

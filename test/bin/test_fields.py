@@ -40,7 +40,7 @@ def test_ls_lists_the_fields_of_every_folder(run, taught, pristine_shar):
     lines = out.splitlines()
     assert lines[0] == f"{taught}: 1 fields, 4 shards"
     assert lines[1].split()[:4] == ["field", "state", "kind", "dim"]
-    assert lines[2].split()[:4] == [FIELD, "whole", "embedding", "384"]
+    assert lines[2].split()[:4] == [FIELD, "complete", "embedding", "384"]
     assert lines[3:] == ["", f"{pristine_shar}: 0 fields, 4 shards", "  no fields"]
 
 
@@ -62,7 +62,7 @@ def test_show_fails_where_cuts_have_no_target(run, taught):
     (taught / f"{FIELD}.000001.tar").unlink()
     status, out, _ = run("show", taught, FIELD)
     assert status == 1
-    assert "targets: 13 of 18 cuts have theirs" in out
+    assert "targets: 13 of 18 cuts" in out
     assert "missing: 5, for example asterisk" in out
 
 
@@ -75,7 +75,7 @@ def test_verify_names_faults_deletes_what_is_damaged_and_fails(taught):
     )
     assert done.returncode == 1, done.stderr
     fault, count, *deleted = done.stdout.splitlines()
-    assert fault.startswith(f"{taught / FIELD}.000001.tar: damaged, the SHA-256")
+    assert fault.startswith(f"{taught / FIELD}.000001.tar: damaged, another SHA-256")
     assert count == f"{taught} {FIELD}: 1 faults (every array)"
     paths = [info_path(taught, FIELD), state_path(taught, FIELD, "000001")]
     paths.append(taught / f"{FIELD}.000001.tar")
@@ -143,15 +143,15 @@ def test_plot_writes_the_picture(run, taught, tmp_path):
     [
         (["ls", "{tmp}/none"], "fields ls: {tmp}/none: no such Shar folder"),
         (["ls", "{shar}/cuts.000000.jsonl.gz"], "jsonl.gz: no such Shar folder"),
-        (["ls", "{tmp}"], "holds no cuts.*.jsonl.gz: it is not a Shar folder"),
+        (["ls", "{tmp}"], "has no cuts.*.jsonl.gz: it is not a Shar folder"),
         (
             ["show", "{shar}", "whisper"],
-            f"'whisper' does not exist; there are: {FIELD}",
+            f"'whisper' does not exist. Available: {FIELD}",
         ),
         (["verify", "{shar}", "whisper"], "'whisper' does not exist"),
         (["rm", "{shar}", "recording"], "'recording' cannot name a field"),
-        (["copy", "{shar}", "{tmp}", FIELD], "{tmp} holds no cuts"),
-        (["plot", "{shar}", "asterisk", FIELD, "--out", "a.png"], "like it: asterisk-"),
+        (["copy", "{shar}", "{tmp}", FIELD], "{tmp} has no cuts"),
+        (["plot", "{shar}", "asterisk", FIELD, "--out", "a.png"], "ids: asterisk-"),
         (["plot", "{shar}", "asterisk", FIELD], "required: --out"),
         (["mv", "{shar}"], "invalid choice: 'mv'"),
     ],

@@ -18,11 +18,11 @@ from term_inputs import MODEL
 
 from icefall_kd.bin import make_denominator
 from icefall_kd.data.cuts import INVISIBLE, check_cuts, load_wave, transcript
-from icefall_kd.dataset.loader import BatchDataset
+from icefall_kd.dataset.dataset import BatchDataset
 from icefall_kd.distill import TermsConfig
 from icefall_kd.distill.transducer import CtcConfig
 from icefall_kd.fields.extract import extract
-from icefall_kd.fields.reader import open_shar, shar_shards
+from icefall_kd.fields.reader import open_shar, open_shards
 from icefall_kd.pseudo.pseudo_label import pseudo_label
 from icefall_kd.recognition.recognise import reference_words
 from icefall_kd.training.config import DataConfig, TrainConfig
@@ -164,14 +164,14 @@ def test_denominator_graph_refuses_cuts_that_the_gate_drops(folders):
 
 def test_text_is_not_checked_where_it_is_not_used(folders):
     for reason in TEXTS:
-        assert check_cuts(shar_shards(folders[reason]), "x") == 8
+        assert check_cuts(open_shards(folders[reason]), "x") == 8
 
 
 def test_missing_texts_of_a_scored_set_are_counted(folders, caplog):
-    assert check_cuts(shar_shards(folders["empty_text"]), "x", labelled=True) == 8
+    assert check_cuts(open_shards(folders["empty_text"]), "x", labelled=True) == 8
     assert "x: 1 of 8 cuts have no text" in caplog.text
     caplog.clear()
-    check_cuts(shar_shards(folders["good"]), "x", labelled=True)
+    check_cuts(open_shards(folders["good"]), "x", labelled=True)
     assert not caplog.records
 
 

@@ -18,8 +18,8 @@ from icefall_kd import LOG_EPS
 from icefall_kd.data.features import SpecAugment, compute_fbank
 from icefall_kd.data.shar import fields_dir, write_shar
 from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.dataset.fields import LiveFields
-from icefall_kd.dataset.loader import BatchDataset, make_loader
+from icefall_kd.dataset.dataset import BatchDataset, load_batch, make_loader
+from icefall_kd.dataset.fields import LiveTeachers
 from icefall_kd.dataset.stream import open_stream
 from icefall_kd.fields.codecs import make_codec
 from icefall_kd.fields.codecs.storage import load_codec
@@ -158,7 +158,7 @@ def batches_of(folder, **options):
     codecs = {f: load_codec(folder, load_field_info(folder, f)) for f in fields}
     loader = make_loader(
         open_stream([folder], fields, shuffle=True),
-        fields=codecs,
+        codecs=codecs,
         max_duration=8.0,
         num_buckets=2,
         spec_augment=SpecAugment(p=1.0),
@@ -196,13 +196,13 @@ def test_workers_change_nothing(taught, num_workers, start_method):
 
 
 def test_fields_do_not_travel_to_a_worker_and_back(taught, monkeypatch):
-    seen, hear = [], BatchDataset.hear
+    seen, compute = [], BatchDataset.__getitem__
 
     def spy(self, cuts):
         seen.extend(cuts)
-        return hear(self, cuts)
+        return compute(self, cuts)
 
-    monkeypatch.setattr(BatchDataset, "hear", spy)
+    monkeypatch.setattr(BatchDataset, "__getitem__", spy)
     batches = batches_of(taught)
     returned = [cut for batch in batches for cut in batch["cuts"]]
     assert len(seen) == len(returned) == 24
@@ -215,8 +215,7 @@ def test_the_cuts_that_a_batch_is_made_of_stay_as_they_are(taught):
     fields = ["whisper_tiny_en", "eight"]
     codecs = {f: load_codec(taught, load_field_info(taught, f)) for f in fields}
     cuts = CutSet.from_cuts(open_stream([taught], fields)).subset(first=3)
-    dataset = BatchDataset(fields=codecs)
-    first, again = dataset[cuts], dataset[cuts]
+    first, again = load_batch(cuts, codecs), load_batch(cuts, codecs)
     assert same(first, again)
     for name in fields:
         x, n = first["fields"][name]["x"], first["fields"][name]["lens"]
@@ -286,8 +285,7 @@ def test_fields_are_padded_with_zeros_and_told_by_length(tmp_path):
         frames = compute_num_frames(cut.duration, 0.02, 16000)
         array = np.full((frames, 4), float(cut.duration), np.float16)
         cut.teacher = _temporal(cut, array, tmp_path)
-    dataset = BatchDataset(fields={"teacher": make_codec("fp16")})
-    field = dataset[cuts]["fields"]["teacher"]
+    field = load_batch(cuts, {"teacher": make_codec("fp16")})["fields"]["teacher"]
     assert field["frame_shift"] == 0.02
     assert field["lens"].tolist() == [45, 35, 25]
     assert field["x"].shape == (3, 45, 4) and field["x"].dtype == torch.float32
@@ -317,7 +315,7 @@ def test_cuts_without_a_target_have_length_zero(taught, tmp_path, caplog, num_wo
     assert [sum(h) for h in zip(*have.values())] == [5, 19]
     caplog.set_level("INFO")
     options = {"shuffle": False, "missing": "skip", "num_workers": num_workers}
-    batches = list(make_loader(stream, fields=codecs, max_duration=8.0, **options))
+    batches = list(make_loader(stream, codecs=codecs, max_duration=8.0, **options))
     for batch in batches:
         for f, name in enumerate(fields):
             field, ids = batch["fields"][name], [cut.id for cut in batch["cuts"]]
@@ -329,16 +327,16 @@ def test_cuts_without_a_target_have_length_zero(taught, tmp_path, caplog, num_wo
     assert "rank 0: 19 of 24 utterances had no target in field 'whisper" in caplog.text
     assert "rank 0: 5 of 24 utterances had no target in field 'eight'" in caplog.text
     with pytest.raises(ValueError, match="carries no field"):
-        list(make_loader(stream, fields=codecs, shuffle=False))
+        list(make_loader(stream, codecs=codecs, shuffle=False))
 
 
 def test_teachers_that_speak_at_once_say_what_was_stored(taught, tiny):
-    live = LiveFields([tiny], [tiny.name])
+    live = LiveTeachers([tiny], [tiny.name])
     options = {"max_duration": 80.0, "shuffle": False}
     said = list(make_loader(open_stream([taught]), live=live, **options))
     codecs = {tiny.name: make_codec("fp16")}
     stream = open_stream([taught], [tiny.name])
-    stored = list(make_loader(stream, fields=codecs, **options))
+    stored = list(make_loader(stream, codecs=codecs, **options))
     assert len(said) == len(stored) == 1
     for a, b in zip(said, stored):
         assert same(a, b) and a.keys() == b.keys()
@@ -351,7 +349,7 @@ def test_teachers_that_speak_at_once_say_what_was_stored(taught, tiny):
 def test_missing_field_names_cut_and_field(shar):
     cuts = CutSet.from_cuts(islice(shar, 2))
     with pytest.raises(ValueError, match="noise-.*teacher"):
-        BatchDataset(fields={"teacher": make_codec("fp16")})[cuts]
+        load_batch(cuts, {"teacher": make_codec("fp16")})
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

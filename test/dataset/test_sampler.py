@@ -123,7 +123,7 @@ def test_going_on_opens_only_the_shards_concerned(folder, tmp_path):
     state = broken.state_dict()
     needed = {int(key[1]) for key in state["keys"]}
     _, nth, _ = state["place"]["sets"][0]
-    order = broken.stream.order(0, 0, 0)
+    order = broken.stream.shard_order(0, 0, 0)
     spared = set(order[:nth]) - needed
     assert len(spared) >= 3
     for number in spared:

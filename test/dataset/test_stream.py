@@ -74,7 +74,7 @@ def test_reading_goes_on_from_any_place(folders, shares):
     for end in range(len(whole) + 1):
         reader = cuts.read(1)
         list(islice(reader, end))
-        assert ids(cuts.read(1, reader.place())) == whole[end:]
+        assert ids(cuts.read(1, reader.position())) == whole[end:]
 
 
 def test_single_cuts_are_fetched_with_their_audio(folders):
@@ -86,7 +86,7 @@ def test_single_cuts_are_fetched_with_their_audio(folders):
         wanted = stored.load()
         assert cut.id == wanted.id and cut.duration == wanted.duration
         assert (cut.load_audio() == wanted.load_audio()).all()
-    with pytest.raises(ValueError, match="1 cuts that waited.*delete checkpoint"):
+    with pytest.raises(ValueError, match="1 cuts of the checkpoint.*delete checkpoint"):
         cuts.fetch([items[0][0], (0, 0, 99)])
 
 

@@ -21,7 +21,7 @@ from term_inputs import (
 from icefall_kd.core.config import FieldEncoderConfig, ModelConfig
 from icefall_kd.core.frames import align_frames, align_to_stack
 from icefall_kd.data.shar import write_shar
-from icefall_kd.dataset.loader import BatchDataset
+from icefall_kd.dataset.dataset import load_batch
 from icefall_kd.distill.hidden import HiddenConfig, HiddenTerm
 from icefall_kd.fields.codecs import make_codec
 from icefall_kd.fields.extract import extract
@@ -225,7 +225,7 @@ def own_layers(checkpoint, cuts, tmp_path_factory):
     assert list(infos) == ["own_layer0", "own_layer1", "own_layer2"]
     assert {i.frame_shift for i in infos.values()} == {0.02}
     codecs = {name: make_codec("fp16") for name in infos}
-    batch = BatchDataset(fields=codecs)[CutSet.from_cuts(open_shar(folder, codecs))]
+    batch = load_batch(CutSet.from_cuts(open_shar(folder, codecs)), codecs)
     return batch, infos
 
 

@@ -8,7 +8,7 @@ import pytest
 from shar_files import copy_shar
 
 import icefall_kd.fields.planner as plan
-from icefall_kd.dataset.loader import make_loader
+from icefall_kd.dataset.dataset import make_loader
 from icefall_kd.dataset.stream import open_stream
 from icefall_kd.fields.codecs.storage import codec_path, load_codec, read_origin
 from icefall_kd.fields.extract import extract
@@ -50,7 +50,7 @@ def test_a_field_of_16_bytes_a_frame_reaches_the_batches(pq_shar, taught_shar):
     assert info.codec == "pq16"
     codec = load_codec(pq_shar, info)
     (batch,) = make_loader(
-        open_stream([pq_shar], fields=[FIELD]), fields={FIELD: codec}, shuffle=False
+        open_stream([pq_shar], fields=[FIELD]), codecs={FIELD: codec}, shuffle=False
     )
     exact = load_codec(taught_shar, load_field_info(taught_shar, FIELD))
     cuts = {cut.id: cut for cut in open_shar(taught_shar, [FIELD])}

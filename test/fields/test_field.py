@@ -2,8 +2,15 @@ import json
 
 import pytest
 
-from icefall_kd.fields import FieldInfo, list_fields, load_field_info
-from icefall_kd.fields.format import cuts_path, info_path, save, shard_ids
+from icefall_kd.fields.format import (
+    FieldInfo,
+    cuts_path,
+    info_path,
+    list_fields,
+    load_field_info,
+    save,
+    shard_ids,
+)
 
 INFO = FieldInfo(
     name="a",

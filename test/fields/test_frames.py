@@ -9,10 +9,16 @@ from lhotse.array import Array
 from shar_files import digest
 
 from icefall_kd.fields.codecs import make_codec
-from icefall_kd.fields.frames import InFile, find_frames, place_in_file, prefetch
-from icefall_kd.fields.reader import load_field, load_stored, open_shar
+from icefall_kd.fields.frames import (
+    FramesInFile,
+    locate_frames,
+    point_to_file,
+    prefetch,
+)
+from icefall_kd.fields.reader import load_field, open_shar
 
 FIELD = "whisper_tiny_en"
+FP16 = make_codec("fp16")
 
 
 def npy(frames):
@@ -28,8 +34,8 @@ def empty():
 def test_a_cut_carries_no_frames(taught_shar):
     for cut in open_shar(taught_shar, [FIELD]):
         array = cut.custom[FIELD]
-        assert array.array.storage_type == InFile.name
-        assert len(pickle.dumps(array)) < 1000 < load_stored(cut, FIELD).nbytes
+        assert array.array.storage_type == FramesInFile.name
+        assert len(pickle.dumps(array)) < 1000 < load_field(cut, FIELD, FP16).nbytes
 
 
 def test_lhotse_reads_the_frames_from_their_place(taught_shar):
@@ -38,7 +44,7 @@ def test_lhotse_reads_the_frames_from_their_place(taught_shar):
         every = cut.custom[FIELD].load()
         assert len(whole) in (len(every), len(every) - 1)
         np.testing.assert_array_equal(whole, every[: len(whole)])
-        np.testing.assert_array_equal(whole, load_stored(cut, FIELD))
+        np.testing.assert_array_equal(whole, load_field(cut, FIELD, FP16))
         part = cut.truncate(offset=0.2, duration=0.4)
         np.testing.assert_array_equal(part.load_custom(FIELD), whole[10:30])
         again = pickle.loads(pickle.dumps(cut)).move_to_memory()
@@ -59,9 +65,9 @@ def test_any_part_of_an_array_is_read(tmp_path, frames):
     path, data = tmp_path / "x", npy(frames)
     path.write_bytes(b"before" + data + b"behind")
     array = empty()
-    assert place_in_file(array, str(path), 6, len(data), data[:128])
+    assert point_to_file(array, str(path), 6, len(data), data[:128])
     assert list(array.shape) == list(frames.shape)
-    found = find_frames(array)
+    found = locate_frames(array)
     assert found.dtype == frames.dtype
     for first, count in ((0, 6), (0, 2), (2, 3), (5, 9), (6, 1)):
         expected = frames[first : first + count]
@@ -74,7 +80,7 @@ def test_what_is_no_plain_array_stays_with_lhotse():
     short = npy(np.ones((3, 4), np.float16))[:-1]
     for data in (turned, short, b"{}", b""):
         array = empty()
-        assert not place_in_file(array, "x", 0, len(data), data[:128])
+        assert not point_to_file(array, "x", 0, len(data), data[:128])
         assert array == empty()
 
 
@@ -103,4 +109,4 @@ def test_frames_in_memory_are_not_looked_at_ahead_of_their_turn():
     damaged.storage_type, damaged.storage_key = "memory_npy", b"no array"
     prefetch(damaged)
     with pytest.raises(ValueError):
-        find_frames(damaged)
+        locate_frames(damaged)

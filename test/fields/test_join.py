@@ -5,10 +5,10 @@ import pytest
 
 from icefall_kd.fields.join import (
     compare_keys,
-    describe,
-    join_keys,
+    describe_problems,
+    match_keys,
     read_keys,
-    speed_of,
+    read_speed,
 )
 
 KEYS = [[f"cut{i}", f"rec{i}", 0.0, 1.0 + i, 1.0] for i in range(10)]
@@ -43,7 +43,7 @@ def test_a_renamed_cut_is_told_with_both_names():
 def test_missing_cuts_are_counted_with_five_examples():
     problems = compare_keys(KEYS, KEYS[:2])
     assert len(problems["missing"]) == 8
-    text = describe(problems)
+    text = describe_problems(problems)
     assert "missing: 8" in text and "cut6" in text and "cut7" not in text
 
 
@@ -57,32 +57,32 @@ def test_targets_left_over_are_told():
 
 
 def test_equal_keys_need_no_exception():
-    assert join_keys(KEYS, KEYS) == {}
-    assert join_keys(KEYS[2:5], KEYS) == {}, "targets left over are passed over"
+    assert match_keys(KEYS, KEYS) == {}
+    assert match_keys(KEYS[2:5], KEYS) == {}, "targets left over are passed over"
 
 
 def test_a_cut_without_its_own_audio_has_no_target():
-    assert join_keys(changed(2, 3, 9.5), KEYS) == {"cut2": None}
-    assert join_keys(KEYS, KEYS[:2] + KEYS[3:]) == {"cut2": None}
+    assert match_keys(changed(2, 3, 9.5), KEYS) == {"cut2": None}
+    assert match_keys(KEYS, KEYS[:2] + KEYS[3:]) == {"cut2": None}
 
 
 def test_a_renamed_cut_keeps_its_target():
-    assert join_keys(changed(3, 0, "new"), KEYS) == {"new": "cut3"}
+    assert match_keys(changed(3, 0, "new"), KEYS) == {"new": "cut3"}
     swapped = changed(3, 0, "cut4")
     swapped[4][0] = "cut3"  # the ids tell of other audio: neither is trusted
-    assert join_keys(swapped, KEYS) == {"cut4": None, "cut3": None}
+    assert match_keys(swapped, KEYS) == {"cut4": None, "cut3": None}
 
 
 def test_a_renamed_cut_of_several_like_it_has_no_target():
     twins = [*KEYS[:3], ["twin", *KEYS[2][1:]], *KEYS[3:]]
-    assert join_keys(changed(2, 0, "new"), twins) == {"new": None}
+    assert match_keys(changed(2, 0, "new"), twins) == {"new": None}
     copy = [*KEYS, ["copy", *KEYS[9][1:]]]
-    assert join_keys(copy, KEYS) == {"copy": None}, "cut9 has the target already"
+    assert match_keys(copy, KEYS) == {"copy": None}, "cut9 has the target already"
 
 
 def test_a_target_behind_the_place_of_reading_is_none():
     moved = [KEYS[1], KEYS[0], *KEYS[2:]]
-    assert join_keys(moved, KEYS) == {"cut0": None}
+    assert match_keys(moved, KEYS) == {"cut0": None}
 
 
 def test_keys_are_read_from_the_manifest(shar):
@@ -94,9 +94,9 @@ def test_keys_are_read_from_the_manifest(shar):
 
 
 def test_the_speed_is_the_suffix_where_nothing_else_tells_it():
-    assert speed_of({"recording": {"id": "a_sp0.9"}}) == 0.9
-    assert speed_of({"recording": {"id": "a_sp0.9"}, "custom": {"speed": 1.1}}) == 1.1
-    assert speed_of({"recording": {"id": "a_spoon"}}) == 1.0
+    assert read_speed({"recording": {"id": "a_sp0.9"}}) == 0.9
+    assert read_speed({"recording": {"id": "a_sp0.9"}, "custom": {"speed": 1.1}}) == 1.1
+    assert read_speed({"recording": {"id": "a_spoon"}}) == 1.0
 
 
 def test_a_line_that_is_no_cut_is_named(tmp_path):

@@ -5,7 +5,7 @@ import tarfile
 
 import pytest
 
-from icefall_kd.fields.frames import members
+from icefall_kd.fields.shards import read_members
 
 NAMES = ["a.npy", "dir/b.json", "c" * 100, "d" * 101, "e" * 300 + ".npy", "grüße.npy"]
 
@@ -22,7 +22,7 @@ def write(path, format, names=NAMES):
 
 def found(path):
     with open(path, "rb") as f:
-        return list(members(f))
+        return list(read_members(f))
 
 
 @pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
@@ -32,7 +32,7 @@ def test_members_are_those_that_tarfile_finds(tmp_path, format):
         expected = [(i.name, i.offset_data, i.size) for i in tar]
     assert [m[:3] for m in found(path)] == expected and len(expected) == len(NAMES)
     with open(path, "rb") as f:
-        for member in members(f):
+        for member in read_members(f):
             f.seek(member.offset)  # the caller may read elsewhere in between
             assert f.read(member.size).startswith(member.head)
             assert len(member.head) in (member.size, 128)

@@ -11,12 +11,12 @@ from shar_files import copy_shar, digest
 
 from icefall_kd.bin import extract as extract_command
 from icefall_kd.core.distributed import World
+from icefall_kd.dataset.fields import open_fields
 from icefall_kd.fields.codecs.storage import codec_path
 from icefall_kd.fields.extract import SINGLE_PROCESS, extract, train_codecs
 from icefall_kd.fields.format import field_dir, info_path
 from icefall_kd.fields.planner import select_shards
 from icefall_kd.teachers import build_teacher
-from icefall_kd.training.targets import read_fields
 
 FIELD = "whisper_tiny_en"
 IDS = [f"{n:06d}" for n in range(10)]
@@ -138,7 +138,7 @@ def test_a_command_of_another_day_takes_the_codec_of_the_first(
         call(other)
     call(other, shar)
     call(third)
-    read_fields([shar, third], [other], [FIELD])
+    open_fields([shar, third], [other], [FIELD])
     info_path(third, FIELD).unlink()
     extract(
         third,
@@ -148,7 +148,7 @@ def test_a_command_of_another_day_takes_the_codec_of_the_first(
         codec_frames=200,
     )
     with pytest.raises(ValueError, match=f"{third} --codec-from {shar} --overwrite"):
-        read_fields([shar, third], [], [FIELD])
+        open_fields([shar, third], [], [FIELD])
 
 
 def test_partial_files_of_others_stay_and_dead_ones_go(shar, tiny):

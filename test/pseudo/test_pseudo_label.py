@@ -22,9 +22,9 @@ from icefall_kd.core.distributed import World
 from icefall_kd.data.shar import fields_dir, write_shar
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.fields.extract import SINGLE_PROCESS
+from icefall_kd.fields.integrity import find_fields
 from icefall_kd.fields.reader import check_field, open_shar
 from icefall_kd.fields.run_teachers import load_shar_wave
-from icefall_kd.fields.survey import find_fields
 from icefall_kd.pseudo.progress import confidence_step
 from icefall_kd.pseudo.pseudo_label import TranscriptFilter, pseudo_label
 from icefall_kd.teachers.whisper_text import WhisperText
@@ -297,8 +297,12 @@ def test_transcripts_of_version_without_number_styles_are_not_reused(shar, tmp_p
     pseudo_label(shar, output, FakeTranscriber("1842"))
     totals = read_totals(output)
     del totals["numbers"]
-    (output / "pseudo_labels.json").write_text(json.dumps(totals))
+    path = fields_dir(output) / "pseudo_labels.json"
+    path.write_text(json.dumps(totals))
     with pytest.raises(ValueError, match="numbers is None, wanted 'spoken'"):
+        pseudo_label(shar, output, FakeTranscriber("1842"))
+    path.rename(output / path.name)  # where the first version wrote it
+    with pytest.raises(ValueError, match=f"mv {output}/pseudo_labels"):
         pseudo_label(shar, output, FakeTranscriber("1842"))
 
 

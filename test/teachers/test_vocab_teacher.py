@@ -9,7 +9,7 @@ from icefall_kd.core.config import FieldEncoderConfig, ModelConfig, to_dict
 from icefall_kd.core.frames import unpack_path, unpack_topk
 from icefall_kd.data.shar import write_shar
 from icefall_kd.data.tokens import Tokenizer, train_bpe
-from icefall_kd.dataset.loader import BatchDataset
+from icefall_kd.dataset.dataset import load_batch
 from icefall_kd.decoding import decode
 from icefall_kd.fields.codecs import make_codec
 from icefall_kd.fields.extract import extract
@@ -62,7 +62,7 @@ def test_as_a_teacher_it_says_what_it_says_of_cached_fields(
     model, _, _ = load_model(checkpoint)
     codecs = {"whisper_tiny_en": make_codec("fp16"), "judge_ctc": make_codec("topk")}
     cuts = CutSet.from_cuts(open_shar(tmp_path / "shar", list(codecs)))
-    batch = BatchDataset(fields=codecs)[cuts]
+    batch = load_batch(cuts, codecs)
     with torch.no_grad():
         out, lens = model.forward_encoder(*model.inputs(batch))
         log_probs = model.ctc_output(out)

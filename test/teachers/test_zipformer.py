@@ -14,7 +14,7 @@ from icefall_kd.core.frames import ENCODER_FIRST_CENTRE, unpack_path, unpack_top
 from icefall_kd.data.features import compute_fbank
 from icefall_kd.data.shar import write_shar
 from icefall_kd.data.tokens import train_bpe
-from icefall_kd.dataset.loader import BatchDataset
+from icefall_kd.dataset.dataset import load_batch
 from icefall_kd.decoding import DecodeOptions, decode
 from icefall_kd.fields.codecs import make_codec
 from icefall_kd.fields.extract import extract
@@ -413,7 +413,7 @@ def test_embedding_and_ctc_are_extracted_in_one_pass_and_read_back(
             torch.testing.assert_close(
                 stored, expected[: len(stored)], atol=tolerance, rtol=tolerance
             )
-    batch = BatchDataset(fields=codecs)[CutSet.from_cuts(found)]
+    batch = load_batch(CutSet.from_cuts(found), codecs)
     for field, width in (("zip", 64), ("zip_ctc", 9)):
         read = batch["fields"][field]
         assert read["x"].shape == (6, int(read["lens"].max()), width)

@@ -11,7 +11,7 @@ from icefall_kd.bin import align
 from icefall_kd.bin.decode import get_parser, run
 from icefall_kd.core.config import FieldEncoderConfig, ModelConfig
 from icefall_kd.core.frames import align_frames
-from icefall_kd.dataset.loader import BatchDataset
+from icefall_kd.dataset.dataset import load_batch
 from icefall_kd.fields.reader import load_field
 from icefall_kd.training.checkpoint import write_average
 from icefall_kd.training.config import parse_config
@@ -41,7 +41,7 @@ def test_its_frames_have_the_student_s_times_and_the_teachers_values(
     setup, student = build_setup(field_config), build_setup(config)
     assert setup.config.model.field_encoder.dims == (6, 3)
     cuts = list(setup.train_stream)[:4]
-    batch = BatchDataset(fields=setup.fields)[CutSet.from_cuts(cuts)]
+    batch = load_batch(CutSet.from_cuts(cuts), setup.fields)
     x, lens = setup.student.model.inputs(batch)
     _, expected = student.student.model.forward_encoder(
         batch["features"], batch["feature_lens"]

@@ -11,7 +11,7 @@ from run_metrics import metrics
 from torch import nn
 
 from icefall_kd.core.distributed import World
-from icefall_kd.dataset.loader import BatchDataset
+from icefall_kd.dataset.dataset import BatchDataset
 from icefall_kd.dataset.stream import open_stream
 from icefall_kd.distill import TermsConfig
 from icefall_kd.distill.one_best import OneBestConfig, OneBestTerm

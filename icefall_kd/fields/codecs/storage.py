@@ -30,7 +30,6 @@ from icefall_kd.fields.format import (
     FieldInfo,
     field_dir,
     fingerprint_differences,
-    list_shar,
     load_field_info,
     load_shard_state,
     shard_ids,
@@ -106,8 +105,6 @@ def read_origin(shar_dir: Pathlike, field: str) -> dict[str, Any]:
 
 def _read(shar_dir: Pathlike, field: str) -> tuple[Codec, dict[str, Any]]:
     path = codec_path(shar_dir, field)
-    if not path.is_file():
-        list_shar(shar_dir)  # moves the files of earlier versions
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing: the field cannot be decoded. Copy the file from the "

@@ -10,22 +10,26 @@ from loudness import Loudness
 
 from icefall_kd.fields.extract import extract
 from icefall_kd.fields.format import field_dir, info_path, load_field_info, state_path
-from icefall_kd.fields.survey import survey
-from icefall_kd.fields.text import describe_field, size, table
+from icefall_kd.fields.summary import (
+    describe_field,
+    format_size,
+    format_table,
+    summarize_fields,
+)
 from icefall_kd.fields.writer import find_outlier_dims
 
 FIELD = "whisper_tiny_en"
 
 
 def only(folder):
-    (summary,) = survey(folder)
+    (summary,) = summarize_fields(folder)
     return summary
 
 
 def test_a_finished_field_is_told_with_its_sizes_and_its_teacher(taught):
     summary = only(taught)
     info = load_field_info(taught, FIELD)
-    assert (summary.state, summary.note) == ("whole", "")
+    assert (summary.state, summary.note) == ("complete", "")
     assert (summary.kind, summary.dim, summary.frame_shift) == ("embedding", 384, 0.02)
     tars = sum(p.stat().st_size for p in taught.glob(f"{FIELD}.*.tar"))
     assert summary.bytes == tars == sum(s["bytes"] for s in info.shards)
@@ -33,8 +37,8 @@ def test_a_finished_field_is_told_with_its_sizes_and_its_teacher(taught):
     assert summary.hours == pytest.approx(info.num_frames * 0.02 / 3600)
     assert (summary.shards_done, summary.shards, summary.num_cuts) == (4, 4, 18)
     assert summary.fingerprint["layer"] == "last"
-    line = table([summary])[1].split()
-    assert line[:3] == [FIELD, "whole", "embedding"]
+    line = format_table([summary])[1].split()
+    assert line[:3] == [FIELD, "complete", "embedding"]
     assert line[-2:] == [f"{FIELD},", "last"] and "4/4" in line
 
 
@@ -60,7 +64,7 @@ def test_a_field_whose_first_shard_is_being_written_is_listed(shar):
         "unfinished",
         0,
     )
-    assert "whisper" in "\n".join(table([summary]))
+    assert "whisper" in "\n".join(format_table([summary]))
 
 
 def test_missing_shards_and_other_sizes_are_damage(taught):
@@ -98,14 +102,14 @@ def test_a_description_without_any_arrays_is_damage_and_other_json_no_field(taug
 def test_tars_of_another_program_are_foreign(taught):
     tar = taught / f"{FIELD}.000000.tar"
     (taught / "target.000000.tar").write_bytes(tar.read_bytes())
-    summary = survey(taught)[0]
+    summary = summarize_fields(taught)[0]
     assert (summary.name, summary.state) == ("target", "foreign")
     assert summary.frame_shift == 0.02  # as its first array says
 
 
 def test_columns_are_aligned(taught):
     extract(taught, [Loudness()])
-    lines = table(survey(taught))
+    lines = format_table(summarize_fields(taught))
     assert len(lines) == 4
     for title in ("state", "kind", "codec", "teacher, layer"):  # flush left
         place = lines[0].index(title)
@@ -117,7 +121,7 @@ def test_columns_are_aligned(taught):
     "num_bytes, told", [(999, "999 B"), (1000, "1.0 kB"), (52.4e15, "52400.0 TB")]
 )
 def test_sizes_are_powers_of_1000(num_bytes, told):
-    assert size(num_bytes) == told
+    assert format_size(num_bytes) == told
 
 
 def test_all_of_a_field_is_shown(taught):
@@ -125,8 +129,8 @@ def test_all_of_a_field_is_shown(taught):
     info = load_field_info(taught, FIELD)
     assert sound
     assert info.fingerprint["model_sha256"] in text
-    assert "targets: 18 of 18 cuts have theirs" in text
-    assert "files: 4 of 4 shards are there in their sizes" in text
+    assert "targets: 18 of 18 cuts" in text
+    assert "files: 4 of 4 shards exist" in text
     found = find_outlier_dims(info)
     assert f"largest means      {found.largest_mean[0]}: " in text
 
@@ -150,7 +154,7 @@ def test_cuts_without_target_are_counted_with_five_examples(taught):
     path.write_bytes(gzip.compress((text + new).encode()))
     text, sound = describe_field(taught, FIELD)
     assert not sound
-    assert "targets: 18 of 23 cuts have theirs" in text
+    assert "targets: 18 of 23 cuts" in text
     assert "missing: 5, for example stranger" in text
     assert text.count("stranger") == 5
 
@@ -158,8 +162,8 @@ def test_cuts_without_target_are_counted_with_five_examples(taught):
 def test_a_field_of_kind_ctc_is_shown_by_its_probabilities(shar):
     extract(shar, [Loudness()])
     text, sound = describe_field(shar, "loud_ctc")
-    assert sound and "best token's log-probability  -0.0" in text
-    assert "mass beyond the 3 best" in text
+    assert sound and "log-probability of the best token  -0.0" in text
+    assert "mass beyond the 3 best tokens" in text
     edit(info_path(shar, "loud_ctc"), lambda info: info.update(codec="lzma"))
     text, sound = describe_field(shar, "loud_ctc")
     assert not sound and "unknown codec 'lzma'" in text
@@ -167,7 +171,7 @@ def test_a_field_of_kind_ctc_is_shown_by_its_probabilities(shar):
 
 def test_folders_and_fields_that_are_not_there_are_named(taught, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such Shar folder"):
-        survey(tmp_path / "none")
+        summarize_fields(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="'whisper' does not exist.*tiny_en"):
         describe_field(taught, "whisper")
 
@@ -184,5 +188,5 @@ def test_folders_and_fields_that_are_not_there_are_named(taught, tmp_path):
 )
 def test_the_layers_of_every_family_are_shown(taught, fingerprint, expected):
     told = {"teacher": "whisper", **fingerprint}
-    lines = table([dataclasses.replace(only(taught), fingerprint=told)])
+    lines = format_table([dataclasses.replace(only(taught), fingerprint=told)])
     assert lines[1].endswith(expected)

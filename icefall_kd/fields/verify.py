@@ -1,0 +1,376 @@
+"""Verify a field down to every array, for ``bin.fields verify``.
+
+:mod:`icefall_kd.fields.integrity` checks whether files are those that were written.
+This module also checks their content: that arrays are finite and of their cuts'
+length, and that the recorded statistics are those of the arrays.
+"""
+
+import math
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+
+from icefall_kd.core.files import Pathlike
+from icefall_kd.fields.codecs import Codec
+from icefall_kd.fields.codecs.storage import load_codec
+from icefall_kd.fields.format import (
+    FieldInfo,
+    ShardState,
+    cuts_path,
+    fingerprint_differences,
+    load_field_info,
+    load_shard_state,
+    shard_ids,
+)
+from icefall_kd.fields.integrity import FieldFiles, check_tar, get_field_files
+from icefall_kd.fields.join import compare_keys, read_keys
+from icefall_kd.fields.shards import REMEDY, Shard
+from icefall_kd.fields.writer import (
+    Sums,
+    content_sha256,
+    mean_and_mean_square,
+    sums_of_state,
+)
+
+TOLERANCE = 1e-6  # of a sum, relative to the mean square: rounding on another machine
+SLACK = 1  # frames that a teacher's padding may add or remove
+_EXAMPLES = 5
+_EXTRACT = "run icefall_kd.bin.extract again"
+_REDO = f"delete the shard (verify --delete-damaged), then {_EXTRACT}"
+_REWRITE = f"delete it (verify --delete-damaged), then {_EXTRACT}: it keeps the shards"
+
+Progress = Callable[[int, int], None]  # (bytes verified, bytes in all)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault of a field.
+
+    Attributes:
+      message: file, fault and remedy.
+      damaged: files to delete, so that the next extraction writes them again.
+    """
+
+    message: str
+    damaged: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Verified:
+    """Result for one shard; ``sums`` only of intact arrays that were decoded."""
+
+    state: Optional[ShardState]
+    faults: list[Fault]
+    sums: Optional[Sums] = None
+
+
+def verify_field(
+    shar_dir: Pathlike,
+    field: str,
+    *,
+    decode: bool = True,
+    progress: Optional[Progress] = None,
+) -> Iterator[Fault]:
+    """Yield every fault of a field; none if it is complete and correct.
+
+    The shards of an unfinished field are hashed and joined, but not decoded.
+
+    Args:
+      decode: False verifies only checksums, keys, the codec and the members of tars.
+    Raises:
+      FileNotFoundError: if the folder or the field does not exist.
+    """
+    ids = shard_ids(shar_dir)
+    files = get_field_files(shar_dir, field)
+    info = None
+    if files.info is not None:
+        try:
+            info = load_field_info(shar_dir, field)
+        except ValueError as e:
+            yield Fault(str(e), (files.info,))
+    elif not files.is_ours:
+        yield Fault(
+            f"{shar_dir}: field '{field}' has no description: another program wrote "
+            f"it, or {shar_dir}.fields was not copied"
+        )
+        return
+    yield from _verify_files(shar_dir, files, info, ids)
+    codec = None
+    if info is not None:
+        try:
+            codec = load_codec(shar_dir, info)
+        except (FileNotFoundError, ValueError) as e:
+            yield Fault(str(e))
+        codec = codec if decode else None
+    sizes = {s: files.tars[s].stat().st_size for s in ids if s in files.tars}
+    done, results = 0, []
+    for shard in sizes:
+        result = _verify_shard(shar_dir, files, shard, info, codec)
+        yield from result.faults
+        results.append(result)
+        done += sizes[shard]
+        if progress is not None:
+            progress(done, sum(sizes.values()))
+    if info is not None and len(results) == len(ids) == len(info.shards):
+        yield from _verify_totals(files, info, results, codec is not None)
+
+
+def _verify_files(
+    shar_dir: Pathlike, files: FieldFiles, info: Optional[FieldInfo], ids: list[str]
+) -> Iterator[Fault]:
+    """Yield missing files, and files without cuts."""
+    if info is None:
+        if files.info is None:
+            done = sum(s in files.states and s in files.tars for s in ids)
+            yield Fault(
+                f"{shar_dir}: field '{files.name}' is unfinished, {done} of {len(ids)} "
+                f"shards; {_EXTRACT}, or remove it with 'fields rm'"
+            )
+        return
+    if info.name != files.name:
+        yield Fault(
+            f"{files.info}: describes a field '{info.name}'; rename its files to that, "
+            f"or remove '{files.name}' with 'fields rm'"
+        )
+    problems = files.check_tars(info, ids)
+    remedies = {
+        "missing shards": f"copy them from where the field was made, or {_EXTRACT}",
+        "shards without cuts": "copy the cuts too, or remove them",
+    }
+    for kind, remedy in remedies.items():
+        if kind in problems:
+            cases = problems[kind]
+            text = f"{shar_dir}: field '{files.name}' has {len(cases)} {kind}"
+            yield Fault(f"{text}: {', '.join(cases[:_EXAMPLES])}; {remedy}")
+
+
+def _verify_shard(
+    shar_dir: Pathlike,
+    files: FieldFiles,
+    shard: str,
+    info: Optional[FieldInfo],
+    codec: Optional[Codec],
+) -> _Verified:
+    tar, path = files.tars[shard], files.states.get(shard)
+    damaged = tuple(p for p in (files.info, path, tar) if p is not None)
+    state = None
+
+    def failed(*faults: str) -> _Verified:
+        found = [Fault(f"{tar}: {fault}; {_REDO}", damaged) for fault in faults]
+        return _Verified(state, found)
+
+    if path is None:
+        if info is None:  # killed before the state was written
+            return _Verified(None, [])
+        return failed(f"{files.name}.{shard}.json, its state, is missing")
+    try:
+        state = load_shard_state(path)
+    except ValueError as e:
+        return _Verified(None, [Fault(str(e), damaged)])
+    fault = check_tar(tar, state.bytes, state.sha256)
+    if fault:
+        return failed(fault)
+    faults = _compare_with_info(files, info, state) if info is not None else []
+    cuts = cuts_path(shar_dir, shard)
+    try:
+        keys = read_keys(cuts)
+    except (ValueError, OSError, EOFError, zlib.error) as e:
+        faults.append(Fault(f"{cuts}: damaged ({e}); {REMEDY}"))
+        return _Verified(state, faults)
+    faults += [
+        Fault(
+            f"{tar}: does not join its cuts, {len(cases)} {kind}: "
+            f"{'; '.join(cases[:_EXAMPLES])}; restore the cuts, or {_EXTRACT}"
+        )
+        for kind, cases in sorted(compare_keys(keys, state.keys).items())
+    ]
+    if faults:
+        return _Verified(state, faults)
+    files_of_shard = Shard(cuts, {files.name: tar})
+    if codec is None or info is None:
+        return failed(*_check_members(files_of_shard, len(keys)))
+    problems, sums = _check_arrays(files_of_shard, keys, info, codec)
+    problems = problems or _compare_sums(state, sums)
+    return failed(*problems) if problems else _Verified(state, [], sums)
+
+
+def _compare_with_info(
+    files: FieldFiles, info: FieldInfo, state: ShardState
+) -> list[Fault]:
+    """Return the differences between a shard's state and the description."""
+    entry = next((s for s in info.shards if s["name"] == state.tar), None)
+    if entry is None:  # reported as a missing shard
+        return []
+    differences = [
+        f"{key} is {entry.get(key)}, wanted {getattr(state, key)}"
+        for key in ("sha256", "bytes", "num_cuts")
+        if entry.get(key) != getattr(state, key)
+    ]
+    differences += fingerprint_differences(state.fingerprint, info.fingerprint)
+    if state.codec != info.codec:
+        differences.append(f"codec is {info.codec}, wanted {state.codec}")
+    if not differences:
+        return []
+    text = f"{files.info}: does not describe {state.tar}: {'; '.join(differences)}"
+    return [Fault(f"{text}; {_REWRITE}", (files.info,))]
+
+
+def _check_members(shard: Shard, num_cuts: int) -> list[str]:
+    """Return why the members of a shard's only tar are not its cuts in order."""
+    try:
+        for _ in shard.read(wanted=()):
+            pass
+    except ValueError as e:
+        return [_strip_message(shard, e)]
+    return _count_members(shard, num_cuts)
+
+
+def _check_arrays(
+    shard: Shard, keys: list[list], info: FieldInfo, codec: Codec
+) -> tuple[list[str], Sums]:
+    """Decode every array of a shard's only tar.
+
+    Args:
+      keys: of the shard's cuts.
+    Returns:
+      one text for each kind of problem, and the sums over the correct arrays.
+    """
+    name = next(iter(shard.tars))
+    wrong: dict[str, list[str]] = {}
+    frames, total, squares = 0, np.zeros(info.dim), np.zeros(info.dim)
+    try:
+        for index, cut in shard.read():
+            key = keys[index]
+            x, problem = _decode_array(getattr(cut, name, None), key[3], info, codec)
+            if problem is not None:
+                kind, detail = problem
+                wrong.setdefault(kind, []).append(f"{key[0]} ({detail})")
+                continue
+            x = x.astype(np.float64)
+            frames += len(x)
+            total += x.sum(axis=0)
+            squares += np.square(x).sum(axis=0)
+    except ValueError as e:
+        return [_strip_message(shard, e)], (frames, total, squares)
+    problems = [
+        f"{len(cases)} arrays {kind}: {', '.join(cases[:_EXAMPLES])}"
+        for kind, cases in sorted(wrong.items())
+    ]
+    return problems + _count_members(shard, len(keys)), (frames, total, squares)
+
+
+def _decode_array(
+    stored: Any, duration: float, info: FieldInfo, codec: Codec
+) -> tuple[Optional[np.ndarray], Optional[tuple[str, str]]]:
+    """Decode one array.
+
+    Args:
+      stored:   lhotse's TemporalArray with its data, or None.
+      duration: of the cut, seconds.
+    Returns:
+      (T, W) float32 and None; or None and (kind of problem, detail).
+    """
+    if stored is None:
+        return None, ("are missing", "no data")
+    try:
+        x = codec.decode(stored.load())
+    except (ValueError, IndexError, TypeError, EOFError, OSError) as e:
+        return None, ("cannot be decoded", str(e))
+    if x.ndim != 2 or x.shape[1] != info.dim or stored.frame_shift != info.frame_shift:
+        detail = f"{x.shape}, {stored.frame_shift} s a frame"
+        return None, (f"are not of {info.dim} values, {info.frame_shift} s", detail)
+    if not np.isfinite(x).all():
+        count = int((~np.isfinite(x)).any(axis=1).sum())
+        return None, ("are not finite", f"in {count} of {len(x)} frames")
+    expected = duration / info.frame_shift
+    if not math.floor(expected) - SLACK <= len(x) <= math.ceil(expected) + SLACK:
+        detail = f"{len(x)} frames, {expected:.1f} expected"
+        return None, ("are not of their cut's length", detail)
+    return x, None
+
+
+def _count_members(shard: Shard, num_cuts: int) -> list[str]:
+    """Return a problem if the tar has another number of members than its cuts."""
+    tar = next(iter(shard.tars.values()))
+    wanted = 2 * num_cuts  # data and description
+    with tar.open("rb") as f:
+        mode = "r:" if f.seekable() else "r|"  # some stores return only a stream
+        with tarfile.open(fileobj=f, mode=mode) as opened:
+            found = sum(1 for _ in opened)
+    return [f"has {found} members instead of {wanted}"] if found != wanted else []
+
+
+def _strip_message(shard: Shard, error: ValueError) -> str:
+    """Return the message of a Shard without file and remedy."""
+    tar = next(iter(shard.tars.values()))
+    return str(error).removeprefix(f"{tar}: ").removesuffix(f"; {REMEDY}")
+
+
+def _compare_sums(state: ShardState, sums: Sums) -> list[str]:
+    """Return the differences between the statistics of a state and of its arrays."""
+    frames, total, squares = sums_of_state(state)
+    num_frames, array_total, array_squares = sums
+    if frames != num_frames:
+        return [f"has {num_frames} frames, its state has {frames}"]
+    if not total.shape == squares.shape == array_total.shape:
+        return [f"has {len(array_total)} dimensions, its state has {len(total)}"]
+    # |sum| <= sqrt(frames * sum of squares), by Cauchy and Schwarz.
+    tolerance = TOLERANCE * np.sqrt(num_frames * array_squares)
+    correct = np.abs(total - array_total) <= tolerance  # False for NaN
+    correct &= np.abs(squares - array_squares) <= TOLERANCE * array_squares
+    if correct.all():
+        return []
+    return [f"has other statistics than its state, in {_list_dimensions(~correct)}"]
+
+
+def _verify_totals(
+    files: FieldFiles, info: FieldInfo, results: list[_Verified], decoded: bool
+) -> Iterator[Fault]:
+    """Yield the differences between the description and all shards."""
+    states = [r.state for r in results if r.state is not None]
+    if len(states) < len(results):
+        return
+    totals = {
+        "content_sha256": content_sha256([s.sha256 for s in states]),
+        "num_cuts": sum(s.num_cuts for s in states),
+        "num_frames": sum(s.num_frames for s in states),
+    }
+    differences = [
+        f"{key} is {getattr(info, key)}, its shards have {value}"
+        for key, value in totals.items()
+        if getattr(info, key) != value
+    ]
+    sums = [r.sums for r in results] if decoded else [sums_of_state(s) for s in states]
+    if all(s is not None for s in sums):
+        differences += _compare_statistics(info, *mean_and_mean_square(sums))
+    for difference in differences:
+        yield Fault(f"{files.info}: {difference}; {_REWRITE}", (files.info,))
+
+
+def _compare_statistics(
+    info: FieldInfo, mean: np.ndarray, square: np.ndarray
+) -> list[str]:
+    """Return the differences to the mean and the mean square of the frames, (D,)."""
+    info_mean, info_std = np.array(info.mean), np.array(info.std)
+    if not info_mean.shape == info_std.shape == mean.shape == (info.dim,):
+        return [f"mean and std do not have {info.dim} dimensions"]
+    variance = np.maximum(square - mean**2, 0.0)
+    wrong = {
+        "mean": ~(np.abs(info_mean - mean) <= TOLERANCE * np.sqrt(square)),
+        "std": ~(np.abs(info_std**2 - variance) <= TOLERANCE * square),
+    }
+    return [
+        f"{name} differs from its frames in {_list_dimensions(where)}"
+        for name, where in wrong.items()
+        if where.any()
+    ]
+
+
+def _list_dimensions(where: np.ndarray) -> str:
+    examples = np.flatnonzero(where)[:_EXAMPLES].tolist()
+    return f"{where.sum()} dimensions, for example {examples}"
