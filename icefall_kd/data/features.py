@@ -11,7 +11,7 @@ import functools
 import random
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Callable, Union
+from typing import Callable, Optional, Union
 
 import torch
 from lhotse import Fbank, FbankConfig
@@ -52,8 +52,9 @@ def compute_fbank(
                 f"a wave must be (S,) with S >= {WINDOW}, got {tuple(wave.shape)}"
             )
     device = torch.device(device)
-    if device.type == "cuda" and _has_kaldifeat():
-        return _create_kaldifeat(device)([wave.to(device) for wave in waves])
+    kaldifeat = _create_kaldifeat(device) if device.type == "cuda" else None
+    if kaldifeat is not None:
+        return kaldifeat([wave.to(device) for wave in waves])
     extractor = _create_lhotse(device.type).extractor
     with torch.no_grad(), _use_one_thread():
         return [_compute_in_blocks(extractor, wave.to(device)) for wave in waves]
@@ -103,18 +104,12 @@ def _create_lhotse(device_type: str) -> Fbank:
 
 
 @functools.lru_cache(maxsize=None)
-def _has_kaldifeat() -> bool:
+def _create_kaldifeat(device: torch.device) -> Optional[Callable]:
+    """Return kaldifeat's extractor on a CUDA device, None if it is not installed."""
     try:
-        import kaldifeat  # noqa: F401  # optional, built from source
+        import kaldifeat  # optional, built from source
     except (ImportError, OSError):
-        return False
-    return True
-
-
-@functools.lru_cache(maxsize=None)
-def _create_kaldifeat(device: torch.device):
-    import kaldifeat
-
+        return None
     options = kaldifeat.FbankOptions()
     options.device = device
     options.frame_opts.samp_freq = SAMPLE_RATE

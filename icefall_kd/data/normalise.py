@@ -34,21 +34,13 @@ _PREFIX = re.compile(r"\b(RE|DE|UN)-(?=[A-Z])")  # re-enter is one word
 INSIDE = "'\u200c\u200d"
 _DOTTED_I = ("tr", "az")  # languages with the pairs i/İ and ı/I
 
+# fmt: off
 SYMBOLS = {
-    "#": "POUND",
-    "*": "STAR",
-    "&": "AND",
-    "%": "PERCENT",
-    "@": "AT",
-    "+": "PLUS",
+    "#": "POUND", "*": "STAR", "&": "AND", "%": "PERCENT", "@": "AT", "+": "PLUS",
     "=": "EQUALS",
 }
 ABBREVIATIONS = {
-    "MR": "MISTER",
-    "MRS": "MISSUS",
-    "DR": "DOCTOR",
-    "ST": "SAINT",
-    "VS": "VERSUS",
+    "MR": "MISTER", "MRS": "MISSUS", "DR": "DOCTOR", "ST": "SAINT", "VS": "VERSUS",
     "ETC": "ET CETERA",
 }
 
@@ -61,21 +53,12 @@ _AS_NUM2WORDS = {"kk": "kz", "nb": "no", "nn": "no"}
 # num2words raises these for numbers that a language lacks.
 _GAPS = (AttributeError, KeyError, NotImplementedError, OverflowError, TypeError)
 _PERCENT = {
-    "cs": "procent",
-    "da": "procent",
-    "de": "Prozent",
-    "es": "por ciento",
-    "fi": "prosenttia",
-    "fr": "pour cent",
-    "it": "per cento",
-    "nl": "procent",
-    "no": "prosent",
-    "pl": "procent",
-    "pt": "por cento",
-    "ru": "процентов",
-    "sv": "procent",
-    "uk": "відсотків",
+    "cs": "procent", "da": "procent", "de": "Prozent", "es": "por ciento",
+    "fi": "prosenttia", "fr": "pour cent", "it": "per cento", "nl": "procent",
+    "no": "prosent", "pl": "procent", "pt": "por cento", "ru": "процентов",
+    "sv": "procent", "uk": "відсотків",
 }
+# fmt: on
 
 
 def check_style(language: str, numbers: str) -> None:
