@@ -271,7 +271,7 @@ def streaming_encoder_metadata(
     sherpa-onnx makes the initial states from them.  Left contexts are in frames of
     each stack's own rate; ``T`` and ``decode_chunk_len`` in fbank frames.
     """
-    left = [chunking.left_context // d for d in encoder.downsampling_factor]
+    left = [chunking.left_context // d for d in encoder.config.downsampling_factor]
     return {
         **offline_encoder_metadata(head),
         "model_type": model_type(True, head),
@@ -279,13 +279,13 @@ def streaming_encoder_metadata(
         "tail_padding": str(tail_padding(chunking.chunk_size)),
         "T": str(window_frames(chunking.chunk_size)),
         "decode_chunk_len": str(hop_frames(chunking.chunk_size)),
-        "num_encoder_layers": _join(encoder.num_encoder_layers),
-        "encoder_dims": _join(encoder.encoder_dim),
-        "cnn_module_kernels": _join(encoder.cnn_module_kernel),
+        "num_encoder_layers": _join(encoder.config.num_encoder_layers),
+        "encoder_dims": _join(encoder.config.encoder_dim),
+        "cnn_module_kernels": _join(encoder.config.cnn_module_kernel),
         "left_context_len": _join(left),
-        "query_head_dims": _join(encoder.query_head_dim),
-        "value_head_dims": _join(encoder.value_head_dim),
-        "num_heads": _join(encoder.num_heads),
+        "query_head_dims": _join(encoder.config.query_head_dim),
+        "value_head_dims": _join(encoder.config.value_head_dim),
+        "num_heads": _join(encoder.config.num_heads),
     }
 
 

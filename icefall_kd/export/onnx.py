@@ -192,7 +192,7 @@ def require_streamable(model: nn.Module, chunking: Chunking) -> None:
         raise ValueError(
             "the model is not causal and cannot stream; train with encoder.causal=true"
         )
-    coarsest = max(model.encoder.downsampling_factor)
+    coarsest = max(model.encoder.config.downsampling_factor)
     for name, value in (
         ("chunk_size", chunking.chunk_size),
         ("left_context", chunking.left_context),

@@ -50,8 +50,9 @@ class Chunking:
             )
         encoder = model.encoder
         return cls(
-            chunk_size or _own(encoder.chunk_size, "chunk-size", where),
-            left_context or _own(encoder.left_context_frames, "left-context", where),
+            chunk_size or _own(encoder.config.chunk_size, "chunk-size", where),
+            left_context
+            or _own(encoder.config.left_context_frames, "left-context", where),
         )
 
 

@@ -166,7 +166,7 @@ class ZipformerTeacher:
         self._fingerprint = {
             "teacher": name,
             "family": "zipformer",
-            "num_heads": list(model.encoder.num_heads),
+            "num_heads": list(model.encoder.config.num_heads),
             "chunk_size": chunk_size,
             "left_context": left_context,
             "dtype": dtype,
@@ -196,7 +196,7 @@ class ZipformerTeacher:
         self, layers: Layers, weights: Optional[Sequence[float]]
     ) -> None:
         """Describe the embeddings of ``layers``."""
-        dims = self._model.encoder.encoder_dim
+        dims = self._model.encoder.config.encoder_dim
         stacks = choose_stacks(layers, len(dims))
         if weights is not None:
             check_sum(stacks, weights, dims)

@@ -84,14 +84,16 @@ def padded_frames(encoder: Zipformer2, num_frames: int) -> int:
     layer's context; and to the end of the first chunk, or past the reach of a kernel
     at the end where all is one chunk.
     """
-    factors = [*encoder.downsampling_factor, encoder.downsample_output.factor]
+    factors = [*encoder.config.downsampling_factor, encoder.downsample_output.factor]
     frames = conv2d_subsampling_lens(num_frames)  # 50 Hz, as all below
     frames += math.lcm(*factors) - 1 + CONVNEXT_CONTEXT
     chunk_size, _ = encoder.get_chunk_info()
     if chunk_size > 0:
         frames = max(frames, chunk_size)
     elif encoder.causal:
-        stacks = zip(encoder.cnn_module_kernel, encoder.downsampling_factor)
+        stacks = zip(
+            encoder.config.cnn_module_kernel, encoder.config.downsampling_factor
+        )
         frames += max((kernel + 1) * factor for kernel, factor in stacks)
     return 2 * frames + 7
 

@@ -18,7 +18,6 @@ from torch import Tensor
 from icefall_kd import NUM_MEL_BINS
 from icefall_kd.core.config import ModelConfig, ZipformerConfig, to_dict
 from icefall_kd.transducer.model import AsrModel, build_model
-from icefall_kd.zipformer.encoder import expand_per_stack
 
 PerStack = Union[int, str, Sequence[int]]
 Weights = Mapping[str, Any]  # tensors or arrays by name
@@ -255,9 +254,14 @@ def _find_fitting_heads(rows: Mapping[str, int]) -> list[str]:
 def _parse_per_stack(name: str, value: PerStack, num_stacks: int) -> tuple[int, ...]:
     if isinstance(value, str):
         value = [int(v) for v in value.split(",")]
-    values = expand_per_stack(name, value, num_stacks)
-    if min(values) < 1:
-        raise ValueError(f"{name} must be positive, got {values}")
+    values = (value,) if isinstance(value, int) else tuple(value)
+    if len(values) == 1:
+        values = values * num_stacks
+    if len(values) != num_stacks or min(values) < 1:
+        raise ValueError(
+            f"{name} must be one positive integer for each of {num_stacks} stacks, "
+            f"got {value}"
+        )
     return values
 
 

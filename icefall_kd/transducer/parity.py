@@ -216,7 +216,7 @@ class _Outputs:
 
     def _streaming_out(self) -> Tensor:
         """Return the first utterance, encoded by complete chunks."""
-        chunk_size = self.model.encoder.chunk_size[0]
+        chunk_size = self.model.encoder.config.chunk_size[0]
         states = self.model.init_states(1)
         chunks = []
         window, hop = window_frames(chunk_size), hop_frames(chunk_size)

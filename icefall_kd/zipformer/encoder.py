@@ -4,8 +4,7 @@ Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, section 3.1.
 """
 
 import random
-from collections.abc import Sequence
-from typing import Optional, Union
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -26,24 +25,6 @@ from icefall_kd.zipformer.scaling import (
     stretch_schedules,
 )
 from icefall_kd.zipformer.subsampling import Conv2dSubsampling
-
-PerStack = Union[int, Sequence[int]]
-
-
-def expand_per_stack(name: str, value: PerStack, num_stacks: int) -> tuple[int, ...]:
-    """Return one int for each stack; a single value serves all stacks.
-
-    Raises:
-      ValueError: if ``value`` has another number of entries.
-    """
-    values = (value,) if isinstance(value, int) else tuple(value)
-    if len(values) == 1:
-        values = values * num_stacks
-    if len(values) != num_stacks:
-        raise ValueError(
-            f"{name} has {len(values)} entries {values} for {num_stacks} stacks"
-        )
-    return values
 
 
 def make_chunk_mask(
@@ -80,136 +61,77 @@ def convert_num_channels(x: Tensor, channels: int) -> Tensor:
 class Zipformer2(nn.Module):
     """Zipformer encoder: embeddings at 50 Hz to frames at 25 Hz.
 
-    The arguments are icefall's.  One int, or a tuple of one, serves all stacks.
-
-    Args:
-      output_downsampling_factor: ratio of the input's frame rate to the output's.
-      downsampling_factor: the same for each stack.
-      encoder_dim: C_i, channels of each stack.
-      num_encoder_layers: layers of each stack.
-      encoder_unmasked_dim: channels that the feature masks never zero.
-      query_head_dim, pos_head_dim, value_head_dim, num_heads: of the attention.
-      feedforward_dim: hidden width of the middle feed-forward module.
-      cnn_module_kernel: kernel size of the depthwise convolutions, odd.
-      pos_dim: dimension of the positional encoding, even.
-      dropout: a rate or a schedule, for all layers.
-      warmup_batches: batches until all layers are warm; stretches all schedules.
-      causal: whether convolutions are limited to past and chunk, for streaming.
-      chunk_size: chunk sizes in frames, -1 is full context.  Each training batch draws
-        one; evaluation uses the first.
-      left_context_frames: the same for the left context of attention, -1 is unlimited.
     Attributes:
+      causal: whether convolutions are limited to past and chunk, for streaming.
       last_chunk: (chunk size, left context) of the last call of :meth:`forward`.
     Raises:
       ValueError: if sizes do not fit together.
     """
 
-    def __init__(
-        self,
-        output_downsampling_factor: int = 2,
-        downsampling_factor: Sequence[int] = (2, 4),
-        encoder_dim: PerStack = 384,
-        num_encoder_layers: PerStack = 4,
-        encoder_unmasked_dim: PerStack = 256,
-        query_head_dim: PerStack = 24,
-        pos_head_dim: PerStack = 4,
-        value_head_dim: PerStack = 12,
-        num_heads: PerStack = 8,
-        feedforward_dim: PerStack = 1536,
-        cnn_module_kernel: PerStack = 31,
-        pos_dim: int = 192,
-        dropout: Optional[FloatLike] = None,
-        warmup_batches: float = 4000.0,
-        causal: bool = False,
-        chunk_size: Sequence[int] = (-1,),
-        left_context_frames: Sequence[int] = (-1,),
-    ) -> None:
+    def __init__(self, config: ZipformerConfig) -> None:
         super().__init__()
-        num_stacks = len(downsampling_factor)
-
-        def expand(name: str, value: PerStack) -> tuple[int, ...]:
-            return expand_per_stack(name, value, num_stacks)
-
-        self.downsampling_factor = tuple(downsampling_factor)
-        self.encoder_dim = expand("encoder_dim", encoder_dim)
-        self.encoder_unmasked_dim = expand("encoder_unmasked_dim", encoder_unmasked_dim)
-        self.num_encoder_layers = expand("num_encoder_layers", num_encoder_layers)
-        self.query_head_dim = expand("query_head_dim", query_head_dim)
-        self.pos_head_dim = expand("pos_head_dim", pos_head_dim)
-        self.value_head_dim = expand("value_head_dim", value_head_dim)
-        self.num_heads = expand("num_heads", num_heads)
-        self.feedforward_dim = expand("feedforward_dim", feedforward_dim)
-        self.cnn_module_kernel = expand("cnn_module_kernel", cnn_module_kernel)
-        self.pos_dim = pos_dim
-        self.causal = causal
-        self.chunk_size = tuple(chunk_size)
-        self.left_context_frames = tuple(left_context_frames)
+        self.config = config
+        self.causal = config.causal
         self.fixed_chunk: Optional[tuple[int, int]] = None
         self.last_chunk = (-1, -1)
-        self._check_sizes()
-
-        if dropout is None:
-            dropout = ScheduledFloat((0.0, 0.3), (20000.0, 0.1))
-        self.encoders = nn.ModuleList(
-            self._build_stack(i, dropout) for i in range(num_stacks)
-        )
-        self.downsample_output = SimpleDownsample(output_downsampling_factor)
-        stretch_schedules(self, warmup_batches)
-
-    def _check_sizes(self) -> None:
-        if any(u > c for u, c in zip(self.encoder_unmasked_dim, self.encoder_dim)):
+        unmasked_dim, encoder_dim = config.encoder_unmasked_dim, config.encoder_dim
+        if any(u > c for u, c in zip(unmasked_dim, encoder_dim)):
             raise ValueError(
-                f"encoder_unmasked_dim {self.encoder_unmasked_dim} exceeds "
-                f"encoder_dim {self.encoder_dim}"
+                f"encoder_unmasked_dim {unmasked_dim} exceeds encoder_dim {encoder_dim}"
             )
-        for chunk_size in self.chunk_size:
+        for chunk_size in config.chunk_size:
             self._check_chunk(chunk_size)
+        dropout = dropout_schedule(config.dropout)  # shared by all layers
+        self.encoders = nn.ModuleList(
+            self._build_stack(i, dropout) for i in range(len(encoder_dim))
+        )
+        self.downsample_output = SimpleDownsample(config.output_downsampling_factor)
+        stretch_schedules(self, config.warmup_batches)
 
     def _check_chunk(self, chunk_size: int) -> None:
         if chunk_size == -1:
             return
         if not self.causal:
             raise ValueError(f"chunk_size {chunk_size} needs a model with causal: true")
-        if chunk_size <= 0 or any(chunk_size % d for d in self.downsampling_factor):
+        factors = self.config.downsampling_factor
+        if chunk_size <= 0 or any(chunk_size % factor for factor in factors):
             raise ValueError(
                 f"chunk_size {chunk_size} must be a positive multiple of each of "
-                f"downsampling_factor {self.downsampling_factor}"
+                f"downsampling_factor {factors}"
             )
 
     def _build_stack(self, i: int, dropout: FloatLike) -> nn.Module:
-        factor = self.downsampling_factor[i]
-        num_layers = self.num_encoder_layers[i]
+        config = self.config
+        factor = config.downsampling_factor[i]
+        num_layers = config.num_encoder_layers[i]
         # The layers warm up one after another.  The first share of the warm-up is for
         # the front end alone.
-        num_shares = len(self.downsampling_factor) + 1
+        num_shares = len(config.downsampling_factor) + 1
         begin = REFERENCE_WARMUP * (i + 1) / num_shares
         step = (REFERENCE_WARMUP * (i + 2) / num_shares - begin) / num_layers
-        skip_rates = [
-            ScheduledFloat(
-                (begin + j * step, 0.5), (begin + (j + 1) * step, 0.035 * factor**0.5)
+        layers = [
+            Zipformer2EncoderLayer(
+                channels=config.encoder_dim[i],
+                pos_dim=config.pos_dim,
+                num_heads=config.num_heads[i],
+                query_head_dim=config.query_head_dim[i],
+                pos_head_dim=config.pos_head_dim[i],
+                value_head_dim=config.value_head_dim[i],
+                feedforward_dim=config.feedforward_dim[i],
+                kernel_size=config.cnn_module_kernel[i],
+                dropout=dropout,
+                causal=config.causal,
+                skip_rate=ScheduledFloat(
+                    (begin + j * step, 0.5),
+                    (begin + (j + 1) * step, 0.035 * factor**0.5),
+                ),
             )
             for j in range(num_layers)
         ]
-        layers = [
-            Zipformer2EncoderLayer(
-                channels=self.encoder_dim[i],
-                pos_dim=self.pos_dim,
-                num_heads=self.num_heads[i],
-                query_head_dim=self.query_head_dim[i],
-                pos_head_dim=self.pos_head_dim[i],
-                value_head_dim=self.value_head_dim[i],
-                feedforward_dim=self.feedforward_dim[i],
-                kernel_size=self.cnn_module_kernel[i],
-                dropout=dropout,
-                causal=self.causal,
-                skip_rate=skip_rate,
-            )
-            for skip_rate in skip_rates
-        ]
-        stack = Zipformer2Encoder(layers, self.pos_dim)
+        stack = Zipformer2Encoder(layers, config.pos_dim)
         if factor == 1:
             return stack
-        return DownsampledZipformer2Encoder(stack, self.encoder_dim[i], factor)
+        return DownsampledZipformer2Encoder(stack, config.encoder_dim[i], factor)
 
     def set_chunk(self, chunk_size: int, left_context_frames: int = -1) -> None:
         """Set the chunk size and left context of evaluation.
@@ -228,13 +150,11 @@ class Zipformer2(nn.Module):
         """Return chunk size and left context; training draws them."""
         if not self.causal:
             return -1, -1
+        chunk_sizes = self.config.chunk_size
+        left_contexts = self.config.left_context_frames
         if self.training:
-            return random.choice(self.chunk_size), random.choice(
-                self.left_context_frames
-            )
-        if self.fixed_chunk is not None:
-            return self.fixed_chunk
-        return self.chunk_size[0], self.left_context_frames[0]
+            return random.choice(chunk_sizes), random.choice(left_contexts)
+        return self.fixed_chunk or (chunk_sizes[0], left_contexts[0])
 
     def forward(
         self,
@@ -262,10 +182,10 @@ class Zipformer2(nn.Module):
         feature_masks = self._draw_feature_masks(x)
         outputs: list[Tensor] = []
         for i, stack in enumerate(self.encoders):
-            factor = self.downsampling_factor[i]
+            factor = self.config.downsampling_factor[i]
             mask, pad_mask = _downsample_masks(chunk_mask, src_key_padding_mask, factor)
             x, _ = stack(
-                convert_num_channels(x, self.encoder_dim[i]),
+                convert_num_channels(x, self.config.encoder_dim[i]),
                 mask=mask,
                 pad_mask=pad_mask,
                 chunk_size=chunk_size // factor if chunk_size > 0 else -1,
@@ -295,15 +215,14 @@ class Zipformer2(nn.Module):
         for i, stack in enumerate(self.encoders):
             first = len(next_caches)
             x, new = stack(
-                convert_num_channels(x, self.encoder_dim[i]),
-                mask=mask[:, None, None, :: self.downsampling_factor[i]],
-                caches=caches[first : first + self.num_encoder_layers[i]],
+                convert_num_channels(x, self.config.encoder_dim[i]),
+                mask=mask[:, None, None, :: self.config.downsampling_factor[i]],
+                caches=caches[first : first + self.config.num_encoder_layers[i]],
             )
             outputs.append(x)
             next_caches.extend(new)
-        return self.downsample_output(
-            self._get_full_dim_output(outputs), exact=True
-        ), next_caches
+        y = self._get_full_dim_output(outputs)
+        return self.downsample_output(y, exact=True), next_caches
 
     def output_lens(self, x_lens: Tensor) -> Tensor:
         """Return valid output frames from valid input frames, (N,) int64."""
@@ -326,12 +245,14 @@ class Zipformer2(nn.Module):
         1/8, and the upper half of these with probability 1/8 more, in all stacks.
         """
         if not self.training:
-            return [None] * len(self.encoder_dim)
+            return [None] * len(self.config.encoder_dim)
         keep = torch.rand(2, x.shape[0], 1, 1, device=x.device) >= 0.125
         lower = keep[0].to(x.dtype)
         upper = (keep[0] & keep[1]).to(x.dtype)
         masks: list[Optional[Tensor]] = []
-        for channels, unmasked in zip(self.encoder_dim, self.encoder_unmasked_dim):
+        for channels, unmasked in zip(
+            self.config.encoder_dim, self.config.encoder_unmasked_dim
+        ):
             half = (channels - unmasked) // 2
             ones = x.new_ones(x.shape[0], 1, unmasked)
             parts = [ones, lower.expand(-1, -1, half)]
@@ -372,23 +293,4 @@ def build_encoder(config: ZipformerConfig) -> tuple[Conv2dSubsampling, Zipformer
         dropout=dropout_schedule(config.dropout),
     )
     stretch_schedules(encoder_embed, config.warmup_batches)
-    encoder = Zipformer2(
-        output_downsampling_factor=config.output_downsampling_factor,
-        downsampling_factor=config.downsampling_factor,
-        encoder_dim=config.encoder_dim,
-        num_encoder_layers=config.num_encoder_layers,
-        encoder_unmasked_dim=config.encoder_unmasked_dim,
-        query_head_dim=config.query_head_dim,
-        pos_head_dim=config.pos_head_dim,
-        value_head_dim=config.value_head_dim,
-        num_heads=config.num_heads,
-        feedforward_dim=config.feedforward_dim,
-        cnn_module_kernel=config.cnn_module_kernel,
-        pos_dim=config.pos_dim,
-        dropout=dropout_schedule(config.dropout),
-        warmup_batches=config.warmup_batches,
-        causal=config.causal,
-        chunk_size=config.chunk_size,
-        left_context_frames=config.left_context_frames,
-    )
-    return encoder_embed, encoder
+    return encoder_embed, Zipformer2(config)

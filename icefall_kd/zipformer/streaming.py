@@ -39,11 +39,12 @@ def get_streaming_chunk(encoder: Zipformer2) -> tuple[int, int]:
     """
     if not encoder.causal:
         raise ValueError("streaming needs a model with causal: true")
+    config = encoder.config
     chunk_size, left_context = encoder.fixed_chunk or (
-        encoder.chunk_size[0],
-        encoder.left_context_frames[0],
+        config.chunk_size[0],
+        config.left_context_frames[0],
     )
-    slowest = max(encoder.downsampling_factor)
+    slowest = max(config.downsampling_factor)
     if chunk_size <= 0 or left_context < slowest:
         raise ValueError(
             f"streaming needs a chunk size > 0 and a left context >= {slowest} frames, "
@@ -74,21 +75,22 @@ def init_states(
       ValueError: see `get_streaming_chunk`.
     """
     _, left_context = get_streaming_chunk(encoder)
+    config = encoder.config
     states: list[Tensor] = []
-    for i, factor in enumerate(encoder.downsampling_factor):
+    for i, factor in enumerate(config.downsampling_factor):
         left = left_context // factor
-        heads, channels = encoder.num_heads[i], encoder.encoder_dim[i]
-        value = (left, batch_size, heads * encoder.value_head_dim[i])
-        conv = (batch_size, channels, encoder.cnn_module_kernel[i] // 2)
+        heads, channels = config.num_heads[i], config.encoder_dim[i]
+        value = (left, batch_size, heads * config.value_head_dim[i])
+        conv = (batch_size, channels, config.cnn_module_kernel[i] // 2)
         shapes = LayerCache(
-            key=(left, batch_size, heads * encoder.query_head_dim[i]),
+            key=(left, batch_size, heads * config.query_head_dim[i]),
             nonlin=(1, batch_size, left, 3 * channels // 4),
             value1=value,
             value2=value,
             conv1=conv,
             conv2=conv,
         )
-        for _ in range(encoder.num_encoder_layers[i]):
+        for _ in range(config.num_encoder_layers[i]):
             states += [torch.zeros(shape, device=device) for shape in shapes]
     states.append(encoder_embed.init_cache(batch_size, device))
     states.append(torch.zeros(batch_size, dtype=torch.int64, device=device))
@@ -112,7 +114,7 @@ def streaming_forward(
       ValueError: if ``x`` has another length, or the number of states is wrong.
     """
     chunk_size, left_context = get_streaming_chunk(encoder)
-    num_layers = sum(encoder.num_encoder_layers)
+    num_layers = sum(encoder.config.num_encoder_layers)
     if len(states) != STATES_PER_LAYER * num_layers + 2:
         raise ValueError(
             f"got {len(states)} states for {num_layers} layers, expected "

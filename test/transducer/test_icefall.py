@@ -86,8 +86,8 @@ def test_a_training_checkpoint_of_icefall_contains_its_heads(tmp_path):
     rest = {"optimizer": None, "model_avg": weights, "best_valid_loss": float("inf")}
     torch.save({"model": weights, **rest, **options}, tmp_path / "epoch-3.pt")
     model, _, _ = load_model(tmp_path / "epoch-3.pt")
-    assert model.encoder.num_heads == (2, 4, 2)
-    assert model.encoder.query_head_dim == (8, 16, 8)
+    assert model.encoder.config.num_heads == (2, 4, 2)
+    assert model.encoder.config.query_head_dim == (8, 16, 8)
     for name, value in model.state_dict().items():
         assert torch.equal(value, weights[name])
 
@@ -127,7 +127,7 @@ def test_wrong_heads_are_refused_with_the_tensor_and_fitting_heads(tmp_path):
     [
         ({**HEADS, "pos_head_dim": 8}, "linear_pos|in_proj"),
         ({**HEADS, "num_heads": [2, 4, 4]}, "stack 2 has not 4 heads"),
-        ({**HEADS, "num_heads": [2, 4]}, "num_heads has 2 entries .* for 3 stacks"),
+        ({**HEADS, "num_heads": [2, 4]}, "num_heads .* each of 3 stacks"),
         ({**HEADS, "head_dim": 8}, r"\['head_dim'\]"),
     ],
 )

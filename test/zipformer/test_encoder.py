@@ -5,7 +5,6 @@ import torch
 
 from icefall_kd.core.frames import make_pad_mask
 from icefall_kd.zipformer.encoder import (
-    Zipformer2,
     convert_num_channels,
     make_chunk_mask,
 )
@@ -154,8 +153,3 @@ def test_warmup_batches_stretch_all_schedules(make_encoder):
 def test_wrong_sizes_are_refused(make_encoder, changes, message):
     with pytest.raises(ValueError, match=message):
         make_encoder(**changes)
-
-
-def test_wrong_number_of_stacks_is_refused():
-    with pytest.raises(ValueError, match="num_heads has 3"):
-        Zipformer2(downsampling_factor=(1, 2), num_heads=(2, 2, 2))
