@@ -225,13 +225,10 @@ def _bpe_problems(
 
 
 def _token_differences(there: list[str], here: list[str]) -> str:
-    """Return the numbers of tokens and the first that differ; "" if none does."""
-    if there == here:
-        return ""
-    cases = [f"{i}: {a} -> {b}" for i, (a, b) in enumerate(zip(there, here)) if a != b]
-    sizes = [f"{len(there)} tokens -> {len(here)}"] if len(there) != len(here) else []
-    more = [f"{len(cases) - MAX_TOKENS} more"] if len(cases) > MAX_TOKENS else []
-    return "; ".join(sizes + cases[:MAX_TOKENS] + more)
+    """Return the first tokens that differ, "" if none does."""
+    lines = config_differences(dict(enumerate(here)), dict(enumerate(there)))
+    more = [f"{len(lines) - MAX_TOKENS} more"] if len(lines) > MAX_TOKENS else []
+    return "; ".join(lines[:MAX_TOKENS] + more)
 
 
 def _tokens(tokenizer: Tokenizer) -> list[str]:

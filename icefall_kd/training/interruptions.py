@@ -127,20 +127,17 @@ class PeerWatch:
     def __init__(
         self,
         world: World,
-        store: Any = None,
         heartbeat: float = HEARTBEAT,
         patience: float = PATIENCE,
     ) -> None:
         """Prepare the watch; a single process watches nothing.
 
         Args:
-          store: torch.distributed store, for this object alone; None connects to the
-            job's store.
           heartbeat, patience: seconds, see the constants.
         """
         self.world, self.heartbeat, self.patience = world, heartbeat, patience
         self.others = [r for r in range(world.size) if r != world.rank]
-        self._store = store
+        self._store: Any = None
         self._own_error = self._peer_error = ""
         self._is_leaving = False
         self._threads: list[threading.Thread] = []
@@ -153,7 +150,7 @@ class PeerWatch:
         if not self.others:
             return self
         try:
-            self._store = self._store or open_store()
+            self._store = open_store()
         except (RuntimeError, KeyError) as e:
             logging.warning("lost processes will not be detected: no store (%s)", e)
             return self

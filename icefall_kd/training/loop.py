@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Optional
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -18,14 +18,11 @@ from icefall_kd.core.config import to_dict
 from icefall_kd.core.distributed import World, wrap_ddp
 from icefall_kd.core.files import write_text
 from icefall_kd.core.frames import Batch, move_to_device
+from icefall_kd.distill.term import TermOutput
 from icefall_kd.training import checkpoint as ckpt
 from icefall_kd.training.checkpoint import RunningMean, TrainState
 from icefall_kd.training.interruptions import StopRequest, TrainingInterruptedError
-from icefall_kd.training.memory import (
-    explain_out_of_memory,
-    largest_batches,
-    probe_memory,
-)
+from icefall_kd.training.memory import explain_out_of_memory, probe_memory
 from icefall_kd.training.metrics import MetricsTracker, Reporter
 from icefall_kd.training.optim import Eden, ScaledAdam, clip_gradients, make_scaler
 from icefall_kd.training.setup import Setup, make_dev_loader, make_train_loader
@@ -103,7 +100,15 @@ class Trainer:
                 f"resuming from epoch {self.state.epoch} step {self.state.step}"
             )
         elif config.memory_probe:
-            self._probe_memory()
+            set_batch_count(self.student, self.schedule_offset)
+            probe_memory(
+                self.student,
+                setup.train_stream,
+                self.loader,
+                device=world.device,
+                autocast=self._autocast,
+                max_duration=config.data.max_duration,
+            )
         if world.size > 1:
             self.module = wrap_ddp(self.student)
 
@@ -259,17 +264,7 @@ class Trainer:
           Seconds of audio in the batches of all processes.
         """
         config, state = self.config, self.state
-        set_batch_count(self.student, state.step + self.schedule_offset)
-        self.optimizer.zero_grad(set_to_none=True)
-        is_frozen = config.init_encoder is not None and (
-            state.step < config.optim.frozen_batches
-        )
-        with explain_out_of_memory(batch, config.data.max_duration):
-            with self._autocast():
-                loss, frames, outputs = self.module(batch, state.step, is_frozen)
-            # The regularisers add gradients whose size suits a loss summed over
-            # frames.  ScaledAdam does not depend on the scale of the gradients.
-            self.scaler.scale(loss * frames).backward()
+        loss, frames, outputs = self._backward(batch)
         self.scaler.unscale_(self.optimizer)
         limit = config.optim.max_grad_norm
         if limit:  # per frame; all processes share the gradients
@@ -309,6 +304,22 @@ class Trainer:
         self.report.metrics.add_terms(outputs, len(batch["feature_lens"]))
         self.report.metrics.add("grad_norm", norm, frames)
         return audio
+
+    def _backward(self, batch: Batch) -> tuple[Tensor, int, dict[str, TermOutput]]:
+        """Compute loss and gradients; return the output of the student."""
+        config, step = self.config, self.state.step
+        set_batch_count(self.student, step + self.schedule_offset)
+        self.optimizer.zero_grad(set_to_none=True)
+        is_frozen = config.init_encoder is not None and (
+            step < config.optim.frozen_batches
+        )
+        with explain_out_of_memory(batch, config.data.max_duration):
+            with self._autocast():
+                loss, frames, outputs = self.module(batch, step, is_frozen)
+            # The regularisers add gradients whose size suits a loss summed over
+            # frames.  ScaledAdam does not depend on the scale of the gradients.
+            self.scaler.scale(loss * frames).backward()
+        return loss, frames, outputs
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         dtype = DTYPES.get(self.config.amp)
@@ -376,17 +387,4 @@ class Trainer:
             f"stopped on request after update {self.state.step}, wrote {written}. Run "
             "the same command to resume.",
             number,
-        )
-
-    def _probe_memory(self) -> None:
-        duration = self.config.data.max_duration
-        needs_text = any(term.needs_text for _, term in self.student.terms)
-        stream = self.setup.train_stream
-        set_batch_count(self.student, self.schedule_offset)
-        probe_memory(
-            self.student,
-            largest_batches(stream, self.loader, duration, needs_text),
-            device=self.world.device,
-            autocast=self._autocast,
-            max_duration=duration,
         )

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import resource
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -92,24 +92,30 @@ def largest_batches(
 
 def probe_memory(
     student: DistilledStudent,
-    batches: Iterable[Batch],
+    stream: CutStream,
+    loader: Loader,
     *,
     device: torch.device,
     autocast: Callable[[], contextlib.AbstractContextManager],
     max_duration: float,
 ) -> None:
-    """Run forward and backward on each batch, without an update.
+    """Run forward and backward on the largest batches, without an update.
 
     The probe also holds as much memory as the optimiser's two moments.  It restores
     random states, gradients and Whiten probabilities.
 
+    Args:
+      stream, loader: of the training sets.
+      autocast: context of the forward pass.
+      max_duration: ``data.max_duration``, s.
     Raises:
       OutOfMemoryError: if a batch does not fit.
     """
     rng_state, whiten_probs = get_rng_state(), get_whiten_probs(student.model)
     params = [p for _, p in student.trainable()]
     student.train()
-    for batch in batches:
+    needs_text = any(term.needs_text for _, term in student.terms)
+    for batch in largest_batches(stream, loader, max_duration, needs_text):
         logging.info("memory probe: training on %s", describe_batch(batch))
         clock = time.monotonic()
         with explain_out_of_memory(batch, max_duration):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -23,7 +23,7 @@ from icefall_kd.dataset.fields import (
 )
 from icefall_kd.dataset.stream import CutStream, open_stream
 from icefall_kd.distill import build_terms
-from icefall_kd.distill.term import check_vocabulary
+from icefall_kd.distill.term import Term, check_vocabulary
 from icefall_kd.fields.codecs import Codec
 from icefall_kd.fields.format import FieldInfo, load_field_info
 from icefall_kd.training.checkpoint import seed_everything
@@ -110,32 +110,9 @@ def build_setup(config: TrainConfig, resume: Optional[dict[str, Any]] = None) ->
     for info in infos.values():
         if info.kind != "embedding":
             check_vocabulary(info, tokenizer)
-    train_stream = open_stream(
-        train_dirs,
-        cached,
-        data.expect,
-        shares=data.mix,
-        seed=config.seed,
-        shuffle=True,
-        missing=data.missing,
-        # An unlabelled cut has a target if a term has a teacher.
-        labelled=all(term.needs_text and not term.fields for term in terms),
+    train_stream, dev_stream = open_streams(
+        config, terms, tokenizer, cached, train_dirs, dev_dirs
     )
-    dev_stream = None
-    if dev_dirs:
-        dev_stream = open_stream(dev_dirs, cached, data.expect, missing=data.missing)
-    needs_text = any(term.needs_text for term in terms)
-    for stream in filter(None, (train_stream, dev_stream)):
-        for source in stream.sources:
-            check_cuts(
-                source.shards,
-                f"{data.shar_dir}/{source.name}",
-                labelled=needs_text,
-                trained=True,
-                tokenizer=tokenizer if needs_text else None,
-                max_unknown=data.max_unknown,
-            )
-    check_labelled(train_stream)
     heads = build_heads(weighted_terms, config.model, infos, config.seed)
     return Setup(
         config=config,
@@ -148,6 +125,51 @@ def build_setup(config: TrainConfig, resume: Optional[dict[str, Any]] = None) ->
         train_seconds=train_stream.seconds(),
         untrained=tuple(sorted(untrained)),
     )
+
+
+def open_streams(
+    config: TrainConfig,
+    terms: Sequence[Term],
+    tokenizer: Optional[Tokenizer],
+    fields: Sequence[str],
+    train_dirs: Sequence[Path],
+    dev_dirs: Sequence[Path],
+) -> tuple[CutStream, Optional[CutStream]]:
+    """Return the checked cuts for training and validation.
+
+    Args:
+      fields: Shar fields that the cuts carry.
+    Raises:
+      ValueError: if a cut cannot be trained on, or no cut is left.
+    """
+    data = config.data
+    train_stream = open_stream(
+        train_dirs,
+        fields,
+        data.expect,
+        shares=data.mix,
+        seed=config.seed,
+        shuffle=True,
+        missing=data.missing,
+        # An unlabelled cut has a target if a term has a teacher.
+        labelled=all(term.needs_text and not term.fields for term in terms),
+    )
+    dev_stream = None
+    if dev_dirs:
+        dev_stream = open_stream(dev_dirs, fields, data.expect, missing=data.missing)
+    needs_text = any(term.needs_text for term in terms)
+    for stream in filter(None, (train_stream, dev_stream)):
+        for source in stream.sources:
+            check_cuts(
+                source.shards,
+                f"{data.shar_dir}/{source.name}",
+                labelled=needs_text,
+                trained=True,
+                tokenizer=tokenizer if needs_text else None,
+                max_unknown=data.max_unknown,
+            )
+    check_labelled(train_stream)
+    return train_stream, dev_stream
 
 
 def load_tokenizer(config: TrainConfig) -> tuple[TrainConfig, Optional[Tokenizer]]:

@@ -66,7 +66,8 @@ def test_the_probe_reaches_heads_and_vocabulary_with_the_longest_cuts(config):
         p.register_hook(lambda grad, name=name: reached.add(name))
     probe_memory(
         setup.student,
-        iter([batch]),
+        setup.train_stream,
+        make_train_loader(setup, World(0, 1, CPU)),
         device=CPU,
         autocast=contextlib.nullcontext,
         max_duration=6.5,
