@@ -28,15 +28,15 @@ def shar(pristine_shar, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def taught_shar(pristine_shar, tiny, tmp_path_factory):
+def extracted_shar(pristine_shar, tiny, tmp_path_factory):
     """The small Shar with the field whisper_tiny_en; not to be written to."""
-    folder = tmp_path_factory.mktemp("taught") / "shar"
+    folder = tmp_path_factory.mktemp("extracted") / "shar"
     copy_shar(pristine_shar, folder)
     extract(folder, [tiny])
     return folder
 
 
 @pytest.fixture
-def taught(taught_shar, tmp_path):
+def extracted(extracted_shar, tmp_path):
     """The small Shar with the field whisper_tiny_en, to be damaged."""
-    return copy_shar(taught_shar, tmp_path / "taught")
+    return copy_shar(extracted_shar, tmp_path / "extracted")

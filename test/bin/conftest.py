@@ -11,7 +11,7 @@ from icefall_kd.data.shar import write_shar
 
 tiny_dir, tiny = real_teachers.tiny_dir, real_teachers.tiny  # fixtures
 pristine_shar = real_shar.pristine_shar
-taught_shar, taught = real_shar.taught_shar, real_shar.taught
+extracted_shar, extracted = real_shar.extracted_shar, real_shar.extracted
 checkpoint, pristine_student = students.checkpoint, students.pristine_student
 cuts, tokenizer, waves = students.cuts, students.tokenizer, students.waves
 parts = students.parts

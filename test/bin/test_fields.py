@@ -32,109 +32,111 @@ def run(capsys):
     return command
 
 
-def test_ls_lists_the_fields_of_every_folder(run, taught, pristine_shar):
-    report = taught.with_name("taught.gate.json")  # beside the folder, as make_shar's
+def test_ls_lists_the_fields_of_each_folder(run, extracted, pristine_shar):
+    report = extracted.with_name(
+        "extracted.gate.json"
+    )  # beside the folder, as make_shar's
     report.write_text("{}")
-    status, out, _ = run("ls", taught, report, pristine_shar)
+    status, out, _ = run("ls", extracted, report, pristine_shar)
     assert status == 0
     lines = out.splitlines()
-    assert lines[0] == f"{taught}: 1 fields, 4 shards"
+    assert lines[0] == f"{extracted}: 1 fields, 4 shards"
     assert lines[1].split()[:4] == ["field", "state", "kind", "dim"]
     assert lines[2].split()[:4] == [FIELD, "complete", "embedding", "384"]
     assert lines[3:] == ["", f"{pristine_shar}: 0 fields, 4 shards", "  no fields"]
 
 
-def test_ls_as_json_holds_what_the_description_holds(run, taught):
-    state_path(taught, FIELD, "000003").unlink()
-    whole = load_field_info(taught, FIELD)
-    info_path(taught, FIELD).unlink()
-    status, out, _ = run("ls", "--json", taught)
-    (told,) = json.loads(out)[str(taught)]
+def test_ls_as_json_has_the_summary(run, extracted):
+    state_path(extracted, FIELD, "000003").unlink()
+    whole = load_field_info(extracted, FIELD)
+    info_path(extracted, FIELD).unlink()
+    status, out, _ = run("ls", "--json", extracted)
+    (told,) = json.loads(out)[str(extracted)]
     assert status == 0
     assert (told["state"], told["shards_done"], told["shards"]) == ("unfinished", 3, 4)
     assert told["fingerprint"] == whole.fingerprint
     assert 0 < told["hours"] < whole.num_frames * 0.02 / 3600
 
 
-def test_show_fails_where_cuts_have_no_target(run, taught):
-    status, out, _ = run("show", taught, FIELD)
+def test_show_fails_if_cuts_have_no_target(run, extracted):
+    status, out, _ = run("show", extracted, FIELD)
     assert status == 0 and "model_sha256" in out
-    (taught / f"{FIELD}.000001.tar").unlink()
-    status, out, _ = run("show", taught, FIELD)
+    (extracted / f"{FIELD}.000001.tar").unlink()
+    status, out, _ = run("show", extracted, FIELD)
     assert status == 1
     assert "targets: 13 of 18 cuts" in out
     assert "missing: 5, for example asterisk" in out
 
 
-def test_verify_names_faults_deletes_what_is_damaged_and_fails(taught):
+def test_verify_reports_and_deletes_damaged_files(extracted):
     """As users run it; ``--quick`` in the same process as the others."""
-    flip_a_bit(taught / f"{FIELD}.000001.tar")
-    command = [sys.executable, "-m", "icefall_kd.bin.fields", "verify", str(taught)]
+    flip_a_bit(extracted / f"{FIELD}.000001.tar")
+    command = [sys.executable, "-m", "icefall_kd.bin.fields", "verify", str(extracted)]
     done = subprocess.run(
         [*command, "--delete-damaged"], capture_output=True, text=True
     )
     assert done.returncode == 1, done.stderr
     fault, count, *deleted = done.stdout.splitlines()
-    assert fault.startswith(f"{taught / FIELD}.000001.tar: damaged, another SHA-256")
-    assert count == f"{taught} {FIELD}: 1 faults (every array)"
-    paths = [info_path(taught, FIELD), state_path(taught, FIELD, "000001")]
-    paths.append(taught / f"{FIELD}.000001.tar")
+    assert fault.startswith(f"{extracted / FIELD}.000001.tar: damaged, another SHA-256")
+    assert count == f"{extracted} {FIELD}: 1 faults (every array)"
+    paths = [info_path(extracted, FIELD), state_path(extracted, FIELD, "000001")]
+    paths.append(extracted / f"{FIELD}.000001.tar")
     assert sorted(deleted) == sorted(f"deleted {path}" for path in paths)
     assert f"verify {FIELD}: 100%" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_verify_quick_reads_no_arrays_and_says_so(run, taught):
-    change_array(taught, FIELD, "000001", 0, lambda x: x * float("nan"))
-    assert run("verify", "--quick", taught)[0] == 0
-    status, out, _ = run("verify", taught, FIELD)
+def test_verify_quick_reads_no_arrays(run, extracted):
+    change_array(extracted, FIELD, "000001", 0, lambda x: x * float("nan"))
+    assert run("verify", "--quick", extracted)[0] == 0
+    status, out, _ = run("verify", extracted, FIELD)
     assert status == 1 and "1 arrays are not finite: asterisk" in out
-    assert (taught / f"{FIELD}.000001.tar").is_file()  # nothing was asked of it
+    assert (extracted / f"{FIELD}.000001.tar").is_file()  # nothing was asked of it
 
 
-def test_verify_of_a_whole_folder_is_quiet_and_succeeds(run, taught, pristine_shar):
-    status, out, _ = run("verify", taught)
-    assert (status, out) == (0, f"{taught} {FIELD}: no faults (every array)\n")
+def test_verify_of_an_intact_folder_succeeds(run, extracted, pristine_shar):
+    status, out, _ = run("verify", extracted)
+    assert (status, out) == (0, f"{extracted} {FIELD}: no faults (every array)\n")
     assert run("verify", pristine_shar)[:2] == (0, f"{pristine_shar}: no fields\n")
 
 
-def test_rm_lists_asks_and_removes(run, taught, monkeypatch):
-    names = sorted(p.name for p in taught.iterdir())
-    status, out, _ = run("rm", taught, FIELD, "--dry-run")
+def test_rm_lists_the_files_and_asks(run, extracted, monkeypatch):
+    names = sorted(p.name for p in extracted.iterdir())
+    status, out, _ = run("rm", extracted, FIELD, "--dry-run")
     assert status == 0 and out.endswith("9 files would be removed\n")
     asked = []
     for answer in ("", "n"):
         monkeypatch.setattr("builtins.input", lambda q, a=answer: asked.append(q) or a)
-        assert "nothing was removed" in run("rm", taught, FIELD)[1]
+        assert "nothing was removed" in run("rm", extracted, FIELD)[1]
     assert asked == ["remove these 9 files? [y/N] "] * 2
-    assert sorted(p.name for p in taught.iterdir()) == names
+    assert sorted(p.name for p in extracted.iterdir()) == names
     monkeypatch.setattr("builtins.input", lambda question: "y")
-    assert run("rm", taught, FIELD)[1].endswith("9 files removed\n")
-    left = sorted(p.name for p in taught.iterdir())
+    assert run("rm", extracted, FIELD)[1].endswith("9 files removed\n")
+    left = sorted(p.name for p in extracted.iterdir())
     assert left == [n for n in names if not n.startswith(f"{FIELD}.")]
 
 
-def test_rm_without_a_terminal_removes_nothing(run, taught, monkeypatch):
+def test_rm_without_a_terminal_removes_nothing(run, extracted, monkeypatch):
     def nobody(question):
         raise EOFError
 
     monkeypatch.setattr("builtins.input", nobody)
-    assert "nothing was removed" in run("rm", taught, FIELD)[1]
-    assert info_path(taught, FIELD).is_file()
+    assert "nothing was removed" in run("rm", extracted, FIELD)[1]
+    assert info_path(extracted, FIELD).is_file()
 
 
-def test_copy_makes_the_field_whole_elsewhere(run, taught, pristine_shar, tmp_path):
+def test_copy_writes_a_complete_field(run, extracted, pristine_shar, tmp_path):
     target = tmp_path / "target"
     copy_shar(pristine_shar, target)
-    assert run("copy", taught, target, FIELD)[0] == 0
+    assert run("copy", extracted, target, FIELD)[0] == 0
     assert run("verify", target)[0] == 0
     assert len(list(open_shar(target, [FIELD]))) == 18
 
 
-def test_plot_writes_the_picture(run, taught, tmp_path):
+def test_plot_writes_a_png(run, extracted, tmp_path):
     pytest.importorskip("matplotlib")
-    cut = next(iter(open_shar(taught))).id
+    cut = next(iter(open_shar(extracted))).id
     out = tmp_path / "cut.png"
-    assert run("plot", taught, cut, FIELD, "--out", out)[0] == 0
+    assert run("plot", extracted, cut, FIELD, "--out", out)[0] == 0
     assert out.read_bytes()[:4] == b"\x89PNG"
 
 
@@ -157,15 +159,15 @@ def test_plot_writes_the_picture(run, taught, tmp_path):
     ],
     ids=lambda x: x[0] if isinstance(x, list) else "",
 )
-def test_what_does_not_exist_is_told_with_status_2(
-    run, taught_shar, tmp_path, arguments, told
+def test_missing_folders_fields_and_cuts_have_status_2(
+    run, extracted_shar, tmp_path, arguments, told
 ):
-    places = {"tmp": tmp_path, "shar": taught_shar}
+    places = {"tmp": tmp_path, "shar": extracted_shar}
     status, out, err = run(*(a.format(**places) for a in arguments))
     assert (status, out) == (2, "")
     assert told.format(**places) in err
 
 
-def test_a_copy_that_is_refused_has_status_1(run, taught):
-    status, _, err = run("copy", taught, taught, FIELD)
+def test_refused_copy_has_status_1(run, extracted):
+    status, _, err = run("copy", extracted, extracted, FIELD)
     assert status == 1 and "source and target of a copy are one folder" in err

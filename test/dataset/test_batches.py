@@ -49,7 +49,7 @@ def ids(loader):
     return [[cut.id for cut in batch] for batch in loader.sampler]
 
 
-def test_batch_is_as_documented(asterisk, prompts):
+def test_batch_has_the_documented_shapes(asterisk, prompts):
     tokenizer = Tokenizer(asterisk / "data/lang_bpe_150/bpe.model")
     loader = make_loader(prompts, tokenizer=tokenizer, max_duration=20.0)
     batch = next(iter(loader))
@@ -63,7 +63,7 @@ def test_batch_is_as_documented(asterisk, prompts):
         assert batch["tokens"][i] == tokenizer.encode(batch["text"][i])
 
 
-def test_features_are_those_of_each_cut_alone(prompts):
+def test_features_equal_those_of_single_cuts(prompts):
     batch = next(iter(make_loader(prompts, max_duration=20.0)))
     by_id = {cut.id: cut for cut in prompts}
     for i, cut in enumerate(batch["cuts"]):
@@ -72,7 +72,7 @@ def test_features_are_those_of_each_cut_alone(prompts):
         assert torch.equal(batch["features"][i, : alone.size(0)], alone)
 
 
-def test_every_cut_is_in_every_epoch_once(prompts):
+def test_each_epoch_has_each_cut_once(prompts):
     everything = sorted(cut.id for cut in prompts)
     loader = make_loader(prompts, max_duration=50.0)
     for epoch in range(2):
@@ -80,14 +80,14 @@ def test_every_cut_is_in_every_epoch_once(prompts):
         assert sorted(sum(ids(loader), [])) == everything
 
 
-def test_batches_keep_to_the_duration(prompts):
+def test_batches_do_not_exceed_the_duration(prompts):
     durations = {cut.id: cut.duration for cut in prompts}
     for batch in ids(make_loader(prompts, max_duration=50.0)):
         longest = max(durations[id] for id in batch)
         assert longest * (len(batch) - 1) <= 50.0
 
 
-def test_seed_and_epoch_fix_the_batches(shar):
+def test_seed_and_epoch_determine_the_batches(shar):
     def batches(**options):
         return ids(make_loader(shar, max_duration=3.0, **options))
 
@@ -103,7 +103,9 @@ def test_order_is_kept_without_shuffling(shar):
 
 @pytest.mark.parametrize("world_size", [2, 3])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_ranks_share_no_cut_and_have_equally_many_batches(shar, world_size, shuffle):
+def test_ranks_have_equal_numbers_of_batches_and_no_common_cut(
+    shar, world_size, shuffle
+):
     ranks = [
         ids(
             make_loader(
@@ -122,7 +124,7 @@ def test_ranks_share_no_cut_and_have_equally_many_batches(shar, world_size, shuf
     assert set(together) <= {cut.id for cut in shar}
 
 
-def test_rank_outside_of_the_world_is_refused(shar):
+def test_rank_above_the_world_size_is_refused(shar):
     with pytest.raises(ValueError, match="rank 2"):
         make_loader(shar, rank=2, world_size=2)
 
@@ -136,11 +138,11 @@ def same(a, b):
 
 
 @pytest.fixture(scope="module")
-def taught(asterisk, tiny, tmp_path_factory):
+def extracted(asterisk, tiny, tmp_path_factory):
     """Real prompts, 5 of a shard, with the real tiny.en in fp16 and in int8."""
     prompts = open_stream([asterisk / "data/shar/test"])
     cuts = CutSet.from_cuts(c for c in prompts if c.duration < 2.0)
-    folder = tmp_path_factory.mktemp("taught") / "shar"
+    folder = tmp_path_factory.mktemp("extracted") / "shar"
     write_shar(cuts.subset(first=24), folder, shard_size=5)
     extract(folder, [tiny])
     eight = SimpleNamespace(
@@ -187,15 +189,15 @@ def assert_same_batches(some, others):
         pytest.param(8, "spawn", marks=pytest.mark.slow),
     ],
 )
-def test_workers_change_nothing(taught, num_workers, start_method):
+def test_workers_change_nothing(extracted, num_workers, start_method):
     torch.set_num_threads(2)  # a worker has one
-    alone = batches_of(taught)
+    alone = batches_of(extracted)
     assert max(float(b["fields"]["eight"]["x"].abs().max()) for b in alone) > 1
     options = {"num_workers": num_workers, "start_method": start_method}
-    assert_same_batches(alone, batches_of(taught, **options))
+    assert_same_batches(alone, batches_of(extracted, **options))
 
 
-def test_fields_do_not_travel_to_a_worker_and_back(taught, monkeypatch):
+def test_fields_are_not_sent_to_workers(extracted, monkeypatch):
     seen, compute = [], BatchDataset.__getitem__
 
     def spy(self, cuts):
@@ -203,7 +205,7 @@ def test_fields_do_not_travel_to_a_worker_and_back(taught, monkeypatch):
         return compute(self, cuts)
 
     monkeypatch.setattr(BatchDataset, "__getitem__", spy)
-    batches = batches_of(taught)
+    batches = batches_of(extracted)
     returned = [cut for batch in batches for cut in batch["cuts"]]
     assert len(seen) == len(returned) == 24
     for cut in seen + returned:
@@ -211,10 +213,10 @@ def test_fields_do_not_travel_to_a_worker_and_back(taught, monkeypatch):
     assert all(len(pickle.dumps(cut)) < 2000 for cut in returned)
 
 
-def test_the_cuts_that_a_batch_is_made_of_stay_as_they_are(taught):
+def test_loading_a_batch_does_not_change_its_cuts(extracted):
     fields = ["whisper_tiny_en", "eight"]
-    codecs = {f: load_codec(taught, load_field_info(taught, f)) for f in fields}
-    cuts = CutSet.from_cuts(open_stream([taught], fields)).subset(first=3)
+    codecs = {f: load_codec(extracted, load_field_info(extracted, f)) for f in fields}
+    cuts = CutSet.from_cuts(open_stream([extracted], fields)).subset(first=3)
     first, again = load_batch(cuts, codecs), load_batch(cuts, codecs)
     assert same(first, again)
     for name in fields:
@@ -226,20 +228,20 @@ def test_the_cuts_that_a_batch_is_made_of_stay_as_they_are(taught):
             assert not row[length:].any()
 
 
-def test_the_order_of_the_directory_changes_nothing(taught, tmp_path, monkeypatch):
-    names = sorted(p.name for p in taught.iterdir())
+def test_order_of_the_directory_changes_nothing(extracted, tmp_path, monkeypatch):
+    names = sorted(p.name for p in extracted.iterdir())
     random.Random(0).shuffle(names)
     (tmp_path / "shar").mkdir()
     for name in names:
-        shutil.copy(taught / name, tmp_path / "shar")
-    shutil.copytree(fields_dir(taught), fields_dir(tmp_path / "shar"))
-    before = batches_of(taught)
+        shutil.copy(extracted / name, tmp_path / "shar")
+    shutil.copytree(fields_dir(extracted), fields_dir(tmp_path / "shar"))
+    before = batches_of(extracted)
     listdir = os.listdir
     monkeypatch.setattr(os, "listdir", lambda path: sorted(listdir(path))[::-1])
     assert_same_batches(before, batches_of(tmp_path / "shar"))
 
 
-def test_dataset_can_be_sent_to_a_spawned_worker(asterisk, shar):
+def test_dataset_can_be_pickled(asterisk, shar):
     tokenizer = Tokenizer(asterisk / "data/lang_bpe_150/bpe.model")
     dataset = BatchDataset(tokenizer=tokenizer, spec_augment=SpecAugment())
     copy = pickle.loads(pickle.dumps(dataset))
@@ -258,7 +260,7 @@ def test_masks_depend_on_the_epoch(shar):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_an_epoch_goes_on_exactly_where_its_state_was_taken(shar, num_workers):
+def test_epoch_resumes_exactly_from_its_state(shar, num_workers):
     def loader():
         return make_loader(
             shar,
@@ -279,7 +281,7 @@ def test_an_epoch_goes_on_exactly_where_its_state_was_taken(shar, num_workers):
     assert len(list(resumed)) == len(whole)  # iterated again, the epoch is complete
 
 
-def test_fields_are_padded_with_zeros_and_told_by_length(tmp_path):
+def test_fields_are_zero_padded(tmp_path):
     cuts = noise_cuts(tmp_path, [0.5, 0.9, 0.7])
     for cut in cuts:
         frames = compute_num_frames(cut.duration, 0.02, 16000)
@@ -302,9 +304,11 @@ def _temporal(cut, array, folder):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_cuts_without_a_target_have_length_zero(taught, tmp_path, caplog, num_workers):
+def test_cuts_without_a_target_have_length_zero(
+    extracted, tmp_path, caplog, num_workers
+):
     folder = tmp_path / "shar"
-    copy_shar(taught, folder)
+    copy_shar(extracted, folder)
     (folder / "eight.000001.tar").unlink()
     for n in range(1, 5):
         (folder / f"whisper_tiny_en.{n:06d}.tar").unlink()
@@ -330,12 +334,12 @@ def test_cuts_without_a_target_have_length_zero(taught, tmp_path, caplog, num_wo
         list(make_loader(stream, codecs=codecs, shuffle=False))
 
 
-def test_teachers_that_speak_at_once_say_what_was_stored(taught, tiny):
+def test_live_teachers_compute_the_stored_fields(extracted, tiny):
     live = LiveTeachers([tiny], [tiny.name])
     options = {"max_duration": 80.0, "shuffle": False}
-    said = list(make_loader(open_stream([taught]), live=live, **options))
+    said = list(make_loader(open_stream([extracted]), live=live, **options))
     codecs = {tiny.name: make_codec("fp16")}
-    stream = open_stream([taught], [tiny.name])
+    stream = open_stream([extracted], [tiny.name])
     stored = list(make_loader(stream, codecs=codecs, **options))
     assert len(said) == len(stored) == 1
     for a, b in zip(said, stored):
@@ -346,14 +350,14 @@ def test_teachers_that_speak_at_once_say_what_was_stored(taught, tiny):
         torch.testing.assert_close(x["x"], y["x"], atol=2e-2, rtol=2e-3)
 
 
-def test_missing_field_names_cut_and_field(shar):
+def test_error_for_a_missing_field_names_cut_and_field(shar):
     cuts = CutSet.from_cuts(islice(shar, 2))
     with pytest.raises(ValueError, match="noise-.*teacher"):
         load_batch(cuts, {"teacher": make_codec("fp16")})
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_flipped_bit_in_the_audio_names_the_cut(tmp_path, num_workers):
+def test_error_for_a_flipped_bit_in_the_audio_names_the_cut(tmp_path, num_workers):
     write_shar(noise_cuts(tmp_path, [0.5, 0.6]), tmp_path / "shar")
     path = tmp_path / "shar/recording.000000.tar"
     content = bytearray(path.read_bytes())

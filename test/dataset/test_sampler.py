@@ -37,7 +37,7 @@ def ids(batches):
 
 
 @pytest.mark.parametrize("buckets, rank, world_size", [(3, 0, 1), (3, 1, 2), (0, 0, 1)])
-def test_it_goes_on_from_every_place(folder, buckets, rank, world_size):
+def test_sampler_resumes_from_every_state(folder, buckets, rank, world_size):
     where = {"buckets": buckets, "rank": rank, "world_size": world_size}
     whole = sampler(folder, **where)
     whole.set_epoch(2)
@@ -52,7 +52,7 @@ def test_it_goes_on_from_every_place(folder, buckets, rank, world_size):
     assert sum(map(len, ids(resumed))) >= 80 // world_size - 1  # the next is whole
 
 
-def test_the_state_survives_a_checkpoint(folder, tmp_path):
+def test_state_survives_a_checkpoint(folder, tmp_path):
     whole = sampler(folder)
     first = ids(islice(whole, 5))
     save_checkpoint(tmp_path / "a.pt", {"model": {}, "sampler": whole.state_dict()})
@@ -61,7 +61,7 @@ def test_the_state_survives_a_checkpoint(folder, tmp_path):
     assert first + ids(resumed) == ids(sampler(folder))
 
 
-def test_other_numbers_of_ranks_and_sizes_lose_and_repeat_no_cut(folder):
+def test_resume_with_other_ranks_or_sizes_loses_and_repeats_no_cut(folder):
     ranks = [sampler(folder, rank=rank, world_size=2) for rank in range(2)]
     seen = sum((ids(islice(r, 4)) for r in ranks), [])
     resumed = sampler(folder, max_duration=1.3)
@@ -88,7 +88,7 @@ def large(tmp_path_factory):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_a_rank_reads_the_audio_of_its_own_batches_alone(large, world_size):
+def test_rank_reads_only_the_audio_of_its_batches(large, world_size):
     folder, size = large
     seen, read = [], []
     for rank in range(world_size):
@@ -106,7 +106,7 @@ def test_a_rank_reads_the_audio_of_its_own_batches_alone(large, world_size):
     assert sum(read) < 1 + 0.06 * world_size
 
 
-def test_a_file_that_changed_after_its_headers_were_read_is_named(folder, tmp_path):
+def test_error_names_a_file_truncated_after_its_headers_were_read(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "noise")
     batches = iter(sampler(copy, buffer_size=80))
     next(batches)
@@ -116,7 +116,7 @@ def test_a_file_that_changed_after_its_headers_were_read_is_named(folder, tmp_pa
         list(batches)
 
 
-def test_going_on_opens_only_the_shards_concerned(folder, tmp_path):
+def test_resume_opens_only_the_needed_shards(folder, tmp_path):
     """Whatever was drawn already may even be unreadable by then."""
     broken, resumed = (sampler(folder, buffer_size=4, buckets=2) for _ in range(2))
     done = ids(islice(broken, 20))
@@ -141,7 +141,7 @@ def test_going_on_opens_only_the_shards_concerned(folder, tmp_path):
     assert sorted(sum(done + rest, [])) == sorted(f"noise-{i}" for i in range(80))
 
 
-def test_batches_hold_the_limit_with_padding_and_little_of_it(folder):
+def test_batches_have_little_padding(folder):
     padded = spoken = 0.0
     for batch in sampler(folder, buckets=4, buffer_size=80):
         durations = [cut.duration for cut in batch]
@@ -151,13 +151,13 @@ def test_batches_hold_the_limit_with_padding_and_little_of_it(folder):
     assert spoken > 0.8 * padded
 
 
-def test_a_cut_longer_than_the_limit_is_a_batch_of_its_own(folder):
+def test_cut_above_the_limit_is_a_batch_alone(folder):
     batches = ids(sampler(folder, max_duration=0.05))
     assert sorted(sum(batches, [])) == sorted(f"noise-{i}" for i in range(80))
     assert all(len(batch) == 1 for batch in batches)
 
 
-def test_a_place_in_other_data_is_refused(folder, tmp_path):
+def test_state_of_other_data_is_refused(folder, tmp_path):
     state = next((s.state_dict() for s in [sampler(folder)] for _ in s), None)
     write_shar(noise_cuts(tmp_path, [0.3, 0.4]), tmp_path / "noise")
     with pytest.raises(ValueError, match=r"not that of the checkpoint.*checkpoint-\*"):
@@ -166,7 +166,7 @@ def test_a_place_in_other_data_is_refused(folder, tmp_path):
         sampler(folder).load_state_dict({"epoch": 1, "batch": 3})  # of older versions
 
 
-def test_edges_divide_the_sum_of_durations():
+def test_edges_divide_the_total_duration():
     durations = np.random.default_rng(0).exponential(3.0, 10000)
     edges = bucket_edges(durations, 5)
     parts = np.split(np.sort(durations), np.searchsorted(np.sort(durations), edges))

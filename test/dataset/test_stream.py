@@ -38,7 +38,7 @@ def test_sets_are_mixed_evenly_and_read_once(folders):
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_epochs_have_orders_of_their_own_only_when_shuffled(folders, shuffle):
+def test_epochs_differ_in_order_only_when_shuffled(folders, shuffle):
     cuts = stream(folders, "new", shuffle=shuffle, seed=1)
     assert ids(cuts.read(3)) == ids(cuts.read(3))
     assert (ids(cuts.read(3)) != ids(cuts.read(4))) == shuffle
@@ -46,7 +46,7 @@ def test_epochs_have_orders_of_their_own_only_when_shuffled(folders, shuffle):
 
 
 @pytest.mark.parametrize("share", [0.25, 0.6])
-def test_a_mixed_in_set_has_the_share_asked_for(folders, share):
+def test_mixed_in_set_has_its_share(folders, share):
     cuts = stream(folders, "new", "old", shares={"old": share}, shuffle=True)
     order = ids(cuts.read(0))
     new = [id for id in order if id.startswith("new")]
@@ -58,7 +58,7 @@ def test_a_mixed_in_set_has_the_share_asked_for(folders, share):
         assert abs(here - share * end) <= 1.5
 
 
-def test_a_mixed_in_set_is_seen_whole_in_time_and_begins_again(folders):
+def test_mixed_in_set_is_read_completely_and_restarts(folders):
     cuts = stream(folders, "new", "old", shares={"old": 0.25}, shuffle=True)
     seen = [{i for i in ids(cuts.read(e)) if i[:3] == "old"} for e in range(30)]
     assert len(seen[0]) == 6 and len(set.union(*seen)) == 30
@@ -68,7 +68,7 @@ def test_a_mixed_in_set_is_seen_whole_in_time_and_begins_again(folders):
 
 
 @pytest.mark.parametrize("shares", [{}, {"old": 0.4}])
-def test_reading_goes_on_from_any_place(folders, shares):
+def test_reader_resumes_from_any_position(folders, shares):
     cuts = stream(folders, "new", "old", shares=shares, shuffle=True)
     whole = ids(cuts.read(1))
     for end in range(len(whole) + 1):
@@ -77,7 +77,7 @@ def test_reading_goes_on_from_any_place(folders, shares):
         assert ids(cuts.read(1, reader.position())) == whole[end:]
 
 
-def test_single_cuts_are_fetched_with_their_audio(folders):
+def test_single_cuts_are_fetched_with_audio(folders):
     cuts = stream(folders, "new", "old", shuffle=True)
     items = list(cuts.read(0))
     some = [items[i] for i in (40, 3, 17, 3)]
@@ -90,7 +90,7 @@ def test_single_cuts_are_fetched_with_their_audio(folders):
         cuts.fetch([items[0][0], (0, 0, 99)])
 
 
-def test_durations_tell_the_epoch_and_the_longest(folders):
+def test_durations_of_the_epoch_and_the_longest_cuts(folders):
     new = sum(0.1 + 0.01 * i for i in range(18))
     assert stream(folders, "new").seconds() == pytest.approx(new, abs=0.01)
     mixed = stream(folders, "new", "old", shares={"old": 0.5})
@@ -101,7 +101,7 @@ def test_durations_tell_the_epoch_and_the_longest(folders):
     assert names == ["old-noise-29", "old-noise-28", "old-noise-27"]
 
 
-def test_shares_that_leave_nothing_to_train_on_are_refused(folders):
+def test_shares_without_a_rest_are_refused(folders):
     with pytest.raises(ValueError, match="no Shar set"):
         open_stream([])
     with pytest.raises(ValueError, match="no Shar set"):

@@ -5,4 +5,4 @@ import real_teachers
 
 tiny_dir, tiny = real_teachers.tiny_dir, real_teachers.tiny  # fixtures
 pristine_shar, shar = real_shar.pristine_shar, real_shar.shar
-taught_shar, taught = real_shar.taught_shar, real_shar.taught
+extracted_shar, extracted = real_shar.extracted_shar, real_shar.extracted

@@ -45,15 +45,15 @@ def interrupt(monkeypatch):
     monkeypatch.setattr("icefall_kd.fields.extract.write_shard", stop)
 
 
-def test_a_field_of_16_bytes_a_frame_reaches_the_batches(pq_shar, taught_shar):
+def test_a_field_of_16_bytes_a_frame_reaches_the_batches(pq_shar, extracted_shar):
     info = load_field_info(pq_shar, FIELD)
     assert info.codec == "pq16"
     codec = load_codec(pq_shar, info)
     (batch,) = make_loader(
         open_stream([pq_shar], fields=[FIELD]), codecs={FIELD: codec}, shuffle=False
     )
-    exact = load_codec(taught_shar, load_field_info(taught_shar, FIELD))
-    cuts = {cut.id: cut for cut in open_shar(taught_shar, [FIELD])}
+    exact = load_codec(extracted_shar, load_field_info(extracted_shar, FIELD))
+    cuts = {cut.id: cut for cut in open_shar(extracted_shar, [FIELD])}
     found = batch["fields"][FIELD]
     a, b = [], []
     for cut, x, n in zip(batch["cuts"], found["x"].numpy(), found["lens"].tolist()):
@@ -85,9 +85,9 @@ def test_a_run_ended_between_its_shards_goes_on_with_its_codec(pq_shar, tmp_path
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_killed_before_the_first_shard_the_codec_is_not_trained_again(
-    taught, shar, tiny, monkeypatch, told, overwrite
+    extracted, shar, tiny, monkeypatch, told, overwrite
 ):
-    folder = taught if overwrite else shar
+    folder = extracted if overwrite else shar
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt(patch)
         extract(folder, [tiny], codec="int8", overwrite=overwrite)
@@ -139,10 +139,10 @@ def test_a_codec_left_by_another_teacher_does_not_serve(
         assert told() == 2
 
 
-def test_no_codec_is_trained_for_a_field_that_stays_as_it_is(taught, tiny, told):
+def test_no_codec_is_trained_for_a_field_that_stays_as_it_is(extracted, tiny, told):
     with pytest.raises(ValueError, match="has codec 'fp16', not 'int8'"):
-        extract(taught, [tiny], codec="int8")
-    assert told() == 0 and not codec_path(taught, FIELD).exists()
+        extract(extracted, [tiny], codec="int8")
+    assert told() == 0 and not codec_path(extracted, FIELD).exists()
 
 
 def test_a_lost_codec_is_told(shar, tiny, told):

@@ -327,12 +327,12 @@ def test_frames_that_are_not_finite_train_no_codec():
         train_codec("int8", np.full((3, 2), np.nan, np.float32))
 
 
-def test_a_codec_of_another_training_is_refused(taught, tiny):
+def test_a_codec_of_another_training_is_refused(extracted, tiny):
     from icefall_kd.fields.extract import extract
 
-    infos, _ = extract(taught, [tiny], codec="int8", overwrite=True)
+    infos, _ = extract(extracted, [tiny], codec="int8", overwrite=True)
     info = infos["whisper_tiny_en"]
-    load_codec(taught, info)
-    save_codec(train_codec("int8", embeddings(50, 384)), taught, info.name)
+    load_codec(extracted, info)
+    save_codec(train_codec("int8", embeddings(50, 384)), extracted, info.name)
     with pytest.raises(ValueError, match="codec.npz is not the codec that field"):
-        load_codec(taught, info)
+        load_codec(extracted, info)

@@ -24,8 +24,8 @@ FIELD = "whisper_tiny_en"
 FP16 = make_codec("fp16")
 
 
-def test_what_is_read_back_is_what_the_teacher_says(taught_shar, tiny):
-    cuts = list(open_shar(taught_shar, [FIELD]))
+def test_what_is_read_back_is_what_the_teacher_says(extracted_shar, tiny):
+    cuts = list(open_shar(extracted_shar, [FIELD]))
     assert len(cuts) == 18
     for cut in cuts:
         wave = torch.from_numpy(cut.load_audio())
@@ -37,10 +37,10 @@ def test_what_is_read_back_is_what_the_teacher_says(taught_shar, tiny):
         np.testing.assert_allclose(stored, said[: len(stored)], atol=2e-2, rtol=2e-3)
 
 
-def test_the_description_holds_statistics_of_all_frames(taught_shar, tiny):
-    info = load_field_info(taught_shar, FIELD)
+def test_the_description_holds_statistics_of_all_frames(extracted_shar, tiny):
+    info = load_field_info(extracted_shar, FIELD)
     arrays = []
-    for cut in open_shar(taught_shar, [FIELD]):
+    for cut in open_shar(extracted_shar, [FIELD]):
         arrays.append(getattr(cut, FIELD).load().astype(np.float64))
     frames = np.concatenate(arrays)
     assert (info.dim, info.frame_shift, info.codec) == (384, 0.02, "fp16")
@@ -51,21 +51,23 @@ def test_the_description_holds_statistics_of_all_frames(taught_shar, tiny):
     assert [s["num_cuts"] for s in info.shards] == [5, 5, 5, 3]
 
 
-def test_nothing_but_the_field_is_written(taught_shar, pristine_shar):
-    names = {p.name for p in taught_shar.iterdir()}
+def test_nothing_but_the_field_is_written(extracted_shar, pristine_shar):
+    names = {p.name for p in extracted_shar.iterdir()}
     before = {p.name for p in pristine_shar.iterdir()}
     assert names - before == {f"{FIELD}.00000{i}.tar" for i in range(4)}
-    about = {p.name for p in field_dir(taught_shar, FIELD).iterdir()}
+    about = {p.name for p in field_dir(extracted_shar, FIELD).iterdir()}
     assert about == {f"{FIELD}.00000{i}.json" for i in range(4)} | {f"{FIELD}.json"}
     for name in before:
-        assert (taught_shar / name).read_bytes() == (pristine_shar / name).read_bytes()
+        assert (extracted_shar / name).read_bytes() == (
+            pristine_shar / name
+        ).read_bytes()
 
 
-def test_a_second_run_keeps_everything(taught, tiny):
-    before = digest(taught)
-    _, report = extract(taught, [tiny])
+def test_a_second_run_keeps_everything(extracted, tiny):
+    before = digest(extracted)
+    _, report = extract(extracted, [tiny])
     assert (report.shards_done, report.shards_kept) == (0, 4)
-    assert digest(taught) == before
+    assert digest(extracted) == before
 
 
 def flip_a_bit(path):
@@ -85,28 +87,28 @@ def flip_a_bit(path):
     ],
     ids=["truncated", "bit flipped", "gone", "state gone", "state truncated"],
 )
-def test_a_damaged_shard_is_found_and_made_again_alone(taught, tiny, damage):
-    before = digest(taught)
-    damage(taught / f"{FIELD}.000002.tar")
-    _, report = extract(taught, [tiny])
+def test_a_damaged_shard_is_found_and_made_again_alone(extracted, tiny, damage):
+    before = digest(extracted)
+    damage(extracted / f"{FIELD}.000002.tar")
+    _, report = extract(extracted, [tiny])
     assert (report.shards_done, report.shards_kept) == (1, 3)
-    assert digest(taught) == before
+    assert digest(extracted) == before
 
 
-def test_killed_before_the_description_only_that_is_written(taught, tiny):
-    before = digest(taught)
-    info_path(taught, FIELD).unlink()
-    _, report = extract(taught, [tiny])
+def test_killed_before_the_description_only_that_is_written(extracted, tiny):
+    before = digest(extracted)
+    info_path(extracted, FIELD).unlink()
+    _, report = extract(extracted, [tiny])
     assert (report.shards_done, report.shards_kept) == (0, 4)
-    assert digest(taught) == before
+    assert digest(extracted) == before
 
 
-def test_cuts_that_changed_are_extracted_again(taught, tiny):
+def test_cuts_that_changed_are_extracted_again(extracted, tiny):
     """A Shar made anew in place leaves targets that belong to nothing."""
-    path = taught / "cuts.000001.jsonl.gz"
+    path = extracted / "cuts.000001.jsonl.gz"
     lines = gzip.decompress(path.read_bytes()).decode().replace('"asterisk', '"other')
     path.write_bytes(gzip.compress(lines.encode()))
-    audio = taught / "recording.000001.tar"
+    audio = extracted / "recording.000001.tar"
     with tarfile.open(audio) as old:
         members = [(m, old.extractfile(m).read()) for m in old.getmembers()]
     with tarfile.open(audio, "w") as new:
@@ -116,28 +118,28 @@ def test_cuts_that_changed_are_extracted_again(taught, tiny):
                 data = data.replace(b'"asterisk', b'"other')
                 member.size = len(data)
             new.addfile(member, io.BytesIO(data))
-    _, report = extract(taught, [tiny])
+    _, report = extract(extracted, [tiny])
     assert (report.shards_done, report.shards_kept) == (1, 3)
-    assert len(list(open_shar(taught, [FIELD]))) == 18
+    assert len(list(open_shar(extracted, [FIELD]))) == 18
 
 
 def test_a_field_of_another_fingerprint_is_refused_and_left_intact(
-    taught, tiny_dir, tiny
+    extracted, tiny_dir, tiny
 ):
-    before = digest(taught)
+    before = digest(extracted)
     other = build_teacher(FIELD, tiny_dir, context=0.5, num_threads=1)
     with pytest.raises(ValueError, match="context is 1.0, wanted 0.5.*--overwrite"):
-        extract(taught, [other])
-    assert digest(taught) == before
-    _, report = extract(taught, [other], overwrite=True)
+        extract(extracted, [other])
+    assert digest(extracted) == before
+    _, report = extract(extracted, [other], overwrite=True)
     assert report.shards_done == 4
-    assert load_field_info(taught, FIELD).fingerprint["context"] == 0.5
+    assert load_field_info(extracted, FIELD).fingerprint["context"] == 0.5
 
 
-def test_two_fields_stand_side_by_side(taught, tiny_dir):
+def test_two_fields_stand_side_by_side(extracted, tiny_dir):
     other = build_teacher(FIELD, tiny_dir, "small", compute_type="int8", num_threads=1)
-    extract(taught, [other])
-    cut = next(iter(open_shar(taught, ["small", FIELD])))
+    extract(extracted, [other])
+    cut = next(iter(open_shar(extracted, ["small", FIELD])))
     a, b = load_field(cut, "small", FP16), load_field(cut, FIELD, FP16)
     assert a.shape == b.shape and (a != b).any()
 
@@ -175,9 +177,9 @@ def test_progress_ends_at_all_audio(shar, tiny, caplog):
 
 
 def test_a_disk_that_fills_up_is_told_and_what_was_finished_stays(
-    shar, tiny, taught_shar
+    shar, tiny, extracted_shar
 ):
-    sizes = [s["bytes"] for s in load_field_info(taught_shar, FIELD).shards]
+    sizes = [s["bytes"] for s in load_field_info(extracted_shar, FIELD).shards]
     full = next(n for n in range(1, 4) if sizes[n] > max(sizes[:n]))
     with full_disk(max(sizes[:full])):
         with pytest.raises(OSError, match=f"{FIELD}.00000{full}.tar: could not be .*"):
@@ -188,24 +190,24 @@ def test_a_disk_that_fills_up_is_told_and_what_was_finished_stays(
     assert names == {f"{FIELD}.00000{n}.{e}" for n in done for e in ("tar", "json")}
     _, report = extract(shar, [tiny])
     assert (report.shards_done, report.shards_kept) == (4 - full, full)
-    assert digest(shar) == digest(taught_shar)
+    assert digest(shar) == digest(extracted_shar)
 
 
-def test_a_size_check_alone_keeps_a_flipped_bit(taught, tiny):
+def test_a_size_check_alone_keeps_a_flipped_bit(extracted, tiny):
     """Which is why it is not the default."""
-    flip_a_bit(taught / f"{FIELD}.000002.tar")
-    assert extract(taught, [tiny], verify="size")[1].shards_kept == 4
-    assert extract(taught, [tiny])[1].shards_kept == 3
+    flip_a_bit(extracted / f"{FIELD}.000002.tar")
+    assert extract(extracted, [tiny], verify="size")[1].shards_kept == 4
+    assert extract(extracted, [tiny])[1].shards_kept == 3
     with pytest.raises(ValueError, match="verify is 'quick'; it can be full or size"):
-        extract(taught, [tiny], verify="quick")
+        extract(extracted, [tiny], verify="quick")
 
 
 @pytest.mark.parametrize("codec", ["fp16", "int8"])
-def test_arrays_of_another_program_are_not_replaced(taught, tiny, codec):
-    shutil.rmtree(fields_dir(taught))
-    before = digest(taught, "*.tar")
+def test_arrays_of_another_program_are_not_replaced(extracted, tiny, codec):
+    shutil.rmtree(fields_dir(extracted))
+    before = digest(extracted, "*.tar")
     with pytest.raises(ValueError, match=f"'{FIELD}' has arrays but no description"):
-        extract(taught, [tiny], codec=codec)
-    assert digest(taught, "*.tar") == before and not fields_dir(taught).exists()
-    extract(taught, [tiny], codec=codec, overwrite=True)
-    assert load_field_info(taught, FIELD).num_cuts == 18
+        extract(extracted, [tiny], codec=codec)
+    assert digest(extracted, "*.tar") == before and not fields_dir(extracted).exists()
+    extract(extracted, [tiny], codec=codec, overwrite=True)
+    assert load_field_info(extracted, FIELD).num_cuts == 18

@@ -31,15 +31,15 @@ def empty():
     return Array(storage_type="shar", storage_path="", storage_key="", shape=[])
 
 
-def test_a_cut_carries_no_frames(taught_shar):
-    for cut in open_shar(taught_shar, [FIELD]):
+def test_cut_holds_no_frames_in_memory(extracted_shar):
+    for cut in open_shar(extracted_shar, [FIELD]):
         array = cut.custom[FIELD]
         assert array.array.storage_type == FramesInFile.name
         assert len(pickle.dumps(array)) < 1000 < load_field(cut, FIELD, FP16).nbytes
 
 
-def test_lhotse_reads_the_frames_from_their_place(taught_shar):
-    for cut in open_shar(taught_shar, [FIELD]):
+def test_lhotse_reads_the_frames_in_a_file(extracted_shar):
+    for cut in open_shar(extracted_shar, [FIELD]):
         whole = cut.load_custom(FIELD)  # of the cut's time, which may end in a frame
         every = cut.custom[FIELD].load()
         assert len(whole) in (len(every), len(every) - 1)
@@ -61,7 +61,7 @@ def test_lhotse_reads_the_frames_from_their_place(taught_shar):
         np.zeros((0, 4), np.float16),
     ],
 )
-def test_any_part_of_an_array_is_read(tmp_path, frames):
+def test_part_of_an_array_is_read(tmp_path, frames):
     path, data = tmp_path / "x", npy(frames)
     path.write_bytes(b"before" + data + b"behind")
     array = empty()
@@ -75,7 +75,7 @@ def test_any_part_of_an_array_is_read(tmp_path, frames):
         np.testing.assert_array_equal(array.load()[first : first + count], expected)
 
 
-def test_what_is_no_plain_array_stays_with_lhotse():
+def test_array_without_plain_header_is_left_to_lhotse():
     turned = npy(np.asfortranarray(np.ones((3, 4), np.float16)))
     short = npy(np.ones((3, 4), np.float16))[:-1]
     for data in (turned, short, b"{}", b""):
@@ -84,9 +84,9 @@ def test_what_is_no_plain_array_stays_with_lhotse():
         assert array == empty()
 
 
-def test_frames_whose_file_is_gone_name_the_cut(taught):
-    cut = next(iter(open_shar(taught, [FIELD])))
-    tar = taught / f"{FIELD}.000000.tar"
+def test_error_for_missing_frames_names_the_cut(extracted):
+    cut = next(iter(open_shar(extracted, [FIELD])))
+    tar = extracted / f"{FIELD}.000000.tar"
     content = tar.read_bytes()
     tar.write_bytes(content[:2000])
     with pytest.raises(ValueError, match=f"cut '{cut.id}': its field .* ends within"):
@@ -97,14 +97,14 @@ def test_frames_whose_file_is_gone_name_the_cut(taught):
     prefetch(cut.custom[FIELD].array)  # only a hint to the system
 
 
-def test_reading_ahead_changes_no_file(taught):
-    before = digest(taught)
-    for cut in open_shar(taught, [FIELD]):
+def test_prefetch_changes_no_file(extracted):
+    before = digest(extracted)
+    for cut in open_shar(extracted, [FIELD]):
         prefetch(cut.custom[FIELD].array)
-    assert digest(taught) == before
+    assert digest(extracted) == before
 
 
-def test_frames_in_memory_are_not_looked_at_ahead_of_their_turn():
+def test_prefetch_ignores_frames_in_memory():
     damaged = empty()
     damaged.storage_type, damaged.storage_key = "memory_npy", b"no array"
     prefetch(damaged)

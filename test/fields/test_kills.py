@@ -22,7 +22,7 @@ Two = namedtuple("Two", "teachers conf expected")  # two fields made in one pass
 
 
 @pytest.fixture(scope="module")
-def two(tiny, tiny_dir, taught_shar, tmp_path_factory):
+def two(tiny, tiny_dir, extracted_shar, tmp_path_factory):
     """Teachers of two fields, their description, what they write undisturbed."""
     conf = {
         "whisper_tiny_en": {"model_dir": str(tiny_dir)},
@@ -38,7 +38,7 @@ def two(tiny, tiny_dir, taught_shar, tmp_path_factory):
     small = build_teacher(
         "whisper_tiny_en", tiny_dir, "small", context=0.0, num_threads=1
     )
-    shar = copy_shar(taught_shar, folder / "shar")
+    shar = copy_shar(extracted_shar, folder / "shar")
     extract(shar, [small])
     return Two([tiny, small], path, digest(shar))
 
@@ -122,7 +122,7 @@ def test_killed_at_20_moments_it_ends_as_if_undisturbed(shar, two, seed, ranks):
     check_kills(shar, two, ranks, (rng.randint(0, 4),), rng)
 
 
-def test_two_ranks_write_what_one_writes_with_one_codec(shar, two, taught_shar):
+def test_two_ranks_write_what_one_writes_with_one_codec(shar, two, extracted_shar):
     ended = [
         (p.communicate(timeout=120)[1], p.returncode)
         for p in start(shar, two.conf, 2, "--codec", "int8")

@@ -93,34 +93,34 @@ def test_workers_of_lhotse_share_the_shards(shar):
     assert all(frames > 10 for _, frames in seen)
 
 
-def test_lhotse_opens_a_folder_while_a_field_is_being_made(taught, tmp_path):
+def test_lhotse_opens_a_folder_during_extraction(extracted, tmp_path):
     """And after a kill, whatever it left."""
-    before = list_fields(taught)
-    extract(taught, [Loudness()], shards="0:2", codec="fp16")
-    assert find_fields(taught)["loudness"].info is None
-    check_values(CutSet.from_shar(in_dir=taught), taught, FIELD)
-    extract(taught, [Loudness()], codec="fp16")
-    extract(taught, [Loudness(version=2)], shards="1", codec="fp16", overwrite=True)
-    assert list_fields(taught) == before  # the new one is unfinished
-    cut = next(iter(CutSet.from_shar(in_dir=taught)))
+    before = list_fields(extracted)
+    extract(extracted, [Loudness()], shards="0:2", codec="fp16")
+    assert find_fields(extracted)["loudness"].info is None
+    check_values(CutSet.from_shar(in_dir=extracted), extracted, FIELD)
+    extract(extracted, [Loudness()], codec="fp16")
+    extract(extracted, [Loudness(version=2)], shards="1", codec="fp16", overwrite=True)
+    assert list_fields(extracted) == before  # the new one is unfinished
+    cut = next(iter(CutSet.from_shar(in_dir=extracted)))
     assert cut.load_loudness().dtype == np.float16
-    extract(taught, [Loudness(version=2)], codec="fp16", overwrite=True)
-    check_values(CutSet.from_shar(in_dir=taught), taught, FIELD, "loudness")
-    target = copy_shar(taught, tmp_path / "target")
-    copy_field(taught, target, "loudness", overwrite=True)
+    extract(extracted, [Loudness(version=2)], codec="fp16", overwrite=True)
+    check_values(CutSet.from_shar(in_dir=extracted), extracted, FIELD, "loudness")
+    target = copy_shar(extracted, tmp_path / "target")
+    copy_field(extracted, target, "loudness", overwrite=True)
     check_values(CutSet.from_shar(in_dir=target), target, FIELD, "loudness")
 
 
-def test_lhotse_opens_pseudo_labels_with_the_fields_of_their_input(taught, tmp_path):
-    extract(taught, [Loudness()], shards="0")  # unfinished: it is not linked
+def test_lhotse_opens_pseudo_labels_with_the_fields_of_their_input(extracted, tmp_path):
+    extract(extracted, [Loudness()], shards="0")  # unfinished: it is not linked
     output = tmp_path / "labelled"
-    pseudo_label(taught, output, FakeTranscriber())
+    pseudo_label(extracted, output, FakeTranscriber())
     check_values(CutSet.from_shar(in_dir=output), output, FIELD)
     assert {c.supervisions[0].text for c in CutSet.from_shar(in_dir=output)} == {"YES"}
     assert sorted(find_fields(output)) == [FIELD]
 
 
-def test_a_folder_of_an_earlier_version_names_the_command_that_updates_it(shar):
+def test_error_names_the_command_that_updates_an_old_folder(shar):
     extract(shar, [Loudness()], codec="int8")
     before = digest(shar)
     for path in fields_dir(shar).glob("loudness/*"):  # between the shards until then
@@ -135,20 +135,22 @@ def test_a_folder_of_an_earlier_version_names_the_command_that_updates_it(shar):
     check_values(CutSet.from_shar(in_dir=shar), shar, "loudness", "loud_ctc")
 
 
-def test_a_folder_copied_without_its_descriptions_is_refused(taught, tmp_path):
-    copy = shutil.copytree(taught, tmp_path / "copy")
+def test_folder_copied_without_descriptions_is_refused(extracted, tmp_path):
+    copy = shutil.copytree(extracted, tmp_path / "copy")
     with pytest.raises(FileNotFoundError, match=f"Copy {field_dir(copy, FIELD)}"):
         open_shar(copy, [FIELD])
-    shutil.copytree(fields_dir(taught), fields_dir(copy))
+    shutil.copytree(fields_dir(extracted), fields_dir(copy))
     check_values(CutSet.from_shar(in_dir=copy), copy, FIELD)
 
 
-def test_a_folder_is_one_by_whatever_path(taught, tmp_path, monkeypatch):
+def test_links_and_relative_paths_find_the_same_fields(
+    extracted, tmp_path, monkeypatch
+):
     (tmp_path / "links").mkdir()
     link = tmp_path / "links/shar"
-    link.symlink_to(taught)
+    link.symlink_to(extracted)
     assert list_fields(link) == [FIELD]
-    monkeypatch.chdir(taught)
-    assert fields_dir(".") == fields_dir(taught) == fields_dir(f"{taught}/")
+    monkeypatch.chdir(extracted)
+    assert fields_dir(".") == fields_dir(extracted) == fields_dir(f"{extracted}/")
     with pytest.raises(ValueError, match="cannot be the root"):
         fields_dir("/")

@@ -23,58 +23,58 @@ from icefall_kd.fields.verify import verify_field
 FIELD = "whisper_tiny_en"
 
 
-def test_a_field_is_removed_and_its_neighbours_stay(taught):
+def test_removal_keeps_fields_of_similar_names(extracted):
     for other in ("whisper", "whisper_tiny"):  # names that begin alike
-        field_dir(taught, other).mkdir()
-        for path in shar_files(taught):
+        field_dir(extracted, other).mkdir()
+        for path in shar_files(extracted):
             if path.name.startswith(f"{FIELD}."):
-                copy = str(path.relative_to(taught.parent)).replace(FIELD, other)
-                shutil.copy(path, taught.parent / copy)
+                copy = str(path.relative_to(extracted.parent)).replace(FIELD, other)
+                shutil.copy(path, extracted.parent / copy)
     for name in ("whisper.txt", "whisper.gate.json"):
-        (taught / name).touch()
-    (field_dir(taught, "whisper_tiny") / ".7.partial.whisper_tiny.0.tar").touch()
-    (field_dir(taught, "whisper") / ".99.partial.whisper.000001.tar").touch()
-    codec_path(taught, "whisper").touch()
-    kept = digest(taught)
-    gone = remove_field(taught, "whisper")
+        (extracted / name).touch()
+    (field_dir(extracted, "whisper_tiny") / ".7.partial.whisper_tiny.0.tar").touch()
+    (field_dir(extracted, "whisper") / ".99.partial.whisper.000001.tar").touch()
+    codec_path(extracted, "whisper").touch()
+    kept = digest(extracted)
+    gone = remove_field(extracted, "whisper")
     assert gone[0].name == "whisper.json", "until it is gone, the field counts as whole"
     names = {p.name for p in gone}
     assert len(names) == 1 + 2 * 4 + 2
     assert all(n.startswith(("whisper.", ".99.partial.whisper.")) for n in names)
-    assert digest(taught) == {n: d for n, d in kept.items() if n not in names}
-    assert not field_dir(taught, "whisper").exists()
+    assert digest(extracted) == {n: d for n, d in kept.items() if n not in names}
+    assert not field_dir(extracted, "whisper").exists()
 
 
 @pytest.mark.parametrize("field", ["cuts", "recording", "features"])
-def test_what_is_not_a_field_is_never_removed(taught, field):
-    before = digest(taught)
+def test_only_fields_are_removed(extracted, field):
+    before = digest(extracted)
     with pytest.raises(ValueError, match="cannot name a field"):
-        remove_field(taught, field)
+        remove_field(extracted, field)
     with pytest.raises(FileNotFoundError, match=f"'whisper' does not exist.*{FIELD}"):
-        remove_field(taught, "whisper")
-    assert digest(taught) == before
+        remove_field(extracted, "whisper")
+    assert digest(extracted) == before
 
 
-def test_tars_of_another_program_are_not_removed(taught):
-    path = taught / "target.000000.tar"
-    path.write_bytes((taught / f"{FIELD}.000000.tar").read_bytes())
+def test_tars_of_another_program_are_not_removed(extracted):
+    path = extracted / "target.000000.tar"
+    path.write_bytes((extracted / f"{FIELD}.000000.tar").read_bytes())
     with pytest.raises(ValueError, match="'target' has no description"):
-        remove_field(taught, "target")
+        remove_field(extracted, "target")
     assert path.is_file()
 
 
-def test_a_copy_is_the_field_file_by_file(taught, shar):
+def test_copy_equals_the_source_file_by_file(extracted, shar):
     seen = []
-    copied = copy_field(taught, shar, FIELD, progress=lambda *x: seen.append(x))
+    copied = copy_field(extracted, shar, FIELD, progress=lambda *x: seen.append(x))
     assert (copied.shards_done, copied.shards_kept) == (4, 0)
     assert seen[-1][0] == seen[-1][1] == sum(s["bytes"] for s in copied.info.shards)
-    assert digest(shar) == digest(taught)
-    again = copy_field(taught, shar, FIELD)
+    assert digest(shar) == digest(extracted)
+    again = copy_field(extracted, shar, FIELD)
     assert (again.shards_done, again.shards_kept) == (0, 4)
-    assert digest(shar) == digest(taught)
+    assert digest(shar) == digest(extracted)
 
 
-def test_the_codec_of_a_field_is_copied_with_it(shar, pristine_shar, tmp_path):
+def test_codec_is_copied_with_its_field(shar, pristine_shar, tmp_path):
     extract(shar, [Loudness()], codec="int8")
     target = tmp_path / "target"
     copy_shar(pristine_shar, target)
@@ -86,16 +86,16 @@ def test_the_codec_of_a_field_is_copied_with_it(shar, pristine_shar, tmp_path):
     assert digest(target, "loudness*") == digest(shar, "loudness*")
 
 
-def test_cuts_compressed_otherwise_are_the_same_cuts(taught, shar):
+def test_copy_accepts_cuts_with_another_compression(extracted, shar):
     path = shar / "cuts.000001.jsonl.gz"
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 1))
-    info = copy_field(taught, shar, FIELD).info
+    info = copy_field(extracted, shar, FIELD).info
     assert info.shards[1]["cuts_sha256"] == sha256_file(path)
     assert list(verify_field(shar, FIELD)) == []
 
 
 @pytest.mark.parametrize("change", ["renamed", "fewer shards"])
-def test_cuts_that_are_others_are_refused_and_nothing_is_written(taught, shar, change):
+def test_copy_to_other_cuts_writes_nothing(extracted, shar, change):
     path = shar / "cuts.000003.jsonl.gz"
     if change == "renamed":
         text = gzip.decompress(path.read_bytes()).decode()
@@ -106,27 +106,27 @@ def test_cuts_that_are_others_are_refused_and_nothing_is_written(taught, shar, c
         told = "only one folder has: 1, for example 000003"
     before = digest(shar)
     with pytest.raises(ValueError, match=told):
-        copy_field(taught, shar, FIELD)
+        copy_field(extracted, shar, FIELD)
     assert digest(shar) == before
 
 
-def test_a_source_that_does_not_join_its_own_cuts_is_refused(taught, shar):
-    (taught / "cuts.000003.jsonl.gz").write_bytes(gzip.compress(b""))
+def test_source_that_does_not_join_its_cuts_is_refused(extracted, shar):
+    (extracted / "cuts.000003.jsonl.gz").write_bytes(gzip.compress(b""))
     with pytest.raises(ValueError, match="does not join its cuts"):
-        copy_field(taught, shar, FIELD)
+        copy_field(extracted, shar, FIELD)
     with pytest.raises(ValueError, match="are one folder"):
-        copy_field(taught, taught, FIELD)
+        copy_field(extracted, extracted, FIELD)
 
 
-def test_a_damaged_shard_of_the_source_is_not_copied(taught, shar):
-    flip_a_bit(taught / f"{FIELD}.000001.tar")
+def test_damaged_shard_is_not_copied(extracted, shar):
+    flip_a_bit(extracted / f"{FIELD}.000001.tar")
     with pytest.raises(ValueError, match=f"{FIELD}.000001.tar: damaged, another SHA"):
-        copy_field(taught, shar, FIELD)
+        copy_field(extracted, shar, FIELD)
     names = {p.name for p in shar_files(shar) if FIELD in p.name}
     assert names == {f"{FIELD}.000000.tar", f"{FIELD}.000000.json"}
 
 
-def test_a_field_of_another_fingerprint_is_replaced_only_on_demand(shar, tmp_path):
+def test_other_fingerprint_is_replaced_only_with_overwrite(shar, tmp_path):
     target = tmp_path / "target"
     copy_shar(shar, target)
     extract(shar, [Loudness(version=1)], codec="int8")
@@ -142,12 +142,12 @@ def test_a_field_of_another_fingerprint_is_replaced_only_on_demand(shar, tmp_pat
     assert back.shards_done == 4 and not codec_path(shar, "loud_ctc").exists()
 
 
-def test_a_full_disk_is_told_before_anything_is_written(taught, shar, monkeypatch):
+def test_copy_to_a_full_disk_writes_nothing(extracted, shar, monkeypatch):
     before = digest(shar)
     usage = shutil.disk_usage(shar)._replace(free=10**5)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match="0.1 MB free"):
-        copy_field(taught, shar, FIELD)
+        copy_field(extracted, shar, FIELD)
     assert digest(shar) == before
 
 
@@ -177,39 +177,39 @@ def killed(source, target, after, within):
 
 
 @pytest.mark.parametrize("within", [True, False])
-def test_a_copy_killed_in_the_middle_goes_on_with_that_shard(taught, shar, within):
+def test_killed_copy_resumes_at_its_shard(extracted, shar, within):
     for after in (0, 1):  # each time it keeps what was copied the time before
-        killed(taught, shar, after, within)
+        killed(extracted, shar, after, within)
         (summary,) = summarize_fields(shar)
         assert (summary.state, summary.shards_done) == ("unfinished", after)
         assert "1 files being written or left behind" in summary.note
     with pytest.raises(FileNotFoundError, match="is unfinished"):
         open_shar(shar, [FIELD])
-    copied = copy_field(taught, shar, FIELD)
+    copied = copy_field(extracted, shar, FIELD)
     assert (copied.shards_done, copied.shards_kept) == (3, 1)
-    assert digest(shar) == digest(taught)
+    assert digest(shar) == digest(extracted)
 
 
-def test_a_copy_killed_before_the_description_writes_only_that(taught, shar):
-    copy_field(taught, shar, FIELD)
+def test_copy_killed_before_the_description_keeps_intact_shards(extracted, shar):
+    copy_field(extracted, shar, FIELD)
     info_path(shar, FIELD).unlink()
     flip_a_bit(shar / f"{FIELD}.000002.tar")  # and what was damaged meanwhile
-    copied = copy_field(taught, shar, FIELD)
+    copied = copy_field(extracted, shar, FIELD)
     assert (copied.shards_done, copied.shards_kept) == (1, 3)
-    assert digest(shar) == digest(taught)
+    assert digest(shar) == digest(extracted)
 
 
-def test_a_field_goes_to_a_url_and_comes_back(taught, shar):
+def test_field_is_copied_to_a_url_and_back(extracted, shar):
     store = "memory://fields/shar"
     for path in shar.iterdir():
         (as_path(store) / path.name).write_bytes(path.read_bytes())
-    copy_field(taught, store, FIELD)
+    copy_field(extracted, store, FIELD)
     assert check_field(store, FIELD).num_cuts == 18
     assert list(verify_field(store, FIELD)) == []
     (summary,) = summarize_fields(store)
     assert (summary.state, summary.shards_done) == ("complete", 4)
     copy_field(store, shar, FIELD)
-    assert digest(shar) == digest(taught)
+    assert digest(shar) == digest(extracted)
     remove_field(store, FIELD)
     assert summarize_fields(store) == []
     assert {p.name for p in as_path(store).iterdir()} == {

@@ -26,7 +26,7 @@ def found(path):
 
 
 @pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
-def test_members_are_those_that_tarfile_finds(tmp_path, format):
+def test_members_equal_those_of_tarfile(tmp_path, format):
     path = write(tmp_path / "x.tar", format)
     with tarfile.open(path) as tar:
         expected = [(i.name, i.offset_data, i.size) for i in tar]
@@ -38,14 +38,14 @@ def test_members_are_those_that_tarfile_finds(tmp_path, format):
             assert len(member.head) in (member.size, 128)
 
 
-def test_a_name_in_two_parts_is_read_whole(tmp_path):
+def test_name_with_a_prefix_is_complete(tmp_path):
     names = ["long/" * 25 + "x.npy", "y.npy"]
     path = write(tmp_path / "x.tar", tarfile.USTAR_FORMAT, names)
     assert [m.name for m in found(path)] == names
 
 
 @pytest.mark.parametrize("place", [3, 110, 126, 150, 156, 200, 400])
-def test_a_flipped_bit_in_a_header_is_found(tmp_path, place):
+def test_flipped_bit_in_a_header_is_found(tmp_path, place):
     path = write(tmp_path / "x.tar", tarfile.PAX_FORMAT, ["a.npy", "b.npy", "c.npy"])
     content = bytearray(path.read_bytes())
     content[found(path)[1].offset - 512 + place] ^= 0x04
@@ -55,7 +55,7 @@ def test_a_flipped_bit_in_a_header_is_found(tmp_path, place):
 
 
 @pytest.mark.parametrize("lost", [1, 299, 512, 700])
-def test_data_cut_short_are_found(tmp_path, lost):
+def test_truncated_data_are_found(tmp_path, lost):
     path = write(tmp_path / "x.tar", tarfile.PAX_FORMAT, ["a.npy", "b.npy", "c.npy"])
     end = found(path)[-1].offset + found(path)[-1].size
     path.write_bytes(path.read_bytes()[: end - lost])
@@ -63,5 +63,5 @@ def test_data_cut_short_are_found(tmp_path, lost):
         found(path)
 
 
-def test_an_empty_tar_has_no_members(tmp_path):
+def test_empty_tar_has_no_members(tmp_path):
     assert found(write(tmp_path / "x.tar", tarfile.PAX_FORMAT, [])) == []

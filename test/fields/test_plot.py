@@ -62,7 +62,7 @@ def span(panel):
     return left, right
 
 
-def test_every_panel_has_the_same_time_on_the_same_place_of_the_paper(figure):
+def test_all_panels_share_one_time_axis(figure):
     assert len(figure.axes) == 5
     figure.canvas.draw()
     for panel in figure.axes:
@@ -71,7 +71,7 @@ def test_every_panel_has_the_same_time_on_the_same_place_of_the_paper(figure):
         assert (box.x0, box.x1) == pytest.approx((first.x0, first.x1), abs=0.5)
 
 
-def test_a_click_is_at_its_time_in_every_panel(figure):
+def test_click_is_at_its_time_in_every_panel(figure):
     fbank, norm, colours, blank, tokens = figure.axes
     image = fbank.images[0].get_array()  # (F, T)
     left, right = span(fbank)
@@ -97,7 +97,7 @@ def test_a_click_is_at_its_time_in_every_panel(figure):
     assert left - 1e-6 <= CLICK < right + 1e-6
 
 
-def test_the_text_is_the_title_and_tokens_have_their_symbols(clicked):
+def test_title_is_the_text_and_tokens_have_labels(clicked):
     read = read_cut(clicked, "click", ["loud_ctc"])
     figure = draw(read, lambda token: f"<{token}>")
     assert figure.get_suptitle() == "click\nA CLICK"
@@ -106,7 +106,7 @@ def test_the_text_is_the_title_and_tokens_have_their_symbols(clicked):
     assert draw(read).get_suptitle() == "click"
 
 
-def test_a_field_of_another_kind_is_refused_by_name(clicked):
+def test_kind_that_cannot_be_drawn_is_refused(clicked):
     read = read_cut(clicked, "click", ["loudness"])
     info, x = read.frames["loudness"]
     read.frames["loudness"] = (dataclasses.replace(info, kind="text"), x)
@@ -114,23 +114,23 @@ def test_a_field_of_another_kind_is_refused_by_name(clicked):
         draw(read)
 
 
-def test_the_frames_drawn_are_those_of_the_field(taught):
-    cut = list(open_shar(taught, [FIELD]))[7]
+def test_drawn_frames_are_those_of_the_field(extracted):
+    cut = list(open_shar(extracted, [FIELD]))[7]
     stored = make_codec("fp16").decode(getattr(cut, FIELD).load())
-    read = read_cut(taught, cut.id, [FIELD])
+    read = read_cut(extracted, cut.id, [FIELD])
     np.testing.assert_array_equal(read.frames[FIELD][1], stored)
     assert (read.cut.load_audio() == cut.load_audio()).all()
     fbank, norm, colours = draw(read).axes
     steps = norm.patches[0].get_data()
     np.testing.assert_allclose(steps.values, np.linalg.norm(stored, axis=1), rtol=1e-6)
     np.testing.assert_allclose(steps.edges, 0.02 * np.arange(len(stored) + 1))
-    std = np.array(load_field_info(taught, FIELD).std)
+    std = np.array(load_field_info(extracted, FIELD).std)
     shown = np.asarray(colours.images[0].get_array())
     np.testing.assert_allclose(shown[0], project(stored, std), atol=1e-6)
     assert abs(span(fbank)[1] - span(colours)[1]) < 0.02 + 1e-9
 
 
-def test_a_projection_is_the_principal_components_of_the_frames():
+def test_projection_has_the_principal_components():
     rng = np.random.default_rng(0)
     std = np.array([100.0, 1, 1, 1, 1])
     directions = np.linalg.qr(rng.normal(size=(5, 3)))[0].T
@@ -146,12 +146,12 @@ def test_a_projection_is_the_principal_components_of_the_frames():
 
 
 @pytest.mark.parametrize("frames", [1, 2])
-def test_a_projection_of_few_frames_has_three_colours(frames):
+def test_projection_of_few_frames_has_three_colours(frames):
     found = project(np.ones((frames, 4), np.float32), np.ones(4))
     assert found.shape == (frames, 3) and (found == 0.5).all()
 
 
-def test_runs_of_the_best_token_leave_the_blank_out():
+def test_runs_of_best_tokens_exclude_the_blank():
     def frame(*ids):
         values = np.log([0.7, 0.2])
         return [*ids, *values, 0.1]
@@ -163,7 +163,7 @@ def test_runs_of_the_best_token_leave_the_blank_out():
     np.testing.assert_allclose(blank_probability(x), expected, rtol=1e-6)
 
 
-def test_the_picture_is_written_whole(figure, tmp_path):
+def test_figure_is_written_as_png(figure, tmp_path):
     path = tmp_path / "deep" / "cut.png"
     save_figure(figure, path)
     data = path.read_bytes()
@@ -176,26 +176,26 @@ def test_the_picture_is_written_whole(figure, tmp_path):
         save_figure(figure, tmp_path / "cut.jpg")
 
 
-def test_a_cut_that_is_not_there_is_told_with_those_like_it(taught):
-    cuts = [cut.id for cut in open_shar(taught)]
-    assert [find_cut(taught, c) for c in cuts[4:6]] == [("000000", 4), ("000001", 0)]
+def test_error_for_an_unknown_cut_lists_similar_ids(extracted):
+    cuts = [cut.id for cut in open_shar(extracted)]
+    assert [find_cut(extracted, c) for c in cuts[4:6]] == [("000000", 4), ("000001", 0)]
     with pytest.raises(FileNotFoundError, match=f"no cut '{cuts[3]}x'.*{cuts[3]}"):
-        find_cut(taught, cuts[3] + "x")
+        find_cut(extracted, cuts[3] + "x")
     with pytest.raises(FileNotFoundError, match="similar ids: none"):
-        find_cut(taught, "%%%")
+        find_cut(extracted, "%%%")
 
 
-def test_a_field_that_does_not_join_is_not_drawn(taught):
-    cuts = taught / "cuts.000000.jsonl.gz"
+def test_field_that_does_not_join_is_not_drawn(extracted):
+    cuts = extracted / "cuts.000000.jsonl.gz"
     text = gzip.decompress(cuts.read_bytes()).decode()
     cut = json.loads(text.splitlines()[2])["id"]
     text = text.replace(f'{{"id": "{cut}", "start"', '{"id": "stranger", "start"')
     cuts.write_bytes(gzip.compress(text.encode()))
     with pytest.raises(ValueError, match="(?s)does not join.*renamed: 1.*stranger"):
-        read_cut(taught, "stranger", [FIELD])
+        read_cut(extracted, "stranger", [FIELD])
 
 
-def test_without_matplotlib_the_remedy_is_told(clicked, monkeypatch):
+def test_error_without_matplotlib_names_the_package(clicked, monkeypatch):
     read = read_cut(clicked, "click", ["loudness"])
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ValueError, match="pip install matplotlib"):

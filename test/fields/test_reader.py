@@ -12,23 +12,23 @@ FIELD = "whisper_tiny_en"
 FP16 = make_codec("fp16")
 
 
-def test_cuts_come_with_audio_and_the_named_field_only(taught_shar):
-    cut = next(iter(open_shar(taught_shar, [FIELD])))
+def test_cuts_have_audio_and_the_named_field_only(extracted_shar):
+    cut = next(iter(open_shar(extracted_shar, [FIELD])))
     assert cut.has_recording and cut.has_custom(FIELD)
     assert getattr(cut, f"load_{FIELD}")().dtype == np.float16
-    cut = next(iter(open_shar(taught_shar)))
+    cut = next(iter(open_shar(extracted_shar)))
     assert cut.has_recording and not cut.has_custom(FIELD)
 
 
-def test_a_field_that_the_cut_lacks_is_named(taught_shar):
-    cut = next(iter(open_shar(taught_shar)))
+def test_error_names_a_field_that_a_cut_lacks(extracted_shar):
+    cut = next(iter(open_shar(extracted_shar)))
     with pytest.raises(ValueError, match=f"carries no field '{FIELD}'"):
         load_field(cut, FIELD, FP16)
 
 
 @pytest.mark.parametrize("offset, duration", [(0, 0.5), (0.4, 0.4), (0.33, None)])
-def test_a_truncated_cut_gets_the_frames_of_its_own_time(taught_shar, offset, duration):
-    for cut in open_shar(taught_shar, [FIELD]):
+def test_truncated_cut_gets_the_frames_of_its_span(extracted_shar, offset, duration):
+    for cut in open_shar(extracted_shar, [FIELD]):
         whole = getattr(cut, FIELD).load()  # all frames, the last partial one too
         part = cut.truncate(offset=offset, duration=duration)
         found = load_field(part, FIELD, FP16)
@@ -37,26 +37,28 @@ def test_a_truncated_cut_gets_the_frames_of_its_own_time(taught_shar, offset, du
         np.testing.assert_array_equal(found, whole[first : first + len(found)])
 
 
-def test_cuts_rewritten_with_the_same_keys_still_join(taught):
-    rewrite_cuts(taught, "000001", lambda lines: [x.replace(": ", ":") for x in lines])
-    assert len(list(open_shar(taught, [FIELD]))) == 18
+def test_rewritten_manifest_with_equal_keys_joins(extracted):
+    rewrite_cuts(
+        extracted, "000001", lambda lines: [x.replace(": ", ":") for x in lines]
+    )
+    assert len(list(open_shar(extracted, [FIELD]))) == 18
 
 
-def test_an_unknown_field_is_refused_with_those_that_exist(taught):
+def test_error_for_an_unknown_field_lists_the_fields(extracted):
     with pytest.raises(FileNotFoundError) as e:
-        open_shar(taught, ["whisper_base"])
+        open_shar(extracted, ["whisper_base"])
     assert "'whisper_base' does not exist" in str(e.value)
     assert f"['{FIELD}']" in str(e.value)
     assert "icefall_kd.bin.extract" in str(e.value)
 
 
-def test_an_unfinished_field_is_refused(taught):
-    info_path(taught, FIELD).unlink()
+def test_unfinished_field_is_refused(extracted):
+    info_path(extracted, FIELD).unlink()
     with pytest.raises(FileNotFoundError, match="is unfinished"):
-        open_shar(taught, [FIELD])
+        open_shar(extracted, [FIELD])
 
 
-def test_a_folder_that_is_no_shar_is_refused(tmp_path):
+def test_folder_without_cuts_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="not a Shar folder"):
         open_shar(tmp_path)
     with pytest.raises(FileNotFoundError, match="no such Shar folder"):
@@ -69,69 +71,69 @@ def test_a_folder_that_is_no_shar_is_refused(tmp_path):
         open_shar(tmp_path)
 
 
-def test_a_fingerprint_that_differs_is_refused(taught):
-    open_shar(taught, [FIELD], {FIELD: {"layer": "last", "context": 1.0}})
+def test_other_fingerprint_is_refused(extracted):
+    open_shar(extracted, [FIELD], {FIELD: {"layer": "last", "context": 1.0}})
     with pytest.raises(ValueError, match="layer is 'last', wanted 3"):
-        open_shar(taught, [FIELD], {FIELD: {"layer": 3}})
+        open_shar(extracted, [FIELD], {FIELD: {"layer": 3}})
 
 
-def test_missing_and_damaged_shards_are_named(taught):
-    (taught / f"{FIELD}.000001.tar").unlink()
-    with open(taught / f"{FIELD}.000002.tar", "ab") as f:
+def test_missing_and_damaged_shards_are_named(extracted):
+    (extracted / f"{FIELD}.000001.tar").unlink()
+    with open(extracted / f"{FIELD}.000002.tar", "ab") as f:
         f.write(b"x")
     with pytest.raises(ValueError) as e:
-        open_shar(taught, [FIELD])
+        open_shar(extracted, [FIELD])
     assert f"missing shards: 1, for example {FIELD}.000001.tar" in str(e.value)
     assert f"damaged shards: 1, for example {FIELD}.000002.tar" in str(e.value)
 
 
-def test_a_new_shard_of_cuts_is_missed_in_the_field(taught):
+def test_new_shard_of_cuts_is_missing_in_the_field(extracted):
     for name in ("cuts.{}.jsonl.gz", "recording.{}.tar"):
-        data = (taught / name.format("000003")).read_bytes()
-        (taught / name.format("000004")).write_bytes(data)
+        data = (extracted / name.format("000003")).read_bytes()
+        (extracted / name.format("000004")).write_bytes(data)
     with pytest.raises(ValueError, match=f"missing shards: 1.*{FIELD}.000004.tar"):
-        open_shar(taught, [FIELD])
+        open_shar(extracted, [FIELD])
 
 
-def test_renamed_cuts_are_counted_with_five_examples_and_both_names(taught):
+def test_renamed_cuts_are_counted_with_both_ids(extracted):
     def rename(lines):  # the cut's own id comes first
         return [x.replace('{"id": "', '{"id": "new-', 1) for x in lines]
 
     for shard in ("000000", "000001"):
-        rewrite_cuts(taught, shard, rename)
+        rewrite_cuts(extracted, shard, rename)
     with pytest.raises(ValueError) as e:
-        open_shar(taught, [FIELD])
+        open_shar(extracted, [FIELD])
     assert "renamed: 10, for example new-asterisk" in str(e.value)
     assert str(e.value).count("(stored as asterisk") == 5
 
 
-def test_cuts_that_the_field_misses_are_told(taught):
+def test_cuts_without_a_target_are_reported(extracted):
     def add(lines):
         return lines + [lines[0].replace("asterisk", "stranger")]
 
-    rewrite_cuts(taught, "000000", add)
+    rewrite_cuts(extracted, "000000", add)
     with pytest.raises(ValueError, match="missing: 1, for example stranger"):
-        check_field(taught, FIELD)
+        check_field(extracted, FIELD)
 
 
 @pytest.mark.parametrize("change", ["dropped", "moved"])
-def test_cuts_dropped_or_moved_are_told(taught, change):
+def test_dropped_or_moved_cuts_are_reported(extracted, change):
     def do(lines):
         return lines[1:] if change == "dropped" else lines[::-1]
 
-    rewrite_cuts(taught, "000000", do)
+    rewrite_cuts(extracted, "000000", do)
     with pytest.raises(ValueError, match="out of order"):
-        check_field(taught, FIELD)
+        check_field(extracted, FIELD)
 
 
-def test_another_duration_does_not_join(taught):
+def test_another_duration_does_not_join(extracted):
     rewrite_cuts(
-        taught,
+        extracted,
         "000000",
         lambda lines: [x.replace('"duration": ', '"duration": 1', 1) for x in lines],
     )
     with pytest.raises(ValueError, match="different audio: 5"):
-        open_shar(taught, [FIELD])
+        open_shar(extracted, [FIELD])
 
 
 @pytest.mark.parametrize(
@@ -143,15 +145,15 @@ def test_another_duration_does_not_join(taught):
         (lambda cut: cut.perturb_tempo(0.9), "before Tempo"),
     ],
 )
-def test_a_cut_whose_time_was_changed_is_refused_by_name(taught_shar, change, kind):
-    cut = next(iter(open_shar(taught_shar, [FIELD])))
+def test_error_names_a_cut_of_changed_time(extracted_shar, change, kind):
+    cut = next(iter(open_shar(extracted_shar, [FIELD])))
     changed = change(cut)
     with pytest.raises(ValueError, match=f"cut '{changed.id}'.*{kind}"):
         load_field(changed, FIELD, FP16)
 
 
-def test_the_shortest_cut_has_a_frame_wherever_it_lies(taught_shar):
-    for cut in open_shar(taught_shar, [FIELD]):
+def test_shortest_cut_has_the_nearest_frame(extracted_shar):
+    for cut in open_shar(extracted_shar, [FIELD]):
         stored = getattr(cut, FIELD).load().astype(np.float32)
         for offset in (0.0, 0.5, cut.duration - 0.006):
             part = cut.truncate(offset=offset, duration=0.005)
@@ -181,49 +183,51 @@ def ids_of(folder):
     return [cut.id for cut in open_shar(folder)]
 
 
-def test_cuts_of_missing_shards_are_without_target_and_counted(taught, caplog):
-    before, ids = targets(taught), ids_of(taught)
+def test_cuts_of_missing_shards_have_no_target(extracted, caplog):
+    before, ids = targets(extracted), ids_of(extracted)
     assert caplog.text == "", "where all is well there is nothing to tell"
-    (taught / f"{FIELD}.000001.tar").unlink()
-    assert_without(targets(taught), before, ids[5:10])
+    (extracted / f"{FIELD}.000001.tar").unlink()
+    assert_without(targets(extracted), before, ids[5:10])
     assert f"field '{FIELD}': 5 of 18 cuts have no target, for example" in caplog.text
     assert all(i in caplog.text for i in ids[5:10])
     assert f"missing shards: 1, for example {FIELD}.000001.tar" in caplog.text
 
 
-def test_a_set_without_the_field_is_without_targets(taught, caplog):
-    ids = ids_of(taught)
-    info_path(taught, FIELD).unlink()
-    assert_without(targets(taught), {}, ids)
+def test_set_without_the_field_has_no_targets(extracted, caplog):
+    ids = ids_of(extracted)
+    info_path(extracted, FIELD).unlink()
+    assert_without(targets(extracted), {}, ids)
     assert "18 of 18 cuts have no target" in caplog.text
     assert "is unfinished (4 shards)" in caplog.text and "bin.extract" in caplog.text
 
 
-def test_arrays_lost_from_a_shard_are_the_only_ones_missing(taught, caplog):
-    before, ids = targets(taught), ids_of(taught)
+def test_only_lost_arrays_are_missing(extracted, caplog):
+    before, ids = targets(extracted), ids_of(extracted)
     lost = {ids[1], ids[7]}
     for shard in ("000000", "000001"):
-        rewrite_tar(taught / f"{FIELD}.{shard}.tar", lambda i: None if i in lost else i)
+        rewrite_tar(
+            extracted / f"{FIELD}.{shard}.tar", lambda i: None if i in lost else i
+        )
     with pytest.raises(ValueError, match="damaged shards: 2"):
-        check_field(taught, FIELD)
-    assert_without(targets(taught), before, lost)
+        check_field(extracted, FIELD)
+    assert_without(targets(extracted), before, lost)
     assert "2 of 18 cuts have no target" in caplog.text
 
 
-def test_a_truncated_shard_gives_what_is_left_of_it(taught):
-    before, ids = targets(taught), ids_of(taught)
-    path = taught / f"{FIELD}.000000.tar"
+def test_intact_arrays_of_a_truncated_shard_are_read(extracted):
+    before, ids = targets(extracted), ids_of(extracted)
+    path = extracted / f"{FIELD}.000000.tar"
     content = path.read_bytes()
     path.write_bytes(content[: content.index(f"{ids[3]}.npy".encode()) + 2000])
-    assert_without(targets(taught), before, ids[3:5])
+    assert_without(targets(extracted), before, ids[3:5])
 
 
-def test_renamed_cuts_keep_their_targets_by_their_audio(taught, caplog):
-    before, ids = targets(taught), ids_of(taught)
-    rename_cuts(taught, "000002", lambda i: f"new-{i}")
+def test_renamed_cuts_keep_their_targets_by_their_audio(extracted, caplog):
+    before, ids = targets(extracted), ids_of(extracted)
+    rename_cuts(extracted, "000002", lambda i: f"new-{i}")
     with pytest.raises(ValueError, match="renamed: 5, for example new-"):
-        check_field(taught, FIELD)
-    found = targets(taught)
+        check_field(extracted, FIELD)
+    found = targets(extracted)
     assert set(found) == {*ids[:10], *(f"new-{i}" for i in ids[10:15]), *ids[15:]}
     for cut_id, frames in found.items():
         np.testing.assert_array_equal(frames, before[cut_id.replace("new-", "")])
@@ -231,9 +235,9 @@ def test_renamed_cuts_keep_their_targets_by_their_audio(taught, caplog):
 
 
 @pytest.mark.parametrize("change", ["duration", "speed", "recording"])
-def test_stale_targets_are_not_used(taught, change, caplog):
+def test_stale_targets_are_not_used(extracted, change, caplog):
     """The audio was made again: longer, at another speed, of another recording."""
-    before, ids = targets(taught), ids_of(taught)
+    before, ids = targets(extracted), ids_of(extracted)
 
     def remake(lines):
         if change == "duration":
@@ -245,32 +249,32 @@ def test_stale_targets_are_not_used(taught, change, caplog):
         assert recording in lines[0]
         return [lines[0].replace(recording, '"recording": {"id": "x"'), *lines[1:]]
 
-    rewrite_cuts(taught, "000001", remake)
+    rewrite_cuts(extracted, "000001", remake)
     with pytest.raises(ValueError, match=f"different audio: 1, for example {ids[5]} "):
-        check_field(taught, FIELD)
-    assert_without(targets(taught), before, ids[5:6])
+        check_field(extracted, FIELD)
+    assert_without(targets(extracted), before, ids[5:6])
     assert "1 of 18 cuts have no target" in caplog.text
 
 
-def test_moved_cuts_get_their_own_target_or_none(taught):
-    before, ids = targets(taught), ids_of(taught)
-    rewrite_cuts(taught, "000000", lambda lines: lines[:1] + lines[2:])
-    tar = taught / "recording.000000.tar"
+def test_moved_cuts_keep_their_targets(extracted):
+    before, ids = targets(extracted), ids_of(extracted)
+    rewrite_cuts(extracted, "000000", lambda lines: lines[:1] + lines[2:])
+    tar = extracted / "recording.000000.tar"
     rewrite_tar(tar, lambda i: None if i == ids[1] else i)
-    found = targets(taught)
+    found = targets(extracted)
     assert len(found) == 17
     assert_without(found, before, [])
 
 
-def test_a_wrong_fingerprint_is_never_skipped(taught):
+def test_skip_refuses_another_fingerprint(extracted):
     with pytest.raises(ValueError, match="layer is 'last', wanted 3"):
-        open_shar(taught, [FIELD], {FIELD: {"layer": 3}}, missing="skip")
+        open_shar(extracted, [FIELD], {FIELD: {"layer": 3}}, missing="skip")
     with pytest.raises(ValueError, match="missing is 'ignore'"):
-        open_shar(taught, [FIELD], missing="ignore")
+        open_shar(extracted, [FIELD], missing="ignore")
 
 
-def test_shards_are_read_in_order_whatever_the_directory_says(taught, monkeypatch):
-    expected = [c.id for c in open_shar(taught, [FIELD])]
+def test_shards_are_read_in_order_of_their_numbers(extracted, monkeypatch):
+    expected = [c.id for c in open_shar(extracted, [FIELD])]
     listdir = os.listdir
     monkeypatch.setattr(os, "listdir", lambda path: sorted(listdir(path))[::-1])
-    assert [c.id for c in open_shar(taught, [FIELD])] == expected
+    assert [c.id for c in open_shar(extracted, [FIELD])] == expected

@@ -27,7 +27,7 @@ def shard(folder):
     return Shard(cuts_path(folder, "000000"), tars)
 
 
-def test_cuts_are_those_that_lhotse_reads(folder, shard):
+def test_cuts_equal_those_of_lhotse(folder, shard):
     expected = list(CutSet.from_shar(in_dir=folder))
     found = list(shard.read())
     assert [place for place, _ in found] == list(range(COUNT))
@@ -36,7 +36,7 @@ def test_cuts_are_those_that_lhotse_reads(folder, shard):
         assert (cut.load_audio() == other.load_audio()).all()
 
 
-def test_only_what_is_wanted_comes(shard):
+def test_only_wanted_cuts_are_read(shard):
     every = [cut.id for _, cut in shard.read()]
     assert [c.id for _, c in shard.read(4)] == every[4:]
     assert list(shard.read(COUNT)) == []
@@ -46,7 +46,7 @@ def test_only_what_is_wanted_comes(shard):
 
 
 @pytest.mark.parametrize("place", [0, 3, COUNT - 1])
-def test_a_truncated_tar_is_named_with_the_remedy(folder, shard, place):
+def test_error_names_a_truncated_tar(folder, shard, place):
     path, name = shard.tars["recording"], list(shard.read())[place][1].id
     content = path.read_bytes()
     path.write_bytes(content[: content.index(f"{name}.flac".encode()) + 1500])
@@ -54,7 +54,7 @@ def test_a_truncated_tar_is_named_with_the_remedy(folder, shard, place):
         list(open_shar(folder))
 
 
-def test_a_tar_cut_between_two_members_loses_no_cut_in_silence(folder, shard):
+def test_tar_truncated_between_members_raises(folder, shard):
     path = shard.tars["recording"]
     content = path.read_bytes()
     names = [cut.id for _, cut in shard.read()]
@@ -63,7 +63,7 @@ def test_a_tar_cut_between_two_members_loses_no_cut_in_silence(folder, shard):
         list(open_shar(folder))
 
 
-def test_a_flipped_bit_in_a_header_is_named(folder, shard):
+def test_error_names_a_tar_with_a_flipped_bit(folder, shard):
     path = shard.tars["recording"]
     content = bytearray(path.read_bytes())
     name = list(shard.read())[2][1].id
@@ -73,7 +73,7 @@ def test_a_flipped_bit_in_a_header_is_named(folder, shard):
         list(open_shar(folder))
 
 
-def test_a_tar_of_other_cuts_is_named(tmp_path, folder, shard):
+def test_error_names_a_tar_of_other_cuts(tmp_path, folder, shard):
     (tmp_path / "b").mkdir()
     cuts = noise_cuts(tmp_path / "b", [0.2] * COUNT).modify_ids(lambda i: f"other-{i}")
     write_shar(cuts, tmp_path / "other", shard_size=COUNT)

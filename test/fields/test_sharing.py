@@ -55,17 +55,17 @@ def test_what_selects_nothing_is_refused(selection, message):
         select_shards(IDS, selection)
 
 
-def test_the_last_job_writes_the_description_whoever_it_is(shar, tiny, taught_shar):
+def test_the_last_job_writes_the_description_whoever_it_is(shar, tiny, extracted_shar):
     infos, report = extract(shar, [tiny], shards="1:")
     assert (infos, report.missing) == ({}, {FIELD: 1})
     assert not info_path(shar, FIELD).exists()
     infos, report = extract(shar, [tiny], shards="0")
     assert (list(infos), report.missing) == ([FIELD], {})
     assert (report.shards_done, report.shards_kept) == (1, 0)
-    assert digest(shar) == digest(taught_shar)
+    assert digest(shar) == digest(extracted_shar)
 
 
-def test_each_rank_makes_its_own_shards_and_no_others(shar, tiny, taught_shar):
+def test_each_rank_makes_its_own_shards_and_no_others(shar, tiny, extracted_shar):
     first = World(
         0, 2, SINGLE_PROCESS.device
     )  # fp16 is not trained: the two need not meet
@@ -76,15 +76,15 @@ def test_each_rank_makes_its_own_shards_and_no_others(shar, tiny, taught_shar):
     assert states == {f"{FIELD}.000000.json", f"{FIELD}.000002.json"}
     _, report = extract(shar, [tiny], world=World(1, 2, SINGLE_PROCESS.device))
     assert (report.shards_done, report.missing) == (2, {})
-    assert digest(shar) == digest(taught_shar)
+    assert digest(shar) == digest(extracted_shar)
 
 
-def test_a_job_hashes_its_own_shards_alone(taught, tiny):
-    (taught / f"{FIELD}.000000.tar").write_bytes(b"short")
-    assert extract(taught, [tiny], shards="1:")[1].shards_done == 0
-    _, report = extract(taught, [tiny], shards="1:")
+def test_a_job_hashes_its_own_shards_alone(extracted, tiny):
+    (extracted / f"{FIELD}.000000.tar").write_bytes(b"short")
+    assert extract(extracted, [tiny], shards="1:")[1].shards_done == 0
+    _, report = extract(extracted, [tiny], shards="1:")
     assert report.missing == {FIELD: 1}  # another's, but too short is seen
-    assert extract(taught, [tiny], shards="0")[1].shards_done == 1
+    assert extract(extracted, [tiny], shards="0")[1].shards_done == 1
 
 
 def test_shards_of_jobs_with_other_options_are_told(shar, tiny, caplog):

@@ -26,12 +26,12 @@ def only(folder):
     return summary
 
 
-def test_a_finished_field_is_told_with_its_sizes_and_its_teacher(taught):
-    summary = only(taught)
-    info = load_field_info(taught, FIELD)
+def test_summary_of_a_finished_field_has_sizes_and_teacher(extracted):
+    summary = only(extracted)
+    info = load_field_info(extracted, FIELD)
     assert (summary.state, summary.note) == ("complete", "")
     assert (summary.kind, summary.dim, summary.frame_shift) == ("embedding", 384, 0.02)
-    tars = sum(p.stat().st_size for p in taught.glob(f"{FIELD}.*.tar"))
+    tars = sum(p.stat().st_size for p in extracted.glob(f"{FIELD}.*.tar"))
     assert summary.bytes == tars == sum(s["bytes"] for s in info.shards)
     assert 768 < summary.bytes_per_frame < 850  # fp16, and what a tar needs beside it
     assert summary.hours == pytest.approx(info.num_frames * 0.02 / 3600)
@@ -42,12 +42,12 @@ def test_a_finished_field_is_told_with_its_sizes_and_its_teacher(taught):
     assert line[-2:] == [f"{FIELD},", "last"] and "4/4" in line
 
 
-def test_an_unfinished_field_tells_what_its_shards_tell(taught):
-    whole = only(taught)
-    info_path(taught, FIELD).unlink()
-    state_path(taught, FIELD, "000003").unlink()
-    (field_dir(taught, FIELD) / f".1.partial.{FIELD}.000003.tar").touch()
-    summary = only(taught)
+def test_summary_of_an_unfinished_field_comes_from_its_shards(extracted):
+    whole = only(extracted)
+    info_path(extracted, FIELD).unlink()
+    state_path(extracted, FIELD, "000003").unlink()
+    (field_dir(extracted, FIELD) / f".1.partial.{FIELD}.000003.tar").touch()
+    summary = only(extracted)
     assert summary.state == "unfinished"
     assert summary.note == "1 files being written or left behind"
     assert (summary.shards_done, summary.shards, summary.num_cuts) == (3, 4, 15)
@@ -55,7 +55,7 @@ def test_an_unfinished_field_tells_what_its_shards_tell(taught):
         assert getattr(summary, same) == getattr(whole, same)
 
 
-def test_a_field_whose_first_shard_is_being_written_is_listed(shar):
+def test_field_without_a_finished_shard_is_listed(shar):
     field_dir(shar, "whisper").mkdir(parents=True)
     (field_dir(shar, "whisper") / ".1.partial.whisper.000000.tar").touch()
     summary = only(shar)
@@ -67,49 +67,49 @@ def test_a_field_whose_first_shard_is_being_written_is_listed(shar):
     assert "whisper" in "\n".join(format_table([summary]))
 
 
-def test_missing_shards_and_other_sizes_are_damage(taught):
-    (taught / f"{FIELD}.000001.tar").unlink()
-    with open(taught / f"{FIELD}.000002.tar", "ab") as f:
+def test_missing_shards_and_other_sizes_mean_damaged(extracted):
+    (extracted / f"{FIELD}.000001.tar").unlink()
+    with open(extracted / f"{FIELD}.000002.tar", "ab") as f:
         f.write(b"x")
-    summary = only(taught)
+    summary = only(extracted)
     assert (summary.state, summary.shards_done) == ("damaged", 2)
     assert f"1 missing shards, for example {FIELD}.000001.tar" in summary.note
     assert f"1 shards of another size, for example {FIELD}.000002" in summary.note
 
 
-def test_shards_without_cuts_are_orphans(taught):
-    (taught / "cuts.000003.jsonl.gz").unlink()
-    summary = only(taught)
+def test_shards_without_cuts_mean_orphan(extracted):
+    (extracted / "cuts.000003.jsonl.gz").unlink()
+    summary = only(extracted)
     assert (summary.state, summary.shards_done, summary.shards) == ("orphan", 3, 3)
     assert f"{FIELD}.000003.tar" in summary.note
 
 
-def test_a_description_that_cannot_be_read_is_damage(taught):
-    info_path(taught, FIELD).write_text('{"name"')
-    summary = only(taught)
+def test_unreadable_description_means_damaged(extracted):
+    info_path(extracted, FIELD).write_text('{"name"')
+    summary = only(extracted)
     assert summary.state == "damaged" and f"{FIELD}.json" in summary.note
     assert summary.shards_done == 4
 
 
-def test_a_description_without_any_arrays_is_damage_and_other_json_no_field(taught):
-    for path in taught.glob(f"{FIELD}.0*"):
+def test_description_without_arrays_means_damaged(extracted):
+    for path in extracted.glob(f"{FIELD}.0*"):
         path.unlink()
-    (taught / "report.json").write_text("{}")
-    summary = only(taught)
+    (extracted / "report.json").write_text("{}")
+    summary = only(extracted)
     assert (summary.name, summary.state, summary.shards_done) == (FIELD, "damaged", 0)
 
 
-def test_tars_of_another_program_are_foreign(taught):
-    tar = taught / f"{FIELD}.000000.tar"
-    (taught / "target.000000.tar").write_bytes(tar.read_bytes())
-    summary = summarize_fields(taught)[0]
+def test_tars_of_another_program_mean_foreign(extracted):
+    tar = extracted / f"{FIELD}.000000.tar"
+    (extracted / "target.000000.tar").write_bytes(tar.read_bytes())
+    summary = summarize_fields(extracted)[0]
     assert (summary.name, summary.state) == ("target", "foreign")
     assert summary.frame_shift == 0.02  # as its first array says
 
 
-def test_columns_are_aligned(taught):
-    extract(taught, [Loudness()])
-    lines = format_table(summarize_fields(taught))
+def test_columns_are_aligned(extracted):
+    extract(extracted, [Loudness()])
+    lines = format_table(summarize_fields(extracted))
     assert len(lines) == 4
     for title in ("state", "kind", "codec", "teacher, layer"):  # flush left
         place = lines[0].index(title)
@@ -124,9 +124,9 @@ def test_sizes_are_powers_of_1000(num_bytes, told):
     assert format_size(num_bytes) == told
 
 
-def test_all_of_a_field_is_shown(taught):
-    text, sound = describe_field(taught, FIELD)
-    info = load_field_info(taught, FIELD)
+def test_description_of_a_field_has_fingerprint_targets_and_statistics(extracted):
+    text, sound = describe_field(extracted, FIELD)
+    info = load_field_info(extracted, FIELD)
     assert sound
     assert info.fingerprint["model_sha256"] in text
     assert "targets: 18 of 18 cuts" in text
@@ -135,8 +135,8 @@ def test_all_of_a_field_is_shown(taught):
     assert f"largest means      {found.largest_mean[0]}: " in text
 
 
-def test_dimensions_that_stand_out_are_those_of_the_frames(taught):
-    info = load_field_info(taught, FIELD)
+def test_outlier_dimensions_come_from_the_frames(extracted):
+    info = load_field_info(extracted, FIELD)
     found = find_outlier_dims(info, count=384)
     assert np.all(np.diff(np.abs(info.mean)[found.largest_mean]) <= 0)
     assert np.all(np.diff(np.array(info.std)[found.largest_std]) <= 0)
@@ -147,19 +147,19 @@ def test_dimensions_that_stand_out_are_those_of_the_frames(taught):
     assert found.energy == pytest.approx(share)
 
 
-def test_cuts_without_target_are_counted_with_five_examples(taught):
-    path = taught / "cuts.000001.jsonl.gz"
+def test_cuts_without_target_are_counted_with_five_examples(extracted):
+    path = extracted / "cuts.000001.jsonl.gz"
     text = gzip.decompress(path.read_bytes()).decode()
     new = text.replace("asterisk", "stranger")
     path.write_bytes(gzip.compress((text + new).encode()))
-    text, sound = describe_field(taught, FIELD)
+    text, sound = describe_field(extracted, FIELD)
     assert not sound
     assert "targets: 18 of 23 cuts" in text
     assert "missing: 5, for example stranger" in text
     assert text.count("stranger") == 5
 
 
-def test_a_field_of_kind_ctc_is_shown_by_its_probabilities(shar):
+def test_description_of_a_ctc_field_has_probabilities(shar):
     extract(shar, [Loudness()])
     text, sound = describe_field(shar, "loud_ctc")
     assert sound and "log-probability of the best token  -0.0" in text
@@ -169,11 +169,11 @@ def test_a_field_of_kind_ctc_is_shown_by_its_probabilities(shar):
     assert not sound and "unknown codec 'lzma'" in text
 
 
-def test_folders_and_fields_that_are_not_there_are_named(taught, tmp_path):
+def test_missing_folders_and_fields_are_named(extracted, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such Shar folder"):
         summarize_fields(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="'whisper' does not exist.*tiny_en"):
-        describe_field(taught, "whisper")
+        describe_field(extracted, "whisper")
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_folders_and_fields_that_are_not_there_are_named(taught, tmp_path):
         ({}, "whisper"),
     ],
 )
-def test_the_layers_of_every_family_are_shown(taught, fingerprint, expected):
+def test_the_layers_of_every_family_are_shown(extracted, fingerprint, expected):
     told = {"teacher": "whisper", **fingerprint}
-    lines = format_table([dataclasses.replace(only(taught), fingerprint=told)])
+    lines = format_table([dataclasses.replace(only(extracted), fingerprint=told)])
     assert lines[1].endswith(expected)

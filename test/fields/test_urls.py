@@ -29,34 +29,34 @@ def memory(pristine_shar):
             path.fs.rm(path.path, recursive=True)
 
 
-def test_a_field_is_written_to_a_url_and_read_back(memory, tiny, taught_shar):
+def test_field_is_written_to_a_url_and_read_back(memory, tiny, extracted_shar):
     infos, report = extract(memory, [tiny], shards="0:2")
     assert (infos, report.missing) == ({}, {FIELD: 2})
     infos, report = extract(memory, [tiny])
     assert (report.shards_done, report.shards_kept) == (2, 2)
-    assert digest(as_path(memory)) == digest(taught_shar)
+    assert digest(as_path(memory)) == digest(extracted_shar)
     codec = load_codec(memory, infos[FIELD])
-    pairs = zip(open_shar(memory, [FIELD]), open_shar(taught_shar, [FIELD]))
+    pairs = zip(open_shar(memory, [FIELD]), open_shar(extracted_shar, [FIELD]))
     for there, here in pairs:
         a, b = (load_field(cut, FIELD, codec) for cut in (there, here))
         np.testing.assert_array_equal(a, b)
     tar = as_path(memory) / f"{FIELD}.000001.tar"
     tar.write_bytes(tar.read_bytes()[:-3000])
     assert extract(memory, [tiny])[1].shards_done == 1
-    assert digest(as_path(memory)) == digest(taught_shar)
+    assert digest(as_path(memory)) == digest(extracted_shar)
 
 
-def test_a_trained_codec_lies_at_the_url_too(memory, tiny):
+def test_trained_codec_is_stored_at_the_url(memory, tiny):
     extract(memory, [tiny], codec="int8")
     info = load_field_info(memory, FIELD)
     cut = next(iter(open_shar(memory, [FIELD])))
     assert load_field(cut, FIELD, load_codec(memory, info)).shape[1] == 384
 
 
-def test_training_reads_a_stream_from_a_url(memory, tiny, taught_shar):
+def test_training_reads_a_stream_from_a_url(memory, tiny, extracted_shar):
     extract(memory, [tiny])
     stream = open_stream([memory], [FIELD], seed=1, shuffle=True)
-    local = open_stream([taught_shar], [FIELD], seed=1, shuffle=True)
+    local = open_stream([extracted_shar], [FIELD], seed=1, shuffle=True)
     assert stream.sources[0].name == "train"
     assert [s.size for s in stream.sources] == [s.size for s in local.sources]
     pairs = list(zip(stream.read(2), local.read(2)))
@@ -68,17 +68,17 @@ def test_training_reads_a_stream_from_a_url(memory, tiny, taught_shar):
 
 
 @pytest.fixture
-def served(taught_shar):
+def served(extracted_shar):
     """URL of the small Shar with its field, on a real server."""
-    with serve(taught_shar.parent) as url:
-        yield f"{url}/{taught_shar.name}"
+    with serve(extracted_shar.parent) as url:
+        yield f"{url}/{extracted_shar.name}"
 
 
-def test_a_folder_is_read_over_http(served, taught_shar):
+def test_folder_is_read_over_http(served, extracted_shar):
     pytest.importorskip("aiohttp", reason="fsspec reads http through aiohttp")
-    assert measure_volume([served]) == measure_volume([taught_shar])
+    assert measure_volume([served]) == measure_volume([extracted_shar])
     codec = load_codec(served, load_field_info(served, FIELD))
-    pairs = list(zip(open_shar(served, [FIELD]), open_shar(taught_shar, [FIELD])))
+    pairs = list(zip(open_shar(served, [FIELD]), open_shar(extracted_shar, [FIELD])))
     assert len(pairs) == 18
     for there, here in pairs:
         np.testing.assert_array_equal(there.load_audio(), here.load_audio())
@@ -86,6 +86,6 @@ def test_a_folder_is_read_over_http(served, taught_shar):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_pipe_is_no_folder():
+def test_pipe_is_refused_as_a_folder():
     with pytest.raises(ValueError, match="pipe is not supported"):
         as_path("pipe:cat cuts.000000.jsonl.gz")

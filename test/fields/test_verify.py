@@ -37,16 +37,16 @@ def loud(shar):
     return shar
 
 
-def test_a_field_as_it_was_written_has_no_fault(taught, loud):
-    assert faults(taught) == faults(taught, decode=False) == []
+def test_intact_field_has_no_fault(extracted, loud):
+    assert faults(extracted) == faults(extracted, decode=False) == []
     for field in ("loudness", "loud_ctc"):
         assert faults(loud, field) == []
 
 
-def test_progress_ends_at_all_bytes(taught):
+def test_progress_ends_at_the_total_bytes(extracted):
     seen = []
-    list(verify_field(taught, FIELD, progress=lambda *x: seen.append(x)))
-    size = sum(p.stat().st_size for p in taught.glob(f"{FIELD}.*.tar"))
+    list(verify_field(extracted, FIELD, progress=lambda *x: seen.append(x)))
+    size = sum(p.stat().st_size for p in extracted.glob(f"{FIELD}.*.tar"))
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert len(seen) == 4 and seen[-1] == (size, size)
 
@@ -66,9 +66,9 @@ def test_progress_ends_at_all_bytes(taught):
     ids=["bit flip", "truncated", "state gone", "state truncated", "gone"],
 )
 @pytest.mark.parametrize("decode", [True, False])
-def test_a_damaged_file_is_named_once(taught, damage, told, decode):
-    damage(taught / TAR)
-    (message,) = faults(taught, decode=decode)
+def test_damaged_file_is_reported_once(extracted, damage, told, decode):
+    damage(extracted / TAR)
+    (message,) = faults(extracted, decode=decode)
     assert re.search(told, message), message
 
 
@@ -87,17 +87,17 @@ def nan(x):
     ],
     ids=["NaN", "a second short", "narrow", "scaled"],
 )
-def test_a_wrong_array_behind_right_checksums_is_found(taught, change, told):
-    cut = change_array(taught, FIELD, SHARD, 1, change)
-    assert faults(taught, decode=False) == []
-    (message,) = faults(taught)
-    assert message.startswith(f"{taught / TAR}: ")
+def test_wrong_array_with_valid_checksums_is_found(extracted, change, told):
+    cut = change_array(extracted, FIELD, SHARD, 1, change)
+    assert faults(extracted, decode=False) == []
+    (message,) = faults(extracted)
+    assert message.startswith(f"{extracted / TAR}: ")
     assert re.search(told.format(cut), message), message
     assert "--delete-damaged" in message
 
 
-def test_arrays_swapped_between_cuts_are_found_by_their_lengths(taught):
-    keys = json.loads(state_path(taught, FIELD, SHARD).read_text())["keys"]
+def test_swapped_arrays_are_found_by_their_lengths(extracted):
+    keys = json.loads(state_path(extracted, FIELD, SHARD).read_text())["keys"]
     order = sorted(range(len(keys)), key=lambda n: keys[n][3])
     a, b = order[0], order[-1]
 
@@ -109,8 +109,8 @@ def test_arrays_swapped_between_cuts_are_found_by_their_lengths(taught):
             members[i], members[j] = (x, other), (y, one)
         return members
 
-    change_members(taught, FIELD, SHARD, swap)
-    (message,) = faults(taught)
+    change_members(extracted, FIELD, SHARD, swap)
+    (message,) = faults(extracted)
     assert "2 arrays are not of their cut's length" in message
     assert keys[a][0] in message and keys[b][0] in message
 
@@ -125,37 +125,37 @@ def test_arrays_swapped_between_cuts_are_found_by_their_lengths(taught):
     ids=["order", "fewer", "more"],
 )
 @pytest.mark.parametrize("decode", [True, False])
-def test_members_that_are_not_the_cuts_in_order_are_found(taught, change, told, decode):
-    change_members(taught, FIELD, SHARD, change)
-    (message,) = faults(taught, decode=decode)
-    assert told in message and message.startswith(f"{taught / TAR}: ")
+def test_members_that_differ_from_the_cuts_are_found(extracted, change, told, decode):
+    change_members(extracted, FIELD, SHARD, change)
+    (message,) = faults(extracted, decode=decode)
+    assert told in message and message.startswith(f"{extracted / TAR}: ")
 
 
-def test_a_tar_that_cannot_be_opened_is_found(taught):
-    (taught / TAR).write_bytes(b"no tar" * 1000)
-    seal(taught, FIELD, SHARD)
-    (message,) = faults(taught)
+def test_unreadable_tar_is_found(extracted):
+    (extracted / TAR).write_bytes(b"no tar" * 1000)
+    seal(extracted, FIELD, SHARD)
+    (message,) = faults(extracted)
     assert TAR in message
 
 
-def test_cuts_that_changed_are_found_and_no_target_is_called_damaged(taught):
-    path = taught / f"cuts.{SHARD}.jsonl.gz"
+def test_changed_cuts_are_found_and_no_target_counts_as_damaged(extracted):
+    path = extracted / f"cuts.{SHARD}.jsonl.gz"
     lines = gzip.decompress(path.read_bytes()).decode().splitlines(keepends=True)
     lines = [line.replace('{"id": "', '{"id": "new-', 1) for line in lines]
     path.write_bytes(gzip.compress("".join(lines).encode()))
-    (fault,) = verify_field(taught, FIELD)
+    (fault,) = verify_field(extracted, FIELD)
     assert "does not join its cuts, 5 renamed: new-asterisk" in fault.message
     assert fault.damaged == ()
 
 
-def test_a_damaged_file_of_cuts_is_named(taught):
-    path = taught / f"cuts.{SHARD}.jsonl.gz"
+def test_a_damaged_file_of_cuts_is_named(extracted):
+    path = extracted / f"cuts.{SHARD}.jsonl.gz"
     path.write_bytes(path.read_bytes()[:-40])
-    (message,) = faults(taught)
+    (message,) = faults(extracted)
     assert message.startswith(f"{path}: damaged") and "make_shar" in message
 
 
-def test_a_codec_of_another_training_is_found(loud):
+def test_separately_trained_codec_is_found(loud):
     other = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
     save_codec(train_codec("int8", other), loud, "loudness")
     for decode in (True, False):
@@ -194,55 +194,55 @@ def lose_std(info):
     ],
     ids=["mean", "std", "content", "frames", "checksum", "fingerprint", "name"],
 )
-def test_an_edited_description_is_found(taught, change, told):
-    edit(info_path(taught, FIELD), change)
+def test_edited_description_is_found(extracted, change, told):
+    edit(info_path(extracted, FIELD), change)
     for decode in (True, False):
-        found = faults(taught, decode=decode)
+        found = faults(extracted, decode=decode)
         assert found and all(re.search(told, x) for x in found)
-        assert all(str(info_path(taught, FIELD)) in x for x in found)
+        assert all(str(info_path(extracted, FIELD)) in x for x in found)
 
 
-def test_edited_statistics_of_a_shard_are_found(taught):
+def test_edited_statistics_of_a_shard_are_found(extracted):
     def change(state):
         state["sum"][7] += 1.0
 
-    edit(state_path(taught, FIELD, SHARD), change)
-    (message,) = faults(taught)
+    edit(state_path(extracted, FIELD, SHARD), change)
+    (message,) = faults(extracted)
     assert "other statistics than its state, in 1 dim" in message
     assert "[7]" in message
 
 
-def test_an_unfinished_field_is_a_fault_and_its_shards_are_looked_at(taught):
-    info_path(taught, FIELD).unlink()
-    state_path(taught, FIELD, "000003").unlink()
-    (message,) = faults(taught)
+def test_shards_of_an_unfinished_field_are_verified(extracted):
+    info_path(extracted, FIELD).unlink()
+    state_path(extracted, FIELD, "000003").unlink()
+    (message,) = faults(extracted)
     assert "is unfinished, 3 of 4 shards" in message
-    flip_a_bit(taught / f"{FIELD}.000000.tar")
-    assert len(faults(taught)) == 2
+    flip_a_bit(extracted / f"{FIELD}.000000.tar")
+    assert len(faults(extracted)) == 2
 
 
-def test_shards_without_cuts_are_a_fault(taught):
-    (taught / "cuts.000003.jsonl.gz").unlink()
-    (message,) = faults(taught)
+def test_shards_without_cuts_are_a_fault(extracted):
+    (extracted / "cuts.000003.jsonl.gz").unlink()
+    (message,) = faults(extracted)
     assert f"1 shards without cuts: {FIELD}.000003.tar" in message
 
 
-def test_what_is_deleted_the_next_extraction_writes_again(taught, tiny):
-    before = digest(taught)
-    cut = change_array(taught, FIELD, SHARD, 1, nan)
-    found = list(verify_field(taught, FIELD))
+def test_extraction_writes_deleted_files_again(extracted, tiny):
+    before = digest(extracted)
+    cut = change_array(extracted, FIELD, SHARD, 1, nan)
+    found = list(verify_field(extracted, FIELD))
     assert len(found) == 1 and cut in found[0].message
     deleted = {path.name for path in delete_damaged(found)}
     assert deleted == {TAR, f"{FIELD}.{SHARD}.json", f"{FIELD}.json"}
-    _, report = extract(taught, [tiny])
+    _, report = extract(extracted, [tiny])
     assert (report.shards_done, report.shards_kept) == (1, 3)
-    assert digest(taught) == before
+    assert digest(extracted) == before
 
 
-def test_an_edited_description_is_written_again_without_the_teacher(taught, tiny):
-    before = digest(taught)
-    edit(info_path(taught, FIELD), double_mean)
-    delete_damaged(verify_field(taught, FIELD))
-    _, report = extract(taught, [tiny])
+def test_edited_description_is_written_again_without_the_teacher(extracted, tiny):
+    before = digest(extracted)
+    edit(info_path(extracted, FIELD), double_mean)
+    delete_damaged(verify_field(extracted, FIELD))
+    _, report = extract(extracted, [tiny])
     assert (report.shards_done, report.shards_kept) == (0, 4)
-    assert digest(taught) == before
+    assert digest(extracted) == before

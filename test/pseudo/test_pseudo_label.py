@@ -38,10 +38,10 @@ def whisper(tiny_dir):
 
 
 @pytest.fixture(scope="module")
-def labelled(taught_shar, whisper, tmp_path_factory):
+def labelled(extracted_shar, whisper, tmp_path_factory):
     """Output folder and summary of Whisper's pseudo-labels by one process."""
     output = tmp_path_factory.mktemp("pseudo") / "shar"
-    return output, pseudo_label(taught_shar, output, whisper)
+    return output, pseudo_label(extracted_shar, output, whisper)
 
 
 @pytest.fixture
@@ -99,10 +99,10 @@ def check_same(output, labelled):
     check_field(output, "whisper_tiny_en")
 
 
-def test_whisper_transcribes_the_prompts(taught_shar, labelled):
+def test_whisper_transcribes_the_prompts(extracted_shar, labelled):
     output, summary = labelled
     assert summary.missing == 0
-    references, hypotheses = texts(taught_shar), texts(output)
+    references, hypotheses = texts(extracted_shar), texts(output)
     assert references.keys() == hypotheses.keys()
     assert sum(summary.counts.values()) == len(references)
     pairs = [(r.split(), hypotheses[i].split()) for i, r in references.items()]
@@ -113,10 +113,10 @@ def test_whisper_transcribes_the_prompts(taught_shar, labelled):
     assert summary.counts["labelled"] >= 16
 
 
-def test_audio_and_fields_are_those_of_the_input(taught_shar, labelled):
+def test_audio_and_fields_are_those_of_the_input(extracted_shar, labelled):
     output, _ = labelled
     check_field(output, "whisper_tiny_en")
-    before = list(open_shar(taught_shar, ["whisper_tiny_en"]))
+    before = list(open_shar(extracted_shar, ["whisper_tiny_en"]))
     after = list(open_shar(output, ["whisper_tiny_en"]))
     for a, b in zip(before, after):
         assert a.id == b.id and (a.load_audio() == b.load_audio()).all()
@@ -124,11 +124,11 @@ def test_audio_and_fields_are_those_of_the_input(taught_shar, labelled):
     assert -1.0 < after[0].supervisions[0].custom["confidence"] <= 0.0
 
 
-def test_second_run_transcribes_nothing(taught_shar, labelled):
+def test_second_run_transcribes_nothing(extracted_shar, labelled):
     output, summary = labelled
     before = modified(shar_files(output))
     transcriber = FakeTranscriber(fingerprint=read_totals(output)["reader"])
-    assert pseudo_label(taught_shar, output, transcriber) == summary
+    assert pseudo_label(extracted_shar, output, transcriber) == summary
     assert transcriber.num_waves == 0
     assert modified(shar_files(output)) == before
 
@@ -144,13 +144,13 @@ def test_second_run_transcribes_nothing_of_uncompressed_cuts(pristine_shar, tmp_
     assert transcriber.num_waves == 0
 
 
-def test_transcripts_of_other_options_are_not_mixed(taught_shar, labelled, whisper):
+def test_transcripts_of_other_options_are_not_mixed(extracted_shar, labelled, whisper):
     with pytest.raises(ValueError, match="min_confidence is -0.7, wanted -0.1"):
-        pseudo_label(taught_shar, labelled[0], whisper, min_confidence=-0.1)
+        pseudo_label(extracted_shar, labelled[0], whisper, min_confidence=-0.1)
 
 
 def test_rejected_transcripts_are_counted_and_written_without_text(
-    taught_shar, tmp_path
+    extracted_shar, tmp_path
 ):
     class Unreliable(FakeTranscriber):
         words = iter(["", "one two three " * 50, "yes", "maybe"])
@@ -161,7 +161,7 @@ def test_rejected_transcripts_are_counted_and_written_without_text(
 
     calls = []
     summary = pseudo_label(
-        taught_shar,
+        extracted_shar,
         tmp_path / "out",
         Unreliable(),
         batch_size=1,
@@ -178,7 +178,7 @@ def test_rejected_transcripts_are_counted_and_written_without_text(
     # Progress is reported after every batch.
     done, totals = zip(*calls)
     assert len(calls) == 18 and list(done) == sorted(set(done))
-    seconds = sum(cut.duration for cut in open_shar(taught_shar))
+    seconds = sum(cut.duration for cut in open_shar(extracted_shar))
     assert done[-1] == pytest.approx(seconds)
     assert totals == (pytest.approx(seconds),) * 18
 
@@ -357,9 +357,11 @@ def start_command(shar, output, tiny_dir, ranks):
     ]
 
 
-def test_two_processes_write_what_one_writes(taught_shar, labelled, tiny_dir, tmp_path):
+def test_two_processes_write_what_one_writes(
+    extracted_shar, labelled, tiny_dir, tmp_path
+):
     output = tmp_path / "out"
-    processes = start_command(taught_shar, output, tiny_dir, 2)
+    processes = start_command(extracted_shar, output, tiny_dir, 2)
     logs = [p.communicate(timeout=120)[1] for p in processes]
     assert [p.returncode for p in processes] == [0, 0], logs
     check_same(output, labelled)
@@ -371,10 +373,10 @@ def test_two_processes_write_what_one_writes(taught_shar, labelled, tiny_dir, tm
 
 
 def test_any_number_of_processes_continues_after_a_kill(
-    taught_shar, labelled, whisper, tiny_dir, tmp_path
+    extracted_shar, labelled, whisper, tiny_dir, tmp_path
 ):
     output = tmp_path / "out"
-    processes = start_command(taught_shar, output, tiny_dir, 2)
+    processes = start_command(extracted_shar, output, tiny_dir, 2)
     while not finished_parts(output) and all(p.poll() is None for p in processes):
         time.sleep(0.005)
     for process in processes:
@@ -385,7 +387,7 @@ def test_any_number_of_processes_continues_after_a_kill(
     before = modified(output / f"cuts.{s}.jsonl.gz" for s in finished)
     assert "pseudo_labels" not in find_fields(output)
     for rank, own in ((2, {"000002"}), (0, {"000000", "000003"}), (1, {"000001"})):
-        summary = pseudo_label(taught_shar, output, whisper, world=worker(rank, 3))
+        summary = pseudo_label(extracted_shar, output, whisper, world=worker(rank, 3))
         finished |= own
         assert summary.missing == len(set(SHARDS) - finished)
     assert summary == labelled[1]
@@ -394,7 +396,7 @@ def test_any_number_of_processes_continues_after_a_kill(
 
 
 def test_unfinished_output_of_an_earlier_version_is_completed(
-    taught_shar, labelled, whisper, tmp_path
+    extracted_shar, labelled, whisper, tmp_path
 ):
     output = copy_shar(labelled[0], tmp_path / "out")
     totals = read_totals(output)
@@ -406,10 +408,10 @@ def test_unfinished_output_of_an_earlier_version_is_completed(
     partial.touch()
     os.utime(partial, (0, 0))
     kept = modified([output / "cuts.000000.jsonl.gz"])
-    first = pseudo_label(taught_shar, output, whisper, world=worker(1, 2))
+    first = pseudo_label(extracted_shar, output, whisper, world=worker(1, 2))
     assert first.missing == 1 and sum(first.counts.values()) == 13
     assert finished_parts(output) == {"000001", "000003"}
-    last = pseudo_label(taught_shar, output, whisper, world=worker(0, 2))
+    last = pseudo_label(extracted_shar, output, whisper, world=worker(0, 2))
     assert last == labelled[1]
     check_same(output, labelled)
     assert modified(kept) == kept
@@ -440,7 +442,7 @@ def test_transcripts_of_changed_cuts_are_replaced(shar, tmp_path):
         pseudo_label(shar, output, transcriber)
 
 
-def test_links_of_another_process_are_accepted(taught_shar, tmp_path, monkeypatch):
+def test_links_of_another_process_are_accepted(extracted_shar, tmp_path, monkeypatch):
     link = Path.symlink_to
 
     def link_twice(self, target, *rest):
@@ -448,7 +450,7 @@ def test_links_of_another_process_are_accepted(taught_shar, tmp_path, monkeypatc
         link(self, target, *rest)
 
     monkeypatch.setattr(Path, "symlink_to", link_twice)
-    summary = pseudo_label(taught_shar, tmp_path / "out", FakeTranscriber())
+    summary = pseudo_label(extracted_shar, tmp_path / "out", FakeTranscriber())
     assert summary.missing == 0
     check_field(tmp_path / "out", "whisper_tiny_en")
 

@@ -81,7 +81,7 @@ FAULTS = [missing_shard, missing_arrays, renamed, shorter_audio, another_recordi
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_told_before_step_0_and_refused(faulty, fault):
+def test_fault_of_the_targets_is_refused_before_step_0(faulty, fault):
     config, shar = faulty
     _, told = fault(shar / "train", ids_of(shar / "train"))
     path = ranks.save_config(config, shar / "config.yaml")
@@ -93,7 +93,7 @@ def test_a_fault_is_told_before_step_0_and_refused(faulty, fault):
 
 
 @pytest.mark.parametrize("fault", FAULTS[:4])
-def test_a_fault_is_counted_and_the_rest_is_learned_from(faulty, fault, caplog):
+def test_skip_counts_missing_targets_and_trains_on_the_rest(faulty, fault, caplog):
     caplog.set_level("INFO")
     config, shar = faulty
     missing, told = fault(shar / "train", ids_of(shar / "train"))
@@ -107,7 +107,7 @@ def test_a_fault_is_counted_and_the_rest_is_learned_from(faulty, fault, caplog):
     assert any("embedding.wise_l1" in line for line in metrics(config))
 
 
-def test_a_set_without_the_field_trains_beside_one_that_has_it(faulty, caplog):
+def test_sets_with_and_without_the_field_train_together(faulty, caplog):
     config, shar = faulty
     for name in ("pool", "dev"):
         info_path(shar / name, "wise").unlink()
@@ -122,20 +122,20 @@ def test_a_set_without_the_field_trains_beside_one_that_has_it(faulty, caplog):
         build_setup(config)
 
 
-def test_a_wrong_layer_is_never_skipped(faulty):
+def test_skip_refuses_another_layer(faulty):
     config, _ = faulty
     config = with_data(config, missing="skip", expect={"wise": {"layer": 3}})
     with pytest.raises(ValueError, match="layer is None, wanted 3"):
         build_setup(config)
 
 
-def test_an_unknown_choice_is_refused_with_those_that_exist(faulty):
+def test_error_for_an_unknown_choice_lists_the_choices(faulty):
     for name in ("missing", "cache"):
         with pytest.raises(ValueError, match=rf"data.{name} is 'x'.*one of \("):
             with_data(faulty[0], **{name: "x"})
 
 
-def test_a_rank_without_any_target_does_not_hang(faulty, tmp_path):
+def test_rank_without_any_target_does_not_hang(faulty, tmp_path):
     """Of two processes one often has a batch that no teacher spoke about."""
     config, shar = faulty
     for field in ("wise", "old"):
@@ -193,7 +193,7 @@ def assert_same_losses(some, others, rel):
             assert a[name] == pytest.approx(b[name], rel=rel), (a["step"], name)
 
 
-def test_the_losses_are_those_of_the_cached_run(cached, live, caplog):
+def test_live_losses_equal_those_of_the_cached_run(cached, live, caplog):
     caplog.set_level("INFO")
     train(cached)
     train(with_data(live, num_workers=2))
@@ -207,7 +207,7 @@ class Stop(Exception):
     """Stands for the end of the machine."""
 
 
-def test_a_live_run_goes_on_as_if_never_stopped(live, tmp_path, monkeypatch):
+def test_live_run_resumes_exactly(live, tmp_path, monkeypatch):
     train(live)
     broken = dataclasses.replace(live, exp_dir=str(tmp_path / "broken"))
     original, taken = loop.Trainer._train_batch, []
@@ -230,7 +230,7 @@ def test_a_live_run_goes_on_as_if_never_stopped(live, tmp_path, monkeypatch):
         assert all(torch.equal(a[part][k], v) for k, v in b[part].items())
 
 
-def test_without_a_stored_field_statistics_come_from_a_sample(
+def test_live_statistics_come_from_a_sample_without_a_stored_field(
     cached, live, prompts, tmp_path, caplog
 ):
     caplog.set_level("INFO")
@@ -247,7 +247,7 @@ def test_without_a_stored_field_statistics_come_from_a_sample(
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
 
 
-def test_the_memory_probe_asks_the_teacher_too(live, caplog):
+def test_memory_probe_runs_the_teacher(live, caplog):
     caplog.set_level("INFO")
     live = dataclasses.replace(live, memory_probe=True, num_epochs=1)
     train(with_data(live, dev=None))
@@ -255,7 +255,7 @@ def test_the_memory_probe_asks_the_teacher_too(live, caplog):
 
 
 @pytest.mark.slow
-def test_every_rank_has_a_teacher_of_its_own(live, tmp_path):
+def test_each_rank_runs_a_teacher(live, tmp_path):
     config = dataclasses.replace(with_data(live, max_duration=3.0), num_epochs=1)
     path = ranks.save_config(config, tmp_path / "config.yaml")
     with ranks.Job(ranks.run_command, (path,), tmp_path) as job:
@@ -269,7 +269,7 @@ def assert_refused_before_data(config, match, error=ValueError):
     assert not Path(config.exp_dir).exists()
 
 
-def test_teachers_that_cannot_be_built_are_told_before_data_is_read(live, tmp_path):
+def test_unusable_teachers_are_refused_before_data_is_read(live, tmp_path):
     assert_refused_before_data(
         with_data(live, teachers={}), rf"cache is none.*{FIELD}.*data.teachers names"
     )

@@ -28,13 +28,13 @@ INFO = FieldInfo(
 )
 
 
-def test_a_description_is_read_as_it_was_saved(tmp_path):
+def test_description_is_read_as_saved(tmp_path):
     save(INFO, info_path(tmp_path, "a"))
     assert load_field_info(tmp_path, "a") == INFO
 
 
 @pytest.mark.parametrize("change", [{"extra": 1}, {"dim": None}])
-def test_a_file_of_another_form_is_refused_by_name(tmp_path, change):
+def test_file_of_another_form_is_refused(tmp_path, change):
     save(INFO, info_path(tmp_path, "a"))
     values = json.loads(info_path(tmp_path, "a").read_text())
     values.update(change)
@@ -44,7 +44,7 @@ def test_a_file_of_another_form_is_refused_by_name(tmp_path, change):
         load_field_info(tmp_path, "a")
 
 
-def test_only_descriptions_with_arrays_are_fields(tmp_path):
+def test_fields_have_a_description_and_arrays(tmp_path):
     for name in ("b.000000.tar", "report.json", "c.0.tar"):
         (tmp_path / name).touch()
     for name in ("b", "d"):
