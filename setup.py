@@ -23,6 +23,7 @@ INSTALL_REQUIRES = [
     "kaldi-native-fbank",
     "sentencepiece",
     "kaldialign",
+    "jinja2",
     "num2words",
     "tensorboard",
     "six",

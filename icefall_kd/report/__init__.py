@@ -1,5 +1,5 @@
-"""What runs have brought: one Markdown table and one page that needs nothing beside it.
+"""Report the results of runs: a table in Markdown or text, and an HTML page.
 
-results.py and runs.py read what decoding and training wrote, table.py compares, and
-curves.py, alignment.py and audio.py fill the page that page.py puts together.
+results.py and runs.py read what decoding and training wrote, table.py compares systems,
+charts.py draws training metrics, page.py renders the page.
 """

@@ -4,7 +4,7 @@
   const get = (id) => document.getElementById(id);
   const data = JSON.parse(get("data").textContent);
 
-  // Text goes in as text, never as markup.
+  // Insert text as text, never as markup.
   function make(name, text, classes) {
     const node = document.createElement(name);
     if (text) node.textContent = text;
@@ -27,7 +27,7 @@
       const [x, y] = [key(a), key(b)];
       const [m, n] = [number(x), number(y)];
       const numbers = table.tHead.rows[0].cells[column].dataset.numbers;
-      if (numbers && isNaN(m) !== isNaN(n)) return isNaN(m) ? 1 : -1; // empty ones last
+      if (numbers && isNaN(m) !== isNaN(n)) return isNaN(m) ? 1 : -1; // empty cells last
       const order = isNaN(m) || isNaN(n) ? x.localeCompare(y) : m - n;
       return up ? order : -order;
     });
@@ -44,9 +44,9 @@
   }
 
   const errorsOf = (words) => words.filter((w) => typeof w !== "string").length;
-  const said = (words) => words.map((w) => (typeof w === "string" ? w : w[0]));
-  const heard = (words) => words.map((w) => (typeof w === "string" ? w : w[1]));
-  const lengthOf = (words) => said(words).filter((w) => w !== "").length;
+  const reference = (words) => words.map((w) => (typeof w === "string" ? w : w[0]));
+  const hypothesis = (words) => words.map((w) => (typeof w === "string" ? w : w[1]));
+  const lengthOf = (words) => reference(words).filter((w) => w !== "").length;
 
   function fillFirst() {
     data.results.forEach((r, i) => {
@@ -59,7 +59,7 @@
     get("first").value = Math.max(other, 0);
   }
 
-  // Beside it: another result of the same set, at first the baseline's decoded alike.
+  // Results of the same set; preselect the baseline with the same decoding.
   function fillSecond() {
     const first = data.results[get("first").value];
     const select = get("second");
@@ -72,9 +72,9 @@
       const option = make("option", r.label);
       option.value = i;
       select.append(option);
-      const alike = r.suffix === first.suffix;
+      const sameDecoding = r.suffix === first.suffix;
       const wanted = before && before !== first ? before.system : data.baseline;
-      if (alike && r.system === wanted) chosen = String(i);
+      if (sameDecoding && r.system === wanted) chosen = String(i);
     });
     select.value = chosen;
   }
@@ -92,12 +92,12 @@
     const keep = {
       all: () => true,
       wrong: (r) => r.mine > 0 || r.theirs > 0,
-      differ: (r) => r.b && heard(r.a).join(" ") !== heard(r.b).join(" "),
+      differ: (r) => r.b && hypothesis(r.a).join(" ") !== hypothesis(r.b).join(" "),
       better: (r) => r.b && r.mine < r.theirs,
       worse: (r) => r.b && r.mine > r.theirs,
       audio: (r) => r.sound !== undefined,
     }[get("filter").value];
-    const text = (r) => [r.id, ...said(r.a), ...heard(r.a), ...(r.b ? heard(r.b) : [])]
+    const text = (r) => [r.id, ...reference(r.a), ...hypothesis(r.a), ...(r.b ? hypothesis(r.b) : [])]
       .join(" ").toLowerCase();
     const value = {
       errors: (r) => r.mine,
@@ -106,13 +106,13 @@
       length: (r) => lengthOf(r.a),
       id: () => 0,
     }[get("order").value];
-    const kept = rows.filter((r) => keep(r) && text(r).includes(needle));
-    kept.sort((x, y) => value(y) - value(x) || x.id.localeCompare(y.id));
-    return { first, second, rows, kept };
+    const selected = rows.filter((r) => keep(r) && text(r).includes(needle));
+    selected.sort((x, y) => value(y) - value(x) || x.id.localeCompare(y.id));
+    return { first, second, rows, selected };
   }
 
-  function strip(result, words, errors) {
-    const line = make("div", "", "heard");
+  function wordsOf(result, words, errors) {
+    const line = make("div", "", "utterance");
     line.append(make("b", `${result.label}: ${errors} errors`));
     for (const word of words) {
       if (typeof word === "string") {
@@ -139,8 +139,8 @@
       player.setAttribute("aria-label", `audio of ${row.id}`);
       node.append(player);
     }
-    node.append(strip(view.first, row.a, row.mine));
-    if (row.b) node.append(strip(view.second, row.b, row.theirs));
+    node.append(wordsOf(view.first, row.a, row.mine));
+    if (row.b) node.append(wordsOf(view.second, row.b, row.theirs));
     return node;
   }
 
@@ -148,20 +148,20 @@
   let shown = 0;
 
   function showMore() {
-    const next = view.kept.slice(shown, shown + PAGE);
+    const next = view.selected.slice(shown, shown + PAGE);
     get("list").append(...next.map((row) => item(view, row)));
     shown += next.length;
-    get("more").hidden = shown >= view.kept.length;
+    get("more").hidden = shown >= view.selected.length;
   }
 
   function refresh() {
     view = choose();
     shown = 0;
     get("list").replaceChildren();
-    const sum = (key) => view.kept.reduce((total, row) => total + row[key], 0);
-    const beside = view.second ? ` against ${sum("theirs")}` : "";
-    get("count").textContent = `${view.kept.length} of ${view.rows.length} utterances, ` +
-      `${sum("mine")} errors${beside}`;
+    const sum = (key) => view.selected.reduce((total, row) => total + row[key], 0);
+    const other = view.second ? ` against ${sum("theirs")}` : "";
+    get("count").textContent = `${view.selected.length} of ${view.rows.length} utterances, ` +
+      `${sum("mine")} errors${other}`;
     showMore();
   }
 

@@ -1,76 +1,91 @@
-"""The page: one HTML file that needs no other, and lets nothing in from elsewhere."""
+"""Render the report page: one HTML file that refers to no other file.
+
+``page.html`` is the jinja2 template, ``page.css`` and ``page.js`` are embedded in it.
+"""
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from string import Template
-from typing import Union
+from typing import Any, Optional, Union
 
-from icefall_kd.report.curves import (
-    Chart,
-    Html,
-    colour_class,
-    data_block,
-    draw,
-    element,
-    join,
-    legend,
-)
+import numpy as np
+
+from icefall_kd.core.files import Pathlike, read_text
+from icefall_kd.recognition.scoring import NO_WORD, Recognition, align_words
+from icefall_kd.report import charts as charts_module
+from icefall_kd.report.charts import Chart, layout
 from icefall_kd.report.results import Result
-from icefall_kd.report.runs import Run, seeds, stage_names
-from icefall_kd.report.table import Column, Row, Table, numbered
-from icefall_kd.report.utterances import utterances
+from icefall_kd.report.runs import Run, stage_names
+from icefall_kd.report.table import Table
 
 HERE = Path(__file__).parent
-BAR = (120, 10)  # width and height of a WER with its interval
+NUM_COLOURS = 8  # of the style sheet
+BAR_WIDTH, BAR_HEIGHT, BAR_MARGIN = 120, 10, 4  # drawing of a WER with its interval
 
-Cell = Union[str, Html]
-Audio = Mapping[str, Mapping[str, str]]
+Word = Union[str, tuple[str, str]]
+Audio = Mapping[str, Mapping[str, str]]  # set -> id -> data URI
 
 
 def render(
     table: Table,
     runs: Mapping[str, Run],
     charts: Sequence[Chart] = (),
-    audio: Union[Audio, None] = None,
-    means: Union[Table, None] = None,
+    audio: Optional[Audio] = None,
+    means: Optional[Table] = None,
 ) -> str:
     """Return the page.
 
     Args:
-      table: of all results.
-      runs: the training of each system, in the order that gives the colours.
-      charts: of the training.
-      audio: set -> id -> data URI.
-      means: of the runs of each system over their seeds.
+      table: table of all results.
+      runs: system -> its training; the order gives the colours.
+      charts: charts of the training metrics.
+      audio: audio of utterances.
+      means: table of the means over seeds.
     """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     systems = list(runs)
     results = [row.result for row in table.rows]
-    data = {**utterances(results), "audio": dict(audio or {})}
-    data["baseline"] = table.baseline
-    style, script = (_asset(name) for name in ("page.css", "page.js"))
-    return Template(_asset("page.html")).substitute(
-        title=element("title", f"Report: {', '.join(systems)}"),
-        policy=element(
-            "meta", http_equiv="Content-Security-Policy", content=_policy(style, script)
-        ),
-        style=element("style", Html(style)),
-        script=element("script", Html(script)),
-        data=data_block("data", data),
-        about=_about(results),
-        results=join(_results(table, systems), _means(means)),
-        training=_training(runs, charts, systems),
-        heard=_heard(audio),
+    max_wer = max((r.facts["interval"][1] for r in results), default=0.0)
+    style, script = (read_text(HERE / f"page.{x}").strip() for x in ("css", "js"))
+    return environment.get_template("page.html").render(
+        style=style,
+        script=script,
+        policy=_content_policy(style, script),
+        systems=systems,
+        colours={s: f"c{i % NUM_COLOURS}" for i, s in enumerate(systems)},
+        sets=_set_sizes(results),
+        table=table,
+        bars=[_bar(row.result, max_wer) for row in table.rows],
+        bar_size=(BAR_WIDTH, BAR_HEIGHT),
+        means=means,
+        trainings=_describe_trainings(runs),
+        has_training=any(run.stages for run in runs.values()),
+        charts=charts,
+        last_columns=[f"{chart.stage}: {chart.metric}" for chart in charts],
+        drawings=[layout(chart, systems) for chart in charts],
+        frame=charts_module,
+        num_audio=sum(len(ids) for ids in (audio or {}).values()),
+        data={
+            **list_utterances(results),
+            "audio": dict(audio or {}),
+            "baseline": table.baseline,
+        },
     )
 
 
-def _asset(name: str) -> str:
-    return (HERE / name).read_text(encoding="utf-8").strip()
-
-
-def _policy(style: str, script: str) -> str:
-    """Allow the page's own style and script, by their hashes, and audio within it."""
+def _content_policy(style: str, script: str) -> str:
+    """Return a Content-Security-Policy for this style and script, and for audio."""
     hashes = [
         base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
         for text in (style, script)
@@ -81,163 +96,122 @@ def _policy(style: str, script: str) -> str:
     )
 
 
-def _about(results: Sequence[Result]) -> Html:
-    """Say what the page is of."""
-    of_set = {r.facts["set"]: r for r in results}
-    words = {
-        name: sum(len(x.ref) for x in r.recognitions) for name, r in of_set.items()
+def _set_sizes(results: Sequence[Result]) -> dict[str, tuple[int, int]]:
+    """Return set -> (number of utterances, number of reference words)."""
+    by_set = {r.facts["set"]: r.recognitions for r in results}
+    return {
+        name: (len(found), sum(len(x.ref) for x in found))
+        for name, found in by_set.items()
     }
-    sets = "; ".join(
-        f"{name}: {len(r.recognitions)} utterances, {words[name]} words"
-        for name, r in of_set.items()
-    )
-    return element("p", f"{len(results)} results on {sets}.")
 
 
-def _grid(header: Sequence[Cell], rows: Sequence[Sequence[Html]], caption: str) -> Html:
-    """Return a table that scrolls sideways where the screen is narrow."""
-    head = element("tr", *(element("th", h, scope="col") for h in header))
-    body = [element("tr", *row) for row in rows]
-    table = element(
-        "table",
-        element("caption", caption),
-        element("thead", head),
-        element("tbody", *body),
-    )
-    # With the keyboard too, hence the focus.
-    return element(
-        "div", table, class_="scroll", tabindex=0, role="region", aria_label=caption
-    )
-
-
-def _results(table: Table, systems: Sequence[str]) -> Html:
-    columns = table.columns
-    most = max(row.result.facts["interval"][1] for row in table.rows)
-    header = [element("button", c.name, type="button") for c in columns]
-    rows = [
-        [_result_cell(c, row, i, most, systems) for c in columns]
-        for i, row in enumerate(table.rows)
-    ]
-    if table.baseline is None:
-        told = "No baseline was named, so no gain is shown."
-    else:
-        told = (
-            f"WERR: relative reduction of the WER from {table.baseline}, decoded in "
-            "the same way; difference: absolute, negative is better; P(better): share "
-            "of paired bootstrap test sets with fewer errors, over utterances alone."
-        )
-    how = (
-        "WER with its 95 % bootstrap interval over utterances; RTF: seconds of work a "
-        f"second of audio. {told}"
-    )
-    grid = _grid(header, rows, "All results; a header sorts")
-    items = [
-        element("li", text, id=f"note-{number}")
-        for number, text in enumerate(table.notes, 1)
-    ]
-    notes = element("ol", *items, class_="notes") if items else ""
-    return join(
-        *_remarks(table),
-        element("p", how, class_="how"),
-        element("div", grid, class_="sortable"),
-        notes,
-    )
-
-
-def _remarks(table: Table) -> list[Html]:
-    return [element("p", element("strong", remark)) for remark in table.remarks]
-
-
-def _means(table: Union[Table, None]) -> Html:
-    """Show the means over seeds, if there are any."""
-    if table is None:
-        return join()
-    header, *texts = table.cells()
-    rows = [[element("td", text) for text in row] for row in texts]
-    return join(
-        *_remarks(table),
-        _grid(header, rows, "Means over seeds"),
-        *(element("p", note, class_="how") for note in numbered(table)),
-    )
-
-
-def _result_cell(
-    column: Column, row: Row, index: int, most: float, systems: Sequence[str]
-) -> Html:
-    text: Cell = column.text(row)
-    value = column.value(row) if column.value else None
-    number = "number" if column.value else None
-    if column.name == "system":
-        link = element("a", text, href="#utterances", data_result=index)
-        return element("th", link, scope="row", data_value=text)
-    if column.name.startswith("WER %"):
-        text = join(text, _bar(row.result, most, systems))
-    elif column.name == "notes":
-        text = join(*(_note_link(n) for n in row.notes))
-    return element("td", text, class_=number, data_value=value)
-
-
-def _note_link(number: int) -> Html:
-    return element("a", f"note {number} ", href=f"#note-{number}")
-
-
-def _bar(result: Result, most: float, systems: Sequence[str]) -> Html:
-    """Draw a WER as a dot on its interval, from 0 to the largest of the table."""
-    width, height = BAR
-    points = (*result.facts["interval"], result.facts["wer"])
-    low, high, wer = (f"{4 + x / max(most, 1e-9) * (width - 8):.1f}" for x in points)
-    middle = height / 2
-    return element(
-        "svg",
-        element("line", x1=low, x2=high, y1=middle, y2=middle),
-        element("circle", cx=wer, cy=middle, r=3),
-        viewBox=f"0 0 {width} {height}",
-        class_=f"bar {colour_class(systems.index(result.system))}",
-        aria_hidden="true",
-    )
-
-
-def _training(
-    runs: Mapping[str, Run], charts: Sequence[Chart], systems: Sequence[str]
-) -> Html:
-    if not any(run.stages for run in runs.values()):
-        return element("p", "No metrics.jsonl was found beside the results.")
+def _describe_trainings(runs: Mapping[str, Run]) -> list[list[str]]:
+    """Return the table of the trainings, the header first."""
     names = stage_names(runs.values())
-    rows = []
+    rows = [["system", *names, "seed", "commit"]]
     for system, run in runs.items():
-        told = {s.name: s.describe() for s in run.stages}
-        seed = ", ".join(dict.fromkeys(str(x) for x in seeds(run).values()))
+        texts = {s.name: s.describe() for s in run.stages}
         commits = dict.fromkeys(s.environment.get("commit") or "" for s in run.stages)
-        texts = [*(told.get(name, "none") for name in names), seed, ", ".join(commits)]
-        cells = [element("td", text) for text in texts]
-        rows.append([element("th", system, scope="row"), *cells])
-    header = ["system", *names, "seed", "commit"]
-    drawn = element("div", *(draw(c, systems) for c in charts), class_="charts")
-    return join(
-        _grid(header, rows, "What each system was given"),
-        legend(systems) if charts else "",
-        drawn,
-        _last_values(charts, systems),
-    )
+        seeds = ", ".join(map(str, run.seeds))
+        row = [system, *(texts.get(name, "none") for name in names)]
+        rows.append([*row, seeds, ", ".join(commits)])
+    return rows
 
 
-def _last_values(charts: Sequence[Chart], systems: Sequence[str]) -> Html:
-    """Tell where the curves of dev end, for those who cannot see them."""
-    last: dict[str, list[Html]] = {}
-    for system in systems:
-        cells = []
-        for chart in charts:
-            points = chart.lines.get((system, "dev"))
-            value = points[-1][1] if points else None
-            text = "" if value is None else f"{value:.4g}"
-            cells.append(element("td", text, class_="number", data_value=value))
-        last[system] = [element("th", system, scope="row"), *cells]
-    header = ["system", *(f"{c.stage}: {c.metric}" for c in charts)]
-    return _grid(header, list(last.values()), "Where the curves of dev end")
+def _bar(result: Result, max_wer: float) -> tuple[str, str, str]:
+    """Return the positions of interval and WER on a scale from 0 to ``max_wer``."""
+    scale = (BAR_WIDTH - 2 * BAR_MARGIN) / max(max_wer, 1e-9)
+    low, high = result.facts["interval"]
+    values = (low, high, result.facts["wer"])
+    return tuple(f"{BAR_MARGIN + x * scale:.1f}" for x in values)
 
 
-def _heard(audio: Union[Audio, None]) -> Html:
-    count = sum(len(ids) for ids in (audio or {}).values())
-    if not count:
-        return element("p", "Audio is embedded with --shar-dir.")
-    return element("p", f"The {count} hardest utterances can be listened to.")
+def list_utterances(results: Sequence[Result]) -> dict[str, Any]:
+    """Return the alignments of all results for the script of the page.
+
+    Returns:
+      ``sets``: set -> its sorted ids.  ``results``: for each result its set, suffix,
+      system, label and, in the order of the ids, its aligned utterances.
+    """
+    sets: dict[str, list[str]] = {}
+    found = []
+    for r in results:
+        by_id = {x.cut_id: x for x in r.recognitions}
+        ids = sets.setdefault(r.facts["set"], sorted(by_id))
+        found.append(
+            {
+                "set": r.facts["set"],
+                "suffix": r.facts["suffix"],
+                "system": r.system,
+                "label": f"{r.system}: {r.decoding}, {r.engine}",
+                "words": [align_utterance(by_id[i]) for i in ids],
+            }
+        )
+    return {"sets": sets, "results": found}
+
+
+def align_utterance(recognition: Recognition) -> list[Word]:
+    """Return the words of an utterance; a wrong one is (reference, hypothesis).
+
+    >>> align_utterance(Recognition("a", ["PRESS", "ONE", "NOW"], ["PRESS", "NINE"]))
+    ['PRESS', ('ONE', 'NINE'), ('NOW', '')]
+    """
+    return [
+        ref if ref == hyp else tuple("" if w == NO_WORD else w for w in (ref, hyp))
+        for ref, hyp in align_words(recognition.ref, recognition.hyp)
+    ]
+
+
+def hardest_utterances(
+    results: Sequence[Result], set_name: str, count: int
+) -> list[str]:
+    """Return the ids of the utterances with the most errors over all systems."""
+    errors: dict[str, int] = {}
+    for r in results:
+        if r.facts["set"] == set_name:
+            for x in r.recognitions:
+                wrong = sum(ref != hyp for ref, hyp in align_words(x.ref, x.hyp))
+                errors[x.cut_id] = errors.get(x.cut_id, 0) + wrong
+    return sorted(errors, key=lambda i: (-errors[i], i))[:count]
+
+
+def load_audio(shar_dir: Pathlike, ids: Iterable[str]) -> dict[str, str]:
+    """Return the audio of cuts as ``data:`` URIs.
+
+    Args:
+      shar_dir: folder of the set.
+      ids: ids of the cuts.
+    Returns:
+      id -> 16-bit FLAC.
+    Raises:
+      FileNotFoundError: if there is no such set.
+      ValueError: if the set lacks a cut.
+    """
+    from icefall_kd.fields.reader import open_shar
+
+    wanted = set(ids)
+    found: dict[str, str] = {}
+    for cut in open_shar(shar_dir):
+        if len(found) == len(wanted):
+            break
+        if cut.id in wanted:
+            found[cut.id] = encode_flac(cut)
+    missing = sorted(wanted - found.keys())
+    if missing:
+        raise ValueError(
+            f"--shar-dir {shar_dir}: {len(missing)} utterances of the results are "
+            f"missing, for example {missing[:5]}. Give the folder that was decoded"
+        )
+    return found
+
+
+def encode_flac(cut) -> str:
+    """Return a cut's audio as a ``data:`` URI of 16-bit FLAC."""
+    import soundfile
+
+    buffer = io.BytesIO()
+    samples = np.rint(cut.load_audio().T * 32768)  # (C, S) -> (S, C)
+    samples = samples.clip(-32768, 32767).astype(np.int16)
+    soundfile.write(buffer, samples, cut.sampling_rate, format="FLAC")
+    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f"data:audio/flac;base64,{encoded}"

@@ -1,9 +1,7 @@
-"""Results of decoding: finding them, and proving that they can be compared.
+"""Find the results of decoding, and check that they can be compared.
 
-Runs of one system from several seeds, counted together.
-
-A run's name may end in ``@SEED``, as ``train.sh`` names them: ``baseline`` and
-``baseline@43`` are two runs of ``baseline``.
+The name of a system may end in ``@SEED``: ``baseline`` and ``baseline@43`` are two runs
+of the system ``baseline``.
 """
 
 import statistics
@@ -21,53 +19,58 @@ from icefall_kd.recognition.scoring import (
     wer_interval,
 )
 
-NEEDED = (
+REQUIRED_KEYS = (
     *("set", "suffix", "wer", "interval", "errors", "utterances", "recogs"),
     *("engine", "method", "streaming", "parameters", "rtf"),
 )
-FRAME_SECONDS = 0.02  # of the frames in which a chunk is counted
-LEFT_CONTEXT = 128  # first of the recipes' confs, in these frames; others are named
-SHOWN = 5  # examples in a message
-METHODS = {
+MS_PER_FRAME = 20  # of chunk_size and left_context
+DEFAULT_LEFT_CONTEXT = 128  # frames; labels name only other left contexts
+MAX_EXAMPLES = 5  # ids in an error message
+METHOD_LABELS = {
     "greedy_search": "greedy",
     "modified_beam_search": "beam",
     "fast_beam_search": "fast beam",
     "ctc_greedy_search": "CTC greedy",
     "ctc_prefix_beam_search": "CTC prefix beam",
 }
+DELAYS = ("emission_delay_mean_ms", "emission_delay_p90_ms")
+DELAYS += ("latency_mean_ms", "latency_p90_ms")
 
 
 @dataclass(frozen=True)
 class Result:
-    """A result JSON, what it says, and the recognitions that it counts.
+    """One result of a system: a set decoded in one way.
 
     Attributes:
-      runs: the results that this one is the mean of, see
-        :mod:`icefall_kd.report.results`; path and recognitions are the first one's.
-        Empty for a result of its own.
+      system: name of the system.
+      path: the result JSON.
+      facts: its content.
+      recognitions: references and hypotheses.
+      runs: results of single runs, if this one is their mean; ``path`` and
+        ``recognitions`` are those of the first run.
     """
 
     system: str
     path: Path
-    facts: Mapping
+    facts: Mapping[str, Any]
     recognitions: tuple[Recognition, ...]
     runs: tuple["Result", ...] = ()
 
     @property
     def decodings(self) -> list[tuple[Recognition, ...]]:
-        """The recognitions of every run."""
+        """Recognitions of every run."""
         return [r.recognitions for r in self.runs or (self,)]
 
     @property
-    def setting(self) -> tuple[str, str]:
-        """Set and way of decoding; results are compared within one."""
+    def group(self) -> tuple[str, str]:
+        """Set and suffix: only results with the same ones are compared."""
         return self.facts["set"], self.facts["suffix"]
 
     @property
     def decoding(self) -> str:
-        """How it was decoded, for people."""
+        """Label of the decoding options."""
         facts = self.facts
-        label = METHODS.get(facts["method"], facts["method"])
+        label = METHOD_LABELS.get(facts["method"], facts["method"])
         if facts.get("beam"):
             label += f" {facts['beam']}"
         if facts.get("blank_penalty"):
@@ -77,44 +80,47 @@ class Result:
             label += f", hotwords of {name} {bonus:g}"
         if not facts["streaming"]:
             return f"full context, {label}"
-        left, told = facts.get("left_context") or LEFT_CONTEXT, ""
-        if left != LEFT_CONTEXT:
-            told = f" behind {1000 * FRAME_SECONDS * left:.0f}"
-        chunk = 1000 * FRAME_SECONDS * facts["chunk_size"]
-        return f"streaming {chunk:.0f} ms{told}, {label}"
+        left = facts.get("left_context") or DEFAULT_LEFT_CONTEXT
+        context = ""
+        if left != DEFAULT_LEFT_CONTEXT:
+            context = f", left context {MS_PER_FRAME * left} ms"
+        return f"streaming {MS_PER_FRAME * facts['chunk_size']} ms{context}, {label}"
 
     @property
     def engine(self) -> str:
-        """What decoded it, with the precision where that is not float32."""
+        """Label of the engine, with the precision unless it is float32."""
         return self.facts["engine"] + (" int8" if self.facts.get("int8") else "")
 
 
 def load_result(system: str, path: Pathlike) -> Result:
-    """Read a result JSON and the recogs file beside it.
+    """Read a result JSON and its recogs file.
 
     Raises:
-      FileNotFoundError: if the recogs file is not there.
-      ValueError: if a key is missing, or the two files are not of one decoding.
+      FileNotFoundError: if the recogs file is missing.
+      ValueError: if a key is missing, or the two files differ in their counts.
     """
     path = as_path(path)
     facts = read_json(path)
-    absent = [key for key in NEEDED if not isinstance(facts, dict) or key not in facts]
-    if absent:
+    keys = facts if isinstance(facts, dict) else {}
+    missing = [key for key in REQUIRED_KEYS if key not in keys]
+    if missing:
         raise ValueError(
-            f"{path}: lacks {', '.join(absent)}; bin.decode --force writes it again"
+            f"{path}: no {', '.join(missing)}. Run bin.decode --force to write it again"
         )
     recogs = path.parent / facts["recogs"]
     if not recogs.is_file():
-        raise FileNotFoundError(f"{recogs}: not there, but {path} counts its errors")
+        raise FileNotFoundError(
+            f"{recogs}: missing, {path} refers to it. Run bin.decode --force"
+        )
     found = read_recogs(recogs)
     errors, ids = count_errors(found).errors, {r.cut_id for r in found}
     if facts["wer"] is None:  # no transcripts
         errors = None
     if errors != facts["errors"] or len(ids) != facts["utterances"]:
         raise ValueError(
-            f"{recogs} holds {errors} errors in {len(ids)} utterances, {path} tells of "
-            f"{facts['errors']} in {facts['utterances']}: not of one decoding; "
-            "bin.decode --force writes both"
+            f"{recogs} has {errors} errors in {len(ids)} utterances, but {path} has "
+            f"{facts['errors']} in {facts['utterances']}. Run bin.decode --force to "
+            "write both again"
         )
     return Result(system, path, facts, tuple(found))
 
@@ -134,8 +140,8 @@ def find_results(system: str, path: Pathlike) -> list[Result]:
     paths = paths or sorted(path.glob("*/result-*.json"))
     if not paths:
         raise FileNotFoundError(
-            f"{path}: no result-*.json for {system}; bin.decode and bin.transcribe "
-            "write them"
+            f"{path}: no result-*.json of system {system}. Run bin.decode or "
+            "bin.transcribe to write them"
         )
     return [load_result(system, p) for p in paths]
 
@@ -143,8 +149,8 @@ def find_results(system: str, path: Pathlike) -> list[Result]:
 def find_systems(exp_dir: Pathlike) -> dict[str, Path]:
     """Return the folder of each system below ``exp_dir``.
 
-    A system is a folder whose subfolders (``decode``, ``sherpa``) hold results; its
-    name is its path below ``exp_dir``.
+    A system is a folder whose subfolders (``decode``, ``sherpa``) have results.  Its
+    name is its path relative to ``exp_dir``.
 
     Raises:
       FileNotFoundError: if there is none.
@@ -156,8 +162,8 @@ def find_systems(exp_dir: Pathlike) -> dict[str, Path]:
         systems[folder.relative_to(exp_dir).as_posix()] = folder
     if not systems:
         raise FileNotFoundError(
-            f"{exp_dir}: no result-*.json below it; bin.decode and bin.transcribe "
-            "write them"
+            f"{exp_dir}: no result-*.json below this folder. Run bin.decode or "
+            "bin.transcribe to write them"
         )
     if "." in systems:
         systems[exp_dir.resolve().name] = systems.pop(".")
@@ -165,78 +171,71 @@ def find_systems(exp_dir: Pathlike) -> dict[str, Path]:
 
 
 def check_comparable(results: Sequence[Result]) -> None:
-    """Prove that all results of a set are of the same utterances and references.
+    """Check that all results of a set have the same utterances and references.
 
     Raises:
-      ValueError: naming the files and the utterances, or two results of one system,
-        set and decoding.
+      ValueError: if they differ, or two results have the same system, set and suffix.
     """
     seen: dict[tuple[str, str, str], Result] = {}
     first: dict[str, Result] = {}
     for r in results:
-        other = seen.setdefault((r.system, *r.setting), r)
+        other = seen.setdefault((r.system, *r.group), r)
         if other is not r:
             raise ValueError(
-                f"{other.path} and {r.path} are both {' '.join(r.setting)} of "
-                f"{r.system}; name one of the two, or give them two names"
+                f"{other.path} and {r.path} are both {' '.join(r.group)} of system "
+                f"{r.system}. Give only one of them, or two names (--system NAME=PATH)"
             )
         _check_same_set(first.setdefault(r.facts["set"], r), r)
 
 
 def _check_same_set(a: Result, b: Result) -> None:
-    ours, theirs = ({r.cut_id: r.ref for r in x.recognitions} for x in (a, b))
+    refs_a, refs_b = ({r.cut_id: r.ref for r in x.recognitions} for x in (a, b))
+    common = refs_a.keys() & refs_b.keys()
     problems = [
-        f"{len(ids)} {what}: {', '.join(sorted(ids)[:SHOWN])}"
+        f"{len(ids)} {what}: {', '.join(sorted(ids)[:MAX_EXAMPLES])}"
         for what, ids in (
-            (f"only in {a.path}", ours.keys() - theirs.keys()),
-            (f"only in {b.path}", theirs.keys() - ours.keys()),
-            (
-                "with other references",
-                {i for i in ours.keys() & theirs.keys() if ours[i] != theirs[i]},
-            ),
+            (f"only in {a.path}", refs_a.keys() - refs_b.keys()),
+            (f"only in {b.path}", refs_b.keys() - refs_a.keys()),
+            ("with other references", {i for i in common if refs_a[i] != refs_b[i]}),
         )
         if ids
     ]
     if problems:
         raise ValueError(
-            f"{a.system} and {b.system} were not decoded on the same {a.facts['set']} "
-            f"set ({'; '.join(problems)}): decode both on one set, or leave one out"
+            f"{a.system} and {b.system} differ in the utterances of set "
+            f"{a.facts['set']} ({'; '.join(problems)}). Decode both on the same set, "
+            "or leave one out"
         )
 
 
-_DELAYS = ("emission_delay", "latency")
+def strip_seed(name: str) -> str:
+    """Return the name of a system without ``@SEED``.
 
-
-def system_of(run: str) -> str:
-    """Return the name of a system from that of one of its runs.
-
-    >>> system_of("both_pool+pseudo@43")
-    'both_pool+pseudo'
+    >>> strip_seed("both+pseudo@43")
+    'both+pseudo'
     """
-    name, at, seed = run.rpartition("@")
-    return name if at and seed.isdigit() else run
+    system, at, seed = name.rpartition("@")
+    return system if at and seed.isdigit() else name
 
 
-def over_seeds(results: Sequence[Result]) -> list[Result]:
-    """Return the mean over the runs of each system, set and way of decoding.
+def average_over_seeds(results: Sequence[Result]) -> list[Result]:
+    """Return the mean over the runs of each system, set and suffix.
 
-    Args:
-      results: of all runs.
     Returns:
-      one result for each that was decoded so, those of a single run as well, in the
-      order of the first of each; none where no system has several runs.
+      one result for each system, set and suffix, also for single runs, in the order of
+      the first runs; an empty list if no system has several runs.
     Raises:
       ValueError: if the runs of a system were not decoded on the same utterances.
     """
     groups: dict[tuple[str, ...], list[Result]] = {}
     for r in results:
-        groups.setdefault((system_of(r.system), *r.setting), []).append(r)
+        groups.setdefault((strip_seed(r.system), *r.group), []).append(r)
     if all(len(runs) == 1 for runs in groups.values()):
         return []
-    return [_mean(system, runs) for (system, *_), runs in groups.items()]
+    return [_average(system, runs) for (system, *_), runs in groups.items()]
 
 
-def _mean(system: str, runs: Sequence[Result]) -> Result:
+def _average(system: str, runs: Sequence[Result]) -> Result:
     first = runs[0]
     errors, words = errors_per_run([r.recognitions for r in runs])
     facts: dict[str, Any] = {
@@ -244,16 +243,8 @@ def _mean(system: str, runs: Sequence[Result]) -> Result:
         "wer": statistics.mean(r.facts["wer"] for r in runs),
         "interval": wer_interval(errors, words),
         "rtf": statistics.mean(r.facts["rtf"] for r in runs),
-        **_delays([r.facts for r in runs]),
     }
+    for key in DELAYS:
+        values = [r.facts.get(key) for r in runs]
+        facts[key] = None if None in values else statistics.mean(values)
     return Result(system, first.path, facts, first.recognitions, tuple(runs))
-
-
-def _delays(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the means of the delays; None of one that a run does not tell."""
-    keys = [f"{name}_{what}_ms" for name in _DELAYS for what in ("mean", "p90")]
-    told = {key: [f.get(key) for f in facts] for key in keys}
-    return {
-        key: None if None in values else statistics.mean(values)
-        for key, values in told.items()
-    }

@@ -1,4 +1,4 @@
-"""What training wrote: its metrics, and how much it was given."""
+"""Read what training wrote: metrics, configuration, environment and lengths."""
 
 import math
 import re
@@ -12,9 +12,9 @@ from icefall_kd.core.files import as_path, read_json, read_yaml
 from icefall_kd.recognition.options import training_info
 from icefall_kd.training.metrics import METRICS, read_metrics
 
-# Of a run's files, what changes nothing in its result.
-UNIMPORTANT = ("exp_dir:", "command:", "threads:", "num_threads:", "log_interval:")
-NEAR = 0.05  # relative difference of updates that batching alone brings
+# Options that do not change the result of a run.
+IRRELEVANT = ("exp_dir:", "command:", "threads:", "num_threads:", "log_interval:")
+TOLERANCE = 0.05  # relative difference of updates that random batches explain
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class Stage:
     """One training run.
 
     Attributes:
-      name: of its folder.
-      lines: of metrics.jsonl, in their order.
-      config: what config.yaml says; empty when it is not there.
-      environment: what environment.json says; empty when it is not there.
-      checkpoint: epoch, avg and step of the checkpoint taken from this run; empty when
-        they are not known: then the counts are those of the whole run.
-      changes: what was changed within the run, and after which update.
+      name: name of its folder.
+      lines: lines of metrics.jsonl.
+      config: content of config.yaml; empty if the file is missing.
+      environment: content of environment.json; empty if the file is missing.
+      checkpoint: epoch, avg and step of the checkpoint that was decoded; empty if
+        unknown: then ``updates`` and ``epochs`` count the whole run.
+      changes: options that changed within the run, with their update.
     """
 
     name: str
@@ -40,14 +40,14 @@ class Stage:
 
     @property
     def updates(self) -> int:
-        """Updates up to the checkpoint, the last one that an average covers."""
+        """Updates before the checkpoint, or the last one that its average includes."""
         if "step" in self.checkpoint:
             return self.checkpoint["step"]
         return max((line["step"] for line in self.lines), default=0)
 
     @property
     def epochs(self) -> int:
-        """Whole epochs up to the checkpoint: those after which dev was validated."""
+        """Complete epochs before the checkpoint."""
         if "epoch" in self.checkpoint:
             return self.checkpoint["epoch"]
         dev = [line["epoch"] for line in self.lines if line["kind"] == "dev"]
@@ -55,31 +55,38 @@ class Stage:
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """What it heard, with the shares of what was mixed in."""
+        """Training sets, and mixed-in sets with their share."""
         data = self.config.get("data", {})
         mixed = [f"{name} ({share:g})" for name, share in data.get("mix", {}).items()]
         return (*data.get("train", ()), *mixed)
 
     def describe(self) -> str:
-        """Return its budget for people."""
+        """Return lengths, sets and averaging of the run as a text."""
         planned = self.config.get("num_epochs")
         epochs = str(self.epochs)
         if planned not in (None, self.epochs):
             epochs += f" of {planned}"
-        told = f"{epochs} epochs, {self.updates} updates"
+        text = f"{epochs} epochs, {self.updates} updates"
         duration = self.config.get("data", {}).get("max_duration")
         if duration:
-            told += f" of at most {duration:g} s"
+            text += f" of at most {duration:g} s"
         if self.sets:
-            told += f" on {', '.join(self.sets)}"
+            text += f" on {', '.join(self.sets)}"
         if "avg" in self.checkpoint:
-            told += f"; weights averaged over the last {self.checkpoint['avg']} epochs"
+            text += f"; weights averaged over the last {self.checkpoint['avg']} epochs"
         elif not self.checkpoint:
-            told += "; counts of the whole run, its checkpoint's are not known"
-        return "; ".join([told, *self.changes])
+            text += "; counts of the whole run, those of the checkpoint are unknown"
+        return "; ".join([text, *self.changes])
 
     def points(self, kind: str, metric: str) -> list[tuple[int, float]]:
-        """Return (step, value) of a metric on "train" or "dev", finite ones alone."""
+        """Return the finite values of a metric.
+
+        Args:
+          kind: "train" or "dev".
+          metric: its name.
+        Returns:
+          (update, value) pairs.
+        """
         return [
             (line["step"], line[metric])
             for line in self.lines
@@ -91,14 +98,70 @@ class Stage:
 
 @dataclass(frozen=True)
 class Run:
-    """The training of a system, stage by stage, the last one that of its checkpoint."""
+    """The training stages of a system in their order; the last one was decoded."""
 
     stages: tuple[Stage, ...] = ()
 
     @property
-    def finetuning(self) -> Optional[Stage]:
-        """The stage that made the recogniser."""
+    def last_stage(self) -> Optional[Stage]:
+        """The stage that was decoded, usually fine-tuning."""
         return self.stages[-1] if self.stages else None
+
+    @property
+    def seeds(self) -> list[Any]:
+        """Seeds of the stages, each once."""
+        seeds = (s.config["seed"] for s in self.stages if "seed" in s.config)
+        return list(dict.fromkeys(seeds))
+
+
+def find_run(
+    result_path: Path,
+    checkpoint: Optional[str],
+    training: Optional[Mapping[str, int]] = None,
+) -> Run:
+    """Return the training that produced a result.
+
+    Args:
+      result_path: the result JSON, in ``<system>/decode`` with ``<system>/finetune``
+        next to it, or in a folder below the run's.
+      checkpoint: path of the decoded checkpoint.  The checkpoints that its run started
+        from give the earlier stages.
+      training: epoch, avg and step of the checkpoint, from the result.
+    Returns:
+      the run; without stages if the training folder is missing.
+    """
+    folder = _find_stage_dir(checkpoint, result_path.parent.parent)
+    counts: Mapping[str, int] = training or {}
+    stages: dict[Path, Stage] = {}
+    while folder is not None and folder.resolve() not in stages:
+        taken = {s.name for s in stages.values()}
+        name = folder.name
+        if name in taken:
+            name = f"{folder.parent.name}/{name}"
+        stage = _load_stage(name, folder, counts)
+        stages[folder.resolve()] = stage
+        origin = stage.config.get("init_encoder") or stage.config.get("init_model")
+        folder = _find_stage_dir(origin, folder.parent)
+        counts = _load_counts(folder / as_path(origin).name) if folder else {}
+    return Run(tuple(reversed(list(stages.values()))))
+
+
+def _find_stage_dir(checkpoint: Optional[str], near: Path) -> Optional[Path]:
+    """Return the folder of the run that wrote a checkpoint, None if it is missing.
+
+    Args:
+      checkpoint: path relative to the folder in which its command ran.
+      near: folder of the system, where the run is found if it was moved or if this
+        command runs in another folder.
+    """
+    if not checkpoint:
+        return None
+    written = as_path(checkpoint).parent
+    name = written.name
+    candidates = (written, near.parent / written.parent.name / name, near / name, near)
+    return next(
+        (p for p in candidates if p.name == name and (p / METRICS).is_file()), None
+    )
 
 
 def _load_stage(name: str, folder: Path, checkpoint: Mapping[str, int]) -> Stage:
@@ -109,41 +172,25 @@ def _load_stage(name: str, folder: Path, checkpoint: Mapping[str, int]) -> Stage
         (read_yaml(config) if config.is_file() else None) or {},
         read_json(environment) if environment.is_file() else {},
         checkpoint,
-        (*_changes(config, read_yaml), *_changes(environment, read_json)),
+        (*_find_changes(config, read_yaml), *_find_changes(environment, read_json)),
     )
 
 
-def _changes(path: Path, read: Callable[[Path], Any]) -> Iterator[str]:
-    """Yield what was changed after which update, of a file with kept versions."""
+def _find_changes(path: Path, read: Callable[[Path], Any]) -> Iterator[str]:
+    """Yield the changes between a file and its earlier versions NAME.UPDATE.SUFFIX."""
     pattern = re.compile(rf"{path.stem}\.(\d+){path.suffix}")
     found = ((pattern.fullmatch(p.name), p) for p in path.parent.glob("*"))
-    kept = sorted((int(m[1]), p) for m, p in found if m)
-    files = [*(p for _, p in kept), path]
-    for (step, before), after in zip(kept, files[1:]):
+    earlier = sorted((int(m[1]), p) for m, p in found if m)
+    files = [*(p for _, p in earlier), path]
+    for (step, before), after in zip(earlier, files[1:]):
         lines = config_differences(read(after), read(before))
-        lines = [x for x in lines if not x.startswith(UNIMPORTANT)]
+        lines = [x for x in lines if not x.startswith(IRRELEVANT)]
         if lines:
-            yield f"changed midway, after update {step}: {', '.join(lines)}"
+            yield f"changed after update {step}: {', '.join(lines)}"
 
 
-def _stage_folder(checkpoint: Optional[str], near: Path) -> Optional[Path]:
-    """Return the folder of the run that wrote a checkpoint, if it is still there.
-
-    Args:
-      checkpoint: as written down, relative to where that command ran.
-      near: the system's folder, by which it is found when it was moved, or when this
-        command runs elsewhere.
-    """
-    if not checkpoint:
-        return None
-    written = as_path(checkpoint).parent
-    name = written.name
-    places = (written, near.parent / written.parent.name / name, near / name, near)
-    return next((p for p in places if p.name == name and (p / METRICS).is_file()), None)
-
-
-def _counts(checkpoint: Path) -> Mapping[str, int]:
-    """Return epoch, avg and step of a checkpoint file; empty when it is missing."""
+def _load_counts(checkpoint: Path) -> Mapping[str, int]:
+    """Return epoch, avg and step of a checkpoint file; empty if it is missing."""
     from icefall_kd.transducer.checkpoint import load_checkpoint
 
     if not checkpoint.is_file():
@@ -151,62 +198,26 @@ def _counts(checkpoint: Path) -> Mapping[str, int]:
     return training_info(load_checkpoint(checkpoint).get("info", {})) or {}
 
 
-def find_run(
-    result_path: Path,
-    checkpoint: Optional[str],
-    training: Optional[Mapping[str, int]] = None,
-) -> Run:
-    """Return the training that led to a result.
-
-    Args:
-      result_path: the JSON, in ``<system>/decode`` beside ``<system>/finetune``, or in
-        a folder below the run's.
-      checkpoint: that was decoded; what it was initialised from is followed.
-      training: its epoch, avg and step, as the result has them.
-    Returns:
-      the stages, the first one first; none where nothing was kept.
-    """
-    folder = _stage_folder(checkpoint, result_path.parent.parent)
-    counts: Mapping[str, int] = training or {}
-    stages: dict[Path, Stage] = {}
-    while folder is not None and folder.resolve() not in stages:
-        taken = {s.name for s in stages.values()}
-        name = folder.name
-        stage = _load_stage(
-            f"{folder.parent.name}/{name}" if name in taken else name, folder, counts
-        )
-        stages[folder.resolve()] = stage
-        origin = stage.config.get("init_encoder") or stage.config.get("init_model")
-        folder = _stage_folder(origin, folder.parent)
-        counts = _counts(folder / as_path(origin).name) if folder else {}
-    return Run(tuple(reversed(list(stages.values()))))
-
-
 def budget_differences(ours: Run, theirs: Run) -> list[str]:
-    """Say how the fine-tuning of two systems differs in what it was given.
+    """Return the differences between the last stages of two systems.
 
-    Updates within 5 % of each other count as equal: batches of random utterances are
-    not of one size.
+    Compares sets, epochs and updates.  Numbers of updates within 5 % are equal, since
+    batches are random.
     """
-    a, b = ours.finetuning, theirs.finetuning
+    a, b = ours.last_stage, theirs.last_stage
     if a is None or b is None:
-        return [] if a is b else ["its fine-tuning or the other's is not known"]
+        return [] if a is b else ["the fine-tuning of one of them is unknown"]
     differences = []
     if a.sets != b.sets:
         differences.append(f"sets {', '.join(a.sets)} against {', '.join(b.sets)}")
     if a.epochs != b.epochs:
         differences.append(f"{a.epochs} epochs against {b.epochs}")
-    if abs(a.updates - b.updates) > NEAR * max(a.updates, b.updates):
+    if abs(a.updates - b.updates) > TOLERANCE * max(a.updates, b.updates):
         differences.append(f"{a.updates} updates against {b.updates}")
     return differences
 
 
 def stage_names(runs: Iterable[Run]) -> list[str]:
-    """Return the names of all stages, as the longest training had them."""
+    """Return the names of all stages, in the order of the longest run."""
     longest_first = sorted(runs, key=lambda run: -len(run.stages))
     return list(dict.fromkeys(s.name for run in longest_first for s in run.stages))
-
-
-def seeds(run: Run) -> dict[str, Any]:
-    """Return the seed of each stage that tells it."""
-    return {s.name: s.config["seed"] for s in run.stages if "seed" in s.config}

@@ -1,4 +1,4 @@
-"""The table of results: systems side by side, with the gain over a baseline."""
+"""Table of results: one row a result, with its gain over the baseline."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from icefall_kd.report.runs import Run, budget_differences
 
 @dataclass(frozen=True)
 class Row:
-    """A result and how it stands to the baseline's.
+    """A result and its comparison with the baseline.
 
     Attributes:
-      result: as decoding wrote it.
-      paired: its difference from the baseline; None for the baseline itself, and where
-        the baseline was not decoded so.
+      result: the result.
+      paired: difference from the baseline; None for the baseline, and if the baseline
+        has no result with this decoding.
       werr: relative WER reduction in percent; positive is better.
-      is_baseline: whether it is a result of the baseline.
+      is_baseline: whether the system is the baseline.
       notes: numbers of the table's notes, from 1.
     """
 
@@ -31,11 +31,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """All rows, and what must be known to read them.
+    """All rows, their notes and remarks.
 
     Attributes:
-      notes: of single rows, which give their numbers.
-      remarks: of all rows; they stand above the table.
+      rows: the rows.
+      notes: notes on single rows.
+      baseline: name of the baseline, if any.
+      remarks: notes on the whole table, printed above it.
     """
 
     rows: tuple[Row, ...]
@@ -45,11 +47,16 @@ class Table:
 
     @property
     def columns(self) -> list["Column"]:
-        """The columns in which any row says something."""
+        """The columns that are not empty."""
         return [c for c in COLUMNS if any(c.text(row) for row in self.rows)]
 
+    @property
+    def numbered_notes(self) -> list[str]:
+        """The notes with their numbers."""
+        return [f"{number}. {text}" for number, text in enumerate(self.notes, 1)]
+
     def cells(self) -> list[tuple[str, ...]]:
-        """Return the texts, the header first."""
+        """Return the texts of all cells, the header first."""
         columns = self.columns
         texts = [tuple(c.text(row) for c in columns) for row in self.rows]
         return [tuple(c.name for c in columns), *texts]
@@ -57,7 +64,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its header, a row's text, and the number that sorts it if any."""
+    """A column.
+
+    Attributes:
+      name: its header.
+      text: text of a row's cell.
+      value: number by which the column is sorted; None: by its text.
+    """
 
     name: str
     text: Callable[[Row], str]
@@ -76,8 +89,7 @@ def _werr(row: Row) -> str:
     return "" if row.werr is None else f"{row.werr:+.1f} %"
 
 
-def _each(row: Row) -> str:
-    """Return the WER of each run, where there are several."""
+def _wer_of_runs(row: Row) -> str:
     runs = row.result.runs
     return ", ".join(f"{r.facts['wer']:.1f}" for r in runs) if len(runs) > 1 else ""
 
@@ -89,18 +101,15 @@ def _difference(row: Row) -> str:
     return f"{row.paired.difference:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def _delay(name: str) -> Column:
-    """Return the column of a delay: its mean and its 90th percentile, if known."""
+def _delay_column(name: str) -> Column:
+    """Return the column of a delay: mean and 90th percentile."""
 
     def text(row: Row) -> str:
-        told = [row.result.facts.get(f"{name}_{x}_ms") for x in ("mean", "p90")]
-        return "" if None in told else " / ".join(f"{ms:.0f}" for ms in told)
+        values = [row.result.facts.get(f"{name}_{x}_ms") for x in ("mean", "p90")]
+        return "" if None in values else " / ".join(f"{ms:.0f}" for ms in values)
 
-    return Column(
-        f"{name.replace('_', ' ')} ms, mean / 90 %",
-        text,
-        lambda row: row.result.facts.get(f"{name}_mean_ms"),
-    )
+    header = f"{name.replace('_', ' ')} ms, mean / 90 %"
+    return Column(header, text, lambda row: row.result.facts.get(f"{name}_mean_ms"))
 
 
 COLUMNS = (
@@ -109,7 +118,7 @@ COLUMNS = (
     Column("decoding", lambda row: row.result.decoding),
     Column("engine", lambda row: row.result.engine),
     Column("WER % [95 %]", _wer, lambda row: row.result.facts["wer"]),
-    Column("of each run", _each),
+    Column("WER of each run", _wer_of_runs),
     Column("WERR", _werr, lambda row: row.werr),
     Column(
         "difference [95 %]",
@@ -131,164 +140,56 @@ COLUMNS = (
         lambda row: f"{row.result.facts['rtf']:.4f}",
         lambda row: row.result.facts["rtf"],
     ),
-    _delay("emission_delay"),
-    _delay("latency"),
+    _delay_column("emission_delay"),
+    _delay_column("latency"),
     Column("notes", lambda row: ", ".join(map(str, row.notes))),
 )
 
 
-def summarise(
+def make_table(
     results: Sequence[Result],
     baseline: Optional[str] = None,
     runs: Optional[Mapping[str, Run]] = None,
 ) -> Table:
-    """Compare all results with the baseline's of the same set and decoding.
+    """Compare all results with those of the baseline on the same set and decoding.
 
     Args:
-      results: of all systems, in the order of the rows within a setting.
-      baseline: the system that the others are compared with; None: no gains.
-      runs: the training of each system; None: budgets are not compared.
+      results: results of all systems, in the order of the rows within a group.
+      baseline: system to compare with; None: no gains.
+      runs: system -> its training; None: trainings are not compared.
     Returns:
-      the table; its notes say where a gain is missing and why, and which systems
-      differ from the baseline (without one: from the first system) in parameters or in
-      what fine-tuning was given.
+      the table.  Its notes name missing gains, and systems whose size or fine-tuning
+      differs from the baseline's (without a baseline: from the first system's).
     Raises:
-      ValueError: if the baseline is no system, has no result to compare with, or the
-        results of a set are not of the same utterances and references.
+      ValueError: if the baseline is unknown or has no result to compare with, or if the
+        results of a set differ in utterances or references.
     """
     systems = list(dict.fromkeys(r.system for r in results))
     if baseline is not None and baseline not in systems:
-        raise ValueError(f"baseline {baseline!r} is not among the systems {systems}")
-    check_comparable(results)
-    of_baseline = {r.setting: r for r in results if r.system == baseline}
-    if of_baseline and not any(
-        r.setting in of_baseline for r in results if r.system != baseline
-    ):
-        _refuse_without_pairs(systems, baseline)
-    first = {r.system: r for r in reversed(results)}
-    notes = _Notes()
-    rows: list[Row] = []
-    for setting in dict.fromkeys(r.setting for r in results):
-        side = [r for r in results if r.setting == setting]
-        yardstick = of_baseline.get(setting, None if baseline else side[0])
-        for r in side:
-            marks = _marks(r, yardstick, baseline, runs)
-            marks += _other_checkpoint(r, first[r.system])
-            numbers = notes.of(marks)
-            rows.append(_row(r, of_baseline.get(setting), baseline, numbers))
-    return Table(tuple(rows), tuple(notes.texts), baseline, _remarks(rows))
-
-
-def _remarks(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Return what the figures of a whole table leave out, and who aligned."""
-    remarks = []
-    runs = {row.result.system: len(row.result.decodings) for row in rows}
-    single = [system for system, count in runs.items() if count == 1]
-    is_compared = any(row.paired for row in rows)
-    what = "P(better) and the 95 % intervals" if is_compared else "95 % intervals"
-    if len(single) == len(runs) and len(runs) > 1:
-        remarks.append(
-            f"Each row is ONE TRAINING RUN: {what} are over utterances, not over "
-            "training noise. Another seed can change a WER by more; train several "
-            "seeds (systems NAME@SEED) before you call a system better."
-        )
-    elif single and len(runs) > 1:
-        remarks.append(
-            f"ONE TRAINING RUN alone of {', '.join(single)}: there {what} leave out "
-            "training noise."
-        )
-    aligners = dict.fromkeys(_aligner(row.result) for row in rows)
-    named = [name for name in aligners if name]
-    if named:
-        remarks.append(
-            f"Delays are from the ends of words as aligned by {'; '.join(named)}."
-        )
-    return tuple(remarks)
-
-
-def _aligner(result: Result) -> Optional[str]:
-    """Return the name of what aligned the words that delays are measured from."""
-    facts = result.facts
-    if not facts.get("alignment_sha256"):
-        return None
-    unknown = f"an unknown aligner ({facts.get('alignment')})"
-    digest = (facts.get("aligner_sha256") or "")[:8]
-    return f"{facts['aligner']} ({digest})" if facts.get("aligner") else unknown
-
-
-def _other_checkpoint(result: Result, first: Result) -> list[str]:
-    """Return a note if a result is of another checkpoint than its system's first."""
-    ours, theirs = (r.facts.get("checkpoint_sha256") for r in (result, first))
-    if ours == theirs or not (ours and theirs):
-        return []
-    return [
-        f"Not of one checkpoint: {result.system}, {result.decoding}, {result.engine}, "
-        f"against {first.decoding}, {first.engine}; decode both with one."
-    ]
-
-
-def _refuse_without_pairs(systems: Sequence[str], baseline: str) -> None:
-    others = [s for s in systems if s != baseline]
-    if others:
         raise ValueError(
-            f"nothing of {others} was decoded on the same set and in the same way as "
-            f"anything of baseline {baseline!r}: no gain can be shown; decode them "
-            "alike, or leave out --baseline"
+            f"--baseline: no system '{baseline}'. Available: {', '.join(systems)}"
         )
-
-
-class _Notes:
-    """Notes in the order of first use, each text once."""
-
-    def __init__(self) -> None:
-        self.texts: dict[str, int] = {}
-
-    def of(self, texts: Sequence[str]) -> tuple[int, ...]:
-        """Return the numbers of ``texts``."""
-        return tuple(self.texts.setdefault(t, len(self.texts) + 1) for t in texts)
-
-
-def _marks(
-    result: Result,
-    yardstick: Optional[Result],
-    baseline: Optional[str],
-    runs: Optional[Mapping[str, Run]],
-) -> list[str]:
-    """Say what a reader must know before comparing ``result``."""
-    stages = runs[result.system].stages if runs is not None else ()
-    marks = [f"{result.system}, {s.name}: {c}." for s in stages for c in s.changes]
-    if yardstick is None:
-        return [
-            *marks,
-            f"No gain: {baseline} was not decoded so ({result.decoding}, "
-            f"{result.engine}, set {result.facts['set']}).",
-        ]
-    name = f"{result.system} against {yardstick.system}"
-    ours, theirs = result.facts["parameters"], yardstick.facts["parameters"]
-    if ours != theirs:
-        marks.append(
-            f"Not of one size: {name}, {ours:,} parameters against {theirs:,}."
+    check_comparable(results)
+    of_baseline = {r.group: r for r in results if r.system == baseline}
+    others = [r for r in results if r.system != baseline]
+    if of_baseline and others and not any(r.group in of_baseline for r in others):
+        raise ValueError(
+            f"--baseline {baseline}: no result has the same set and decoding as one of "
+            f"{[s for s in systems if s != baseline]}. Decode them in the same way, or "
+            "leave out --baseline"
         )
-    if _alignment(result) and _alignment(yardstick) not in (None, _alignment(result)):
-        marks.append(
-            f"Delays held against different alignments: {name}; "
-            f"{_aligner(result)} against {_aligner(yardstick)}."
-        )
-    ours, theirs = (r.facts.get("set_sha256") for r in (result, yardstick))
-    if ours and theirs and ours != theirs:
-        marks.append(
-            f"Not of one set: {name}, the texts are the same, the files of "
-            f"{result.facts['set']} are not."
-        )
-    if runs is not None and result.system != yardstick.system:
-        budget = budget_differences(runs[result.system], runs[yardstick.system])
-        if budget:
-            marks.append(f"Not of one fine-tuning: {name}, {'; '.join(budget)}.")
-    return marks
-
-
-def _alignment(result: Result) -> Optional[str]:
-    return result.facts.get("alignment_sha256")
+    first = {r.system: r for r in reversed(results)}
+    numbers: dict[str, int] = {}  # note -> its number
+    rows: list[Row] = []
+    for group in dict.fromkeys(r.group for r in results):
+        in_group = [r for r in results if r.group == group]
+        reference = of_baseline.get(group, None if baseline else in_group[0])
+        for r in in_group:
+            notes = _notes(r, reference, baseline, runs)
+            notes += _checkpoint_note(r, first[r.system])
+            found = tuple(numbers.setdefault(n, len(numbers) + 1) for n in notes)
+            rows.append(_row(r, of_baseline.get(group), baseline, found))
+    return Table(tuple(rows), tuple(numbers), baseline, _remarks(rows))
 
 
 def _row(
@@ -307,12 +208,95 @@ def _row(
     return Row(result, paired, werr, notes=notes)
 
 
-def numbered(table: Table) -> list[str]:
-    """Return the notes of a table with their numbers."""
-    return [f"{number}. {text}" for number, text in enumerate(table.notes, 1)]
+def _remarks(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return the remarks on training noise and on the aligners."""
+    remarks = []
+    runs = {row.result.system: len(row.result.decodings) for row in rows}
+    single = [system for system, count in runs.items() if count == 1]
+    is_compared = any(row.paired for row in rows)
+    what = "P(better) and the 95 % intervals" if is_compared else "the 95 % intervals"
+    if len(single) == len(runs) and len(runs) > 1:
+        remarks.append(
+            f"Each row is ONE TRAINING RUN: {what} cover the choice of utterances, not "
+            "training noise. Another seed can change a WER by more. Train several "
+            "seeds (systems NAME@SEED) to compare systems."
+        )
+    elif single and len(runs) > 1:
+        remarks.append(
+            f"ONE TRAINING RUN of {', '.join(single)}: {what} of these systems do not "
+            "cover training noise."
+        )
+    aligners = filter(None, dict.fromkeys(_aligner(row.result) for row in rows))
+    if names := "; ".join(aligners):
+        remarks.append(f"Delays are relative to the ends of words, aligned by {names}.")
+    return tuple(remarks)
 
 
-def plain(table: Table) -> str:
+def _aligner(result: Result) -> Optional[str]:
+    """Return the name of the aligner from which delays are measured."""
+    facts = result.facts
+    if not facts.get("alignment_sha256"):
+        return None
+    if not facts.get("aligner"):
+        return f"an unknown aligner ({facts.get('alignment')})"
+    return f"{facts['aligner']} ({(facts.get('aligner_sha256') or '')[:8]})"
+
+
+def _checkpoint_note(result: Result, first: Result) -> list[str]:
+    """Return a note if the checkpoint is not that of the system's first result."""
+    if not _differ("checkpoint_sha256", result, first):
+        return []
+    return [
+        f"Different checkpoints of {result.system}: {result.decoding}, {result.engine} "
+        f"against {first.decoding}, {first.engine}. Decode both with the same one."
+    ]
+
+
+def _differ(key: str, a: Result, b: Result) -> bool:
+    """Return whether both results have a key, with different values."""
+    values = [r.facts.get(key) for r in (a, b)]
+    return all(values) and values[0] != values[1]
+
+
+def _notes(
+    result: Result,
+    reference: Optional[Result],
+    baseline: Optional[str],
+    runs: Optional[Mapping[str, Run]],
+) -> list[str]:
+    """Return the differences from the reference that bias a comparison."""
+    stages = runs[result.system].stages if runs is not None else ()
+    notes = [f"{result.system}, {s.name}: {c}." for s in stages for c in s.changes]
+    set_name = result.facts["set"]
+    if reference is None:
+        return [
+            *notes,
+            f"No gain: {baseline} has no result for {result.decoding}, "
+            f"{result.engine}, set {set_name}.",
+        ]
+    name = f"{result.system} against {reference.system}"
+    sizes = [r.facts["parameters"] for r in (result, reference)]
+    if sizes[0] != sizes[1]:
+        notes.append(
+            f"Different sizes: {name}, {sizes[0]:,} against {sizes[1]:,} parameters."
+        )
+    if _differ("alignment_sha256", result, reference):
+        notes.append(
+            f"Delays from different alignments: {name}, {_aligner(result)} against "
+            f"{_aligner(reference)}."
+        )
+    if _differ("set_sha256", result, reference):
+        notes.append(
+            f"Different files of set {set_name}: {name}; the references are the same."
+        )
+    if runs is not None and result.system != reference.system:
+        budget = budget_differences(runs[result.system], runs[reference.system])
+        if budget:
+            notes.append(f"Different fine-tuning: {name}, {'; '.join(budget)}.")
+    return notes
+
+
+def format_text(table: Table) -> str:
     """Return the table in aligned columns for a terminal."""
     cells = table.cells()
     widths = [max(len(cell) for cell in column) for column in zip(*cells)]
@@ -321,22 +305,22 @@ def plain(table: Table) -> str:
         for row in cells
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([*table.remarks, *lines, *numbered(table)]) + "\n"
+    return "\n".join([*table.remarks, *lines, *table.numbered_notes]) + "\n"
 
 
-def markdown(table: Table) -> str:
-    """Return the table in Markdown, its notes as a list."""
+def format_markdown(table: Table) -> str:
+    """Return the table in Markdown, followed by its notes."""
     cells = [[_escape(cell) for cell in row] for row in table.cells()]
     rows = ["| " + " | ".join(row) + " |" for row in cells]
     rows.insert(1, "|" + "---|" * len(cells[0]))
     if table.notes:
-        rows += ["", *(_escape(line) for line in numbered(table))]
+        rows += ["", *(_escape(line) for line in table.numbered_notes)]
     remarks = [f"**{_escape(remark)}**\n" for remark in table.remarks]
     return "\n".join([*remarks, *rows]) + "\n"
 
 
 def _escape(text: str) -> str:
-    """Keep a name from ending a cell or becoming HTML."""
+    """Escape the characters that end a cell or start HTML."""
     for character, safe in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|")):
         text = text.replace(character, safe)
     return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""The command over results of several seeds."""
+"""The command bin.report with several seeds."""
 
 import shutil
 import subprocess
@@ -26,7 +26,7 @@ def report(*args):
     )
 
 
-def test_means_stand_below_the_runs_everywhere(exp):
+def test_means_follow_the_runs_in_text_markdown_and_page(exp):
     table, page = exp / "summary.md", exp / "report.html"
     done = report(
         "--exp", exp, "--baseline", "baseline", "--out", table, "--html", page
@@ -37,24 +37,24 @@ def test_means_stand_below_the_runs_everywhere(exp):
     assert "20.0, 17.5" in means and "+46.7 %" in means  # 10.0 against 18.75
     text = table.read_text()
     below = text.partition(f"\n{MEANS}:\n\n")[2]
-    assert below.startswith("**ONE TRAINING RUN alone of kd: there P(better) and")
+    assert below.startswith("**ONE TRAINING RUN of kd: P(better) and")
     assert "| 20.0, 17.5 |" in below
     assert runs.startswith("Each row is ONE TRAINING RUN")
     shown = Page(page.read_text())
     assert "Each row is ONE TRAINING RUN" in shown.text
     rows = [row for i in range(len(shown.tables)) for row in shown.rows(i)]
-    (mean,) = [r for r in rows if r.get("of each run", ("",))[0] == "20.0, 17.5"]
+    (mean,) = [r for r in rows if r.get("WER of each run", ("",))[0] == "20.0, 17.5"]
     assert mean["system"][0] == "baseline"
 
 
-def test_one_run_of_each_has_no_means(exp):
+def test_single_runs_have_no_means(exp):
     shutil.rmtree(exp / "baseline@43")
     done = report("--exp", exp, "--baseline", "baseline")
     assert done.returncode == 0, done.stderr
     assert "+50.0 %" in done.stdout and MEANS not in done.stdout
 
 
-def test_what_is_wrong_is_told_in_one_line(exp):
+def test_a_wrong_option_is_reported_in_one_line(exp):
     done = report("--exp", exp, "--baseline", "nobody")
     assert done.returncode != 0
     assert "'nobody'" in done.stderr and "Traceback" not in done.stderr

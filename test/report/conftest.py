@@ -1,4 +1,4 @@
-"""A baseline and a distilled system, decoded and trained."""
+"""A baseline and a distilled system with results and trainings."""
 
 import pytest
 from reported import CHUNKS, decoded, train_set, trained
@@ -6,7 +6,7 @@ from reported import CHUNKS, decoded, train_set, trained
 
 @pytest.fixture
 def exp(tmp_path):
-    """The folder of both; kd alone was run by sherpa-onnx."""
+    """Return the folder of both systems; only kd has a result of sherpa-onnx."""
     folder = tmp_path / "exp"
     for name, wrong, losses in (
         ("baseline", 32, [1.5, 1.25, 1.125]),
@@ -21,7 +21,12 @@ def exp(tmp_path):
             init_encoder=origin and str(origin),
             data=train_set("train"),
         )
-    trained(folder / "kd/pretrain", [0.9, 0.8], data=train_set("train", "pool"), seed=7)
+    trained(
+        folder / "kd/pretrain",
+        [0.9, 0.8],
+        data=train_set("train", "unlabelled"),
+        seed=7,
+    )
     decoded(
         folder / "kd/sherpa",
         16,

@@ -1,35 +1,41 @@
-"""The page: what it says, that it is whole, and that nothing comes in."""
+"""The report page: its content, and that it refers to no other file."""
 
 import base64
 import hashlib
+import io
 import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+from dummies import noise_cuts
 from reported import Page, decoded
 
-import icefall_kd.report.page as page_module
+from icefall_kd.data.shar import write_shar
+from icefall_kd.fields.reader import open_shar
 from icefall_kd.recognition.result_files import write_results
 from icefall_kd.recognition.scoring import Recognition
-from icefall_kd.report.curves import charts
-from icefall_kd.report.page import render
+from icefall_kd.report import page as page_module
+from icefall_kd.report.charts import make_charts
+from icefall_kd.report.page import encode_flac, load_audio, render
 from icefall_kd.report.results import find_results
 from icefall_kd.report.runs import find_run
-from icefall_kd.report.table import summarise
+from icefall_kd.report.table import make_table
 
 HERE = Path(page_module.__file__).parent
 HOSTILE = "<script>alert(1)</script>"
 
 
 def write(systems, baseline=None, audio=None):
-    """Return (the page as text, taken apart, the table) of {name: folder}."""
+    """Return the page as text, parsed, and the table of {system: folder}."""
     results = [r for name, path in systems.items() for r in find_results(name, path)]
     runs = {r.system: find_run(r.path, r.facts["checkpoint"]) for r in results}
-    table = summarise(results, baseline, runs)
-    source = render(table, runs, charts(runs), audio)
+    table = make_table(results, baseline, runs)
+    source = render(table, runs, make_charts(runs), audio)
     return source, Page(source), table
 
 
@@ -42,7 +48,7 @@ def data_of(page):
     return json.loads(page.scripts[0])
 
 
-def test_the_figures_are_those_of_the_json(written):
+def test_the_table_has_the_values_of_the_json(written):
     _, page, table = written
     rows = page.rows(0)
     assert len(rows) == len(table.rows) == 5
@@ -65,7 +71,7 @@ def test_the_figures_are_those_of_the_json(written):
     assert gains["kd", "full context, greedy", "sherpa-onnx 2.0.1 int8"] is None
 
 
-def test_the_end_of_every_curve_is_told_in_numbers(written, exp):
+def test_the_last_value_of_each_curve_is_in_a_table(written, exp):
     _, page, _ = written
     last = {row["system"][0]: row for row in page.rows(2)}
     for name in ("baseline", "kd"):
@@ -76,7 +82,7 @@ def test_the_end_of_every_curve_is_told_in_numbers(written, exp):
     assert last["baseline"]["pretrain: loss"] == ("", {"class": "number"})
 
 
-def test_the_training_of_every_system_is_told(written):
+def test_the_training_of_each_system_is_described(written):
     rows = {row["system"][0]: row for row in written[1].rows(1)}
     assert rows["baseline"]["pretrain"][0] == "none"
     assert rows["kd"]["pretrain"][0].startswith("2 epochs, 200 updates")
@@ -84,36 +90,35 @@ def test_the_training_of_every_system_is_told(written):
     assert rows["kd"]["commit"][0] == "abcdef123456"
 
 
-def test_every_utterance_of_every_result_is_aligned(written):
+def test_each_utterance_of_each_result_is_aligned(written):
     _, page, table = written
     data = data_of(page)
     ids = data["sets"]["test"]
     assert len(ids) == 40
-    for told, row in zip(data["results"], table.rows):
-        assert told["system"] == row.result.system
-        wrong = sum(not isinstance(w, str) for words in told["words"] for w in words)
+    for result, row in zip(data["results"], table.rows):
+        assert result["system"] == row.result.system
+        wrong = sum(not isinstance(w, str) for words in result["words"] for w in words)
         assert wrong == row.result.facts["errors"]
-        for i, words in zip(ids, told["words"]):
-            (said,) = [r for r in row.result.recognitions if r.cut_id == i]
+        for i, words in zip(ids, result["words"]):
+            (recognition,) = [r for r in row.result.recognitions if r.cut_id == i]
             pairs = [(w, w) if isinstance(w, str) else w for w in words]
-            assert [ref for ref, _ in pairs if ref] == said.ref
-            assert [hyp for _, hyp in pairs if hyp] == said.hyp
+            assert [ref for ref, _ in pairs if ref] == recognition.ref
+            assert [hyp for _, hyp in pairs if hyp] == recognition.hyp
 
 
-def test_why_a_gain_is_missing_stands_on_the_page(written, exp):
+def test_the_page_has_the_note_on_a_missing_gain(written, exp):
     _, page, table = written
-    assert table.notes[0].startswith("No gain: baseline was not decoded so")
+    assert table.notes[0].startswith("No gain: baseline")
     assert table.notes[0] in page.text
     links = [a["href"] for tag, a in page.tags if tag == "a"]
     ids = {a["id"] for _, a in page.tags if "id" in a}
     assert "#note-1" in links
     assert {link[1:] for link in links} <= ids
     source, alone, _ = write({"kd": exp / "kd"})
-    assert "No baseline was named, so no gain is shown." in alone.text
     assert "WERR" not in [text for text, _ in alone.tables[0][0]]
 
 
-def test_the_page_needs_nothing_from_elsewhere(written):
+def test_the_page_refers_to_no_other_file(written):
     source, page, _ = written
     assert "://" not in source
     for tag, attrs in page.tags:
@@ -124,7 +129,7 @@ def test_the_page_needs_nothing_from_elsewhere(written):
     assert not re.search(r"url\(|@import", "".join(page.styles))
 
 
-def test_only_the_pages_own_script_and_style_may_run(written):
+def test_the_policy_allows_only_the_own_script_and_style(written):
     _, page, _ = written
     (policy,) = [
         a["content"]
@@ -160,11 +165,11 @@ def test_hostile_text_stays_text(tmp_path):
     assert data["results"][0]["words"] == [[["FINE", ""], *words]]
 
 
-def test_audio_is_in_the_page_by_set_and_utterance(exp):
+def test_audio_is_embedded_by_set_and_id(exp):
     audio = {"test": {"u3": "data:audio/flac;base64,AAAA"}}
     _, page, _ = write({"kd": exp / "kd"}, audio=audio)
     assert data_of(page)["audio"] == audio
-    assert "1 hardest utterances" in page.text
+    assert "Audio of the 1 utterances" in page.text
 
 
 def test_tables_have_headers_and_pictures_have_names(written):
@@ -185,14 +190,14 @@ def luminance(colour):
     return sum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), parts))
 
 
-def test_colours_can_be_told_from_their_ground_by_day_and_by_night():
+def test_colours_have_enough_contrast_in_light_and_dark_mode():
     style = (HERE / "page.css").read_text()
-    day, night = (
+    light, dark = (
         dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
         for block in re.findall(r":root \{(.*?)\}", style, re.DOTALL)
     )
-    assert set(day) == set(night)
-    for colours in (day, night):
+    assert set(light) == set(dark)
+    for colours in (light, dark):
         for ground in ("page", "panel"):
             for name in set(colours) - {"page", "panel", "rule"}:
                 a, b = (luminance(colours[n]) for n in (name, ground))
@@ -201,7 +206,7 @@ def test_colours_can_be_told_from_their_ground_by_day_and_by_night():
                 assert contrast >= least, (name, ground)
 
 
-def test_the_script_finds_what_it_looks_for():
+def test_the_script_refers_to_elements_of_the_template():
     script, template = ((HERE / f"page.{x}").read_text() for x in ("js", "html"))
     wanted = set(re.findall(r'get\("([\w-]+)"\)', script)) - {"data"}
     assert wanted <= set(re.findall(r'id="([\w-]+)"', template))
@@ -212,3 +217,38 @@ def test_the_script_finds_what_it_looks_for():
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
 def test_the_script_parses():
     subprocess.run(["node", "--check", str(HERE / "page.js")], check=True)
+
+
+def samples_of(uri):
+    """Return (samples as int16, rate) of a data URI."""
+    kind, _, encoded = uri.partition(",")
+    assert kind == "data:audio/flac;base64"
+    return soundfile.read(io.BytesIO(base64.b64decode(encoded)), dtype="int16")
+
+
+def test_embedded_audio_has_the_samples_of_the_set(asterisk):
+    shar_dir = asterisk / "data/shar/test"
+    cuts = {cut.id: cut for cut in open_shar(shar_dir)}
+    ids = sorted(cuts)[:3]
+    found = load_audio(shar_dir, ids)
+    assert sorted(found) == ids
+    for i in ids:
+        samples, rate = samples_of(found[i])
+        assert rate == cuts[i].sampling_rate
+        assert np.array_equal(samples / 32768, cuts[i].load_audio()[0])
+
+
+def test_embedded_audio_of_a_cut_starts_at_its_offset(tmp_path):
+    (cut,) = noise_cuts(tmp_path, [1.0])
+    part = cut.truncate(offset=0.25, duration=0.5)
+    samples, _ = samples_of(encode_flac(part))
+    assert np.array_equal(samples / 32768, part.load_audio()[0])
+    assert len(samples) == 8000
+
+
+def test_utterances_missing_in_the_set_are_reported(tmp_path):
+    write_shar(noise_cuts(tmp_path, [0.3, 0.3]), tmp_path / "test")
+    with pytest.raises(ValueError, match=r"1 utterances.*\['u7'\]"):
+        load_audio(tmp_path / "test", ["noise-0", "u7"])
+    with pytest.raises(FileNotFoundError, match="none"):
+        load_audio(tmp_path / "none", ["noise-0"])

@@ -1,4 +1,4 @@
-"""Results of decoding, found and held against each other."""
+"""Find the results of decoding, and check that they can be compared."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from icefall_kd.report.results import (
 )
 
 
-def test_every_system_below_a_folder_is_found_by_its_path(exp):
+def test_systems_are_found_below_a_folder(exp):
     decoded(exp / "seed43/kd/decode", 3)
     assert find_systems(exp) == {
         "baseline": exp / "baseline",
@@ -28,34 +28,34 @@ def test_every_system_below_a_folder_is_found_by_its_path(exp):
     assert list(find_systems(exp / "kd/decode")) == ["decode"]
 
 
-def test_a_system_is_a_folder_of_folders_a_folder_or_a_file(exp):
-    everything = find_results("kd", exp / "kd")
-    assert [r.path.parent.name for r in everything] == ["decode", "decode", "sherpa"]
+def test_results_are_read_from_folders_or_a_file(exp):
+    found = find_results("kd", exp / "kd")
+    assert [r.path.parent.name for r in found] == ["decode", "decode", "sherpa"]
     assert len(find_results("kd", exp / "kd/decode")) == 2
     only = find_results("kd", exp / "kd/decode/result-test-greedy_search.json")
-    assert [(r.system, r.setting) for r in only] == [("kd", ("test", "greedy_search"))]
+    assert [(r.system, r.group) for r in only] == [("kd", ("test", "greedy_search"))]
     assert len(only[0].recognitions) == len(REFS)
 
 
-def test_a_folder_without_results_is_named(tmp_path):
-    for look in (lambda: find_results("x", tmp_path), lambda: find_systems(tmp_path)):
+def test_a_folder_without_results_is_reported(tmp_path):
+    for search in (lambda: find_results("x", tmp_path), lambda: find_systems(tmp_path)):
         with pytest.raises(FileNotFoundError, match=f"{tmp_path}.*result-"):
-            look()
+            search()
 
 
-def test_the_way_of_decoding_is_told_for_people(tmp_path):
+def test_decoding_and_engine_have_labels(tmp_path):
     beam = DecodeOptions("modified_beam_search", 4, 1.5)
     decoded(tmp_path, 1, options=beam, chunking=CHUNKS)
     decoded(tmp_path, 1, prefix="x-", method="ctc_greedy_search", int8=True)
     decoded(tmp_path, 1, prefix="y-", method="attention")
     names = Hotwords(*torch.zeros(3, 1, 4), tmp_path / "names.txt", "", 2.0, "12345678")
-    helped = dataclasses.replace(beam, blank_penalty=0.0, hotwords=names)
-    decoded(tmp_path, 1, options=helped)
-    less = dataclasses.replace(CHUNKS, left_context=64)
-    decoded(tmp_path, 1, options=beam, chunking=less)
-    told = {r.decoding: r.engine for r in find_results("a", tmp_path)}
-    assert told == {
-        "streaming 320 ms behind 1280, beam 4, blank penalty 1.5": "pytorch",
+    with_hotwords = dataclasses.replace(beam, blank_penalty=0.0, hotwords=names)
+    decoded(tmp_path, 1, options=with_hotwords)
+    short = dataclasses.replace(CHUNKS, left_context=64)
+    decoded(tmp_path, 1, options=beam, chunking=short)
+    labels = {r.decoding: r.engine for r in find_results("a", tmp_path)}
+    assert labels == {
+        "streaming 320 ms, left context 1280 ms, beam 4, blank penalty 1.5": "pytorch",
         "streaming 320 ms, beam 4, blank penalty 1.5": "pytorch",
         "full context, CTC greedy": "pytorch int8",
         "full context, beam 4, hotwords of names.txt 2": "pytorch",
@@ -63,47 +63,47 @@ def test_the_way_of_decoding_is_told_for_people(tmp_path):
     }
 
 
-def test_a_result_without_a_key_is_named(exp):
+def test_a_missing_key_of_a_result_is_reported(exp):
     path = exp / "kd/decode/result-test-greedy_search.json"
     facts = json.loads(path.read_text())
     path.write_text(json.dumps({k: v for k, v in facts.items() if k != "rtf"}))
-    with pytest.raises(ValueError, match="result-test-greedy_search.json: lacks rtf"):
+    with pytest.raises(ValueError, match="result-test-greedy_search.json: no rtf"):
         load_result("kd", path)
     path.write_text("[1]")
-    with pytest.raises(ValueError, match="lacks set, suffix"):
+    with pytest.raises(ValueError, match="no set, suffix"):
         load_result("kd", path)
 
 
-def test_recognitions_of_another_decoding_are_refused(exp):
+def test_recogs_that_differ_from_the_json_are_reported(exp):
     folder = exp / "kd/decode"
     recogs = folder / "recogs-test-greedy_search.txt"
     recogs.write_text((exp / "baseline/decode" / recogs.name).read_text())
-    with pytest.raises(ValueError, match="32 errors in 40.*tells of 16 in 40"):
+    with pytest.raises(ValueError, match="32 errors in 40.* 16 in 40"):
         find_results("kd", folder)
     recogs.unlink()
     with pytest.raises(FileNotFoundError, match="recogs-test-greedy_search.txt"):
         find_results("kd", folder)
 
 
-def test_other_utterances_or_references_are_refused_by_name(exp, tmp_path):
+def test_other_utterances_or_references_are_reported(exp, tmp_path):
     results = find_results("kd", exp / "kd/decode/result-test-greedy_search.json")
     fewer = find_results("fewer", decoded(tmp_path / "a", 3, refs=REFS[:-1]))
     other = [*REFS[:-1], ["OTHER"]]
     changed = find_results("changed", decoded(tmp_path / "b", 3, refs=other))
     check_comparable(results)
-    with pytest.raises(ValueError, match="kd and fewer.*test set.*1 only in .*: u39"):
+    with pytest.raises(ValueError, match="kd and fewer.*set test.*1 only in .*: u39"):
         check_comparable(results + fewer)
     with pytest.raises(ValueError, match="1 with other references: u39"):
         check_comparable(results + changed)
 
 
-def test_results_of_different_sets_need_not_agree(exp, tmp_path):
+def test_results_of_different_sets_may_differ(exp, tmp_path):
     results = find_results("kd", exp / "kd")
     other = decoded(tmp_path / "dev", 1, refs=REFS[:3], set_name="dev")
     check_comparable(results + find_results("kd", other))
 
 
-def test_two_results_of_one_system_and_decoding_are_refused(exp):
+def test_two_results_of_one_system_and_decoding_are_reported(exp):
     twice = find_results("a", exp / "kd") + find_results("a", exp / "baseline")
-    with pytest.raises(ValueError, match="both test greedy_search.* of a"):
+    with pytest.raises(ValueError, match="both test greedy_search.* of system a"):
         check_comparable(twice)

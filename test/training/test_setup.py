@@ -189,7 +189,7 @@ def test_options_changed_within_a_run_are_kept_with_their_step_and_reported(
     assert len(list(exp_dir.glob("config*.yaml"))) == 3
     (stage,) = find_run(exp_dir / "decode/result.json", f"{exp_dir}/epoch-1.pt").stages
     assert stage.changes == tuple(
-        f"changed midway, after update {step}: optim.base_lr: {a} -> {b}, "
+        f"changed after update {step}: optim.base_lr: {a} -> {b}, "
         f"num_epochs: {n} -> {n + 1}"
         for n, (step, a, b) in enumerate(zip(steps, rates, rates[1:]), 1)
     )
