@@ -1,1 +1,1 @@
-"""What every package uses: files, processes, configuration, padded batches."""
+"""Shared code: files, commands, configuration, processes, frames of batches."""

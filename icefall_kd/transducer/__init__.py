@@ -1,1 +1,1 @@
-"""The transducer: predictor, joiner, model and its pruned loss."""
+"""The transducer: predictor, joiner, model, losses, checkpoints."""

@@ -55,18 +55,18 @@ def estimate_bigram(
         followers.setdefault(a, []).append(count)
     outcomes = [*range(1, vocab_size), END]
     total = sum(ends.values()) + len(outcomes)
-    alone = {b: (ends[b] + 1) / total for b in outcomes}
-    back = {a: len(n) / (sum(n) + len(n)) for a, n in followers.items()}
+    unigram = {b: (ends[b] + 1) / total for b in outcomes}
+    backoff = {a: len(n) / (sum(n) + len(n)) for a, n in followers.items()}
     seen = {
         (a, b): math.log(
-            count / (sum(followers[a]) + len(followers[a])) + back[a] * alone[b]
+            count / (sum(followers[a]) + len(followers[a])) + backoff[a] * unigram[b]
         )
         for (a, b), count in pairs.items()
     }
     return (
         seen,
-        {b: math.log(p) for b, p in alone.items()},
-        {a: math.log(p) for a, p in back.items()},
+        {b: math.log(p) for b, p in unigram.items()},
+        {a: math.log(p) for a, p in backoff.items()},
     )
 
 
@@ -82,11 +82,11 @@ def make_bigram_table(sequences: Iterable[Sequence[int]], vocab_size: int) -> Te
     Raises:
       ValueError: if there is no text.
     """
-    seen, alone, back = estimate_bigram(sequences, vocab_size)
+    seen, unigram, backoff = estimate_bigram(sequences, vocab_size)
     table = torch.zeros(vocab_size, vocab_size)
     for b in range(1, vocab_size):
-        table[:, b] = alone[b]
-    for a, weight in back.items():
+        table[:, b] = unigram[b]
+    for a, weight in backoff.items():
         table[a, 1:] += weight
     for (a, b), score in seen.items():
         if b != END:
@@ -165,12 +165,12 @@ def build_denominator(
     """
     import k2
 
-    seen, alone, back = estimate_bigram(sequences, vocab_size)
-    final = vocab_size  # states 0 .. V - 1: the token before; 0 also the start
+    seen, unigram, backoff = estimate_bigram(sequences, vocab_size)
+    final = vocab_size  # states 0 .. V - 1 are the previous token; 0 is the start
     lines = []
     for a in range(vocab_size):
         for b in [*range(1, vocab_size), END]:
-            weight = seen.get((a, b), back.get(a, 0.0) + alone[b])
+            weight = seen.get((a, b), backoff.get(a, 0.0) + unigram[b])
             to, label = (final, -1) if b == END else (b, b)
             lines.append(f"{a} {to} {label} {weight:.6f}")
     lines.append(str(final))

@@ -32,10 +32,10 @@ def graph():
 
 
 def language_score(tokens):
-    seen, alone, back = estimate_bigram(TEXTS, VOCAB)
+    seen, unigram, backoff = estimate_bigram(TEXTS, VOCAB)
     total, padded = 0.0, [0, *tokens, -1]
     for a, b in zip(padded, padded[1:]):
-        total += seen.get((a, b), back.get(a, 0.0) + alone[b])
+        total += seen.get((a, b), backoff.get(a, 0.0) + unigram[b])
     return total
 
 
@@ -54,11 +54,11 @@ def slow_total(log_probs):
 
 
 def test_bigram_is_normalised_after_every_token():
-    seen, alone, back = estimate_bigram(TEXTS, VOCAB)
-    assert sum(math.exp(p) for p in alone.values()) == pytest.approx(1.0)
+    seen, unigram, backoff = estimate_bigram(TEXTS, VOCAB)
+    assert sum(math.exp(p) for p in unigram.values()) == pytest.approx(1.0)
     for a in range(VOCAB):
         after = [
-            math.exp(seen.get((a, b), back.get(a, 0.0) + alone[b]))
+            math.exp(seen.get((a, b), backoff.get(a, 0.0) + unigram[b]))
             for b in [*range(1, VOCAB), -1]
         ]
         assert sum(after) == pytest.approx(1.0)
@@ -109,13 +109,13 @@ def test_a_saved_graph_loads_unchanged(graph, tmp_path):
 
 
 def test_bigram_table_contains_the_estimate():
-    seen, alone, back = estimate_bigram(TEXTS, VOCAB)
+    seen, unigram, backoff = estimate_bigram(TEXTS, VOCAB)
     table = make_bigram_table(TEXTS, VOCAB)
     for a in range(VOCAB):
         for b in range(1, VOCAB):
-            expected = seen.get((a, b), back.get(a, 0.0) + alone[b])
+            expected = seen.get((a, b), backoff.get(a, 0.0) + unigram[b])
             assert float(table[a, b]) == pytest.approx(expected, abs=1e-6)
-        end = math.exp(seen.get((a, END), back.get(a, 0.0) + alone[END]))
+        end = math.exp(seen.get((a, END), backoff.get(a, 0.0) + unigram[END]))
         assert float(table[a, 1:].exp().sum()) == pytest.approx(1.0 - end, abs=1e-6)
     assert (table[:, 0] == 0).all()
 
