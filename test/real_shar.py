@@ -8,12 +8,12 @@ from icefall_kd.fields.extract import extract
 from icefall_kd.fields.reader import open_shar
 
 SHARD_SIZE = 5
-NUM_CUTS = 18  # so that the last of 4 shards is not full
+NUM_CUTS = 18  # the last of 4 shards is not full
 
 
 @pytest.fixture(scope="session")
 def pristine_shar(asterisk, tmp_path_factory):
-    """6 test prompts at 3 speeds, 5 cuts a shard; not to be written to."""
+    """6 test prompts at 3 speeds, 5 cuts a shard; read-only."""
     cuts = open_shar(asterisk / "data/shar/test")
     prompts = [c for c in cuts if 1.0 < c.duration < 4.0][: NUM_CUTS // 3]
     folder = tmp_path_factory.mktemp("shar") / "prompts"
@@ -23,13 +23,13 @@ def pristine_shar(asterisk, tmp_path_factory):
 
 @pytest.fixture
 def shar(pristine_shar, tmp_path):
-    """The small Shar, without fields, to do with as one likes."""
+    """A copy of the small Shar, without fields."""
     return copy_shar(pristine_shar, tmp_path / "shar")
 
 
 @pytest.fixture(scope="session")
 def extracted_shar(pristine_shar, tiny, tmp_path_factory):
-    """The small Shar with the field whisper_tiny_en; not to be written to."""
+    """The small Shar with the field whisper_tiny_en; read-only."""
     folder = tmp_path_factory.mktemp("extracted") / "shar"
     copy_shar(pristine_shar, folder)
     extract(folder, [tiny])
@@ -38,5 +38,5 @@ def extracted_shar(pristine_shar, tiny, tmp_path_factory):
 
 @pytest.fixture
 def extracted(extracted_shar, tmp_path):
-    """The small Shar with the field whisper_tiny_en, to be damaged."""
+    """A copy of the small Shar with the field whisper_tiny_en."""
     return copy_shar(extracted_shar, tmp_path / "extracted")

@@ -1,4 +1,4 @@
-"""What can happen to a Shar folder after its fields were made."""
+"""Change a Shar folder after the extraction of its fields."""
 
 import gzip
 import io
@@ -15,7 +15,7 @@ def rewrite_cuts(folder, shard, change):
 
 
 def rewrite_tar(path, rename):
-    """Give each member the name that ``rename(id)`` says; None drops it."""
+    """Rename each member to ``rename(id)``; None drops it."""
     with tarfile.open(path) as tar:
         members = [(info, tar.extractfile(info).read()) for info in tar]
     with tarfile.open(path, "w") as tar:
@@ -28,9 +28,9 @@ def rewrite_tar(path, rename):
 
 
 def rename_cuts(folder, shard, rename):
-    """Give the cuts of a shard other ids; their recordings keep theirs."""
+    """Rename the cuts of a shard, but not their recordings."""
 
-    def change(lines):  # the cut's own id comes first
+    def change(lines):  # the id of the cut is first
         ids = [line.split('"')[3] for line in lines]
         return [
             line.replace(f'{{"id": "{i}"', f'{{"id": "{rename(i)}"', 1)

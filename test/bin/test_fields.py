@@ -1,4 +1,4 @@
-"""The command ``fields``: what it prints, and its exit status."""
+"""Output and exit status of the command ``fields``."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def run(capsys):
         except SystemExit as e:
             status = e.code
         out, err = capsys.readouterr()
-        if isinstance(status, str):  # Python prints it on stderr and exits with 1
+        if isinstance(status, str):  # Python prints it to stderr and exits with 1
             status, err = 1, err + status
         return status, out, err
 
@@ -35,7 +35,7 @@ def run(capsys):
 def test_ls_lists_the_fields_of_each_folder(run, extracted, pristine_shar):
     report = extracted.with_name(
         "extracted.gate.json"
-    )  # beside the folder, as make_shar's
+    )  # next to the folder, as bin.make_shar writes it
     report.write_text("{}")
     status, out, _ = run("ls", extracted, report, pristine_shar)
     assert status == 0
@@ -48,14 +48,18 @@ def test_ls_lists_the_fields_of_each_folder(run, extracted, pristine_shar):
 
 def test_ls_as_json_has_the_summary(run, extracted):
     state_path(extracted, FIELD, "000003").unlink()
-    whole = load_field_info(extracted, FIELD)
+    info = load_field_info(extracted, FIELD)
     info_path(extracted, FIELD).unlink()
     status, out, _ = run("ls", "--json", extracted)
-    (told,) = json.loads(out)[str(extracted)]
+    (summary,) = json.loads(out)[str(extracted)]
     assert status == 0
-    assert (told["state"], told["shards_done"], told["shards"]) == ("unfinished", 3, 4)
-    assert told["fingerprint"] == whole.fingerprint
-    assert 0 < told["hours"] < whole.num_frames * 0.02 / 3600
+    assert (summary["state"], summary["shards_done"], summary["shards"]) == (
+        "unfinished",
+        3,
+        4,
+    )
+    assert summary["fingerprint"] == info.fingerprint
+    assert 0 < summary["hours"] < info.num_frames * 0.02 / 3600
 
 
 def test_show_fails_if_cuts_have_no_target(run, extracted):
@@ -69,7 +73,6 @@ def test_show_fails_if_cuts_have_no_target(run, extracted):
 
 
 def test_verify_reports_and_deletes_damaged_files(extracted):
-    """As users run it; ``--quick`` in the same process as the others."""
     flip_a_bit(extracted / f"{FIELD}.000001.tar")
     command = [sys.executable, "-m", "icefall_kd.bin.fields", "verify", str(extracted)]
     done = subprocess.run(
@@ -90,7 +93,7 @@ def test_verify_quick_reads_no_arrays(run, extracted):
     assert run("verify", "--quick", extracted)[0] == 0
     status, out, _ = run("verify", extracted, FIELD)
     assert status == 1 and "1 arrays are not finite: asterisk" in out
-    assert (extracted / f"{FIELD}.000001.tar").is_file()  # nothing was asked of it
+    assert (extracted / f"{FIELD}.000001.tar").is_file()  # nothing was deleted
 
 
 def test_verify_of_an_intact_folder_succeeds(run, extracted, pristine_shar):
@@ -141,7 +144,7 @@ def test_plot_writes_a_png(run, extracted, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, message",
     [
         (["ls", "{tmp}/none"], "fields ls: {tmp}/none: no such Shar folder"),
         (["ls", "{shar}/cuts.000000.jsonl.gz"], "jsonl.gz: no such Shar folder"),
@@ -160,12 +163,12 @@ def test_plot_writes_a_png(run, extracted, tmp_path):
     ids=lambda x: x[0] if isinstance(x, list) else "",
 )
 def test_missing_folders_fields_and_cuts_have_status_2(
-    run, extracted_shar, tmp_path, arguments, told
+    run, extracted_shar, tmp_path, arguments, message
 ):
     places = {"tmp": tmp_path, "shar": extracted_shar}
     status, out, err = run(*(a.format(**places) for a in arguments))
     assert (status, out) == (2, "")
-    assert told.format(**places) in err
+    assert message.format(**places) in err
 
 
 def test_refused_copy_has_status_1(run, extracted):

@@ -139,7 +139,7 @@ def same(a, b):
 
 @pytest.fixture(scope="module")
 def extracted(asterisk, tiny, tmp_path_factory):
-    """Real prompts, 5 of a shard, with the real tiny.en in fp16 and in int8."""
+    """Real prompts in shards of 5, with the field of tiny.en in fp16 and in int8."""
     prompts = open_stream([asterisk / "data/shar/test"])
     cuts = CutSet.from_cuts(c for c in prompts if c.duration < 2.0)
     folder = tmp_path_factory.mktemp("extracted") / "shar"
@@ -155,7 +155,7 @@ def extracted(asterisk, tiny, tmp_path_factory):
 
 
 def batches_of(folder, **options):
-    """The batches of the second epoch, with both fields."""
+    """Return the batches of the second epoch, with both fields."""
     fields = ["whisper_tiny_en", "eight"]
     codecs = {f: load_codec(folder, load_field_info(folder, f)) for f in fields}
     loader = make_loader(
@@ -267,18 +267,18 @@ def test_epoch_resumes_exactly_from_its_state(shar, num_workers):
             max_duration=3.0,
             spec_augment=SpecAugment(p=1.0),
             num_workers=num_workers,
-            buffer_size=20,  # so that a part of the cuts is not read yet
+            buffer_size=20,  # some cuts are not read yet
         )
 
-    whole = list(loader())
+    complete = list(loader())
     broken, resumed = loader(), loader()
-    for _ in islice(broken, 4):  # the workers are further by then
+    for _ in islice(broken, 4):  # the workers are ahead
         pass
     resumed.load_state_dict(broken.state_dict())
     rest = list(resumed)
-    assert len(rest) == len(whole) - 4
-    assert all(same(a, b) for a, b in zip(whole[4:], rest))
-    assert len(list(resumed)) == len(whole)  # iterated again, the epoch is complete
+    assert len(rest) == len(complete) - 4
+    assert all(same(a, b) for a, b in zip(complete[4:], rest))
+    assert len(list(resumed)) == len(complete)  # the next iteration is complete
 
 
 def test_fields_are_zero_padded(tmp_path):
@@ -337,12 +337,12 @@ def test_cuts_without_a_target_have_length_zero(
 def test_live_teachers_compute_the_stored_fields(extracted, tiny):
     live = LiveTeachers([tiny], [tiny.name])
     options = {"max_duration": 80.0, "shuffle": False}
-    said = list(make_loader(open_stream([extracted]), live=live, **options))
+    computed = list(make_loader(open_stream([extracted]), live=live, **options))
     codecs = {tiny.name: make_codec("fp16")}
     stream = open_stream([extracted], [tiny.name])
     stored = list(make_loader(stream, codecs=codecs, **options))
-    assert len(said) == len(stored) == 1
-    for a, b in zip(said, stored):
+    assert len(computed) == len(stored) == 1
+    for a, b in zip(computed, stored):
         assert same(a, b) and a.keys() == b.keys()
         x, y = a["fields"][tiny.name], b["fields"][tiny.name]
         assert torch.equal(x["lens"], y["lens"]) and x["frame_shift"] == 0.02

@@ -1,4 +1,4 @@
-"""Batches that go on exactly where they were left."""
+"""Batches of a sampler, and their exact resume."""
 
 import os
 import shutil
@@ -39,23 +39,24 @@ def ids(batches):
 @pytest.mark.parametrize("buckets, rank, world_size", [(3, 0, 1), (3, 1, 2), (0, 0, 1)])
 def test_sampler_resumes_from_every_state(folder, buckets, rank, world_size):
     where = {"buckets": buckets, "rank": rank, "world_size": world_size}
-    whole = sampler(folder, **where)
-    whole.set_epoch(2)
-    places = [(batch, whole.state_dict()) for batch in whole]
-    batches = ids(batch for batch, _ in places)
+    complete = sampler(folder, **where)
+    complete.set_epoch(2)
+    states = [(batch, complete.state_dict()) for batch in complete]
+    batches = ids(batch for batch, _ in states)
     assert len(batches) > 8
-    for k, (_, state) in enumerate(places):
+    for k, (_, state) in enumerate(states):
         resumed = sampler(folder, **where)
         resumed.load_state_dict(state)
         assert ids(resumed) == batches[k + 1 :], k
     resumed.set_epoch(3)
-    assert sum(map(len, ids(resumed))) >= 80 // world_size - 1  # the next is whole
+    next_epoch = ids(resumed)
+    assert sum(map(len, next_epoch)) >= 80 // world_size - 1
 
 
 def test_state_survives_a_checkpoint(folder, tmp_path):
-    whole = sampler(folder)
-    first = ids(islice(whole, 5))
-    save_checkpoint(tmp_path / "a.pt", {"model": {}, "sampler": whole.state_dict()})
+    complete = sampler(folder)
+    first = ids(islice(complete, 5))
+    save_checkpoint(tmp_path / "a.pt", {"model": {}, "sampler": complete.state_dict()})
     resumed = sampler(folder)
     resumed.load_state_dict(load_checkpoint(tmp_path / "a.pt")["sampler"])
     assert first + ids(resumed) == ids(sampler(folder))
@@ -71,7 +72,7 @@ def test_resume_with_other_ranks_or_sizes_loses_and_repeats_no_cut(folder):
 
 
 def bytes_read():
-    """Return the bytes that this process has asked files for so far."""
+    """Return the bytes that this process has read from files."""
     (line,) = (x for x in open("/proc/self/io") if x.startswith("rchar:"))
     return int(line.split()[1])
 
@@ -95,13 +96,13 @@ def test_rank_reads_only_the_audio_of_its_batches(large, world_size):
         where = {"rank": rank, "world_size": world_size, "max_duration": 12.0}
         begun, before = sampler(folder, **where), bytes_read()
         first = ids(islice(begun, 1))
-        rest = sampler(folder, **where)  # going on reads no more either
+        rest = sampler(folder, **where)  # a resume reads no more
         rest.load_state_dict(begun.state_dict())
         seen += first + ids(rest)
         read.append((bytes_read() - before) / size)
-    whole = sum(seen, [])
-    assert len(whole) == len(set(whole)) >= 80 - world_size + 1
-    # A rank's share depends on its batches; then, 2 kB of every header of a cut.
+    drawn = sum(seen, [])
+    assert len(drawn) == len(set(drawn)) >= 80 - world_size + 1
+    # The share of a rank depends on its batches; headers add 2 kB for each cut.
     assert all(abs(part - 1 / world_size) < 0.12 for part in read), read
     assert sum(read) < 1 + 0.06 * world_size
 
@@ -117,7 +118,7 @@ def test_error_names_a_file_truncated_after_its_headers_were_read(folder, tmp_pa
 
 
 def test_resume_opens_only_the_needed_shards(folder, tmp_path):
-    """Whatever was drawn already may even be unreadable by then."""
+    """Shards whose cuts were all drawn may be unreadable."""
     broken, resumed = (sampler(folder, buffer_size=4, buckets=2) for _ in range(2))
     done = ids(islice(broken, 20))
     state = broken.state_dict()
@@ -142,13 +143,13 @@ def test_resume_opens_only_the_needed_shards(folder, tmp_path):
 
 
 def test_batches_have_little_padding(folder):
-    padded = spoken = 0.0
+    padded = total = 0.0
     for batch in sampler(folder, buckets=4, buffer_size=80):
         durations = [cut.duration for cut in batch]
         assert max(durations) * len(durations) <= MAX_DURATION
         padded += max(durations) * len(durations)
-        spoken += sum(durations)
-    assert spoken > 0.8 * padded
+        total += sum(durations)
+    assert total > 0.8 * padded
 
 
 def test_cut_above_the_limit_is_a_batch_alone(folder):
@@ -163,7 +164,7 @@ def test_state_of_other_data_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match=r"not that of the checkpoint.*checkpoint-\*"):
         sampler(tmp_path / "noise", buckets=0).load_state_dict(state)
     with pytest.raises(ValueError, match="not that of the checkpoint"):
-        sampler(folder).load_state_dict({"epoch": 1, "batch": 3})  # of older versions
+        sampler(folder).load_state_dict({"epoch": 1, "batch": 3})  # an old format
 
 
 def test_edges_divide_the_total_duration():

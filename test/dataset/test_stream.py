@@ -1,4 +1,4 @@
-"""Shar sets in one order, from any place in it."""
+"""Shar sets in one order, from any position in it."""
 
 from itertools import islice
 
@@ -33,7 +33,7 @@ def ids(reader):
 def test_sets_are_mixed_evenly_and_read_once(folders):
     order = ids(stream(folders, "new", "more").read(0))
     assert len(order) == len(set(order)) == 27
-    for end in range(3, 27, 3):  # about a third is of the set of 9
+    for end in range(3, 27, 3):  # a third comes from the set of 9
         assert abs(sum(id.startswith("more") for id in order[:end]) - end / 3) <= 2
 
 
@@ -50,10 +50,10 @@ def test_mixed_in_set_has_its_share(folders, share):
     cuts = stream(folders, "new", "old", shares={"old": share}, shuffle=True)
     order = ids(cuts.read(0))
     new = [id for id in order if id.startswith("new")]
-    assert len(new) == len(set(new)) == 18  # an epoch has every new cut once
+    assert len(new) == len(set(new)) == 18  # each new cut once
     old = len(order) - len(new)
     assert abs(old - share * len(order)) <= 1
-    for end in range(1, len(order)):  # all the way, not only in the end
+    for end in range(1, len(order)):  # at any position, not only at the end
         here = sum(id.startswith("old") for id in order[:end])
         assert abs(here - share * end) <= 1.5
 
@@ -70,11 +70,11 @@ def test_mixed_in_set_is_read_completely_and_restarts(folders):
 @pytest.mark.parametrize("shares", [{}, {"old": 0.4}])
 def test_reader_resumes_from_any_position(folders, shares):
     cuts = stream(folders, "new", "old", shares=shares, shuffle=True)
-    whole = ids(cuts.read(1))
-    for end in range(len(whole) + 1):
+    complete = ids(cuts.read(1))
+    for end in range(len(complete) + 1):
         reader = cuts.read(1)
         list(islice(reader, end))
-        assert ids(cuts.read(1, reader.position())) == whole[end:]
+        assert ids(cuts.read(1, reader.position())) == complete[end:]
 
 
 def test_single_cuts_are_fetched_with_audio(folders):

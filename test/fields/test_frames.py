@@ -1,4 +1,4 @@
-"""Frames that a cut names by their place, instead of carrying them."""
+"""Frames that a cut points to in a file."""
 
 import io
 import pickle
@@ -40,15 +40,17 @@ def test_cut_holds_no_frames_in_memory(extracted_shar):
 
 def test_lhotse_reads_the_frames_in_a_file(extracted_shar):
     for cut in open_shar(extracted_shar, [FIELD]):
-        whole = cut.load_custom(FIELD)  # of the cut's time, which may end in a frame
-        every = cut.custom[FIELD].load()
-        assert len(whole) in (len(every), len(every) - 1)
-        np.testing.assert_array_equal(whole, every[: len(whole)])
-        np.testing.assert_array_equal(whole, load_field(cut, FIELD, FP16))
+        loaded = cut.load_custom(
+            FIELD
+        )  # of the span of the cut, which may end within a frame
+        stored = cut.custom[FIELD].load()
+        assert len(loaded) in (len(stored), len(stored) - 1)
+        np.testing.assert_array_equal(loaded, stored[: len(loaded)])
+        np.testing.assert_array_equal(loaded, load_field(cut, FIELD, FP16))
         part = cut.truncate(offset=0.2, duration=0.4)
-        np.testing.assert_array_equal(part.load_custom(FIELD), whole[10:30])
+        np.testing.assert_array_equal(part.load_custom(FIELD), loaded[10:30])
         again = pickle.loads(pickle.dumps(cut)).move_to_memory()
-        np.testing.assert_array_equal(again.load_custom(FIELD), whole)
+        np.testing.assert_array_equal(again.load_custom(FIELD), loaded)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ def test_error_for_missing_frames_names_the_cut(extracted):
     tar.unlink()
     with pytest.raises(ValueError, match=f"cut '{cut.id}': its field .*No such file"):
         load_field(cut, FIELD, make_codec("fp16"))
-    prefetch(cut.custom[FIELD].array)  # only a hint to the system
+    prefetch(cut.custom[FIELD].array)  # a hint only
 
 
 def test_prefetch_changes_no_file(extracted):

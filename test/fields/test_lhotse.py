@@ -1,4 +1,4 @@
-"""Shar folders with fields are what lhotse's own reader opens."""
+"""lhotse's reader opens Shar folders with fields."""
 
 import re
 import shutil
@@ -29,11 +29,11 @@ from icefall_kd.pseudo.pseudo_label import pseudo_label
 
 FIELD = "whisper_tiny_en"
 SPECS = [f"{n}2" if c.sized else n for n, c in CODECS.items() if n != "topk"]
-FEW = {"mvq2": {"iterations": 60}}  # options that make the training short
+FEW = {"mvq2": {"iterations": 60}}  # shortens the training
 
 
 def fields_of(folder, *names):
-    """Return the shards of cuts and some fields, as lhotse takes them."""
+    """Return the shards of cuts and some fields, as arguments of lhotse."""
     endings = {"cuts": "jsonl.gz"}
     return {
         name: sorted(folder.glob(f"{name}.*.{endings.get(name, 'tar')}"))
@@ -42,7 +42,7 @@ def fields_of(folder, *names):
 
 
 def check_values(cuts, folder, *names):
-    """Compare what lhotse reads, decoded, with what this package reads."""
+    """Compare the decoded frames that lhotse and this package read."""
     ours = {cut.id: cut for cut in open_shar(folder, names)}
     cuts = list(cuts)
     assert sorted(cut.id for cut in cuts) == sorted(ours)
@@ -54,12 +54,12 @@ def check_values(cuts, folder, *names):
             expected = load_field(ours[cut.id], name, codec)
             assert found.dtype == np.float32
             np.testing.assert_array_equal(found[: len(expected)], expected)
-            assert 0 <= len(found) - len(expected) <= 1  # the part of a last frame
+            assert 0 <= len(found) - len(expected) <= 1  # a partial last frame
     return [cut.id for cut in cuts]
 
 
 class Frames(IterableDataset):
-    """The id of each cut, and how many frames lhotse reads of it."""
+    """The id of each cut, and the number of frames that lhotse reads."""
 
     def __init__(self, cuts):
         self.cuts = cuts
@@ -94,14 +94,13 @@ def test_workers_of_lhotse_share_the_shards(shar):
 
 
 def test_lhotse_opens_a_folder_during_extraction(extracted, tmp_path):
-    """And after a kill, whatever it left."""
     before = list_fields(extracted)
     extract(extracted, [Loudness()], shards="0:2", codec="fp16")
     assert find_fields(extracted)["loudness"].info is None
     check_values(CutSet.from_shar(in_dir=extracted), extracted, FIELD)
     extract(extracted, [Loudness()], codec="fp16")
     extract(extracted, [Loudness(version=2)], shards="1", codec="fp16", overwrite=True)
-    assert list_fields(extracted) == before  # the new one is unfinished
+    assert list_fields(extracted) == before  # the new field is unfinished
     cut = next(iter(CutSet.from_shar(in_dir=extracted)))
     assert cut.load_loudness().dtype == np.float16
     extract(extracted, [Loudness(version=2)], codec="fp16", overwrite=True)
@@ -112,7 +111,7 @@ def test_lhotse_opens_a_folder_during_extraction(extracted, tmp_path):
 
 
 def test_lhotse_opens_pseudo_labels_with_the_fields_of_their_input(extracted, tmp_path):
-    extract(extracted, [Loudness()], shards="0")  # unfinished: it is not linked
+    extract(extracted, [Loudness()], shards="0")  # an unfinished field is not linked
     output = tmp_path / "labelled"
     pseudo_label(extracted, output, FakeTranscriber())
     check_values(CutSet.from_shar(in_dir=output), output, FIELD)
@@ -123,7 +122,7 @@ def test_lhotse_opens_pseudo_labels_with_the_fields_of_their_input(extracted, tm
 def test_error_names_the_command_that_updates_an_old_folder(shar):
     extract(shar, [Loudness()], codec="int8")
     before = digest(shar)
-    for path in fields_dir(shar).glob("loudness/*"):  # between the shards until then
+    for path in fields_dir(shar).glob("loudness/*"):  # the layout of an earlier version
         path.rename(shar / path.name)
     field_dir(shar, "loudness").rmdir()
     assert len(list(open_shar(shar))) == 18

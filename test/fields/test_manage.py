@@ -1,4 +1,4 @@
-"""Fields are removed and copied, and nothing else is touched."""
+"""Remove and copy fields; keep all other files."""
 
 import gzip
 import os
@@ -24,7 +24,7 @@ FIELD = "whisper_tiny_en"
 
 
 def test_removal_keeps_fields_of_similar_names(extracted):
-    for other in ("whisper", "whisper_tiny"):  # names that begin alike
+    for other in ("whisper", "whisper_tiny"):  # similar names
         field_dir(extracted, other).mkdir()
         for path in shar_files(extracted):
             if path.name.startswith(f"{FIELD}."):
@@ -37,7 +37,7 @@ def test_removal_keeps_fields_of_similar_names(extracted):
     codec_path(extracted, "whisper").touch()
     kept = digest(extracted)
     gone = remove_field(extracted, "whisper")
-    assert gone[0].name == "whisper.json", "until it is gone, the field counts as whole"
+    assert gone[0].name == "whisper.json", "the description marks a complete field"
     names = {p.name for p in gone}
     assert len(names) == 1 + 2 * 4 + 2
     assert all(n.startswith(("whisper.", ".99.partial.whisper.")) for n in names)
@@ -100,12 +100,14 @@ def test_copy_to_other_cuts_writes_nothing(extracted, shar, change):
     if change == "renamed":
         text = gzip.decompress(path.read_bytes()).decode()
         path.write_bytes(gzip.compress(text.replace("asterisk", "other").encode()))
-        told = "its cuts are not those of the field:\n  missing: 3, for example other-"
+        problem = (
+            "its cuts are not those of the field:\n  missing: 3, for example other-"
+        )
     else:
         path.unlink()
-        told = "only one folder has: 1, for example 000003"
+        problem = "only one folder has: 1, for example 000003"
     before = digest(shar)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=problem):
         copy_field(extracted, shar, FIELD)
     assert digest(shar) == before
 
@@ -137,7 +139,7 @@ def test_other_fingerprint_is_replaced_only_with_overwrite(shar, tmp_path):
     assert digest(target) == before
     copy_field(shar, target, "loudness", overwrite=True)
     assert digest(target, "loudness*") == digest(shar, "loudness*")
-    assert digest(target, "loud_ctc*") != digest(shar, "loud_ctc*")  # not asked for
+    assert digest(target, "loud_ctc*") != digest(shar, "loud_ctc*")  # not requested
     back = copy_field(target, shar, "loud_ctc", overwrite=True)
     assert back.shards_done == 4 and not codec_path(shar, "loud_ctc").exists()
 
@@ -152,7 +154,7 @@ def test_copy_to_a_full_disk_writes_nothing(extracted, shar, monkeypatch):
 
 
 def killed(source, target, after, within):
-    """Copy in a child that gets SIGKILL after some shards, or within the next one."""
+    """Copy in a child that gets SIGKILL after some shards, or during the next one."""
     child = os.fork()
     if child:
         _, status = os.waitpid(child, 0)
@@ -168,7 +170,7 @@ def killed(source, target, after, within):
             os.kill(os.getpid(), signal.SIGKILL)
         copyfileobj(reading, writing, length)
         if not within and len(calls) > after:
-            writing.flush()  # whole, but its state is not written yet
+            writing.flush()  # complete, but without a state
             os.kill(os.getpid(), signal.SIGKILL)
 
     manage.shutil.copyfileobj = copy
@@ -178,7 +180,7 @@ def killed(source, target, after, within):
 
 @pytest.mark.parametrize("within", [True, False])
 def test_killed_copy_resumes_at_its_shard(extracted, shar, within):
-    for after in (0, 1):  # each time it keeps what was copied the time before
+    for after in (0, 1):  # each copy keeps the shards of the previous one
         killed(extracted, shar, after, within)
         (summary,) = summarize_fields(shar)
         assert (summary.state, summary.shards_done) == ("unfinished", after)
@@ -193,7 +195,7 @@ def test_killed_copy_resumes_at_its_shard(extracted, shar, within):
 def test_copy_killed_before_the_description_keeps_intact_shards(extracted, shar):
     copy_field(extracted, shar, FIELD)
     info_path(shar, FIELD).unlink()
-    flip_a_bit(shar / f"{FIELD}.000002.tar")  # and what was damaged meanwhile
+    flip_a_bit(shar / f"{FIELD}.000002.tar")  # and a shard was damaged meanwhile
     copied = copy_field(extracted, shar, FIELD)
     assert (copied.shards_done, copied.shards_kept) == (1, 3)
     assert digest(shar) == digest(extracted)

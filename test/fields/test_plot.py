@@ -1,4 +1,4 @@
-"""A cut's picture: every panel over the same time, each frame where it belongs."""
+"""Plots of a cut: all panels share one time axis, and frames are at their times."""
 
 import dataclasses
 import gzip
@@ -35,7 +35,7 @@ DURATION, CLICK = 1.8965, 1.234  # s; neither is a multiple of a frame
 
 @pytest.fixture(scope="module")
 def clicked(tmp_path_factory):
-    """A Shar of one cut, faint noise with a click of 1 ms, and what it is told of."""
+    """A Shar of one cut, faint noise with a click of 1 ms, with loudness fields."""
     folder = tmp_path_factory.mktemp("click")
     wave = 1e-3 * np.random.default_rng(0).standard_normal(round(DURATION * 16000))
     first = round(CLICK * SAMPLE_RATE)
@@ -43,8 +43,9 @@ def clicked(tmp_path_factory):
     soundfile.write(folder / "click.flac", wave.astype(np.float32), SAMPLE_RATE)
     cut = Recording.from_file(folder / "click.flac").to_cut()
     cut.id = "click"
-    told = {"id": "click", "recording_id": "click", "start": 0.0, "text": "A CLICK"}
-    cut.supervisions = [SupervisionSegment(duration=DURATION, **told)]
+    cut.supervisions = [
+        SupervisionSegment("click", "click", 0.0, DURATION, text="A CLICK")
+    ]
     write_shar(CutSet.from_cuts([cut]), folder / "shar")
     extract(folder / "shar", [Loudness()])
     return folder / "shar"
@@ -57,7 +58,7 @@ def figure(clicked):
 
 
 def span(panel):
-    """Return from when to when a panel's one image reaches."""
+    """Return start and end of the only image of a panel, in seconds."""
     left, right, _, _ = panel.images[0].get_extent()
     return left, right
 
@@ -77,7 +78,7 @@ def test_click_is_at_its_time_in_every_panel(figure):
     left, right = span(fbank)
     assert (left, right) == (0.0, pytest.approx(image.shape[1] * 0.01))
     frame = int(np.asarray(image).mean(axis=0).argmax())
-    # The click is heard in windows of 25 ms around frames of 10 ms.
+    # The click is in all 25 ms windows around it.
     assert abs((frame + 0.5) * 0.01 - CLICK) < 0.0125 + 0.005
     for panel, pick in ((norm, np.argmax), (blank, np.argmin)):
         steps = panel.patches[0].get_data()
@@ -86,7 +87,7 @@ def test_click_is_at_its_time_in_every_panel(figure):
         assert np.diff(steps.edges) == pytest.approx(0.02)
     shown = np.asarray(colours.images[0].get_array())[0]  # (T, 3)
     assert span(colours) == (0.0, pytest.approx(len(shown) * 0.02))
-    # The click makes the first component; two of 100 frames get its extreme colour.
+    # The click dominates the first component, clipped at 2 of 100 frames.
     extreme = shown[:, 0] == round(float(shown[int(CLICK / 0.02), 0]))
     assert extreme[int(CLICK / 0.02)] and extreme.sum() <= 3
     (label,) = tokens.texts
@@ -138,7 +139,7 @@ def test_projection_has_the_principal_components():
     x = ((scores @ directions) * std + 7).astype(np.float32)
     found = project(x, std)
     assert found.shape == (200, 3) and found.min() == 0 and found.max() == 1
-    inside = (found > 0) & (found < 1)  # the rest got the extreme colour
+    inside = (found > 0) & (found < 1)  # others were clipped
     for n in range(3):
         some = inside[:, n]
         assert abs(np.corrcoef(found[some, n], scores[some, n])[0, 1]) > 0.95

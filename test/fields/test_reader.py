@@ -29,12 +29,12 @@ def test_error_names_a_field_that_a_cut_lacks(extracted_shar):
 @pytest.mark.parametrize("offset, duration", [(0, 0.5), (0.4, 0.4), (0.33, None)])
 def test_truncated_cut_gets_the_frames_of_its_span(extracted_shar, offset, duration):
     for cut in open_shar(extracted_shar, [FIELD]):
-        whole = getattr(cut, FIELD).load()  # all frames, the last partial one too
+        stored = getattr(cut, FIELD).load()  # with the partial last frame
         part = cut.truncate(offset=offset, duration=duration)
         found = load_field(part, FIELD, FP16)
         first = int(np.floor(offset / 0.02 + 0.5))
         assert abs(len(found) - part.duration / 0.02) <= 1
-        np.testing.assert_array_equal(found, whole[first : first + len(found)])
+        np.testing.assert_array_equal(found, stored[first : first + len(found)])
 
 
 def test_rewritten_manifest_with_equal_keys_joins(extracted):
@@ -96,7 +96,7 @@ def test_new_shard_of_cuts_is_missing_in_the_field(extracted):
 
 
 def test_renamed_cuts_are_counted_with_both_ids(extracted):
-    def rename(lines):  # the cut's own id comes first
+    def rename(lines):  # the id of the cut is first
         return [x.replace('{"id": "', '{"id": "new-', 1) for x in lines]
 
     for shard in ("000000", "000001"):
@@ -158,13 +158,13 @@ def test_shortest_cut_has_the_nearest_frame(extracted_shar):
         for offset in (0.0, 0.5, cut.duration - 0.006):
             part = cut.truncate(offset=offset, duration=0.005)
             (frame,) = load_field(part, FIELD, FP16)
-            place = int(abs(stored - frame).sum(1).argmin())
-            assert (stored[place] == frame).all()
-            assert abs((place + 0.5) * 0.02 - offset) <= 0.02
+            index = int(abs(stored - frame).sum(1).argmin())
+            assert (stored[index] == frame).all()
+            assert abs((index + 0.5) * 0.02 - offset) <= 0.02
 
 
 def targets(folder):
-    """Cut id -> frames of its target, None for a cut without."""
+    """Return cut id -> frames of its target, None without a target."""
     return {
         cut.id: load_field(cut, FIELD, FP16) if cut.has_custom(FIELD) else None
         for cut in open_shar(folder, [FIELD], missing="skip")
@@ -172,7 +172,7 @@ def targets(folder):
 
 
 def assert_without(found, before, missing):
-    """Exactly the cuts of ``missing`` have no target, the others their own."""
+    """Assert that exactly the cuts of ``missing`` have no target."""
     assert {i for i, x in found.items() if x is None} == set(missing)
     for cut_id, frames in found.items():
         if frames is not None:
@@ -185,7 +185,7 @@ def ids_of(folder):
 
 def test_cuts_of_missing_shards_have_no_target(extracted, caplog):
     before, ids = targets(extracted), ids_of(extracted)
-    assert caplog.text == "", "where all is well there is nothing to tell"
+    assert caplog.text == ""
     (extracted / f"{FIELD}.000001.tar").unlink()
     assert_without(targets(extracted), before, ids[5:10])
     assert f"field '{FIELD}': 5 of 18 cuts have no target, for example" in caplog.text
@@ -236,7 +236,7 @@ def test_renamed_cuts_keep_their_targets_by_their_audio(extracted, caplog):
 
 @pytest.mark.parametrize("change", ["duration", "speed", "recording"])
 def test_stale_targets_are_not_used(extracted, change, caplog):
-    """The audio was made again: longer, at another speed, of another recording."""
+    """The audio is now longer, at another speed, or of another recording."""
     before, ids = targets(extracted), ids_of(extracted)
 
     def remake(lines):

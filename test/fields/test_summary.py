@@ -1,4 +1,4 @@
-"""What is told of fields, finished or not, without reading their arrays."""
+"""Summaries of finished and unfinished fields."""
 
 import dataclasses
 import gzip
@@ -33,7 +33,7 @@ def test_summary_of_a_finished_field_has_sizes_and_teacher(extracted):
     assert (summary.kind, summary.dim, summary.frame_shift) == ("embedding", 384, 0.02)
     tars = sum(p.stat().st_size for p in extracted.glob(f"{FIELD}.*.tar"))
     assert summary.bytes == tars == sum(s["bytes"] for s in info.shards)
-    assert 768 < summary.bytes_per_frame < 850  # fp16, and what a tar needs beside it
+    assert 768 < summary.bytes_per_frame < 850  # fp16 and tar headers
     assert summary.hours == pytest.approx(info.num_frames * 0.02 / 3600)
     assert (summary.shards_done, summary.shards, summary.num_cuts) == (4, 4, 18)
     assert summary.fingerprint["layer"] == "last"
@@ -43,7 +43,7 @@ def test_summary_of_a_finished_field_has_sizes_and_teacher(extracted):
 
 
 def test_summary_of_an_unfinished_field_comes_from_its_shards(extracted):
-    whole = only(extracted)
+    finished = only(extracted)
     info_path(extracted, FIELD).unlink()
     state_path(extracted, FIELD, "000003").unlink()
     (field_dir(extracted, FIELD) / f".1.partial.{FIELD}.000003.tar").touch()
@@ -52,7 +52,7 @@ def test_summary_of_an_unfinished_field_comes_from_its_shards(extracted):
     assert summary.note == "1 files being written or left behind"
     assert (summary.shards_done, summary.shards, summary.num_cuts) == (3, 4, 15)
     for same in ("kind", "dim", "frame_shift", "codec", "fingerprint"):
-        assert getattr(summary, same) == getattr(whole, same)
+        assert getattr(summary, same) == getattr(finished, same)
 
 
 def test_field_without_a_finished_shard_is_listed(shar):
@@ -104,24 +104,24 @@ def test_tars_of_another_program_mean_foreign(extracted):
     (extracted / "target.000000.tar").write_bytes(tar.read_bytes())
     summary = summarize_fields(extracted)[0]
     assert (summary.name, summary.state) == ("target", "foreign")
-    assert summary.frame_shift == 0.02  # as its first array says
+    assert summary.frame_shift == 0.02  # of the first array
 
 
 def test_columns_are_aligned(extracted):
     extract(extracted, [Loudness()])
     lines = format_table(summarize_fields(extracted))
     assert len(lines) == 4
-    for title in ("state", "kind", "codec", "teacher, layer"):  # flush left
-        place = lines[0].index(title)
-        assert all(line[place - 2 : place] == "  " for line in lines)
-        assert all(line[place] != " " for line in lines)
+    for title in ("state", "kind", "codec", "teacher, layer"):  # aligned left
+        column = lines[0].index(title)
+        assert all(line[column - 2 : column] == "  " for line in lines)
+        assert all(line[column] != " " for line in lines)
 
 
 @pytest.mark.parametrize(
-    "num_bytes, told", [(999, "999 B"), (1000, "1.0 kB"), (52.4e15, "52400.0 TB")]
+    "num_bytes, expected", [(999, "999 B"), (1000, "1.0 kB"), (52.4e15, "52400.0 TB")]
 )
-def test_sizes_are_powers_of_1000(num_bytes, told):
-    assert format_size(num_bytes) == told
+def test_sizes_are_powers_of_1000(num_bytes, expected):
+    assert format_size(num_bytes) == expected
 
 
 def test_description_of_a_field_has_fingerprint_targets_and_statistics(extracted):
@@ -187,6 +187,8 @@ def test_missing_folders_and_fields_are_named(extracted, tmp_path):
     ],
 )
 def test_the_layers_of_every_family_are_shown(extracted, fingerprint, expected):
-    told = {"teacher": "whisper", **fingerprint}
-    lines = format_table([dataclasses.replace(only(extracted), fingerprint=told)])
+    summary = dataclasses.replace(
+        only(extracted), fingerprint={"teacher": "whisper", **fingerprint}
+    )
+    lines = format_table([summary])
     assert lines[1].endswith(expected)

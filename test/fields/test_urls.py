@@ -1,4 +1,4 @@
-"""Shar folders behind URLs: written to and read from without a local copy."""
+"""Write and read Shar folders at URLs, without a local copy."""
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_training_reads_a_stream_from_a_url(memory, tiny, extracted_shar):
 
 @pytest.fixture
 def served(extracted_shar):
-    """URL of the small Shar with its field, on a real server."""
+    """URL of the small Shar with its field, on a web server."""
     with serve(extracted_shar.parent) as url:
         yield f"{url}/{extracted_shar.name}"
 

@@ -1,4 +1,4 @@
-"""Every kind of damage is found and named, and nothing else is."""
+"""Verification reports every kind of damage, and nothing else."""
 
 import gzip
 import json
@@ -32,7 +32,7 @@ def state_of(tar):
 
 @pytest.fixture
 def loud(shar):
-    """The small Shar with the loudness fields, int8 and topk."""
+    """The small Shar with the loudness fields, in int8 and topk."""
     extract(shar, [Loudness()], codec="int8")
     return shar
 
@@ -52,7 +52,7 @@ def test_progress_ends_at_the_total_bytes(extracted):
 
 
 @pytest.mark.parametrize(
-    "damage, told",
+    "damage, fault",
     [
         (flip_a_bit, "damaged, another SHA-256"),
         (
@@ -66,10 +66,10 @@ def test_progress_ends_at_the_total_bytes(extracted):
     ids=["bit flip", "truncated", "state gone", "state truncated", "gone"],
 )
 @pytest.mark.parametrize("decode", [True, False])
-def test_damaged_file_is_reported_once(extracted, damage, told, decode):
+def test_damaged_file_is_reported_once(extracted, damage, fault, decode):
     damage(extracted / TAR)
     (message,) = faults(extracted, decode=decode)
-    assert re.search(told, message), message
+    assert re.search(fault, message), message
 
 
 def nan(x):
@@ -78,7 +78,7 @@ def nan(x):
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, fault",
     [
         (nan, r"1 arrays are not finite: {} \(in 1 of \d+ frames\)"),
         (lambda x: x[:-50], r"1 arrays are not of their cut's length: {} \(\d+ frames"),
@@ -87,12 +87,12 @@ def nan(x):
     ],
     ids=["NaN", "a second short", "narrow", "scaled"],
 )
-def test_wrong_array_with_valid_checksums_is_found(extracted, change, told):
+def test_wrong_array_with_valid_checksums_is_found(extracted, change, fault):
     cut = change_array(extracted, FIELD, SHARD, 1, change)
     assert faults(extracted, decode=False) == []
     (message,) = faults(extracted)
     assert message.startswith(f"{extracted / TAR}: ")
-    assert re.search(told.format(cut), message), message
+    assert re.search(fault.format(cut), message), message
     assert "--delete-damaged" in message
 
 
@@ -102,7 +102,7 @@ def test_swapped_arrays_are_found_by_their_lengths(extracted):
     a, b = order[0], order[-1]
 
     def swap(members):
-        # The data and their description change places, the names stay.
+        # Swap data and descriptions; keep the names.
         for part in (0, 1):
             i, j = 2 * a + part, 2 * b + part
             (x, one), (y, other) = members[i], members[j]
@@ -116,7 +116,7 @@ def test_swapped_arrays_are_found_by_their_lengths(extracted):
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, fault",
     [
         (lambda m: m[2:4] + m[:2] + m[4:], "where cuts.000002.jsonl.gz has cut"),
         (lambda m: m[:-2], "has no more where"),
@@ -125,10 +125,10 @@ def test_swapped_arrays_are_found_by_their_lengths(extracted):
     ids=["order", "fewer", "more"],
 )
 @pytest.mark.parametrize("decode", [True, False])
-def test_members_that_differ_from_the_cuts_are_found(extracted, change, told, decode):
+def test_members_that_differ_from_the_cuts_are_found(extracted, change, fault, decode):
     change_members(extracted, FIELD, SHARD, change)
     (message,) = faults(extracted, decode=decode)
-    assert told in message and message.startswith(f"{extracted / TAR}: ")
+    assert fault in message and message.startswith(f"{extracted / TAR}: ")
 
 
 def test_unreadable_tar_is_found(extracted):
@@ -164,7 +164,7 @@ def test_separately_trained_codec_is_found(loud):
     codec_path(loud, "loudness").unlink()
     (fault,) = verify_field(loud, "loudness")
     assert "loudness.codec.npz is missing" in fault.message
-    assert fault.damaged == ()  # to delete the arrays would not bring it back
+    assert fault.damaged == ()  # deleting arrays cannot restore it
 
 
 def double_mean(info):
@@ -176,7 +176,7 @@ def lose_std(info):
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, fault",
     [
         (double_mean, r"mean differs from its frames in 1 dimensions.*\[7\]"),
         (lose_std, r"std differs from its frames in 1 dimensions.*\[7\]"),
@@ -194,11 +194,11 @@ def lose_std(info):
     ],
     ids=["mean", "std", "content", "frames", "checksum", "fingerprint", "name"],
 )
-def test_edited_description_is_found(extracted, change, told):
+def test_edited_description_is_found(extracted, change, fault):
     edit(info_path(extracted, FIELD), change)
     for decode in (True, False):
         found = faults(extracted, decode=decode)
-        assert found and all(re.search(told, x) for x in found)
+        assert found and all(re.search(fault, x) for x in found)
         assert all(str(info_path(extracted, FIELD)) in x for x in found)
 
 

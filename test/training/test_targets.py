@@ -1,4 +1,4 @@
-"""Targets that are missing, stale or wrong, and teachers that speak in training."""
+"""Missing, stale or wrong targets, and teachers that run during training."""
 
 import dataclasses
 import re
@@ -36,7 +36,7 @@ def with_data(config, **changes):
 
 @pytest.fixture
 def faulty(only, data_dir, tmp_path):
-    """A config of the embedding term alone, and sets to be damaged."""
+    """A config with only the embedding term, and sets to damage."""
     shar = Path(shutil.copytree(data_dir / "shar", tmp_path / "shar"))
     return with_data(only("embedding", num_epochs=1), shar_dir=str(shar)), shar
 
@@ -83,12 +83,12 @@ FAULTS = [missing_shard, missing_arrays, renamed, shorter_audio, another_recordi
 @pytest.mark.parametrize("fault", FAULTS)
 def test_fault_of_the_targets_is_refused_before_step_0(faulty, fault):
     config, shar = faulty
-    _, told = fault(shar / "train", ids_of(shar / "train"))
+    _, problem = fault(shar / "train", ids_of(shar / "train"))
     path = ranks.save_config(config, shar / "config.yaml")
     with pytest.raises(SystemExit) as e:
         command.main(["--config", path])
     assert re.match("train: .*/train: field '(wise|old)' does not join", str(e.value))
-    assert told in str(e.value) and "data.missing: skip" in str(e.value)
+    assert problem in str(e.value) and "data.missing: skip" in str(e.value)
     assert not Path(config.exp_dir).exists()
 
 
@@ -96,12 +96,12 @@ def test_fault_of_the_targets_is_refused_before_step_0(faulty, fault):
 def test_skip_counts_missing_targets_and_trains_on_the_rest(faulty, fault, caplog):
     caplog.set_level("INFO")
     config, shar = faulty
-    missing, told = fault(shar / "train", ids_of(shar / "train"))
+    missing, problem = fault(shar / "train", ids_of(shar / "train"))
     train(with_data(config, missing="skip", dev=None))
     text, count = caplog.text, len(missing)
     before_step_0 = text[: text.index("parameters in the student")]
     assert f"train: field 'wise': {count} of 12 cuts have no target" in before_step_0
-    assert told in before_step_0 and all(i in before_step_0 for i in missing)
+    assert problem in before_step_0 and all(i in before_step_0 for i in missing)
     lost = f"{count} of 12 utterances had no target in field 'wise'"
     assert (lost in text[len(before_step_0) :]) == (count > 0)
     assert any("embedding.wise_l1" in line for line in metrics(config))
@@ -136,7 +136,7 @@ def test_error_for_an_unknown_choice_lists_the_choices(faulty):
 
 
 def test_rank_without_any_target_does_not_hang(faulty, tmp_path):
-    """Of two processes one often has a batch that no teacher spoke about."""
+    """One of two processes often has a batch without targets."""
     config, shar = faulty
     for field in ("wise", "old"):
         for number in ("000000", "000001"):
@@ -157,7 +157,7 @@ def test_rank_without_any_target_does_not_hang(faulty, tmp_path):
 
 @pytest.fixture(scope="session")
 def prompts(asterisk, tiny, tmp_path_factory):
-    """Shar sets train and dev of real prompts, with the field of the real tiny.en."""
+    """Shar sets train and dev of real prompts, with the field of tiny.en."""
     root = tmp_path_factory.mktemp("prompts")
     cuts = [c for c in open_shar(asterisk / "data/shar/test") if 0.8 < c.duration < 2.0]
     for name, some in (("train", cuts[:12]), ("dev", cuts[12:15])):
@@ -178,7 +178,7 @@ def cached(only, prompts):
 
 @pytest.fixture
 def live(cached, tiny_dir, tmp_path):
-    """The same, where tiny.en speaks while training runs."""
+    """The same, with tiny.en running during training."""
     config = dataclasses.replace(cached, exp_dir=str(tmp_path / "live"))
     return with_data(
         config, cache="none", teachers={FIELD: {"model_dir": str(tiny_dir)}}
@@ -204,7 +204,7 @@ def test_live_losses_equal_those_of_the_cached_run(cached, live, caplog):
 
 
 class Stop(Exception):
-    """Stands for the end of the machine."""
+    """Simulates a crash."""
 
 
 def test_live_run_resumes_exactly(live, tmp_path, monkeypatch):
