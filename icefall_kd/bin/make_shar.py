@@ -40,21 +40,34 @@ MIN_CUTS_PER_JOB = 2000  # starting a process takes as long as reading 500
 
 def get_parser() -> argparse.ArgumentParser:
     parser = create_parser(__doc__)
-    # fmt: off
-    parser.add_argument("--manifest", type=Path, required=True, help="cuts")
+    parser.add_argument("--manifest", type=Path, required=True, help="manifest of cuts")
     parser.add_argument("--output", type=Path, required=True, help="Shar folder")
-    parser.add_argument("--bpe-model", type=Path, help="for a labelled set")
-    parser.add_argument("--max-unknown", type=float, default=MAX_UNKNOWN,
-                        help="maximum share of <unk> among the tokens")
-    parser.add_argument("--speeds", type=float, nargs="+", default=[1.0],
-                        help="speed factors")
-    parser.add_argument("--max-duration", type=float, default=30.0,
-                        help="maximum duration of a cut in seconds")
+    parser.add_argument(
+        "--bpe-model", type=Path, help="of a labelled set; none: unlabelled"
+    )
+    parser.add_argument(
+        "--max-unknown",
+        type=float,
+        default=MAX_UNKNOWN,
+        help="maximum share of <unk> among the tokens",
+    )
+    parser.add_argument(
+        "--speeds", type=float, nargs="+", default=[1.0], help="speed factors"
+    )
+    parser.add_argument(
+        "--max-duration",
+        type=float,
+        default=30.0,
+        help="maximum duration of a cut in seconds",
+    )
     parser.add_argument("--shard-size", type=int, default=200, help="cuts in a shard")
     parser.add_argument("--seed", type=int, default=0, help="seed of the shuffle")
-    parser.add_argument("--num-jobs", type=int, help="processes (default: one for each "
-                        f"CPU and at least {MIN_CUTS_PER_JOB} cuts)")
-    # fmt: on
+    parser.add_argument(
+        "--num-jobs",
+        type=int,
+        help="processes (default: one for each "
+        f"CPU and at least {MIN_CUTS_PER_JOB} cuts)",
+    )
     return parser
 
 

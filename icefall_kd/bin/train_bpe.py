@@ -16,12 +16,18 @@ from icefall_kd.data.tokens import count_signs, train_bpe, write_lang
 
 def get_parser() -> argparse.ArgumentParser:
     parser = create_parser(__doc__)
-    # fmt: off
-    parser.add_argument("--manifest", type=Path, required=True, help="labelled cuts")
-    parser.add_argument("--vocab-size", type=int, default=150,
-                        help="tokens, with <blk>, <sos/eos> and <unk>")
-    parser.add_argument("--output", type=Path, required=True, help="lang folder")
-    # fmt: on
+    parser.add_argument(
+        "--manifest", type=Path, required=True, help="manifest of labelled cuts"
+    )
+    parser.add_argument(
+        "--vocab-size",
+        type=int,
+        default=150,
+        help="tokens, with <blk>, <sos/eos> and <unk>",
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for bpe.model"
+    )
     return parser
 
 

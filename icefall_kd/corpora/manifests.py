@@ -19,12 +19,13 @@ EXCLUDED = "excluded"
 def create_corpus_parser(description: str) -> argparse.ArgumentParser:
     """Return a parser with the options source, audio, output and name."""
     parser = create_parser(description)
-    # fmt: off
-    parser.add_argument("--source", type=Path, required=True, help="unpacked release")
-    parser.add_argument("--audio", type=Path, required=True, help="flac folder")
-    parser.add_argument("--output", type=Path, required=True, help="manifest folder")
+    for option, text in (
+        ("--source", "folder of the unpacked release"),
+        ("--audio", "folder for 16 kHz flac files"),
+        ("--output", "folder for the manifest"),
+    ):
+        parser.add_argument(option, type=Path, required=True, help=text)
     parser.add_argument("--name", required=True, help="name of the set")
-    # fmt: on
     return parser
 
 

@@ -16,14 +16,16 @@ from icefall_kd.corpora.manifests import draw_splits, write_id_lists
 
 def get_parser() -> argparse.ArgumentParser:
     parser = create_parser(__doc__)
-    # fmt: off
-    parser.add_argument("--source", type=Path, required=True, help="release")
-    parser.add_argument("--output", type=Path, required=True, help="folder of lists")
+    parser.add_argument(
+        "--source", type=Path, required=True, help="folder of the unpacked release"
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for <split>.txt"
+    )
     parser.add_argument("--language", default="en", help="language code")
     parser.add_argument("--num-test", type=int, default=100, help="test utterances")
     parser.add_argument("--num-dev", type=int, default=30, help="dev utterances")
     parser.add_argument("--seed", type=int, default=42, help="seed of the draw")
-    # fmt: on
     return parser
 
 

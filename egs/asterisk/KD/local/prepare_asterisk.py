@@ -150,16 +150,18 @@ def find_clips(source_dir: Path, language: str, *, labelled: bool) -> list[Audio
 
 def get_parser() -> argparse.ArgumentParser:
     parser = create_parser(__doc__)
-    # fmt: off
-    parser.add_argument("--source", type=Path, required=True, help="unpacked release")
+    parser.add_argument(
+        "--source", type=Path, required=True, help="folder of the unpacked release"
+    )
     parser.add_argument("--language", default="en", help="language code")
-    parser.add_argument("--audio", type=Path, help="folder for flac files")
+    parser.add_argument("--audio", type=Path, help="folder for 16 kHz flac files")
     parser.add_argument("--output", type=Path, help="folder for manifests")
     action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--splits", type=Path, help="folder of lists of ids")
+    action.add_argument(
+        "--splits", type=Path, help="folder of <split>.txt, lists of ids"
+    )
     action.add_argument("--name", help="name of the unlabelled set")
     action.add_argument("--check", action="store_true", help="write nothing")
-    # fmt: on
     return parser
 
 

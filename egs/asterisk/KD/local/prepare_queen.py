@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument(
         "--max-minutes",
         type=float,
-        help="audio taken evenly from the game (default: all)",
+        help="duration of a subset in minutes (default: all)",
     )
     args = parser.parse_args()
     setup_logging()

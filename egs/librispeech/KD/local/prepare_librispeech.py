@@ -77,13 +77,17 @@ def read_cuts(source_dir: Path, parts: Sequence[str], *, labelled: bool) -> CutS
 
 def main() -> None:
     parser = create_parser(__doc__)
-    # fmt: off
-    parser.add_argument("--source", type=Path, required=True, help="unpacked release")
-    parser.add_argument("--parts", nargs="+", required=True, help="of the release")
+    parser.add_argument(
+        "--source", type=Path, required=True, help="folder of LibriSpeech/"
+    )
+    parser.add_argument(
+        "--parts", nargs="+", required=True, help="train-clean-100, dev-other, ..."
+    )
     parser.add_argument("--labelled", action="store_true", help="include transcripts")
     parser.add_argument("--name", required=True, help="name of the set")
-    parser.add_argument("--output", type=Path, required=True, help="its folder")
-    # fmt: on
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for the manifest"
+    )
     args = parser.parse_args()
     setup_logging()
     with exit_on_error("prepare_librispeech"):
