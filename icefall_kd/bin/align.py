@@ -1,13 +1,13 @@
-"""Find when each word of a Shar set was said, by the CTC head of a checkpoint.
+"""Align the transcripts of a Shar set with the CTC head of a checkpoint.
 
     python -m icefall_kd.bin.align --checkpoint exp/pretrained.pt \\
       --shar-dir data/shar/test --output data/alignment/test.ctm
 
-aligns the transcripts with full context and writes a CTM file, and test.ctm.json, which
-names the checkpoint.  ``bin.decode --alignment`` measures against it how late words are
-recognised; align a set once, with the best model there is, and hold all systems against
-that.  A vocabulary teacher's checkpoint reads fields from the folder.  An
-alignment of the same set, checkpoint and code is kept.
+Writes the time of each word to a CTM file, and the checkpoint to test.ctm.json.
+``bin.decode --alignment`` measures emission delay and latency with it.  Align a set
+once, with the best model, and compare all systems against this alignment.  A checkpoint
+that reads fields finds them in --shar-dir.  An existing alignment is reused if set,
+checkpoint and code are unchanged.
 """
 
 import argparse
@@ -26,11 +26,14 @@ from icefall_kd.core.logs import setup_logging
 def get_parser() -> argparse.ArgumentParser:
     p = create_parser(__doc__)
     p.add_argument(
-        "--checkpoint", type=Path, required=True, help="file of bin.average or of a run"
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="checkpoint of bin.average or of a run",
     )
-    p.add_argument("--shar-dir", required=True, help="folder or URL")
-    p.add_argument("--output", required=True, help="CTM file")
-    p.add_argument("--force", action="store_true", help="align again")
+    p.add_argument("--shar-dir", required=True, help="folder or URL of the set")
+    p.add_argument("--output", required=True, help="CTM file to write")
+    p.add_argument("--force", action="store_true", help="ignore an existing alignment")
     p.add_argument(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
@@ -39,20 +42,21 @@ def get_parser() -> argparse.ArgumentParser:
     return p
 
 
-def is_unchanged(path: Pathlike, sha256: str) -> bool:
-    """Return whether a file exists and has these contents."""
-    return as_path(path).is_file() and sha256_file(path) == sha256
+def is_modified(ctm: Pathlike, info_path: Path) -> bool:
+    """Return whether a CTM file is not the one that its JSON describes."""
+    sha256 = read_json(info_path).get("alignment_sha256", "")
+    return not as_path(ctm).is_file() or sha256_file(ctm) != sha256
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Align as ``args`` say; return the words of each cut."""
+    """Run the command; return the words of each cut."""
     from icefall_kd.fields.codecs.storage import load_codecs
     from icefall_kd.fields.reader import open_shar
     from icefall_kd.recognition.ctm import (
         ctm_info_path,
         read_channels,
         read_ctm,
-        transcripts,
+        read_transcripts,
         write_ctm,
     )
     from icefall_kd.recognition.forced_alignment import align_cuts
@@ -60,34 +64,32 @@ def run(args: argparse.Namespace) -> dict:
     from icefall_kd.recognition.result_cache import cached_result, input_hashes
 
     check_device(args.device)
-    if not any(transcripts(args.shar_dir).values()):
+    if not any(read_transcripts(args.shar_dir).values()):
         raise ValueError(
-            f"{args.shar_dir}: no transcripts to align; give a labelled set"
+            f"{args.shar_dir}: no transcripts to align; choose a labelled set"
         )
     model, tokenizer, _ = load_recogniser(args.checkpoint, "ctc", args.device)
-    facts = {
+    info = {
         "checkpoint": str(args.checkpoint),
         "checkpoint_sha256": sha256_file(args.checkpoint),
         "device": str(args.device),
         **input_hashes(args.shar_dir, model.fields),
     }
-    facts_file, force = ctm_info_path(args.output), args.force
-    if facts_file.is_file() and not force:
-        digest = read_json(facts_file).get("alignment_sha256", "")
-        force = not is_unchanged(args.output, digest)
-        if force:
-            logging.info(
-                "%s is computed again: it is not the file that %s describes",
-                args.output,
-                facts_file,
-            )
-    if cached_result(facts_file, facts, force):
+    info_path, force = ctm_info_path(args.output), args.force
+    if info_path.is_file() and not force and is_modified(args.output, info_path):
+        force = True
+        logging.info(
+            "%s is computed again: it is not the file that %s describes",
+            args.output,
+            info_path,
+        )
+    if cached_result(info_path, info, force):
         return read_ctm(args.output)
     channels = read_channels(args.shar_dir)
     cuts = open_shar(args.shar_dir, model.fields)
     codecs = load_codecs(args.shar_dir, model.fields)
     times = align_cuts(model, cuts, tokenizer, codecs, len(channels))
-    write_ctm(args.output, times, channels, facts)
+    write_ctm(args.output, times, channels, info)
     return times
 
 
@@ -101,5 +103,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    tune_cpu()  # of this process as a whole, so not in main(), which others may call
+    tune_cpu()  # changes the whole process, so not in main(), which others may call
     main()

@@ -1,12 +1,12 @@
-"""Decode what teachers said of a set, from its fields of kind ctc, and score it.
+"""Decode fields of kind ctc and compute the WER of their teachers.
 
     python -m icefall_kd.bin.decode_fields --shar-dir data/shar/test \\
-      --fields adapter_ctc adapter_base_ctc --bpe-model data/lang_bpe_150/bpe.model \\
-      --out-dir exp/ensemble/decode
+      --fields vocab_teacher_ctc vocab_teacher_base_ctc \\
+      --bpe-model data/lang_bpe_150/bpe.model --out-dir exp/ensemble/decode
 
-Several fields are an ensemble: the mean of their distributions, as the term ``essence``
-takes it.  Neither a teacher nor a student is needed, and what is decoded is what a
-student is told: top-k tokens and the tail.  Writes files as bin.decode does.
+Several fields form an ensemble: the mean of their distributions, as in the term
+``essence``.  The command reads the same top-k distributions as training and needs no
+model.  Writes the same files as bin.decode.
 """
 
 import argparse
@@ -19,74 +19,82 @@ from icefall_kd.core.cpu import tune_cpu
 from icefall_kd.core.files import as_path, sha256_file
 from icefall_kd.core.logs import setup_logging
 from icefall_kd.decoding import DECODERS, DecodeOptions
-from icefall_kd.recognition.ctm import count_transcripts
-from icefall_kd.recognition.options import add_search, decoding_info, result_suffix
-from icefall_kd.recognition.result_cache import cached_result, input_hashes
-from icefall_kd.recognition.result_files import result_line, result_path, write_results
+from icefall_kd.recognition.options import (
+    add_search_options,
+    decoding_info,
+    result_suffix,
+)
+from icefall_kd.recognition.result_files import result_line
 
-METHODS = sorted(name for name, search in DECODERS.items() if search.head == "ctc")
+METHODS = [name for name, search in DECODERS.items() if search.head == "ctc"]
 
 
 def get_parser() -> argparse.ArgumentParser:
     p = create_parser(__doc__)
-    p.add_argument("--shar-dir", type=as_path, required=True, help="folder or URL")
-    p.add_argument("--fields", nargs="+", required=True, help="of kind ctc")
-    p.add_argument("--bpe-model", type=Path, required=True, help="of their tokens")
-    p.add_argument("--out-dir", type=Path, required=True, help="receives the results")
-    add_search(p, METHODS, "ctc_prefix_beam_search")
-    p.add_argument("--force", action="store_true", help="decode again")
+    p.add_argument(
+        "--shar-dir", type=as_path, required=True, help="folder or URL of the set"
+    )
+    p.add_argument(
+        "--fields", nargs="+", required=True, help="names of fields of kind ctc"
+    )
+    p.add_argument(
+        "--bpe-model", type=Path, required=True, help="BPE model of the fields' tokens"
+    )
+    p.add_argument("--out-dir", type=Path, required=True, help="folder of the results")
+    add_search_options(p, METHODS, "ctc_prefix_beam_search")
+    p.add_argument("--force", action="store_true", help="ignore an existing result")
     return p
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Decode as ``args`` say; return what the result JSON holds."""
+    """Run the command; return the contents of the result JSON."""
     from icefall_kd.data.tokens import Tokenizer
     from icefall_kd.distill.term import check_kind, check_vocabulary
     from icefall_kd.fields.codecs.storage import load_codecs
     from icefall_kd.fields.format import load_field_info
     from icefall_kd.fields.reader import open_shar
+    from icefall_kd.recognition.ctm import count_transcripts
     from icefall_kd.recognition.fields import StoredDistributions
     from icefall_kd.recognition.recognise import recognise
+    from icefall_kd.recognition.result_cache import decode_or_reuse, input_hashes
 
     total, _ = count_transcripts(args.shar_dir)
     if not args.bpe_model.is_file():
-        raise FileNotFoundError(f"{args.bpe_model}: no such BPE model")
+        raise FileNotFoundError(f"--bpe-model {args.bpe_model}: file not found")
     tokenizer = Tokenizer.from_bytes(args.bpe_model.read_bytes())
-    infos = [load_field_info(args.shar_dir, name) for name in args.fields]
-    for info in infos:
-        check_kind("--fields", info, "ctc")
-        check_vocabulary(info, tokenizer)
+    fields = [load_field_info(args.shar_dir, name) for name in args.fields]
+    for field in fields:
+        check_kind("--fields", field, "ctc")
+        check_vocabulary(field, tokenizer)
+    dims = [field.dim for field in fields]
+    model = StoredDistributions(args.fields, dims, tokenizer.vocab_size).eval()
     options = DecodeOptions(
         args.method, args.beam, args.blank_penalty, unk_id=tokenizer.unk_id
     )
-    set_name, suffix = args.shar_dir.name, result_suffix(options, None)
-    facts = {
-        "engine": "stored fields",
-        **decoding_info(options, None),
-        "checkpoint": "+".join(args.fields),
-        "bpe_model_sha256": sha256_file(args.bpe_model),
-        "parameters": 0,
-        "device": "cpu",
-        "threads": torch.get_num_threads(),
-        **input_hashes(args.shar_dir, args.fields),
-    }
-    done = result_path(args.out_dir, set_name, suffix)
-    kept = cached_result(done, facts, args.force)
-    if kept:
-        return kept
-    model = StoredDistributions(
-        args.fields, [info.dim for info in infos], tokenizer.vocab_size
-    ).eval()
-    recognitions, rtf = recognise(
-        model,
-        open_shar(args.shar_dir, model.fields),
-        tokenizer,
-        options,
-        total=total,
-        codecs=load_codecs(args.shar_dir, model.fields),
+    return decode_or_reuse(
+        args.out_dir,
+        args.shar_dir.name,
+        result_suffix(options, None),
+        {
+            "engine": "stored fields",
+            **decoding_info(options, None),
+            "checkpoint": "+".join(args.fields),
+            "bpe_model_sha256": sha256_file(args.bpe_model),
+            "parameters": 0,
+            "device": "cpu",
+            "threads": torch.get_num_threads(),
+            **input_hashes(args.shar_dir, args.fields),
+        },
+        decode=lambda: recognise(
+            model,
+            open_shar(args.shar_dir, model.fields),
+            tokenizer,
+            options,
+            total=total,
+            codecs=load_codecs(args.shar_dir, model.fields),
+        ),
+        force=args.force,
     )
-    facts["rtf"] = round(rtf, 5)
-    return write_results(args.out_dir, set_name, suffix, recognitions, facts)
 
 
 def main() -> None:

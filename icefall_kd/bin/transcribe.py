@@ -1,19 +1,17 @@
-"""Transcribe with sherpa-onnx from an export folder.
+"""Transcribe audio files or a Shar set with sherpa-onnx.
 
     python -m icefall_kd.bin.transcribe --model-dir exp/export a.wav b.flac c.m4a
 
-prints a line for each file.  A file that cannot be read gets a line on stderr with the
-reason; the others are transcribed, and the exit status is 1.  Channels are averaged.
-Without --streaming, audio longer than --max-utterance is cut into windows in pauses.
-With a Shar set in place of the files,
+Prints a line for each file.  Channels are averaged.  A file that cannot be read gets a
+line with the reason on stderr; the other files are transcribed, and the exit status
+is 1.
 
     python -m icefall_kd.bin.transcribe --model-dir exp/export --streaming \\
       --shar-dir data/shar/test --out-dir exp/decode
 
-writes and keeps result files as bin.decode does, the real-time
-factor measured one utterance at a time on --threads threads.  --alignment, a CTM file
-of bin.align, adds how late words are recognised, --hotwords finds phrases rather than
-misses them, as they do there.
+Writes the same result files as bin.decode and reuses them in the same way.  The
+real-time factor is that of one utterance at a time.  --alignment and --hotwords work as
+in bin.decode.
 """
 
 import argparse
@@ -29,95 +27,116 @@ from icefall_kd.core.cli import (
 from icefall_kd.core.cpu import default_num_threads
 from icefall_kd.core.files import as_path
 from icefall_kd.core.logs import setup_logging
-from icefall_kd.decoding import DECODERS, DecodeOptions, get_search_class
-from icefall_kd.decoding.hotwords import add_hotwords
-from icefall_kd.recognition.ctm import count_transcripts
-from icefall_kd.recognition.delay import WordAlignment
-from icefall_kd.recognition.long_audio import add_max_utterance
-from icefall_kd.recognition.options import add_chunking, add_search, warn_of_empty
-from icefall_kd.recognition.result_cache import cached_result, input_hashes
-from icefall_kd.recognition.result_files import result_line, result_path, write_results
+from icefall_kd.decoding import DecodeOptions, get_search_class
+from icefall_kd.recognition.options import add_decoding_options
+from icefall_kd.recognition.result_files import result_line, warn_about_empty
 
 
 def get_parser() -> argparse.ArgumentParser:
     p = create_parser(__doc__)
-    p.add_argument("--model-dir", type=Path, required=True, help="of bin.export")
-    p.add_argument("audio", type=Path, nargs="*", help="files of any format and rate")
-    p.add_argument("--shar-dir", type=as_path, help="folder or URL")
-    p.add_argument("--out-dir", type=Path, help="for the results of --shar-dir")
-    p.add_argument("--alignment", type=Path, help="of the set, a file of bin.align")
-    add_search(p, DECODERS, "greedy_search")
-    add_hotwords(p)
-    add_chunking(p, "one streaming encoder in the folder")
-    add_max_utterance(p)
-    p.add_argument("--int8", action="store_true", help="the .int8.onnx files")
+    p.add_argument(
+        "--model-dir", type=Path, required=True, help="folder written by bin.export"
+    )
+    p.add_argument(
+        "audio", type=Path, nargs="*", help="audio files of any format and sample rate"
+    )
+    p.add_argument("--shar-dir", type=as_path, help="folder or URL of the set")
+    p.add_argument("--out-dir", type=Path, help="folder of the results of --shar-dir")
+    p.add_argument(
+        "--alignment", type=Path, help="CTM file of the set, written by bin.align"
+    )
+    add_decoding_options(p, "only streaming encoder in the folder")
+    p.add_argument("--int8", action="store_true", help="use the .int8.onnx files")
     p.add_argument(
         "--threads",
         type=positive_int,
         default=default_num_threads(),
-        help="CPU threads",
+        help="number of CPU threads",
     )
-    p.add_argument("--force", action="store_true", help="transcribe again")
+    p.add_argument("--force", action="store_true", help="ignore an existing result")
     return p
 
 
 def run(args: argparse.Namespace) -> None:
-    """Transcribe as ``args`` say."""
-    from icefall_kd.export import transcribe
+    """Run the command."""
     from icefall_kd.export.files import ModelFiles, find_chunking
-    from icefall_kd.fields.reader import open_shar
+    from icefall_kd.export.transcribe import read_export_hotwords
 
     if bool(args.audio) == bool(args.shar_dir):
-        raise ValueError("give audio files or --shar-dir, one of the two")
+        raise ValueError("give either audio files or --shar-dir")
     if args.shar_dir and not args.out_dir:
-        raise ValueError("--shar-dir needs --out-dir for its results")
+        raise ValueError("--shar-dir needs a folder for its results, --out-dir")
     require_packages("onnx", "sherpa_onnx")
     head = get_search_class(args.method).head
     chunking = None
     if args.streaming:
-        asked = (args.chunk_size, args.left_context)
-        chunking = find_chunking(args.model_dir, *asked, args.int8, head)
-    files = ModelFiles.of(args.model_dir, chunking, args.int8, head)
+        chunking = find_chunking(
+            args.model_dir, args.chunk_size, args.left_context, args.int8, head
+        )
+    files = ModelFiles.in_folder(args.model_dir, chunking, args.int8, head)
     options = DecodeOptions(
         args.method,
         args.beam,
         args.blank_penalty,
         hotwords=args.hotwords
-        and transcribe.hotwords(files, args.hotwords, args.hotwords_score),
+        and read_export_hotwords(files, args.hotwords, args.hotwords_score),
         max_utterance=args.max_utterance,
     )
     if args.audio:
-        failed = empty = 0
-        found = transcribe.files(files, args.audio, options, args.threads)
-        for path, text, reason in found:
-            if reason is None:
-                print(f"{path}\t{text}", flush=True)
-                empty += not text
-            else:
-                failed += 1
-                print(f"transcribe: {path}: {reason}", file=sys.stderr)
-        read = len(args.audio) - failed
-        warn_of_empty(empty, read, args.method, "sherpa-onnx")
-        if failed:
-            raise SystemExit(
-                f"transcribe: {failed} of {len(args.audio)} files not transcribed"
-            )
-        return
+        print_transcripts(args, files, options)
+    else:
+        result = transcribe_set(args, files, options)
+        print(f"{result_line(result)}, real-time factor {result['rtf']}")
+
+
+def print_transcripts(args: argparse.Namespace, files, options: DecodeOptions) -> None:
+    """Print the transcript of each audio file.
+
+    Raises:
+      SystemExit: if a file cannot be read, after all other files.
+    """
+    from icefall_kd.export.transcribe import transcribe_files
+
+    failed = empty = 0
+    for path, text, error in transcribe_files(files, args.audio, options, args.threads):
+        if error is None:
+            print(f"{path}\t{text}", flush=True)
+            empty += not text
+        else:
+            failed += 1
+            print(f"transcribe: {path}: {error}", file=sys.stderr)
+    warn_about_empty(empty, len(args.audio) - failed, args.method, "sherpa-onnx")
+    if failed:
+        raise SystemExit(
+            f"transcribe: {failed} of {len(args.audio)} files not transcribed"
+        )
+
+
+def transcribe_set(args: argparse.Namespace, files, options: DecodeOptions) -> dict:
+    """Transcribe a Shar set; return the contents of the result JSON."""
+    from icefall_kd.export.transcribe import (
+        sherpa_info,
+        sherpa_suffix,
+        transcribe_cuts,
+    )
+    from icefall_kd.fields.reader import open_shar
+    from icefall_kd.recognition.ctm import count_transcripts
+    from icefall_kd.recognition.delay import WordAlignment
+    from icefall_kd.recognition.result_cache import decode_or_reuse, input_hashes
+
     cuts = open_shar(args.shar_dir)
     count_transcripts(args.shar_dir)
-    facts = transcribe.facts(files, options, args.threads, args.int8)
-    suffix = transcribe.suffix(options, chunking, args.int8)
-    name = args.shar_dir.name
-    done = result_path(args.out_dir, name, suffix)
+    info = sherpa_info(files, options, args.threads, args.int8)
     alignment = WordAlignment.load(args.alignment, args.shar_dir)
-    facts.update(alignment.facts, **input_hashes(args.shar_dir))
-    result = cached_result(done, facts, args.force)
-    if result is None:
-        found, rtf = transcribe.cuts(files, cuts, options, args.threads)
-        facts["rtf"] = round(rtf, 5)
-        figures = alignment.figures(found, chunking)
-        result = write_results(args.out_dir, name, suffix, found, facts, figures)
-    print(f"{result_line(result)}, real-time factor {result['rtf']}")
+    return decode_or_reuse(
+        args.out_dir,
+        args.shar_dir.name,
+        sherpa_suffix(options, files.chunking, args.int8),
+        {**info, **alignment.info, **input_hashes(args.shar_dir)},
+        decode=lambda: transcribe_cuts(files, cuts, options, args.threads),
+        measure=lambda found: alignment.delay_metrics(found, files.chunking),
+        force=args.force,
+    )
 
 
 def main() -> None:

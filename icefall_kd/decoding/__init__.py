@@ -1,7 +1,6 @@
-"""From encoder output to words: searches, streaming, scoring.
+"""Searches over encoder output, and streaming.
 
-One signature, ``decode(model, encoder_out, lens, options)``; :data:`DECODERS` names
-every method.
+:data:`DECODERS` maps the name of each method to its class.
 """
 
 import torch
@@ -19,7 +18,7 @@ DECODERS: dict[str, type[Search]] = {
     "ctc_greedy_search": CtcGreedySearch,
     "ctc_prefix_beam_search": CtcPrefixBeamSearch,
 }
-# The search of each head that every engine runs.
+# head -> the search that PyTorch, ONNX Runtime and sherpa-onnx all support
 GREEDY_METHODS = {"transducer": "greedy_search", "ctc": "ctc_greedy_search"}
 
 __all__ = [
@@ -28,29 +27,29 @@ __all__ = [
     "DecodeOptions",
     "Hypothesis",
     "decode",
-    "make_search",
     "get_search_class",
+    "make_search",
 ]
 
 
 def get_search_class(method: str) -> type[Search]:
-    """Return the search of this name.
+    """Return the search class of a method.
 
     Raises:
-      ValueError: if the method is unknown; the message lists the known ones.
+      ValueError: if the method is unknown.
     """
     if method not in DECODERS:
         raise ValueError(
-            f"unknown decoding method {method!r}; known: {sorted(DECODERS)}"
+            f"unknown decoding method {method!r}. Available: {', '.join(DECODERS)}"
         )
     return DECODERS[method]
 
 
 def make_search(model: nn.Module, batch_size: int, options: DecodeOptions) -> Search:
-    """Start the search that ``options.method`` names over ``batch_size`` utterances.
+    """Start the search of ``options.method`` over ``batch_size`` utterances.
 
     Raises:
-      ValueError: if the method is unknown, or the model lacks the head it reads.
+      ValueError: if the method is unknown, or the model lacks its head.
     """
     return get_search_class(options.method)(model, batch_size, options)
 
@@ -59,19 +58,19 @@ def make_search(model: nn.Module, batch_size: int, options: DecodeOptions) -> Se
 def decode(
     model: nn.Module, encoder_out: Tensor, lens: Tensor, options: DecodeOptions
 ) -> list[Hypothesis]:
-    """Search a batch of complete utterances.
+    """Decode a batch of complete utterances.
 
     Args:
-      model: has ``decoder`` and ``joiner``, or ``ctc_output`` for the ``ctc_*``
-        methods, in eval mode.
-      encoder_out: (N, T, D) float32, as the encoder gives it.
+      model: model in eval mode with ``decoder`` and ``joiner``, or with ``ctc_output``
+        for the ``ctc_*`` methods.
+      encoder_out: (N, T, D) float32.
       lens: (N,) int64, valid frames (40 ms each), 0 <= lens <= T, in any order.
-      options: see :class:`DecodeOptions`.
+      options: options of the search.
     Returns:
       N hypotheses in the order of the batch.
     Raises:
-      ValueError: if the method is unknown, the model lacks the head it reads, or the
-        shapes disagree.
+      ValueError: if the method is unknown, the model lacks its head, or the shapes
+        disagree.
     """
     order = torch.argsort(lens, descending=True, stable=True)
     search = make_search(model, len(order), options)

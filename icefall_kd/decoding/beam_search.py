@@ -1,64 +1,57 @@
-"""Greedy search: the best symbol of every frame.
+"""Greedy search and modified beam search over a transducer.
 
-Modified beam search: one symbol a frame, equal hypotheses merged.
-
-Source: the search of icefall and sherpa-onnx of this name; a frame-synchronous beam
-without expansion inside a frame, Kuang et al., Pruned RNN-T for fast, memory-efficient
-ASR training, 2022, arXiv:2206.13236, section 5.
+Both are the searches of icefall and sherpa-onnx with these names: frame-synchronous,
+with at most one symbol in a frame.  Source: Kuang et al., Pruned RNN-T for fast,
+memory-efficient ASR training, 2022, arXiv:2206.13236, section 5.
 """
 
 import torch
 from torch import Tensor, nn
 
 from icefall_kd.decoding.search import (
+    HASH_FACTOR,
     DecodeOptions,
     Hypothesis,
     TransducerSearch,
-    collect,
-    start_context,
+    collect_hypotheses,
 )
 from icefall_kd.transducer.model import NO_TOKEN
 
 
 class GreedySearch(TransducerSearch):
-    """At most one symbol a frame, the arg max of the joiner."""
+    """Take the best symbol of each frame."""
 
     def __init__(self, model: nn.Module, batch_size: int, options: DecodeOptions):
         super().__init__(model, batch_size, options)
-        size = self.decoder.context_size
-        self.context = start_context(batch_size, size, self.device)
+        self.context = self._start_context(batch_size)
         self.predicted = self._predict(self.context)
         self.scores = torch.zeros(batch_size, device=self.device)
-        self.emitted: list[Tensor] = []  # a frame each, (n,) ids or NO_TOKEN
+        self.emitted: list[Tensor] = []  # for each frame, (n,) ids or NO_TOKEN
 
     def _step(self, encoder_frame: Tensor) -> None:
         n = encoder_frame.size(0)
-        logits = self._logits(encoder_frame, self.predicted[:n])
+        logits = self._compute_logits(encoder_frame, self.predicted[:n])
         best, tokens = logits.log_softmax(dim=-1).max(dim=-1)
         self.scores[:n] += best
-        emits = self._is_symbol(tokens)
-        self.emitted.append(torch.where(emits, tokens, NO_TOKEN))
-        rows = emits.nonzero().squeeze(1)
-        if rows.numel():  # the predictor's answer changes only where it was fed
-            moved = torch.cat([self.context[rows, 1:], tokens[rows, None]], dim=1)
-            self.context[rows] = moved
-            self.predicted[rows] = self._predict(moved)
+        is_symbol = self._is_symbol(tokens)
+        self.emitted.append(torch.where(is_symbol, tokens, NO_TOKEN))
+        rows = is_symbol.nonzero().squeeze(1)
+        if rows.numel():  # the predictor output of the other rows stays the same
+            context = torch.cat([self.context[rows, 1:], tokens[rows, None]], dim=1)
+            self.context[rows] = context
+            self.predicted[rows] = self._predict(context)
 
     def hypotheses(self) -> list[Hypothesis]:
-        return collect(self.scores, self.emitted)
-
-
-# Odd, so that multiplying modulo 2^64 loses nothing (Knuth's constant for hashing).
-HASH_FACTOR = -7046029254386353131
+        return collect_hypotheses(self.scores, self.emitted)
 
 
 class ModifiedBeamSearch(TransducerSearch):
-    """Keep ``beam`` hypotheses an utterance; all utterances move in one batch.
+    """Keep ``beam`` hypotheses for each utterance, all utterances in one batch.
 
-    The best ``beam`` extensions of a frame are taken first and those with the same
-    tokens merged afterwards, their probabilities added, so fewer than ``beam`` may
-    live: the dead ones have a score of -inf.  The winner has the best score divided
-    by its number of tokens, the start context counted, as in icefall and sherpa-onnx.
+    A frame selects the best ``beam`` extensions first and then merges equal
+    hypotheses by adding their probabilities.  Fewer than ``beam`` hypotheses may
+    remain; unused slots have a score of -inf.  The winner has the best score divided
+    by its length including the start context, as in icefall and sherpa-onnx.
     """
 
     uses_beam = True
@@ -67,73 +60,72 @@ class ModifiedBeamSearch(TransducerSearch):
     def __init__(self, model: nn.Module, batch_size: int, options: DecodeOptions):
         super().__init__(model, batch_size, options)
         shape = (batch_size, options.beam)
-        size = self.decoder.context_size
-        context = start_context(batch_size * options.beam, size, self.device)
-        self.context = context.view(*shape, size)
+        context = self._start_context(batch_size * options.beam)
+        self.context = context.view(*shape, self.decoder.context_size)
         self.scores = torch.full(shape, -torch.inf, device=self.device)
         self.scores[:, 0] = 0.0
-        # Two hypotheses are the same when the hash of all their tokens is: 64 bits
-        # make an accidental merge less likely than a memory error.
         self.hashes = torch.zeros(shape, dtype=torch.int64, device=self.device)
         self.lengths = torch.zeros(shape, dtype=torch.int64, device=self.device)
         self.hotwords = options.hotwords and options.hotwords.to(self.device)
-        self.phrases = torch.zeros(shape, dtype=torch.int64, device=self.device)
-        self.parents: list[Tensor] = []  # a frame each, (n, beam)
-        self.emitted: list[Tensor] = []  # a frame each, (n, beam) ids or NO_TOKEN
+        # state of each hypothesis in the hotword automaton
+        self.hotword_states = torch.zeros_like(self.hashes)
+        self.parents: list[Tensor] = []  # for each frame, (n, beam)
+        self.emitted: list[Tensor] = []  # for each frame, (n, beam) ids or NO_TOKEN
 
     def _step(self, encoder_frame: Tensor) -> None:
         n, beam = encoder_frame.size(0), self.options.beam
         predicted = self._predict(self.context[:n].flatten(0, 1))
         frames = encoder_frame.repeat_interleave(beam, dim=0)
-        log_probs = self._logits(frames, predicted).log_softmax(dim=-1)
+        log_probs = self._compute_logits(frames, predicted).log_softmax(dim=-1)
         vocab_size = log_probs.size(-1)
         total = self.scores[:n, :, None] + log_probs.view(n, beam, vocab_size)
         scores, index = total.flatten(1).topk(beam, dim=1)
         parents = torch.div(index, vocab_size, rounding_mode="floor")
         tokens = index % vocab_size
-        emits = self._is_symbol(tokens)
+        is_symbol = self._is_symbol(tokens)
 
         context = self.context[:n].gather(
             1, parents[:, :, None].expand(-1, -1, self.context.size(2))
         )
-        moved = torch.cat([context[:, :, 1:], tokens[:, :, None]], dim=2)
-        self.context[:n] = torch.where(emits[:, :, None], moved, context)
+        extended = torch.cat([context[:, :, 1:], tokens[:, :, None]], dim=2)
+        self.context[:n] = torch.where(is_symbol[:, :, None], extended, context)
         hashes = self.hashes[:n].gather(1, parents)
-        self.hashes[:n] = torch.where(emits, (hashes + tokens) * HASH_FACTOR, hashes)
-        self.lengths[:n] = self.lengths[:n].gather(1, parents) + emits
+        new_hashes = (hashes + tokens) * HASH_FACTOR
+        self.hashes[:n] = torch.where(is_symbol, new_hashes, hashes)
+        self.lengths[:n] = self.lengths[:n].gather(1, parents) + is_symbol
         if self.hotwords is not None:
-            phrases = self.phrases[:n].gather(1, parents)
-            scores = scores + self.hotwords.gain[phrases, tokens] * emits
-            self.phrases[:n] = torch.where(
-                emits, self.hotwords.next[phrases, tokens], phrases
+            states = self.hotword_states[:n].gather(1, parents)
+            scores = scores + self.hotwords.gain[states, tokens] * is_symbol
+            self.hotword_states[:n] = torch.where(
+                is_symbol, self.hotwords.next[states, tokens], states
             )
         self.scores[:n] = self._merge(scores, self.hashes[:n], self.lengths[:n])
         self.parents.append(parents)
-        self.emitted.append(torch.where(emits, tokens, NO_TOKEN))
+        self.emitted.append(torch.where(is_symbol, tokens, NO_TOKEN))
 
     @staticmethod
     def _merge(scores: Tensor, hashes: Tensor, lengths: Tensor) -> Tensor:
         """Give the log-sum of equal hypotheses to the first of them, -inf to the rest.
 
         Args:
-          scores: (n, beam) float32, descending but for the bonuses of hotwords.
-          hashes, lengths: (n, beam) int64, equal where the tokens are.
+          scores: (n, beam) float32.
+          hashes, lengths: (n, beam) int64, equal where the tokens are equal.
         Returns:
           (n, beam) float32.
         """
-        same = (hashes[:, :, None] == hashes[:, None]) & (
+        is_equal = (hashes[:, :, None] == hashes[:, None]) & (
             lengths[:, :, None] == lengths[:, None]
         )
-        first = same.int().argmax(dim=2)  # index of the first equal hypothesis
-        own = torch.arange(scores.size(1), device=scores.device)
-        sums = scores[:, None].masked_fill(~same, -torch.inf).logsumexp(dim=2)
-        return sums.masked_fill(first != own, -torch.inf)
+        first = is_equal.int().argmax(dim=2)  # index of the first equal hypothesis
+        slots = torch.arange(scores.size(1), device=scores.device)
+        sums = scores[:, None].masked_fill(~is_equal, -torch.inf).logsumexp(dim=2)
+        return sums.masked_fill(first != slots, -torch.inf)
 
     def finish(self) -> None:
-        """Take back what hotwords have earned that were only begun."""
+        """Subtract the bonuses of incomplete hotwords."""
         if self.hotwords is not None:
-            self.scores -= self.hotwords.unfinished[self.phrases]
-            self.phrases.zero_()
+            self.scores -= self.hotwords.unfinished[self.hotword_states]
+            self.hotword_states.zero_()
 
     def hypotheses(self) -> list[Hypothesis]:
         context_size = self.context.size(2)
@@ -144,7 +136,7 @@ class ModifiedBeamSearch(TransducerSearch):
         emitted = [e.tolist() for e in self.emitted]
         for row, slot in enumerate(winners.tolist()):
             for frame in reversed(range(len(parents))):
-                if row >= len(parents[frame]):  # this utterance had ended
+                if row >= len(parents[frame]):  # the utterance ended before this frame
                     continue
                 if emitted[frame][row][slot] != NO_TOKEN:
                     found[row].tokens.append(emitted[frame][row][slot])

@@ -1,47 +1,30 @@
-"""Searches over the CTC head: greedy, and the prefix beam.
+"""Greedy search and prefix beam search over a CTC head.
 
-Source of the prefix beam: Hannun et al., First-pass large vocabulary continuous speech
-recognition using bi-directional recurrent DNNs, 2014, arXiv:1408.2873, algorithm 1,
-without its language model.
+Source of the prefix beam search: Hannun et al., First-pass large vocabulary continuous
+speech recognition using bi-directional recurrent DNNs, 2014, arXiv:1408.2873,
+algorithm 1, without its language model.
 """
-
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
 
 from icefall_kd import BLANK_ID
-from icefall_kd.decoding.beam_search import HASH_FACTOR
-from icefall_kd.decoding.search import DecodeOptions, Hypothesis, Search, collect
+from icefall_kd.decoding.search import (
+    HASH_FACTOR,
+    DecodeOptions,
+    Hypothesis,
+    Search,
+    collect_hypotheses,
+    move_unk_to_blank,
+)
 from icefall_kd.transducer.model import NO_TOKEN
 
-BLANK_END, TOKEN_END = 0, 1  # how the paths of a prefix end
+BLANK_END, TOKEN_END = 0, 1  # last symbol of a path: blank or token
 NEVER = -torch.inf
 
 
-def move_unk_to_blank(log_probs: Tensor, unk_id: Optional[int]) -> Tensor:
-    """Hand the probability of ``<unk>`` to the blank, so that it is never emitted.
-
-    The CTC searches of sherpa-onnx would print ``<unk>``; the export does the same.
-
-    Args:
-      log_probs: (..., V) float32.
-      unk_id: None: the vocabulary has none.
-    Returns:
-      (..., V) float32, normalised as before.
-    """
-    if unk_id is None:
-        return log_probs
-    ids = torch.arange(log_probs.size(-1), device=log_probs.device)
-    silent = torch.stack([log_probs[..., BLANK_ID], log_probs[..., unk_id]], dim=-1)
-    blank = silent.logsumexp(dim=-1, keepdim=True)
-    return torch.where(ids == BLANK_ID, blank, log_probs).masked_fill(
-        ids == unk_id, NEVER
-    )
-
-
 class CtcSearch(Search):
-    """A search over the log-probabilities (n, V) of the CTC head, frame by frame."""
+    """A search over the log-probabilities (n, V) of a CTC head."""
 
     head = "ctc"
 
@@ -59,34 +42,34 @@ class CtcSearch(Search):
 
 
 class CtcGreedySearch(CtcSearch):
-    """The best symbol of every frame; repetitions merged, then blanks dropped."""
+    """Take the best symbol of each frame, merge repetitions, then remove blanks."""
 
     def __init__(self, model: nn.Module, batch_size: int, options: DecodeOptions):
         super().__init__(model, batch_size, options)
-        # The symbol of the frame before, kept from chunk to chunk.
+        # symbol of the previous frame, which may belong to the previous chunk
         self.last = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
         self.scores = torch.zeros(batch_size, device=self.device)
-        self.emitted: list[Tensor] = []  # a frame each, (n,) ids or NO_TOKEN
+        self.emitted: list[Tensor] = []  # for each frame, (n,) ids or NO_TOKEN
 
     def _step(self, log_probs: Tensor) -> None:
         n = log_probs.size(0)
         best, tokens = log_probs.max(dim=-1)
         self.scores[:n] += best
-        emits = (tokens != BLANK_ID) & (tokens != self.last[:n])
-        self.emitted.append(torch.where(emits, tokens, NO_TOKEN))
+        is_new = (tokens != BLANK_ID) & (tokens != self.last[:n])
+        self.emitted.append(torch.where(is_new, tokens, NO_TOKEN))
         self.last[:n] = tokens
 
     def hypotheses(self) -> list[Hypothesis]:
-        return collect(self.scores, self.emitted)
+        return collect_hypotheses(self.scores, self.emitted)
 
 
 class CtcPrefixBeamSearch(CtcSearch):
-    """Keep the ``beam`` prefixes whose paths together are the most probable.
+    """Keep the ``beam`` prefixes whose paths have the largest total probability.
 
-    Of each prefix the paths that end in a blank and those that end in its last token
-    are summed apart, for a token that follows itself needs a blank between.  All
-    utterances move in one batch.  Beside the sums goes the best single path of each
-    prefix: it says at which frames the tokens begin.
+    A prefix has two sums, over paths that end in a blank and over paths that end in
+    its last token, because a token can repeat only after a blank.  The search also
+    keeps the best single path of each prefix, which gives the timestamps.  All
+    utterances are in one batch.
     """
 
     uses_beam = True
@@ -94,148 +77,158 @@ class CtcPrefixBeamSearch(CtcSearch):
     def __init__(self, model: nn.Module, batch_size: int, options: DecodeOptions):
         super().__init__(model, batch_size, options)
         shape = (batch_size, options.beam)
-        # Log-probabilities, (N, beam, 2) by BLANK_END and TOKEN_END: of all paths of
-        # a prefix, and of its best path.  -inf in both: nothing lives there.
+        # Log-probabilities (N, beam, 2), last axis BLANK_END and TOKEN_END: of all
+        # paths and of the best path of each prefix.  Unused slots are -inf in both.
         self.sums = torch.full((*shape, 2), NEVER, device=self.device)
         self.sums[:, 0, BLANK_END] = 0.0
         self.bests = self.sums.clone()
         self.last = torch.full(shape, NO_TOKEN, dtype=torch.int64, device=self.device)
-        # Two prefixes are the same when hash and length are, as in the modified beam.
         self.hashes = torch.zeros(shape, dtype=torch.int64, device=self.device)
         self.lengths = torch.zeros(shape, dtype=torch.int64, device=self.device)
-        # A frame each: where the best path comes from, (n, beam, 2) as 2 * slot + end;
-        # and what its token end emits, (n, beam) ids or NO_TOKEN.
+        # For each frame: predecessor of the best path, (n, beam, 2) as
+        # 2 * slot + end, and the token that TOKEN_END emits, (n, beam) or NO_TOKEN.
         self.origins: list[Tensor] = []
         self.emitted: list[Tensor] = []
 
     def _step(self, log_probs: Tensor) -> None:
         n, vocab_size = log_probs.shape
         beam, last = self.options.beam, self.last[:n]
-        again = _look_up(log_probs, last)  # (n, beam): the last token once more
-        joins = self._joins(n)
-        kept, grown = self._extend(log_probs, again, joins)
-        scores, index = torch.cat([kept.logsumexp(2), grown.flatten(1)], 1).topk(beam)
-        new = index >= beam
-        parents = torch.where(new, _divide(index - beam, vocab_size), index)
-        tokens = torch.where(new, (index - beam) % vocab_size, last.gather(1, parents))
+        repeat = _gather_log_probs(log_probs, last)  # (n, beam): repeats the last token
+        is_parent = self._find_parents(n)
+        same, longer = self._extend(log_probs, repeat, is_parent)
+        candidates = torch.cat([same.logsumexp(2), longer.flatten(1)], dim=1)
+        scores, index = candidates.topk(beam)
+        is_longer = index >= beam
+        extension = index - beam
+        parents = torch.where(
+            is_longer,
+            torch.div(extension, vocab_size, rounding_mode="floor"),
+            index,
+        )
+        tokens = torch.where(is_longer, extension % vocab_size, last.gather(1, parents))
 
-        self._follow_best(log_probs, again, joins, parents, tokens, new)
-        nothing = torch.full_like(scores, NEVER)
+        self._update_best_paths(
+            log_probs, repeat, is_parent, parents, tokens, is_longer
+        )
         self.sums[:n] = torch.where(
-            new[:, :, None], torch.stack([nothing, scores], 2), _pick(kept, parents)
+            is_longer[:, :, None],
+            torch.stack([torch.full_like(scores, NEVER), scores], dim=2),
+            _gather_slots(same, parents),
         )
         hashes = self.hashes[:n].gather(1, parents)
-        self.hashes[:n] = torch.where(new, (hashes + tokens) * HASH_FACTOR, hashes)
-        self.lengths[:n] = self.lengths[:n].gather(1, parents) + new
+        new_hashes = (hashes + tokens) * HASH_FACTOR
+        self.hashes[:n] = torch.where(is_longer, new_hashes, hashes)
+        self.lengths[:n] = self.lengths[:n].gather(1, parents) + is_longer
         self.last[:n] = tokens
 
-    def _joins(self, n: int) -> Tensor:
-        """Return (n, child, parent) bool: child is parent and the child's last token.
+    def _find_parents(self, n: int) -> Tensor:
+        """Return (n, child, parent) bool: child is parent plus the child's last token.
 
-        Such an extension of the parent is no new prefix: it adds to the child.
+        Extending the parent by this token gives an existing prefix, not a new one.
         """
-        lives = self.sums[:n].amax(2) > NEVER
+        is_used = self.sums[:n].amax(2) > NEVER
         hashes, lengths = self.hashes[:n], self.lengths[:n]
-        grown = (hashes[:, None] + self.last[:n, :, None]) * HASH_FACTOR
+        extended = (hashes[:, None] + self.last[:n, :, None]) * HASH_FACTOR
         return (
-            (grown == hashes[:, :, None])
+            (extended == hashes[:, :, None])
             & (lengths[:, None] + 1 == lengths[:, :, None])
-            & lives[:, None]
-            & lives[:, :, None]
+            & is_used[:, None]
+            & is_used[:, :, None]
         )
 
     def _extend(
-        self, log_probs: Tensor, again: Tensor, joins: Tensor
+        self, log_probs: Tensor, repeat: Tensor, is_parent: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Move every prefix on by a frame.
+        """Return the scores of all prefixes after one more frame.
 
         Returns:
-          kept: (n, beam, 2), prefixes that stay as they are.
-          grown: (n, beam, V), prefixes longer by a token, all ending in it; -inf for
-            the blank and for what is among the kept.
+          same: (n, beam, 2), sums of the existing prefixes.
+          longer: (n, beam, V), sums of prefixes extended by a token; -inf for the
+            blank and for extensions that are existing prefixes.
         """
-        n, beam = again.shape
+        n, beam = repeat.shape
         sums = self.sums[:n]
-        symbols = self.last[:n].clamp(min=BLANK_ID)
+        last = self.last[:n].clamp(min=BLANK_ID)
         total = sums.logsumexp(2)
-        grown = total[:, :, None] + log_probs[:, None]
-        grown.scatter_(
-            2, symbols[:, :, None], (sums[..., BLANK_END] + again)[..., None]
+        longer = total[:, :, None] + log_probs[:, None]
+        longer.scatter_(2, last[:, :, None], (sums[..., BLANK_END] + repeat)[..., None])
+        longer[:, :, BLANK_ID] = NEVER
+        # for each child, the score of extending each parent by the child's last token
+        index = last[:, None].expand(n, beam, beam)
+        to_child = longer.gather(2, index).transpose(1, 2)
+        from_parent = to_child.masked_fill(~is_parent, NEVER).amax(2)  # at most one
+        exists = torch.zeros_like(longer).scatter_add_(
+            2, index, is_parent.transpose(1, 2).to(longer.dtype)
         )
-        grown[:, :, BLANK_ID] = NEVER
-        # Of each parent, towards the last token of each child.
-        index = symbols[:, None].expand(n, beam, beam)
-        toward = grown.gather(2, index).transpose(1, 2)
-        joined = toward.masked_fill(~joins, NEVER).amax(2)  # one parent at most
-        taken = torch.zeros_like(grown).scatter_add_(
-            2, index, joins.transpose(1, 2).to(grown.dtype)
-        )
-        ends_in_token = torch.logaddexp(sums[..., TOKEN_END] + again, joined)
+        ends_in_token = torch.logaddexp(sums[..., TOKEN_END] + repeat, from_parent)
         ends_in_blank = total + log_probs[:, BLANK_ID, None]
         return (
             torch.stack([ends_in_blank, ends_in_token], dim=2),
-            grown.masked_fill_(taken > 0, NEVER),
+            longer.masked_fill_(exists > 0, NEVER),
         )
 
-    def _follow_best(
+    def _update_best_paths(
         self,
         log_probs: Tensor,
-        again: Tensor,
-        joins: Tensor,
+        repeat: Tensor,
+        is_parent: Tensor,
         parents: Tensor,
         tokens: Tensor,
-        new: Tensor,
+        is_longer: Tensor,
     ) -> None:
-        """Move the best paths on to the prefixes that were chosen.
+        """Extend the best path of each selected prefix by one frame.
 
         Args:
-          parents, tokens: (n, beam), slot before and last token of each; of a new
-            prefix the token is new too.
+          parents, tokens: (n, beam), previous slot and last token of each prefix.
+          is_longer: (n, beam) bool, True where the prefix grew by ``tokens``.
         """
-        n = len(again)
-        slots = torch.arange(again.size(1), device=self.device).expand_as(again)
+        n = len(repeat)
+        slots = torch.arange(repeat.size(1), device=self.device).expand_as(repeat)
         best, end = self.bests[:n].max(2)
         ends_in_blank = best + log_probs[:, BLANK_ID, None]
-        ends_in_token = self.bests[:n, :, TOKEN_END] + again
-        parent = joins.int().argmax(2)
-        joined, origin = self._depart(n, parent, self.last[:n])
-        joined = (joined + again).masked_fill(~joins.any(2), NEVER)
-        better = joined > ends_in_token
-        origin = torch.where(better, origin, 2 * slots + TOKEN_END)
-        emits = torch.where(better, self.last[:n], NO_TOKEN)
-        ends_in_token = torch.where(better, joined, ends_in_token)
+        ends_in_token = self.bests[:n, :, TOKEN_END] + repeat
+        parent = is_parent.int().argmax(2)
+        from_parent, origin = self._best_before(n, parent, self.last[:n])
+        from_parent = (from_parent + repeat).masked_fill(~is_parent.any(2), NEVER)
+        is_better = from_parent > ends_in_token
+        origin = torch.where(is_better, origin, 2 * slots + TOKEN_END)
+        emits = torch.where(is_better, self.last[:n], NO_TOKEN)
+        ends_in_token = torch.where(is_better, from_parent, ends_in_token)
 
-        grown, from_parent = self._depart(n, parents, tokens)
-        grown = grown + _look_up(log_probs, tokens)
-        token_origin = torch.where(new, from_parent, origin.gather(1, parents))
+        longer, longer_origin = self._best_before(n, parents, tokens)
+        longer = longer + _gather_log_probs(log_probs, tokens)
+        token_origin = torch.where(is_longer, longer_origin, origin.gather(1, parents))
         blank_origin = (2 * slots + end).gather(1, parents)
         self.origins.append(torch.stack([blank_origin, token_origin], dim=2))
-        self.emitted.append(torch.where(new, tokens, emits.gather(1, parents)))
-        ends_in_blank = ends_in_blank.gather(1, parents).masked_fill(new, NEVER)
-        ends_in_token = torch.where(new, grown, ends_in_token.gather(1, parents))
+        self.emitted.append(torch.where(is_longer, tokens, emits.gather(1, parents)))
+        ends_in_blank = ends_in_blank.gather(1, parents).masked_fill(is_longer, NEVER)
+        ends_in_token = torch.where(is_longer, longer, ends_in_token.gather(1, parents))
         self.bests[:n] = torch.stack([ends_in_blank, ends_in_token], dim=2)
 
-    def _depart(self, n: int, slots: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return score and origin (n, beam) of the best path that ``tokens`` continue.
+    def _best_before(
+        self, n: int, slots: Tensor, tokens: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return score and origin (n, beam) of the best paths that tokens can extend.
 
         Args:
           slots, tokens: (n, beam) int64, a prefix and the token that follows it.
         """
-        best, end = _pick(self.bests[:n], slots).max(2)
-        again = self.last[:n].gather(1, slots) == tokens
+        best, end = _gather_slots(self.bests[:n], slots).max(2)
+        repeats = self.last[:n].gather(1, slots) == tokens
         after_blank = self.bests[:n, :, BLANK_END].gather(1, slots)
-        score = torch.where(again, after_blank, best)
-        return score, 2 * slots + torch.where(again, BLANK_END, end)
+        score = torch.where(repeats, after_blank, best)
+        return score, 2 * slots + torch.where(repeats, BLANK_END, end)
 
     def hypotheses(self) -> list[Hypothesis]:
         total, winners = self.sums.logsumexp(2).max(1)
         found = [Hypothesis(score=score) for score in total.tolist()]
-        ends = _pick(self.bests, winners[:, None]).squeeze(1).argmax(1).tolist()
+        bests = _gather_slots(self.bests, winners[:, None]).squeeze(1)
         origins = [o.tolist() for o in self.origins]
         emitted = [e.tolist() for e in self.emitted]
+        ends = bests.argmax(1).tolist()
         for row, (slot, end) in enumerate(zip(winners.tolist(), ends)):
             for frame in reversed(range(len(origins))):
-                if row >= len(origins[frame]):  # this utterance had ended
+                if row >= len(origins[frame]):  # the utterance ended before this frame
                     continue
                 if end == TOKEN_END and emitted[frame][row][slot] != NO_TOKEN:
                     found[row].tokens.append(emitted[frame][row][slot])
@@ -246,16 +239,12 @@ class CtcPrefixBeamSearch(CtcSearch):
         return found
 
 
-def _look_up(log_probs: Tensor, tokens: Tensor) -> Tensor:
-    """Return the log-probability of each of (n, beam) tokens, -inf where none is."""
+def _gather_log_probs(log_probs: Tensor, tokens: Tensor) -> Tensor:
+    """Return the log-probabilities of (n, beam) tokens, -inf for ``NO_TOKEN``."""
     found = log_probs.gather(1, tokens.clamp(min=BLANK_ID))
     return found.masked_fill(tokens == NO_TOKEN, NEVER)
 
 
-def _pick(pairs: Tensor, slots: Tensor) -> Tensor:
-    """Return the (n, k, 2) of the slots (n, k) among (n, beam, 2)."""
+def _gather_slots(pairs: Tensor, slots: Tensor) -> Tensor:
+    """Return the rows (n, k, 2) of ``pairs`` (n, beam, 2) at ``slots`` (n, k)."""
     return pairs.gather(1, slots[:, :, None].expand(-1, -1, 2))
-
-
-def _divide(index: Tensor, by: int) -> Tensor:
-    return torch.div(index, by, rounding_mode="floor")

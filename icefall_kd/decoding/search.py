@@ -1,11 +1,8 @@
-"""What a search is asked for and what it answers.
+"""Decoding options, hypotheses, and the base classes of all frame-synchronous searches.
 
-What every frame-synchronous search shares, and every one over the transducer.
-
-The searches follow sherpa-onnx, so that a file decoded here and a file decoded by
-the deployed recogniser read the same: the context starts as ``-1, ..., -1, 0`` (the
-predictor reads -1 as a zero embedding), a frame gives at most one symbol, and
-``<unk>`` counts as a blank.
+The searches follow sherpa-onnx, so that PyTorch and the deployed recogniser return the
+same tokens: the context starts as ``-1, ..., -1, 0`` (the predictor maps -1 to a zero
+embedding), a frame emits at most one symbol, and ``<unk>`` counts as a blank.
 """
 
 from abc import ABC, abstractmethod
@@ -22,22 +19,25 @@ from icefall_kd.transducer.checkpoint import check_parts
 from icefall_kd.transducer.model import NO_TOKEN
 
 MIN_WINDOW = 5.0  # s; shorter windows lose too much context
+# Searches compare hypotheses by 64-bit hashes of their tokens.  The factor is odd, so
+# that multiplying modulo 2^64 loses no bit (Knuth's constant).
+HASH_FACTOR = -7046029254386353131
 
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """How to search.
+    """Options of a search.
 
     Attributes:
       method: a name in :data:`icefall_kd.decoding.DECODERS`.
-      beam: hypotheses kept a frame (modified_beam_search, ctc_prefix_beam_search),
-        sherpa-onnx calls it max_active_paths; contexts of the predictor
-        (fast_beam_search), icefall calls it max_contexts and takes 8.
-      blank_penalty: subtracted from the blank's logit before anything else, >= 0.
-      unk_id: id of ``<unk>``; it is treated as a blank, so it is never emitted and
-        leaves the context as it was.  None: the vocabulary has none.
-      hotwords: phrases to find rather than to miss (modified_beam_search).
-      max_utterance: s; a longer utterance is cut into windows, unless it streams.
+      beam: hypotheses kept in a frame (modified_beam_search, ctc_prefix_beam_search);
+        sherpa-onnx: ``max_active_paths``, icefall: ``beam_size``.  For
+        fast_beam_search, contexts kept in a frame; icefall: ``max_contexts``.
+      blank_penalty: subtracted from the blank's logit, >= 0.
+      unk_id: id of ``<unk>``, which is treated as a blank; None if the vocabulary has
+        no ``<unk>``.
+      hotwords: phrases that modified_beam_search prefers.
+      max_utterance: s; longer utterances are split into windows, except in streaming.
     """
 
     method: str = "greedy_search"
@@ -61,14 +61,14 @@ class DecodeOptions:
 
 @dataclass
 class Hypothesis:
-    """A decoded sequence.
+    """A decoded token sequence.
 
     Attributes:
-      tokens: ids without blanks and without the start context.
-      timestamps: the encoder output frame (40 ms each) of every token; of a CTC head
-        the first of the token's frames, by the best path.
-      score: log-probability in nats: of the path for greedy search, of all paths
-        that merged into it for the beam, the bonuses of hotwords added.
+      tokens: ids, without blanks and without the start context.
+      timestamps: encoder output frame (40 ms) of each token; for a CTC head, the
+        token's first frame in the best path.
+      score: log-probability in nats: of the path in greedy search, of all merged paths
+        in a beam search, plus the bonuses of hotwords.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -76,26 +76,17 @@ class Hypothesis:
     score: float = 0.0
 
 
-def start_context(batch_size: int, context_size: int, device: torch.device) -> Tensor:
-    """Return the (N, context_size) int64 ids that the predictor reads first."""
-    context = torch.full(
-        (batch_size, context_size), NO_TOKEN, dtype=torch.int64, device=device
-    )
-    context[:, -1] = BLANK_ID
-    return context
-
-
 class Search(ABC):
-    """A search over N utterances that can be continued chunk after chunk.
+    """A search over N utterances, which may arrive in chunks.
 
-    The utterances are the rows, the longest first: when the shorter ones have ended,
-    the rows that go on are a prefix, and nothing is computed for the others.
+    The rows of the batch are sorted by length, the longest first.  Active rows are
+    therefore a prefix of the batch, and finished rows cost no computation.
 
     Attributes:
-      head: of the student, in :data:`icefall_kd.transducer.checkpoint.HEADS`.
-      uses_beam: whether ``options.beam`` matters.
-      packages: that it imports.
-      uses_hotwords: whether it knows ``options.hotwords``; else it refuses them.
+      head: a key of :data:`icefall_kd.transducer.checkpoint.HEADS`.
+      packages: optional packages that the search imports.
+      uses_beam: whether the search reads ``options.beam``.
+      uses_hotwords: whether the search supports ``options.hotwords``.
     """
 
     head: str
@@ -107,26 +98,27 @@ class Search(ABC):
         """Start N empty hypotheses.
 
         Args:
-          model: has the parts of the head, in eval mode.
+          model: model with the parts of the head, in eval mode.
           batch_size: N.
-          options: see :class:`DecodeOptions`.
+          options: options of the search.
         Raises:
-          ValueError: if the model lacks the head, or the search takes no hotwords.
+          ValueError: if the model lacks the head, or hotwords are not supported.
         """
         check_parts(model, self.head)
         if options.hotwords is not None and not self.uses_hotwords:
             raise ValueError(
-                f"{options.method} knows no hotwords; take modified_beam_search"
+                f"--hotwords: {options.method} does not support hotwords; use "
+                "--method modified_beam_search"
             )
         self.options = options
         self.batch_size = batch_size
 
     def advance(self, encoder_out: Tensor, lens: Tensor) -> None:
-        """Consume the next frames of the first n rows.
+        """Process the next frames of the first n rows.
 
         Args:
           encoder_out: (n, T, D) float32, n <= N.
-          lens: (n,) int64, valid frames, not increasing.
+          lens: (n,) int64, valid frames, in descending order.
         Raises:
           ValueError: if the shapes disagree or the lengths increase.
         """
@@ -138,7 +130,7 @@ class Search(ABC):
                 f"a search over {self.batch_size} rows"
             )
         if ends != sorted(ends, reverse=True):
-            raise ValueError(f"the longest utterance must come first, got {ends}")
+            raise ValueError(f"lens must be in descending order, got {ends}")
         projected = self._project(encoder_out)
         for t in range(num_frames):
             active = sum(end > t for end in ends)
@@ -148,18 +140,18 @@ class Search(ABC):
 
     @abstractmethod
     def _project(self, encoder_out: Tensor) -> Tensor:
-        """Return what :meth:`_step` reads of (n, T, D), all frames at once."""
+        """Return the input of :meth:`_step` for all frames of (n, T, D)."""
 
     @abstractmethod
     def _step(self, frame: Tensor) -> None:
-        """Consume one projected frame of the first n rows."""
+        """Process one projected frame of the first n rows."""
 
     def finish(self) -> None:  # noqa: B027, most searches have nothing to do
-        """Take notice that nothing follows; whole utterances end so, streams do not."""
+        """Finalise the scores after the last frame of complete utterances."""
 
     @abstractmethod
     def hypotheses(self) -> list[Hypothesis]:
-        """Return the best hypothesis of each of the N rows so far."""
+        """Return the current best hypothesis of each of the N rows."""
 
 
 class TransducerSearch(Search):
@@ -176,32 +168,60 @@ class TransducerSearch(Search):
     def _project(self, encoder_out: Tensor) -> Tensor:
         return self.joiner.encoder_proj(encoder_out)
 
+    def _start_context(self, rows: int) -> Tensor:
+        """Return the (rows, context_size) int64 ids before the first token."""
+        shape = (rows, self.decoder.context_size)
+        context = torch.full(shape, NO_TOKEN, dtype=torch.int64, device=self.device)
+        context[:, -1] = BLANK_ID
+        return context
+
     def _predict(self, context: Tensor) -> Tensor:
         """Return the projected predictor output (M, D) of (M, context_size) ids."""
         out = self.decoder(context, need_pad=False)
         return self.joiner.decoder_proj(out.squeeze(1))
 
-    def _logits(self, encoder_frame: Tensor, predicted: Tensor) -> Tensor:
-        """Join (M, D) with (M, D) into (M, V) logits, the blank's penalised."""
+    def _compute_logits(self, encoder_frame: Tensor, predicted: Tensor) -> Tensor:
+        """Join (M, D) with (M, D) into (M, V) logits, minus the blank penalty."""
         logits = self.joiner(encoder_frame, predicted, project_input=False)
         if self.options.blank_penalty:
             logits[:, BLANK_ID] -= self.options.blank_penalty
         return logits
 
     def _is_symbol(self, tokens: Tensor) -> Tensor:
-        """Return where ``tokens`` holds something to emit."""
-        emits = tokens != BLANK_ID
+        """Return a mask of the tokens that are neither blank nor ``<unk>``."""
+        is_symbol = tokens != BLANK_ID
         if self.options.unk_id is not None:
-            emits = emits & (tokens != self.options.unk_id)
-        return emits
+            is_symbol = is_symbol & (tokens != self.options.unk_id)
+        return is_symbol
 
 
-def collect(scores: Tensor, emitted: Sequence[Tensor]) -> list[Hypothesis]:
-    """Return what rows with one hypothesis each have emitted.
+def move_unk_to_blank(log_probs: Tensor, unk_id: Optional[int]) -> Tensor:
+    """Add the probability of ``<unk>`` to the blank, so that it is never emitted.
+
+    The CTC searches of sherpa-onnx print ``<unk>``; the exported model contains this
+    step instead.
 
     Args:
-      scores: (N,) of the hypotheses.
-      emitted: a frame each, (n,) ids or ``NO_TOKEN``.
+      log_probs: (..., V) float32.
+      unk_id: None if the vocabulary has no ``<unk>``.
+    Returns:
+      (..., V) float32, normalised as ``log_probs``; -inf for ``<unk>``.
+    """
+    if unk_id is None:
+        return log_probs
+    ids = torch.arange(log_probs.size(-1), device=log_probs.device)
+    both = torch.stack([log_probs[..., BLANK_ID], log_probs[..., unk_id]], dim=-1)
+    blank = both.logsumexp(dim=-1, keepdim=True)
+    moved = torch.where(ids == BLANK_ID, blank, log_probs)
+    return moved.masked_fill(ids == unk_id, -torch.inf)
+
+
+def collect_hypotheses(scores: Tensor, emitted: Sequence[Tensor]) -> list[Hypothesis]:
+    """Return the hypotheses of a search that keeps one for each row.
+
+    Args:
+      scores: (N,) float32.
+      emitted: for each frame, the ids (n,) of the first n rows, or ``NO_TOKEN``.
     """
     found = [Hypothesis(score=score) for score in scores.tolist()]
     for frame, tokens in enumerate(emitted):

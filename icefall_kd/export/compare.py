@@ -1,14 +1,11 @@
-"""Where two fbanks of one prompt lead greedy search to two decisions, and why.
+"""Comparison of PyTorch, ONNX Runtime and sherpa-onnx.
 
-lhotse's features differ from sherpa-onnx's in the last digits, so that a decision may
-flip, but only at a frame whose two best scores are closer than the features move them.
+With the same features, the engines must return the same tokens in the same frames.  Two
+scores that are equal except for rounding may be ranked either way: a tie.
 
-Do PyTorch, ONNX Runtime and sherpa-onnx say the same?
-
-On the same features they must, token for token and frame for frame; only two scores
-that are equal but for rounding may come out in either order, and are listed as a tie.
-From the audio, whose features are not quite the same, a decision may flip (see
-``flips``).
+With the same audio, Lhotse's features differ from sherpa-onnx's in the last digits, and
+a decision of greedy search may flip.  A flip is explained if the features move the two
+best scores by more than their margin.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,21 +28,46 @@ from icefall_kd.export.sherpa import SherpaRecogniser, sherpa_features
 from icefall_kd.recognition.options import Chunking
 from icefall_kd.recognition.recognise import decode_full_context
 
-# Largest difference of two fbank values, natural log, that counts as rounding: in the
-# quietest bins of quiet frames float32 leaves a few thousandths.
+# Maximum difference of two fbank values (natural log) that counts as rounding: float32
+# leaves a few thousandths in the quietest bins of quiet frames.
 FEATURE_TOLERANCE = 0.01
+# Maximum margin of a tie, in logits; the order of float32 sums changes a tenth of it.
+SCORE_TOLERANCE = 5e-5
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A prompt for which two engines with the same features return different tokens.
+
+    Attributes:
+      engines: names of the engines.
+      frame: first different frame (40 ms).
+      margin: margin of the two best logits where the paths diverge, in ONNX Runtime.
+      tokens: tokens of each engine.
+    """
+
+    cut_id: str
+    engines: str
+    frame: int
+    margin: float
+    tokens: tuple[list[int], list[int]]
+
+    @property
+    def is_tie(self) -> bool:
+        """Whether rounding explains the difference."""
+        return self.margin <= SCORE_TOLERANCE
 
 
 @dataclass(frozen=True)
 class FeatureFlip:
-    """A prompt whose tokens depend on whose fbank was read.
+    """A prompt for which Lhotse's and sherpa-onnx's features give different tokens.
 
     Attributes:
-      frame, time: where the first decision flips (40 ms frames, s); None if none does.
-      symbols: the two candidates there: from lhotse's and from sherpa-onnx's features.
-      margin: between them with lhotse's features.
-      shift: by which the features move the two scores against each other.
-      feature_difference: the largest difference of two fbank values of the prompt.
+      frame, time: first different decision (40 ms frames, s); None if there is none.
+      symbols: the best symbol there with Lhotse's and with sherpa-onnx's features.
+      margin: difference of the symbols' scores with Lhotse's features.
+      shift: change of this difference between the features.
+      feature_difference: maximum difference of two fbank values of the prompt.
     """
 
     cut_id: str
@@ -57,8 +79,8 @@ class FeatureFlip:
     feature_difference: float
 
     @property
-    def explained(self) -> bool:
-        """Whether the features alone account for it."""
+    def is_explained(self) -> bool:
+        """Whether the features explain the flip."""
         return (
             self.frame is not None
             and self.margin <= self.shift
@@ -66,21 +88,207 @@ class FeatureFlip:
         )
 
 
+@dataclass
+class Comparison:
+    """Result of :func:`compare_engines` for a set of prompts.
+
+    Attributes:
+      frames, tokens: numbers of encoder output frames and of recognised tokens.
+      smallest_margin: smallest margin of two best logits.
+      feature_difference: maximum difference of two fbank values.
+    """
+
+    prompts: int = 0
+    frames: int = 0
+    tokens: int = 0
+    smallest_margin: float = float("inf")
+    feature_difference: float = 0.0
+    differences: list[Difference] = field(default_factory=list)
+    flips: list[FeatureFlip] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the engines match, except for ties and explained flips."""
+        ties = all(d.is_tie for d in self.differences)
+        return ties and all(f.is_explained for f in self.flips)
+
+    def as_dict(self) -> dict:
+        flips = [{**asdict(f), "explained": f.is_explained} for f in self.flips]
+        differences = [{**asdict(d), "tie": d.is_tie} for d in self.differences]
+        return {
+            **asdict(self),
+            "differences": differences,
+            "flips": flips,
+            "ok": self.ok,
+        }
+
+    @property
+    def verdict(self) -> str:
+        """Result in a few words."""
+        wrong = {d.cut_id for d in self.differences if not d.is_tie}
+        wrong |= {f.cut_id for f in self.flips if not f.is_explained}
+        if wrong:
+            return f"MISMATCH on {len(wrong)} of {self.prompts} prompts"
+        if not self.tokens:
+            return "match, but no token was recognised; train the model longer"
+        reasons = {"ties": len(self.differences), "explained flips": len(self.flips)}
+        found = [f"{reason} ({n})" for reason, n in reasons.items() if n]
+        return f"match except for {', '.join(found)}" if found else "match"
+
+    def lines(self) -> list[str]:
+        """Return a line with the verdict, and a line for each prompt that differs."""
+        out = [
+            f"PyTorch, ONNX Runtime and sherpa-onnx: {self.verdict} "
+            f"({self.prompts} prompts, {self.tokens} tokens in {self.frames} frames; "
+            f"maximum feature difference {self.feature_difference:.1e}, smallest "
+            f"margin {self.smallest_margin:.1e})"
+        ]
+        out += [
+            f"  {d.cut_id}: {d.engines} differ from frame {d.frame} on, margin "
+            f"{d.margin:.1e}: {d.tokens[0]} and {d.tokens[1]}"
+            + ("; a tie" if d.is_tie else "")
+            for d in self.differences
+        ]
+        out += [
+            f"  {f.cut_id}: frame {f.frame} ({f.time} s) flips from {f.symbols[0]} to "
+            f"{f.symbols[1]}: margin {f.margin:.1e}, moved by {f.shift:.1e}"
+            + ("" if f.is_explained else "; NOT EXPLAINED")
+            for f in self.flips
+        ]
+        return out
+
+
+def compare_engines(
+    model: nn.Module,
+    files: ModelFiles,
+    waves: Mapping[str, np.ndarray],
+    options: DecodeOptions,
+) -> Comparison:
+    """Decode each wave with the three engines and with both features.
+
+    Args:
+      model: PyTorch ``AsrModel`` on the CPU, in eval mode.
+      files: float32 files exported from ``model``.
+      waves: id -> (S,) float32 in [-1, 1], without tail padding.
+      options: greedy search over the head of the files.
+    """
+    chunking = files.chunking
+    padded = [torch.from_numpy(w) for w in waves.values()]
+    if chunking:
+        padded = [pad_tail(w, chunking.chunk_size) for w in padded]
+    lhotse_fbank = compute_fbank(padded)
+    sherpa_fbank = [torch.from_numpy(sherpa_features(w.numpy())) for w in padded]
+    ort = open_model(files, options)
+    sherpa = SherpaRecogniser(files, options)
+    hypotheses = zip(
+        waves,
+        decode_features(model, lhotse_fbank, options, chunking),
+        decode_features(model, sherpa_fbank, options, chunking),
+        [ort.decode(f.numpy()) for f in sherpa_fbank],
+        _decode_sherpa(sherpa, list(waves.values())),
+    )
+    result = Comparison(prompts=len(waves))
+    for i, (cut_id, lhotse_hyp, torch_hyp, ort_hyp, sherpa_hyp) in enumerate(
+        hypotheses
+    ):
+        distance = _feature_difference(lhotse_fbank[i], sherpa_fbank[i])
+        result.feature_difference = max(result.feature_difference, distance)
+        margin = float(ort_hyp.margins.min(initial=np.inf))
+        result.smallest_margin = min(result.smallest_margin, margin)
+        result.frames += len(ort_hyp.margins)
+        result.tokens += len(sherpa_hyp.tokens)
+        for engine, ours, hyp in (
+            ("ONNX Runtime", torch_hyp, ort_hyp),
+            ("sherpa-onnx", sherpa.map_byte_tokens(torch_hyp), sherpa_hyp),
+        ):
+            frame = first_difference(ours, hyp)
+            if frame is not None:
+                result.differences.append(
+                    Difference(
+                        cut_id,
+                        f"PyTorch and {engine}",
+                        frame,
+                        decision_margin(ort_hyp, frame, files.head),
+                        (ours.tokens, hyp.tokens),
+                    )
+                )
+        lhotse_hyp = sherpa.map_byte_tokens(lhotse_hyp)
+        if first_difference(lhotse_hyp, sherpa_hyp) is not None:
+            logits = tuple(
+                greedy_logits(model, fbank[i], options, chunking)
+                for fbank in (lhotse_fbank, sherpa_fbank)
+            )
+            result.flips.append(find_flip(cut_id, logits, options.unk_id, distance))
+    return result
+
+
+@torch.no_grad()
+def decode_features(
+    model: nn.Module,
+    features: Sequence[Tensor],
+    options: DecodeOptions,
+    chunking: Optional[Chunking],
+) -> list[Hypothesis]:
+    """Decode N fbank tensors (F_n, 80) with PyTorch.
+
+    Complete utterances are decoded one at a time, because padding changes the scores of
+    the front end's last frames.  Chunks have no padding.
+    """
+    if chunking is None:
+        return [decode_full_context(model, [f], options)[0] for f in features]
+    return decode_streaming(
+        model, features, chunking.chunk_size, chunking.left_context, options
+    )
+
+
+def _decode_sherpa(
+    sherpa: SherpaRecogniser, waves: list[np.ndarray]
+) -> list[Hypothesis]:
+    """Decode waves with sherpa-onnx; complete utterances one at a time."""
+    if sherpa.chunking:
+        return sherpa.decode(waves)
+    return [sherpa.decode([wave])[0] for wave in waves]
+
+
+def _feature_difference(a: Tensor, b: Tensor) -> float:
+    """Return the maximum difference of two fbank tensors, inf for different lengths."""
+    return float((a - b).abs().max()) if a.shape == b.shape else float("inf")
+
+
+def first_difference(a: Hypothesis, b: Hypothesis) -> Optional[int]:
+    """Return the first frame in which two hypotheses differ, or None."""
+    events = [dict(zip(h.timestamps, h.tokens)) for h in (a, b)]
+    frames = sorted(set(events[0]) | set(events[1]))
+    return next((t for t in frames if events[0].get(t) != events[1].get(t)), None)
+
+
+def decision_margin(hyp: OrtHypothesis, frame: int, head: str) -> float:
+    """Return the margin of the decision that caused a difference at ``frame``.
+
+    A transducer decides on a token in its frame.  The start of a CTC token also depends
+    on the frames since the previous token, one of which may have ended that token.
+    """
+    if head == "transducer":
+        return float(hyp.margins[frame])
+    before = max((t for t in hyp.timestamps if t < frame), default=-1)
+    return float(hyp.margins[before + 1 : frame + 1].min())
+
+
 class _TransducerRecorder(GreedySearch):
-    """Greedy search that keeps the logits of every frame."""
+    """Greedy search that stores the logits of each frame."""
 
     def __init__(self, *arguments: Any):
         self.logits: list[Tensor] = []
         super().__init__(*arguments)
 
-    def _logits(self, encoder_frame: Tensor, predicted: Tensor) -> Tensor:
-        logits = super()._logits(encoder_frame, predicted)
+    def _compute_logits(self, encoder_frame: Tensor, predicted: Tensor) -> Tensor:
+        logits = super()._compute_logits(encoder_frame, predicted)
         self.logits.append(logits[0])
         return logits
 
 
 class _CtcRecorder(CtcGreedySearch):
-    """The same over the CTC head."""
+    """CTC greedy search that stores the log-probabilities of each frame."""
 
     def __init__(self, *arguments: Any):
         self.logits: list[Tensor] = []
@@ -101,7 +309,7 @@ def greedy_logits(
     options: DecodeOptions,
     chunking: Optional[Chunking],
 ) -> np.ndarray:
-    """Return the logits (T, V) float32 that greedy search saw of fbank (F, 80)."""
+    """Return the logits (T, V) float32 of greedy search for fbank (F, 80)."""
     search = RECORDERS[get_search_class(options.method).head](model, 1, options)
     if chunking:
         chunks = encode_chunks(
@@ -122,16 +330,19 @@ def find_flip(
     unk_id: Optional[int],
     feature_difference: float,
 ) -> FeatureFlip:
-    """Find where greedy search decides otherwise with other features, and how closely.
+    """Return the first decision of greedy search that depends on the features.
 
     Args:
-      logits: (T, V) each, of lhotse's and of sherpa-onnx's features.  Up to the first
-        flip both were computed with the same context, so they can be compared there.
+      cut_id: id of the prompt.
+      logits: (T, V) with Lhotse's and with sherpa-onnx's features; up to the first flip
+        both have the same context.
+      unk_id: id of ``<unk>``, which counts as a blank.
+      feature_difference: maximum difference of two fbank values.
     """
-    silent = (BLANK_ID, unk_id)
+    blanks = (BLANK_ID, unk_id)
     for t, (a, b) in enumerate(zip(*logits)):
         i, j = int(a.argmax()), int(b.argmax())
-        if i == j or (i in silent and j in silent):
+        if i == j or (i in blanks and j in blanks):
             continue
         margin = float(a[i] - a[j])
         shift = float((a[i] - a[j]) - (b[i] - b[j]))
@@ -139,203 +350,3 @@ def find_flip(
         return FeatureFlip(cut_id, t, time, (i, j), margin, shift, feature_difference)
     nan = float("nan")
     return FeatureFlip(cut_id, None, None, (-1, -1), nan, nan, feature_difference)
-
-
-SCORE_TOLERANCE = 5e-5  # logits; float32 sums in another order differ by a tenth of it
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A prompt on which two engines that read the same features disagree.
-
-    Attributes:
-      frame: the first that differs, 40 ms each.
-      margin: between the two best logits where they part, by ONNX Runtime.
-    """
-
-    cut_id: str
-    engines: str
-    frame: int
-    margin: float
-    tokens: tuple[list[int], list[int]]
-
-    @property
-    def tie(self) -> bool:
-        """Whether rounding alone accounts for it."""
-        return self.margin <= SCORE_TOLERANCE
-
-
-@dataclass
-class Comparison:
-    """Outcome of :func:`compare_engines` over a set of prompts."""
-
-    prompts: int = 0
-    frames: int = 0
-    tokens: int = 0
-    smallest_margin: float = float("inf")
-    feature_difference: float = 0.0
-    differences: list[Difference] = field(default_factory=list)
-    flips: list[FeatureFlip] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        ties = all(d.tie for d in self.differences)
-        return ties and all(f.explained for f in self.flips)
-
-    def as_dict(self) -> dict:
-        flips = [{**asdict(f), "explained": f.explained} for f in self.flips]
-        differences = [{**asdict(d), "tie": d.tie} for d in self.differences]
-        return {
-            **asdict(self),
-            "differences": differences,
-            "flips": flips,
-            "ok": self.ok,
-        }
-
-    @property
-    def verdict(self) -> str:
-        """The outcome in a few words."""
-        wrong = {d.cut_id for d in self.differences if not d.tie}
-        wrong |= {f.cut_id for f in self.flips if not f.explained}
-        if wrong:
-            return f"MISMATCH on {len(wrong)} of {self.prompts} prompts"
-        if not self.tokens:
-            return "match, but no token was recognised, so it shows little: train more"
-        reasons = {"ties": len(self.differences), "explained flips": len(self.flips)}
-        found = [f"{reason} ({n})" for reason, n in reasons.items() if n]
-        return f"match but for {', '.join(found)}" if found else "match"
-
-    def lines(self) -> list[str]:
-        """Return the verdict in one line and a line for each prompt that differs."""
-        out = [
-            f"PyTorch, ONNX Runtime and sherpa-onnx: {self.verdict} "
-            f"({self.prompts} prompts, {self.tokens} tokens in {self.frames} frames; "
-            f"features differ by at most {self.feature_difference:.1e}, the closest "
-            f"decision is {self.smallest_margin:.1e})"
-        ]
-        out += [
-            f"  {d.cut_id}: {d.engines} differ from frame {d.frame} on, margin "
-            f"{d.margin:.1e}: {d.tokens[0]} and {d.tokens[1]}"
-            + ("; a tie" if d.tie else "")
-            for d in self.differences
-        ]
-        out += [
-            f"  {f.cut_id}: frame {f.frame} ({f.time} s) flips between "
-            f"{f.symbols[0]} and {f.symbols[1]}: margin {f.margin:.1e}, the features "
-            f"move it by {f.shift:.1e}" + ("" if f.explained else "; NOT EXPLAINED")
-            for f in self.flips
-        ]
-        return out
-
-
-def first_difference(a: Hypothesis, b: Hypothesis) -> Optional[int]:
-    """Return the first frame at which two hypotheses differ, None when none does."""
-    events = [dict(zip(h.timestamps, h.tokens)) for h in (a, b)]
-    frames = sorted(set(events[0]) | set(events[1]))
-    return next((t for t in frames if events[0].get(t) != events[1].get(t)), None)
-
-
-def decision_margin(hyp: OrtHypothesis, frame: int, head: str) -> float:
-    """Return the margin of the decision that led to a difference at ``frame``.
-
-    A transducer decides on a token at its frame alone.  Where a CTC token begins is
-    also up to the frames since the token before it, one of which may have ended that.
-    """
-    if head == "transducer":
-        return float(hyp.margins[frame])
-    before = max((t for t in hyp.timestamps if t < frame), default=-1)
-    return float(hyp.margins[before + 1 : frame + 1].min())
-
-
-@torch.no_grad()
-def decode_features(
-    model: nn.Module,
-    features: Sequence[Tensor],
-    options: DecodeOptions,
-    chunking: Optional[Chunking],
-) -> list[Hypothesis]:
-    """Decode each of N fbank tensors (F_n, 80) by PyTorch, apart from the others.
-
-    Whole utterances go one at a time: padding to a longer one moves the scores of the
-    front end's last frames, as in every Zipformer.  Chunks have no padding.
-    """
-    if chunking is None:
-        return [decode_full_context(model, [f], options)[0] for f in features]
-    return decode_streaming(
-        model, features, chunking.chunk_size, chunking.left_context, options
-    )
-
-
-def compare_engines(
-    model: nn.Module,
-    files: ModelFiles,
-    waves: Mapping[str, np.ndarray],
-    options: DecodeOptions,
-) -> Comparison:
-    """Decode every wave by the three engines and by both features.
-
-    Args:
-      model: the PyTorch ``AsrModel`` on the CPU, in eval mode.
-      files: float32 files exported from it.
-      waves: id -> (S,) float32 in [-1, 1]; streams are given their tail here.
-      options: greedy search over the head that the files hold.
-    """
-    chunking = files.chunking
-    padded = [torch.from_numpy(w) for w in waves.values()]
-    if chunking:
-        padded = [pad_tail(w, chunking.chunk_size) for w in padded]
-    same = [torch.from_numpy(sherpa_features(w.numpy())) for w in padded]
-    own = compute_fbank(padded)
-    ort = open_model(files, options)
-    sherpa_onnx = SherpaRecogniser(files, options)
-    answers = zip(
-        waves,
-        decode_features(model, own, options, chunking),
-        decode_features(model, same, options, chunking),
-        [ort.decode(f.numpy()) for f in same],
-        _decode_sherpa(sherpa_onnx, list(waves.values())),
-    )
-    report = Comparison(prompts=len(waves))
-    for i, (cut_id, audio, torch_hyp, ort_hyp, sherpa) in enumerate(answers):
-        distance = _distance(own[i], same[i])
-        report.feature_difference = max(report.feature_difference, distance)
-        margin = float(ort_hyp.margins.min(initial=np.inf))
-        report.smallest_margin = min(report.smallest_margin, margin)
-        report.frames += len(ort_hyp.margins)
-        report.tokens += len(sherpa.tokens)
-        shown, shown_audio = map(sherpa_onnx.show, (torch_hyp, audio))
-        for engine, ours, hyp in (
-            ("ONNX Runtime", torch_hyp, ort_hyp),
-            ("sherpa-onnx", shown, sherpa),
-        ):
-            frame = first_difference(ours, hyp)
-            if frame is not None:
-                report.differences.append(
-                    Difference(
-                        cut_id,
-                        f"PyTorch and {engine}",
-                        frame,
-                        decision_margin(ort_hyp, frame, files.head),
-                        (ours.tokens, hyp.tokens),
-                    )
-                )
-        if first_difference(shown_audio, sherpa) is not None:
-            logits = tuple(
-                greedy_logits(model, f[i], options, chunking) for f in (own, same)
-            )
-            report.flips.append(find_flip(cut_id, logits, options.unk_id, distance))
-    return report
-
-
-def _decode_sherpa(
-    sherpa: SherpaRecogniser, waves: list[np.ndarray]
-) -> list[Hypothesis]:
-    """Decode waves by sherpa-onnx, streams together and whole utterances alone."""
-    if sherpa.chunking:
-        return sherpa.decode(waves)
-    return [sherpa.decode([wave])[0] for wave in waves]
-
-
-def _distance(a: Tensor, b: Tensor) -> float:
-    """Return the largest difference of two fbank tensors, inf for other lengths."""
-    return float((a - b).abs().max()) if a.shape == b.shape else float("inf")

@@ -1,4 +1,8 @@
-"""Names and digests of the files of an export folder."""
+"""Files of an export folder: names, hashes and ONNX metadata.
+
+sherpa-onnx ends the process without a Python exception if a metadata key is missing or
+an encoder is of another kind.  :func:`check_sherpa_metadata` raises an error first.
+"""
 
 import hashlib
 import re
@@ -12,19 +16,32 @@ from icefall_kd.decoding.streaming import hop_frames, tail_padding, window_frame
 from icefall_kd.recognition.options import Chunking
 from icefall_kd.zipformer.encoder import Zipformer2
 
-# Checkpoint, digests of all files, parameters and what else a result JSON repeats.
-INFO = "export.json"
+INFO = "export.json"  # checkpoint, hashes of the files, parameters, checks
 MAIN = {"transducer": "encoder", "ctc": "model"}  # the file that reads the features
+OUTPUTS = {"transducer": "encoder_out", "ctc": "log_probs"}  # its first output
+STREAMING_KEYS = (
+    "encoder_dims",
+    "query_head_dims",
+    "value_head_dims",
+    "num_heads",
+    "num_encoder_layers",
+    "cnn_module_kernels",
+    "left_context_len",
+    "T",
+    "decode_chunk_len",
+)
+DECODER_KEYS = ("context_size", "vocab_size")
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The files that make a recogniser.
+    """Files of an exported recogniser.
 
     Attributes:
-      encoder: reads the features; of a CTC recogniser the whole model.
-      decoder, joiner: of a transducer; None: a CTC recogniser.
-      chunking: of the streaming encoder; None: the encoder reads whole utterances.
+      encoder: ONNX file that reads the features; for CTC, the complete model.
+      tokens: tokens.txt.
+      decoder, joiner: ONNX files of a transducer; None for CTC.
+      chunking: chunks of a streaming encoder; None for full context.
     """
 
     encoder: Path
@@ -34,54 +51,57 @@ class ModelFiles:
     chunking: Optional[Chunking] = None
 
     @classmethod
-    def of(
+    def in_folder(
         cls,
         folder: Pathlike,
         chunking: Optional[Chunking] = None,
         int8: bool = False,
         head: str = "transducer",
     ) -> "ModelFiles":
-        """Name the files in ``folder``; they need not exist."""
+        """Return the paths in ``folder``; the files may not exist yet."""
         folder = Path(folder)
-        end = ".int8.onnx" if int8 else ".onnx"
+        suffix = ".int8.onnx" if int8 else ".onnx"
         encoder = MAIN[head]
         if chunking:
             encoder += (
                 f"-streaming-chunk-{chunking.chunk_size}-left-{chunking.left_context}"
             )
-        transducer = head == "transducer"
+        is_transducer = head == "transducer"
         return cls(
-            encoder=folder / (encoder + end),
+            encoder=folder / (encoder + suffix),
             tokens=folder / "tokens.txt",
-            decoder=folder / ("decoder" + end) if transducer else None,
-            joiner=folder / ("joiner" + end) if transducer else None,
+            decoder=folder / ("decoder" + suffix) if is_transducer else None,
+            joiner=folder / ("joiner" + suffix) if is_transducer else None,
             chunking=chunking,
         )
 
     @property
+    def folder(self) -> Path:
+        return self.encoder.parent
+
+    @property
     def bpe_vocab(self) -> Path:
-        """Pieces and their scores, by which sherpa-onnx cuts hotwords."""
+        """Pieces and scores, with which sherpa-onnx tokenises hotwords."""
         return self.tokens.with_name("bpe.vocab")
 
     @property
     def bpe_model(self) -> Path:
-        """Model of sentencepiece, by which hotwords are cut here."""
+        """sentencepiece model, with which icefall_kd tokenises hotwords."""
         return self.tokens.with_name("bpe.model")
 
     @property
     def head(self) -> str:
-        """What of the student the files hold beside its encoder."""
         return "ctc" if self.decoder is None else "transducer"
 
     @property
     def int8(self) -> "ModelFiles":
-        """The 8-bit files beside these."""
-        return ModelFiles.of(self.encoder.parent, self.chunking, True, self.head)
+        """The 8-bit files of the same model."""
+        return ModelFiles.in_folder(self.folder, self.chunking, True, self.head)
 
     @property
     def float32(self) -> "ModelFiles":
-        """The float32 files beside these."""
-        return ModelFiles.of(self.encoder.parent, self.chunking, False, self.head)
+        """The float32 files of the same model."""
+        return ModelFiles.in_folder(self.folder, self.chunking, False, self.head)
 
     @property
     def onnx(self) -> tuple[Path, ...]:
@@ -91,29 +111,51 @@ class ModelFiles:
 
     @property
     def parts(self) -> tuple[Path, ...]:
-        """All files that recognition reads; the last two for hotwords alone."""
+        """All files that recognition reads; the last two only for hotwords."""
         return (*self.onnx, self.tokens, self.bpe_vocab, self.bpe_model)
 
     @property
     def digests(self) -> dict[str, str]:
-        """Name to SHA-256 of each part that the folder has."""
+        """Name -> SHA-256 of each existing part."""
         return {p.name: sha256_file(p) for p in self.parts if p.is_file()}
 
     @property
     def sha256(self) -> str:
-        """One digest of all parts, as they are now."""
+        """SHA-256 of all existing parts."""
         return hashlib.sha256(repr(sorted(self.digests.items())).encode()).hexdigest()
 
-    def read_info(self) -> dict[str, Any]:
-        """Return :data:`INFO` of the folder, the parts' digests compared with it.
+    def check_exist(self) -> "ModelFiles":
+        """Return self.
 
         Raises:
-          FileNotFoundError: naming the files that are missing.
-          ValueError: naming the parts that the export did not write.
+          FileNotFoundError: if an ONNX file or tokens.txt is missing.
         """
-        path = self.require().encoder.parent / INFO
+        missing = [p for p in (*self.onnx, self.tokens) if not p.is_file()]
+        if missing:
+            name = MAIN[self.head]
+            found = sorted(path.name for path in self.folder.glob(f"{name}*.onnx"))
+            options = self.head + (" --streaming" if self.chunking else "")
+            if self.encoder.name.endswith(".int8.onnx"):
+                options += " --check-shar SET"
+            message = (
+                f"{', '.join(map(str, missing))}: not found; write it with bin.export "
+                f"--head {options} ({name} files in the folder: {found or 'none'})"
+            )
+            if not self.chunking and any("-streaming-" in path for path in found):
+                message += "; use --streaming for a streaming encoder"
+            raise FileNotFoundError(message)
+        return self
+
+    def read_info(self) -> dict[str, Any]:
+        """Return the contents of :data:`INFO` after comparing the files' hashes.
+
+        Raises:
+          FileNotFoundError: if a file is missing.
+          ValueError: if a file differs from the one that bin.export wrote.
+        """
+        path = self.check_exist().folder / INFO
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: not there; bin.export writes it")
+            raise FileNotFoundError(f"{path}: not found; write it with bin.export")
         info = read_json(path)
         remedy = (
             "export again: python -m icefall_kd.bin.export --checkpoint "
@@ -126,7 +168,7 @@ class ModelFiles:
             )
         if "files" not in info:
             raise ValueError(
-                f"{path}: an older version wrote it, without digests of the files; "
+                f"{path}: written by an older version, without hashes of the files; "
                 f"{remedy}"
             )
         wrong = [
@@ -142,28 +184,6 @@ class ModelFiles:
             )
         return info
 
-    def require(self) -> "ModelFiles":
-        """Return self.
-
-        Raises:
-          FileNotFoundError: naming the files that are missing.
-        """
-        missing = [p for p in (*self.onnx, self.tokens) if not p.is_file()]
-        if missing:
-            folder, name = self.encoder.parent, MAIN[self.head]
-            there = sorted(path.name for path in folder.glob(f"{name}*.onnx"))
-            options = self.head + (" --streaming" if self.chunking else "")
-            if self.encoder.name.endswith(".int8.onnx"):
-                options += " --check-shar SET"
-            message = (
-                f"{', '.join(map(str, missing))}: not there; bin.export --head "
-                f"{options} writes them ({name}s in the folder: {there or 'none'})"
-            )
-            if not self.chunking and any("-streaming-" in path for path in there):
-                message += "; --streaming takes a streaming one"
-            raise FileNotFoundError(message)
-        return self
-
 
 def find_chunking(
     folder: Pathlike,
@@ -172,90 +192,64 @@ def find_chunking(
     int8: bool = False,
     head: str = "transducer",
 ) -> Chunking:
-    """Return the chunks of the one streaming encoder of a folder.
+    """Return the chunking of the only streaming encoder in a folder.
 
     Args:
-      chunk_size, left_context: of that encoder, where the folder has several; None:
-        any.
-      int8, head: as :meth:`ModelFiles.of`.
+      folder: export folder.
+      chunk_size: chunk size of the encoder, if the folder has several.
+      left_context: left context of the encoder, if the folder has several.
+      int8: whether to find an 8-bit encoder.
+      head: "transducer" or "ctc".
     Raises:
-      FileNotFoundError: if the folder has no such encoder.
-      ValueError: if it has several; the message names them.
+      FileNotFoundError: if no encoder matches.
+      ValueError: if several encoders match; the message lists them.
     """
     if chunk_size and left_context:
         return Chunking(chunk_size, left_context)
     start, end = f"{MAIN[head]}-streaming-chunk-", ".int8.onnx" if int8 else ".onnx"
     pattern = re.compile(rf"{start}(\d+)-left-(\d+){re.escape(end)}")
-    there = sorted(path.name for path in Path(folder).glob(f"{MAIN[head]}*.onnx"))
-    found = {m[0]: (int(m[1]), int(m[2])) for m in map(pattern.fullmatch, there) if m}
-    fitting = {
-        name: size
-        for name, size in found.items()
-        if chunk_size in (None, size[0]) and left_context in (None, size[1])
+    found = sorted(path.name for path in Path(folder).glob(f"{MAIN[head]}*.onnx"))
+    matching = {
+        match[0]: Chunking(int(match[1]), int(match[2]))
+        for match in map(pattern.fullmatch, found)
+        if match
+        and chunk_size in (None, int(match[1]))
+        and left_context in (None, int(match[2]))
     }
-    if not fitting:
-        wanted = f"{start}{chunk_size or '*'}-left-{left_context or '*'}{end}"
+    if not matching:
+        name = f"{start}{chunk_size or '*'}-left-{left_context or '*'}{end}"
         options = f"{head} --streaming" + (" --check-shar SET" if int8 else "")
         raise FileNotFoundError(
-            f"{folder}: no {wanted}; bin.export --head {options} writes it "
-            f"({MAIN[head]}s in the folder: {there or 'none'})"
+            f"{folder}: no {name}; write it with bin.export --head {options} "
+            f"({MAIN[head]} files in the folder: {found or 'none'})"
         )
-    if len(fitting) > 1:
+    if len(matching) > 1:
         raise ValueError(
-            f"{folder} has several streaming encoders, {', '.join(fitting)}; choose "
-            "one with --chunk-size and --left-context"
+            f"{folder}: several streaming encoders, {', '.join(matching)}; choose one "
+            "with --chunk-size and --left-context"
         )
-    return Chunking(*next(iter(fitting.values())))
+    return next(iter(matching.values()))
 
 
-def exported_files(folder: Path) -> list[Path]:
-    """Return the ONNX files in ``folder`` with a name that bin.export gives."""
+def list_exported_files(folder: Path) -> list[Path]:
+    """Return the ONNX files in ``folder`` that have names of bin.export."""
     names = (*MAIN.values(), "decoder", "joiner")
     return [path for name in names for path in sorted(folder.glob(f"{name}*.onnx"))]
 
 
-MODEL_TYPE = "zipformer2"
-
-
-OFFLINE_CTC = "zipformer2_ctc"  # icefall's name; a streaming one has MODEL_TYPE
-
-
-OUTPUTS = {"transducer": "encoder_out", "ctc": "log_probs"}  # first of an encoder
-
-
-STREAMING_KEYS = (
-    "encoder_dims",
-    "query_head_dims",
-    "value_head_dims",
-    "num_heads",
-    "num_encoder_layers",
-    "cnn_module_kernels",
-    "left_context_len",
-    "T",
-    "decode_chunk_len",
-)
-
-
-DECODER_KEYS = ("context_size", "vocab_size")
-
-
-def _join(values: Sequence[int]) -> str:
-    return ",".join(map(str, values))
-
-
-def model_type(streaming: bool, head: str) -> str:
-    """Return what sherpa-onnx calls this kind of encoder."""
-    return OFFLINE_CTC if head == "ctc" and not streaming else MODEL_TYPE
+def get_model_type(is_streaming: bool, head: str) -> str:
+    """Return the ``model_type`` of an encoder in sherpa-onnx."""
+    return "zipformer2_ctc" if head == "ctc" and not is_streaming else "zipformer2"
 
 
 def offline_encoder_metadata(head: str) -> dict[str, str]:
-    """Return the metadata of an encoder that reads whole utterances.
+    """Return the metadata of a full-context encoder.
 
-    ``tail_padding``, in seconds of digital silence that a client appends to the audio,
-    is for people: sherpa-onnx does not read it.
+    ``tail_padding``, the seconds of silence that a client appends to the audio, is for
+    developers of clients; sherpa-onnx does not read it.
     """
     return {
-        "model_type": model_type(False, head),
+        "model_type": get_model_type(False, head),
         "version": "1",
         "model_author": "icefall_kd",
         "comment": f"non-streaming zipformer2 {head}",
@@ -266,27 +260,32 @@ def offline_encoder_metadata(head: str) -> dict[str, str]:
 def streaming_encoder_metadata(
     encoder: Zipformer2, chunking: Chunking, head: str
 ) -> dict[str, str]:
-    """Return the metadata of an encoder that reads chunks.
+    """Return the metadata of a streaming encoder.
 
-    sherpa-onnx makes the initial states from them.  Left contexts are in frames of
-    each stack's own rate; ``T`` and ``decode_chunk_len`` in fbank frames.
+    sherpa-onnx creates the initial states from them.  Left contexts are in frames of
+    the rate of each stack; ``T`` and ``decode_chunk_len`` are in fbank frames.
     """
-    left = [chunking.left_context // d for d in encoder.config.downsampling_factor]
+    config = encoder.config
+    left = [chunking.left_context // d for d in config.downsampling_factor]
     return {
         **offline_encoder_metadata(head),
-        "model_type": model_type(True, head),
+        "model_type": get_model_type(True, head),
         "comment": f"streaming zipformer2 {head}",
         "tail_padding": str(tail_padding(chunking.chunk_size)),
         "T": str(window_frames(chunking.chunk_size)),
         "decode_chunk_len": str(hop_frames(chunking.chunk_size)),
-        "num_encoder_layers": _join(encoder.config.num_encoder_layers),
-        "encoder_dims": _join(encoder.config.encoder_dim),
-        "cnn_module_kernels": _join(encoder.config.cnn_module_kernel),
+        "num_encoder_layers": _join(config.num_encoder_layers),
+        "encoder_dims": _join(config.encoder_dim),
+        "cnn_module_kernels": _join(config.cnn_module_kernel),
         "left_context_len": _join(left),
-        "query_head_dims": _join(encoder.config.query_head_dim),
-        "value_head_dims": _join(encoder.config.value_head_dim),
-        "num_heads": _join(encoder.config.num_heads),
+        "query_head_dims": _join(config.query_head_dim),
+        "value_head_dims": _join(config.value_head_dim),
+        "num_heads": _join(config.num_heads),
     }
+
+
+def _join(values: Sequence[int]) -> str:
+    return ",".join(map(str, values))
 
 
 def add_metadata(path: Pathlike, metadata: Mapping[str, str]) -> None:
@@ -295,61 +294,60 @@ def add_metadata(path: Pathlike, metadata: Mapping[str, str]) -> None:
 
     model = onnx.load(str(path))
     onnx.helper.set_model_props(model, dict(metadata))
-    with write_atomically(path) as aside:
-        onnx.save(model, str(aside))
+    with write_atomically(path) as temporary:
+        onnx.save(model, str(temporary))
 
 
 def read_metadata(path: Pathlike) -> dict[str, str]:
-    """Read the metadata of an ONNX file."""
+    """Return the metadata of an ONNX file."""
     import onnx
 
     model = onnx.load(str(path), load_external_data=False)
     return {p.key: p.value for p in model.metadata_props}
 
 
-def read_outputs(path: Pathlike) -> list[str]:
-    """Read the names of an ONNX file's outputs."""
+def read_output_names(path: Pathlike) -> list[str]:
+    """Return the names of an ONNX file's outputs."""
     import onnx
 
     model = onnx.load(str(path), load_external_data=False)
     return [output.name for output in model.graph.output]
 
 
-def require_sherpa_metadata(files: ModelFiles) -> None:
-    """See that sherpa-onnx can open the files as the kind of recogniser they name.
+def check_sherpa_metadata(files: ModelFiles) -> None:
+    """Check that sherpa-onnx can open the files as a recogniser of their kind.
 
     Raises:
       FileNotFoundError: if a file is missing.
-      ValueError: if metadata are missing or of the other kind; the message names file,
-        keys and remedy.
+      ValueError: if metadata are missing or of another kind.
     """
-    files.require()
+    files.check_exist()
     encoder = read_metadata(files.encoder)
-    output = read_outputs(files.encoder)[0]
+    output = read_output_names(files.encoder)[0]
     if output != OUTPUTS[files.head]:
         raise ValueError(
-            f"{files.encoder}: gives {output}, a {files.head} recogniser needs "
+            f"{files.encoder}: the output is {output}, a {files.head} recogniser needs "
             f"{OUTPUTS[files.head]}; export it with --head {files.head}"
         )
-    streaming = "decode_chunk_len" in encoder
-    expected = model_type(streaming, files.head)
+    is_streaming = "decode_chunk_len" in encoder
+    expected = get_model_type(is_streaming, files.head)
     if encoder.get("model_type") != expected:
         raise ValueError(
-            f"{files.encoder}: model_type is {encoder.get('model_type')!r}, not "
+            f"{files.encoder}: model_type is {encoder.get('model_type')!r} instead of "
             f"{expected!r}; export the model again"
         )
-    if streaming != (files.chunking is not None):
-        kinds = ("whole utterances", "chunks")
+    if is_streaming != (files.chunking is not None):
+        kinds = ("full-context", "streaming")
         raise ValueError(
-            f"{files.encoder}: this encoder reads {kinds[streaming]}, wanted is one "
-            f"for {kinds[not streaming]}; export that kind"
+            f"{files.encoder}: the encoder is {kinds[is_streaming]} instead of "
+            f"{kinds[not is_streaming]}; export the other kind"
         )
-    wanted = []
+    required = []
     if files.decoder:
-        wanted.append((files.decoder, read_metadata(files.decoder), DECODER_KEYS))
-    if streaming:
-        wanted.append((files.encoder, encoder, STREAMING_KEYS))
-    for path, metadata, keys in wanted:
+        required.append((files.decoder, read_metadata(files.decoder), DECODER_KEYS))
+    if is_streaming:
+        required.append((files.encoder, encoder, STREAMING_KEYS))
+    for path, metadata, keys in required:
         missing = [k for k in keys if k not in metadata]
         if missing:
-            raise ValueError(f"{path}: lacks the metadata {missing}; export it again")
+            raise ValueError(f"{path}: missing metadata {missing}; export it again")

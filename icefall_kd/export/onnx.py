@@ -1,9 +1,9 @@
-"""Export to ONNX in the layout that sherpa-onnx reads.
+"""Export to ONNX in the layout of sherpa-onnx.
 
-A transducer is three files: the encoder with the joiner's ``encoder_proj``, the
-predictor with ``decoder_proj``, and the rest of the joiner.  A CTC recogniser is one:
-the encoder with the CTC head.  Inputs and outputs have icefall's names; opset 13 by the
-TorchScript exporter, which torch 1.13 and 2.x both have.
+A transducer has three files: the encoder with the joiner's ``encoder_proj``, the
+predictor with ``decoder_proj``, and the rest of the joiner.  A CTC recogniser has one
+file: the encoder with the CTC head.  Inputs and outputs have icefall's names.  The
+TorchScript exporter writes opset 13, which torch 1.13 and 2.x both support.
 """
 
 import inspect
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from icefall_kd import NUM_MEL_BINS
 from icefall_kd.core.files import Pathlike, write_atomically
-from icefall_kd.decoding.ctc_search import move_unk_to_blank
+from icefall_kd.decoding.search import move_unk_to_blank
 from icefall_kd.decoding.streaming import window_frames
 from icefall_kd.export.files import (
     OUTPUTS,
@@ -44,7 +44,7 @@ SHERPA_EMBED_STATE = (128, 3, 19)  # channels, left frames, bins: fixed in sherp
 
 
 class CtcLogProbs(nn.Module):
-    """Encoder output (N, T, C) to log-probabilities (N, T, V), without ``<unk>``."""
+    """Compute log-probabilities (N, T, V) without ``<unk>`` of encoder output."""
 
     def __init__(self, model: nn.Module, unk_id: Optional[int]):
         super().__init__()
@@ -56,7 +56,7 @@ class CtcLogProbs(nn.Module):
 
 
 class OfflineEncoder(nn.Module):
-    """(N, T, 80) and lengths to what ``top`` makes of them (N, T', D) and lengths."""
+    """Full-context encoder, followed by the output layer ``top``."""
 
     def __init__(self, model: nn.Module, top: nn.Module):
         super().__init__()
@@ -64,12 +64,13 @@ class OfflineEncoder(nn.Module):
         self.top = top
 
     def forward(self, x: Tensor, x_lens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (N, T', D) and lengths (N,) of fbank (N, T, 80) and lengths (N,)."""
         encoder_out, lens = self.model.forward_encoder(x, x_lens)
         return self.top(encoder_out), lens
 
 
 class StreamingEncoder(nn.Module):
-    """A chunk (N, T, 80) and the states to ``top``'s (N, C/2, D) and states."""
+    """Streaming encoder, followed by the output layer ``top``."""
 
     def __init__(self, model: nn.Module, top: nn.Module):
         super().__init__()
@@ -77,12 +78,13 @@ class StreamingEncoder(nn.Module):
         self.top = top
 
     def forward(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        """Return (N, C / 2, D) and the new states of a chunk (N, T, 80) and states."""
         encoder_out, _, new_states = self.model.streaming_forward(x, list(states))
         return (self.top(encoder_out), *new_states)
 
 
 class Predictor(nn.Module):
-    """Contexts (N, context_size) to projected predictor output (N, D)."""
+    """Predictor with the joiner's input projection."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -90,104 +92,66 @@ class Predictor(nn.Module):
         self.projection = model.joiner.decoder_proj
 
     def forward(self, y: Tensor) -> Tensor:
-        # 2-D: sherpa-onnx hands it to the joiner as it is.
+        """Return (N, D) of contexts (N, context_size); sherpa-onnx needs two axes."""
         return self.projection(self.decoder(y, need_pad=False).squeeze(1))
 
 
 class JoinerOutput(nn.Module):
-    """Projected (N, D) and (N, D) to logits (N, V)."""
+    """Joiner without its input projections."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.joiner = model.joiner
 
     def forward(self, encoder_out: Tensor, decoder_out: Tensor) -> Tensor:
+        """Return logits (N, V) of projected (N, D) and (N, D)."""
         return self.joiner(encoder_out, decoder_out, project_input=False)
 
 
-@torch.no_grad()
-def _export(
-    module: nn.Module,
-    inputs: Sequence[Tensor],
-    path: Pathlike,
-    input_axes: dict[str, dict[int, str]],
-    output_axes: dict[str, dict[int, str]],
-    metadata: Optional[dict[str, str]] = None,
-) -> None:
-    """Trace ``module`` and write it; the dicts give names in order, dynamic axes."""
-    options = {}
-    if "dynamo" in inspect.signature(torch.onnx.export).parameters:
-        options["dynamo"] = False  # the default since torch 2.9, with another opset
-    with write_atomically(path) as aside, warnings.catch_warnings():
-        # The tracer warns of every shape that Python reads; the tests run the files
-        # at other lengths and batch sizes than those traced.
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        warnings.filterwarnings("ignore", category=UserWarning, module="torch.onnx")
-        torch.onnx.export(
-            module.eval(),
-            tuple(inputs),
-            str(aside),
-            opset_version=OPSET,
-            input_names=list(input_axes),
-            output_names=list(output_axes),
-            dynamic_axes={**input_axes, **output_axes},
-            **options,
-        )
-        if metadata:
-            add_metadata(aside, metadata)
-    logging.info("wrote %s", path)
+def export_model(
+    model: nn.Module,
+    folder: Pathlike,
+    chunkings: Sequence[Optional[Chunking]] = (None,),
+    head: str = "transducer",
+    unk_id: Optional[int] = None,
+) -> list[ModelFiles]:
+    """Write the float32 files, with one encoder for each chunking.
 
-
-def export_offline_encoder(
-    model: nn.Module, path: Pathlike, head: str, top: nn.Module
-) -> None:
-    """Write the encoder that reads whole utterances, full context in every frame."""
-    model.encoder.set_chunk(-1, -1)
-    lens = torch.tensor([300, 211])
-    axes = {0: "N", 1: "T"}
-    _export(
-        OfflineEncoder(model, top),
-        (torch.randn(2, 300, NUM_MEL_BINS), lens),
-        path,
-        {"x": axes, "x_lens": {0: "N"}},
-        {OUTPUTS[head]: axes, OUTPUT_LENS[head]: {0: "N"}},
-        offline_encoder_metadata(head),
-    )
-
-
-def export_streaming_encoder(
-    model: nn.Module, chunking: Chunking, path: Pathlike, head: str, top: nn.Module
-) -> None:
-    """Write the encoder that reads chunks and carries states.
-
+    Args:
+      model: ``AsrModel`` on the CPU, in eval mode.
+      folder: output folder; created if missing.  ``tokens.txt`` is not written here.
+      chunkings: chunks of each streaming encoder; None for full context.
+      head: "transducer" or "ctc".
+      unk_id: id of ``<unk>``, which a CTC recogniser must not emit; None if the
+        vocabulary has no ``<unk>``.
+    Returns:
+      the files of each chunking.
     Raises:
-      ValueError: if the model is not causal, the left context does not divide into
-        every stack's rate, or the front end is not what sherpa-onnx expects.
+      ValueError: if a chunking does not fit the model, or the model lacks the head; no
+        file is written.
     """
-    require_streamable(model, chunking)
-    model.encoder.set_chunk(chunking.chunk_size, chunking.left_context)
-    states = model.init_states(2, "cpu")
-    if tuple(states[-2].shape[1:]) != SHERPA_EMBED_STATE:
-        raise ValueError(
-            f"the front end's state is {tuple(states[-2].shape[1:])}, sherpa-onnx "
-            f"makes {SHERPA_EMBED_STATE}: frontend_channels must end in 128"
-        )
-    layers = (len(states) - 2) // 6
-    names = [f"{name}_{layer}" for layer in range(layers) for name in STATE_NAMES]
-    names += ["embed_states", "processed_lens"]
-    axes = {n: {dim: "N"} for n, dim in zip(names, state_batch_dims(len(states)))}
-    _export(
-        StreamingEncoder(model, top),
-        (torch.randn(2, window_frames(chunking.chunk_size), NUM_MEL_BINS), *states),
-        path,
-        {"x": {0: "N"}, **axes},
-        {OUTPUTS[head]: {0: "N"}, **{f"new_{n}": axis for n, axis in axes.items()}},
-        streaming_encoder_metadata(model.encoder, chunking, head),
-    )
+    check_parts(model, head)
+    for chunking in chunkings:
+        if chunking:
+            check_chunking(model, chunking)
+    is_ctc = head == "ctc"
+    top = CtcLogProbs(model, unk_id) if is_ctc else model.joiner.encoder_proj
+    exported = [
+        ModelFiles.in_folder(folder, chunking, head=head) for chunking in chunkings
+    ]
+    for files in exported:
+        if files.chunking:
+            export_streaming_encoder(model, files.chunking, files.encoder, head, top)
+        else:
+            export_offline_encoder(model, files.encoder, head, top)
+    if not is_ctc:
+        export_decoder(model, exported[0].decoder)
+        export_joiner(model, exported[0].joiner)
+    return exported
 
 
-def require_streamable(model: nn.Module, chunking: Chunking) -> None:
-    """Raise ValueError if the model cannot stream in these chunks."""
+def check_chunking(model: nn.Module, chunking: Chunking) -> None:
+    """Raise ValueError if the model cannot stream with these chunks."""
     if not model.encoder.causal:
         raise ValueError(
             "the model is not causal and cannot stream; train with encoder.causal=true"
@@ -204,8 +168,53 @@ def require_streamable(model: nn.Module, chunking: Chunking) -> None:
             )
 
 
+def export_offline_encoder(
+    model: nn.Module, path: Pathlike, head: str, top: nn.Module
+) -> None:
+    """Write the full-context encoder."""
+    model.encoder.set_chunk(-1, -1)
+    axes = {0: "N", 1: "T"}
+    _export(
+        OfflineEncoder(model, top),
+        (torch.randn(2, 300, NUM_MEL_BINS), torch.tensor([300, 211])),
+        path,
+        {"x": axes, "x_lens": {0: "N"}},
+        {OUTPUTS[head]: axes, OUTPUT_LENS[head]: {0: "N"}},
+        offline_encoder_metadata(head),
+    )
+
+
+def export_streaming_encoder(
+    model: nn.Module, chunking: Chunking, path: Pathlike, head: str, top: nn.Module
+) -> None:
+    """Write the streaming encoder, with states as inputs and outputs.
+
+    Raises:
+      ValueError: if the front end is not the one that sherpa-onnx expects.
+    """
+    model.encoder.set_chunk(chunking.chunk_size, chunking.left_context)
+    states = model.init_states(2, "cpu")
+    if tuple(states[-2].shape[1:]) != SHERPA_EMBED_STATE:
+        raise ValueError(
+            f"the state of the front end is {tuple(states[-2].shape[1:])}, sherpa-onnx "
+            f"needs {SHERPA_EMBED_STATE}: frontend_channels must end in 128"
+        )
+    layers = (len(states) - 2) // 6
+    names = [f"{name}_{layer}" for layer in range(layers) for name in STATE_NAMES]
+    names += ["embed_states", "processed_lens"]
+    axes = {n: {dim: "N"} for n, dim in zip(names, state_batch_dims(len(states)))}
+    _export(
+        StreamingEncoder(model, top),
+        (torch.randn(2, window_frames(chunking.chunk_size), NUM_MEL_BINS), *states),
+        path,
+        {"x": {0: "N"}, **axes},
+        {OUTPUTS[head]: {0: "N"}, **{f"new_{n}": axis for n, axis in axes.items()}},
+        streaming_encoder_metadata(model.encoder, chunking, head),
+    )
+
+
 def export_decoder(model: nn.Module, path: Pathlike) -> None:
-    """Write the predictor; -1 in its input reads as a zero embedding."""
+    """Write the predictor, which maps -1 to a zero embedding."""
     size = model.decoder.context_size
     y = torch.tensor([[-1] * (size - 1) + [0], list(range(1, size + 1))])
     _export(
@@ -232,40 +241,37 @@ def export_joiner(model: nn.Module, path: Pathlike) -> None:
     )
 
 
-def export_model(
-    model: nn.Module,
-    folder: Pathlike,
-    chunkings: Sequence[Optional[Chunking]] = (None,),
-    head: str = "transducer",
-    unk_id: Optional[int] = None,
-) -> list[ModelFiles]:
-    """Write float32 files: one encoder for each chunking (None: whole utterances).
+@torch.no_grad()
+def _export(
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    path: Pathlike,
+    input_axes: dict[str, dict[int, str]],
+    output_axes: dict[str, dict[int, str]],
+    metadata: dict[str, str],
+) -> None:
+    """Trace ``module`` and write it to an ONNX file.
 
     Args:
-      model: ``AsrModel`` on the CPU, in eval mode.
-      folder: is made when absent; ``tokens.txt`` is not written here.
-      chunkings: of the encoders.
-      head: "transducer" or "ctc".
-      unk_id: of a CTC recogniser, which must never emit it; None: there is none.
-    Returns:
-      the files, one entry for each chunking.
-    Raises:
-      ValueError: if a chunking does not fit the model, or it lacks the head; nothing
-        is written then.
+      input_axes, output_axes: name -> dynamic axes of each input and output, in order.
     """
-    check_parts(model, head)
-    for chunking in chunkings:
-        if chunking:
-            require_streamable(model, chunking)
-    ctc = head == "ctc"
-    top = CtcLogProbs(model, unk_id) if ctc else model.joiner.encoder_proj
-    written = [ModelFiles.of(folder, chunking, head=head) for chunking in chunkings]
-    for files in written:
-        if files.chunking:
-            export_streaming_encoder(model, files.chunking, files.encoder, head, top)
-        else:
-            export_offline_encoder(model, files.encoder, head, top)
-    if not ctc:
-        export_decoder(model, written[0].decoder)
-        export_joiner(model, written[0].joiner)
-    return written
+    options = {}
+    if "dynamo" in inspect.signature(torch.onnx.export).parameters:
+        options["dynamo"] = False  # the default since torch 2.9, with another opset
+    with write_atomically(path) as temporary, warnings.catch_warnings():
+        # The tracer warns of each shape that Python reads.  Tests run the files with
+        # other lengths and batch sizes than those traced.
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", category=UserWarning, module="torch.onnx")
+        torch.onnx.export(
+            module.eval(),
+            tuple(inputs),
+            str(temporary),
+            opset_version=OPSET,
+            input_names=list(input_axes),
+            output_names=list(output_axes),
+            dynamic_axes={**input_axes, **output_axes},
+            **options,
+        )
+        add_metadata(temporary, metadata)
+    logging.info("wrote %s", path)

@@ -1,7 +1,7 @@
-"""ONNX Runtime: sessions, a greedy loop over them, and quantisation.
+"""Exported recognisers in ONNX Runtime, with greedy search over one utterance.
 
-The loop follows sherpa-onnx and keeps the scores of every frame, so that the three-way
-check can say how close a decision was.
+The search is that of sherpa-onnx.  It keeps the margin between the two best scores of
+each frame, which the comparison of the engines reports.
 """
 
 from abc import ABC, abstractmethod
@@ -17,18 +17,21 @@ from icefall_kd.decoding.streaming import hop_frames, num_steps, window_frames
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.zipformer.subsampling import MIN_FRAMES
 
-LOG_ERRORS = 3  # onnxruntime's severity: its warnings are for its own developers
+LOG_ERRORS = 3  # log level of onnxruntime; its warnings are for its own developers
 
 
 @dataclass
 class OrtHypothesis(Hypothesis):
-    """A greedy hypothesis with ``margins``: the difference of the two best logits
-    (T,) float32 of every frame."""
+    """A hypothesis with margins.
+
+    Attributes:
+      margins: (T,) float32, difference of the two best logits of each frame.
+    """
 
     margins: np.ndarray = None
 
-    def note(self, frame: int, logits: np.ndarray) -> int:
-        """Return the best of a frame's (V,) logits; keep its score and margin."""
+    def add_frame(self, frame: int, logits: np.ndarray) -> int:
+        """Return the best id of logits (V,); update score and margin."""
         second, first = np.partition(logits, -2)[-2:]
         self.margins[frame] = first - second
         self.score -= float(np.log(np.exp(logits - first).sum()))
@@ -49,23 +52,34 @@ def open_session(path: Pathlike, threads: int = 1):
 
 
 class OrtModel(ABC):
-    """An exported recogniser run by ONNX Runtime, an utterance or stream at a time."""
+    """An exported recogniser in ONNX Runtime."""
 
-    method: str  # the one search that runs here
+    method: str  # the supported search
 
     def __init__(self, files: ModelFiles, options: DecodeOptions, threads: int = 1):
         """Open the files.
 
         Raises:
-          FileNotFoundError: if one is missing.
-          ValueError: if the options ask for more than greedy search.
+          FileNotFoundError: if a file is missing.
+          ValueError: if the search is not greedy search.
         """
         if options.method != self.method:
-            raise ValueError(f"only {self.method} runs here, not {options.method}")
-        files.require()
+            raise ValueError(
+                f"{options.method} is not supported in ONNX Runtime. Available: "
+                f"{self.method}"
+            )
+        files.check_exist()
         self.chunking = files.chunking
         self.options = options
         self.encoder, *self.sessions = (open_session(p, threads) for p in files.onnx)
+
+    def decode(self, features: np.ndarray) -> OrtHypothesis:
+        """Decode fbank features (F, 80)."""
+        if features.ndim != 2 or features.shape[1] != NUM_MEL_BINS:
+            raise ValueError(
+                f"features must be (F, {NUM_MEL_BINS}), got {features.shape}"
+            )
+        return self.search(self.encode(features))
 
     def encode(self, features: np.ndarray) -> np.ndarray:
         """Return the first output (T', D) of the encoder for fbank (F, 80)."""
@@ -76,11 +90,11 @@ class OrtModel(ABC):
             x = features[None].astype(np.float32)
             lens = np.array([len(features)], dtype=np.int64)
             return self.encoder.run(None, {"x": x, "x_lens": lens})[0][0]
-        chunks = [c[0] for c in self.encode_chunks([features])]
+        chunks = [chunk[0] for chunk in self.encode_chunks([features])]
         return np.concatenate(chunks) if chunks else np.zeros((0, width), np.float32)
 
     def encode_chunks(self, features: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-        """Encode N streams of one length together.
+        """Encode N streams of equal length.
 
         Yields:
           (N, C / 2, D) float32 for each chunk.
@@ -92,8 +106,8 @@ class OrtModel(ABC):
         for step in range(num_steps(batch.shape[1], chunk_size)):
             begin = step * hop_frames(chunk_size)
             x = batch[:, begin : begin + window_frames(chunk_size)]
-            out, *new = self.encoder.run(None, {"x": x, **states})
-            states = dict(zip(states, new))
+            out, *new_states = self.encoder.run(None, {"x": x, **states})
+            states = dict(zip(states, new_states))
             yield out
 
     @staticmethod
@@ -104,19 +118,11 @@ class OrtModel(ABC):
 
     @abstractmethod
     def search(self, encoder_out: np.ndarray) -> OrtHypothesis:
-        """Greedy search over the first output (T', D) of the encoder."""
-
-    def decode(self, features: np.ndarray) -> OrtHypothesis:
-        """Decode fbank features (F, 80)."""
-        if features.ndim != 2 or features.shape[1] != NUM_MEL_BINS:
-            raise ValueError(
-                f"features must be (F, {NUM_MEL_BINS}), got {features.shape}"
-            )
-        return self.search(self.encode(features))
+        """Run greedy search over the first output (T', D) of the encoder."""
 
 
 class OrtTransducer(OrtModel):
-    """An exported transducer."""
+    """An exported transducer in ONNX Runtime."""
 
     method = GREEDY_METHODS["transducer"]
 
@@ -127,7 +133,6 @@ class OrtTransducer(OrtModel):
         self.context_size = int(metadata["context_size"])
 
     def search(self, encoder_out: np.ndarray) -> OrtHypothesis:
-        """Greedy search over projected encoder output (T', D)."""
         context = [-1] * (self.context_size - 1) + [BLANK_ID]
         predicted = self._predict(context)
         hyp = OrtHypothesis(margins=np.zeros(len(encoder_out), np.float32))
@@ -136,7 +141,7 @@ class OrtTransducer(OrtModel):
                 None, {"encoder_out": frame[None], "decoder_out": predicted}
             )[0][0]
             logits[BLANK_ID] -= self.options.blank_penalty
-            best = hyp.note(t, logits)
+            best = hyp.add_frame(t, logits)
             if best not in (BLANK_ID, self.options.unk_id):
                 hyp.tokens.append(best)
                 hyp.timestamps.append(t)
@@ -149,15 +154,15 @@ class OrtTransducer(OrtModel):
 
 
 class OrtCtc(OrtModel):
-    """An exported CTC model."""
+    """An exported CTC model in ONNX Runtime."""
 
     method = GREEDY_METHODS["ctc"]
 
     def __init__(self, files: ModelFiles, options: DecodeOptions, threads: int = 1):
         if options.blank_penalty:
             raise ValueError(
-                "an exported CTC model is searched without blank_penalty, as "
-                "sherpa-onnx does; leave it out"
+                "blank_penalty is not supported for exported CTC models, as in "
+                "sherpa-onnx; omit it"
             )
         super().__init__(files, options, threads)
 
@@ -165,7 +170,7 @@ class OrtCtc(OrtModel):
         hyp = OrtHypothesis(margins=np.zeros(len(encoder_out), np.float32))
         last = BLANK_ID
         for t, log_probs in enumerate(encoder_out):
-            best = hyp.note(t, log_probs)
+            best = hyp.add_frame(t, log_probs)
             if best not in (BLANK_ID, last):
                 hyp.tokens.append(best)
                 hyp.timestamps.append(t)
@@ -174,6 +179,6 @@ class OrtCtc(OrtModel):
 
 
 def open_model(files: ModelFiles, options: DecodeOptions, threads: int = 1) -> OrtModel:
-    """Open exported files by their head; see :class:`OrtModel`."""
+    """Open exported files of either head; see :class:`OrtModel`."""
     engines = {"transducer": OrtTransducer, "ctc": OrtCtc}
     return engines[files.head](files, options, threads)

@@ -1,8 +1,8 @@
-"""8-bit weights, and the rule that they may not cost words.
+"""8-bit weights, accepted only if the WER stays nearly the same.
 
-Some trained models have weights that 8 bits cannot hold beside their largest ones; the
-encoder's worst matrices are then tried in float32, and when that does not help either,
-there is no 8-bit model.
+In some trained models, a matrix has a few large weights, and 8 bits cannot represent
+the others.  The encoder matrices with the largest errors then stay in float32.  If that
+is not enough, no 8-bit model is written.
 """
 
 import logging
@@ -16,17 +16,17 @@ from icefall_kd.core.files import Pathlike, write_atomically
 from icefall_kd.export.files import ModelFiles
 
 MAX_WER_LOSS = 0.3  # percent absolute
-EXCLUDED_SHARES = (0.0, 0.25, 0.5)  # of the encoder's matrices, kept in float32
+EXCLUDED_SHARES = (0.0, 0.25, 0.5)  # shares of the encoder's matrices in float32, tried
 OPERATORS = ("MatMul",)
-DECODER_OPERATORS = ("MatMul", "Gather")  # its embedding is a Gather
+DECODER_OPERATORS = ("MatMul", "Gather")  # Gather is the predictor's embedding
 
 
 @dataclass(frozen=True)
 class Int8Result:
-    """What 8 bits cost; WERs in percent.
+    """WER of 8-bit files in percent, compared with float32.
 
     Attributes:
-      float_nodes: matrices of the encoder that stay in float32.
+      float_nodes: number of the encoder's matrices in float32.
     """
 
     wer_float: float
@@ -47,22 +47,82 @@ class Int8Result:
 
 
 class Int8Refused(ValueError):
-    """No 8-bit model is as good as it must be; ``report`` is of the best tried.
+    """The WER of all 8-bit models is too high.
 
-    ``report`` is None if none was tried.
+    Attributes:
+      result: result of the best model; None if no model was tried.
     """
 
-    def __init__(self, message: str, report: Optional[Int8Result] = None):
+    def __init__(self, message: str, result: Optional[Int8Result] = None):
         super().__init__(message)
-        self.report = report
+        self.result = result
+
+
+def quantize_checked(
+    files: ModelFiles,
+    compute_wer: Callable[[ModelFiles], float],
+    max_loss: float = MAX_WER_LOSS,
+) -> Int8Result:
+    """Write 8-bit files whose WER is at most ``max_loss`` higher, or none.
+
+    Args:
+      files: float32 files.
+      compute_wer: decodes a set with the given files and returns its WER in percent.
+      max_loss: in percent absolute.
+    Raises:
+      Int8Refused: if no model is accepted; the 8-bit files are removed.
+    """
+    wer_float = compute_wer(files)
+    total = len(matrix_errors(files.encoder))
+    results = []
+    for share in EXCLUDED_SHARES:
+        int8 = quantize_model(files, share)
+        float_nodes = round(share * total)
+        result = Int8Result(wer_float, compute_wer(int8), max_loss, float_nodes)
+        logging.info(
+            "%s: WER %.2f %%, float32 %.2f %%, loss %+.2f (%d of %d matrices float32)",
+            *(int8.encoder.name, result.wer_int8, wer_float, result.loss),
+            *(float_nodes, total),
+        )
+        if result.accepted:
+            return result
+        results.append(result)
+    remove_int8(int8)
+    best = min(results, key=lambda r: r.loss)
+    raise Int8Refused(
+        f"{int8.encoder.name}: WER {best.wer_int8:.2f} %, float32 "
+        f"{best.wer_float:.2f} %, a loss of {best.loss:.2f} absolute, more than "
+        f"{best.max_loss:.2f}; the int8 files are removed, use the float32 files",
+        best,
+    )
+
+
+def quantize_model(files: ModelFiles, excluded_share: float = 0.0) -> ModelFiles:
+    """Write the ``.int8.onnx`` files next to the float32 files.
+
+    Args:
+      files: float32 files.
+      excluded_share: share of the encoder's matrices that stay in float32, those with
+        the largest errors.
+    Returns:
+      the 8-bit files.
+    """
+    int8 = files.int8
+    ranked = [name for name, _ in matrix_errors(files.encoder)]
+    exclude = ranked[: round(excluded_share * len(ranked))]
+    quantize_file(files.encoder, int8.encoder, OPERATORS, exclude)
+    if files.head == "transducer":
+        quantize_file(files.decoder, int8.decoder, DECODER_OPERATORS)
+        quantize_file(files.joiner, int8.joiner, OPERATORS)
+    return int8
 
 
 def matrix_errors(path: Pathlike) -> list[tuple[str, float]]:
-    """Return how badly 8 bits hold each constant matrix of an ONNX file.
+    """Return the quantisation error of each constant matrix of an ONNX file.
 
     Returns:
-      (node name, error) of every MatMul with a constant weight, the worst first; the
-      error is relative: |W - Q(W)| / |W| with one scale for the whole matrix.
+      (node name, relative error |W - Q(W)| / |W| with one scale for the matrix) of each
+      MatMul with a constant weight, the largest error first.
     """
     import onnx
     from onnx import numpy_helper
@@ -79,99 +139,42 @@ def matrix_errors(path: Pathlike) -> list[tuple[str, float]]:
     return sorted(errors, key=lambda e: -e[1])
 
 
-def quantize_model(files: ModelFiles, excluded_share: float = 0.0) -> ModelFiles:
-    """Write the ``.int8.onnx`` files beside the float32 ones.
-
-    Args:
-      files: float32.
-      excluded_share: of the encoder's matrices, the worst ones stay in float32.
-    Returns:
-      the int8 files.
-    """
-    int8 = files.int8
-    ranked = [name for name, _ in matrix_errors(files.encoder)]
-    exclude = ranked[: round(excluded_share * len(ranked))]
-    quantize_file(files.encoder, int8.encoder, OPERATORS, exclude)
-    if files.head == "transducer":
-        quantize_file(files.decoder, int8.decoder, DECODER_OPERATORS)
-        quantize_file(files.joiner, int8.joiner, OPERATORS)
-    return int8
-
-
-def remove_int8(files: ModelFiles) -> None:
-    """Delete the int8 encoder; the rest too unless another encoder uses it."""
-    folder = files.encoder.parent
-    files.encoder.unlink(missing_ok=True)
-    if files.head == "transducer" and not any(folder.glob("encoder*.int8.onnx")):
-        files.decoder.unlink(missing_ok=True)
-        files.joiner.unlink(missing_ok=True)
-
-
-def quantize_checked(
-    files: ModelFiles,
-    wer: Callable[[ModelFiles], float],
-    max_loss: float = MAX_WER_LOSS,
-) -> Int8Result:
-    """Write int8 files that lose at most ``max_loss``, or none.
-
-    Args:
-      files: float32.
-      wer: decodes a check set with the files and returns its WER in percent.
-      max_loss: percent absolute.
-    Raises:
-      Int8Refused: with the figures; the int8 files are removed.
-    """
-    wer_float = wer(files)
-    total = len(matrix_errors(files.encoder))
-    reports = []
-    for share in EXCLUDED_SHARES:
-        int8 = quantize_model(files, share)
-        report = Int8Result(wer_float, wer(int8), max_loss, round(share * total))
-        kept = f", {report.float_nodes} of {total} matrices in float32" if share else ""
-        logging.info(
-            f"{int8.encoder.name}: WER {report.wer_int8:.2f} %, float32 "
-            f"{wer_float:.2f} %, loss {report.loss:+.2f}{kept}"
-        )
-        if report.accepted:
-            return report
-        reports.append(report)
-    remove_int8(int8)
-    best = min(reports, key=lambda r: r.loss)
-    raise Int8Refused(
-        f"{int8.encoder.name}: WER {best.wer_int8:.2f} %, float32 "
-        f"{best.wer_float:.2f} %, a loss of {best.loss:.2f} absolute where "
-        f"{best.max_loss:.2f} is allowed; the int8 files are removed, use the "
-        "float32 ones",
-        best,
-    )
-
-
 def quantize_file(
     source: Pathlike,
     target: Pathlike,
     op_types: Sequence[str],
     exclude: Sequence[str] = (),
 ) -> None:
-    """Write ``source`` with the weights of these operators as 8-bit integers.
+    """Quantise the weights of an ONNX file to 8-bit integers.
 
-    Activations are quantised at run time; metadata are kept.
+    ONNX Runtime quantises the activations at run time.  Metadata are kept.
 
     Args:
-      op_types: ONNX operators to quantise, e.g. ``["MatMul"]``.
-      exclude: names of nodes to leave as they are.
+      source: float32 file.
+      target: 8-bit file.
+      op_types: ONNX operators to quantise, for example ``["MatMul"]``.
+      exclude: names of nodes that stay in float32.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    before = logging.root.manager.disable
+    disabled_level = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it logs a line for each float32 node to root
     try:
-        with write_atomically(target) as aside:
+        with write_atomically(target) as temporary:
             quantize_dynamic(
                 model_input=str(source),
-                model_output=str(aside),
+                model_output=str(temporary),
                 op_types_to_quantize=list(op_types),
                 nodes_to_exclude=list(exclude),
                 weight_type=QuantType.QInt8,
             )
     finally:
-        logging.disable(before)
+        logging.disable(disabled_level)
+
+
+def remove_int8(files: ModelFiles) -> None:
+    """Delete the 8-bit encoder; also decoder and joiner if no other encoder is left."""
+    files.encoder.unlink(missing_ok=True)
+    if files.head == "transducer" and not any(files.folder.glob("encoder*.int8.onnx")):
+        files.decoder.unlink(missing_ok=True)
+        files.joiner.unlink(missing_ok=True)

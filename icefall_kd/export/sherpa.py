@@ -1,12 +1,13 @@
-"""sherpa-onnx: the recogniser that the exported files are for.
+"""Exported recognisers in sherpa-onnx.
 
-A mistake in a configuration ends the process inside sherpa-onnx, without an exception;
-so everything it needs is checked before it is called.
+An invalid configuration ends the process inside sherpa-onnx without an exception, so
+this module checks everything before the call.
 """
 
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from icefall_kd.core.files import Pathlike, open_text, write_text
 from icefall_kd.data.features import num_frames
 from icefall_kd.decoding import DecodeOptions, Hypothesis, get_search_class
 from icefall_kd.decoding.streaming import tail_padding
-from icefall_kd.export.files import ModelFiles, require_sherpa_metadata
+from icefall_kd.export.files import ModelFiles, check_sherpa_metadata
 from icefall_kd.zipformer.subsampling import MIN_FRAMES
 
-# Of ours, what sherpa-onnx calls them: the others it does not have.
+# icefall_kd's method -> sherpa-onnx's name; it does not have the others
 METHODS = {
     "greedy_search": "greedy_search",
     "modified_beam_search": "modified_beam_search",
@@ -31,10 +32,11 @@ METHODS = {
 
 @dataclass
 class SherpaHypothesis(Hypothesis):
-    """What sherpa-onnx answers; ``text`` is its own joining of the tokens.
+    """A hypothesis of sherpa-onnx.
 
     Attributes:
-      pieces: the symbols of the tokens.
+      text: text of sherpa-onnx.
+      pieces: symbol of each token.
     """
 
     text: str = ""
@@ -42,24 +44,22 @@ class SherpaHypothesis(Hypothesis):
 
 
 def sherpa_version() -> str:
-    """Return the version of the sherpa-onnx that is installed."""
-    from importlib.metadata import version
-
+    """Return the version of sherpa-onnx."""
     return version("sherpa-onnx")
 
 
 def read_tokens(path: Pathlike) -> dict[str, int]:
-    """Return symbol to id of a ``tokens.txt``."""
+    """Return symbol -> id of a ``tokens.txt``."""
     with open_text(path) as f:
         pairs = [line.rsplit(maxsplit=1) for line in f]
     return {symbol: int(number) for symbol, number in pairs}
 
 
-def shown_bytes(ids: Mapping[str, int]) -> dict[int, str]:
-    """Return id to symbol of the byte tokens that sherpa-onnx shows as a character.
+def printable_bytes(ids: Mapping[str, int]) -> dict[int, str]:
+    """Return id -> character of the byte tokens that sherpa-onnx prints as characters.
 
-    A BPE model with byte fallback has the tokens ``<0x00>`` to ``<0xFF>``; sherpa-onnx
-    prints those of visible ASCII characters and of the space as they are.
+    A BPE model with byte fallback has the tokens ``<0x00>`` to ``<0xFF>``.  sherpa-onnx
+    prints the space and the visible ASCII characters of them.
     """
     first, last = ids.get("<0x00>"), ids.get("<0xFF>")
     if first is None or last is None or last - first != 255:
@@ -68,9 +68,9 @@ def shown_bytes(ids: Mapping[str, int]) -> dict[int, str]:
 
 
 def sherpa_features(wave: np.ndarray) -> np.ndarray:
-    """Return the fbank (F, 80) float32 that sherpa-onnx computes of a wave (S,).
+    """Return the fbank (F, 80) float32 of a wave (S,) in sherpa-onnx.
 
-    kaldi-native-fbank with sherpa-onnx's options; bit-equal to what its streams hold.
+    Computed by kaldi-native-fbank with the options of sherpa-onnx, bit for bit.
     """
     import kaldi_native_fbank as knf
 
@@ -90,28 +90,30 @@ def sherpa_features(wave: np.ndarray) -> np.ndarray:
 
 
 class SherpaRecogniser:
-    """Offline or online recogniser of exported files, by their kind of encoder.
+    """Offline or online recogniser of sherpa-onnx.
 
     Attributes:
-      ids: symbol, as sherpa-onnx shows it with its space as ▁, to id.
-      alike: id of a byte token to the id that a hypothesis has in its place: that of
-        the piece with the same symbol, if there is one, else its own.
+      ids: symbol -> id, with ▁ for a space.
+      byte_ids: id of a byte token -> id of the piece with the same printed symbol, or
+        the same id if there is no piece.
     """
 
     def __init__(self, files: ModelFiles, options: DecodeOptions, threads: int = 1):
         """Open the files.
 
         Raises:
-          FileNotFoundError, ValueError: what sherpa-onnx would end the process for.
+          FileNotFoundError: if a file is missing.
+          ValueError: if sherpa-onnx does not support the options or the files.
         """
-        require_method(files, options)
-        require_sherpa_metadata(files)
+        check_sherpa_options(files, options)
+        check_sherpa_metadata(files)
         self.chunking = files.chunking
         self.ids = read_tokens(files.tokens)
-        shown = {i: s.replace(" ", "▁") for i, s in shown_bytes(self.ids).items()}
-        for token, symbol in shown.items():
+        symbols = printable_bytes(self.ids)
+        symbols = {i: symbol.replace(" ", "▁") for i, symbol in symbols.items()}
+        for token, symbol in symbols.items():
             self.ids.setdefault(symbol, token)
-        self.alike = {i: self.ids[symbol] for i, symbol in shown.items()}
+        self.byte_ids = {i: self.ids[symbol] for i, symbol in symbols.items()}
         common = {
             "tokens": str(files.tokens),
             "num_threads": threads,
@@ -119,41 +121,43 @@ class SherpaRecogniser:
             "feature_dim": NUM_MEL_BINS,
             "decoding_method": METHODS[options.method],
         }
-        build = _open_ctc if files.head == "ctc" else _open_transducer
-        self.recogniser = build(files, options, common)
+        open_files = _open_ctc if files.head == "ctc" else _open_transducer
+        self.recogniser = open_files(files, options, common)
 
-    def show(self, hyp: Hypothesis) -> Hypothesis:
-        """Return the tokens that sherpa-onnx would answer for the same decisions."""
-        return replace(hyp, tokens=[self.alike.get(t, t) for t in hyp.tokens])
+    def map_byte_tokens(self, hyp: Hypothesis) -> Hypothesis:
+        """Return the hypothesis with byte tokens as sherpa-onnx returns them."""
+        return replace(hyp, tokens=[self.byte_ids.get(t, t) for t in hyp.tokens])
 
     def decode(self, waves: Sequence[np.ndarray]) -> list[SherpaHypothesis]:
-        """Decode waves (S,) float32 in [-1, 1] together; streams get their tail."""
+        """Decode waves (S,) float32 in [-1, 1] in one batch."""
         waves = [_check_wave(wave) for wave in waves]
         if self.chunking is None:
             return self._decode_offline(waves)
         return self.decode_streams([[wave] for wave in waves])
 
     def _decode_offline(self, waves: list[np.ndarray]) -> list[SherpaHypothesis]:
-        answers = [SherpaHypothesis() for _ in waves]
-        # Of less than a frame of its output an encoder of whole utterances makes none.
-        heard = [i for i, w in enumerate(waves) if num_frames(len(w)) >= MIN_FRAMES]
-        streams = [self.recogniser.create_stream() for _ in heard]
-        for stream, i in zip(streams, heard):
+        found = [SherpaHypothesis() for _ in waves]
+        # a full-context encoder returns no frame for shorter waves
+        rows = [i for i, w in enumerate(waves) if num_frames(len(w)) >= MIN_FRAMES]
+        streams = [self.recogniser.create_stream() for _ in rows]
+        for stream, i in zip(streams, rows):
             stream.accept_waveform(SAMPLE_RATE, waves[i])
         if streams:
             self.recogniser.decode_streams(streams)
-        for stream, i in zip(streams, heard):
-            said = stream.result
-            answers[i] = self._answer(said.tokens, said.timestamps, said.text)
-        return answers
+        for stream, i in zip(streams, rows):
+            result = stream.result
+            found[i] = self._to_hypothesis(
+                result.tokens, result.timestamps, result.text
+            )
+        return found
 
     def decode_streams(
         self, streams: Sequence[Iterable[np.ndarray]]
     ) -> list[SherpaHypothesis]:
-        """Decode streams together, and give each its tail.
+        """Decode streams in one batch, each followed by silence.
 
         Args:
-          streams: the blocks (S,) float32 of each, as they come; no block is kept.
+          streams: the blocks (S,) float32 of each stream.
         """
         tail = np.zeros(
             round(tail_padding(self.chunking.chunk_size) * SAMPLE_RATE), np.float32
@@ -164,24 +168,25 @@ class SherpaRecogniser:
             for stream, block in zip(opened, blocks):
                 if block is not None:
                     stream.accept_waveform(SAMPLE_RATE, _check_wave(block))
-            self._advance(opened)
+            self._decode_ready(opened)
         for stream in opened:
             stream.accept_waveform(SAMPLE_RATE, tail)
             stream.input_finished()
-        self._advance(opened)
+        self._decode_ready(opened)
         return [
-            self._answer(r.tokens(s), r.timestamps(s), r.get_result(s)) for s in opened
+            self._to_hypothesis(r.tokens(s), r.timestamps(s), r.get_result(s))
+            for s in opened
         ]
 
-    def _advance(self, streams: list[Any]) -> None:
-        """Decode what the streams hold."""
+    def _decode_ready(self, streams: list[Any]) -> None:
+        """Run all steps for which the streams have enough audio."""
         while ready := [s for s in streams if self.recogniser.is_ready(s)]:
             self.recogniser.decode_streams(ready)
 
-    def _answer(
+    def _to_hypothesis(
         self, tokens: Sequence[str], times: Sequence[float], text: str
     ) -> SherpaHypothesis:
-        """Turn symbols back into ids; sherpa-onnx shows a leading ▁ as a space."""
+        """Return a result with ids; sherpa-onnx returns symbols, and ▁ as a space."""
         symbols = [t.replace(" ", "▁") for t in tokens]
         return SherpaHypothesis(
             tokens=[self.ids[s] for s in symbols],
@@ -191,63 +196,64 @@ class SherpaRecogniser:
         )
 
 
-def require_method(files: ModelFiles, options: DecodeOptions) -> None:
-    """See that sherpa-onnx can search the files as ``options`` say.
+def check_sherpa_options(files: ModelFiles, options: DecodeOptions) -> None:
+    """Check that sherpa-onnx supports the options for these files.
 
     Raises:
-      ValueError: if it cannot.
-      FileNotFoundError: if it would need a file for it that is not there.
+      ValueError: if it does not.
+      FileNotFoundError: if hotwords need a missing file.
     """
     if options.method not in METHODS:
         raise ValueError(
-            f"sherpa-onnx has no {options.method}; it has {sorted(METHODS)}, and "
-            "bin.decode all methods"
+            f"--method {options.method} is not supported by sherpa-onnx. Available: "
+            f"{', '.join(METHODS)}; bin.decode supports all methods"
         )
     head = get_search_class(options.method).head
     if head != files.head:
         raise ValueError(
-            f"{files.encoder}: a {files.head} recogniser, {options.method} needs a "
-            f"{head} one; export it with --head {head}"
+            f"{files.encoder}: a {files.head} recogniser, but {options.method} needs a "
+            f"{head} recogniser; export it with --head {head}"
         )
     if options.hotwords is not None:
         if options.method != "modified_beam_search" or not options.hotwords.text:
             raise ValueError(
-                "sherpa-onnx takes hotwords from a file, and in modified_beam_search "
-                f"alone; got {options.method}, file {options.hotwords.path}"
+                "--hotwords: sherpa-onnx supports only hotwords from a file, with "
+                f"--method modified_beam_search; got {options.method}, file "
+                f"{options.hotwords.path}"
             )
         if not files.bpe_vocab.is_file():
             raise FileNotFoundError(
-                f"{files.bpe_vocab}: not there, and sherpa-onnx cuts hotwords by it; "
-                "bin.export writes it"
+                f"{files.bpe_vocab}: not found, but sherpa-onnx needs it for hotwords; "
+                "write it with bin.export"
             )
     if head == "ctc" and options.blank_penalty:
         raise ValueError(
-            f"sherpa-onnx has no blank penalty for CTC, got {options.blank_penalty:g}; "
-            "leave it out, or use greedy_search over the transducer"
+            f"--blank-penalty {options.blank_penalty:g}: sherpa-onnx has no blank "
+            "penalty for CTC; omit it, or use --method greedy_search"
         )
 
 
 def _open_transducer(files: ModelFiles, options: DecodeOptions, common: dict) -> Any:
-    """Return a recogniser of sherpa-onnx; ``common`` is what all of them take."""
+    """Return a transducer recogniser of sherpa-onnx with the options ``common``."""
     import sherpa_onnx
 
-    kind = (
+    recogniser_class = (
         sherpa_onnx.OnlineRecognizer
         if files.chunking
         else sherpa_onnx.OfflineRecognizer
     )
     with tempfile.TemporaryDirectory() as folder:
         if options.hotwords is not None:
-            copy = Path(folder) / "hotwords.txt"  # read once, by the constructor
-            write_text(copy, options.hotwords.text)
+            hotwords = Path(folder) / "hotwords.txt"  # read once, by the constructor
+            write_text(hotwords, options.hotwords.text)
             common = {
                 **common,
-                "hotwords_file": str(copy),
+                "hotwords_file": str(hotwords),
                 "hotwords_score": options.hotwords.score,
                 "modeling_unit": "bpe",
                 "bpe_vocab": str(files.bpe_vocab),
             }
-        return kind.from_transducer(
+        return recogniser_class.from_transducer(
             encoder=str(files.encoder),
             decoder=str(files.decoder),
             joiner=str(files.joiner),
@@ -258,18 +264,18 @@ def _open_transducer(files: ModelFiles, options: DecodeOptions, common: dict) ->
 
 
 def _open_ctc(files: ModelFiles, options: DecodeOptions, common: dict) -> Any:
-    """Do the same for a CTC model."""
+    """Return a CTC recogniser of sherpa-onnx with the options ``common``."""
     import sherpa_onnx
 
     if files.chunking:
-        build = sherpa_onnx.OnlineRecognizer.from_zipformer2_ctc
+        open_model = sherpa_onnx.OnlineRecognizer.from_zipformer2_ctc
     else:
-        build = sherpa_onnx.OfflineRecognizer.from_zipformer_ctc
-    return build(model=str(files.encoder), **common)
+        open_model = sherpa_onnx.OfflineRecognizer.from_zipformer_ctc
+    return open_model(model=str(files.encoder), **common)
 
 
 def _check_wave(wave: np.ndarray) -> np.ndarray:
-    """Return the wave; sherpa-onnx reads other shapes and types as other sounds."""
+    """Return the wave; sherpa-onnx misinterprets other shapes and types."""
     if wave.ndim != 1 or wave.dtype != np.float32:
         raise ValueError(f"a wave must be (S,) float32, got {wave.shape} {wave.dtype}")
     return np.ascontiguousarray(wave)

@@ -1,12 +1,11 @@
-"""Long audio in windows: whole-utterance recognition with flat memory.
+"""Split long audio into windows, so that memory does not depend on its duration.
 
-The attention of an encoder over a whole utterance needs memory that grows with the
-square of its length.  Longer audio is cut where it is quietest.  A cut in a pause is
-clean.  Where no pause is found, two windows overlap, and each word is taken from the
-window that has more context around it.
+The memory of full-context attention grows with the square of the duration.  Longer
+audio is split where it is quietest.  If there is no pause, two windows overlap by 1 s
+on each side of the split, and each word is taken from the window that has more context
+around it.
 """
 
-import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,34 +13,22 @@ import numpy as np
 
 from icefall_kd import ENCODER_SHIFT, SAMPLE_RATE
 from icefall_kd.data.tokens import word_spans
-from icefall_kd.decoding.search import DecodeOptions
 
-FRAME = round(ENCODER_SHIFT * SAMPLE_RATE)  # samples; cuts fall between output frames
-OVERLAP = 25 * FRAME  # samples, 1 s, on each side of a cut within speech
-PAUSE = 8  # frames, 0.32 s, over which loudness is averaged
-PAUSE_LEVEL = 0.01  # of the window's mean power (-20 dB): at most this is a pause
-
-
-def add_max_utterance(parser: argparse.ArgumentParser) -> None:
-    """Add the option for the length of the windows to a command."""
-    parser.add_argument(
-        "--max-utterance",
-        type=float,
-        default=DecodeOptions.max_utterance,
-        help="maximum duration in s to recognise as a whole; longer audio is cut into "
-        "windows in pauses, unless it streams",
-    )
+FRAME = round(ENCODER_SHIFT * SAMPLE_RATE)  # samples; splits are between output frames
+OVERLAP = 25 * FRAME  # samples, 1 s, on each side of a split within speech
+PAUSE = 8  # frames, 0.32 s, of the moving average of the power
+PAUSE_LEVEL = 0.01  # maximum power of a pause, relative to the mean (-20 dB)
 
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of an utterance that is recognised on its own.
+    """A part of an utterance that is recognised alone.
 
     Attributes:
       wave: (S,) float32.
-      start: encoder frame (40 ms) of the utterance at which ``wave`` begins.
-      first, last: words whose last token is emitted in frames [first, last) of the
-        utterance belong to this window.
+      start: first encoder output frame (40 ms) of ``wave`` in the utterance.
+      first, last: the window owns the words whose last token is in frames [first, last)
+        of the utterance.
     """
 
     wave: np.ndarray
@@ -51,84 +38,85 @@ class Window:
 
     @property
     def duration(self) -> float:
-        """Return the duration of ``wave`` in s."""
+        """Duration of ``wave`` in s."""
         return len(self.wave) / SAMPLE_RATE
 
     @property
     def is_overlapped(self) -> bool:
-        """Return whether a neighbour covers a part of ``wave``, too."""
-        return self.start < self.first or self.last * FRAME < (
-            self.start * FRAME + len(self.wave)
-        )
+        """Whether a neighbouring window contains a part of ``wave``."""
+        end = self.start * FRAME + len(self.wave)
+        return self.start < self.first or self.last * FRAME < end
 
-    def place_tokens(
+    def select_tokens(
         self, pieces: Sequence[str], frames: Sequence[int]
     ) -> tuple[list[int], list[int]]:
-        """Return which tokens belong to the window, and their frames of the utterance.
+        """Return the tokens that the window owns.
 
         Args:
-          pieces: symbols of the window's tokens.
-          frames: encoder frame of each, counted from the start of ``wave``.
+          pieces: symbols of the tokens in the window.
+          frames: encoder output frame of each token, relative to the window.
         Returns:
-          indexes into ``pieces``, and a frame of the utterance for each of them.
+          indexes into ``pieces``, and the frame of each in the utterance.
         """
         times = [self.start + frame for frame in frames]
-        kept = list(range(len(times)))
+        selected = list(range(len(times)))
         if self.is_overlapped:
-            kept = []
+            selected = []
             for begin, end in word_spans(pieces):
                 word = range(begin, end + 1)
-                # A language without spaces has no words: its tokens count singly.
+                # A language without spaces has one long word: decide for each token.
                 if (times[end] - times[begin]) * FRAME < OVERLAP:
-                    kept += word if self.first <= times[end] < self.last else []
+                    selected += word if self.first <= times[end] < self.last else []
                 else:
-                    kept += [i for i in word if self.first <= times[i] < self.last]
-        return kept, [times[i] for i in kept]
+                    selected += [i for i in word if self.first <= times[i] < self.last]
+        return selected, [times[i] for i in selected]
 
 
-def cut_windows(blocks: Iterable[np.ndarray], max_seconds: float) -> Iterator[Window]:
-    """Cut an utterance into windows of at most ``max_seconds``, in flat memory.
+def split_windows(blocks: Iterable[np.ndarray], max_seconds: float) -> Iterator[Window]:
+    """Split an utterance into windows of at most ``max_seconds``, with constant memory.
 
     Args:
-      blocks: the utterance, in parts (S,) float32 of any length, 16 kHz.
-      max_seconds: an utterance that is not longer gives one window.
+      blocks: parts (S,) float32 of the utterance, of any length, 16 kHz.
+      max_seconds: a shorter utterance gives one window.
     Yields:
       windows in order.
     """
     limit = int(min(max_seconds, 1e9) * SAMPLE_RATE) // FRAME * FRAME
-    held: list[np.ndarray] = []
-    count, start, first = 0, 0, 0  # samples held, frames of the utterance
+    buffer: list[np.ndarray] = []
+    buffered, start, first = 0, 0, 0  # samples, frame, frame of the utterance
     for block in blocks:
         for part in np.split(block, range(limit, len(block), limit)):
-            held.append(part)
-            count += len(part)
-            while count > max_seconds * SAMPLE_RATE:
-                wave = np.concatenate(held)
-                cut, is_pause = _quietest(wave[:limit])
+            buffer.append(part)
+            buffered += len(part)
+            while buffered > max_seconds * SAMPLE_RATE:
+                wave = np.concatenate(buffer)
+                split, is_pause = _find_split(wave[:limit])
                 margin = 0 if is_pause else OVERLAP // FRAME
-                yield Window(wave[: (cut + margin) * FRAME], start, first, start + cut)
-                first = start + cut
+                end = (split + margin) * FRAME
+                yield Window(wave[:end], start, first, start + split)
+                first = start + split
                 start = first - margin
-                held = [wave[(cut - margin) * FRAME :].copy()]
-                count = len(held[0])
-    wave = np.concatenate(held) if held else np.zeros(0, np.float32)
+                buffer = [wave[(split - margin) * FRAME :].copy()]
+                buffered = len(buffer[0])
+    wave = np.concatenate(buffer) if buffer else np.zeros(0, np.float32)
     yield Window(wave, start, first, start + -(-len(wave) // FRAME) + 1)
 
 
-def _quietest(wave: np.ndarray) -> tuple[int, bool]:
-    """Return the frame in the later half at which to cut, and whether it is in a pause.
+def _find_split(wave: np.ndarray) -> tuple[int, bool]:
+    """Return the quietest frame in the second half, and whether it is in a pause.
 
-    Of equally quiet places the middle of the longest run is taken.
+    Of several equally quiet frames, take the middle of the longest run.
     """
     power = wave.reshape(-1, FRAME).var(axis=1, dtype=np.float64)  # without offset
     frames = len(power)
-    # Box i covers frames [i, i + PAUSE): a cut at its middle.
+    # box i averages frames [i, i + PAUSE) and stands for a split at its middle
     boxes = np.lib.stride_tricks.sliding_window_view(power, PAUSE).mean(axis=1)
     begin, end = frames // 2, frames - OVERLAP // FRAME - PAUSE // 2
-    part = boxes[begin - PAUSE // 2 : end - PAUSE // 2 + 1]
-    is_quietest = np.concatenate([[False], part == part.min(), [False]])
+    candidates = boxes[begin - PAUSE // 2 : end - PAUSE // 2 + 1]
+    is_quietest = np.concatenate([[False], candidates == candidates.min(), [False]])
     changes = np.flatnonzero(np.diff(is_quietest))
     run_begins, run_ends = changes[::2], changes[1::2]
     longest = int(np.argmax(run_ends - run_begins))
-    place = (run_begins[longest] + run_ends[longest] - 1) // 2
-    return int(begin + place), bool(part.min() <= PAUSE_LEVEL * power.mean())
+    middle = (run_begins[longest] + run_ends[longest] - 1) // 2
+    is_pause = bool(candidates.min() <= PAUSE_LEVEL * power.mean())
+    return int(begin + middle), is_pause

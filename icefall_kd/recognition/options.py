@@ -1,125 +1,163 @@
-"""How a set is decoded: options, names of the result files, entries of their JSON."""
+"""Command-line options of decoding, and their entries in names and JSON of results."""
 
-import logging
 from argparse import ArgumentParser
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Optional
 
 from torch import nn
 
-from icefall_kd.core.cli import even_int, non_negative_float, positive_int
-from icefall_kd.decoding import DecodeOptions, get_search_class
+from icefall_kd.core.cli import (
+    even_int,
+    non_negative_float,
+    positive_float,
+    positive_int,
+)
+from icefall_kd.decoding import DECODERS, DecodeOptions, get_search_class
 from icefall_kd.decoding.streaming import tail_padding
-
-MANY_EMPTY = 0.1  # share of empty hypotheses from which on they are explained
 
 
 @dataclass(frozen=True)
 class Chunking:
-    """Chunk and left context of streaming, in 50 Hz frames (20 ms)."""
+    """Chunk size and left context of streaming, in 50 Hz frames (20 ms)."""
 
     chunk_size: int
     left_context: int
 
     @classmethod
-    def of(
+    def from_model(
         cls,
         model: nn.Module,
         chunk_size: Optional[int] = None,
         left_context: Optional[int] = None,
         where: str = "the model",
     ) -> "Chunking":
-        """Return the chunks in which a student streams.
+        """Return the chunking of a model; arguments override its configuration.
 
-        What is not given is the student's own: the first chunk size and the first left
-        context of its configuration that are not unlimited.  Training evaluates with
-        these.
+        The defaults are the first limited chunk size and left context in the model's
+        configuration, as in the validation of a training.
 
         Args:
-          model: ``AsrModel``.
-          chunk_size, left_context: in 50 Hz frames.
-          where: the model's name in messages.
+          model: causal ``AsrModel``.
+          chunk_size: in 50 Hz frames.
+          left_context: in 50 Hz frames.
+          where: name of the model in error messages.
         Raises:
-          ValueError: if the model is not causal, or has no such value.
+          ValueError: if the model is not causal, or a default is missing.
         """
+        config = model.encoder.config
         if not model.encoder.causal:
             raise ValueError(
-                f"{where} is not causal and cannot stream; train with "
-                "encoder.causal=true or leave out --streaming"
+                f"{where}: the model is not causal and cannot stream; train with "
+                "encoder.causal=true or omit --streaming"
             )
-        encoder = model.encoder
         return cls(
-            chunk_size or _own(encoder.config.chunk_size, "chunk-size", where),
+            chunk_size or _first_limited(config.chunk_size, "--chunk-size", where),
             left_context
-            or _own(encoder.config.left_context_frames, "left-context", where),
+            or _first_limited(config.left_context_frames, "--left-context", where),
         )
 
 
-def _own(values: Sequence[int], option: str, where: str) -> int:
-    """Return the first limited one of ``values``, which the option replaces."""
+def _first_limited(values: Sequence[int], option: str, where: str) -> int:
     limited = [value for value in values if value > 0]
     if not limited:
         raise ValueError(
-            f"{where} has no limited {option.replace('-', ' ')} in its configuration "
-            f"({', '.join(map(str, values))}); give --{option}"
+            f"{where}: no limited {option[2:].replace('-', ' ')} in the configuration "
+            f"({', '.join(map(str, values))}); set {option}"
         )
     return limited[0]
 
 
-def add_search(parser: ArgumentParser, methods: Iterable[str], default: str) -> None:
-    """Add the options --method, --beam and --blank-penalty to a command."""
+def add_search_options(
+    parser: ArgumentParser, methods: Iterable[str], default: str
+) -> None:
+    """Add --method, --beam and --blank-penalty to a command."""
     parser.add_argument(
-        "--method", choices=sorted(methods), default=default, help="search"
+        "--method", choices=sorted(methods), default=default, help="search method"
     )
     parser.add_argument(
-        "--beam", type=positive_int, default=4, help="hypotheses kept in a beam search"
+        "--beam",
+        type=positive_int,
+        default=4,
+        help="hypotheses kept in a beam search; icefall: --beam-size",
     )
     parser.add_argument(
         "--blank-penalty",
         type=non_negative_float,
         default=0.0,
-        help="nats subtracted from the blank's score",
+        help="value in nats to subtract from the blank's score",
     )
 
 
-def add_chunking(parser: ArgumentParser, owner: str) -> None:
-    """Add the options --streaming, --chunk-size and --left-context to a command.
+def add_chunk_options(parser: ArgumentParser, source: str) -> None:
+    """Add --streaming, --chunk-size and --left-context to a command.
 
     Args:
-      owner: what the defaults are taken from, for the help.
+      source: origin of the defaults, for the help text.
     """
-    parser.add_argument("--streaming", action="store_true", help="chunk by chunk")
+    parser.add_argument(
+        "--streaming", action="store_true", help="chunk by chunk, with a causal model"
+    )
     parser.add_argument(
         "--chunk-size",
         type=even_int,
-        help=f"in frames of 20 ms (default: that of the {owner})",
+        help=f"chunk size in frames of 20 ms (default: of the {source})",
     )
     parser.add_argument(
         "--left-context",
         type=positive_int,
-        help=f"in frames of 20 ms (default: that of the {owner})",
+        help="left context in frames of 20 ms; icefall: --left-context-frames "
+        f"(default: of the {source})",
+    )
+
+
+def add_decoding_options(parser: ArgumentParser, source: str) -> None:
+    """Add the options of search, hotwords, streaming and long audio to a command.
+
+    Args:
+      source: origin of the default chunk size and left context, for the help text.
+    """
+    add_search_options(parser, DECODERS, "greedy_search")
+    parser.add_argument(
+        "--hotwords",
+        type=Path,
+        help="text file of phrases that modified_beam_search prefers, one in a line",
+    )
+    parser.add_argument(
+        "--hotwords-score",
+        type=positive_float,
+        default=1.5,
+        help="bonus in nats of each token of a hotword without its own bonus",
+    )
+    add_chunk_options(parser, source)
+    parser.add_argument(
+        "--max-utterance",
+        type=float,
+        default=DecodeOptions.max_utterance,
+        help="maximum duration of a window in s; longer audio is split in pauses, "
+        "except in streaming",
     )
 
 
 def result_suffix(options: DecodeOptions, chunking: Optional[Chunking]) -> str:
-    """Return the part of the result files' names that says how it was decoded."""
-    name = options.method
+    """Return the decoding part in the names of the result files."""
+    suffix = options.method
     if get_search_class(options.method).uses_beam:
-        name += f"-beam-{options.beam}"
+        suffix += f"-beam-{options.beam}"
     if options.blank_penalty:
-        name += f"-blank-penalty-{options.blank_penalty:g}"
+        suffix += f"-blank-penalty-{options.blank_penalty:g}"
     if options.hotwords is not None:
-        name += f"-hotwords-{options.hotwords.score:g}-{options.hotwords.sha256[:8]}"
+        suffix += f"-hotwords-{options.hotwords.score:g}-{options.hotwords.sha256[:8]}"
     if chunking:
-        name += f"-chunk-{chunking.chunk_size}-left-{chunking.left_context}"
-    return name
+        suffix += f"-chunk-{chunking.chunk_size}-left-{chunking.left_context}"
+    return suffix
 
 
 def decoding_info(
     options: DecodeOptions, chunking: Optional[Chunking]
 ) -> dict[str, Any]:
-    """Return the entries of a result JSON about the search and the chunks."""
+    """Return the entries of a result JSON about search and streaming."""
     beam = options.beam if get_search_class(options.method).uses_beam else None
     hotwords = options.hotwords
     return {
@@ -138,43 +176,10 @@ def decoding_info(
 
 
 def training_info(info: Mapping[str, Any]) -> Optional[dict[str, int]]:
-    """Return epoch, averaged epochs and updates of a checkpoint.
+    """Return the entries "epoch", "avg" and "step" of a checkpoint's info, or None.
 
     Args:
-      info: of :func:`icefall_kd.transducer.checkpoint.load_model`.
-    Returns:
-      the entries among "epoch", "avg" and "step" that ``info`` has; None: it has none.
+      info: info of :func:`icefall_kd.transducer.checkpoint.load_model`.
     """
     found = {name: info[name] for name in ("epoch", "avg", "step") if name in info}
     return found or None
-
-
-def warn_of_empty(
-    empty: int, count: int, method: Optional[str], engine: Optional[str] = None
-) -> None:
-    """Log why hypotheses are empty and what helps, where many are.
-
-    Args:
-      empty: number of empty hypotheses.
-      count: number of all.
-      method: of decoding.
-      engine: that decoded; None: PyTorch.
-    """
-    if empty == 0 or empty < MANY_EMPTY * count:
-        return
-    is_ctc = (method or "").startswith("ctc")
-    remedies = ["train it longer"]
-    if not (is_ctc and (engine or "").startswith("sherpa")):  # which has none for CTC
-        remedies.append("subtract --blank-penalty 1 to 3, a value chosen on a dev set")
-    if not is_ctc:
-        remedies.append(
-            "decode the CTC head (--method ctc_greedy_search), which learns sooner, if "
-            "terms.ctc trained it"
-        )
-    logging.warning(
-        "%d of %d hypotheses are empty: the model prefers the blank in every frame. "
-        "Remedies: %s",
-        empty,
-        count,
-        "; ".join(remedies),
-    )

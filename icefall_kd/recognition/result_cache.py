@@ -1,11 +1,11 @@
-"""Which results of an earlier call are still valid.
+"""Reuse of finished results.
 
-A result is kept only while everything that it depends on is the same: the contents of
-the set, the checkpoint or exported files, every option, and the code that computes it.
-Each of these is an entry of the result JSON.
+A result is reused only if everything it depends on is unchanged: the contents of the
+set, the checkpoint or exported files, all options, and the code.  The result JSON has
+an entry for each of these.
 
-The code counts by its contents.  A number raised by hand is forgotten, and the version
-of the package stays the same between two commits; both would keep a wrong WER.
+The code is identified by a hash of its syntax trees, because a version number stays the
+same between two commits and would reuse outdated results.
 """
 
 import ast
@@ -14,31 +14,94 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
+
+import torch
 
 from icefall_kd.core.files import Pathlike, open_text, read_json, sha256_file
 from icefall_kd.fields.format import cuts_path, info_path, shard_ids, tar_path
+from icefall_kd.recognition.result_files import result_path, write_results
+from icefall_kd.recognition.scoring import Recognition
 
 PACKAGE = Path(__file__).parents[1]
-# No result of decoding depends on these; checkpoints are read by one module of them.
-OTHER_ROOMS = ("bin", "corpora", "distill", "doctor", "report", "teachers", "training")
-READS_CHECKPOINTS = "training/checkpoint.py"
-# Entries of a result JSON that describe it: another value gives the same result.
-DESCRIBING = (
+# folders of the package that affect the result of a decoding
+FOLDERS = (
+    *("core", "data", "dataset", "decoding", "export", "fields", "recognition"),
+    *("transducer", "zipformer"),
+)
+# entries of a result JSON that may differ although the result is the same
+DESCRIPTIONS = (
     *("checkpoint", "training", "parameters", "hotwords", "alignment", "aligner"),
     *("rtf", "tail_padding"),
 )
 
 
+def decode_or_reuse(
+    out_dir: Pathlike,
+    set_name: str,
+    suffix: str,
+    info: Mapping[str, Any],
+    decode: Callable[[], tuple[list[Recognition], float]],
+    measure: Callable[[list[Recognition]], Mapping[str, Any]] = lambda _: {},
+    force: bool = False,
+) -> dict[str, Any]:
+    """Return a valid earlier result, or decode a set and write its results.
+
+    Args:
+      out_dir, set_name, suffix: folder and names of the result files.
+      info: entries of the result JSON on which the result depends.
+      decode: returns the recognitions of the set and the real-time factor.
+      measure: returns further metrics of the recognitions.
+      force: decode in any case.
+    """
+    path = result_path(out_dir, set_name, suffix)
+    result = cached_result(path, info, force)
+    if result is None:
+        found, rtf = decode()
+        info = {**info, "rtf": round(rtf, 5)}
+        result = write_results(out_dir, set_name, suffix, found, info, measure(found))
+    return result
+
+
+def cached_result(
+    path: Pathlike, info: Mapping[str, Any], force: bool = False
+) -> Optional[dict[str, Any]]:
+    """Return the result at ``path`` if it is still valid, else None.
+
+    The result may have more entries than ``info``, for example delays.
+
+    Args:
+      path: result JSON.
+      info: entries of the requested result; :data:`DESCRIPTIONS` are not compared.
+      force: return None in any case.
+    """
+    path = Path(path)
+    if force or not path.exists():
+        return None
+    result = read_json(path)
+    changed = sorted(
+        name
+        for name, value in info.items()
+        if name not in DESCRIPTIONS and (name not in result or result[name] != value)
+    )
+    if changed:
+        logging.info("%s is computed again; changed: %s", path, ", ".join(changed))
+        return None
+    recogs = result.get("recogs")
+    if recogs and not (path.parent / recogs).is_file():
+        logging.info("%s is computed again: %s is missing", path, recogs)
+        return None
+    logging.info("%s is reused: nothing has changed; --force computes it again", path)
+    return result
+
+
 def input_hashes(shar_dir: Pathlike, fields: Sequence[str] = ()) -> dict[str, Any]:
-    """Return what the result of any decoding of a set depends on, besides its options.
+    """Return the hashes of set, fields and code, for a result JSON.
 
     Args:
       shar_dir: folder or URL of the set.
-      fields: teachers' fields that the model reads.
+      fields: fields that the model reads.
     """
-    import torch
-
     return {
         "set_sha256": set_sha256(shar_dir),
         "fields_sha256": {name: field_sha256(shar_dir, name) for name in fields},
@@ -48,10 +111,10 @@ def input_hashes(shar_dir: Pathlike, fields: Sequence[str] = ()) -> dict[str, An
 
 
 def set_sha256(shar_dir: Pathlike) -> str:
-    """Return the SHA-256 of the cuts and the audio of a Shar folder.
+    """Return the SHA-256 of cuts and audio of a Shar folder.
 
-    Every byte is read, 0.3 to 1 GB/s, because a tar is padded: two of one size may
-    hold other audio.  Cuts count uncompressed, since gzip stores the time.
+    This reads every byte (0.3 to 1 GB/s), because tar files of equal size may have
+    different audio.  Cuts are hashed uncompressed, because gzip stores the time.
     """
     digest = hashlib.sha256()
     for shard in shard_ids(shar_dir):
@@ -63,7 +126,7 @@ def set_sha256(shar_dir: Pathlike) -> str:
 
 
 def field_sha256(shar_dir: Pathlike, field: str) -> str:
-    """Return the SHA-256 of a field: its description and the arrays of every shard."""
+    """Return the SHA-256 of a field: its JSON and the arrays of all shards."""
     digest = hashlib.sha256(sha256_file(info_path(shar_dir, field)).encode())
     for shard in shard_ids(shar_dir):
         digest.update(sha256_file(tar_path(shar_dir, field, shard)).encode())
@@ -72,63 +135,29 @@ def field_sha256(shar_dir: Pathlike, field: str) -> str:
 
 @functools.lru_cache(maxsize=None)
 def code_sha256(package: Path = PACKAGE) -> str:
-    """Return the SHA-256 of the code that decodes, without comments and docstrings."""
+    """Return the SHA-256 of the code of :data:`FOLDERS`, without comments."""
     digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        name = path.relative_to(package).as_posix()
-        if name.partition("/")[0] in OTHER_ROOMS and name != READS_CHECKPOINTS:
-            continue
-        digest.update(f"{name}\n{_code(path)}\n".encode())
+    for folder in FOLDERS:
+        for path in sorted((package / folder).rglob("*.py")):
+            name = path.relative_to(package).as_posix()
+            digest.update(f"{name}\n{_dump_code(path)}\n".encode())
     return digest.hexdigest()
 
 
-def _code(path: Path) -> str:
-    """Return the syntax tree of a module as text, its docstrings left out."""
+def _dump_code(path: Path) -> str:
+    """Return the syntax tree of a module as text, without its docstrings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            node.body = [part for part in body if not _is_text(part)]
+            node.body = [statement for statement in body if not _is_string(statement)]
     return ast.dump(tree)
 
 
-def _is_text(statement: ast.stmt) -> bool:
-    """Return whether a statement is a string alone, such as a docstring."""
+def _is_string(statement: ast.stmt) -> bool:
+    """Return whether a statement is only a string, for example a docstring."""
     return (
         isinstance(statement, ast.Expr)
         and isinstance(statement.value, ast.Constant)
         and isinstance(statement.value.value, str)
     )
-
-
-def cached_result(
-    path: Pathlike, facts: Mapping[str, Any], force: bool = False
-) -> Optional[dict[str, Any]]:
-    """Return the result at ``path`` if a new one would be the same.
-
-    A result may hold more than ``facts``, such as delays that are not asked for.
-
-    Args:
-      path: of a result JSON.
-      facts: of the result asked for, as the JSON stores them; entries of
-        :data:`DESCRIBING` are not compared.
-      force: never keep it.
-    """
-    path = Path(path)
-    if force or not path.exists():
-        return None
-    result = read_json(path)
-    differs = sorted(
-        name
-        for name, value in facts.items()
-        if name not in DESCRIBING and (name not in result or result[name] != value)
-    )
-    if differs:
-        logging.info("%s is computed again; changed: %s", path, ", ".join(differs))
-        return None
-    recogs = result.get("recogs")
-    if recogs and not (path.parent / recogs).is_file():
-        logging.info("%s is computed again: there is no %s", path, recogs)
-        return None
-    logging.info("%s is kept: nothing has changed; --force computes it again", path)
-    return result

@@ -1,32 +1,37 @@
-"""Word errors, and the files that report them in icefall's form.
+"""Word errors of one or several decodings, and bootstrap intervals of the WER.
 
-recogs-<set>-<suffix>.txt       reference and hypothesis of every utterance
-errs-<set>-<suffix>.txt         the errors, utterance by utterance and word by word
-wer-summary-<set>-<suffix>.txt  the figure
-result-<set>-<suffix>.json      the same for machines, with its bootstrap interval
+Source of the bootstrap: Bisani and Ney, Bootstrap estimates for confidence intervals in
+ASR performance evaluation, ICASSP 2004.  A replication draws as many utterances as the
+test set has, with replacement.
 
-A set without transcripts has recogs-, result- (its WER is null) and
-
-hyps-<set>-<suffix>.txt         id and hypothesis of every utterance, as Kaldi's text
+If a system was trained with several seeds, its runs are resampled as well,
+independently of the utterances.  With few runs, for example three, this underestimates
+the spread between seeds.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Union
 
+import kaldialign
 import numpy as np
 
-NO_WORD = "*"  # stands opposite an inserted or a deleted word
-Alignment = list[tuple[str, str]]
+NO_WORD = "*"  # stands for the missing word of an insertion or a deletion
+Alignment = list[tuple[str, str]]  # pairs of reference and hypothesis words
+Errors = Union[Sequence[int], Sequence[Sequence[int]]]  # (n,) or (runs, n)
+
+REPLICATIONS = 10_000
+SEED = 20040517
+BLOCK = 1 << 22  # drawn indices in memory
 
 
 @dataclass(frozen=True)
 class Recognition:
-    """What was said and what was recognised in one utterance, as words.
+    """Reference and hypothesis of one utterance, as words.
 
     Attributes:
-      frames: of the encoder's output (40 ms each), in which the last token of each
-        word of ``hyp`` was emitted; empty where that is not known.
+      frames: encoder output frame (40 ms) of the last token of each word in ``hyp``;
+        empty if unknown.
     """
 
     cut_id: str
@@ -37,7 +42,7 @@ class Recognition:
 
 @dataclass
 class ErrorCounts:
-    """Errors of a set of utterances, in words."""
+    """Numbers of word errors and of correct words."""
 
     ins: int = 0
     dels: int = 0
@@ -50,7 +55,7 @@ class ErrorCounts:
 
     @property
     def words(self) -> int:
-        """Words of the reference."""
+        """Number of reference words."""
         return self.correct + self.dels + self.sub
 
     @property
@@ -58,14 +63,14 @@ class ErrorCounts:
         """Word error rate in percent.
 
         Raises:
-          ValueError: if the reference has no words.
+          ValueError: if there are no reference words.
         """
         if self.words == 0:
             raise ValueError("no transcripts: a WER needs reference words")
         return 100 * self.errors / self.words
 
     def add(self, alignment: Alignment) -> None:
-        """Count the pairs of one utterance."""
+        """Add the pairs of one utterance."""
         for ref, hyp in alignment:
             if ref == NO_WORD:
                 self.ins += 1
@@ -78,86 +83,46 @@ class ErrorCounts:
 
 
 def align_words(ref: Sequence[str], hyp: Sequence[str]) -> Alignment:
-    """Return the pairs of a best alignment, :data:`NO_WORD` where there is no word."""
-    import kaldialign
-
+    """Return the pairs of a best alignment, with :data:`NO_WORD` for missing words."""
     return kaldialign.align(list(ref), list(hyp), NO_WORD)
 
 
 def utterance_errors(recognitions: Sequence[Recognition]) -> list[ErrorCounts]:
     """Return the counts of each utterance."""
-    counts = []
-    for r in recognitions:
-        counts.append(ErrorCounts())
-        counts[-1].add(align_words(r.ref, r.hyp))
+    counts = [ErrorCounts() for _ in recognitions]
+    for count, r in zip(counts, recognitions):
+        count.add(align_words(r.ref, r.hyp))
     return counts
 
 
 def count_errors(recognitions: Sequence[Recognition]) -> ErrorCounts:
-    """Return the counts of the whole set."""
+    """Return the counts of all utterances together."""
     total = ErrorCounts()
     for r in recognitions:
         total.add(align_words(r.ref, r.hyp))
     return total
 
 
-Errors = Union[Sequence[int], Sequence[Sequence[int]]]  # (n,) or (runs, n)
-
-
-REPLICATIONS = 10_000
-
-
-SEED = 20040517
-
-
-BLOCK = 1 << 22  # drawn indices held at once
-
-
-def _resample(columns: np.ndarray, replications: int, seed: int) -> np.ndarray:
-    """Sum the rows of ``columns`` (n, k) over resampled utterances.
+def errors_per_run(
+    runs: Sequence[Sequence[Recognition]],
+) -> tuple[list[list[int]], list[int]]:
+    """Return the errors of each utterance in several decodings of one set.
 
     Returns:
-      (replications, k) float64.
+      (runs, n) errors and (n,) reference words, sorted by utterance id.
+    Raises:
+      ValueError: if the utterances or references of the decodings differ.
     """
-    rng = np.random.RandomState(seed)
-    n = len(columns)
-    sums = np.empty((replications, columns.shape[1]))
-    rows = max(1, BLOCK // n)
-    for begin in range(0, replications, rows):
-        end = min(begin + rows, replications)
-        drawn = rng.randint(n, size=(end - begin, n))
-        sums[begin:end] = columns[drawn].sum(axis=1)
-    return sums
-
-
-def _stack(words: Sequence[int], *systems: np.ndarray) -> np.ndarray:
-    """Stack per-utterance counts as (n, k) float64, the words last.
-
-    Args:
-      systems: errors of each, (runs, n).
-    """
-    rows = [run for runs in systems for run in runs] + [np.asarray(words, np.float64)]
-    stacked = np.stack(rows, axis=1)
-    if len(stacked) == 0 or stacked[:, -1].sum() == 0:
-        raise ValueError("no reference words to resample")
-    return stacked
-
-
-def _runs(errors: Errors) -> np.ndarray:
-    """Return errors as (runs, n) float64."""
-    return np.atleast_2d(np.asarray(errors, dtype=np.float64))
-
-
-def _mean_of_drawn(sums: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
-    """Return (replications,): for each the mean over as many runs, drawn anew.
-
-    Args:
-      sums: (replications, runs).
-    """
-    if sums.shape[1] == 1:
-        return sums[:, 0]
-    drawn = rng.randint(sums.shape[1], size=sums.shape)
-    return np.take_along_axis(sums, drawn, axis=1).mean(axis=1)
+    by_id = [{r.cut_id: r for r in run} for run in runs]
+    references = [{k: r.ref for k, r in run.items()} for run in by_id]
+    if any(other != references[0] for other in references[1:]):
+        raise ValueError(
+            "the decodings do not have the same utterances and references; decode "
+            "both systems on one set"
+        )
+    ids = sorted(by_id[0])
+    counts = [utterance_errors([run[i] for i in ids]) for run in by_id]
+    return [[c.errors for c in run] for run in counts], [c.words for c in counts[0]]
 
 
 def wer_interval(
@@ -167,21 +132,20 @@ def wer_interval(
     replications: int = REPLICATIONS,
     seed: int = SEED,
 ) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the WER, in percent.
+    """Return the percentile bootstrap interval (low, high) of the WER in percent.
 
     Args:
-      errors: (n,) word errors of each utterance, or (runs, n) of several runs, whose
-        mean WER the interval is of.
+      errors: (n,) word errors of each utterance, or (runs, n) for the interval of the
+        mean WER of several runs.
       words: (n,) reference words of each utterance.
-      confidence: the interval's coverage.
-      replications, seed: of the resampling; the same seed gives the same interval.
-    Returns:
-      (low, high).
+      confidence: coverage of the interval.
+      replications: number of resampled sets.
+      seed: seed of the resampling.
     Raises:
       ValueError: if there are no reference words.
     """
-    sums = _resample(_stack(words, _runs(errors)), replications, seed)
-    wrong = _mean_of_drawn(sums[:, :-1], np.random.RandomState(seed + 1))
+    sums = _resample(np.vstack([np.atleast_2d(errors), words]), replications, seed)
+    wrong = _resample_runs(sums[:, :-1], np.random.RandomState(seed + 1))
     wer = 100 * wrong / np.maximum(sums[:, -1], 1)
     tail = 50 * (1 - confidence)
     low, high = np.percentile(wer, [tail, 100 - tail])
@@ -190,13 +154,13 @@ def wer_interval(
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """How two systems differ on the same utterances, WER in percent.
+    """Difference of two systems on the same utterances, WER in percent.
 
     Attributes:
-      difference: WER of the new system minus that of the old; negative is better.
-      interval: its 95 % bootstrap interval.
-      probability: of improvement, the share of test sets on which the new system has
-        fewer errors; 0.5 is no evidence either way.
+      difference: WER of the new system minus WER of the old one; negative is better.
+      interval: 95 % bootstrap interval of the difference.
+      probability: probability of improvement, the share of replications in which the
+        new system has fewer errors; 0.5 means no evidence either way.
     """
 
     difference: float
@@ -211,29 +175,30 @@ def paired_difference(
     replications: int = REPLICATIONS,
     seed: int = SEED,
 ) -> PairedDifference:
-    """Compare two systems utterance by utterance, so that hard ones do not blur it.
+    """Compare two systems by resampling the same utterances for both.
 
     Args:
-      old_errors, new_errors: (n,) word errors of each utterance, in the same order, or
-        (runs, n) of several runs; the systems may have different numbers of runs.
+      old_errors: (n,) word errors of each utterance, or (runs, n) of several runs.
+      new_errors: the same for the new system; its number of runs may differ.
       words: (n,) reference words of each utterance.
-      replications, seed: of the resampling.
+      replications: number of resampled sets.
+      seed: seed of the resampling.
     Raises:
       ValueError: if the lengths differ or there are no reference words.
     """
-    old, new = _runs(old_errors), _runs(new_errors)
+    old, new = np.atleast_2d(old_errors), np.atleast_2d(new_errors)
     if not old.shape[1] == new.shape[1] == len(words):
         raise ValueError(
             f"paired systems need the same utterances, got {old.shape[1]} and "
             f"{new.shape[1]} with {len(words)} references"
         )
-    sums = _resample(_stack(words, old, new), replications, seed)
+    sums = _resample(np.vstack([old, new, words]), replications, seed)
     rng = np.random.RandomState(seed + 1)
-    before = _mean_of_drawn(sums[:, : len(old)], rng)
-    after = _mean_of_drawn(sums[:, len(old) : -1], rng)
+    before = _resample_runs(sums[:, : len(old)], rng)
+    after = _resample_runs(sums[:, len(old) : -1], rng)
     delta = 100 * (after - before) / np.maximum(sums[:, -1], 1)
     low, high = np.percentile(delta, [2.5, 97.5])
-    # A tie counts half, so that a system against itself has probability 0.5.
+    # A tie counts half: a system compared with itself has probability 0.5.
     probability = np.mean(delta < 0) + 0.5 * np.mean(delta == 0)
     difference = 100 * (new.sum() / len(new) - old.sum() / len(old)) / np.sum(words)
     return PairedDifference(
@@ -241,36 +206,48 @@ def paired_difference(
     )
 
 
-def errors_per_run(
-    runs: Sequence[Sequence[Recognition]],
-) -> tuple[list[list[int]], list[int]]:
-    """Return the errors of several decodings of a set, utterance by utterance.
-
-    Returns:
-      (runs, n) errors and (n,) reference words, in the order of the sorted ids.
-    Raises:
-      ValueError: if they do not hold the same utterances and references.
-    """
-    by_id = [{r.cut_id: r for r in run} for run in runs]
-    references = [{k: r.ref for k, r in run.items()} for run in by_id]
-    if any(other != references[0] for other in references[1:]):
-        raise ValueError(
-            "not of the same utterances and references: decode both on one set"
-        )
-    ids = sorted(by_id[0])
-    counts = [utterance_errors([run[i] for i in ids]) for run in by_id]
-    return [[c.errors for c in run] for run in counts], [c.words for c in counts[0]]
-
-
 def compare_systems(
     old: Sequence[Sequence[Recognition]], new: Sequence[Sequence[Recognition]]
 ) -> PairedDifference:
-    """Compare two systems on a set, utterance by utterance.
+    """Compare two systems on a set.
 
     Args:
-      old, new: the decodings of each system, one a run of its training.
+      old: decodings of the old system, one for each run of its training.
+      new: decodings of the new system.
     Raises:
-      ValueError: if they do not hold the same utterances and references.
+      ValueError: if the utterances or references of the decodings differ.
     """
     errors, words = errors_per_run([*old, *new])
     return paired_difference(errors[: len(old)], errors[len(old) :], words)
+
+
+def _resample(counts: np.ndarray, replications: int, seed: int) -> np.ndarray:
+    """Return sums over resampled utterances, (replications, k) float64.
+
+    Args:
+      counts: (k, n) counts of each utterance; the last row is the reference words.
+    """
+    columns = counts.T.astype(np.float64)
+    n = len(columns)
+    if n == 0 or columns[:, -1].sum() == 0:
+        raise ValueError("no reference words to resample")
+    rng = np.random.RandomState(seed)
+    sums = np.empty((replications, columns.shape[1]))
+    rows = max(1, BLOCK // n)
+    for begin in range(0, replications, rows):
+        end = min(begin + rows, replications)
+        drawn = rng.randint(n, size=(end - begin, n))
+        sums[begin:end] = columns[drawn].sum(axis=1)
+    return sums
+
+
+def _resample_runs(sums: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
+    """Return (replications,) means over as many runs, drawn with replacement.
+
+    Args:
+      sums: (replications, runs).
+    """
+    if sums.shape[1] == 1:
+        return sums[:, 0]
+    drawn = rng.randint(sums.shape[1], size=sums.shape)
+    return np.take_along_axis(sums, drawn, axis=1).mean(axis=1)

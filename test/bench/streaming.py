@@ -87,7 +87,9 @@ def find_encoders(folder: Path, args: argparse.Namespace) -> list[ModelFiles]:
         chunk, left = map(int, re.findall(r"-(?:chunk|left)-(\d+)", path.name))
         if chunk * MS_PER_FRAME in args.chunks_ms:
             int8 = path.name.endswith(".int8.onnx")
-            found.append(ModelFiles.of(folder, Chunking(chunk, left), int8).require())
+            found.append(
+                ModelFiles.in_folder(folder, Chunking(chunk, left), int8).check_exist()
+            )
     if not found:
         raise FileNotFoundError(f"{folder}: no streaming encoder of {args.chunks_ms}")
     return found

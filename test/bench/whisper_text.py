@@ -64,7 +64,7 @@ def students(args: argparse.Namespace) -> Iterator[tuple[str, float, Read]]:
     chunkings = [None, *(Chunking(n, args.left_context) for n in args.chunk_size)]
     for chunking in chunkings:
         for int8 in (False, True):
-            files = ModelFiles.of(args.student, chunking, int8)
+            files = ModelFiles.in_folder(args.student, chunking, int8)
             if not files.encoder.is_file():
                 continue
             sherpa = SherpaRecogniser(files, DecodeOptions(), 1)

@@ -50,7 +50,7 @@ def call_decode(checkpoint, own_words, tmp_path):
     return lambda *more: call(decode, *paths, *more)
 
 
-def test_a_stream_is_held_against_the_alignment(
+def test_streaming_result_has_delays(
     checkpoint,
     call_decode,
     say,
@@ -75,7 +75,7 @@ def test_a_stream_is_held_against_the_alignment(
         assert float(told[name]) == pytest.approx(result[name], rel=1e-4)
 
 
-def test_what_the_aligner_says_itself_has_no_delay(call_decode, ctm):
+def test_words_of_the_aligner_have_no_delay(call_decode, ctm):
     result = call_decode("--alignment", ctm)
     assert result["delay_words"] == result["words"] > 10
     # A token of several frames is emitted in the first and ends with the last.
@@ -83,7 +83,7 @@ def test_what_the_aligner_says_itself_has_no_delay(call_decode, ctm):
     assert LATENCY[0] not in result
 
 
-def test_without_an_alignment_a_result_is_what_it_was(call_decode, ctm, tmp_path):
+def test_result_without_alignment_has_no_delays(call_decode, ctm, tmp_path):
     plain = call_decode()
     names = {*FIGURES, *LATENCY, "delay_words", "alignment", "alignment_sha256"}
     names |= {"aligner", "aligner_sha256"}
@@ -96,7 +96,7 @@ def test_without_an_alignment_a_result_is_what_it_was(call_decode, ctm, tmp_path
     assert call_decode() == measured  # kept: it says more than was asked for
 
 
-def test_a_result_is_made_again_for_another_alignment(call_decode, ctm, tmp_path):
+def test_another_alignment_decodes_again(call_decode, ctm, tmp_path):
     first = call_decode("--alignment", ctm)
     path = tmp_path / "result-own-ctc_greedy_search.json"
     path.write_text(json.dumps({**first, "mark": 1}))
@@ -107,7 +107,7 @@ def test_a_result_is_made_again_for_another_alignment(call_decode, ctm, tmp_path
     assert "mark" not in again and again["alignment"] == str(other)
 
 
-def test_the_aligner_is_named_and_another_one_aligns_again(
+def test_another_aligner_aligns_again(
     checkpoint, own_words, call_decode, tmp_path, caplog
 ):
     words = aligned(checkpoint, own_words, tmp_path)
@@ -136,12 +136,12 @@ def test_the_aligner_is_named_and_another_one_aligns_again(
     assert "nothing has changed" not in caplog.text
 
 
-def test_a_set_without_transcripts_cannot_be_aligned(checkpoint, cuts, tmp_path):
+def test_set_without_transcripts_is_refused(checkpoint, cuts, tmp_path):
     with pytest.raises(ValueError, match="bare: no transcripts to align"):
         aligned(checkpoint, write_unlabelled(tmp_path / "bare", cuts[:2]), tmp_path)
 
 
-def test_an_alignment_of_another_set_ends_in_one_message(
+def test_alignment_of_another_set_ends_in_one_message(
     checkpoint,
     own_words,
     ctm,
@@ -160,7 +160,7 @@ def test_an_alignment_of_another_set_ends_in_one_message(
     assert not (tmp_path / "out").exists()
 
 
-def test_align_tells_what_is_wrong_in_one_message(tmp_path, monkeypatch, own_words):
+def test_align_reports_missing_files_in_one_message(tmp_path, monkeypatch, own_words):
     arguments = ["align", "--checkpoint", str(tmp_path / "no.pt")]
     arguments += ["--output", str(tmp_path / "a.ctm"), "--shar-dir"]
     for shar, name in ((own_words, "no.pt"), (tmp_path / "none", "none")):

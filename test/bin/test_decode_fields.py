@@ -18,7 +18,7 @@ from icefall_kd.fields.codecs.storage import load_codec
 from icefall_kd.fields.extract import extract
 from icefall_kd.fields.format import info_path, load_field_info
 from icefall_kd.fields.reader import load_field, open_shar
-from icefall_kd.recognition.fields import MeanOfFields, StoredDistributions
+from icefall_kd.recognition.fields import MeanDistribution, StoredDistributions
 from icefall_kd.teachers import build_teacher
 
 GREEDY = ("--method", "ctc_greedy_search")
@@ -66,7 +66,7 @@ def call_on(told, tokenizer, tmp_path):
     return run
 
 
-def test_what_is_stored_is_read(call_on, told, tokenizer, tmp_path):
+def test_best_stored_tokens_are_decoded(call_on, told, tokenizer, tmp_path):
     result = call_on("student_ctc")
     assert (result["engine"], result["checkpoint"]) == ("stored fields", "student_ctc")
     recogs = (tmp_path / "decode/recogs-own-ctc_greedy_search.txt").read_text()
@@ -81,7 +81,7 @@ def test_what_is_stored_is_read(call_on, told, tokenizer, tmp_path):
     assert call_on("student_ctc", more=("--beam", "2"))["beam"] == 2
 
 
-def test_other_arrays_of_the_same_field_are_decoded_again(call_on, told, tmp_path):
+def test_changed_field_is_decoded_again(call_on, told, tmp_path):
     shar = copy_shar(told, tmp_path / "own")
     first = call_on("student_ctc", shar=shar)
     assert call_on("student_ctc", shar=shar)["rtf"] == first["rtf"]
@@ -92,16 +92,16 @@ def test_other_arrays_of_the_same_field_are_decoded_again(call_on, told, tmp_pat
     assert again["fields_sha256"] != first["fields_sha256"]
 
 
-def test_the_mean_is_of_distributions():
+def test_head_averages_distributions():
     torch.manual_seed(0)
     probs = torch.rand(2, 1, 3, 5).softmax(dim=-1)
     told = torch.cat([pack_topk(p.log(), 5) for p in probs], dim=-1)
-    head = MeanOfFields([11, 11], 5)
+    head = MeanDistribution([11, 11], 5)
     assert torch.allclose(head(told).exp(), probs.mean(dim=0), atol=1e-6)
     assert int(head(told).argmax()) == int(probs.mean(dim=0).argmax())
 
 
-def test_the_shortest_field_ends_an_utterance():
+def test_shortest_field_gives_number_of_frames():
     def field(frames, shift=0.04):
         x = torch.rand(1, frames, 3)
         return {"x": x, "lens": torch.tensor([frames]), "frame_shift": shift}
@@ -113,12 +113,12 @@ def test_the_shortest_field_ends_an_utterance():
         model.inputs({"fields": {"a": field(7), "b": field(6, 0.02)}})
 
 
-def test_bad_input_is_told(call_on, told, cuts, tmp_path):
+def test_invalid_fields_are_refused(call_on, told, cuts, tmp_path):
     with pytest.raises(ValueError, match="'student' is of kind 'embedding', not 'ctc'"):
         call_on("student")
     with pytest.raises(FileNotFoundError, match="nobody"):
         call_on("nobody_ctc")
-    with pytest.raises(FileNotFoundError, match="none.model: no such BPE model"):
+    with pytest.raises(FileNotFoundError, match="none.model"):
         call_on("student_ctc", more=("--bpe-model", tmp_path / "none.model"))
     other = copy_shar(told, tmp_path / "other")
     info = info_path(other, "student_ctc")

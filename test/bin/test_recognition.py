@@ -35,7 +35,7 @@ DELAYS = [
 ]
 
 
-def test_a_set_behind_a_url_is_decoded_and_checked(
+def test_set_at_url_is_decoded_and_checked(
     checkpoint, own_words, tmp_path, capsys
 ):
     there = as_path("memory://bucket/sets/own")
@@ -54,7 +54,7 @@ def test_a_set_behind_a_url_is_decoded_and_checked(
         there.fs.rm(there.path, recursive=True)
 
 
-def test_decode_writes_files_and_json(checkpoint, own_words, tmp_path):
+def test_decode_writes_result_files(checkpoint, own_words, tmp_path):
     result = call_decode(checkpoint, own_words, tmp_path)
     assert result["wer"] == 0.0  # its own words
     assert KEYS <= set(result)
@@ -81,7 +81,7 @@ def test_streaming_and_beam_have_their_own_files(
     assert len(list(tmp_path.glob("result-*.json"))) == 2
 
 
-def test_a_finished_decoding_is_kept_until_the_checkpoint_changes(
+def test_result_is_reused_until_checkpoint_changes(
     checkpoint,
     own_words,
     tmp_path,
@@ -98,7 +98,7 @@ def test_a_finished_decoding_is_kept_until_the_checkpoint_changes(
     assert "mark" not in call_decode(tmp_path / "b.pt", own_words, tmp_path / "out")
 
 
-def test_a_model_that_is_not_causal_cannot_stream(
+def test_model_that_is_not_causal_cannot_stream(
     checkpoint,
     own_words,
     tmp_path,
@@ -117,7 +117,7 @@ def test_a_model_that_is_not_causal_cannot_stream(
     assert call_decode(tmp_path / "b.pt", own_words, tmp_path / "out")["wer"] > 0
 
 
-def test_a_missing_checkpoint_or_set_is_one_message(
+def test_missing_checkpoint_or_set_ends_in_one_message(
     own_words, tmp_path, monkeypatch, capsys
 ):
     arguments = ["--checkpoint", str(tmp_path / "no.pt"), "--out-dir", str(tmp_path)]
@@ -128,7 +128,7 @@ def test_a_missing_checkpoint_or_set_is_one_message(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_ctc_head_is_decoded_exported_and_transcribed(
+def test_ctc_head_is_decoded_exported_and_transcribed(
     checkpoint,
     own_words,
     tmp_path,
@@ -175,7 +175,7 @@ def unlabelled(cuts, tmp_path_factory):
 
 
 @pytest.mark.parametrize("check_set, count", [("own_words", 10), ("unlabelled", 5)])
-def test_a_lossy_int8_export_is_refused_with_the_figure(
+def test_lossy_int8_export_exits_with_status_3(
     checkpoint, request, tmp_path, monkeypatch, capsys, check_set, count
 ):
     arguments = ["--checkpoint", str(checkpoint), "--out-dir", str(tmp_path)]
@@ -195,7 +195,7 @@ def test_a_lossy_int8_export_is_refused_with_the_figure(
         assert chatter not in printed.err
 
 
-def test_hotwords_of_any_form_give_both_commands_the_same_texts(
+def test_both_commands_read_hotwords_equally(
     checkpoint, model_dir, own_words, tmp_path
 ):
     words = sorted(
@@ -230,7 +230,7 @@ def spread(cut):
     return [AlignmentItem(word, i * length, length) for i, word in enumerate(words)]
 
 
-def test_sherpa_transcribes_a_set_as_pytorch_decodes_it(
+def test_transcribe_agrees_with_decode(
     checkpoint,
     own_words,
     model_dir,
@@ -261,7 +261,7 @@ def test_sherpa_transcribes_a_set_as_pytorch_decodes_it(
     assert json.loads((tmp_path / name).read_text())["int8"] is True
 
 
-def test_sherpa_transcribes_files_of_any_rate(
+def test_transcribe_reads_files_of_any_rate(
     model_dir,
     waves,
     tmp_path,
@@ -278,7 +278,7 @@ def test_sherpa_transcribes_files_of_any_rate(
     assert all(len(line.split("\t")[1].split()) > 1 for line in lines)
 
 
-def test_transcribe_names_unreadable_files_and_goes_on(
+def test_transcribe_reports_unreadable_files_and_continues(
     model_dir, waves, tmp_path, capsys
 ):
     wave = np.concatenate(list(waves.values())[:2])
@@ -316,7 +316,7 @@ def test_transcribe_names_unreadable_files_and_goes_on(
         assert re.match(rf"transcribe: {re.escape(str(path))}: .*{reason}", line)
 
 
-def test_a_long_cut_is_decoded_in_windows_by_both_engines(
+def test_both_engines_split_long_cuts(
     checkpoint, model_dir, parts, tmp_path
 ):
     wave = np.concatenate(parts)
@@ -337,7 +337,7 @@ def test_a_long_cut_is_decoded_in_windows_by_both_engines(
     assert ours["errors"] > 40
 
 
-def test_transcribe_wants_an_encoder_that_is_there(model_dir, own_words, tmp_path):
+def test_transcribe_reports_missing_encoder(model_dir, own_words, tmp_path):
     paths = ["--shar-dir", str(own_words), "--out-dir", str(tmp_path / "out")]
     wrong = ["--streaming", "--chunk-size", "32"]
     with pytest.raises(FileNotFoundError, match="chunk-32.*encoder.onnx"):
@@ -353,19 +353,19 @@ def test_transcribe_wants_an_encoder_that_is_there(model_dir, own_words, tmp_pat
 @pytest.mark.parametrize(
     "module, arguments, message",
     [
-        (transcribe, ["--model-dir", "x"], "one of the two"),
+        (transcribe, ["--model-dir", "x"], "audio files or --shar-dir"),
         (transcribe, ["--model-dir", "x", "--shar-dir", "y"], "--out-dir"),
         (export, ["--checkpoint", "x", "--out-dir", "y", "--check"], "--check-shar"),
         (report, ["--system", "x"], "NAME=PATH"),
         (report, [], "--exp FOLDER or --system"),
     ],
 )
-def test_arguments_that_do_not_belong_together_are_refused(module, arguments, message):
+def test_contradicting_options_are_refused(module, arguments, message):
     with pytest.raises(ValueError, match=message):
         call(module, *arguments)
 
 
-def test_report_writes_a_table_and_a_page_with_audio(
+def test_report_writes_table_and_page_with_audio(
     checkpoint,
     own_words,
     tmp_path,
@@ -394,7 +394,7 @@ def test_report_writes_a_table_and_a_page_with_audio(
         call(report, *named, "--set", "dev")
 
 
-def test_report_tells_what_is_wrong_in_one_line(tmp_path, monkeypatch):
+def test_report_without_results_ends_in_one_message(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["report", "--exp", str(tmp_path)])
     with pytest.raises(SystemExit, match=f"report: {tmp_path}: no result-"):
         report.main()

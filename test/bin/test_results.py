@@ -14,7 +14,7 @@ from icefall_kd.recognition.options import Chunking
 from icefall_kd.transducer.checkpoint import load_checkpoint, save_checkpoint
 
 
-def test_another_set_behind_the_same_path_is_decoded_again(
+def test_another_set_at_same_path_is_decoded_again(
     checkpoint, own_words, model_dir, cuts, tmp_path
 ):
     shar, out = tmp_path / "set", tmp_path / "out"
@@ -37,7 +37,7 @@ def test_another_set_behind_the_same_path_is_decoded_again(
 @pytest.mark.parametrize(
     "option", [("--max-duration", "20"), ("--beam", "2"), ("--left-context", "128")]
 )
-def test_every_option_that_changes_a_result_is_compared(
+def test_changed_option_decodes_again(
     checkpoint, pair, tmp_path, option
 ):
     base = ["--method", "modified_beam_search", *STREAMING]
@@ -48,7 +48,7 @@ def test_every_option_that_changes_a_result_is_compared(
     assert "mark" not in call_decode(checkpoint, pair, tmp_path, *base, *option)
 
 
-def test_chunks_are_those_of_the_checkpoint(checkpoint, pair, tmp_path):
+def test_default_chunks_are_those_of_the_checkpoint(checkpoint, pair, tmp_path):
     changed = load_checkpoint(checkpoint)
     changed["model_config"]["encoder"].update(
         chunk_size=[-1, 32, 16], left_context_frames=[128, 64]
@@ -60,11 +60,11 @@ def test_chunks_are_those_of_the_checkpoint(checkpoint, pair, tmp_path):
     assert (result["chunk_size"], result["left_context"]) == (32, 64)
     changed["model_config"]["encoder"]["left_context_frames"] = [-1]
     save_checkpoint(tmp_path / "c.pt", changed)
-    with pytest.raises(ValueError, match=r"c.pt .*left context .*give --left-context"):
+    with pytest.raises(ValueError, match=r"c.pt .*left context .*set --left-context"):
         call_decode(tmp_path / "c.pt", pair, tmp_path, "--streaming")
 
 
-def test_a_folder_of_one_streaming_encoder_needs_no_options(model_dir, pair, tmp_path):
+def test_only_streaming_encoder_needs_no_options(model_dir, pair, tmp_path):
     folder, out = shutil.copytree(model_dir, tmp_path / "export"), tmp_path / "out"
     assert (folder / "encoder-streaming-chunk-16-left-64.onnx").is_file()
     options = ["--model-dir", folder, "--shar-dir", pair, "--out-dir", out]
@@ -80,13 +80,13 @@ def test_a_folder_of_one_streaming_encoder_needs_no_options(model_dir, pair, tmp
     for path in folder.glob("encoder*.onnx"):
         if "int8" in path.name or "streaming" not in path.name:
             path.unlink()
-    with pytest.raises(FileNotFoundError, match="no encoder-.*--check-shar SET writes"):
+    with pytest.raises(FileNotFoundError, match="no encoder-.*--check-shar SET"):
         find_chunking(folder, int8=True)
-    with pytest.raises(FileNotFoundError, match="--streaming takes a streaming one"):
-        ModelFiles.of(folder).require()
+    with pytest.raises(FileNotFoundError, match="use --streaming"):
+        ModelFiles.in_folder(folder).check_exist()
 
 
-def test_without_transcripts_hypotheses_are_written_and_reports_leave_them_out(
+def test_set_without_transcripts_is_not_in_reports(
     checkpoint, cuts, pair, model_dir, tmp_path, caplog, capsys
 ):
     bare = write_unlabelled(tmp_path / "bare", cuts[:2])
@@ -108,7 +108,7 @@ def test_without_transcripts_hypotheses_are_written_and_reports_leave_them_out(
     assert "2 results of sets without transcripts are left out" in caplog.text
 
 
-def test_a_cut_without_transcript_in_a_set_is_counted(
+def test_cut_without_transcript_is_reported(
     checkpoint, cuts, tmp_path, caplog
 ):
     some = copy.deepcopy(cuts[:2])
@@ -118,7 +118,7 @@ def test_a_cut_without_transcript_in_a_set_is_counted(
     assert "1 of 2 cuts have no transcript" in caplog.text
 
 
-def test_a_model_of_blanks_is_explained(checkpoint, pair, tmp_path, caplog):
+def test_model_that_emits_only_blanks_is_reported(checkpoint, pair, tmp_path, caplog):
     mute = load_checkpoint(checkpoint)
     mute["model"]["joiner.output_linear.bias"][0] += 1000
     save_checkpoint(tmp_path / "mute.pt", mute)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from icefall_kd.decoding import DecodeOptions, Hypothesis, decode, make_search
-from icefall_kd.decoding.ctc_search import move_unk_to_blank
+from icefall_kd.decoding.search import move_unk_to_blank
 
 VOCAB, UNK = 9, 2
 METHODS = ["ctc_greedy_search", "ctc_prefix_beam_search"]
@@ -91,7 +91,7 @@ def same(a: Hypothesis, b: Hypothesis) -> bool:
 
 @torch.no_grad()
 @pytest.mark.parametrize("vocab_size, frames", [(2, 9), (3, 6), (4, 5)])
-def test_an_unbounded_prefix_beam_sums_all_paths(vocab_size, frames):
+def test_large_prefix_beam_sums_all_paths(vocab_size, frames):
     for seed in range(6):
         torch.manual_seed(seed)
         x = 2 * torch.randn(2, frames, vocab_size)
@@ -108,7 +108,7 @@ def test_an_unbounded_prefix_beam_sums_all_paths(vocab_size, frames):
 @torch.no_grad()
 @pytest.mark.parametrize("beam", [1, 2, 4, 8])
 @pytest.mark.parametrize("spread", [1.0, 3.0])
-def test_a_bounded_prefix_beam_equals_the_slow_one(beam, spread):
+def test_prefix_beam_equals_slow_reference(beam, spread):
     options = DecodeOptions("ctc_prefix_beam_search", beam=beam)
     emitted = repeated = 0
     for seed in range(4):
@@ -141,7 +141,7 @@ def test_greedy_search_collapses_the_best_path():
 
 
 @torch.no_grad()
-def test_a_beam_of_one_is_greedy_search_where_no_frame_is_in_doubt():
+def test_beam_of_one_is_greedy_search_if_all_frames_are_certain():
     torch.manual_seed(1)
     x, lens = 12 * torch.randn(6, 40, VOCAB), torch.tensor([40, 40, 35, 30, 9, 2])
     certain = x.softmax(-1).amax(-1) > 0.9
@@ -155,7 +155,7 @@ def test_a_beam_of_one_is_greedy_search_where_no_frame_is_in_doubt():
 
 
 @torch.no_grad()
-def test_the_prefix_beam_finds_what_greedy_search_misses():
+def test_prefix_beam_sums_paths_that_greedy_search_ignores():
     """Two paths say 1, one says nothing: blank is the best of every single frame."""
     x = torch.tensor([[[0.6, 0.4], [0.6, 0.4]]]).log()
     lens = torch.tensor([2])
@@ -181,7 +181,7 @@ def test_padding_and_batch_order_change_nothing(method):
 
 @torch.no_grad()
 @pytest.mark.parametrize("method", METHODS)
-def test_a_search_continues_over_chunks(method):
+def test_search_over_chunks_equals_search_over_utterances(method):
     torch.manual_seed(3)
     options = DecodeOptions(method)
     x, lens = 2 * torch.randn(3, 20, VOCAB), torch.tensor([20, 12, 4])
@@ -201,7 +201,7 @@ def test_a_search_continues_over_chunks(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_unk_is_a_blank_only_when_it_is_named(method):
+def test_unk_is_a_blank_only_if_given(method):
     torch.manual_seed(5)
     x, lens = torch.randn(6, 30, VOCAB), torch.full((6,), 30)
     x[..., UNK] += 2
@@ -211,7 +211,7 @@ def test_unk_is_a_blank_only_when_it_is_named(method):
     assert any(UNK in hyp.tokens for hyp in spoken)
 
 
-def test_a_silenced_unk_leaves_a_distribution():
+def test_log_probs_without_unk_are_normalised():
     log_probs = torch.randn(2, 5, VOCAB).log_softmax(-1)
     out = move_unk_to_blank(log_probs, UNK)
     assert torch.allclose(out.exp().sum(-1), torch.ones(2, 5))
@@ -221,7 +221,7 @@ def test_a_silenced_unk_leaves_a_distribution():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_blank_penalty_yields_more_tokens(method):
+def test_blank_penalty_gives_more_tokens(method):
     torch.manual_seed(1)
     x, lens = torch.randn(4, 40, VOCAB), torch.full((4,), 40)
     x[..., 0] += 3
@@ -237,7 +237,7 @@ def test_a_blank_penalty_yields_more_tokens(method):
 
 @torch.no_grad()
 @pytest.mark.parametrize("method", METHODS)
-def test_a_penalised_blank_is_renormalised(method):
+def test_penalised_scores_are_log_probabilities(method):
     """The penalty is taken from the logit: the scores stay log-probabilities."""
     x, lens = torch.zeros(1, 1, 2), torch.tensor([1])
     options = DecodeOptions(method, blank_penalty=math.log(3.0))
@@ -246,7 +246,7 @@ def test_a_penalised_blank_is_renormalised(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_model_without_the_head_is_refused(method):
+def test_model_without_the_head_is_refused(method):
     bare = SimpleNamespace(ctc_output=None)
     with pytest.raises(ValueError, match="no ctc head.*terms.ctc.weight"):
         decode(bare, torch.randn(1, 3, 4), torch.tensor([3]), DecodeOptions(method))

@@ -50,7 +50,7 @@ def slow_walk(phrases, tokens):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_tables_are_those_of_the_definition(seed):
+def test_tables_equal_slow_reference(seed):
     rng = random.Random(seed)
     phrases = [
         ([rng.randrange(1, 4) for _ in range(rng.randint(1, 4))], rng.choice([1, 2.5]))
@@ -66,7 +66,7 @@ def test_the_tables_are_those_of_the_definition(seed):
         assert kept == pytest.approx(expected_kept)
 
 
-def test_a_phrase_that_breaks_off_costs_nothing():
+def test_incomplete_phrase_has_no_effect():
     hotwords = build_hotwords([([1, 2, 3], 2.0)], 5)
     assert walk(hotwords, [1, 2, 3, 4]) == ([2.0, 4.0, 6.0, 6.0], 6.0)
     assert walk(hotwords, [1, 2, 4]) == ([2.0, 4.0, 0.0], 0.0)
@@ -75,12 +75,12 @@ def test_a_phrase_that_breaks_off_costs_nothing():
 
 
 @pytest.mark.parametrize("phrases", [[], [([], 1.0)], [([1], 0.0)], [([1], -1.0)]])
-def test_phrases_that_say_nothing_are_refused(phrases):
-    with pytest.raises(ValueError, match="no hotwords"):
+def test_empty_phrases_are_refused(phrases):
+    with pytest.raises(ValueError, match="positive bonus"):
         build_hotwords(phrases, 5)
 
 
-def test_the_search_turns_to_hotwords_and_back():
+def test_large_bonus_forces_hotwords():
     model, lens, x = random_model(4), torch.full((6,), 20), torch.randn(6, 20, DIM)
     # The bonus comes behind the choice of the best: the beam must hold every token.
     plain = DecodeOptions("modified_beam_search", beam=10 * VOCAB, unk_id=UNK)
@@ -96,7 +96,7 @@ def test_the_search_turns_to_hotwords_and_back():
     assert say(1e-9) == [hyp.tokens for hyp in decode(model, x, lens, plain)]
 
 
-def test_what_was_only_begun_counts_until_the_utterance_ends():
+def test_incomplete_phrase_counts_until_utterance_ends():
     model, x, lens = random_model(4), torch.randn(3, 4, DIM), torch.full((3,), 4)
     endless = build_hotwords([([7, 5, 9, 7, 5, 9, 7], 1000.0)], VOCAB)
     options = DecodeOptions(
@@ -110,13 +110,15 @@ def test_what_was_only_begun_counts_until_the_utterance_ends():
     assert all(score < 0 for score in scores)  # no bonus is left
 
 
-def test_greedy_search_refuses_them():
+def test_greedy_search_refuses_hotwords():
     options = DecodeOptions("greedy_search", hotwords=build_hotwords([([1], 1.0)], 5))
-    with pytest.raises(ValueError, match="greedy_search knows no hotwords"):
+    with pytest.raises(
+        ValueError, match="greedy_search.*hotwords.*modified_beam_search"
+    ):
         make_search(random_model(0), 1, options)
 
 
-def test_a_file_is_read_as_sherpa_reads_it(tokenizer, tmp_path):
+def test_file_gives_phrases_with_bonuses(tokenizer, tmp_path):
     path = tmp_path / "hotwords.txt"
     path.write_text("CONFERENCE\n\nPLEASE  ENTER :3.5\n")
     hotwords = read_hotwords(path, tokenizer, 2.0)
@@ -133,7 +135,7 @@ MESSY = (
 )
 
 
-def test_however_a_file_is_written_its_phrases_are_the_same(tokenizer, tmp_path):
+def test_format_of_file_does_not_change_phrases(tokenizer, tmp_path):
     path = tmp_path / "hotwords.txt"
     path.write_text("PLEASE\nEXTENSION :3\nCON FERENCE\n")
     clean = read_hotwords(path, tokenizer, 2.0)
@@ -147,9 +149,7 @@ def test_however_a_file_is_written_its_phrases_are_the_same(tokenizer, tmp_path)
 @pytest.mark.parametrize(
     "encoding, line", [("utf-16", 1), ("utf-16-be", 1), ("latin-1", 2)]
 )
-def test_other_encodings_are_refused_by_file_and_line(
-    tokenizer, tmp_path, encoding, line
-):
+def test_other_encodings_are_refused(tokenizer, tmp_path, encoding, line):
     path = tmp_path / "hotwords.txt"
     path.write_bytes("PLEASE\rCAFÉ\r".encode(encoding))
     with pytest.raises(ValueError, match=f"hotwords.txt:{line}: not UTF-8 text"):
@@ -159,14 +159,14 @@ def test_other_encodings_are_refused_by_file_and_line(
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("", "holds no hotwords"),
+        ("", "no hotwords in the file"),
         ("PLEASE\nplease\n", "line 2: 'please' has letters"),
-        ("PLEASE :2 ENTER\n", "line 1: the bonus, :NUMBER, stands at the end"),
-        ("PLEASE :much\n", "line 1: ':much' is no positive bonus"),
-        ("PLEASE :-1\n", "line 1: ':-1' is no positive bonus"),
+        ("PLEASE :2 ENTER\n", "line 1: .*bonus.*once at the end"),
+        ("PLEASE :much\n", "line 1: ':much' is not a positive bonus"),
+        ("PLEASE :-1\n", "line 1: ':-1' is not a positive bonus"),
     ],
 )
-def test_bad_files_are_named(tokenizer, tmp_path, text, message):
+def test_malformed_lines_are_reported(tokenizer, tmp_path, text, message):
     path = tmp_path / "hotwords.txt"
     path.write_text(text)
     with pytest.raises(ValueError, match=message) as e:
@@ -174,12 +174,12 @@ def test_bad_files_are_named(tokenizer, tmp_path, text, message):
     assert str(path) in str(e.value)
 
 
-def test_an_absent_file_is_named(tokenizer, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such file of hotwords"):
+def test_missing_file_is_reported(tokenizer, tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.txt: hotwords file"):
         read_hotwords(tmp_path / "none.txt", tokenizer, 1.5)
 
 
-def test_results_say_which_hotwords_helped(checkpoint, asterisk, tmp_path):
+def test_results_name_their_hotwords(checkpoint, asterisk, tmp_path):
     hotwords = tmp_path / "names.txt"
     hotwords.write_text("CONFERENCE\nEXTENSION :4\n")
     arguments = ["--checkpoint", checkpoint, "--shar-dir", asterisk / "data/shar/dev"]
@@ -199,12 +199,12 @@ def test_results_say_which_hotwords_helped(checkpoint, asterisk, tmp_path):
     assert other["suffix"] != helped["suffix"]
 
 
-def test_a_wide_colon_that_the_tokens_have_is_no_bonus_for_sherpa(tmp_path):
+def test_wide_colon_is_refused_as_bonus(tmp_path):
     texts = ["A:B CD :EF GH"] * 5
     tokenizer = Tokenizer.from_bytes(train_bpe(texts, 14))
     path = tmp_path / "hotwords.txt"
     path.write_text("A:B\nCD \uff1aEF\n")
-    with pytest.raises(ValueError, match="line 2: the bonus"):
+    with pytest.raises(ValueError, match="line 2: .*bonus"):
         read_hotwords(path, tokenizer, 1.5)
     path.write_text("A:B\n")
     assert read_hotwords(path, tokenizer, 1.5).text == "A:B :1.5\n"

@@ -30,13 +30,13 @@ def test_steps_run_while_more_than_a_window_is_left(chunk_size):
 @pytest.mark.parametrize(
     "chunk_size, window, tail", [(16, 45, 0.75), (32, 77, 1.07), (64, 141, 1.71)]
 )
-def test_the_tail_is_computed_from_the_chunk(chunk_size, window, tail):
+def test_tail_padding_depends_on_chunk_size(chunk_size, window, tail):
     assert window_frames(chunk_size) == window
     assert tail_padding(chunk_size) == tail
 
 
 @pytest.mark.parametrize("chunk_size", CHUNKS)
-def test_the_tail_brings_every_real_frame_into_a_chunk(chunk_size):
+def test_tail_moves_each_real_frame_into_a_chunk(chunk_size):
     for samples in range(80, 40000, 77):
         padded = pad_tail(torch.ones(samples), chunk_size)
         assert padded[samples:].abs().max() == 0
@@ -44,14 +44,14 @@ def test_the_tail_brings_every_real_frame_into_a_chunk(chunk_size):
         assert steps * hop_frames(chunk_size) >= num_frames(samples)
 
 
-def test_padded_silence_has_the_floor_of_the_log():
+def test_padded_silence_has_floor_of_logarithm():
     features = compute_fbank([pad_tail(torch.randn(8000), 16)])[0]
     assert features[-20:].allclose(torch.tensor(-15.9424), atol=1e-3)
 
 
 @pytest.mark.parametrize("method", sorted(DECODERS))
 @pytest.mark.parametrize("chunk_size", [16, 32])
-def test_streams_in_a_batch_are_as_streams_alone(student, waves, method, chunk_size):
+def test_streams_in_a_batch_equal_single_streams(student, waves, method, chunk_size):
     chosen = [torch.from_numpy(w) for w in list(waves.values())[:6]]
     features = compute_fbank([pad_tail(w, chunk_size) for w in chosen])
     options = DecodeOptions(method, unk_id=2)
@@ -64,7 +64,7 @@ def test_streams_in_a_batch_are_as_streams_alone(student, waves, method, chunk_s
 
 
 @torch.no_grad()
-def test_chunks_equal_the_chunk_masked_full_pass(student, waves):
+def test_chunks_equal_masked_full_pass(student, waves):
     wave = torch.from_numpy(max(waves.values(), key=len))
     features = compute_fbank([wave])[0]
     chunks = encode_chunks(student, [features], 16, 64)
@@ -76,7 +76,7 @@ def test_chunks_equal_the_chunk_masked_full_pass(student, waves):
     assert torch.allclose(streamed, full[0, : len(streamed)], atol=1e-3)
 
 
-def test_a_stream_shorter_than_a_window_is_empty(student):
+def test_stream_shorter_than_a_window_is_empty(student):
     short, long = torch.randn(45, 80), torch.randn(120, 80)
     hyps = decode_streaming(student, [short, long], 16, 64, DecodeOptions())
     assert hyps[0].tokens == []
@@ -84,13 +84,13 @@ def test_a_stream_shorter_than_a_window_is_empty(student):
 
 
 @pytest.mark.parametrize("chunk_size", [-1, 0, 15])
-def test_a_senseless_chunk_is_refused(student, chunk_size):
+def test_invalid_chunk_size_is_refused(student, chunk_size):
     with pytest.raises(ValueError, match=f"chunk_size.*{chunk_size}"):
         decode_streaming(
             student, [torch.randn(90, 80)], chunk_size, 64, DecodeOptions()
         )
 
 
-def test_no_stream_is_refused(student):
+def test_no_streams_are_refused(student):
     with pytest.raises(ValueError, match="no stream"):
         decode_streaming(student, [], 16, 64, DecodeOptions())

@@ -23,7 +23,7 @@ GREEDY = DecodeOptions(unk_id=2)
 
 
 @pytest.mark.parametrize("kind", ["full", "chunk-16", "chunk-32"])
-def test_the_three_engines_agree_on_every_prompt(kind, exported, student, waves):
+def test_three_engines_agree_on_each_prompt(kind, exported, student, waves):
     report = compare_engines(student, exported[kind], waves, GREEDY)
     print(
         "\n".join(report.lines())
@@ -31,12 +31,12 @@ def test_the_three_engines_agree_on_every_prompt(kind, exported, student, waves)
     assert report.prompts == 100
     assert report.tokens > 2000
     assert report.differences == []
-    assert all(flip.explained for flip in report.flips)
+    assert all(flip.is_explained for flip in report.flips)
     assert report.feature_difference < FEATURE_TOLERANCE
     assert report.ok
 
 
-def test_another_models_joiner_is_found_out(exported, student, waves, tmp_path):
+def test_joiner_of_another_model_is_detected(exported, student, waves, tmp_path):
     files = exported["full"]
     for path in (files.encoder, files.decoder, files.tokens):
         (tmp_path / path.name).symlink_to(path)
@@ -46,7 +46,7 @@ def test_another_models_joiner_is_found_out(exported, student, waves, tmp_path):
     with torch.no_grad():
         student.joiner.output_linear.weight[7] /= 1.5
     few = dict(list(waves.items())[:5])
-    report = compare_engines(student, type(files).of(tmp_path), few, GREEDY)
+    report = compare_engines(student, type(files).in_folder(tmp_path), few, GREEDY)
     assert {d.engines for d in report.differences} == {
         "PyTorch and ONNX Runtime",
         "PyTorch and sherpa-onnx",
@@ -66,7 +66,7 @@ def test_greedy_logits_are_those_of_greedy_search(student, waves):
     assert best == decode_full_context(student, [features], GREEDY)[0].tokens
 
 
-def test_the_first_difference_is_by_frame():
+def test_first_difference_is_by_frame():
     a = Hypothesis([5, 6, 7], [0, 3, 9])
     assert first_difference(a, Hypothesis([5, 6, 7], [0, 3, 9])) is None
     assert first_difference(a, Hypothesis([5, 8, 7], [0, 3, 9])) == 3
@@ -74,19 +74,19 @@ def test_the_first_difference_is_by_frame():
     assert first_difference(a, Hypothesis([5, 6, 7], [0, 2, 9])) == 2
 
 
-def test_a_flip_is_explained_by_what_the_features_move():
+def test_flip_is_explained_by_shift_of_scores():
     a = np.array([[0, 1, 9, 3], [0.0, 5.0, 2.0, 4.9]])  # <unk> (2), then 1 before 3
     b = np.array([[9, 1, 0, 3], [0.0, 5.0, 2.0, 5.2]])  # blank, then 3 before 1
     flip = find_flip("x", (a, b), unk_id=2, feature_difference=1e-3)
     assert (flip.frame, flip.time, flip.symbols) == (1, 0.04, (1, 3))
     assert flip.margin == pytest.approx(0.1)
     assert flip.shift == pytest.approx(0.3)
-    assert flip.explained
+    assert flip.is_explained
     coarse = find_flip("x", (a, b), unk_id=2, feature_difference=0.5)
-    assert not coarse.explained  # these are other features, not rounding
+    assert not coarse.is_explained  # these are other features, not rounding
 
 
-def test_only_a_tie_may_come_out_either_way():
+def test_only_ties_are_accepted():
     def report(margin):
         tokens = ([5], [6])
         return Comparison(differences=[Difference("x", "A and B", 3, margin, tokens)])
@@ -96,15 +96,15 @@ def test_only_a_tie_may_come_out_either_way():
     assert not report(1e-3).ok
 
 
-def test_the_verdict_is_in_the_first_line():
+def test_first_line_has_the_verdict():
     tokens, margins = ([5], [6]), {"tie": 1e-5, "wrong": 1e-3}
     difference = {k: Difference(k, "A and B", 3, m, tokens) for k, m in margins.items()}
     flip = FeatureFlip("flip", 1, 0.04, (1, 3), 0.1, 0.3, 1e-3)
     cases = {
         "match": ([], []),
-        "match but for ties (1)": ([difference["tie"]], []),
-        "match but for explained flips (1)": ([], [flip]),
-        "match but for ties (1), explained flips (1)": ([difference["tie"]], [flip]),
+        "match except for ties (1)": ([difference["tie"]], []),
+        "match except for explained flips (1)": ([], [flip]),
+        "match except for ties (1), explained flips (1)": ([difference["tie"]], [flip]),
         "MISMATCH on 1 of 9 prompts": (list(difference.values()), [flip]),
     }
     for verdict, (differences, flips) in cases.items():
@@ -117,6 +117,6 @@ def test_the_verdict_is_in_the_first_line():
     assert "no token was recognised" in Comparison(prompts=9).verdict
 
 
-def test_a_difference_without_a_flip_is_not_explained():
+def test_difference_without_flip_is_not_explained():
     logits = np.array([[0.0, 1.0]])
-    assert not find_flip("x", (logits, logits), None, 0.0).explained
+    assert not find_flip("x", (logits, logits), None, 0.0).is_explained

@@ -19,7 +19,7 @@ from icefall_kd.recognition.options import Chunking
 from icefall_kd.transducer.checkpoint import save_pretrained
 
 
-def test_the_folder_has_all_that_a_recogniser_needs(exported):
+def test_folder_has_all_files_of_a_recogniser(exported):
     folder = exported["full"].encoder.parent
     assert {p.name for p in folder.iterdir()} == {
         "bpe.model",
@@ -34,7 +34,7 @@ def test_the_folder_has_all_that_a_recogniser_needs(exported):
     }
 
 
-def test_the_folder_says_where_it_comes_from(exported, checkpoint):
+def test_export_json_names_checkpoint_and_hashes(exported, checkpoint):
     folder = exported["full"].encoder.parent
     info = json.loads((folder / "export.json").read_text())
     assert info["checkpoint_sha256"] == sha256_file(checkpoint)
@@ -51,7 +51,7 @@ def test_the_folder_says_where_it_comes_from(exported, checkpoint):
     )
 
 
-def test_an_export_of_another_checkpoint_does_not_stay(checkpoint, tmp_path, caplog):
+def test_export_of_another_checkpoint_is_removed(checkpoint, tmp_path, caplog):
     stale = tmp_path / "encoder-streaming-chunk-16-left-64.int8.onnx"
     stale.write_bytes(b"of another")
     (tmp_path / "silero_vad.onnx").write_bytes(b"of the user")
@@ -61,9 +61,9 @@ def test_an_export_of_another_checkpoint_does_not_stay(checkpoint, tmp_path, cap
     assert sorted(p.name for p in tmp_path.glob("*.onnx")) == [
         *("decoder.onnx", "encoder.onnx", "joiner.onnx", "silero_vad.onnx")
     ]
-    assert "an export of another checkpoint, other.pt: it is replaced" in caplog.text
+    assert "the export of another checkpoint, other.pt" in caplog.text
     assert f"removed {stale}" in caplog.text
-    info = ModelFiles.of(tmp_path).read_info()
+    info = ModelFiles.in_folder(tmp_path).read_info()
     assert list(info["encoders"]) == ["encoder.onnx"]
     assert stale.name not in info["files"]
 
@@ -98,10 +98,10 @@ def cut_encoder(folder, student, tokenizer):
         (cut_encoder, ["encoder.onnx"]),
     ],
 )
-def test_a_part_of_another_model_is_named(
+def test_changed_file_is_reported(
     folder, student, tokenizer, checkpoint, cuts, tmp_path, damage, strangers
 ):
-    files, audio = ModelFiles.of(folder), tmp_path / "a.wav"
+    files, audio = ModelFiles.in_folder(folder), tmp_path / "a.wav"
     audio.write_bytes(b"")
     before = files.sha256
     damage(folder, student, tokenizer)
@@ -109,9 +109,9 @@ def test_a_part_of_another_model_is_named(
     found = " .*".join(f"{folder / name}: changed after," for name in strangers)[:-1]
     message = f"^{found} the export.*--checkpoint {checkpoint} --out-dir {folder}"
     for use in (
-        lambda: list(transcribe.files(files, [audio], DecodeOptions(), 1)),
-        lambda: transcribe.facts(files, DecodeOptions(), 1, False),
-        lambda: transcribe.hotwords(files, tmp_path / "hotwords.txt", 1.0),
+        lambda: list(transcribe.transcribe_files(files, [audio], DecodeOptions(), 1)),
+        lambda: transcribe.sherpa_info(files, DecodeOptions(), 1, False),
+        lambda: transcribe.read_export_hotwords(files, tmp_path / "hotwords.txt", 1.0),
         lambda: Exporter(checkpoint, folder).check(files, cuts[:1]),
         lambda: Exporter(checkpoint, folder).quantize(files, cuts[:1]),
     ):
@@ -119,10 +119,10 @@ def test_a_part_of_another_model_is_named(
             use()
 
 
-def test_an_encoder_that_the_export_did_not_write_is_named(folder, exported):
+def test_encoder_that_export_did_not_write_is_refused(folder, exported):
     other = folder / "encoder-streaming-chunk-64-left-128.onnx"
     shutil.copy(exported["chunk-32"].encoder, other)
-    files = ModelFiles.of(folder, Chunking(64, 128))
+    files = ModelFiles.in_folder(folder, Chunking(64, 128))
     with pytest.raises(
         ValueError, match=f"^{other}: not a file of the export.*--chunk-size 64 --left"
     ):
@@ -130,25 +130,25 @@ def test_an_encoder_that_the_export_did_not_write_is_named(folder, exported):
     exported["chunk-32"].read_info()
 
 
-def test_an_export_without_digests_is_refused_with_the_remedy(folder, checkpoint):
+def test_export_without_hashes_is_refused(folder, checkpoint):
     info = json.loads((folder / "export.json").read_text())
     del info["files"]
     write_json(folder / "export.json", info)
     with pytest.raises(ValueError, match=f"older version.*--checkpoint {checkpoint}"):
-        ModelFiles.of(folder).read_info()
+        ModelFiles.in_folder(folder).read_info()
     Exporter(checkpoint, folder).write(None)
-    ModelFiles.of(folder).read_info()  # exported again; the others are not verified yet
+    ModelFiles.in_folder(folder).read_info()  # the others are not exported again yet
     with pytest.raises(ValueError, match="chunk-16-left-64.onnx: not a file of"):
-        ModelFiles.of(folder, Chunking(16, 64)).read_info()
+        ModelFiles.in_folder(folder, Chunking(16, 64)).read_info()
 
 
-def test_files_of_another_checkpoint_are_not_checked(
+def test_files_of_another_checkpoint_are_refused(
     folder, pristine_student, tokenizer, cuts, tmp_path
 ):
     other, weights = tmp_path / "other.pt", pristine_student.state_dict()
     save_pretrained(other, weights, STUDENT, tokenizer.model_bytes, {"epoch": 2})
     with pytest.raises(ValueError, match=f"export of .*, not of {other}"):
-        Exporter(other, folder).check(ModelFiles.of(folder), cuts[:1])
+        Exporter(other, folder).check(ModelFiles.in_folder(folder), cuts[:1])
 
 
 def without_text(cut):
@@ -157,10 +157,8 @@ def without_text(cut):
     return cut
 
 
-def test_int8_is_compared_with_float32_where_no_cut_has_text(
-    folder, checkpoint, cuts, caplog
-):
-    conversion, files = Exporter(checkpoint, folder), ModelFiles.of(folder)
+def test_int8_is_compared_with_float32_without_text(folder, checkpoint, cuts, caplog):
+    conversion, files = Exporter(checkpoint, folder), ModelFiles.in_folder(folder)
     unlabelled = [without_text(cut) for cut in cuts[:3]]
     with pytest.raises(Int8Refused, match=r"float32 0\.00 %, a loss of \d+"):
         conversion.quantize(files, unlabelled)
@@ -177,17 +175,15 @@ def test_int8_is_compared_with_float32_where_no_cut_has_text(
     assert info["files"]["encoder.int8.onnx"] == sha256_file(files.int8.encoder)
 
 
-def test_int8_is_measured_on_the_cuts_with_text(folder, checkpoint, cuts, caplog):
-    conversion, files = Exporter(checkpoint, folder), ModelFiles.of(folder)
+def test_int8_skips_cuts_without_text(folder, checkpoint, cuts, caplog):
+    conversion, files = Exporter(checkpoint, folder), ModelFiles.in_folder(folder)
     alone = conversion.quantize(files, cuts[:2], max_loss=1000.0)
     mixed = [*cuts[:2], without_text(cuts[2])]
     assert conversion.quantize(files, mixed, max_loss=1000.0) == alone
     assert "1 cuts have no text" in caplog.text
 
 
-def test_int8_of_a_model_that_recognises_nothing_is_refused(
-    student, tokenizer, cuts, tmp_path
-):
+def test_int8_is_refused_if_no_word_is_recognised(student, tokenizer, cuts, tmp_path):
     student.joiner.output_linear.bias.data[0] += 1000.0
     weights, path = student.state_dict(), tmp_path / "pretrained.pt"
     save_pretrained(path, weights, STUDENT, tokenizer.model_bytes, {})
@@ -197,12 +193,10 @@ def test_int8_of_a_model_that_recognises_nothing_is_refused(
         conversion.quantize(files, [without_text(cut) for cut in cuts[:2]])
 
 
-def test_engines_that_disagree_are_an_error_that_lists_prompts(
-    exported, checkpoint, cuts, tmp_path
-):
+def test_mismatch_lists_the_prompts(exported, checkpoint, cuts, tmp_path):
     shutil.copytree(exported["full"].encoder.parent, tmp_path, dirs_exist_ok=True)
     conversion = Exporter(checkpoint, tmp_path)
-    files = ModelFiles.of(tmp_path)
+    files = ModelFiles.in_folder(tmp_path)
     report = conversion.check(files, cuts[:3])
     assert report.ok
     info = json.loads((tmp_path / "export.json").read_text())
@@ -213,7 +207,7 @@ def test_engines_that_disagree_are_an_error_that_lists_prompts(
         conversion.check(files, cuts[:3])
 
 
-def test_a_bpe_model_of_another_size_is_refused(pristine_student, cuts, tmp_path):
+def test_bpe_model_of_another_size_is_refused(pristine_student, cuts, tmp_path):
     texts = [cut.supervisions[0].text for cut in cuts]
     path = tmp_path / "pretrained.pt"
     weights = pristine_student.state_dict()
@@ -223,8 +217,8 @@ def test_a_bpe_model_of_another_size_is_refused(pristine_student, cuts, tmp_path
     assert not (tmp_path / "export").exists()
 
 
-def test_a_model_that_saw_no_text_is_refused(pristine_student, tmp_path):
+def test_checkpoint_without_tokenizer_is_refused(pristine_student, tmp_path):
     path = tmp_path / "pretrained.pt"
     save_pretrained(path, pristine_student.state_dict(), STUDENT, None, {})
-    with pytest.raises(ValueError, match="no text"):
+    with pytest.raises(ValueError, match="no tokenizer"):
         Exporter(path, tmp_path / "export")

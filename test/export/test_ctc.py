@@ -20,7 +20,7 @@ from icefall_kd.export.compare import (
     greedy_logits,
 )
 from icefall_kd.export.convert import EngineMismatch, Exporter
-from icefall_kd.export.files import ModelFiles, read_metadata, require_sherpa_metadata
+from icefall_kd.export.files import ModelFiles, check_sherpa_metadata, read_metadata
 from icefall_kd.export.ort import OrtCtc, open_model, open_session
 from icefall_kd.export.quantize import Int8Refused, quantize_checked, quantize_model
 from icefall_kd.export.sherpa import SherpaRecogniser, sherpa_features
@@ -46,19 +46,19 @@ def collapse(labels):
 
 
 @pytest.mark.parametrize("kind", ["full", "chunk-16", "chunk-32"])
-def test_the_three_engines_agree(kind, exported_ctc, student, waves):
+def test_three_engines_agree(kind, exported_ctc, student, waves):
     few = dict(list(waves.items())[:20])
     report = compare_engines(student, exported_ctc[kind], few, GREEDY)
     print("\n".join(report.lines()))
     assert report.prompts == 20
     assert report.tokens > 400
     assert report.differences == []
-    assert all(flip.explained for flip in report.flips)
+    assert all(flip.is_explained for flip in report.flips)
     assert report.feature_difference < FEATURE_TOLERANCE
     assert report.ok
 
 
-def test_a_token_that_crosses_chunks_is_one_token(exported_ctc, student, waves):
+def test_token_across_chunks_is_one_token(exported_ctc, student, waves):
     """The prompts hold such tokens, and sherpa-onnx keeps them whole as we do."""
     files = exported_ctc["chunk-16"]
     some = list(waves.values())[:20]
@@ -76,7 +76,7 @@ def test_a_token_that_crosses_chunks_is_one_token(exported_ctc, student, waves):
     assert cut_in_two > 3
 
 
-def test_the_file_is_valid_and_has_icefalls_names(exported_ctc):
+def test_file_is_valid_and_has_icefalls_names(exported_ctc):
     for kind, files in exported_ctc.items():
         assert files.onnx == (files.encoder,)
         model = onnx.load(str(files.encoder))
@@ -96,17 +96,17 @@ def test_the_file_is_valid_and_has_icefalls_names(exported_ctc):
             assert [o.name for o in outputs[1:]] == [f"new_{i}" for i in inputs[1:]]
 
 
-def test_the_metadata_are_those_of_each_kind(exported_ctc):
+def test_metadata_are_those_of_each_kind(exported_ctc):
     offline = read_metadata(exported_ctc["full"].encoder)
     assert offline["model_type"] == "zipformer2_ctc"
     streaming = read_metadata(exported_ctc["chunk-16"].encoder)
     expected = {"model_type": "zipformer2", "T": "45", "decode_chunk_len": "32"}
     assert {**expected, "left_context_len": "64,32,16"}.items() <= streaming.items()
     for files in exported_ctc.values():
-        require_sherpa_metadata(files)
+        check_sherpa_metadata(files)
 
 
-def test_any_length_gives_the_log_probabilities_of_pytorch(exported_ctc, student):
+def test_any_length_has_log_probs_of_pytorch(exported_ctc, student):
     engine = OrtCtc(exported_ctc["full"], GREEDY)
     torch.manual_seed(1)
     for frames in (9, 10, 11, 31, 44, 233, 700):
@@ -118,7 +118,7 @@ def test_any_length_gives_the_log_probabilities_of_pytorch(exported_ctc, student
 
 
 @torch.no_grad()
-def test_padded_batches_and_batches_of_streams_are_as_in_pytorch(exported_ctc, student):
+def test_batches_encode_as_in_pytorch(exported_ctc, student):
     student.encoder.set_chunk(-1, -1)
     search = CtcGreedySearch(student, 3, GREEDY)
     x, lens = torch.randn(3, 150, 80), torch.tensor([80, 150, 33])
@@ -146,7 +146,7 @@ def test_sherpa_decodes_padded_batches_as_pytorch(exported_ctc, student, waves):
     assert sum(len(hyp.tokens) for hyp in theirs) > 300
 
 
-def test_unk_would_be_spoken_without_the_export_silencing_it(student, waves):
+def test_unk_has_best_score_without_the_export_step(student, waves):
     spoken = 0
     for wave in list(waves.values())[:5]:
         features = torch.from_numpy(sherpa_features(wave))
@@ -163,7 +163,7 @@ def test_greedy_logits_are_those_of_greedy_search(student, waves):
     assert collapse(logits.argmax(axis=1).tolist()) == tokens
 
 
-def test_a_tie_may_lie_at_an_earlier_frame_of_the_token():
+def test_ctc_tie_may_be_at_earlier_frame():
     margins = np.array([9, 9, 1e-5, 9, 9], np.float32)
     hyp = OrtHypothesis([5, 5], [1, 3], margins=margins)  # or one token, frames 1 to 3
     assert decision_margin(hyp, 3, "ctc") == pytest.approx(1e-5)
@@ -171,10 +171,10 @@ def test_a_tie_may_lie_at_an_earlier_frame_of_the_token():
     assert decision_margin(hyp, 1, "ctc") == 9
 
 
-def test_engines_that_disagree_are_an_error(exported_ctc, checkpoint, cuts, tmp_path):
+def test_mismatch_is_an_error(exported_ctc, checkpoint, cuts, tmp_path):
     shutil.copytree(exported_ctc["full"].encoder.parent, tmp_path, dirs_exist_ok=True)
     conversion = Exporter(checkpoint, tmp_path, "ctc")
-    files = ModelFiles.of(tmp_path, head="ctc")
+    files = ModelFiles.in_folder(tmp_path, head="ctc")
     assert conversion.check(files, cuts[:2]).ok
     conversion.model.ctc_output[1].bias.data[0] -= 6.0
     with pytest.raises(EngineMismatch, match=cuts[0].id):
@@ -192,13 +192,13 @@ def test_both_heads_share_a_folder(checkpoint, tmp_path):
     assert entries["model.onnx"]["parameters"] != entries["encoder.onnx"]["parameters"]
 
 
-def test_a_lossy_int8_model_is_refused_and_removed(exported_ctc, waves, tmp_path):
+def test_lossy_int8_is_refused_and_removed(exported_ctc, waves, tmp_path):
     """Random weights do not survive 8 bits; the transducer's files are not touched."""
     source = exported_ctc["chunk-16"]
     for path in (source.encoder, source.tokens):
         shutil.copy(path, tmp_path)
     (tmp_path / "decoder.int8.onnx").write_bytes(b"of the transducer")
-    files = ModelFiles.of(tmp_path, source.chunking, head="ctc")
+    files = ModelFiles.in_folder(tmp_path, source.chunking, head="ctc")
     features = [sherpa_features(w) for w in list(waves.values())[:3]]
     said = [OrtCtc(files, GREEDY).decode(f).tokens for f in features]
 
@@ -214,12 +214,12 @@ def test_a_lossy_int8_model_is_refused_and_removed(exported_ctc, waves, tmp_path
     assert quantize_checked(files, wer, max_loss=1000.0).wer_int8 > 0
 
 
-def test_int8_keeps_its_metadata_and_runs_in_sherpa(exported_ctc, waves, tmp_path):
+def test_int8_keeps_metadata_and_runs_in_sherpa(exported_ctc, waves, tmp_path):
     for kind in ("full", "chunk-16"):
         source = exported_ctc[kind]
         for path in (source.encoder, source.tokens):
             shutil.copy(path, tmp_path)
-        files = ModelFiles.of(tmp_path, source.chunking, head="ctc")
+        files = ModelFiles.in_folder(tmp_path, source.chunking, head="ctc")
         int8 = quantize_model(files)
         assert int8 == files.int8 and int8.float32 == files
         assert int8.encoder.stat().st_size < files.encoder.stat().st_size
@@ -232,23 +232,23 @@ def test_int8_keeps_its_metadata_and_runs_in_sherpa(exported_ctc, waves, tmp_pat
 @pytest.mark.parametrize(
     "options, message",
     [
-        (DecodeOptions("ctc_prefix_beam_search"), "no ctc_prefix_beam_search.*decode"),
-        (DecodeOptions("ctc_greedy_search", blank_penalty=1.0), "no blank penalty"),
+        (DecodeOptions("ctc_prefix_beam_search"), "ctc_prefix_beam_search.*bin.decode"),
+        (DecodeOptions("ctc_greedy_search", blank_penalty=1.0), "--blank-penalty 1"),
         (DecodeOptions("greedy_search"), "a ctc recogniser.*--head transducer"),
     ],
 )
-def test_what_sherpa_cannot_do_is_refused(exported_ctc, options, message):
+def test_options_that_sherpa_lacks_are_refused(exported_ctc, options, message):
     with pytest.raises(ValueError, match=message):
         SherpaRecogniser(exported_ctc["full"], options)
 
 
-def test_a_file_of_the_other_head_is_refused(exported, exported_ctc):
+def test_file_of_other_head_is_refused(exported, exported_ctc):
     for kind in ("full", "chunk-16"):
         ours, other = exported_ctc[kind], exported[kind]
-        with pytest.raises(ValueError, match="gives encoder_out.*--head ctc"):
-            require_sherpa_metadata(dataclasses.replace(ours, encoder=other.encoder))
-        with pytest.raises(ValueError, match="gives log_probs.*--head transducer"):
-            require_sherpa_metadata(dataclasses.replace(other, encoder=ours.encoder))
-    absent = ModelFiles.of(exported["full"].encoder.parent, head="ctc")
+        with pytest.raises(ValueError, match="encoder_out.*--head ctc"):
+            check_sherpa_metadata(dataclasses.replace(ours, encoder=other.encoder))
+        with pytest.raises(ValueError, match="log_probs.*--head transducer"):
+            check_sherpa_metadata(dataclasses.replace(other, encoder=ours.encoder))
+    absent = ModelFiles.in_folder(exported["full"].encoder.parent, head="ctc")
     with pytest.raises(FileNotFoundError, match=r"model.onnx.*--head ctc.*none"):
-        absent.require()
+        absent.check_exist()

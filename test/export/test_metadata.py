@@ -10,8 +10,8 @@ import pytest
 
 from icefall_kd.export.files import (
     ModelFiles,
+    check_sherpa_metadata,
     read_metadata,
-    require_sherpa_metadata,
     streaming_encoder_metadata,
 )
 from icefall_kd.recognition.options import Chunking
@@ -35,7 +35,7 @@ def test_streaming_metadata_describe_the_stacks(exported):
     assert expected.items() <= metadata.items()
 
 
-def test_the_other_files_have_what_they_need(exported):
+def test_decoder_and_joiner_have_their_metadata(exported):
     files = exported["full"]
     encoder = read_metadata(files.encoder)
     assert (encoder["model_type"], encoder["tail_padding"]) == ("zipformer2", "0")
@@ -43,7 +43,7 @@ def test_the_other_files_have_what_they_need(exported):
     assert read_metadata(files.joiner) == {"joiner_dim": "32"}
 
 
-def test_the_tail_padding_is_what_the_chunk_needs(student):
+def test_metadata_have_tail_padding_of_the_chunk(student):
     for size, seconds in ((16, "0.75"), (32, "1.07"), (64, "1.71")):
         chunking = Chunking(size, 128)
         for head in ("transducer", "ctc"):
@@ -53,26 +53,26 @@ def test_the_tail_padding_is_what_the_chunk_needs(student):
 
 def test_complete_files_pass(exported):
     for files in exported.values():
-        require_sherpa_metadata(files)
+        check_sherpa_metadata(files)
 
 
-def test_a_missing_file_is_named_with_those_that_are_there(exported, tmp_path):
+def test_missing_file_is_reported_with_existing_ones(exported, tmp_path):
     files = exported["full"]
     for path in (*files.onnx, files.tokens):
         shutil.copy(path, tmp_path)
-    wanted = ModelFiles.of(tmp_path, exported["chunk-16"].chunking)
+    wanted = ModelFiles.in_folder(tmp_path, exported["chunk-16"].chunking)
     with pytest.raises(
         FileNotFoundError, match=r"chunk-16-left-64.*\['encoder.onnx'\]"
     ):
-        require_sherpa_metadata(wanted)
+        check_sherpa_metadata(wanted)
 
 
-def test_an_encoder_of_the_other_kind_is_refused(exported):
+def test_encoder_of_other_kind_is_refused(exported):
     full, chunks = exported["full"], exported["chunk-16"]
-    with pytest.raises(ValueError, match="reads whole utterances"):
-        require_sherpa_metadata(dataclasses.replace(chunks, encoder=full.encoder))
-    with pytest.raises(ValueError, match="reads chunks"):
-        require_sherpa_metadata(dataclasses.replace(full, encoder=chunks.encoder))
+    with pytest.raises(ValueError, match="is full-context"):
+        check_sherpa_metadata(dataclasses.replace(chunks, encoder=full.encoder))
+    with pytest.raises(ValueError, match="is streaming"):
+        check_sherpa_metadata(dataclasses.replace(full, encoder=chunks.encoder))
 
 
 def without(path, key, folder):
@@ -86,21 +86,21 @@ def without(path, key, folder):
 
 
 @pytest.mark.parametrize("key", ["T", "left_context_len", "num_heads", "model_type"])
-def test_missing_encoder_metadata_are_named(exported, tmp_path, key):
+def test_missing_encoder_metadata_are_reported(exported, tmp_path, key):
     files = exported["chunk-16"]
     broken = dataclasses.replace(files, encoder=without(files.encoder, key, tmp_path))
     with pytest.raises(ValueError, match=key):
-        require_sherpa_metadata(broken)
+        check_sherpa_metadata(broken)
 
 
-def test_missing_decoder_metadata_are_named(exported, tmp_path):
+def test_missing_decoder_metadata_are_reported(exported, tmp_path):
     files = exported["full"]
     decoder = without(files.decoder, "vocab_size", tmp_path)
     with pytest.raises(ValueError, match="decoder.onnx.*vocab_size"):
-        require_sherpa_metadata(dataclasses.replace(files, decoder=decoder))
+        check_sherpa_metadata(dataclasses.replace(files, decoder=decoder))
 
 
-def test_sherpa_itself_would_have_ended_the_process(exported, tmp_path):
+def test_sherpa_ends_the_process_without_metadata(exported, tmp_path):
     files = exported["full"]
     decoder = without(files.decoder, "vocab_size", tmp_path)
     code = (

@@ -27,7 +27,7 @@ def names(values):
     return [v.name for v in values]
 
 
-def test_the_graphs_are_valid_at_opset_13(exported):
+def test_graphs_are_valid_at_opset_13(exported):
     for path in {p for files in exported.values() for p in files.onnx}:
         model = onnx.load(str(path))
         onnx.checker.check_model(model, full_check=True)
@@ -43,7 +43,7 @@ def test_inputs_and_outputs_have_icefalls_names(exported):
     assert names(joiner.get_outputs()) == ["logit"]
 
 
-def test_streaming_states_are_in_sherpas_order_and_shapes(exported):
+def test_streaming_states_have_sherpas_order_and_shapes(exported):
     encoder = open_session(exported["chunk-16"].encoder)
     inputs, outputs = encoder.get_inputs(), encoder.get_outputs()
     states = [
@@ -76,7 +76,7 @@ def test_streaming_states_are_in_sherpas_order_and_shapes(exported):
     assert inputs[-1].type == "tensor(int64)"
 
 
-def test_any_length_from_nine_frames_encodes_as_in_pytorch(exported, student):
+def test_any_length_encodes_as_in_pytorch(exported, student):
     engine = OrtTransducer(exported["full"], DecodeOptions())
     torch.manual_seed(1)
     for frames in [*range(9, 45), 233, 301, 1200]:
@@ -86,7 +86,7 @@ def test_any_length_from_nine_frames_encodes_as_in_pytorch(exported, student):
         np.testing.assert_allclose(engine.encode(features.numpy()), expected, atol=2e-4)
 
 
-def test_a_model_that_is_not_causal_encodes_at_any_length(tmp_path):
+def test_model_that_is_not_causal_encodes_any_length(tmp_path):
     shape = dataclasses.replace(
         STUDENT.encoder, causal=False, chunk_size=(-1,), left_context_frames=(-1,)
     )
@@ -106,7 +106,7 @@ def test_a_model_that_is_not_causal_encodes_at_any_length(tmp_path):
 
 
 @torch.no_grad()
-def test_a_padded_batch_encodes_as_in_pytorch(exported, student):
+def test_padded_batch_encodes_as_in_pytorch(exported, student):
     student.encoder.set_chunk(-1, -1)
     x, lens = torch.randn(3, 150, 80), torch.tensor([80, 150, 33])
     out, out_lens = student.forward_encoder(x, lens)
@@ -119,7 +119,7 @@ def test_a_padded_batch_encodes_as_in_pytorch(exported, student):
 
 
 @torch.no_grad()
-def test_a_batch_of_streams_encodes_as_in_pytorch(exported, student):
+def test_streams_in_a_batch_encode_as_in_pytorch(exported, student):
     features = [torch.randn(200, 80) for _ in range(3)]
     engine = OrtTransducer(exported["chunk-32"], DecodeOptions())
     chunks = engine.encode_chunks([f.numpy() for f in features])
@@ -147,7 +147,7 @@ def test_new_states_have_the_shapes_of_the_old(exported):
 
 
 @torch.no_grad()
-def test_the_predictor_reads_minus_one_as_nothing(exported, student):
+def test_predictor_maps_minus_one_to_zero_embedding(exported, student):
     session = open_session(exported["full"].decoder)
     y = torch.tensor([[-1, 0], [0, 0], [5, 7], [-1, -1]])
     out = session.run(None, {"y": y.numpy()})[0]
@@ -166,13 +166,13 @@ def test_the_predictor_reads_minus_one_as_nothing(exported, student):
         (Chunking(16, 0), "left_context 0"),
     ],
 )
-def test_chunks_that_do_not_divide_are_refused(student, tmp_path, chunking, message):
+def test_invalid_chunks_are_refused(student, tmp_path, chunking, message):
     with pytest.raises(ValueError, match=message):
         export_model(student, tmp_path / "out", [chunking])
     assert not (tmp_path / "out").exists()
 
 
-def test_a_front_end_that_sherpa_cannot_feed_is_refused(tmp_path):
+def test_front_end_of_another_width_is_refused(tmp_path):
     shape = dataclasses.replace(STUDENT.encoder, frontend_channels=(4, 8, 64))
     model = random_student(
         dataclasses.replace(STUDENT, encoder=shape), [torch.randn(40000)]

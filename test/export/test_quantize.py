@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from icefall_kd.decoding import DecodeOptions
-from icefall_kd.export.convert import fbank_for
+from icefall_kd.export.convert import compute_sherpa_fbank
 from icefall_kd.export.files import read_metadata
 from icefall_kd.export.onnx import export_model
 from icefall_kd.export.ort import OrtTransducer
@@ -30,13 +30,13 @@ def files(exported, tmp_path):
     source = exported["chunk-16"]
     for path in (*source.onnx, source.tokens):
         shutil.copy(path, tmp_path)
-    return type(source).of(tmp_path, source.chunking)
+    return type(source).in_folder(tmp_path, source.chunking)
 
 
 @pytest.fixture
 def wer(files, cuts, tokenizer):
     """WER of files against what the float32 files recognise in real prompts."""
-    features = fbank_for(files, cuts[:8])
+    features = compute_sherpa_fbank(files, cuts[:8])
 
     def words(engine, x):
         return tokenizer.decode(engine.decode(x).tokens).split()
@@ -52,26 +52,30 @@ def wer(files, cuts, tokenizer):
     return measure
 
 
-def test_a_loss_is_refused_with_the_figure_and_leaves_nothing(files, wer):
+def test_lossy_int8_is_refused_and_removed(files, wer):
     """Random weights do not survive 8 bits: float32 has 0 %, int8 much more."""
     before = sorted(files.encoder.parent.iterdir())
     with pytest.raises(Int8Refused, match=r"0\.00 %, a loss of \d+\.\d\d") as refused:
         quantize_checked(files, wer)
-    assert refused.value.report.loss > 0.3
+    assert refused.value.result.loss > 0.3
     assert sorted(files.encoder.parent.iterdir()) == before
     assert wer(files) == 0.0
 
 
-def test_files_that_lose_little_enough_are_kept(files, wer):
+def test_int8_with_small_loss_is_kept(files, wer):
     report = quantize_checked(files, wer, max_loss=1000.0)
     assert report.accepted
     assert report.wer_float == 0.0 < report.wer_int8
-    int8 = type(files).of(files.encoder.parent, files.chunking, int8=True).require()
+    int8 = (
+        type(files)
+        .in_folder(files.encoder.parent, files.chunking, int8=True)
+        .check_exist()
+    )
     for small, large in zip(int8.onnx, files.onnx):
         assert small.stat().st_size < large.stat().st_size
 
 
-def test_the_worst_matrices_are_tried_in_float32(files):
+def test_worst_matrices_stay_in_float32(files):
     calls = []
 
     def wer(candidate):
@@ -86,7 +90,7 @@ def test_the_worst_matrices_are_tried_in_float32(files):
     assert {name for name, _ in matrix_errors(files.encoder)[:5]} <= names
 
 
-def test_an_outlier_makes_a_matrix_the_worst(student, tmp_path):
+def test_outlier_gives_largest_matrix_error(student, tmp_path):
     with torch.no_grad():
         student.encoder_embed.out.weight[3, 4] = 40.0
     files = export_model(student, tmp_path)[0]
@@ -95,7 +99,7 @@ def test_an_outlier_makes_a_matrix_the_worst(student, tmp_path):
     assert error > 5 * second
 
 
-def test_int8_files_keep_their_metadata_and_run_in_sherpa(files, waves):
+def test_int8_keeps_metadata_and_runs_in_sherpa(files, waves):
     int8 = quantize_model(files)
     for small, large in zip(int8.onnx, files.onnx):
         assert read_metadata(large).items() <= read_metadata(small).items()
@@ -104,7 +108,7 @@ def test_int8_files_keep_their_metadata_and_run_in_sherpa(files, waves):
     assert len(hyp.tokens) > 5
 
 
-def test_only_matrices_with_constant_weights_become_integers(files):
+def test_only_constant_weights_are_quantised(files):
     int8 = quantize_model(files)
     before = onnx.load(str(files.encoder)).graph.node
     after = onnx.load(str(int8.encoder)).graph.node

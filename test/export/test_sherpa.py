@@ -50,7 +50,7 @@ def fbank(waves, chunking=None):
     return [torch.from_numpy(sherpa_features(w.numpy())) for w in waves]
 
 
-def test_features_are_bit_equal_to_those_in_sherpas_streams(exported, some):
+def test_features_equal_those_of_sherpa_bit_for_bit(exported, some):
     files = exported["chunk-16"]
     recogniser = sherpa_onnx.OnlineRecognizer.from_transducer(
         tokens=str(files.tokens),
@@ -67,7 +67,7 @@ def test_features_are_bit_equal_to_those_in_sherpas_streams(exported, some):
         np.testing.assert_array_equal(np.reshape(held, features.shape), features)
 
 
-def test_no_sample_has_no_frame():
+def test_no_samples_have_no_frames():
     assert sherpa_features(np.zeros(0, np.float32)).shape == (0, 80)
 
 
@@ -76,9 +76,7 @@ def test_padded_batches_agree(exported, student, some):
     assert_same(decode_full_context(student, fbank(some), GREEDY), theirs)
 
 
-def test_too_short_for_a_frame_of_the_encoder_is_an_empty_answer(
-    exported, student, some
-):
+def test_waves_without_encoder_frame_give_empty_hypotheses(exported, student, some):
     short = [np.zeros(n, np.float32) for n in (0, 399, 1000, 1359)]
     waves = [short[0], some[0], *short[1:], some[1]]
     theirs = SherpaRecogniser(exported["full"], GREEDY).decode(waves)
@@ -113,7 +111,7 @@ def hotwords(exported, cuts, tmp_path_factory):
     lines += [" ".join(reference_words(cut)[1:4]) for cut in cuts[:20]]
     path = tmp_path_factory.mktemp("hotwords") / "hotwords.txt"
     path.write_text("\n".join(lines) + "\n")
-    return transcribe.hotwords(exported["full"], path, 2.0)
+    return transcribe.read_export_hotwords(exported["full"], path, 2.0)
 
 
 @pytest.mark.parametrize("kind", ["full", "chunk-16"])
@@ -132,7 +130,7 @@ def test_hotwords_agree(exported, student, some, hotwords, kind):
     assert sum(a.tokens != b.tokens for a, b in zip(ours, without)) > 10
 
 
-def test_sherpa_reads_a_messy_file_as_pytorch_does(
+def test_sherpa_and_pytorch_read_messy_file_equally(
     exported, student, some, hotwords, tmp_path
 ):
     """A byte order mark, CR line ends, and half of the phrases in BPE pieces."""
@@ -140,15 +138,15 @@ def test_sherpa_reads_a_messy_file_as_pytorch_does(
     lines[::2] = ["▁" + line.replace(" ", " ▁") for line in lines[::2]]
     path = tmp_path / "messy.txt"
     path.write_bytes(("\ufeff" + "\r".join(lines).replace("▁:", ":")).encode())
-    messy = transcribe.hotwords(exported["full"], path, 2.0)
+    messy = transcribe.read_export_hotwords(exported["full"], path, 2.0)
     assert messy.sha256 == hotwords.sha256
     options = dataclasses.replace(BEAM, hotwords=messy)
     ours = decode_full_context(student, fbank(some), options)
     assert_same(ours, SherpaRecogniser(exported["full"], options).decode(some))
 
 
-def test_what_sherpa_would_end_the_process_for_is_refused(exported, hotwords, tmp_path):
-    with pytest.raises(ValueError, match="in modified_beam_search alone"):
+def test_unsupported_hotwords_are_refused(exported, hotwords, tmp_path):
+    with pytest.raises(ValueError, match="--hotwords.*modified_beam_search"):
         SherpaRecogniser(
             exported["full"], dataclasses.replace(GREEDY, hotwords=hotwords)
         )
@@ -157,16 +155,16 @@ def test_what_sherpa_would_end_the_process_for_is_refused(exported, hotwords, tm
             (tmp_path / path.name).symlink_to(path)
     with pytest.raises(FileNotFoundError, match="bpe.vocab"):
         SherpaRecogniser(
-            ModelFiles.of(tmp_path), dataclasses.replace(BEAM, hotwords=hotwords)
+            ModelFiles.in_folder(tmp_path), dataclasses.replace(BEAM, hotwords=hotwords)
         )
 
 
-def test_the_text_is_that_of_the_tokens(exported, tokenizer, some):
+def test_text_is_that_of_the_tokens(exported, tokenizer, some):
     for hyp in SherpaRecogniser(exported["full"], GREEDY).decode(some[:5]):
         assert hyp.text.split() == tokenizer.decode(hyp.tokens).split()
 
 
-def test_tokens_are_read_as_sherpa_reads_them(exported, tokenizer):
+def test_tokens_are_read_as_in_sherpa(exported, tokenizer):
     table = read_tokens(exported["full"].tokens)
     assert len(table) == tokenizer.vocab_size
     assert all(table[tokenizer.piece(i)] == i for i in range(tokenizer.vocab_size))
@@ -176,15 +174,15 @@ def test_tokens_are_read_as_sherpa_reads_them(exported, tokenizer):
 @pytest.mark.parametrize(
     "wave", [np.zeros((1, 1600), np.float32), np.zeros(1600, np.int16)]
 )
-def test_waves_that_sherpa_would_misread_are_refused(exported, wave):
+def test_waves_of_other_shape_or_type_are_refused(exported, wave):
     with pytest.raises(ValueError, match="float32"):
         SherpaRecogniser(exported["full"], GREEDY).decode([wave])
 
 
-def test_long_audio_gives_the_words_of_its_parts(exported, parts, tmp_path):
+def test_long_audio_has_the_words_of_its_parts(exported, parts, tmp_path):
     options = DecodeOptions(unk_id=2, max_utterance=10.0)
     soundfile.write(tmp_path / "a.wav", np.concatenate(parts), 16000, subtype="FLOAT")
-    ((_, text, reason),) = transcribe.files(
+    ((_, text, reason),) = transcribe.transcribe_files(
         exported["full"], [tmp_path / "a.wav"], options, 1
     )
     alone = SherpaRecogniser(exported["full"], options).decode(parts)
@@ -192,7 +190,9 @@ def test_long_audio_gives_the_words_of_its_parts(exported, parts, tmp_path):
     assert text.split() == [word for hyp in alone for word in hyp.text.split()]
     assert len(text.split()) > 40
     cut = Recording.from_file(tmp_path / "a.wav", recording_id="a").to_cut()
-    ((recognition,), rtf) = transcribe.cuts(exported["full"], [cut], options, 1)
+    ((recognition,), rtf) = transcribe.transcribe_cuts(
+        exported["full"], [cut], options, 1
+    )
     assert recognition.hyp == text.split()
     assert recognition.frames == [
         175 * i + hyp.timestamps[last]
@@ -202,7 +202,7 @@ def test_long_audio_gives_the_words_of_its_parts(exported, parts, tmp_path):
     assert 0 < rtf < 10
 
 
-def test_streams_fed_in_blocks_are_those_fed_at_once(exported, some):
+def test_streams_do_not_depend_on_block_size(exported, some):
     sherpa = SherpaRecogniser(exported["chunk-16"], GREEDY)
     blocks = [[w[i : i + 5000] for i in range(0, len(w), 5000)] for w in some]
     assert_same(sherpa.decode(some), sherpa.decode_streams(blocks))
@@ -247,7 +247,10 @@ def test_byte_fallback_is_checked_and_transcribed(byte_fallback, cuts, some, tmp
     assert len(shown) > 20 and len(shown) < len(pieces)
     for a, wave in zip(ours, some):
         b = sherpa.decode([wave])[0]
-        assert (sherpa.show(a).tokens, a.timestamps) == (b.tokens, b.timestamps)
+        assert (sherpa.map_byte_tokens(a).tokens, a.timestamps) == (
+            b.tokens,
+            b.timestamps,
+        )
         text = tokenizer.decode(a.tokens)
         if text.isprintable() and "\ufffd" not in text:  # else it has half a letter
             assert b.text.split() == text.split()
@@ -262,7 +265,7 @@ def test_byte_fallback_is_checked_and_transcribed(byte_fallback, cuts, some, tmp
         ("", "", ""),
     ],
 )
-def test_each_word_has_a_frame_though_sherpa_drops_a_space(pieces, text, words):
+def test_each_word_has_a_frame_if_sherpa_drops_a_space(pieces, text, words):
     pieces = pieces.split()
     found, frames = transcribe._split_words(text, pieces, range(len(pieces)))
     assert found == words.split() and len(frames) == len(found)

@@ -6,7 +6,7 @@ import pytest
 from icefall_kd.recognition.scoring import paired_difference, wer_interval
 
 
-def test_the_interval_is_that_of_the_normal_approximation():
+def test_interval_equals_normal_approximation():
     rng = np.random.RandomState(0)
     errors = rng.binomial(10, 0.2, size=400)
     words = np.full(400, 10)
@@ -17,7 +17,7 @@ def test_the_interval_is_that_of_the_normal_approximation():
     assert high == pytest.approx(mean + half, abs=0.15)
 
 
-def test_the_interval_covers_the_true_rate_about_as_often_as_it_says():
+def test_interval_has_its_coverage():
     rng = np.random.RandomState(1)
     covered = 0
     for seed in range(200):
@@ -27,13 +27,13 @@ def test_the_interval_covers_the_true_rate_about_as_often_as_it_says():
     assert 180 <= covered <= 199
 
 
-def test_the_interval_is_the_same_every_time():
+def test_interval_is_reproducible():
     errors, words = list(range(20)), list(range(20, 40))
     assert wer_interval(errors, words) == wer_interval(errors, words)
     assert wer_interval(errors, words, seed=1) != wer_interval(errors, words, seed=2)
 
 
-def test_resampling_in_blocks_changes_nothing(monkeypatch):
+def test_resampling_does_not_depend_on_block_size(monkeypatch):
     errors, words = list(range(50)), [60] * 50
     whole = wer_interval(errors, words)
     monkeypatch.setattr("icefall_kd.recognition.scoring.BLOCK", 3000)
@@ -44,14 +44,14 @@ def test_equal_errors_have_no_spread():
     assert wer_interval([1, 1, 1], [4, 4, 4]) == (25.0, 25.0)
 
 
-def test_a_system_against_itself_is_no_improvement():
+def test_system_compared_with_itself_is_no_improvement():
     result = paired_difference([1, 2, 0], [1, 2, 0], [5, 5, 5])
     assert result.difference == 0
     assert result.interval == (0, 0)
     assert result.probability == 0.5
 
 
-def test_pairing_finds_a_gain_that_the_intervals_hide():
+def test_pairing_detects_gain_within_overlapping_intervals():
     rng = np.random.RandomState(2)
     old = rng.binomial(20, rng.choice([0.05, 0.9], size=60))  # easy and hard ones
     new = np.maximum(old - rng.binomial(1, 0.6, size=60), 0)
@@ -62,7 +62,7 @@ def test_pairing_finds_a_gain_that_the_intervals_hide():
     assert result.interval[1] < 0
 
 
-def test_nothing_to_resample_is_refused():
+def test_no_reference_words_are_refused():
     with pytest.raises(ValueError, match="no reference words"):
         wer_interval([], [])
     with pytest.raises(ValueError, match="no reference words"):
@@ -74,7 +74,7 @@ def test_unpaired_systems_are_refused():
         paired_difference([1, 2], [1], [3, 3])
 
 
-def test_several_runs_of_one_errors_are_as_one():
+def test_equal_runs_have_the_interval_of_one():
     errors, words = list(range(30)), [40] * 30
     assert wer_interval([errors] * 3, words) == pytest.approx(
         wer_interval(errors, words)
@@ -83,7 +83,7 @@ def test_several_runs_of_one_errors_are_as_one():
     assert paired_difference([errors] * 2, [errors[::-1]] * 3, words) == once
 
 
-def test_the_spread_of_runs_is_part_of_the_interval():
+def test_interval_includes_spread_of_runs():
     rng = np.random.RandomState(3)
     rates = rng.uniform(0.1, 0.3, size=30)
     runs = rng.binomial(10, rates[:, None], size=(30, 400))

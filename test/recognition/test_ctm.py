@@ -6,10 +6,10 @@ from lhotse.supervision import AlignmentItem
 
 from icefall_kd.data.shar import write_shar
 from icefall_kd.recognition.ctm import (
-    load_word_times,
+    load_alignment,
     read_channels,
     read_ctm,
-    transcripts,
+    read_transcripts,
     write_ctm,
 )
 
@@ -40,8 +40,8 @@ def ctm(times, shar, tmp_path):
     return tmp_path / "a.ctm"
 
 
-def test_what_is_written_is_read_back(ctm, shar, times):
-    found = load_word_times(ctm, shar)
+def test_ctm_is_read_as_written(ctm, shar, times):
+    found = load_alignment(ctm, shar)
     assert set(found) == set(times)
     for cut_id, items in times.items():
         for ours, theirs in zip(items, found[cut_id]):
@@ -52,26 +52,26 @@ def test_what_is_written_is_read_back(ctm, shar, times):
     assert sorted(ctm.parent.iterdir()) == [ctm, shar]  # nothing aside is left
 
 
-def test_lhotse_reads_every_word(ctm, cuts, times):
+def test_lhotse_reads_each_word(ctm, cuts, times):
     segments = SupervisionSet.from_segments(c.supervisions[0] for c in cuts[:6])
     aligned = segments.with_alignment_from_ctm(ctm, match_channel=True)
     found = {s.recording_id: [i.symbol for i in s.alignment["word"]] for s in aligned}
     assert found == {k: [i.symbol for i in items] for k, items in times.items()}
 
 
-def test_the_set_is_read_without_its_audio(cuts, shar):
+def test_transcripts_and_channels_are_read_without_audio(cuts, shar):
     (shar / "recording.000000.tar").unlink()
-    said = {cut.id: cut.supervisions[0].text.split() for cut in cuts[:6]}
-    assert transcripts(shar) == said
-    assert read_channels(shar) == dict.fromkeys(said, 0)
+    words = {cut.id: cut.supervisions[0].text.split() for cut in cuts[:6]}
+    assert read_transcripts(shar) == words
+    assert read_channels(shar) == dict.fromkeys(words, 0)
 
 
-def test_an_alignment_of_more_cuts_serves(ctm, shar):
+def test_alignment_may_have_further_cuts(ctm, shar):
     ctm.write_text(ctm.read_text() + ";; a comment\n\nother A 0.1 0.2 WORD\n")
-    assert load_word_times(ctm, shar)["other"] == [AlignmentItem("WORD", 0.1, 0.2)]
+    assert load_alignment(ctm, shar)["other"] == [AlignmentItem("WORD", 0.1, 0.2)]
 
 
-def test_an_alignment_of_another_set_is_told_with_counts_and_examples(ctm, shar, times):
+def test_alignment_of_another_set_is_refused(ctm, shar, times):
     missing, other = sorted(times)[:2]
     lines = ctm.read_text().splitlines(keepends=True)
     lines = [line for line in lines if not line.startswith(f"{missing} ")]
@@ -79,32 +79,31 @@ def test_an_alignment_of_another_set_is_told_with_counts_and_examples(ctm, shar,
     lines.remove(changed)
     ctm.write_text("".join(lines))
     with pytest.raises(ValueError) as refused:
-        load_word_times(ctm, shar)
-    said = " ".join(item.symbol for item in times[other])
-    left = " ".join(item.symbol for item in times[other][1:])
-    told = str(refused.value)
-    assert f"1 of 6 cuts are not in it, for example {missing}" in told
-    assert "1 of 6 cuts have other words, for example " in told
-    assert f"{other} has '{left}' in the place of '{said}'" in told
-    assert f"{ctm}" in told and "icefall_kd.bin.align" in told
+        load_alignment(ctm, shar)
+    words = [item.symbol for item in times[other]]
+    message = str(refused.value)
+    assert f"1 of 6 cuts are missing, for example {missing}" in message
+    assert f"{other} has '{' '.join(words[1:])}'" in message
+    assert f"'{' '.join(words)}'" in message
+    assert str(ctm) in message and "icefall_kd.bin.align" in message
 
 
 @pytest.mark.parametrize(
     "line",
     ["a 0 0.1 0.2", "a 0 x 0.2 WORD 1.0", "a 0 0.1 -0.2 WORD", "a 0 0 nan B", "a " * 7],
 )
-def test_a_bad_line_is_named(tmp_path, line):
+def test_malformed_line_is_reported(tmp_path, line):
     (tmp_path / "a.ctm").write_text(f"a 0 0.1 0.2 WORD 0.9\n{line}\n")
     with pytest.raises(ValueError, match=r"a\.ctm:2: not a line of a CTM file"):
         read_ctm(tmp_path / "a.ctm")
 
 
-def test_a_file_that_is_not_there_is_told_with_the_remedy(tmp_path):
+def test_missing_alignment_is_reported_with_remedy(tmp_path):
     with pytest.raises(FileNotFoundError, match="a.ctm.*icefall_kd.bin.align"):
         read_ctm(tmp_path / "a.ctm")
 
 
-def test_an_id_that_the_form_cannot_hold_is_refused(tmp_path):
+def test_cut_id_with_space_is_refused(tmp_path):
     with pytest.raises(ValueError, match="1 ids .*'my cut'"):
         write_ctm(tmp_path / "a.ctm", {"my cut": []}, {})
     assert list(tmp_path.iterdir()) == []

@@ -8,8 +8,8 @@ from icefall_kd import SAMPLE_RATE
 from icefall_kd.decoding.streaming import hop_frames, step_time, window_frames
 from icefall_kd.recognition.delay import (
     Delays,
-    chunk_time,
     delay_metrics,
+    frame_time,
     measure_delays,
 )
 from icefall_kd.recognition.scoring import Recognition
@@ -30,14 +30,14 @@ def found():
     ]
 
 
-def test_the_emission_delay_counts_to_the_end_of_the_frame(found):
+def test_emission_delay_ends_with_the_frame(found):
     delays = measure_delays(found, TIMES)
     # Frames 25, 49 and 7 end at 1.075, 2.035 and 0.355 s.
     assert delays.emission == pytest.approx([0.075, 0.035, -0.26])
     assert delays.latency is None
 
 
-def test_the_latency_counts_to_the_end_of_the_chunk(found):
+def test_latency_ends_with_the_chunk(found):
     delays = measure_delays(found, TIMES, chunk_size=16)
     assert delays.emission == measure_delays(found, TIMES).emission
     # They come with steps 3, 6 and 0 of eight frames each.
@@ -45,7 +45,7 @@ def test_the_latency_counts_to_the_end_of_the_chunk(found):
 
 
 @pytest.mark.parametrize("chunk_size", [16, 32, 64])
-def test_a_step_runs_at_its_time_and_not_a_sample_before(chunk_size):
+def test_step_time_is_exact_to_one_sample(chunk_size):
     """As sherpa-onnx asks it: more fbank frames are ready than the step reads."""
     options = knf.FbankOptions()
     options.frame_opts.dither = 0.0
@@ -61,14 +61,14 @@ def test_a_step_runs_at_its_time_and_not_a_sample_before(chunk_size):
         assert fbank.num_frames_ready > needed
 
 
-def test_all_frames_of_a_chunk_are_there_with_its_step():
-    times = [chunk_time(frame, 32) for frame in range(48)]
+def test_all_frames_of_a_chunk_have_the_time_of_its_step():
+    times = [frame_time(frame, 32) for frame in range(48)]
     assert times == [step_time(step, 32) for step in range(3) for _ in range(16)]
     assert times[0] == pytest.approx(0.7875)
     assert times[16] - times[0] == pytest.approx(0.64)
 
 
-def test_figures_are_mean_and_percentile_in_milliseconds():
+def test_metrics_are_mean_and_percentile_in_ms():
     tenths = [i / 10 for i in range(11)]
     assert delay_metrics(Delays(tenths, [1.0] * 11)) == {
         "emission_delay_mean_ms": 500.0,
@@ -92,6 +92,6 @@ def test_figures_are_mean_and_percentile_in_milliseconds():
         Recognition("c", ["GOODBYE"], ["GOODBYE"], [3]),
     ],
 )
-def test_a_recognition_that_cannot_be_measured_is_named(recognition):
+def test_recognition_without_times_is_reported(recognition):
     with pytest.raises(ValueError, match=f"^{recognition.cut_id}: .* needs one"):
         measure_delays([recognition], TIMES)

@@ -14,13 +14,13 @@ from icefall_kd.core.frames import align_frames
 from icefall_kd.data.cuts import load_wave
 from icefall_kd.decoding import DecodeOptions
 from icefall_kd.recognition.forced_alignment import (
-    BETWEEN,
+    ON_BLANK,
     align_cuts,
+    align_words_to_frames,
     ctc_log_probs,
     ctc_path,
     frame_end,
-    frames_needed,
-    word_times,
+    min_ctc_frames,
 )
 from icefall_kd.recognition.recognise import decode_waves, recognise
 
@@ -34,15 +34,15 @@ def collapsed(symbols):
     for symbol in symbols:
         if symbol and symbol != last:
             said.append(symbol)
-        places.append(len(said) - 1 if symbol else BETWEEN)
+        places.append(len(said) - 1 if symbol else ON_BLANK)
         last = symbol
     return tuple(said), places
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
 @pytest.mark.parametrize("num_frames", [1, 2, 5, 6])
-def test_the_best_path_is_the_best_of_all(tokens, num_frames):
-    if num_frames < frames_needed(tokens):
+def test_path_is_best_of_all_paths(tokens, num_frames):
+    if num_frames < min_ctc_frames(tokens):
         with pytest.raises(ValueError, match=f"{len(tokens)} tokens need .* frames"):
             ctc_path(torch.zeros(num_frames, VOCAB), tokens)
         return
@@ -58,18 +58,18 @@ def test_the_best_path_is_the_best_of_all(tokens, num_frames):
         assert ctc_path(log_probs, tokens).tolist() == paths[max(paths)]
 
 
-def test_the_shortest_path_has_a_blank_between_equal_tokens_alone():
-    assert [frames_needed(tokens) for tokens in TOKENS] == [0, 1, 2, 3, 3, 5]
-    assert ctc_path(torch.zeros(3, VOCAB), (3, 3)).tolist() == [0, BETWEEN, 1]
+def test_shortest_path_has_blanks_between_equal_tokens():
+    assert [min_ctc_frames(tokens) for tokens in TOKENS] == [0, 1, 2, 3, 3, 5]
+    assert ctc_path(torch.zeros(3, VOCAB), (3, 3)).tolist() == [0, ON_BLANK, 1]
     assert ctc_path(torch.zeros(0, VOCAB), ()).tolist() == []
 
 
-def test_a_word_lasts_from_its_first_to_its_last_frame():
+def test_word_lasts_from_first_to_last_frame():
     frames = [0, 1, 1, 0, 2, 0, 3]  # the words (1, 2) and (3,)
     log_probs = torch.full((7, VOCAB), 0.1).log()
     log_probs[range(7), frames] = torch.tensor(0.7).log()
     log_probs[6] = torch.tensor([0.2, 0.2, 0.2, 0.4]).log()
-    first, second = word_times(log_probs, ["AB", "C"], [(1, 2), (3,)])
+    first, second = align_words_to_frames(log_probs, ["AB", "C"], [(1, 2), (3,)])
     assert (first.symbol, second.symbol) == ("AB", "C")
     assert first.start == pytest.approx(0.075)  # frame 1 is centred at 95 ms
     assert first.end == pytest.approx(0.235)  # and frame 4 at 215 ms
@@ -77,7 +77,7 @@ def test_a_word_lasts_from_its_first_to_its_last_frame():
     assert (first.score, second.score) == pytest.approx((0.7, 0.4))
 
 
-def test_a_frame_ends_where_the_alignment_of_teachers_has_it():
+def test_frame_end_agrees_with_alignment_of_teachers():
     """A teacher's frames of 5 ms that count themselves tell the time of each frame."""
     counted = torch.arange(400, dtype=torch.float32)[None, :, None]
     lens, out_lens = torch.tensor([400]), torch.tensor([40])
@@ -87,7 +87,7 @@ def test_a_frame_ends_where_the_alignment_of_teachers_has_it():
         assert frame_end(frame) == pytest.approx(centre + ENCODER_SHIFT / 2)
 
 
-def test_what_greedy_search_says_is_aligned_where_greedy_search_said_it(student, cuts):
+def test_greedy_hypothesis_is_aligned_to_its_frames(student, cuts):
     """No path of these tokens is better than the best path of all."""
     greedy, spoken = DecodeOptions("ctc_greedy_search"), 0
     for cut in cuts[:5]:
@@ -98,9 +98,7 @@ def test_what_greedy_search_says_is_aligned_where_greedy_search_said_it(student,
     assert spoken > 50
 
 
-def test_words_of_real_prompts_follow_each_other_within_the_cut(
-    student, cuts, tokenizer
-):
+def test_words_are_in_order_within_the_cut(student, cuts, tokenizer):
     times = align_cuts(student, cuts[:5], tokenizer)
     assert list(times) == [cut.id for cut in cuts[:5]]
     for cut in cuts[:5]:
@@ -112,9 +110,7 @@ def test_words_of_real_prompts_follow_each_other_within_the_cut(
             assert end <= start + 1e-6
 
 
-def test_words_a_student_says_itself_are_complete_where_they_were_emitted(
-    student, cuts, tokenizer
-):
+def test_word_frames_are_those_of_last_tokens(student, cuts, tokenizer):
     greedy = DecodeOptions("ctc_greedy_search", unk_id=tokenizer.unk_id)
     found, _ = recognise(student, cuts[:5], tokenizer, greedy)
     for cut, recognition in zip(cuts, found):
@@ -128,7 +124,7 @@ def test_words_a_student_says_itself_are_complete_where_they_were_emitted(
             assert tokenizer.decode(before).split() != words
 
 
-def test_transcripts_that_do_not_fit_are_counted_and_named(student, cuts, tokenizer):
+def test_transcripts_without_path_are_reported(student, cuts, tokenizer):
     cuts = copy.deepcopy(cuts[:3])
     cuts[1].supervisions[0].text = "NINE " * 200
     cuts[2].supervisions[0].text = "PRESS \x8f NOW"  # sentencepiece removes it
@@ -138,7 +134,7 @@ def test_transcripts_that_do_not_fit_are_counted_and_named(student, cuts, tokeni
     assert f"{cuts[2].id}: '\\x8f' has no token" in str(refused.value)
 
 
-def test_a_long_cut_is_aligned_in_windows(student, parts, tmp_path):
+def test_long_cut_is_aligned_in_windows(student, parts, tmp_path):
     """As its parts, each at its time."""
     soundfile.write(tmp_path / "a.wav", np.concatenate(parts), 16000, subtype="FLOAT")
     cut = Recording.from_file(tmp_path / "a.wav", recording_id="a").to_cut()

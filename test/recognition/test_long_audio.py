@@ -11,7 +11,7 @@ from lhotse import Recording
 
 from icefall_kd.data.cuts import load_blocks, load_wave
 from icefall_kd.decoding import DecodeOptions
-from icefall_kd.recognition.long_audio import FRAME, OVERLAP, cut_windows
+from icefall_kd.recognition.long_audio import FRAME, OVERLAP, split_windows
 from icefall_kd.recognition.recognise import recognise
 
 SHORT = DecodeOptions(unk_id=2, max_utterance=10.0)
@@ -29,27 +29,27 @@ def in_blocks(wave, size):
 
 
 @pytest.mark.parametrize("size", [1000, 16000, 10**9])
-def test_windows_are_cut_in_the_middle_of_the_pauses(parts, size):
+def test_windows_are_split_in_the_middle_of_pauses(parts, size):
     wave = np.concatenate(parts)
-    windows = list(cut_windows(in_blocks(wave, size), 10.0))
+    windows = list(split_windows(in_blocks(wave, size), 10.0))
     assert [w.start for w in windows] == [0, 175, 350, 525, 700]
     for window, part in zip(windows, parts):
         np.testing.assert_array_equal(window.wave, part)
         assert not window.is_overlapped
 
 
-def test_an_utterance_up_to_the_limit_stays_whole(parts):
+def test_utterance_up_to_limit_is_one_window(parts):
     wave = np.concatenate(parts)[:160000]
-    (window,) = cut_windows([wave], 10.0)
+    (window,) = split_windows([wave], 10.0)
     assert len(window.wave) == 160000 and not window.is_overlapped
-    assert len(list(cut_windows([np.append(wave, wave[:1])], 10.0))) == 2
-    (empty,) = cut_windows([], 10.0)
+    assert len(list(split_windows([np.append(wave, wave[:1])], 10.0))) == 2
+    (empty,) = split_windows([], 10.0)
     assert (len(empty.wave), empty.start) == (0, 0)
 
 
-def test_windows_of_speech_without_a_pause_overlap_and_share_its_words(parts):
+def test_windows_without_pause_overlap_and_share_words(parts):
     noise = np.random.default_rng(0).normal(0, 0.1, 640 * 1000).astype(np.float32)
-    windows = list(cut_windows([noise], 10.0))
+    windows = list(split_windows([noise], 10.0))
     assert len(windows) > 4
     for window, after in zip(windows, windows[1:]):
         assert window.is_overlapped and after.is_overlapped
@@ -69,7 +69,7 @@ def test_windows_of_speech_without_a_pause_overlap_and_share_its_words(parts):
             i for i, t in enumerate(spoken) if t in frames and spoken[i ^ 1] in frames
         ]
         pieces = ["o" if i % 2 else "\u2581n" for i in here]
-        kept, placed = window.place_tokens(
+        kept, placed = window.select_tokens(
             pieces, [spoken[i] - frames[0] for i in here]
         )
         assert [spoken[here[i]] for i in kept] == placed
@@ -77,7 +77,7 @@ def test_windows_of_speech_without_a_pause_overlap_and_share_its_words(parts):
     assert found == spoken
 
 
-def test_long_cuts_give_the_words_of_their_parts_in_their_places(
+def test_long_cuts_have_words_and_frames_of_their_parts(
     student, parts, tokenizer, tmp_path
 ):
     cuts = [store(tmp_path, part, f"part{i}") for i, part in enumerate(parts)]
@@ -98,7 +98,7 @@ def test_long_cuts_give_the_words_of_their_parts_in_their_places(
         assert both[1].hyp == short[0].hyp
 
 
-def test_blocks_of_a_long_cut_are_its_samples(parts, tmp_path):
+def test_blocks_of_long_cut_are_its_samples(parts, tmp_path):
     cut = store(tmp_path, np.concatenate(parts * 5)[:2_000_001])  # 125 s
     blocks = list(load_blocks(cut))
     assert [len(block) for block in blocks] == [960000, 960000, 80001]
@@ -121,7 +121,7 @@ def read_status(name):
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux"
 )
-def test_memory_does_not_grow_with_the_length(student, parts, tokenizer, tmp_path):
+def test_memory_does_not_grow_with_duration(student, parts, tokenizer, tmp_path):
     speech = np.concatenate(parts)
     short = store(tmp_path, speech[: 30 * 16000], "short")
     long = store(tmp_path, np.tile(speech, 4)[: 120 * 16000])
@@ -134,7 +134,7 @@ def test_memory_does_not_grow_with_the_length(student, parts, tokenizer, tmp_pat
     assert peak_memory(lambda: recognise_cut(long)) < 2 * bound
 
 
-def test_a_limit_that_leaves_no_context_is_refused():
+def test_window_shorter_than_its_context_is_refused():
     with pytest.raises(ValueError, match="at least 5 s, got 3 s"):
         DecodeOptions(max_utterance=3.0)
     with pytest.raises(ValueError, match="at least 5 s"):

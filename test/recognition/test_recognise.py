@@ -15,9 +15,9 @@ from icefall_kd.fields.reader import open_shar
 from icefall_kd.recognition.ctm import count_transcripts
 from icefall_kd.recognition.options import Chunking, result_suffix
 from icefall_kd.recognition.recognise import (
-    batches,
     decode_full_context,
     decode_waves,
+    group_by_duration,
     recognise,
 )
 from icefall_kd.transducer.checkpoint import count_parameters
@@ -25,7 +25,7 @@ from icefall_kd.transducer.checkpoint import count_parameters
 GREEDY = DecodeOptions(unk_id=2)
 
 
-def test_a_set_is_recognised_in_its_order(student, cuts, tokenizer):
+def test_recognitions_have_the_order_of_the_set(student, cuts, tokenizer):
     some = cuts[:4]
     found, rtf = recognise(student, some, tokenizer, GREEDY)
     assert [r.cut_id for r in found] == [cut.id for cut in some]
@@ -34,9 +34,7 @@ def test_a_set_is_recognised_in_its_order(student, cuts, tokenizer):
     assert 0 < rtf < 10
 
 
-def test_letters_that_the_student_cannot_write_are_named(
-    student, cuts, tokenizer, caplog
-):
+def test_letters_without_token_are_logged(student, cuts, tokenizer, caplog):
     supervision = fastcopy(cuts[0].supervisions[0], text="HALLÖ")
     recognise(
         student, [fastcopy(cuts[0], supervisions=[supervision])], tokenizer, GREEDY
@@ -44,7 +42,7 @@ def test_letters_that_the_student_cannot_write_are_named(
     assert "are <unk>, for the letters Ö (U+00D6) 1" in caplog.text
 
 
-def test_streams_are_the_same_whatever_the_batch(student, cuts, tokenizer):
+def test_streams_do_not_depend_on_batch(student, cuts, tokenizer):
     def words(max_duration):
         found, _ = recognise(
             student,
@@ -59,14 +57,14 @@ def test_streams_are_the_same_whatever_the_batch(student, cuts, tokenizer):
     assert words(0.0) == words(1000.0)
 
 
-def test_too_few_frames_give_an_empty_hypothesis(student):
+def test_too_few_frames_give_empty_hypothesis(student):
     long, short = torch.randn(90, 80), torch.randn(8, 80)
     empty, spoken = decode_full_context(student, [short, long], GREEDY)
     assert (empty.tokens, empty.score) == ([], 0.0)
     assert spoken.tokens == decode_full_context(student, [long], GREEDY)[0].tokens
 
 
-def test_a_wave_shorter_than_a_window_gives_an_empty_hypothesis(student):
+def test_wave_shorter_than_fbank_window_gives_empty_hypothesis(student):
     waves = [torch.zeros(0), torch.randn(399), torch.randn(16000)]
     found = decode_waves(student, waves, GREEDY)
     assert [hypothesis.tokens for hypothesis in found[:2]] == [[], []]
@@ -74,19 +72,19 @@ def test_a_wave_shorter_than_a_window_gives_an_empty_hypothesis(student):
     assert found[2].tokens == alone[0].tokens
 
 
-def test_the_shortest_input_decodes(student):
+def test_shortest_inputs_decode(student):
     for frames in range(9, 40):
         decode_full_context(student, [torch.randn(frames, 80)], GREEDY)
 
 
-def test_batches_keep_order_and_stay_under_the_duration(cuts):
-    groups = list(batches(cuts, 20.0))
+def test_groups_keep_order_and_duration(cuts):
+    groups = list(group_by_duration(cuts, 20.0))
     assert [c.id for g in groups for c in g] == [c.id for c in cuts]
     assert len(groups) < len(cuts)
     for group in groups:
         padded = max(c.duration for c in group) * len(group)
         assert padded <= 20.0 or len(group) == 1
-    assert [len(g) for g in batches(cuts, 0.0)] == [1] * len(cuts)
+    assert [len(g) for g in group_by_duration(cuts, 0.0)] == [1] * len(cuts)
 
 
 def test_audio_of_another_rate_is_refused(cuts):
@@ -103,7 +101,7 @@ def test_samples_that_are_not_finite_are_refused(waves, tmp_path):
         load_wave(cut)
 
 
-def test_cuts_are_counted_without_their_audio(asterisk):
+def test_count_transcripts_counts_all_cuts(asterisk):
     folder = asterisk / "data/shar/test"
     total, _ = count_transcripts(folder)
     assert total == len(list(open_shar(folder))) == 100
@@ -116,7 +114,7 @@ def test_cuts_are_counted_without_their_audio(asterisk):
         ("ctc", ("decoder", "joiner", "simple_am_proj", "simple_lm_proj")),
     ],
 )
-def test_only_parameters_that_decoding_uses_are_counted(student, head, unused):
+def test_only_parameters_of_decoding_are_counted(student, head, unused):
     bare = copy.deepcopy(student)
     for name in unused:
         setattr(bare, name, None)
@@ -124,7 +122,7 @@ def test_only_parameters_that_decoding_uses_are_counted(student, head, unused):
     assert counted == sum(p.numel() for p in bare.parameters())
 
 
-def test_a_setting_has_its_name():
+def test_suffix_has_all_decoding_options():
     beam = DecodeOptions("modified_beam_search", beam=8, blank_penalty=0.5)
     assert result_suffix(GREEDY, None) == "greedy_search"
     assert result_suffix(beam, Chunking(32, 128)) == (

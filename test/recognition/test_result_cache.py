@@ -30,20 +30,20 @@ def change_audio(shar):
 
 
 @pytest.mark.parametrize("change", [change_text, change_audio])
-def test_another_text_or_audio_is_another_set(shar, change):
+def test_another_text_or_audio_changes_the_hash(shar, change):
     before = set_sha256(shar)
     change(shar)
     assert set_sha256(shar) != before
 
 
-def test_the_same_set_written_again_or_elsewhere_is_the_same(shar, cuts, tmp_path):
+def test_copy_of_a_set_has_the_same_hash(shar, cuts, tmp_path):
     path = shar / "cuts.000000.jsonl.gz"
     before = set_sha256(shar)
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 1, mtime=1))
     assert set_sha256(shutil.copytree(shar, tmp_path / "copy")) == before
 
 
-def test_code_counts_and_its_comments_do_not(tmp_path):
+def test_code_changes_the_hash_but_comments_do_not(tmp_path):
     def digest(name, text):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -55,12 +55,12 @@ def test_code_counts_and_its_comments_do_not(tmp_path):
     commented = 'def f(x):\n    """Return x."""\n    return x  # as it is\n'
     assert digest("decoding/a.py", commented) == first
     assert digest("report/page.py", "x = 1\n") == first
-    assert digest("training/checkpoint.py", "x = 1\n") != first
+    assert digest("transducer/checkpoint.py", "x = 1\n") != first
     assert digest("decoding/a.py", "def f(x):\n    return -x\n") != first
     code_sha256.cache_clear()
 
 
-def test_a_result_is_kept_while_all_that_it_depends_on_is_the_same(tmp_path, caplog):
+def test_result_is_reused_while_its_inputs_are_unchanged(tmp_path, caplog):
     caplog.set_level("INFO")
     path = tmp_path / "result-a-b.json"
     facts = {"set_sha256": "1", "beam": 4, "alignment_sha256": "7", "parameters": 5}
