@@ -63,7 +63,7 @@ def _first_limited(values: Sequence[int], option: str, where: str) -> int:
     limited = [value for value in values if value > 0]
     if not limited:
         raise ValueError(
-            f"{where}: no limited {option[2:].replace('-', ' ')} in the configuration "
+            f"{where}: the configuration has no limited {option[2:].replace('-', ' ')} "
             f"({', '.join(map(str, values))}); set {option}"
         )
     return limited[0]

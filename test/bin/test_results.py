@@ -60,7 +60,7 @@ def test_default_chunks_are_those_of_the_checkpoint(checkpoint, pair, tmp_path):
     assert (result["chunk_size"], result["left_context"]) == (32, 64)
     changed["model_config"]["encoder"]["left_context_frames"] = [-1]
     save_checkpoint(tmp_path / "c.pt", changed)
-    with pytest.raises(ValueError, match=r"c.pt .*left context .*set --left-context"):
+    with pytest.raises(ValueError, match=r"c\.pt: .*left context .*set --left-context"):
         call_decode(tmp_path / "c.pt", pair, tmp_path, "--streaming")
 
 
