@@ -37,7 +37,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> Optional[str]:
         text = action.help or ""
-        has_default = action.default not in (None, argparse.SUPPRESS, [], ())
+        has_default = action.default not in (None, argparse.SUPPRESS, [], (), "")
         is_option = action.option_strings and action.nargs != 0
         if has_default and is_option and "default" not in text:
             text += " (default: %(default)s)"
@@ -60,7 +60,10 @@ def require_packages(*modules: str) -> None:
 class _Parser(argparse.ArgumentParser):
     """Parser that suggests the nearest option for an unknown one."""
 
-    _words: Sequence[str] = ()
+    def __init__(self, *args: Any, **options: Any) -> None:
+        options.setdefault("formatter_class", _HelpFormatter)
+        super().__init__(*args, **options)
+        self._words: Sequence[str] = ()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self._words = sys.argv[1:] if args is None else args
@@ -95,7 +98,7 @@ def create_parser(description: str, **options: Any) -> argparse.ArgumentParser:
       description: docstring of the command's module.
       options: other arguments of ``argparse.ArgumentParser``.
     """
-    return _Parser(description=description, formatter_class=_HelpFormatter, **options)
+    return _Parser(description=description, **options)
 
 
 def positive_int(text: str) -> int:

@@ -23,7 +23,7 @@ LIVE = (
     "--data.cache=none",
     "--data.teachers={{whisper_base: {{model_dir: {tmp}}}}}",
 )
-NO_DEFAULT = (None, False, argparse.SUPPRESS, [], ())
+NO_DEFAULT = (None, False, argparse.SUPPRESS, [], (), "")
 WHISPER = ("--model-dir={tmp}", "--shar-dir=no")
 
 
