@@ -157,7 +157,10 @@ def load_checkpoint(path: Pathlike) -> dict[str, Any]:
             f"{path}: damaged or not a checkpoint ({type(e).__name__}: {e}); delete it"
         ) from e
     if not isinstance(checkpoint, dict) or "model" not in checkpoint:
-        raise ValueError(f"{path}: not a checkpoint of icefall_kd, it has no 'model'")
+        raise ValueError(
+            f"{path}: not a checkpoint, it has no 'model'; use a file of bin.train or "
+            "bin.average"
+        )
     if "model_config" in checkpoint:
         options = rename_options(checkpoint["model_config"], "model.")
         checkpoint["model_config"] = options

@@ -67,8 +67,8 @@ def build_icefall_model(
     absent = [part for part in needed if part not in present]
     if absent:
         raise ValueError(
-            f"the icefall model has no {' and no '.join(absent)}; use a checkpoint "
-            "that has, or another head"
+            f"the icefall model has no {' and no '.join(absent)}; use another "
+            "checkpoint or head"
         )
     unknown = sorted(present - set(PARTS))
     if unknown:

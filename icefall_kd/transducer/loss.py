@@ -1,6 +1,7 @@
-"""Transducer and CTC losses, in float32 without autocast.
+"""Transducer and CTC losses, as icefall's forward_transducer and forward_ctc.
 
-Sums of thousands of log-probabilities lose small differences in half precision.
+They compute in float32 without autocast, because sums of thousands of log-probabilities
+lose small differences in half precision.
 """
 
 from collections.abc import Sequence

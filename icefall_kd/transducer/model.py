@@ -50,9 +50,13 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         if context_size < 1:
-            raise ValueError(f"context_size must be at least 1, got {context_size}")
+            raise ValueError(
+                f"model.context_size must be at least 1, got {context_size}"
+            )
         if decoder_dim % 4 != 0:
-            raise ValueError(f"decoder_dim must be a multiple of 4, got {decoder_dim}")
+            raise ValueError(
+                f"model.decoder_dim must be a multiple of 4, got {decoder_dim}"
+            )
         self.vocab_size = vocab_size
         self.context_size = context_size
         self.blank_id = blank_id
@@ -233,7 +237,8 @@ def build_model(config: ModelConfig) -> AsrModel:
     """
     if config.vocab_size < 2:
         raise ValueError(
-            f"vocab_size must be at least 2 (the blank is one), got {config.vocab_size}"
+            "model.vocab_size must be at least 2 (the blank is one), got "
+            f"{config.vocab_size}"
         )
     dim = get_encoder_dim(config)
     parts = {

@@ -34,7 +34,7 @@ class CompactRelPositionalEncoding(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         if dim % 2 != 0:
-            raise ValueError(f"pos_dim must be even, got {dim}")
+            raise ValueError(f"model.encoder.pos_dim must be even, got {dim}")
         self.dim = dim
 
     def forward(self, num_frames: int, left_context: int, device: torch.device):
@@ -119,7 +119,8 @@ class RelPositionMultiheadAttentionWeights(nn.Module):
           (N, H, T, L + T), and the next cache if a cache was given.
         """
         batch = x.shape[0]
-        use_positions = not self._skip_positions()
+        skip_rate = float(self.pos_emb_skip_rate)
+        use_positions = not (self.training and random.random() < skip_rate)
         bias = self.in_proj.bias
         if not use_positions:
             # Distributed training needs a gradient of each parameter in each step.
@@ -146,9 +147,6 @@ class RelPositionMultiheadAttentionWeights(nn.Module):
         penalize = self.training and random.random() < 0.1
         weights = compute_weights(query, key, pos_query, pos_key, mask, penalize)
         return weights, cache
-
-    def _skip_positions(self) -> bool:
-        return self.training and random.random() < float(self.pos_emb_skip_rate)
 
 
 def attend(weights: Tensor, values: Tensor) -> Tensor:

@@ -77,7 +77,8 @@ class Zipformer2(nn.Module):
         unmasked_dim, encoder_dim = config.encoder_unmasked_dim, config.encoder_dim
         if any(u > c for u, c in zip(unmasked_dim, encoder_dim)):
             raise ValueError(
-                f"encoder_unmasked_dim {unmasked_dim} exceeds encoder_dim {encoder_dim}"
+                f"model.encoder.encoder_unmasked_dim {unmasked_dim} exceeds "
+                f"model.encoder.encoder_dim {encoder_dim}"
             )
         for chunk_size in config.chunk_size:
             self._check_chunk(chunk_size)
@@ -92,12 +93,15 @@ class Zipformer2(nn.Module):
         if chunk_size == -1:
             return
         if not self.causal:
-            raise ValueError(f"chunk_size {chunk_size} needs a model with causal: true")
+            raise ValueError(
+                f"chunk_size {chunk_size} needs an encoder that was trained with "
+                "model.encoder.causal: true"
+            )
         factors = self.config.downsampling_factor
         if chunk_size <= 0 or any(chunk_size % factor for factor in factors):
             raise ValueError(
                 f"chunk_size {chunk_size} must be a positive multiple of each of "
-                f"downsampling_factor {factors}"
+                f"model.encoder.downsampling_factor {factors}"
             )
 
     def _build_stack(self, i: int, dropout: FloatLike) -> nn.Module:

@@ -162,7 +162,9 @@ class ConvolutionModule(nn.Module):
     def __init__(self, channels: int, kernel_size: int, causal: bool) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
-            raise ValueError(f"cnn_module_kernel must be odd, got {kernel_size}")
+            raise ValueError(
+                f"model.encoder.cnn_module_kernel must be odd, got {kernel_size}"
+            )
         self.in_proj = nn.Linear(channels, 2 * channels)
         # Large inputs of the sigmoid have sparse gradients.
         self.balancer1 = Balancer(

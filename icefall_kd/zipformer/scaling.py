@@ -103,7 +103,9 @@ def stretch_schedules(module: nn.Module, warmup_batches: float) -> None:
       ValueError: if ``warmup_batches`` is not positive.
     """
     if warmup_batches <= 0:
-        raise ValueError(f"warmup_batches must be positive, got {warmup_batches}")
+        raise ValueError(
+            f"model.encoder.warmup_batches must be positive, got {warmup_batches}"
+        )
     for schedule in find_schedules(module):
         schedule.stretch = warmup_batches / REFERENCE_WARMUP
 

@@ -1,4 +1,4 @@
-"""Streaming: the states between chunks, and the encoding of one chunk.
+"""Encode streams by chunks; icefall's get_init_states and streaming_forward.
 
 The states are a flat list in sherpa-onnx's order and shapes: six tensors for each layer
 of all stacks (`LayerCache`), the cache of the front end, and the number of processed
@@ -38,7 +38,9 @@ def get_streaming_chunk(encoder: Zipformer2) -> tuple[int, int]:
         or no multiple of the largest downsampling factor.
     """
     if not encoder.causal:
-        raise ValueError("streaming needs a model with causal: true")
+        raise ValueError(
+            "streaming needs an encoder trained with model.encoder.causal: true"
+        )
     config = encoder.config
     chunk_size, left_context = encoder.fixed_chunk or (
         config.chunk_size[0],

@@ -145,7 +145,9 @@ class Conv2dSubsampling(nn.Module):
     ) -> None:
         super().__init__()
         if feature_dim < 7:
-            raise ValueError(f"feature_dim must be at least 7, got {feature_dim}")
+            raise ValueError(
+                f"model.encoder.feature_dim must be at least 7, got {feature_dim}"
+            )
         first, second, third = channels
         # The keys are those of published checkpoints.
         self.conv = nn.ModuleDict(

@@ -274,7 +274,7 @@ def test_the_folder_is_no_part_of_the_fingerprint(checkpoint, tmp_path):
         ({"outputs": []}, "a Zipformer has"),
         ({"outputs": "ctc", "topk": 91}, "topk is 91 of 90"),
         ({"outputs": "path", "topk": 0}, "topk is 0 of 90"),
-        ({"chunk_size": 16}, "needs a model with causal"),
+        ({"chunk_size": 16}, "causal: true"),
         ({"left_context": 16}, "needs a chunk_size"),
         ({"dtype": "fp16"}, "on a CPU it is float32"),
         ({"dtype": "int8"}, "there are .*bf16"),
