@@ -35,9 +35,7 @@ DELAYS = [
 ]
 
 
-def test_set_at_url_is_decoded_and_checked(
-    checkpoint, own_words, tmp_path, capsys
-):
+def test_set_at_url_is_decoded_and_checked(checkpoint, own_words, tmp_path, capsys):
     there = as_path("memory://bucket/sets/own")
     for path in own_words.iterdir():
         (there / path.name).write_bytes(path.read_bytes())
@@ -316,9 +314,7 @@ def test_transcribe_reports_unreadable_files_and_continues(
         assert re.match(rf"transcribe: {re.escape(str(path))}: .*{reason}", line)
 
 
-def test_both_engines_split_long_cuts(
-    checkpoint, model_dir, parts, tmp_path
-):
+def test_both_engines_split_long_cuts(checkpoint, model_dir, parts, tmp_path):
     wave = np.concatenate(parts)
     soundfile.write(tmp_path / "a.flac", wave, 16000)
     cut = Recording.from_file(tmp_path / "a.flac", recording_id="a").to_cut()

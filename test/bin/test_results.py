@@ -37,9 +37,7 @@ def test_another_set_at_same_path_is_decoded_again(
 @pytest.mark.parametrize(
     "option", [("--max-duration", "20"), ("--beam", "2"), ("--left-context", "128")]
 )
-def test_changed_option_decodes_again(
-    checkpoint, pair, tmp_path, option
-):
+def test_changed_option_decodes_again(checkpoint, pair, tmp_path, option):
     base = ["--method", "modified_beam_search", *STREAMING]
     call_decode(checkpoint, pair, tmp_path, *base)
     for path in tmp_path.glob("result-*.json"):
@@ -108,9 +106,7 @@ def test_set_without_transcripts_is_not_in_reports(
     assert "2 results of sets without transcripts are left out" in caplog.text
 
 
-def test_cut_without_transcript_is_reported(
-    checkpoint, cuts, tmp_path, caplog
-):
+def test_cut_without_transcript_is_reported(checkpoint, cuts, tmp_path, caplog):
     some = copy.deepcopy(cuts[:2])
     some[0].supervisions = []
     write_shar(some, tmp_path / "half")
