@@ -1,19 +1,18 @@
-"""What does each codec cost in bytes, error and time?
+"""Compare the codecs of embeddings: bytes, error and speed.
 
     OMP_NUM_THREADS=1 python test/bench/codecs.py --train-dir data/shar/train \\
         --shar-dir data/shar/dev --field whisper_base [--codecs int8 pq32 pq16 mvq8]
 
-Both Shar folders hold the field as fp16, which therefore counts as the truth.  Each
-codec is trained on whole cuts of the first, drawn at random, and measured on the
-second, cut by cut, on one thread.  Prints JSON and a Markdown table:
+Both Shar folders have the field as fp16, the reference.  Each codec is trained on
+random cuts of the first folder and measured on the second, cut by cut, on one thread.
+Prints JSON and a Markdown table:
 
-- error: |x' - x| / |x| over all frames, of the teacher's values;
-- normalised error: the same after the mean and the standard deviation of each dimension
-  over the training frames: the space in which the term "embedding" compares, where 1 is
-  what a codec that stores nothing has;
-- cosine: mean over the frames, in that space;
-- encode, decode: seconds of audio in a second of processor time, the best of the
-  rounds (which other load on the machine disturbs less than elapsed time).
+- error: |x' - x| / |x| over all frames;
+- normalised error: the same after normalising each dimension with the mean and standard
+  deviation of the training frames, as the embedding term compares frames; a constant
+  prediction of the mean has 1;
+- cosine: mean over the frames, normalised as above;
+- encode, decode: seconds of audio per second of CPU time, the best of --rounds.
 
 Not collected by pytest.
 """
@@ -24,7 +23,8 @@ import logging
 import random
 import sys
 import time
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,18 +38,19 @@ from icefall_kd.fields.format import load_field_info
 from icefall_kd.fields.reader import load_field, open_shar
 
 
-def parse() -> argparse.Namespace:
+def parse_args() -> argparse.Namespace:
     """Parse the command line."""
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--train-dir", required=True, help="Shar folder to train on")
-    p.add_argument("--shar-dir", required=True, help="Shar folder to measure on")
-    p.add_argument("--field", required=True)
-    p.add_argument("--codecs", nargs="+", default=["fp16", "int8", "pq32", "pq16"])
-    p.add_argument("--frames", type=int, default=20_000, help="to train on")
-    p.add_argument("--mvq-iterations", type=int, default=1000)
-    p.add_argument("--rounds", type=int, default=3, help="of the measurement of speed")
-    p.add_argument("--limit", type=int, default=10**9, help="cuts to measure on")
-    return p.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--train-dir", required=True, help="Shar folder to train on")
+    add("--shar-dir", required=True, help="Shar folder to measure on")
+    add("--field", required=True)
+    add("--codecs", nargs="+", default=["fp16", "int8", "pq32", "pq16"])
+    add("--frames", type=int, default=20_000, help="training frames")
+    add("--mvq-iterations", type=int, default=1000, help="training iterations of mvq")
+    add("--rounds", type=int, default=3, help="measurements of the decoding speed")
+    add("--limit", type=int, default=10**9, help="cuts to measure on")
+    return parser.parse_args()
 
 
 def read_arrays(shar_dir: str, field: str) -> list[np.ndarray]:
@@ -58,15 +59,15 @@ def read_arrays(shar_dir: str, field: str) -> list[np.ndarray]:
     return [load_field(cut, field, codec) for cut in open_shar(shar_dir, [field])]
 
 
-def draw(arrays: list[np.ndarray], num_frames: int) -> np.ndarray:
-    """Return the frames of cuts drawn at random until there are enough."""
+def draw_frames(arrays: list[np.ndarray], num_frames: int) -> np.ndarray:
+    """Return the frames of random arrays, at least ``num_frames`` if there are."""
     arrays = random.Random(0).sample(arrays, len(arrays))
     ends = np.cumsum([len(a) for a in arrays])
     return np.concatenate(arrays[: int(np.searchsorted(ends, num_frames)) + 1])
 
 
 def best_time(call: Callable[[], Any], rounds: int) -> float:
-    """Return the least seconds of processor time that ``call`` took."""
+    """Return the shortest CPU time of ``call`` in seconds."""
     seconds = []
     for _ in range(rounds):
         start = time.process_time()
@@ -85,16 +86,16 @@ def measure(
 ) -> dict[str, float]:
     """Return errors and speeds of one codec."""
     stored: list[np.ndarray] = []
-    # An encoder may take 0.3 s for a second of audio: one round must do there.
+    # One round only: mvq needs 0.3 s per second of audio.
     encode = best_time(lambda: stored.extend(map(codec.encode, arrays)), 1)
     decode = best_time(lambda: [codec.decode(s) for s in stored], rounds)
     x = np.concatenate(arrays)
-    back = np.concatenate([codec.decode(s) for s in stored])
-    a, b = (x - mean) / std, (back - mean) / std
+    decoded = np.concatenate([codec.decode(s) for s in stored])
+    a, b = (x - mean) / std, (decoded - mean) / std
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     seconds = len(x) * frame_shift
     return {
-        "error": float(np.linalg.norm(back - x) / np.linalg.norm(x)),
+        "error": float(np.linalg.norm(decoded - x) / np.linalg.norm(x)),
         "normalised error": float(np.linalg.norm(b - a) / np.linalg.norm(a)),
         "cosine": float(((a * b).sum(axis=1) / norms).mean()),
         "encode": seconds / encode,
@@ -104,12 +105,12 @@ def measure(
 
 def main() -> None:
     """Run the comparison."""
-    args = parse()
-    tune_cpu()  # as bin.train does, which decodes
+    args = parse_args()
+    tune_cpu()  # as bin.train, which decodes the fields
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.WARNING)
     info = load_field_info(args.shar_dir, args.field)
-    frames = draw(read_arrays(args.train_dir, args.field), args.frames)
+    frames = draw_frames(read_arrays(args.train_dir, args.field), args.frames)
     arrays = read_arrays(args.shar_dir, args.field)[: args.limit]
     mean, std = mean_and_std(frames)
     results = []
@@ -121,7 +122,7 @@ def main() -> None:
         results.append(
             {
                 "codec": spec,
-                "bytes a frame": codec.bytes_per_frame(info.dim),
+                "bytes per frame": codec.bytes_per_frame(info.dim),
                 "trained on": len(frames) if cls.trained else 0,
                 "training": time.process_time() - start if cls.trained else 0.0,
                 **measure(codec, arrays, mean, std, info.frame_shift, args.rounds),
@@ -131,15 +132,15 @@ def main() -> None:
     seconds = sum(map(len, arrays)) * info.frame_shift
     report = {"field": args.field, "dim": info.dim, "cuts": len(arrays)}
     print(json.dumps({**report, "seconds": seconds, "codecs": results}, indent=2))
-    print(markdown_table([row(r) for r in results]))
+    print(markdown_table([format_row(r) for r in results]))
 
 
-def row(result: dict[str, Any]) -> dict[str, str]:
-    """Return a result as it is shown."""
+def format_row(result: dict[str, Any]) -> dict[str, str]:
+    """Return the cells of a result."""
     trained = result["trained on"]
     return {
         "codec": result["codec"],
-        "bytes a frame": f"{result['bytes a frame']:.0f}",
+        "bytes per frame": f"{result['bytes per frame']:.0f}",
         "error": f"{result['error']:.4f}",
         "normalised error": f"{result['normalised error']:.4f}",
         "cosine": f"{result['cosine']:.4f}",

@@ -1,30 +1,30 @@
-"""How much faster is our extraction than the loops that people write?
+"""Compare the speed of extraction with a plain Whisper loop.
 
     python test/bench/extract.py --model-dir DIR --shar-dir DIR [DIR ...] [--threads 2]
 
-Prints JSON.  "short": utterances as they are, against the naive Whisper loop that pads
-each to 30 s and encodes one at a time; how much faster, and the mean cosine of all
-frames to those of that loop.  "long": prompts put together to 20 to 30 s, in batches
-against that loop and against our own with batches of one.
+The plain loop pads each utterance to 30 s and encodes one at a time.  Prints JSON:
 
-The command keeps freed memory (``keep_freed_memory``), which a loop that
-people write does not: the system then clears the same memory for every call.  The loop
-is timed without, as it is, and once more with it.
+- "short": utterances of the Shar folders against the loop, and the mean cosine of all
+  frames to those of the loop;
+- "long": concatenations of 20 to 30 s, in batches, against the loop and against
+  batches of 1.
 
-The same CTranslate2 model on the same threads throughout: the loop gives them all to
-each call, ours runs as many calls side by side.  "cpu_s" is what the process used,
-which other load on the machine disturbs less than the time that went by, "wall_s".
-"times_faster" is the ratio of the first on one thread and of the second on several,
-since threads that wait for each other use the processor too.  Ours is everything up to
-the arrays: decoding flac, log-mel, encoder; the naive loop begins with the decoded
-audio.
+The loop is measured twice: first as people write it, then with
+:func:`keep_freed_memory`, which the command calls: otherwise the system clears the same
+memory for every call.
+
+All use the same CTranslate2 model and threads.  The loop gives all threads to each
+call; the teacher runs as many calls in parallel.  The extraction is measured from the
+flac files to the arrays, the loop from the decoded audio on.  "times_faster" is the
+ratio of CPU seconds ("cpu_s", less affected by other load) on one thread, and of
+wall-clock seconds ("wall_s") on several, since waiting threads use the CPU too.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Sequence
-from typing import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import ctranslate2
 import numpy as np
@@ -40,62 +40,58 @@ from icefall_kd.teachers.whisper_encoder import log_mel
 from icefall_kd.teachers.windows import WINDOW
 
 LONG = (20.0, 30.0)  # s
+Cost = dict[str, float]  # "cpu_s", "wall_s"
 
 
 def load_cuts(shar_dirs: Sequence[str], limit: int) -> list:
-    """Return the first cuts of Shar folders, with their audio as flac."""
+    """Return the first cuts of Shar folders."""
     cuts = [cut for d in shar_dirs for cut in open_shar(d) if cut.duration <= 20]
     return cuts[:limit]
 
 
-def load_wave(cut) -> torch.Tensor:
+def load_wave(cut: Any) -> torch.Tensor:
     """Return (S,) float32."""
     return torch.from_numpy(cut.load_audio()[0])
 
 
-def put_together(waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return utterances of 20 to 30 s made of several."""
-    out, held = [], []
+def concatenate(waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return concatenations of 20 to 30 s."""
+    result, parts = [], []
     for wave in waves:
-        seconds = sum(map(len, [*held, wave])) / SAMPLE_RATE
+        seconds = sum(map(len, [*parts, wave])) / SAMPLE_RATE
         if seconds > LONG[1] - 1.0:
-            if sum(map(len, held)) >= LONG[0] * SAMPLE_RATE:
-                out.append(torch.cat(held))
-            held = []
-        held.append(wave)
-    return out
+            if sum(map(len, parts)) >= LONG[0] * SAMPLE_RATE:
+                result.append(torch.cat(parts))
+            parts = []
+        parts.append(wave)
+    return result
 
 
-def timed(function: Callable) -> tuple[list[torch.Tensor], dict[str, float]]:
-    """Return what ``function`` returns, and the s that it took."""
+def measure(function: Callable[[], Any]) -> tuple[Any, Cost]:
+    """Return the result of ``function`` and the seconds that it takes."""
     cpu, wall = time.process_time(), time.perf_counter()
-    found = function()
+    result = function()
     cost = {
         "cpu_s": round(time.process_time() - cpu, 2),
         "wall_s": round(time.perf_counter() - wall, 2),
     }
-    return found, cost
+    return result, cost
 
 
-def one_by_one(teacher: Teacher, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Encode each utterance in a call of its own."""
-    return [x for wave in waves for x in arrays(teacher, [wave])]
+def encode(teacher: Teacher, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the embeddings of a batch, (T, D) each."""
+    results = run_teachers_on_batch(waves, [teacher])
+    return [torch.from_numpy(arrays[teacher.name]) for arrays in results]
 
 
-def arrays(teacher: Teacher, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Encode utterances in one call."""
-    said = run_teachers_on_batch(waves, [teacher])
-    return [torch.from_numpy(a[teacher.name]) for a in said]
-
-
-def cosine(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> float:
+def mean_cosine(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> float:
     """Return the mean cosine over all frames."""
-    each = [torch.cosine_similarity(x, y, dim=1) for x, y in zip(a, b)]
-    return round(torch.cat(each).mean().item(), 4)
+    cosines = [torch.cosine_similarity(x, y, dim=1) for x, y in zip(a, b)]
+    return round(torch.cat(cosines).mean().item(), 4)
 
 
-class NaiveLoop:
-    """What people write: each utterance padded to 30 s, in a call of its own."""
+class PlainLoop:
+    """Encode utterances padded to 30 s, one per call."""
 
     def __init__(self, model_dir: str, compute_type: str, threads: int) -> None:
         self.model = ctranslate2.models.Whisper(
@@ -103,90 +99,100 @@ class NaiveLoop:
         )
 
     def __call__(self, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Return (T, D) of each utterance."""
-        said = []
+        """Return the embeddings of each utterance, (T, D)."""
+        embeddings = []
         for wave in waves:
             padded = torch.zeros(1, WINDOW)
             padded[0, : len(wave)] = wave
             mel = np.ascontiguousarray(log_mel(padded, self.model.n_mels).numpy())
             x = self.model.encode(ctranslate2.StorageView.from_array(mel), to_cpu=True)
-            said.append(torch.from_numpy(np.array(x)[0, : -(-len(wave) // FRAME)]))
-        return said
+            num_frames = -(-len(wave) // FRAME)
+            embeddings.append(torch.from_numpy(np.array(x)[0, :num_frames]))
+        return embeddings
 
 
-def naive_loops(
-    loop: NaiveLoop, short: list[torch.Tensor], long: list[torch.Tensor]
-) -> dict[str, object]:
-    """Return what the loop that pads to 30 s says, and what it costs."""
-    loop([*short, *long][:2])
-    said, short_cost = timed(lambda: loop(short))
-    _, long_cost = timed(lambda: loop(long))
-    return {"said": said, "short": short_cost, "long": long_cost}
+class Comparison:
+    """Measurements of one compute type.
 
+    Args:
+      short, long: utterances of the two kinds.
+    """
 
-def short_rows(
-    build: Callable,
-    cuts: list,
-    compute: str,
-    naive: dict,
-    kept: dict,
-    args: argparse.Namespace,
-) -> list[dict]:
-    """Compare settings with the naive loop over the same utterances."""
-    rows = []
-    for context in args.context:
-        ours = build(compute_type=compute, context=context)
-        list(run_teachers(cuts[:4], [ours], args.max_batch_duration))
-        said, cost = timed(
-            lambda ours=ours: list(run_teachers(cuts, [ours], args.max_batch_duration))
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        compute_type: str,
+        short: list[torch.Tensor],
+        long: list[torch.Tensor],
+    ) -> None:
+        self.args, self.compute_type = args, compute_type
+        self.short, self.long = short, long
+        self.loop = PlainLoop(args.model_dir, compute_type, args.threads)
+        self.embeddings: list[torch.Tensor] = []  # of the loop, short utterances
+        self.loop_costs: list[dict[str, Cost]] = []  # one per call of measure_loop
+
+    def measure_loop(self) -> None:
+        """Measure the loop in the present state of the process."""
+        self.loop([*self.short, *self.long][:2])
+        self.embeddings, short = measure(lambda: self.loop(self.short))
+        _, long = measure(lambda: self.loop(self.long))
+        self.loop_costs.append({"short": short, "long": long})
+
+    def build(self, **options: Any) -> Teacher:
+        """Return the teacher."""
+        return build_teacher(
+            "whisper_ct2",
+            self.args.model_dir,
+            num_threads=self.args.threads,
+            compute_type=self.compute_type,
+            **options,
         )
-        arrays = [torch.from_numpy(said_of[ours.name]) for _, said_of in said]
-        rows.append(
-            {
-                "compute_type": compute,
-                "context": context,
-                "times_faster": faster(naive["short"], cost, args.threads),
-                "times_faster_than_loop_keeping_memory": faster(
-                    kept["short"], cost, args.threads
-                ),
-                "cosine": cosine(naive["said"], arrays),
-                "ours": cost,
-                "naive": naive["short"],
-            }
+
+    def times_faster(self, slow: Cost, fast: Cost) -> float:
+        """Return the ratio of the costs."""
+        clock = "cpu_s" if self.args.threads == 1 else "wall_s"
+        return round(slow[clock] / fast[clock], 2)
+
+    def ratios(self, kind: str, cost: Cost) -> dict[str, Any]:
+        """Return the comparison of a cost with both measurements of the loop."""
+        plain, keeping_memory = (costs[kind] for costs in self.loop_costs)
+        return {
+            "times_faster": self.times_faster(plain, cost),
+            "times_faster_than_loop_keeping_memory": self.times_faster(
+                keeping_memory, cost
+            ),
+            "ours": cost,
+            "naive": plain,
+        }
+
+    def compare_short(self, cuts: list, context: float) -> dict[str, Any]:
+        """Compare an extraction of short utterances with the loop."""
+        teacher, limit = self.build(context=context), self.args.max_batch_duration
+        list(run_teachers(cuts[:4], [teacher], limit))
+        results, cost = measure(lambda: list(run_teachers(cuts, [teacher], limit)))
+        found = [torch.from_numpy(arrays[teacher.name]) for _, arrays in results]
+        return {
+            "compute_type": self.compute_type,
+            "context": context,
+            **self.ratios("short", cost),
+            "cosine": mean_cosine(self.embeddings, found),
+        }
+
+    def compare_long(self) -> dict[str, Any]:
+        """Compare a batch of long utterances with the loop and with batches of 1."""
+        teacher = self.build()
+        encode(teacher, self.long[:1])
+        alone, single = measure(
+            lambda: [x for wave in self.long for x in encode(teacher, [wave])]
         )
-    return rows
-
-
-def long_row(
-    build: Callable,
-    waves: list[torch.Tensor],
-    compute: str,
-    naive: dict,
-    kept: dict,
-    threads: int,
-) -> dict:
-    """Compare batches of long utterances with one at a time."""
-    ours = build(compute_type=compute)
-    arrays(ours, waves[:1])
-    alone, single = timed(lambda: one_by_one(ours, waves))
-    said, batch = timed(lambda: arrays(ours, waves))
-    return {
-        "compute_type": compute,
-        "times_faster": faster(naive["long"], batch, threads),
-        "times_faster_than_loop_keeping_memory": faster(kept["long"], batch, threads),
-        "times_faster_than_own_batches_of_1": faster(single, batch, threads),
-        "largest_difference": max(
-            (a - b).abs().max().item() for a, b in zip(alone, said)
-        ),
-        "ours": batch,
-        "naive": naive["long"],
-    }
-
-
-def faster(slow: dict[str, float], fast: dict[str, float], threads: int) -> float:
-    """Return the ratio of the CPU seconds, on several threads of those gone by."""
-    clock = "cpu_s" if threads == 1 else "wall_s"
-    return round(slow[clock] / fast[clock], 2)
+        found, cost = measure(lambda: encode(teacher, self.long))
+        differences = ((a - b).abs().max().item() for a, b in zip(alone, found))
+        return {
+            "compute_type": self.compute_type,
+            **self.ratios("long", cost),
+            "times_faster_than_own_batches_of_1": self.times_faster(single, cost),
+            "largest_difference": max(differences),
+        }
 
 
 def main() -> None:
@@ -195,48 +201,37 @@ def main() -> None:
     add = parser.add_argument
     add("--shar-dir", nargs="+", required=True)
     add("--model-dir", required=True)
-    add("--short", type=int, default=24, help="short utterances")
-    add("--long", type=int, default=4, help="long ones")
+    add("--short", type=int, default=24, help="number of short utterances")
+    add("--long", type=int, default=4, help="number of long utterances")
     add("--threads", type=int, default=1)
     add("--compute-type", nargs="+", default=["float32", "int8"])
     add("--context", type=float, nargs="+", default=[1.0, 2.0])
     add("--max-batch-duration", type=float, default=60.0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-
-    def build(**options: object) -> Teacher:
-        return build_teacher(
-            "whisper_ct2", args.model_dir, num_threads=args.threads, **options
-        )
-
-    def measure() -> dict[str, dict]:
-        """Run the loop with each type of numbers."""
-        loops = {c: NaiveLoop(args.model_dir, c, args.threads) for c in types}
-        return {c: naive_loops(loop, short, waves) for c, loop in loops.items()}
-
     cuts = load_cuts(args.shar_dir, max(args.short, 12 * args.long))
-    waves = put_together([load_wave(cut) for cut in cuts])[: args.long]
+    long = concatenate([load_wave(cut) for cut in cuts])[: args.long]
     cuts = cuts[: args.short]
     short = [load_wave(cut) for cut in cuts]
-    types = args.compute_type
-    loops = measure()
-    keep_freed_memory(one_arena=True)  # as the command does; it cannot be taken back
-    kept = measure()
+    comparisons = [Comparison(args, c, short, long) for c in args.compute_type]
+    for comparison in comparisons:
+        comparison.measure_loop()
+    keep_freed_memory(one_arena=True)  # as the command; cannot be undone
+    for comparison in comparisons:
+        comparison.measure_loop()
     result = {
         "model_dir": args.model_dir,
         "threads": args.threads,
-        "short_utterances": len(cuts),
-        "short_seconds": round(sum(cut.duration for cut in cuts), 1),
-        "long_utterances": len(waves),
-        "long_seconds": round(sum(map(len, waves)) / SAMPLE_RATE, 1),
+        "short_utterances": len(short),
+        "short_seconds": round(sum(map(len, short)) / SAMPLE_RATE, 1),
+        "long_utterances": len(long),
+        "long_seconds": round(sum(map(len, long)) / SAMPLE_RATE, 1),
         "short": [
-            row
-            for c in types
-            for row in short_rows(build, cuts, c, loops[c], kept[c], args)
+            c.compare_short(cuts, context)
+            for c in comparisons
+            for context in args.context
         ],
-        "long": [
-            long_row(build, waves, c, loops[c], kept[c], args.threads) for c in types
-        ],
+        "long": [c.compare_long() for c in comparisons],
     }
     print(json.dumps(result, indent=2))
 

@@ -1,16 +1,15 @@
-"""How long does it take to go on within an epoch of very many cuts?
+"""Measure how long a restart within an epoch of very many cuts takes.
 
     python test/bench/restore.py [--cuts 1500000] [--lhotse 20000]
 
-Writes a Shar set of so many cuts into a temporary folder, lets the sampler stand in the
-middle of an epoch, and restores its state in a process of its own, as a run that was
-killed does: open the set, fetch the cuts that waited for their batch, draw the next
-batch.  ``--lhotse N`` lets lhotse's own sampler go on behind N cuts of the same set,
-for comparison.  Prints one JSON object: seconds of the clock and of the processor, peak
-MB of memory.  Not collected by pytest.
+Writes a Shar set with this number of cuts to a temporary folder, iterates the sampler
+to the middle of an epoch, and restores its state in a new process, as after a kill:
+open the set, load the cuts of the buckets, draw the next batch.  ``--lhotse N``
+restores Lhotse's own sampler after N cuts of the same set, for comparison.  Prints
+JSON: seconds of wall clock and CPU, peak memory in MB.  Not collected by pytest.
 
-A few shards are really written, and linked under the other numbers: the audio is random
-bytes that nobody decodes, and after the first reading it comes from the page cache.
+Only a few shards are written, and linked under the other numbers.  Their audio is
+random bytes, which are never decoded; after the first pass it comes from page cache.
 """
 
 import argparse
@@ -39,22 +38,23 @@ WORDS = (
 )
 
 
-def parse() -> argparse.Namespace:
+def parse_args() -> argparse.Namespace:
     """Parse the command line."""
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--cuts", type=int, default=1_500_000)
-    p.add_argument("--shard-size", type=int, default=1000, help="cuts of a shard")
-    p.add_argument("--distinct", type=int, default=20, help="shards really written")
-    p.add_argument("--audio-bytes", type=int, default=50_000, help="of each cut")
-    p.add_argument("--max-duration", type=float, default=1000.0, help="s in a batch")
-    p.add_argument("--lhotse", type=int, default=0, help="cuts that lhotse reads")
-    p.add_argument("--folder", type=Path, help="of the set; absent: a temporary one")
-    p.add_argument("--worker", choices=["restore", "lhotse"], help=argparse.SUPPRESS)
-    return p.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--cuts", type=int, default=1_500_000)
+    add("--shard-size", type=int, default=1000, help="cuts per shard")
+    add("--distinct", type=int, default=20, help="shards that are not links")
+    add("--audio-bytes", type=int, default=50_000, help="bytes of audio per cut")
+    add("--max-duration", type=float, default=1000.0, help="seconds per batch")
+    add("--lhotse", type=int, default=0, help="cuts that Lhotse's sampler iterates")
+    add("--folder", type=Path, help="folder for the set (default: a temporary one)")
+    add("--worker", choices=["restore", "lhotse"], help=argparse.SUPPRESS)
+    return parser.parse_args()
 
 
 def cut_line(id: str, duration: float, text: str) -> dict[str, Any]:
-    """Return a cut as a Shar set has it."""
+    """Return the manifest of a cut in a Shar set."""
     samples = round(duration * 16000)
     source = {"type": "shar", "channels": [0], "source": ""}
     recording = {"id": id, "sources": [source], "sampling_rate": 16000}
@@ -71,14 +71,14 @@ def cut_line(id: str, duration: float, text: str) -> dict[str, Any]:
 
 
 def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """Append one member."""
+    """Append a member to a tar."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))
 
 
 def write_set(folder: Path, args: argparse.Namespace) -> None:
-    """Write ``distinct`` shards of 1 to 20 s of cuts, and link them as the others."""
+    """Write ``distinct`` shards of cuts of 1 to 20 s; the others are links to them."""
     rng = random.Random(0)
     folder.mkdir(parents=True)
     for n in range((args.cuts + args.shard_size - 1) // args.shard_size):
@@ -106,14 +106,14 @@ def write_set(folder: Path, args: argparse.Namespace) -> None:
 
 
 def make_sampler(args: argparse.Namespace) -> BucketSampler:
-    """Return the sampler as training has it."""
+    """Return the sampler of training."""
     stream = open_stream([args.folder], shuffle=True)
     edges = bucket_edges(stream.durations[0], 10)
     return BucketSampler(stream, max_duration=args.max_duration, edges=edges)
 
 
-def stand_in_the_middle(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the state of a sampler half-way, whose buckets have settled."""
+def sample_to_the_middle(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the sampler's state in the middle of an epoch, with full buckets."""
     sampler = make_sampler(args)
     middle = args.cuts // args.shard_size // 2
     start = {
@@ -134,7 +134,7 @@ def stand_in_the_middle(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def restore(args: argparse.Namespace) -> dict[str, Any]:
-    """Go on from the saved state, and say what it took."""
+    """Restore the saved state; return times and sizes."""
     with timed() as opened:
         sampler = make_sampler(args)
     with timed() as restored:
@@ -155,7 +155,7 @@ def restore(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def lhotse(args: argparse.Namespace) -> dict[str, Any]:
-    """Let lhotse's bucketing sampler go on behind ``args.lhotse`` cuts."""
+    """Restore Lhotse's bucketing sampler after ``args.lhotse`` cuts; return times."""
     from lhotse import CutSet
     from lhotse.dataset import DynamicBucketingSampler
 
@@ -166,37 +166,37 @@ def lhotse(args: argparse.Namespace) -> dict[str, Any]:
             cuts, duration_bins=list(range(2, 20)), **options
         )
 
-    there, drawn = sampler(), 0
-    for batch in there:
+    before, drawn = sampler(), 0
+    for batch in before:
         drawn += len(batch)
         if drawn >= args.lhotse:
             break
-    here = sampler()
+    after = sampler()
     with timed() as restored:
-        here.load_state_dict(there.state_dict())
-        next(here)
+        after.load_state_dict(before.state_dict())
+        next(after)
     return {"cuts": drawn, "restore": restored, "peak_mb": peak_mb()}
 
 
 class timed(dict):
-    """Seconds that a block took: ``{"clock": ..., "processor": ...}``."""
+    """Seconds of a block: ``{"clock": ..., "processor": ...}``."""
 
     def __enter__(self) -> "timed":
-        self._began = time.monotonic(), time.process_time()
+        self._start = time.monotonic(), time.process_time()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self["clock"] = round(time.monotonic() - self._began[0], 2)
-        self["processor"] = round(time.process_time() - self._began[1], 2)
+        self["clock"] = round(time.monotonic() - self._start[0], 2)
+        self["processor"] = round(time.process_time() - self._start[1], 2)
 
 
 def peak_mb() -> int:
-    """Return the largest resident memory of this process."""
+    """Return the peak resident memory of this process in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def run_worker(args: argparse.Namespace, name: str) -> dict[str, Any]:
-    """Run one measurement in a process of its own."""
+    """Run one measurement in a new process."""
     command = [sys.executable, __file__, "--worker", name, "--folder", str(args.folder)]
     for option in ("cuts", "shard_size", "max_duration", "lhotse"):
         command += [f"--{option.replace('_', '-')}", str(getattr(args, option))]
@@ -205,11 +205,11 @@ def run_worker(args: argparse.Namespace, name: str) -> dict[str, Any]:
 
 
 def measure(args: argparse.Namespace) -> Iterator[Any]:
-    """Yield (name, figures)."""
+    """Yield (name, result) of each measurement."""
     with timed() as written:
         write_set(args.folder, args)
     yield "write_the_set", written
-    torch.save(stand_in_the_middle(args), args.folder.parent / "state.pt")
+    torch.save(sample_to_the_middle(args), args.folder.parent / "state.pt")
     yield "ours", run_worker(args, "restore")
     if args.lhotse:
         yield "lhotse", run_worker(args, "lhotse")
@@ -217,7 +217,7 @@ def measure(args: argparse.Namespace) -> Iterator[Any]:
 
 def main() -> None:
     """Measure and print."""
-    args = parse()
+    args = parse_args()
     if args.worker:
         result = {"restore": restore, "lhotse": lhotse}[args.worker](args)
     else:

@@ -1,13 +1,11 @@
-"""How much silence must follow a clip for Whisper's embeddings to be right?
-
-Compares, over real prompts, the embeddings of each clip followed by a little silence
-with those of the clip padded to 30 s as Whisper was trained, and prints JSON:
+"""Measure how much silence Whisper's encoder needs after an utterance.
 
     python test/bench/whisper_context.py --model-dir DIR --shar-dir DIR [DIR ...]
 
-For each context: the mean cosine over all frames, over the last 0.5 s of each clip and
-over the rest, the lowest utterance's mean, and CPU seconds for a second of audio
-(which other load on the machine disturbs less than elapsed time).
+Compares the embeddings of utterances followed by some seconds of silence (the context)
+with those of utterances padded to 30 s, as in Whisper's training.  Prints JSON for each
+context: the mean cosine over all frames, over the last 0.5 s of each utterance, over
+the other frames, and of the worst utterance; CPU seconds per second of audio.
 """
 
 import argparse
@@ -23,7 +21,7 @@ TAIL = 25  # frames, the last 0.5 s
 
 
 def compare(reference: list[torch.Tensor], found: list[torch.Tensor]) -> dict:
-    """Return mean cosines of (T, D) float32 embeddings, utterance by utterance."""
+    """Return mean cosines between the embeddings, (T, D) float32, of each utterance."""
     cosine = [torch.cosine_similarity(a, b, dim=1) for a, b in zip(reference, found)]
     return {
         "cosine": torch.cat(cosine).mean().item(),

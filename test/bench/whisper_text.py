@@ -1,19 +1,19 @@
-"""How well, and how fast, does Whisper read without padding, and a student?
+"""Measure WER and speed of Whisper without padding to 30 s, and of a student.
 
     OMP_NUM_THREADS=1 python test/bench/whisper_text.py --model-dir DIR \\
         --shar-dir egs/asterisk/KD/data/shar/dev [--beam 1 5] [--student EXPORT]
 
-Prints JSON: WER and seconds of audio in a second of processor time, one utterance at a
+Prints JSON: WER in % and seconds of audio per second of CPU time, one utterance at a
 time on one thread, for each beam and
 
-- "completed": silence behind the utterance as the teacher has it, and the encoding of
-  silence behind that, as `icefall_kd.teachers.whisper_text` reads;
+- "completed": the encoding is completed with that of silence, as in
+  `icefall_kd.teachers.whisper_text`;
 - "bare": the same without the encoding of silence;
 - "padded": silence up to 30 s.
 
-With ``--student``, a folder of bin.export, also what sherpa-onnx makes of it: greedy
-search, each of its encoders (``--chunk-size`` names the streaming ones), float32 and
-int8.  "mb" is what lies on the disk.
+``--student`` adds the models of bin.export, run by sherpa-onnx with greedy search: each
+encoder (``--chunk-size`` selects the streaming ones), float32 and int8.  "mb" is the
+size of the files in MB.
 
 Not collected by pytest.
 """
@@ -21,9 +21,8 @@ Not collected by pytest.
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Callable
 
 import kaldialign
 import torch
@@ -38,29 +37,29 @@ from icefall_kd.fields.run_teachers import load_shar_wave
 from icefall_kd.recognition.options import Chunking
 from icefall_kd.teachers.whisper_text import WhisperText
 
-Read = Callable[[torch.Tensor], str]
+Transcribe = Callable[[torch.Tensor], str]
 MB = 1e6
 normalise_prompt = load_script("prepare_asterisk").normalise_prompt
 
 
-def measure(read: Read, cuts: list) -> dict[str, float]:
-    """Return WER in % and times real time over labelled cuts."""
+def measure(transcribe: Transcribe, cuts: list) -> dict[str, float]:
+    """Return the WER in % and the speed over labelled cuts."""
     errors = words = 0
     seconds = 0.0
     for cut in cuts:
-        wave, right = load_shar_wave(cut), transcript(cut).split()
+        wave, reference = load_shar_wave(cut), transcript(cut).split()
         start = time.process_time()
-        said = read(wave)
+        text = transcribe(wave)
         seconds += time.process_time() - start
-        heard = normalise_prompt(said).split()
-        errors += kaldialign.edit_distance(right, heard)["total"]
-        words += len(right)
+        hypothesis = normalise_prompt(text).split()
+        errors += kaldialign.edit_distance(reference, hypothesis)["total"]
+        words += len(reference)
     audio = sum(cut.duration for cut in cuts)
     return {"wer": 100 * errors / words, "times_real_time": audio / seconds}
 
 
-def students(args: argparse.Namespace) -> Iterator[tuple[str, float, Read]]:
-    """Yield name, MB and reader of every encoder of an export."""
+def load_students(args: argparse.Namespace) -> Iterator[tuple[str, float, Transcribe]]:
+    """Yield file name, size in MB and recogniser of each exported encoder."""
     chunkings = [None, *(Chunking(n, args.left_context) for n in args.chunk_size)]
     for chunking in chunkings:
         for int8 in (False, True):
@@ -93,7 +92,7 @@ def main() -> None:
     rows = []
     for name, context in (("completed", 1.0), ("bare", 1.0), ("padded", 30.0)):
         for beam in args.beam:
-            reader = WhisperText(
+            model = WhisperText(
                 args.model_dir,
                 beam=beam,
                 context=context,
@@ -101,11 +100,11 @@ def main() -> None:
                 num_threads=1,
             )
             if name == "bare":
-                reader.silence = reader.silence[:0]
-            found = measure(lambda w, r=reader: r.transcribe([w])[0].text, cuts)
-            rows.append({"reading": name, "beam": beam, "mb": whisper / MB, **found})
-    for name, size, read in students(args) if args.student else ():
-        rows.append({"reading": name, "mb": size, **measure(read, cuts)})
+                model.silence = model.silence[:0]
+            found = measure(lambda w, m=model: m.transcribe([w])[0].text, cuts)
+            rows.append({"model": name, "beam": beam, "mb": whisper / MB, **found})
+    for name, size, transcribe in load_students(args) if args.student else ():
+        rows.append({"model": name, "mb": size, **measure(transcribe, cuts)})
     print(json.dumps({"cuts": len(cuts), "rows": rows}, indent=2))
 
 
