@@ -1,17 +1,16 @@
-"""Teachers: who speaks.  One file a family, one protocol, one dict of names.
+"""Teachers: models that compute targets from audio.
 
-To add a teacher: write a class with the members of
-:class:`~icefall_kd.teachers.protocol.Teacher` and name its builder in
-:data:`TEACHERS`.  The extraction, the cache and the distillation terms need no word
-about it.  A builder imports its library when it is called, not before.
+To add a teacher, write a subclass of :class:`~icefall_kd.teachers.protocol.Teacher` and
+add a builder to :data:`TEACHERS`.  Extraction, fields and terms need no change.  A
+builder imports its libraries when it is called.
 """
 
 import inspect
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Callable, Optional, Union
 
 from icefall_kd.core.distributed import check_device
+from icefall_kd.core.files import Pathlike
 from icefall_kd.teachers.protocol import KINDS, Output, Teacher, TeacherOutput
 
 __all__ = [
@@ -25,62 +24,60 @@ __all__ = [
 ]
 
 
-def _whisper_ct2(name: str, model_dir: Union[str, Path], **options: Any) -> Teacher:
+def _build_whisper_ct2(name: str, model_dir: Pathlike, **options: Any) -> Teacher:
     from icefall_kd.teachers.whisper_ct2 import WhisperCt2
 
     return WhisperCt2(name, model_dir, **options)
 
 
-def _vocab_teacher(
-    name: str, model_dir: Union[str, Path, Sequence[Union[str, Path]]], **options: Any
+def _build_hugging_face(name: str, model_dir: Pathlike, **options: Any) -> Teacher:
+    from icefall_kd.teachers.hugging_face import HuggingFace
+
+    return HuggingFace(name, model_dir, **options)
+
+
+def _build_zipformer(name: str, model_dir: Pathlike, **options: Any) -> Teacher:
+    from icefall_kd.teachers.zipformer import ZipformerTeacher
+
+    return ZipformerTeacher(name, model_dir, **options)
+
+
+def _build_vocab_teacher(
+    name: str, model_dir: Union[Pathlike, Sequence[Pathlike]], **options: Any
 ) -> Teacher:
     from icefall_kd.teachers.vocab_teacher import VocabularyTeacher
 
     return VocabularyTeacher(name, model_dir, **options)
 
 
-def _zipformer(name: str, model_dir: Union[str, Path], **options: Any) -> Teacher:
-    from icefall_kd.teachers.zipformer import ZipformerTeacher
-
-    return ZipformerTeacher(name, model_dir, **options)
-
-
-def _ensemble(
+def _build_ensemble(
     name: str,
     members: Mapping[str, Mapping[str, Any]],
     weights: Optional[Mapping[str, float]] = None,
     topk: Optional[int] = None,
-    **common: Any,
+    **defaults: Any,
 ) -> Teacher:
-    """Build the members; ``common`` serves those that do not say otherwise."""
     from icefall_kd.teachers.ensemble import Ensemble
 
-    teachers = build_teachers({n: {**common, **given} for n, given in members.items()})
+    teachers = build_teachers({n: {**defaults, **m} for n, m in members.items()})
     return Ensemble(name, teachers, weights, topk)
 
 
-def _hugging_face(name: str, model_dir: Union[str, Path], **options: Any) -> Teacher:
-    from icefall_kd.teachers.hugging_face import HuggingFace
-
-    return HuggingFace(name, model_dir, **options)
-
-
 TEACHERS: dict[str, Callable[..., Teacher]] = {
-    # OpenAI Whisper converted for CTranslate2: the two that bin.fetch_teacher knows,
-    # and any other folder of the same form (small, medium, large-v3, distilled ones).
-    "whisper_tiny_en": _whisper_ct2,
-    "whisper_base": _whisper_ct2,
-    "whisper_ct2": _whisper_ct2,
-    # A recogniser over other teachers' embeddings, in the student's tokens.
-    "vocab_teacher": _vocab_teacher,
+    # OpenAI Whisper for CTranslate2: the two models of bin.fetch_teacher, and a folder
+    # of any other size.
+    "whisper_tiny_en": _build_whisper_ct2,
+    "whisper_base": _build_whisper_ct2,
+    "whisper_ct2": _build_whisper_ct2,
+    # Encoders of wav2vec 2.0, HuBERT, WavLM, data2vec-audio and Whisper.
+    "hugging_face": _build_hugging_face,
     # A Zipformer of this project or of icefall.
-    "zipformer": _zipformer,
-    # Several teachers, averaged where they agree; has members in place of a model_dir.
-    "ensemble": _ensemble,
-    # wav2vec 2.0, HuBERT, WavLM, data2vec-audio and Whisper's encoder, by transformers.
-    "hugging_face": _hugging_face,
+    "zipformer": _build_zipformer,
+    # A recogniser over other teachers' embeddings, in the student's tokens.
+    "vocab_teacher": _build_vocab_teacher,
+    # The average of several teachers.
+    "ensemble": _build_ensemble,
 }
-
 
 # Former name of a family -> its name.
 RENAMED_FAMILIES = {"adapter": "vocab_teacher"}
@@ -88,27 +85,30 @@ RENAMED_FAMILIES = {"adapter": "vocab_teacher"}
 
 def build_teacher(
     family: str,
-    model_dir: Optional[Union[str, Path, Sequence[Union[str, Path]]]] = None,
+    model_dir: Optional[Union[Pathlike, Sequence[Pathlike]]] = None,
     name: Optional[str] = None,
     **options: Any,
 ) -> Teacher:
-    """Return a teacher of ``family``.
+    """Return a teacher.
 
     Args:
       family:    key of :data:`TEACHERS`.
-      model_dir: folder with the model's files, see the family's module, for some
-                 families a list; None for a family that has none.
+      model_dir: folder of the model, for some families a file or a list; None for
+                 families without a model of their own.
       name:      of the teacher and its fields; the family's when None.
       options:   of the family, for example ``compute_type`` and ``num_threads``.
     Raises:
-      ValueError: if the family is unknown, or lacks an option that it needs; the
-        message lists the known families.  Or if this machine lacks its device.
-      FileNotFoundError: if the folder does not hold the model.
+      ValueError: if the family is unknown, an option is missing or invalid, or the
+        device does not exist.
+      FileNotFoundError: if the folder does not contain the model.
     """
     name = name or family
     family = RENAMED_FAMILIES.get(family, family)
     if family not in TEACHERS:
-        raise ValueError(f"unknown teacher '{family}'; known are {sorted(TEACHERS)}")
+        raise ValueError(
+            f"family: unknown teacher '{family}'. Available: "
+            f"{', '.join(sorted(TEACHERS))}"
+        )
     check_device(str(options.get("device", "cpu")))
     builder = TEACHERS[family]
     if model_dir is not None:
@@ -120,21 +120,21 @@ def build_teacher(
     return builder(name, **options)
 
 
-def build_teachers(described: Mapping[str, Mapping[str, Any]]) -> list[Teacher]:
-    """Return several teachers, each as a mapping describes it.
+def build_teachers(descriptions: Mapping[str, Mapping[str, Any]]) -> list[Teacher]:
+    """Return several teachers.
 
     Args:
-      described: name -> {"family": key of :data:`TEACHERS`, the name itself when
-        absent; "model_dir": its folder, or what the family has instead; and options
-        of the family}.
+      descriptions: name -> arguments of :func:`build_teacher`; ``family`` defaults to
+        the name.
     Raises:
-      ValueError, FileNotFoundError: as :func:`build_teacher`, naming the teacher.
+      ValueError, FileNotFoundError: as :func:`build_teacher`; a ValueError names the
+        teacher.
     """
-    for given in described.values():  # before any of them is loaded
-        check_device(str(given.get("device", "cpu")))
+    for description in descriptions.values():  # before a model is loaded
+        check_device(str(description.get("device", "cpu")))
     teachers = []
-    for name, given in described.items():
-        options = dict(given)
+    for name, description in descriptions.items():
+        options = dict(description)
         family = options.pop("family", name)
         try:
             teachers.append(build_teacher(family, name=name, **options))

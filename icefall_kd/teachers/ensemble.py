@@ -1,19 +1,18 @@
-"""Several teachers as one: the average of what agrees, side by side what does not.
+"""Several teachers as one: the average of corresponding outputs.
 
-Outputs of all members that are called alike, but for the members' names (``a`` and
-``b``, ``a_layer2`` and ``b_layer2``, ``a_ctc`` and ``b_ctc``), are averaged into one
-field, called so after the ensemble, if they have one kind and frame shift and
+Outputs correspond if their names differ only in the member's name: ``a`` and ``b``,
+``a_layer2`` and ``b_layer2``, ``a_ctc`` and ``b_ctc``.  The ensemble averages outputs
+of all members with one kind and frame shift into one field with its own name:
 
-- embeddings have one dimension: the plain weighted mean of the values as they are,
-  nothing is normalised before (a member of larger values has more to say);
-- CTC outputs have one vocabulary: the weighted mean of the probabilities.  A member
-  tells k of them and the mass of all others, its tail; each token that it does not tell
-  gets an equal share of the tail, which is the mean of what these tokens had.  So a
-  mean is a distribution, over the union of the members' tokens it has what they told,
-  and its best tokens are of the union.
+- embeddings of one dimension: the weighted mean of the values, without normalisation
+  (a member with larger values dominates);
+- CTC distributions over one vocabulary: the weighted mean of the probabilities.  A
+  member has k tokens and a tail; each token outside its k best gets an equal share of
+  the tail.  So the mean is a distribution, and its best tokens come from the members'
+  best tokens.
 
-Other outputs stay the members' own fields.  A field of CTC distributions averages
-models of one vocabulary alone: token 7 of one is not token 7 of another.
+Other outputs stay fields of the members.  CTC distributions over different vocabularies
+cannot be averaged: their token ids mean different tokens.
 """
 
 import logging
@@ -29,26 +28,24 @@ from icefall_kd.teachers.protocol import Output, Teacher, TeacherOutput
 
 
 class _Part(NamedTuple):
-    """What one member puts into a mean."""
+    """One member's part of an average."""
 
     field: str
     output: Output
     weight: float
 
 
-class Ensemble:
-    """Teachers that all hear a batch.
+class Ensemble(Teacher):
+    """The average of several teachers.
 
     Args:
-      name:    the ensemble's name, and that of the mean of fields called as their
-               teachers.
-      members: two or more, of different names.
-      weights: name of each member -> its weight, positive; their sum does not matter.
-      topk:    tokens that a frame of a mean of "ctc" keeps; as many as the members'
-               largest when None.
+      name:    of the ensemble and its averaged fields.
+      members: two or more, with different names.
+      weights: member -> positive weight; they are normalised to a sum of 1.
+      topk:    tokens in a frame of an averaged "ctc"; None is the members' maximum.
     Raises:
-      ValueError: if there are too few members, the weights are of others or have
-        nothing to weigh, or two fields have one name.
+      ValueError: if there are too few members, the weights do not match them or have
+        nothing to average, or two fields have one name.
     """
 
     def __init__(
@@ -59,40 +56,43 @@ class Ensemble:
         topk: Optional[int] = None,
     ) -> None:
         if len(members) < 2:
-            raise ValueError(f"{len(members)} members: an ensemble has two or more")
-        self.name = name
-        self._members = list(members)
-        self.needs_text = any(getattr(m, "needs_text", False) for m in members)
-        self._topk = topk
-        shares = normalised([m.name for m in members], weights)
-        self._means: dict[str, list[_Part]] = {}
-        self.outputs: dict[str, Output] = {}
-        for suffix, parts in _called_alike(members, shares).items():
-            if len(parts) == len(members) and agree([p.output for p in parts]):
-                self._means[name + suffix] = parts
-                self._add(name + suffix, self._mean_output(parts))
-                continue
-            for part in parts:
-                self._add(part.field, part.output)
-        if weights is not None and not self._means:
             raise ValueError(
-                "weights have nothing to weigh, the outputs differ: "
-                + "; ".join(f"{f} is {_form(o)}" for f, o in self.outputs.items())
+                f"members: {len(members)} given. An ensemble needs two or more"
+            )
+        self.name = name
+        self.needs_text = any(m.needs_text for m in members)
+        self._members = list(members)
+        self._topk = topk
+        self._averages: dict[str, list[_Part]] = {}
+        self.outputs: dict[str, Output] = {}
+        shares = normalise_weights([m.name for m in members], weights)
+        for suffix, parts in _group_outputs(members, shares).items():
+            outputs = [part.output for part in parts]
+            if len(parts) == len(members) and can_average(outputs):
+                self._averages[name + suffix] = parts
+                self._add(name + suffix, self._describe_average(parts))
+            else:
+                for part in parts:
+                    self._add(part.field, part.output)
+        if weights is not None and not self._averages:
+            raise ValueError(
+                "weights: no outputs can be averaged: "
+                + "; ".join(f"{f} is {_signature(o)}" for f, o in self.outputs.items())
+                + ". Leave the option out"
             )
         logging.info(
-            "ensemble %s: means %s, all fields %s",
+            "ensemble %s: averages %s, all fields %s",
             name,
-            sorted(self._means),
+            sorted(self._averages),
             sorted(self.outputs),
         )
 
     def _add(self, field: str, output: Output) -> None:
         if field in self.outputs:
-            raise ValueError(f"two fields are called '{field}'; rename a member")
+            raise ValueError(f"two fields are called '{field}'. Rename a member")
         self.outputs[field] = output
 
-    def _mean_output(self, parts: Sequence[_Part]) -> Output:
-        """Describe the mean of ``parts``."""
+    def _describe_average(self, parts: Sequence[_Part]) -> Output:
         first = parts[0].output
         fingerprint: dict[str, Any] = {
             "teacher": self.name,
@@ -103,42 +103,40 @@ class Ensemble:
         }
         if first.kind != "ctc":
             return Output(first.kind, first.dim, first.frame_shift, fingerprint)
+        vocab_size = first.fingerprint["vocab_size"]
         topk = self._topk or max(p.output.dim // 2 for p in parts)
+        if topk > vocab_size:
+            raise ValueError(f"topk: {topk} is above the {vocab_size} tokens")
         fingerprint["topk"] = topk
         for key in ("vocab_sha256", "vocab_size"):
             fingerprint[key] = first.fingerprint[key]
-        if topk > first.fingerprint["vocab_size"]:
-            raise ValueError(f"topk is {topk} of {fingerprint['vocab_size']} tokens")
         return Output(first.kind, 2 * topk + 1, first.frame_shift, fingerprint)
 
     @torch.no_grad()
     def forward(
         self, waves: Tensor, wave_lens: Tensor, texts: Sequence[str] = ()
     ) -> dict[str, TeacherOutput]:
-        """Return all outputs of a batch.
+        """Return all outputs; see :meth:`Teacher.forward`.
 
-        Args:
-          waves:     (N, S) float32, 16 kHz, in [-1, 1].
-          wave_lens: (N,) int64, valid samples.
-          texts:     N transcripts, where a member needs them.
         Raises:
-          ValueError: if members differ in an utterance's frames by more than one, or
-            as a member does.
+          ValueError: if members differ in the frames of an utterance by more than one,
+            or as a member.
         """
-        said: dict[str, TeacherOutput] = {}
+        results: dict[str, TeacherOutput] = {}
         for member in self._members:
-            given = (texts,) if getattr(member, "needs_text", False) else ()
-            said.update(member.forward(waves, wave_lens, *given))
-        for field, parts in self._means.items():
-            said[field] = self._mean(field, parts, [said[p.field] for p in parts])
-        return {field: said[field] for field in self.outputs}
+            arguments = (texts,) if member.needs_text else ()
+            results.update(member.forward(waves, wave_lens, *arguments))
+        for field, parts in self._averages.items():
+            outputs = [results[part.field] for part in parts]
+            results[field] = self._average(field, parts, outputs)
+        return {field: results[field] for field in self.outputs}
 
-    def _mean(
-        self, field: str, parts: Sequence[_Part], heard: Sequence[TeacherOutput]
+    def _average(
+        self, field: str, parts: Sequence[_Part], outputs: Sequence[TeacherOutput]
     ) -> TeacherOutput:
-        lens = shortest([p.field for p in parts], [h.lens for h in heard])
-        device, num_frames = heard[0].x.device, int(lens.max())
-        frames = [h.x[:, :num_frames].to(device) for h in heard]
+        lens = shortest_lens([p.field for p in parts], [o.lens for o in outputs])
+        device, num_frames = outputs[0].x.device, int(lens.max())
+        frames = [o.x[:, :num_frames].to(device) for o in outputs]
         weights = [p.weight for p in parts]
         output = self.outputs[field]
         if output.kind == "ctc":
@@ -147,75 +145,73 @@ class Ensemble:
         else:
             x = torch.stack([w * f for w, f in zip(weights, frames)]).sum(dim=0)
         lens = lens.to(device)
-        padding = make_pad_mask(lens, num_frames).unsqueeze(-1)
-        return TeacherOutput(x.masked_fill(padding, 0.0), lens)
+        mask = make_pad_mask(lens, num_frames).unsqueeze(-1)
+        return TeacherOutput(x.masked_fill(mask, 0.0), lens)
 
 
-def normalised(
+def normalise_weights(
     names: Sequence[str], weights: Optional[Mapping[str, float]]
 ) -> list[float]:
-    """Return the weights of the members in their order, of sum 1.
+    """Return the members' weights in their order, with sum 1.
 
     Raises:
-      ValueError: if they are of others, or one is not a positive number.
+      ValueError: if they name other members, or one is not positive and finite.
     """
     if weights is None:
         return [1.0 / len(names)] * len(names)
     if set(weights) != set(names):
-        raise ValueError(f"weights of {sorted(weights)}, members are {sorted(names)}")
+        raise ValueError(f"weights: {sorted(weights)} are not members {sorted(names)}")
     if not all(w > 0 and math.isfinite(w) for w in weights.values()):
-        raise ValueError(f"weights must be positive: {dict(weights)}")
+        raise ValueError(f"weights: {dict(weights)} must be positive")
     total = sum(weights.values())
     return [weights[name] / total for name in names]
 
 
-def agree(outputs: Sequence[Output]) -> bool:
+def can_average(outputs: Sequence[Output]) -> bool:
     """Return whether outputs can be averaged."""
     first = outputs[0]
-    if first.kind == "ctc":
-        known = "vocab_sha256" in first.fingerprint  # else nobody knows the tokens
-    else:
-        known = first.kind == "embedding"  # of no other kind is there a mean
-    if not known:
+    if first.kind == "ctc" and "vocab_sha256" not in first.fingerprint:
+        return False  # the vocabulary is unknown
+    if first.kind not in ("ctc", "embedding"):
         return False
-    return all(_form(o) == _form(first) for o in outputs[1:])
+    return all(_signature(o) == _signature(first) for o in outputs[1:])
 
 
-def _form(output: Output) -> tuple[Any, ...]:
-    """Return what must be the same in outputs that are averaged."""
-    vocabulary = output.fingerprint.get("vocab_sha256")
-    # Distributions may keep different numbers of tokens.
-    dim = output.dim if output.kind != "ctc" else vocabulary
+def _signature(output: Output) -> tuple[Any, ...]:
+    """Return the properties that averaged outputs have in common."""
+    # CTC distributions may have different numbers of tokens.
+    is_ctc = output.kind == "ctc"
+    dim = output.fingerprint.get("vocab_sha256") if is_ctc else output.dim
     return output.kind, dim, output.frame_shift
 
 
-def _called_alike(
+def _group_outputs(
     members: Sequence[Teacher], shares: Sequence[float]
 ) -> dict[str, list[_Part]]:
-    """Return the outputs by what their names are without the members' names."""
-    found: dict[str, list[_Part]] = {}
+    """Return name without the member's name -> outputs of that name."""
+    groups: dict[str, list[_Part]] = {}
     for member, share in zip(members, shares):
         for field, output in member.outputs.items():
-            own = field.startswith(member.name)
-            suffix = field[len(member.name) :] if own else field
-            found.setdefault(suffix, []).append(_Part(field, output, share))
-    return found
+            has_prefix = field.startswith(member.name)
+            suffix = field[len(member.name) :] if has_prefix else field
+            groups.setdefault(suffix, []).append(_Part(field, output, share))
+    return groups
 
 
-def shortest(fields: Sequence[str], lens: Sequence[Tensor]) -> Tensor:
-    """Return the least number of frames of each utterance, (N,) int64 on the CPU.
+def shortest_lens(fields: Sequence[str], lens: Sequence[Tensor]) -> Tensor:
+    """Return the minimum number of frames of each utterance, (N,) int64 on the CPU.
 
     Raises:
-      ValueError: if members differ by more than one frame; the message names both.
+      ValueError: if members differ by more than one frame.
     """
-    table = torch.stack([n.cpu() for n in lens])  # members by utterances
+    table = torch.stack([n.cpu() for n in lens])  # (members, N)
     apart = table.amax(dim=0) - table.amin(dim=0)
     if len(apart) and int(apart.max()) > 1:
         n = int(apart.argmax())
-        longest, least = int(table[:, n].argmax()), int(table[:, n].argmin())
+        longest, shortest = int(table[:, n].argmax()), int(table[:, n].argmin())
         raise ValueError(
             f"utterance {n} of the batch has {table[longest, n]} frames in "
-            f"'{fields[longest]}' and {table[least, n]} in '{fields[least]}'; members "
-            "that are averaged may differ by one"
+            f"'{fields[longest]}' and {table[shortest, n]} in '{fields[shortest]}'. "
+            "Averaged members may differ by one frame"
         )
     return table.amin(dim=0)

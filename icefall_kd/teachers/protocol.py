@@ -1,34 +1,29 @@
-"""What every teacher offers: a name, its outputs and ``forward``.
+"""The interface of a teacher, and the choice of the layers of an encoder."""
 
-Which layers of an encoder a teacher says: one, several, or their weighted sum.
-
-Layer k is the input of block k, so 0 is what the first block gets and the number of
-blocks is the encoder's output; negative numbers count from the end, -1 the output.
-"""
-
+import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Optional, Protocol, Union
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor
 
 KINDS = ("embedding", "ctc", "path")
-# Values of the option ``dtype`` of teachers that PyTorch runs.
+# Values of the option ``dtype`` of teachers that run in PyTorch.
 DTYPES = {"float32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Output:
-    """One thing that a teacher says; it becomes one field of the cuts.
+    """Description of one output of a teacher, which is stored as one field.
 
     Attributes:
       kind:        one of :data:`KINDS`: "embedding" is (T, D); "ctc" is (T, 2 k + 1),
-                   the k best tokens of a frame as :mod:`icefall_kd.core.frames` has it;
-                   "path" is (T, 2 k + 2), these on a transducer's one-best path.
+                   the k best tokens, see :mod:`icefall_kd.core.frames`; "path" is
+                   (T, 2 k + 2), the same on the one-best path of a transducer.
       dim:         values of a frame: D, 2 k + 1, or 2 k + 2.
-      frame_shift: seconds between two frames.
-      fingerprint: what identifies the numbers: model hash, layer, precision, context.
+      frame_shift: in seconds.
+      fingerprint: identifies the values: model hash, layer, precision, context.
     """
 
     kind: str
@@ -39,10 +34,10 @@ class Output:
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """What a teacher says about a batch, one of its outputs.
+    """One output of a teacher for a batch.
 
     Attributes:
-      x:    (N, T, W) float32, zero beyond the valid frames; W is the output's ``dim``.
+      x:    (N, T, W) float32, zero at padding; W is the output's ``dim``.
       lens: (N,) int64, valid frames, 1 <= lens <= T.
     """
 
@@ -50,36 +45,37 @@ class TeacherOutput:
     lens: Tensor
 
 
-class Teacher(Protocol):
-    """A frozen model that turns audio into targets.
+class Teacher(abc.ABC):
+    """A frozen model that computes targets from audio.
 
-    The output of an utterance depends on that utterance alone, never on the others
-    of its batch, so that a stored target does not depend on how it was extracted.
-
-    A teacher with an attribute ``needs_text`` that is True is given the transcripts as
-    ``forward(waves, wave_lens, texts)``, N strings, "" where there is none.
+    The output for an utterance does not depend on the other utterances of its batch, so
+    a stored target does not depend on how it was extracted.
 
     Attributes:
-      name:    of the teacher, for messages.
-      outputs: field name -> what it will hold.  A teacher that says one thing calls
-               the field by its own name.
+      name:       for messages.
+      outputs:    field name -> description.  A single output has the teacher's name.
+      needs_text: True if ``forward`` needs the transcripts.
     """
 
     name: str
     outputs: Mapping[str, Output]
+    needs_text: bool = False
 
-    def forward(self, waves: Tensor, wave_lens: Tensor) -> Mapping[str, TeacherOutput]:
+    @abc.abstractmethod
+    def forward(
+        self, waves: Tensor, wave_lens: Tensor, texts: Sequence[str] = ()
+    ) -> Mapping[str, TeacherOutput]:
         """Return all outputs for a batch, by field name.
 
         Args:
           waves:     (N, S) float32, 16 kHz, in [-1, 1], zero-padded.
           wave_lens: (N,) int64, valid samples, 1 <= wave_lens <= S.
+          texts:     N transcripts, "" where there is none; given if ``needs_text``.
         """
-        ...
 
 
 def check_waves(waves: Tensor, wave_lens: Tensor) -> None:
-    """Refuse a batch of the wrong shape, with the shapes in the message.
+    """Check the shapes of a batch.
 
     Raises:
       ValueError: unless waves is (N, S) and 1 <= wave_lens (N,) <= S.
@@ -93,7 +89,7 @@ def check_waves(waves: Tensor, wave_lens: Tensor) -> None:
         1 <= int(wave_lens.min()) and int(wave_lens.max()) <= waves.shape[1]
     ):
         raise ValueError(
-            f"wave_lens must lie in [1, {waves.shape[1]}], got {wave_lens.tolist()}"
+            f"wave_lens {wave_lens.tolist()} is outside [1, {waves.shape[1]}]"
         )
 
 
@@ -102,11 +98,11 @@ Layers = Union[str, int, Sequence[int]]
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """The layers asked for; see :func:`choose_layers`.
+    """Layers of an encoder that a teacher outputs; see :func:`choose_layers`.
 
     Attributes:
-      layers:  their numbers, none negative, in the order asked for.
-      weights: of their sum; None when each layer is a field of its own.
+      layers:  their numbers, not negative, in the given order.
+      weights: of their sum; None stores each layer as a field.
     """
 
     layers: tuple[int, ...]
@@ -114,11 +110,11 @@ class LayerChoice:
 
     @property
     def highest(self) -> int:
-        """Return the number of blocks that must be run."""
+        """Return the number of blocks to run."""
         return max(self.layers)
 
-    def fields(self, name: str) -> dict[str, dict]:
-        """Return field name -> what its fingerprint says of the layers.
+    def describe_fields(self, name: str) -> dict[str, dict[str, Any]]:
+        """Return field name -> the layers' part of its fingerprint.
 
         A sum and a single layer are the field ``name``; several layers are
         ``<name>_layer<k>`` each.
@@ -131,14 +127,15 @@ class LayerChoice:
             for k in self.layers
         }
 
-    def pick(self, name: str, hidden: Mapping[int, Tensor]) -> dict[str, Tensor]:
+    def select(self, name: str, hidden: Mapping[int, Tensor]) -> dict[str, Tensor]:
         """Return field name -> its values.
 
         Args:
-          hidden: layer -> (N, T, D), of all the layers asked for.
+          hidden: layer -> (N, T, D), of all layers in the choice.
         """
         if self.weights is None:
-            return dict(zip(self.fields(name), (hidden[k] for k in self.layers)))
+            values = (hidden[k] for k in self.layers)
+            return dict(zip(self.describe_fields(name), values))
         weighted = (w * hidden[k].float() for k, w in zip(self.layers, self.weights))
         return {name: sum(weighted)}
 
@@ -146,16 +143,18 @@ class LayerChoice:
 def choose_layers(
     layers: Layers, layer_weights: Optional[Sequence[float]], num_layers: int
 ) -> LayerChoice:
-    """Read the options ``layers`` and ``layer_weights``.
+    """Parse the options ``layers`` and ``layer_weights``.
+
+    Layer k is the input of block k: 0 is the input of the first block, ``num_layers``
+    is the encoder's output.  Negative numbers count from the end; -1 is the output.
 
     Args:
       layers:        "last", a number, or several.
-      layer_weights: of the sum of several layers, used as they are: they need not
-                     add up to 1.
-      num_layers:    blocks of the encoder; layers 0..num_layers exist.
+      layer_weights: of the sum of several layers, not normalised.
+      num_layers:    number of blocks.
     Raises:
-      ValueError: if a layer does not exist or is named twice, or the weights do not
-        fit the layers.
+      ValueError: if a layer does not exist or is repeated, or the weights do not match
+        the layers.
     """
     if layers == "last":
         layers = num_layers
@@ -164,20 +163,20 @@ def choose_layers(
         raise ValueError(
             f"layers: {layers!r} is neither 'last', nor a number, nor a list of numbers"
         )
-    absent = [k for k in wanted if not -num_layers - 1 <= k <= num_layers]
-    if absent:
+    unknown = [k for k in wanted if not -num_layers - 1 <= k <= num_layers]
+    if unknown:
         raise ValueError(
-            f"layers: the model has no layer {', '.join(map(str, absent))}: it has "
-            f"{num_layers} blocks, so layers 0 to {num_layers}, or -1 to "
-            f"{-num_layers - 1} from the end"
+            f"layers: no layer {', '.join(map(str, unknown))}. Available: 0 to "
+            f"{num_layers}, or from the end -1 to {-num_layers - 1}"
         )
     chosen = tuple(k if k >= 0 else num_layers + 1 + k for k in wanted)
     if len(set(chosen)) != len(chosen):
-        raise ValueError(f"layers: {wanted} names one layer twice")
+        raise ValueError(f"layers: {wanted} contains a layer twice")
     if layer_weights is None:
         return LayerChoice(chosen)
     if len(layer_weights) != len(chosen):
         raise ValueError(
-            f"layer_weights: {len(layer_weights)} weights for {len(chosen)} layers"
+            f"layer_weights: {len(layer_weights)} weights for {len(chosen)} layers. "
+            "Give one weight for each layer"
         )
     return LayerChoice(chosen, tuple(float(w) for w in layer_weights))

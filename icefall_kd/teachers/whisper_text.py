@@ -1,32 +1,33 @@
-"""Transcripts by OpenAI Whisper, run by CTranslate2, without padding to 30 s.
+"""Transcripts of OpenAI Whisper in CTranslate2, without the padding to 30 s.
 
-The decoder was trained on encodings of 30 s.  Given a short one it repeats itself: on
-the 30 dev prompts of the Asterisk recipe base reads 38.9 % wrong after 1 s of appended
-silence (beam 5), 2.4 % after silence up to 30 s.  What the encoder makes of silence
-hardly depends on the speech before it, so it is computed once, and its end completes
-the encoding of every utterance: 2.8 %, at a quarter of the cost of the padding
+The decoder was trained on encodings of 30 s and repeats itself on short ones: on the 30
+dev prompts of the Asterisk recipe, base has a WER of 38.9 % with 1 s of silence after
+the prompt, 2.4 % with silence up to 30 s (beam 5).  The encoding of silence hardly
+depends on the speech before it.  So it is computed once, and its end completes the
+encoding of every utterance: 2.8 %, at a quarter of the cost of the padding
 (``test/bench/whisper_text.py``).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from icefall_kd import SAMPLE_RATE
+from icefall_kd.core.files import Pathlike
 from icefall_kd.teachers.whisper_ct2 import WhisperCt2
 from icefall_kd.teachers.windows import WINDOW
 
-TOKENS_PER_SECOND = 8.0  # no speech has more; ends a decoder that repeats itself
+TOKENS_PER_SECOND = 8.0  # more than speech has; stops a decoder that repeats itself
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """What was heard.
+    """A hypothesis of Whisper.
 
     Attributes:
       text: as Whisper writes it, with case and punctuation.
@@ -38,7 +39,7 @@ class Transcript:
 
 
 class WhisperText:
-    """Reads utterances of at most 30 s.
+    """Recognises utterances of at most 30 s.
 
     Args:
       model_dir: CTranslate2 folder with tokenizer.json.
@@ -48,13 +49,13 @@ class WhisperText:
     Attributes:
       silence: (1500, D) float32, the encoding of 30 s of silence.
     Raises:
-      FileNotFoundError: if the folder does not hold a model with its tokenizer.
-      ValueError: if the model does not know the language.
+      FileNotFoundError: if the folder does not contain a model with its tokenizer.
+      ValueError: if the model does not support the language.
     """
 
     def __init__(
         self,
-        model_dir: Union[str, Path],
+        model_dir: Pathlike,
         language: str = "en",
         beam: int = 1,
         **options: Any,
@@ -62,8 +63,7 @@ class WhisperText:
         path = Path(model_dir) / "tokenizer.json"
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path} is missing: without it nothing can be read; copy it from the "
-                "model's repository"
+                f"{path} is missing. Copy it from the model's repository"
             )
         from tokenizers import Tokenizer
 
@@ -79,19 +79,19 @@ class WhisperText:
         return {**output.fingerprint, "teacher": "whisper_text", "beam": self.beam}
 
     def _make_prompt(self, language: str) -> list[int]:
-        names = ["<|startoftranscript|>"]
+        tokens = ["<|startoftranscript|>"]
         if self.encoder.model.is_multilingual:
-            names += [f"<|{language}|>", "<|transcribe|>"]
+            tokens += [f"<|{language}|>", "<|transcribe|>"]
         elif language != "en":
-            raise ValueError(f"this Whisper reads English, not '{language}'")
-        ids = [self._tokenizer.token_to_id(n) for n in [*names, "<|notimestamps|>"]]
+            raise ValueError(f"language: '{language}' needs a multilingual Whisper")
+        ids = [self._tokenizer.token_to_id(t) for t in [*tokens, "<|notimestamps|>"]]
         if None in ids:
-            raise ValueError(f"this Whisper does not know the language '{language}'")
+            raise ValueError(f"language: this Whisper does not support '{language}'")
         return ids
 
     @torch.no_grad()
     def transcribe(self, waves: Sequence[Tensor]) -> list[Transcript]:
-        """Read utterances together.
+        """Return the transcript of each utterance.
 
         Args:
           waves: each (S,) float32, 16 kHz, at most 30 s.
@@ -99,20 +99,20 @@ class WhisperText:
           ValueError: if one is longer.
         """
         if any(len(w) > WINDOW for w in waves):
-            raise ValueError("an utterance is longer than the 30 s that Whisper hears")
+            raise ValueError("an utterance is longer than Whisper's 30 s. Split it")
         if not waves:
             return []
-        encoded = list(self.encoder.side_by_side(self._complete, waves))
-        size = -(-len(waves) // self.encoder.calls)
+        encoded = list(self.encoder.map_parallel(self._encode, waves))
+        size = -(-len(waves) // self.encoder.num_workers)
         parts = [slice(k, k + size) for k in range(0, len(waves), size)]
 
-        def read(part: slice) -> list[Transcript]:
-            return self._read(np.stack(encoded[part]), waves[part])
+        def decode(part: slice) -> list[Transcript]:
+            return self._decode(np.stack(encoded[part]), waves[part])
 
-        return [t for said in self.encoder.side_by_side(read, parts) for t in said]
+        return [t for found in self.encoder.map_parallel(decode, parts) for t in found]
 
-    def _read(self, encoded: np.ndarray, waves: Sequence[Tensor]) -> list[Transcript]:
-        """Decode encodings, (N, 1500, D), of these waves."""
+    def _decode(self, encoded: np.ndarray, waves: Sequence[Tensor]) -> list[Transcript]:
+        """Decode the encodings (N, 1500, D) of the waves."""
         seconds = max(len(w) for w in waves) / SAMPLE_RATE
         results = self.encoder.model.generate(
             self.encoder.storage.from_array(encoded),
@@ -128,9 +128,9 @@ class WhisperText:
             for r in results
         ]
 
-    def _complete(self, wave: Tensor) -> np.ndarray:
-        """Return the encoding of one utterance and the silence behind it, (1500, D)."""
-        padded = torch.zeros(1, self.encoder.padded_samples(len(wave)))
+    def _encode(self, wave: Tensor) -> np.ndarray:
+        """Return the encoding of one utterance, completed by silence, (1500, D)."""
+        padded = torch.zeros(1, self.encoder.count_padded_samples(len(wave)))
         padded[0, : len(wave)] = wave
         encoded = self.encoder.encode(padded)[0].numpy()
         return np.concatenate([encoded, self.silence[len(encoded) :]])

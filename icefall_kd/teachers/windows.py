@@ -1,4 +1,4 @@
-"""Long utterances in overlapping windows, pieces of like length in batches."""
+"""Windows over long utterances, and batches of pieces of similar length."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ from torch import Tensor
 
 from icefall_kd import SAMPLE_RATE
 
-WINDOW = 30 * SAMPLE_RATE  # samples, the longest input Whisper was trained on
+WINDOW = 30 * SAMPLE_RATE  # samples, the longest input in Whisper's training
 OVERLAP = 2 * SAMPLE_RATE  # samples shared by two windows of a longer utterance
-SPREAD = 1.25  # of a batch's lengths at most: padding costs what audio costs
+MAX_LENGTH_RATIO = 1.25  # of the longest to the shortest piece of a batch
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of an utterance that a model hears at once.
+    """A part of an utterance that a model encodes in one call.
 
     Attributes:
       row:        of the utterance in its batch.
-      start, end: samples [start, end) of it.
+      start, end: samples [start, end) of the utterance.
       total:      samples of the utterance.
     """
 
@@ -31,16 +31,16 @@ class Piece:
 
     @property
     def samples(self) -> int:
-        """Return the samples of the piece."""
+        """Return the number of samples."""
         return self.end - self.start
 
 
-def windows(
+def split_windows(
     num_samples: int, window: int = WINDOW, overlap: int = OVERLAP
 ) -> list[tuple[int, int]]:
-    """Cut [0, num_samples) into windows that overlap.
+    """Return overlapping windows that cover [0, num_samples).
 
-    >>> windows(40 * 16000)
+    >>> split_windows(40 * 16000)
     [(0, 480000), (448000, 640000)]
     """
     spans, start = [], 0
@@ -50,7 +50,7 @@ def windows(
     return spans + [(start, num_samples)]
 
 
-def cut_pieces(
+def split_pieces(
     wave_lens: Tensor, window: int = WINDOW, overlap: int = OVERLAP
 ) -> list[Piece]:
     """Return the pieces of all utterances of a batch.
@@ -61,7 +61,7 @@ def cut_pieces(
     return [
         Piece(row, start, end, total)
         for row, total in enumerate(wave_lens.tolist())
-        for start, end in windows(total, window, overlap)
+        for start, end in split_windows(total, window, overlap)
     ]
 
 
@@ -71,18 +71,18 @@ def batch_pieces(
     max_samples: int,
     equal: bool = False,
 ) -> list[list[Piece]]:
-    """Put pieces of like length together, the shortest first.
+    """Return batches of pieces of similar length, the shortest first.
 
     Args:
-      length:      samples of a piece as the model hears it, with what pads it.
-      max_samples: of a batch, padded to its longest; one piece may exceed it.
-      equal:       let only pieces of one length share a batch, otherwise those whose
-                   lengths differ by a quarter.
+      length:      returns the samples of a piece with its padding.
+      max_samples: maximum of a batch, with padding; a single piece may exceed it.
+      equal:       whether all pieces of a batch must have one length; otherwise lengths
+                   may differ by a quarter.
     """
     batches: list[list[Piece]] = []
     for piece in sorted(pieces, key=length):
         last = batches[-1] if batches else []
-        limit = length(last[0]) * (1.0 if equal else SPREAD) if last else 0
+        limit = length(last[0]) * (1.0 if equal else MAX_LENGTH_RATIO) if last else 0
         if length(piece) <= min(limit, max_samples / (len(last) + 1)):
             last.append(piece)
         else:
@@ -90,7 +90,7 @@ def batch_pieces(
     return batches
 
 
-def gather(waves: Tensor, pieces: Sequence[Piece], samples: int) -> Tensor:
+def gather_audio(waves: Tensor, pieces: Sequence[Piece], samples: int) -> Tensor:
     """Return the audio of pieces, (len(pieces), samples), zero-padded."""
     batch = torch.zeros(len(pieces), samples, device=waves.device)
     for row, piece in enumerate(pieces):
@@ -98,7 +98,7 @@ def gather(waves: Tensor, pieces: Sequence[Piece], samples: int) -> Tensor:
     return batch
 
 
-def stitch(
+def stitch_frames(
     x: Tensor,
     lens: Sequence[int],
     pieces: Sequence[Piece],
@@ -106,15 +106,15 @@ def stitch(
     out: Tensor,
     overlap: int = OVERLAP,
 ) -> None:
-    """Write the frames of pieces to where they belong in their utterances.
+    """Write the frames of pieces to their positions in the utterances.
 
-    Of an overlap, each window gives the half that it hears more around.
+    In an overlap, each window provides the half that is farther from its end.
 
     Args:
       x:     (len(pieces), T, D), frames of the pieces.
-      lens:  valid frames of each.
-      frame: samples from one frame to the next; divides every piece's start.
-      out:   (N, T', D) of the utterances, written to.
+      lens:  valid frames of each piece.
+      frame: samples from one frame to the next; divides the start of every piece.
+      out:   (N, T', D), frames of the utterances; written to.
     """
     x = x.to(out.device, out.dtype)
     half = overlap // 2 // frame
@@ -125,19 +125,20 @@ def stitch(
         out[piece.row, offset + first : offset + last] = x[row, first:last]
 
 
-def padded_samples(
+def count_padded_samples(
     num_samples: int, context: float, bucket: float, frame: int, window: int = WINDOW
 ) -> int:
-    """Return the samples that Whisper, which knows no mask, hears for a clip.
+    """Return the input length of Whisper for a clip, in samples.
 
-    Its own length and a little silence, rounded up so that clips of about one length
-    share a batch; a function of the clip alone.
+    Whisper has no mask.  A clip is followed by some silence and rounded up to a
+    multiple of the bucket, so that clips of similar length share a batch.  The result
+    depends only on the clip.
 
     Args:
-      context: seconds of silence after the clip.
-      bucket:  seconds; the result is a multiple of it, in whole frames.
+      context: silence after the clip, in seconds.
+      bucket:  in seconds; rounded down to whole frames.
       frame:   samples of a frame.
-      window:  samples, at most so many.
+      window:  maximum number of samples.
     """
     step = max(frame, round(bucket * SAMPLE_RATE) // frame * frame)
     wanted = num_samples + round(context * SAMPLE_RATE)

@@ -1,11 +1,9 @@
-"""A recogniser over what teachers said: their embeddings in the place of audio.
+"""A recogniser over cached embeddings instead of audio.
 
-A foundation model knows no word of our vocabulary.  A small recurrent encoder with the
-usual CTC head, predictor and joiner, trained on the cached embeddings of one or more of
-them and the transcripts, makes a teacher that does: one whose distributions a student
-can be compared with, frame by frame, at the student's own rate.
-
-Adapters that speak as one: the mean of their distributions, node by node.
+A small recurrent encoder with CTC head, predictor and joiner is trained on the fields
+of one or more foundation models, and transcripts.  It computes token distributions in
+the student's vocabulary and at its frame rate: see
+:mod:`icefall_kd.teachers.vocab_teacher`.
 """
 
 import math
@@ -18,7 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from icefall_kd import BLANK_ID
 from icefall_kd.core.config import FieldEncoderConfig
-from icefall_kd.core.frames import make_pad_mask
+from icefall_kd.core.frames import align_frames, make_pad_mask
 from icefall_kd.transducer.model import AsrModel
 from icefall_kd.transducer.path import score_path
 from icefall_kd.zipformer.cpu.blocks import disable_cpu_autocast
@@ -26,11 +24,11 @@ from icefall_kd.zipformer.subsampling import conv2d_subsampling_lens
 
 
 class FieldEncoder(nn.Module):
-    """Bidirectional GRU layers over normalised embeddings of 25 Hz.
+    """Bidirectional GRU layers over normalised embeddings at 25 Hz.
 
     Attributes:
-      causal: False; it reads an utterance in both directions.
-      last_chunk: chunk size and left context, full for the same reason.
+      causal:     False, as the layers are bidirectional.
+      last_chunk: chunk size and left context; full context.
     """
 
     causal = False
@@ -56,19 +54,21 @@ class FieldEncoder(nn.Module):
     def set_statistics(
         self, mean: Sequence[Sequence[float]], std: Sequence[Sequence[float]]
     ) -> None:
-        """Take the mean and deviation of each field's dimensions over its set."""
+        """Set mean and standard deviation of the dimensions of each field."""
         self.mean.copy_(torch.cat([torch.tensor(m) for m in mean]))
-        # A dimension that never moves must not become a division by zero.
+        # Constant dimensions must not cause a division by zero.
         self.std.copy_(torch.cat([torch.tensor(s) for s in std]).clamp(min=1e-5))
 
     def set_chunk(self, chunk_size: int, left_context: int) -> None:
-        """Accept full context, the only one there is.
+        """Accept full context, the only supported one.
 
         Raises:
-          ValueError: for any other.
+          ValueError: for any other chunk size.
         """
         if chunk_size != -1:
-            raise ValueError("an encoder over teachers' embeddings cannot stream")
+            raise ValueError(
+                f"chunk size {chunk_size}: an encoder of fields cannot stream. Use -1"
+            )
 
     def forward(self, x: Tensor, lens: Tensor) -> Tensor:
         """Encode embeddings.
@@ -77,11 +77,11 @@ class FieldEncoder(nn.Module):
           x:    (N, T, sum of dims) float32, frames of 40 ms.
           lens: (N,) int64, valid frames.
         Returns:
-          (N, T, C) float.
+          (N, T, C) float, zero at padding.
         """
         x = (x - self.mean) / self.std
         if self.training:
-            x = x * hide_stretches(
+            x = x * draw_time_mask(
                 lens, x.size(1), self.config.mask_prob, self.config.mask_frames
             ).unsqueeze(-1)
         x = self.norms[0](self.in_proj(self.input_dropout(x)))
@@ -96,27 +96,27 @@ class FieldEncoder(nn.Module):
         return x * ~make_pad_mask(lens, x.size(1)).unsqueeze(-1)
 
 
-def hide_stretches(lens: Tensor, num_frames: int, prob: float, length: int) -> Tensor:
-    """Return (N, T) float of ones, with zeros in stretches that are drawn at random.
+def draw_time_mask(lens: Tensor, num_frames: int, prob: float, length: int) -> Tensor:
+    """Return a random mask (N, T) float, 0 at masked frames and 1 elsewhere.
 
     Args:
       lens:   (N,) int64, valid frames.
-      prob:   share of an utterance's frames that is hidden, where none overlap.
-      length: frames of a stretch.
+      prob:   share of an utterance's frames to mask, if no masks overlap.
+      length: frames of a mask.
     """
-    keep = torch.ones(len(lens), num_frames, device=lens.device)
+    mask = torch.ones(len(lens), num_frames, device=lens.device)
     for row, n in enumerate(lens.tolist()):
         for _ in range(math.ceil(prob * n / length) if prob > 0 else 0):
             start = int(torch.randint(max(1, n - length + 1), ()))
-            keep[row, start : start + length] = 0.0
-    return keep
+            mask[row, start : start + length] = 0.0
+    return mask
 
 
 class FieldModel(AsrModel):
-    """A transducer with CTC head over teachers' fields.
+    """A transducer with CTC head over fields.
 
     Attributes:
-      fields: that a batch must carry.
+      fields: that a batch must contain.
     """
 
     min_frames = 1
@@ -129,15 +129,13 @@ class FieldModel(AsrModel):
         self.fields = tuple(config.fields)
 
     def inputs(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return the teachers' frames at the times of a student's.
+        """Return the fields, concatenated at the student's frame times.
 
         Args:
           batch: with "fields" and "feature_lens", see ``icefall_kd.dataset.dataset``.
         Returns:
           (N, T, sum of dims) float32 and (N,) int64, frames of 40 ms.
         """
-        from icefall_kd.core.frames import align_frames
-
         lens = conv2d_subsampling_lens(batch["feature_lens"])
         lens = torch.div(lens + 1, 2, rounding_mode="floor").clamp(min=1)
         aligned: list[Tensor] = []
@@ -150,56 +148,54 @@ class FieldModel(AsrModel):
         return x, lens.to(x.device)
 
     def forward_encoder(self, x: Tensor, x_lens: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode what :meth:`inputs` returned; the lengths stay."""
-        with disable_cpu_autocast(
-            x
-        ):  # torch 1.13 cannot normalise layers in bfloat16 there
+        """Encode :meth:`inputs`; see :meth:`AsrModel.forward_encoder`."""
+        # torch 1.13 has no layer normalisation in bfloat16 on a CPU.
+        with disable_cpu_autocast(x):
             return self.encoder(x, x_lens), x_lens
 
 
-Encoded = Sequence[Tensor]  # of each model (N, T, C)
+Encoded = Sequence[Tensor]  # (N, T, C) of each model
 
 
 class ModelEnsemble:
-    """One or more recognisers over teachers' fields, of one vocabulary.
+    """The mean of the distributions of one or more transducers of one vocabulary.
 
-    Frames of CTC heads and nodes of transducers are the same for all of them, since all
-    hear at the times of a student's frames.  Spikes of CTC heads need not fall into the
-    same frames; on a path that all of them walk, nothing need be aligned.
-    Source: an ensemble's mean at the nodes of one path, essence knowledge distillation,
-    2019, arXiv:1906.10834.
+    All models have the student's frame times.  Spikes of CTC heads may be in different
+    frames; at the nodes of one common path there is nothing to align.
+    Source: mean of an ensemble at the nodes of one path, essence knowledge
+    distillation, 2019, arXiv:1906.10834.
 
     Attributes:
-      fields: that a batch must carry.
+      fields: that a batch must contain.
     """
 
-    def __init__(self, models: Sequence[FieldModel]) -> None:
+    def __init__(self, models: Sequence[AsrModel]) -> None:
         self.models = list(models)
         self.fields = tuple(dict.fromkeys(f for m in models for f in m.fields))
 
     def encode(self, batch: Mapping[str, Any]) -> tuple[list[Tensor], Tensor]:
-        """Return what each model's encoder says of a batch, and the lengths (N,)."""
-        heard = [model.forward_encoder(*model.inputs(batch)) for model in self.models]
-        return [x for x, _ in heard], heard[0][1]
+        """Return each model's encoder output (N, T, C), and the lengths (N,)."""
+        outputs = [model.forward_encoder(*model.inputs(batch)) for model in self.models]
+        return [x for x, _ in outputs], outputs[0][1]
 
-    def ctc(self, encoded: Encoded) -> Tensor:
+    def score_ctc(self, encoded: Encoded) -> Tensor:
         """Return the mean of the CTC heads, (N, T, V) log-probabilities."""
-        return _mean([m.ctc_output(x) for m, x in zip(self.models, encoded)])
+        return _average([m.ctc_output(x) for m, x in zip(self.models, encoded)])
 
-    def lattice(self, encoded: Encoded, tokens: Sequence[int]) -> Tensor:
-        """Return the mean at every node of one utterance, (T, U + 1, V).
+    def score_lattice(self, encoded: Encoded, tokens: Sequence[int]) -> Tensor:
+        """Return the mean at every node, (T, U + 1, V) log-probabilities.
 
         Args:
-          encoded: of the utterance, each (1, T, C).
+          encoded: of one utterance, (1, T, C) of each model.
           tokens:  its U tokens.
         """
         labels = torch.tensor([[BLANK_ID, *tokens]], device=encoded[0].device)
-        found = []
+        log_probs = []
         for model, x in zip(self.models, encoded):
             decoder_out = model.decoder(labels)
             logits = model.joiner(x.unsqueeze(2), decoder_out.unsqueeze(1))
-            found.append(logits[0].log_softmax(-1))
-        return _mean(found)
+            log_probs.append(logits[0].log_softmax(-1))
+        return _average(log_probs)
 
     def score_path(self, encoded: Encoded, emitted: Tensor) -> Tensor:
         """Return the mean at the nodes of paths, (N, T, V) log-probabilities.
@@ -208,9 +204,9 @@ class ModelEnsemble:
           emitted: (N, T) int64, token of each frame, 0 for the blank.
         """
         logits = [score_path(m, x, emitted)[0] for m, x in zip(self.models, encoded)]
-        return _mean([each.log_softmax(-1) for each in logits])
+        return _average([each.log_softmax(-1) for each in logits])
 
 
-def _mean(log_probs: Sequence[Tensor]) -> Tensor:
-    """Return the logarithm of the mean probability; of one, itself to the bit."""
+def _average(log_probs: Sequence[Tensor]) -> Tensor:
+    """Return the logarithm of the mean probability; one input is unchanged."""
     return torch.stack(list(log_probs)).logsumexp(dim=0) - math.log(len(log_probs))

@@ -35,8 +35,7 @@ from icefall_kd.core.cpu import keep_freed_memory
 from icefall_kd.fields.reader import open_shar
 from icefall_kd.fields.run_teachers import run_teachers, run_teachers_on_batch
 from icefall_kd.teachers import Teacher, build_teacher
-from icefall_kd.teachers.whisper_ct2 import FRAME
-from icefall_kd.teachers.whisper_encoder import log_mel
+from icefall_kd.teachers.whisper_encoder import FRAME, compute_log_mel
 from icefall_kd.teachers.windows import WINDOW
 
 LONG = (20.0, 30.0)  # s
@@ -104,7 +103,9 @@ class PlainLoop:
         for wave in waves:
             padded = torch.zeros(1, WINDOW)
             padded[0, : len(wave)] = wave
-            mel = np.ascontiguousarray(log_mel(padded, self.model.n_mels).numpy())
+            mel = np.ascontiguousarray(
+                compute_log_mel(padded, self.model.n_mels).numpy()
+            )
             x = self.model.encode(ctranslate2.StorageView.from_array(mel), to_cpu=True)
             num_frames = -(-len(wave) // FRAME)
             embeddings.append(torch.from_numpy(np.array(x)[0, :num_frames]))

@@ -7,7 +7,7 @@ import students
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from icefall_kd.core.frames import pack_topk, unpack_topk
+from icefall_kd.core.frames import average_topk, pack_topk, unpack_topk
 from icefall_kd.data.shar import write_shar
 from icefall_kd.data.tokens import Tokenizer, train_bpe
 from icefall_kd.distill.term import check_vocabulary
@@ -16,7 +16,7 @@ from icefall_kd.fields.extract import extract
 from icefall_kd.fields.format import load_field_info
 from icefall_kd.fields.reader import load_field, open_shar
 from icefall_kd.teachers import build_teacher, build_teachers
-from icefall_kd.teachers.ensemble import Ensemble, agree, average_topk, shortest
+from icefall_kd.teachers.ensemble import Ensemble, can_average, shortest_lens
 from icefall_kd.teachers.protocol import Output
 from icefall_kd.transducer.checkpoint import save_pretrained
 
@@ -66,28 +66,28 @@ def ensemble_of(members, **options):
     return build_teacher("ensemble", name="both", members=members, **options)
 
 
-def hear(teacher, waves):
+def run(teacher, waves):
     lens = torch.tensor([len(w) for w in waves])
     return teacher.forward(pad_sequence(waves, batch_first=True), lens)
 
 
-def hear_each(members, waves):
-    """Return field -> what the member says of it."""
-    said = {}
+def run_each(members, waves):
+    """Return field -> output of its member."""
+    outputs = {}
     for teacher in build_teachers(members):
-        said.update(hear(teacher, waves))
-    return said
+        outputs.update(run(teacher, waves))
+    return outputs
 
 
 def full(x, vocab_size):
-    """Return the probabilities of all tokens, the tail shared out, slowly."""
+    """Return the probabilities of all tokens, with equal shares of the tail."""
     ids, log_probs, tail = unpack_topk(x)
     probs = torch.zeros(*ids.shape[:-1], vocab_size)
     for n in range(len(ids)):
         for t in range(ids.shape[1]):
-            told = dict(zip(ids[n, t].tolist(), log_probs[n, t].exp().tolist()))
-            rest = tail[n, t].item() / (vocab_size - len(told))
-            probs[n, t] = torch.tensor([told.get(v, rest) for v in range(vocab_size)])
+            best = dict(zip(ids[n, t].tolist(), log_probs[n, t].exp().tolist()))
+            rest = tail[n, t].item() / (vocab_size - len(best))
+            probs[n, t] = torch.tensor([best.get(v, rest) for v in range(vocab_size)])
     return probs
 
 
@@ -95,7 +95,7 @@ def test_equal_embeddings_are_averaged_into_one_field(checkpoint, other, prompts
     members = pair(checkpoint, other)
     both = ensemble_of(members)
     assert list(both.outputs) == ["both"]
-    found, each = hear(both, prompts[:3])["both"], hear_each(members, prompts[:3])
+    found, each = run(both, prompts[:3])["both"], run_each(members, prompts[:3])
     torch.testing.assert_close(found.x, (each["a"].x + each["b"].x) / 2)
     assert torch.equal(found.lens, each["a"].lens)
     described, one = both.outputs["both"], build_teachers(members)[0].outputs["a"]
@@ -103,10 +103,10 @@ def test_equal_embeddings_are_averaged_into_one_field(checkpoint, other, prompts
     assert described.frame_shift == one.frame_shift
 
 
-def test_weights_set_the_shares_whatever_their_sum(checkpoint, other, prompts):
+def test_weights_are_normalised(checkpoint, other, prompts):
     members = pair(checkpoint, other)
-    found = hear(ensemble_of(members, weights={"b": 1, "a": 3}), prompts[:2])["both"]
-    each = hear_each(members, prompts[:2])
+    found = run(ensemble_of(members, weights={"b": 1, "a": 3}), prompts[:2])["both"]
+    each = run_each(members, prompts[:2])
     torch.testing.assert_close(found.x, 0.75 * each["a"].x + 0.25 * each["b"].x)
 
 
@@ -114,13 +114,15 @@ def test_layers_are_averaged_one_by_one(checkpoint, other, prompts):
     members = pair(checkpoint, other, {"layers": [0, 2]})
     both = ensemble_of(members)
     assert list(both.outputs) == ["both_layer0", "both_layer2"]
-    found, each = hear(both, prompts[:2]), hear_each(members, prompts[:2])
+    found, each = run(both, prompts[:2]), run_each(members, prompts[:2])
     for k in (0, 2):
         expected = (each[f"a_layer{k}"].x + each[f"b_layer{k}"].x) / 2
         torch.testing.assert_close(found[f"both_layer{k}"].x, expected)
 
 
-def test_members_of_other_sizes_stay_side_by_side(checkpoint, other, tiny_dir, prompts):
+def test_embeddings_of_other_dimensions_stay_separate_fields(
+    checkpoint, other, tiny_dir, prompts
+):
     whisper = {"family": "whisper_tiny_en", "model_dir": tiny_dir}
     members = {"tiny": whisper, "b": pair(checkpoint, other)["b"]}
     both = ensemble_of(members, num_threads=1, device="cpu")  # for every member
@@ -128,28 +130,28 @@ def test_members_of_other_sizes_stay_side_by_side(checkpoint, other, tiny_dir, p
         "tiny": (384, 0.02),
         "b": (64, 0.04),
     }
-    found, each = hear(both, prompts[:2]), hear_each(members, prompts[:2])
+    found, each = run(both, prompts[:2]), run_each(members, prompts[:2])
     for field in members:
         # CTranslate2 adds in another order with another number of threads.
         torch.testing.assert_close(found[field].x, each[field].x, atol=1e-3, rtol=1e-3)
         assert both.outputs[field].fingerprint["teacher"] == field
-    with pytest.raises(ValueError, match="nothing to weigh.*384.*64"):
+    with pytest.raises(ValueError, match="weights: .*384.*64"):
         ensemble_of(members, weights={"tiny": 1, "b": 2})
 
 
-def test_what_agrees_is_averaged_and_the_rest_is_not(checkpoint, write, prompts):
+def test_only_corresponding_outputs_are_averaged(checkpoint, write, prompts):
     every = {"outputs": ["embedding", "ctc"], "topk": 4}
     both = ensemble_of(pair(checkpoint, write(NARROW), every))
     assert list(both.outputs) == ["a", "b", "both_ctc"]
     assert [o.dim for o in both.outputs.values()] == [64, 48, 9]
-    assert set(hear(both, prompts[:1])) == {"a", "b", "both_ctc"}
+    assert set(run(both, prompts[:1])) == {"a", "b", "both_ctc"}
 
 
 def test_distributions_are_averaged_as_probabilities(checkpoint, other, prompts):
     one, two = {"outputs": "ctc", "topk": 5}, {"outputs": "ctc", "topk": 3}
     members = pair(checkpoint, other, one, two)
     both = ensemble_of(members, weights={"a": 2, "b": 1}, topk=4)
-    found, each = hear(both, prompts[:2])["both_ctc"], hear_each(members, prompts[:2])
+    found, each = run(both, prompts[:2])["both_ctc"], run_each(members, prompts[:2])
     size = students.VOCAB_SIZE
     mean = (2 * full(each["a_ctc"].x, size) + full(each["b_ctc"].x, size)) / 3
     ids, log_probs, tail = unpack_topk(found.x)
@@ -166,26 +168,25 @@ def test_distributions_are_averaged_as_probabilities(checkpoint, other, prompts)
     assert ensemble_of(members).outputs["both_ctc"].dim == 11
 
 
-def test_with_all_tokens_told_the_mean_is_exact():
+def test_the_mean_of_complete_distributions_is_exact():
     torch.manual_seed(0)
     probs = [torch.randn(2, 3, 7).softmax(dim=-1) for _ in range(2)]
-    told = [pack_topk(p.log(), 7) for p in probs]
-    found = average_topk(told, [0.5, 0.5], 7, 7)
+    packed = [pack_topk(p.log(), 7) for p in probs]
+    found = average_topk(packed, [0.5, 0.5], 7, 7)
     expected = pack_topk(((probs[0] + probs[1]) / 2).log(), 7)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
-def test_a_mean_keeps_the_best_tokens_of_the_members():
-    """No token that nobody told comes before one that a member told."""
+def test_the_mean_has_best_tokens_of_the_members():
     torch.manual_seed(1)
     log_probs = [(3 * torch.randn(1, 50, 20)).log_softmax(dim=-1) for _ in range(3)]
-    told = [pack_topk(x, 2) for x in log_probs]
-    found, _, _ = unpack_topk(average_topk(told, [0.2, 0.5, 0.3], 20, 2))
-    union = torch.cat([unpack_topk(x)[0] for x in told], dim=-1)
+    packed = [pack_topk(x, 2) for x in log_probs]
+    found, _, _ = unpack_topk(average_topk(packed, [0.2, 0.5, 0.3], 20, 2))
+    union = torch.cat([unpack_topk(x)[0] for x in packed], dim=-1)
     assert (found.unsqueeze(-1) == union.unsqueeze(-2)).any(dim=-1).all()
 
 
-def test_distributions_over_other_tokens_stay_side_by_side(
+def test_distributions_over_other_tokens_stay_separate_fields(
     checkpoint, write, cuts, prompts
 ):
     texts = ["ONE TWO THREE FOUR FIVE", "SIX SEVEN EIGHT NINE TEN"] * 3
@@ -197,51 +198,52 @@ def test_distributions_over_other_tokens_stay_side_by_side(
 
 
 @pytest.mark.parametrize("kind", ["ctc", "path"])
-def test_what_has_no_mean_does_not_agree(kind):
-    """Tokens of which nobody knows what they are, and kinds of another form."""
+def test_unknown_tokens_and_paths_cannot_be_averaged(kind):
     output = Output(kind, 9, 0.04, {"teacher": "a"})
-    assert not agree([output, output])
+    assert not can_average([output, output])
 
 
-def test_an_ensemble_is_one_function_of_each_utterance(checkpoint, other, prompts):
+def test_an_utterance_alone_and_in_a_batch_gives_the_same(checkpoint, other, prompts):
     both = ensemble_of(pair(checkpoint, other, {"outputs": ["embedding", "ctc"]}))
-    together = hear(both, prompts[:4])
+    together = run(both, prompts[:4])
     for i, wave in enumerate(prompts[:4]):
-        for field, alone in hear(both, [wave]).items():
+        for field, alone in run(both, [wave]).items():
             n = int(alone.lens[0])
             assert int(together[field].lens[i]) == n
             found = together[field].x[i, :n]
             torch.testing.assert_close(found, alone.x[0], atol=1e-4, rtol=1e-4)
 
 
-def test_of_lengths_that_differ_by_one_the_shorter_wins():
+def test_lengths_may_differ_by_one_frame():
     lens = [torch.tensor([5, 7, 9]), torch.tensor([6, 7, 8])]
-    assert shortest(["a", "b"], lens).tolist() == [5, 7, 8]
+    assert shortest_lens(["a", "b"], lens).tolist() == [5, 7, 8]
     lens[1][1] = 9
     with pytest.raises(ValueError, match="utterance 1 .* 9 frames in 'b' and 7 in 'a'"):
-        shortest(["a", "b"], lens)
+        shortest_lens(["a", "b"], lens)
 
 
-def test_the_fingerprint_tells_members_and_weights(checkpoint, other):
+def test_the_fingerprint_contains_members_and_weights(checkpoint, other):
     members = pair(checkpoint, other)
     plain = ensemble_of(members).outputs["both"].fingerprint
-    weighed = ensemble_of(members, weights={"a": 3, "b": 1}).outputs["both"].fingerprint
+    weighted = (
+        ensemble_of(members, weights={"a": 3, "b": 1}).outputs["both"].fingerprint
+    )
     assert plain["family"] == "ensemble" and set(plain["members"]) == {"a", "b"}
-    assert weighed["members"]["a"]["weight"] == 0.75
+    assert weighted["members"]["a"]["weight"] == 0.75
     a, b = (plain["members"][m]["model_sha256"] for m in "ab")
-    assert a != b and plain != weighed
+    assert a != b and plain != weighted
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"weights": {"a": 1}}, r"weights of \['a'\], members are \['a', 'b'\]"),
-        ({"weights": {"a": 1, "b": 0}}, "must be positive"),
-        ({"weights": {"a": 1, "b": float("nan")}}, "must be positive"),
-        ({"context": 1.0}, "teacher 'a': a Zipformer has no option"),
+        ({"weights": {"a": 1}}, r"weights: \['a'\].*\['a', 'b'\]"),
+        ({"weights": {"a": 1, "b": 0}}, "weights: .*positive"),
+        ({"weights": {"a": 1, "b": float("nan")}}, "weights: .*positive"),
+        ({"context": 1.0}, "teacher 'a': .*zipformer.*no option.*context"),
     ],
 )
-def test_options_that_cannot_be_are_refused(checkpoint, other, options, message):
+def test_invalid_options_are_refused(checkpoint, other, options, message):
     with pytest.raises(ValueError, match=message):
         ensemble_of(pair(checkpoint, other), **options)
 
@@ -251,13 +253,13 @@ def test_an_ensemble_needs_members(checkpoint, tiny):
         build_teacher("ensemble")
     with pytest.raises(ValueError, match="teacher 'x': family 'ensemble'.*'members'"):
         build_teachers({"x": {"family": "ensemble"}})
-    with pytest.raises(ValueError, match="1 members"):
+    with pytest.raises(ValueError, match="members: 1"):
         Ensemble("both", [tiny])
     with pytest.raises(ValueError, match="teacher 'a': family 'zipformer'.*model_dir"):
         ensemble_of({"a": {"family": "zipformer"}})
 
 
-def test_an_ensemble_is_extracted_and_refused_to_other_students(
+def test_an_ensemble_is_extracted_and_refused_for_other_vocabularies(
     checkpoint, other, cuts, tokenizer, tmp_path
 ):
     folder = tmp_path / "shar"

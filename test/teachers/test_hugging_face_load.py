@@ -1,3 +1,5 @@
+"""Loading of speech encoders from folders and from the hub."""
+
 import json
 import logging
 import pickle
@@ -29,7 +31,7 @@ def embed(teacher):
     return teacher.forward(NOISE, torch.tensor([8000]))["t"].x
 
 
-def printed(teacher):
+def fingerprint(teacher):
     (output,) = teacher.outputs.values()
     return output.fingerprint
 
@@ -41,7 +43,7 @@ def save_bin(folder, state):
 
 
 @pytest.mark.parametrize("kind", ["wav2vec2_base", "hubert_large", "whisper"])
-def test_a_checkpoint_with_a_head_loads_as_the_bare_model_does(kind, tmp_path):
+def test_a_checkpoint_with_a_head_equals_the_base_model(kind, tmp_path):
     import transformers
 
     heads = {
@@ -61,7 +63,7 @@ def test_a_checkpoint_with_a_head_loads_as_the_bare_model_does(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["wav2vec2_large", "data2vec", "whisper"])
-def test_sharded_and_bin_weights_are_those_of_one_safetensors_file(kind, tmp_path):
+def test_sharded_and_bin_weights_equal_one_safetensors_file(kind, tmp_path):
     whole = write_small(tmp_path / "whole", kind)
     sharded = Path(shutil.copytree(whole, tmp_path / "sharded"))
     (sharded / "model.safetensors").unlink()
@@ -75,7 +77,7 @@ def test_sharded_and_bin_weights_are_those_of_one_safetensors_file(kind, tmp_pat
 
 
 def test_both_namings_of_the_positional_convolution_load(folder):
-    """torch 2 names its normalised weight otherwise than torch 1.13."""
+    """torch 1.13 and torch 2 name its normalised weight differently."""
     expected = embed(build(folder))
     old = ("weight_g", "weight_v")
     new = ("parametrizations.weight.original0", "parametrizations.weight.original1")
@@ -91,7 +93,7 @@ def test_both_namings_of_the_positional_convolution_load(folder):
         torch.testing.assert_close(embed(build(folder)), expected)
 
 
-def test_loading_says_nothing(folder, caplog, capfd):
+def test_loading_logs_and_prints_nothing(folder, caplog, capfd):
     caplog.set_level(logging.INFO)
     state = small_model("wavlm_base").state_dict()
     save_bin(folder, {**state, "lm_head.weight": torch.zeros(3, 3)})
@@ -102,18 +104,18 @@ def test_loading_says_nothing(folder, caplog, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_missing_encoder_weights_are_an_error_that_names_them(folder):
+def test_missing_encoder_weights_are_named(folder):
     state = small_model("wavlm_base").state_dict()
     lost = [k for k in state if k.startswith("encoder.layers.1.attention.q_proj")]
     save_bin(folder, {k: v for k, v in state.items() if k not in lost})
     with pytest.raises(ValueError, match=f"2 weights .* missing .*{lost[0]}"):
         build(folder)
     save_bin(folder, {f"w2v_model.{k}": v for k, v in state.items()})
-    with pytest.raises(ValueError, match="weights of the encoder are missing"):
+    with pytest.raises(ValueError, match="weights .* missing"):
         build(folder)
 
 
-def test_what_only_pre_training_or_whispers_decoder_needs_may_be_missing(tmp_path):
+def test_weights_of_pre_training_and_of_the_decoder_may_be_missing(tmp_path):
     folder = write_small(tmp_path / "wavlm", "wavlm_base")
     expected = embed(build(folder))
     state = small_model("wavlm_base").state_dict()
@@ -130,12 +132,12 @@ def test_what_only_pre_training_or_whispers_decoder_needs_may_be_missing(tmp_pat
 def test_weights_of_another_shape_and_damaged_files_are_refused(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match="model: the weights cannot be loaded"):
+    with pytest.raises(ValueError, match="model: cannot load the weights"):
         build(folder)
     state = small_model("wavlm_base").state_dict()
     state["encoder.layer_norm.weight"] = torch.ones(7)
     save_bin(folder, state)
-    with pytest.raises(ValueError, match=r"(?s)cannot be loaded.*encoder.layer_norm"):
+    with pytest.raises(ValueError, match=r"(?s)cannot load.*encoder.layer_norm"):
         build(folder)
 
 
@@ -151,7 +153,7 @@ class Intruder:
 
 def test_a_bin_that_would_run_code_is_refused(folder, tmp_path):
     save_bin(folder, {"x": Intruder(tmp_path / "intruded")})
-    with pytest.raises(ValueError, match="cannot be loaded"):
+    with pytest.raises(ValueError, match="cannot load"):
         build(folder)
     assert not (tmp_path / "intruded").exists()
     pickle.loads(pickle.dumps(Intruder(tmp_path / "intruded")))
@@ -161,13 +163,13 @@ def test_a_bin_that_would_run_code_is_refused(folder, tmp_path):
 @pytest.mark.parametrize(
     "file", ["config.json", "preprocessor_config.json", "model.safetensors"]
 )
-def test_a_folder_that_lacks_a_file_is_named_with_the_remedy(folder, file):
+def test_a_missing_file_is_named_with_a_remedy(folder, file):
     (folder / file).unlink()
     with pytest.raises(FileNotFoundError, match=f"{file}.*save_pretrained"):
         build(folder)
 
 
-def test_a_lost_shard_is_named(tmp_path):
+def test_a_missing_shard_is_named(tmp_path):
     folder = write_small(tmp_path / "m", "wavlm_base")
     (folder / "model.safetensors").unlink()
     small_model("wavlm_base").save_pretrained(folder, max_shard_size="50KB")
@@ -177,7 +179,7 @@ def test_a_lost_shard_is_named(tmp_path):
         build(folder)
 
 
-def test_what_is_no_speech_encoder_is_refused(tmp_path):
+def test_another_type_of_model_is_refused(tmp_path):
     import transformers
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -186,7 +188,7 @@ def test_what_is_no_speech_encoder_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="preprocessor_config.json is missing"):
         build(tmp_path)
     small_extractor("wavlm_base").save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="model_type 'bert' is none of .* wavlm"):
+    with pytest.raises(ValueError, match="model_type 'bert' .*Available: .*wavlm"):
         build(tmp_path)
 
 
@@ -198,12 +200,12 @@ def test_a_teacher_of_another_sampling_rate_is_refused(folder):
         build(folder)
 
 
-def test_a_layer_that_does_not_exist_is_refused_with_their_number(folder):
-    with pytest.raises(ValueError, match="no layer 4: it has 3 blocks.*0 to 3"):
+def test_an_unknown_layer_is_refused_with_the_available_ones(folder):
+    with pytest.raises(ValueError, match="no layer 4.*0 to 3"):
         build(folder, layers=[1, 4])
 
 
-def test_without_transformers_there_is_one_message_with_the_remedy(folder, monkeypatch):
+def test_without_transformers_the_error_names_the_package(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ValueError, match="pip install 'transformers==4.48.3'"):
         build(folder)
@@ -211,7 +213,7 @@ def test_without_transformers_there_is_one_message_with_the_remedy(folder, monke
 
 @pytest.fixture
 def no_network(monkeypatch, tmp_path):
-    """Let the hub be out of reach; return the folder of its cache."""
+    """Make the hub unreachable; return the folder of its cache."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
@@ -220,90 +222,88 @@ def no_network(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["someone/a-model", "someone/a:model?"])
-def test_a_name_that_cannot_be_had_from_the_hub_is_told(name, no_network):
-    with pytest.raises(
-        FileNotFoundError, match="someone/a.*is no folder here.*network"
-    ):
+def test_a_name_that_the_hub_does_not_provide_is_refused(name, no_network):
+    with pytest.raises(FileNotFoundError, match="someone/a.*network"):
         build(name)
 
 
-def test_a_path_that_is_no_folder_is_not_looked_for_on_the_hub(tmp_path):
+def test_a_path_is_not_downloaded_from_the_hub(tmp_path):
     for name in (tmp_path / "absent", "./absent", "a/b/absent", "absent"):
-        with pytest.raises(FileNotFoundError, match="absent is no folder; give"):
+        with pytest.raises(FileNotFoundError, match="absent is not a.*--model-dir"):
             build(name)
 
 
 def cached(hub, name, commit, branch="main", **options):
-    """Put a small model where huggingface_hub keeps what it downloaded."""
+    """Write a small model into the cache of huggingface_hub."""
     repository = hub / f"models--{name.replace('/', '--')}"
     (repository / "refs").mkdir(parents=True, exist_ok=True)
     (repository / "refs" / branch).write_text(commit)
     return write_small(repository / "snapshots" / commit, "hubert_base", **options)
 
 
-def test_a_model_of_the_hub_is_known_by_its_name_and_commit(no_network):
+def test_the_fingerprint_of_a_hub_model_has_its_name_and_commit(no_network):
     first, second = "1" * 40, "2" * 40
     folder = cached(no_network, "someone/a-model", first)
     cached(no_network, "someone/a-model", second, branch="fixed", seed=1)
     teacher = build("someone/a-model")
-    assert printed(teacher)["hub_name"] == "someone/a-model"
-    assert printed(teacher)["commit"] == first
+    assert fingerprint(teacher)["hub_name"] == "someone/a-model"
+    assert fingerprint(teacher)["commit"] == first
     torch.testing.assert_close(embed(teacher), embed(build(folder)))
     other = build("someone/a-model", revision="fixed")
-    assert printed(other)["commit"] == second
+    assert fingerprint(other)["commit"] == second
     assert not torch.allclose(embed(other), embed(teacher))
-    with pytest.raises(ValueError, match="is a folder, it has no revisions"):
+    with pytest.raises(ValueError, match="revision: "):
         build(folder, revision="main")
 
 
-def test_the_fingerprint_moves_with_the_folder(folder, tmp_path):
-    before = printed(build(folder))
+def test_the_path_does_not_change_the_fingerprint(folder, tmp_path):
+    before = fingerprint(build(folder))
     moved = Path(shutil.move(folder, tmp_path / "elsewhere"))
-    assert printed(build(moved)) == before
+    assert fingerprint(build(moved)) == before
     assert str(tmp_path) not in json.dumps(before)
 
 
-def test_the_fingerprint_tells_all_that_changes_the_numbers(folder, tmp_path):
+def test_options_and_weights_change_the_fingerprint(folder, tmp_path):
     config = small_model("wavlm_base").config
     eps = write_small(
         tmp_path / "eps", "wavlm_base", layer_norm_eps=2 * config.layer_norm_eps
     )
     prints = [
-        printed(build(folder)),
-        printed(build(folder, layers=2)),
-        printed(build(folder, layers=[2, 3], layer_weights=[1, 1])),
-        printed(build(folder, layers=[2, 3], layer_weights=[1, 2])),
-        printed(build(folder, dtype="bf16")),
-        printed(build(folder, max_window=20)),
-        printed(build(eps)),
-        printed(build(write_small(tmp_path / "seed", "wavlm_base", seed=1))),
+        fingerprint(build(folder)),
+        fingerprint(build(folder, layers=2)),
+        fingerprint(build(folder, layers=[2, 3], layer_weights=[1, 1])),
+        fingerprint(build(folder, layers=[2, 3], layer_weights=[1, 2])),
+        fingerprint(build(folder, dtype="bf16")),
+        fingerprint(build(folder, max_window=20)),
+        fingerprint(build(eps)),
+        fingerprint(build(write_small(tmp_path / "seed", "wavlm_base", seed=1))),
     ]
     texts = [json.dumps(p, sort_keys=True) for p in prints]
     assert len(set(texts)) == len(texts)
-    assert prints[0] == printed(build(folder, layers=3, max_window=40))
+    assert prints[0] == fingerprint(build(folder, layers=3, max_window=40))
     assert prints[0]["layers"] == [3] and prints[0]["dtype"] == "float32"
 
 
-def test_the_fingerprint_of_a_layer_does_not_tell_what_was_asked_besides(folder):
+def test_the_fingerprint_of_a_layer_does_not_depend_on_other_layers(folder):
     few, many = build(folder, layers=[1, 2]), build(folder, layers=[2, 0, 3])
     assert few.outputs["t_layer2"].fingerprint == many.outputs["t_layer2"].fingerprint
 
 
-def test_whispers_fingerprint_tells_context_and_bucket(tmp_path):
+def test_context_and_bucket_change_the_fingerprint_of_a_whisper(tmp_path):
     folder = write_small(tmp_path, "whisper")
     prints = [
-        json.dumps(printed(build(folder, **options)), sort_keys=True)
+        json.dumps(fingerprint(build(folder, **options)), sort_keys=True)
         for options in ({}, {"context": 2.0}, {"bucket": 1.0}, {"max_window": 5.0})
     ]
     assert len(set(prints)) == 4
 
 
-def test_a_configuration_builds_it_beside_other_teachers(folder):
+def test_several_teachers_are_built_from_descriptions(folder):
     described = {
         "a": {"family": "hugging_face", "model_dir": folder, "num_threads": 1},
         "b": {"family": "hugging_face", "model_dir": folder, "layers": [0, -1]},
     }
     teachers = build_teachers(described)
     assert [list(t.outputs) for t in teachers] == [["a"], ["b_layer0", "b_layer3"]]
-    with pytest.raises(ValueError, match="teacher 'a': layers: 'x' is neither"):
+    with pytest.raises(ValueError, match="teacher 'a': layers: 'x'"):
         build_teachers({"a": {**described["a"], "layers": "x"}})

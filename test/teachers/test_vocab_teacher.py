@@ -48,58 +48,60 @@ def describe(checkpoint, tiny_dir, **options):
         "model_dir": str(checkpoint),
         **options,
     }
-    return {"judge": {"members": members, "topk": 5, **options}}
+    return {"vocab": {"members": members, "topk": 5, **options}}
 
 
-def test_as_a_teacher_it_says_what_it_says_of_cached_fields(
+def test_its_outputs_equal_those_of_the_model_on_stored_fields(
     checkpoint, tiny_dir, tiny, asterisk, tmp_path
 ):
     cuts = [c for c in open_shar(asterisk / "data/shar/test") if c.duration < 3][:5]
     write_shar(cuts, tmp_path / "shar")
-    (judge,) = build_teachers(describe(checkpoint, tiny_dir))
-    infos, _ = extract(tmp_path / "shar", [tiny, judge])
-    assert infos["judge_ctc"].kind == "ctc" and infos["judge_ctc"].codec == "topk"
+    (teacher,) = build_teachers(describe(checkpoint, tiny_dir))
+    infos, _ = extract(tmp_path / "shar", [tiny, teacher])
+    assert infos["vocab_ctc"].kind == "ctc" and infos["vocab_ctc"].codec == "topk"
     model, _, _ = load_model(checkpoint)
-    codecs = {"whisper_tiny_en": make_codec("fp16"), "judge_ctc": make_codec("topk")}
+    codecs = {"whisper_tiny_en": make_codec("fp16"), "vocab_ctc": make_codec("topk")}
     cuts = CutSet.from_cuts(open_shar(tmp_path / "shar", list(codecs)))
     batch = load_batch(cuts, codecs)
     with torch.no_grad():
         out, lens = model.forward_encoder(*model.inputs(batch))
         log_probs = model.ctc_output(out)
-    cached = batch["fields"]["judge_ctc"]
+    cached = batch["fields"]["vocab_ctc"]
     assert cached["lens"].tolist() == lens.tolist() and cached["frame_shift"] == 0.04
     ids, values, tail = unpack_topk(cached["x"])
     for row, n in enumerate(lens.tolist()):
         expected = log_probs[row, :n].gather(1, ids[row, :n])
         difference = (values[row, :n] - expected).abs()
-        # A cached field may lack the half frame that ends a cut: the last differs.
+        # A stored field may lack the last half frame of a cut.
         assert difference[: n - 1].max() < 0.02 and difference[n - 1].max() < 0.2
         rest = 1 - expected.exp().sum(dim=1)
         assert (tail[row, :n] - rest).abs()[: n - 1].max() < 0.02
 
 
-def test_its_paths_spell_the_transcript_or_what_it_recognises(
+def test_its_paths_spell_the_transcript_or_the_hypothesis(
     checkpoint, tiny_dir, asterisk
 ):
     described = describe(checkpoint, tiny_dir, outputs=["path"])
-    (judge,) = build_teachers(described)
+    (teacher,) = build_teachers(described)
     cuts = [c for c in open_shar(asterisk / "data/shar/test") if c.duration < 3][:3]
     texts = [cuts[0].supervisions[0].text, "", "A" * 999]
     waves = [torch.from_numpy(c.load_audio()[0]) for c in cuts]
-    (said, silent, long) = run_teachers_on_batch(waves, [judge], texts)
-    emitted, frames = unpack_path(torch.from_numpy(said["judge_path"]))
+    (labelled, unlabelled, too_long) = run_teachers_on_batch(waves, [teacher], texts)
+    emitted, frames = unpack_path(torch.from_numpy(labelled["vocab_path"]))
     tokens = [t for t in emitted.tolist() if t]
-    assert judge.tokenizer.decode(tokens) == texts[0]
+    assert teacher.tokenizer.decode(tokens) == texts[0]
     ids, values, tail = unpack_topk(frames)
     assert ids.shape[1] == 5 and ((values.exp().sum(1) + tail) - 1).abs().max() < 1e-4
-    # Without a transcript that fits, the path is that of what the search finds.
-    model, wave = judge.model, waves[1]
-    x, lens = model.inputs(judge._hear(wave[None], torch.tensor([len(wave)])))
+    # Without a transcript, the path is that of the hypothesis.
+    model, wave = teacher.model, waves[1]
+    x, lens = model.inputs(
+        teacher.compute_inputs(wave[None], torch.tensor([len(wave)]))
+    )
     encoder_out, lens = model.forward_encoder(x, lens)
-    found = decode(model, encoder_out, lens, judge.paths.search)[0].tokens
-    emitted, _ = unpack_path(torch.from_numpy(silent["judge_path"]))
+    found = decode(model, encoder_out, lens, teacher.paths.search)[0].tokens
+    emitted, _ = unpack_path(torch.from_numpy(unlabelled["vocab_path"]))
     assert [t for t in emitted.tolist() if t] == found
-    assert len(unpack_path(torch.from_numpy(long["judge_path"]))[0]) > 0
+    assert len(unpack_path(torch.from_numpy(too_long["vocab_path"]))[0]) > 0
 
 
 def test_several_models_are_one_teacher(checkpoint, tiny_dir, asterisk, tmp_path):
@@ -115,7 +117,7 @@ def test_several_models_are_one_teacher(checkpoint, tiny_dir, asterisk, tmp_path
     }
     described = {
         name: {
-            **describe(checkpoint, tiny_dir, **options)["judge"],
+            **describe(checkpoint, tiny_dir, **options)["vocab"],
             "model_dir": f,
         }
         for name, f in files.items()
@@ -123,14 +125,14 @@ def test_several_models_are_one_teacher(checkpoint, tiny_dir, asterisk, tmp_path
     teachers = build_teachers(described)
     cut = next(c for c in open_shar(asterisk / "data/shar/test") if c.duration < 3)
     wave, texts = torch.from_numpy(cut.load_audio()[0]), [cut.supervisions[0].text]
-    (said,) = run_teachers_on_batch([wave], teachers, texts)
+    (outputs,) = run_teachers_on_batch([wave], teachers, texts)
     probs = {}
     for name in files:
-        ids, values, _ = unpack_topk(torch.from_numpy(said[f"{name}_ctc"]))
+        ids, values, _ = unpack_topk(torch.from_numpy(outputs[f"{name}_ctc"]))
         probs[name] = torch.zeros(len(ids), 150).scatter(1, ids, values.exp())
     mean = (probs["a"] + probs["b"]) / 2
     torch.testing.assert_close(probs["both"], mean, atol=1e-5, rtol=1e-4)
-    emitted, _ = unpack_path(torch.from_numpy(said["both_path"]))
+    emitted, _ = unpack_path(torch.from_numpy(outputs["both_path"]))
     both = teachers[2]
     assert both.tokenizer.decode([t for t in emitted.tolist() if t]) == texts[0]
     hashes = both.outputs["both_path"].fingerprint["model_sha256"]
@@ -140,13 +142,13 @@ def test_several_models_are_one_teacher(checkpoint, tiny_dir, asterisk, tmp_path
     bpe = train_bpe(["some other words than these"] * 3, 18)
     torch.save({**saved, "bpe_model": pack_bytes(bpe)}, foreign)
     described["both"]["model_dir"] = [str(checkpoint), str(foreign)]
-    with pytest.raises(ValueError, match="foreign.pt is of other tokens"):
+    with pytest.raises(ValueError, match="foreign.pt has other tokens"):
         build_teachers(described)
 
 
 @pytest.fixture(scope="module")
 def bigram(asterisk, tmp_path_factory):
-    """Counted in the transcripts of the test prompts, with the teacher's tokens."""
+    """A bigram of the transcripts of the test prompts, in the teacher's tokens."""
     tokenizer = Tokenizer(asterisk / "data/lang_bpe_150/bpe.model")
     cuts = open_shar(asterisk / "data/shar/test")
     tokens = [tokenizer.encode(cut.supervisions[0].text) for cut in cuts]
@@ -155,11 +157,11 @@ def bigram(asterisk, tmp_path_factory):
     return path
 
 
-def test_a_language_model_has_its_say_on_paths_and_leaves_the_blank(
+def test_a_bigram_changes_distributions_on_paths_and_not_the_blank(
     checkpoint, tiny_dir, asterisk, bigram
 ):
     outputs = {"outputs": ["ctc", "path"], "topk": 150}
-    described = describe(checkpoint, tiny_dir, **outputs)["judge"]
+    described = describe(checkpoint, tiny_dir, **outputs)["vocab"]
     lms = {"off": {"lm_scale": 0.0}, "on": {"lm_scale": 0.7}}
     lms = {name: {**described, "lm": str(bigram), **lm} for name, lm in lms.items()}
     plain, off, on = build_teachers({"plain": described, **lms})
@@ -167,12 +169,12 @@ def test_a_language_model_has_its_say_on_paths_and_leaves_the_blank(
         iter(c for c in open_shar(asterisk / "data/shar/test") if c.duration < 3)
     )
     wave, texts = torch.from_numpy(cut.load_audio()[0]), [cut.supervisions[0].text]
-    (said,) = run_teachers_on_batch([wave], [plain, off, on], texts)
-    assert np.array_equal(said["off_path"], said["plain_path"])
-    assert np.array_equal(said["on_ctc"], said["plain_ctc"])
+    (outputs,) = run_teachers_on_batch([wave], [plain, off, on], texts)
+    assert np.array_equal(outputs["off_path"], outputs["plain_path"])
+    assert np.array_equal(outputs["on_ctc"], outputs["plain_ctc"])
     dense = {}
     for name in ("plain", "on"):
-        emitted, frames = unpack_path(torch.from_numpy(said[f"{name}_path"]))
+        emitted, frames = unpack_path(torch.from_numpy(outputs[f"{name}_path"]))
         ids, values, _ = unpack_topk(frames)
         dense[name] = torch.zeros(len(ids), 150).scatter(1, ids, values)
         assert [t for t in emitted.tolist() if t] == on.tokenizer.encode(texts[0])
@@ -185,28 +187,24 @@ def test_a_language_model_has_its_say_on_paths_and_leaves_the_blank(
     assert (dense["on"] - dense["plain"]).abs().max() > 0.1
 
 
-def test_a_language_model_is_in_the_fingerprint_of_paths_alone(
-    checkpoint, tiny_dir, bigram
-):
+def test_a_bigram_changes_the_fingerprint_of_paths_only(checkpoint, tiny_dir, bigram):
     found = []
     for options in ({}, {"lm_scale": 0.0}, {}, {"lm_scale": 0.5}):
         lm = {"lm": str(bigram)} if found else {}
         outputs = {"outputs": ["ctc", "path"], **lm, **options}
-        (judge,) = build_teachers(describe(checkpoint, tiny_dir, **outputs))
-        found.append({n: o.fingerprint for n, o in judge.outputs.items()})
+        (teacher,) = build_teachers(describe(checkpoint, tiny_dir, **outputs))
+        found.append({n: o.fingerprint for n, o in teacher.outputs.items()})
     none, zero, some, more = found
-    assert none == zero and none["judge_ctc"] == some["judge_ctc"]
-    paths = [f["judge_path"] for f in (none, some, more)]
+    assert none == zero and none["vocab_ctc"] == some["vocab_ctc"]
+    paths = [f["vocab_path"] for f in (none, some, more)]
     assert all(a != b for i, a in enumerate(paths) for b in paths[:i])
     assert paths[1]["lm_scale"] == 0.3 and len(paths[1]["lm_sha256"]) == 64
 
 
 @pytest.mark.parametrize("options", [{"outputs": ["ctc"]}, {"lm_scale": -0.1}])
-def test_a_language_model_with_nothing_to_say_is_refused(
-    checkpoint, tiny_dir, bigram, options
-):
+def test_a_bigram_without_effect_is_refused(checkpoint, tiny_dir, bigram, options):
     options = {"outputs": ["path"], "lm": str(bigram), **options}
-    with pytest.raises(ValueError, match="teacher 'judge'.*has a say in the output"):
+    with pytest.raises(ValueError, match="teacher 'vocab': lm: .*path.*lm_scale"):
         build_teachers(describe(checkpoint, tiny_dir, **options))
 
 
@@ -214,7 +212,7 @@ def test_a_vocabulary_teacher_without_its_members_is_refused(
     checkpoint, tiny_dir, tmp_path
 ):
     described = describe(checkpoint, tiny_dir)
-    described["judge"]["members"] = {
+    described["vocab"]["members"] = {
         "other": {"family": "whisper_tiny_en", "model_dir": str(tiny_dir)}
     }
     with pytest.raises(ValueError, match=r"reads the fields \['whisper_tiny_en'\]"):
@@ -223,8 +221,8 @@ def test_a_vocabulary_teacher_without_its_members_is_refused(
         FileNotFoundError, match="no such checkpoint of a vocabulary teacher"
     ):
         build_teachers(describe(tmp_path / "none.pt", tiny_dir))
-    described["judge"]["model_dir"] = []
-    with pytest.raises(ValueError, match="'judge': model_dir is an empty list"):
+    described["vocab"]["model_dir"] = []
+    with pytest.raises(ValueError, match="'vocab': model_dir .*empty"):
         build_teachers(described)
 
 
@@ -244,6 +242,6 @@ def test_a_checkpoint_with_the_former_name_loads(checkpoint, tmp_path):
 def test_the_former_family_name_builds_the_same_teacher(checkpoint, tiny_dir):
     described = describe(checkpoint, tiny_dir)
     (teacher,) = build_teachers(described)
-    described["judge"]["family"] = "adapter"
+    described["vocab"]["family"] = "adapter"
     (former,) = build_teachers(described)
     assert former.outputs == teacher.outputs

@@ -1,3 +1,5 @@
+"""Whisper tiny.en in CTranslate2 as a teacher of real prompts."""
+
 import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -7,16 +9,16 @@ from icefall_kd.teachers import build_teacher
 
 def embed(teacher, waves):
     lens = torch.tensor([len(w) for w in waves])
-    output = hear(teacher, pad_sequence(waves, batch_first=True), lens)
+    output = run(teacher, pad_sequence(waves, batch_first=True), lens)
     return [x[:n] for x, n in zip(output.x, output.lens.tolist())]
 
 
-def hear(teacher, waves, lens):
+def run(teacher, waves, lens):
     (output,) = teacher.forward(waves, lens).values()
     return output
 
 
-def printed(teacher):
+def fingerprint(teacher):
     (output,) = teacher.outputs.values()
     return output.fingerprint
 
@@ -33,16 +35,16 @@ def test_an_utterance_alone_and_in_a_batch_gives_the_same_embeddings(tiny, promp
         )
 
 
-def test_what_lies_behind_the_end_of_an_utterance_is_not_heard(tiny, prompts):
+def test_audio_after_the_end_of_an_utterance_has_no_influence(tiny, prompts):
     wave = prompts[0][:20000]
     noisy = torch.cat([wave, torch.randn(20000)])
-    found = hear(tiny, noisy[None], torch.tensor([20000]))
+    found = run(tiny, noisy[None], torch.tensor([20000]))
     torch.testing.assert_close(found.x[0], embed(tiny, [wave])[0])
 
 
 @pytest.mark.parametrize("samples", [1, 320, 321, 15999, 16000, 16001, 560000])
 def test_frames_are_the_samples_over_320_rounded_up(tiny, samples):
-    output = hear(tiny, torch.randn(1, samples) * 0.1, torch.tensor([samples]))
+    output = run(tiny, torch.randn(1, samples) * 0.1, torch.tensor([samples]))
     expected = -(-samples // 320)
     assert output.lens.tolist() == [expected]
     assert output.lens.dtype == torch.int64
@@ -56,7 +58,7 @@ def test_frames_are_the_samples_over_320_rounded_up(tiny, samples):
 def test_frames_beyond_the_valid_ones_are_zero(tiny, prompts):
     waves = [prompts[0][:16000], prompts[1][:17000]]
     lens = torch.tensor([16000, 17000])
-    output = hear(tiny, pad_sequence(waves, batch_first=True), lens)
+    output = run(tiny, pad_sequence(waves, batch_first=True), lens)
     assert output.lens.tolist() == [50, 54]
     assert output.x[0, 50:].abs().sum() == 0
 
@@ -71,20 +73,20 @@ def test_int8_is_close_to_float32(tiny, tiny_dir, prompts):
         "whisper_tiny_en", tiny_dir, compute_type="int8", num_threads=1
     )
     assert mean_cosine(embed(int8, prompts), embed(tiny, prompts)) > 0.99
-    assert printed(int8) != printed(tiny)
+    assert fingerprint(int8) != fingerprint(tiny)
 
 
-def test_calls_side_by_side_say_what_calls_in_turn_say(tiny_dir, prompts):
+def test_parallel_calls_equal_sequential_calls(tiny_dir, prompts):
     options = {"compute_type": "int8", "max_batch": 5.0}
     one = build_teacher("whisper_tiny_en", tiny_dir, num_threads=1, **options)
     three = build_teacher("whisper_tiny_en", tiny_dir, num_threads=3, **options)
-    assert (one.calls, three.calls) == (1, 3)
+    assert (one.num_workers, three.num_workers) == (1, 3)
     for alone, together in zip(embed(one, prompts), embed(three, prompts)):
         assert torch.equal(alone, together)
 
 
 def test_frames_follow_the_audio_in_time(tiny, prompts):
-    """Speech 0.4 s later is the same 20 frames later, better than at 18 or 22."""
+    """Speech 0.4 s later is most similar 20 frames later."""
     late = [torch.cat([torch.zeros(6400), w]) for w in prompts]
     now, then = embed(tiny, prompts), embed(tiny, late)
     cosine = {
@@ -97,7 +99,7 @@ def test_frames_follow_the_audio_in_time(tiny, prompts):
     assert max(cosine, key=cosine.get) == 20, cosine
 
 
-def test_longer_than_30_s_is_windowed_without_a_seam(tiny, prompts):
+def test_windows_of_a_long_utterance_are_joined_without_a_seam(tiny, prompts):
     speech = torch.cat(prompts * 2)[: 40 * 16000]
     assert len(speech) == 40 * 16000
     whole = embed(tiny, [speech])[0]
@@ -114,18 +116,18 @@ def test_a_wrong_shape_is_refused_with_the_shapes(tiny):
         tiny.forward(torch.zeros(1, 100), torch.tensor([101]))
 
 
-def test_a_folder_without_a_model_is_named_with_the_remedy(tmp_path):
+def test_a_folder_without_a_model_is_refused_with_a_remedy(tmp_path):
     with pytest.raises(FileNotFoundError, match="model.bin is missing.*fetch_teacher"):
         build_teacher("whisper_base", tmp_path)
 
 
-def test_an_unknown_teacher_is_refused_with_the_known_ones(tmp_path):
-    with pytest.raises(ValueError, match="unknown teacher 'whisper_huge'.*tiny_en"):
+def test_an_unknown_teacher_is_refused_with_the_available_ones(tmp_path):
+    with pytest.raises(ValueError, match="whisper_huge.*Available: .*tiny_en"):
         build_teacher("whisper_huge", tmp_path)
 
 
-def test_the_fingerprint_tells_model_layer_precision_and_context(tiny):
-    found = printed(tiny)
+def test_the_fingerprint_contains_model_layer_precision_and_context(tiny):
+    found = fingerprint(tiny)
     assert found["model_sha256"].startswith("1a5afae06a4d")
     assert found["layer"] == "last" and found["compute_type"] == "float32"
     assert found["context"] == 1.0

@@ -20,7 +20,7 @@ from icefall_kd.fields.codecs import make_codec
 from icefall_kd.fields.extract import extract
 from icefall_kd.fields.reader import load_field, open_shar
 from icefall_kd.teachers import build_teacher
-from icefall_kd.teachers.zipformer_frames import fbank_and_silence
+from icefall_kd.teachers.zipformer_frames import compute_padded_fbank
 from icefall_kd.transducer.checkpoint import save_pretrained
 from icefall_kd.transducer.model import build_model
 from icefall_kd.transducer.path import score_path
@@ -45,14 +45,14 @@ CHUNKS = {"chunk_size": 16, "left_context": 32}
 
 @pytest.fixture(scope="module")
 def whole_student(waves):
-    """A model that hears whole utterances."""
+    """A model with full context."""
     some = [torch.from_numpy(w) for w in list(waves.values())[:4]]
     return students.random_student(WHOLE, some, seed=1)
 
 
 @pytest.fixture(scope="module")
 def whole(whole_student, tokenizer, tmp_path_factory):
-    """Its file."""
+    """The checkpoint of ``whole_student``."""
     path = tmp_path_factory.mktemp("whole") / "pretrained.pt"
     bpe_model = tokenizer.model_bytes
     save_pretrained(path, whole_student.state_dict(), WHOLE, bpe_model, {})
@@ -61,7 +61,7 @@ def whole(whole_student, tokenizer, tmp_path_factory):
 
 @pytest.fixture(params=["whole", "causal", "chunks"])
 def model(request, whole, checkpoint):
-    """File and options of a teacher: whole utterances, causal, causal in chunks."""
+    """Checkpoint and options of a teacher: full context, causal, causal with chunks."""
     path = whole if request.param == "whole" else checkpoint
     return path, CHUNKS if request.param == "chunks" else {}
 
@@ -70,13 +70,13 @@ def teacher_of(path, **options):
     return build_teacher("zipformer", path, "zip", **options)
 
 
-def hear(teacher, waves):
-    """Return field -> the frames of each wave, heard in one batch."""
+def run(teacher, waves):
+    """Return field -> the frames of each wave of one batch."""
     lens = torch.tensor([len(w) for w in waves])
-    said = teacher.forward(pad_sequence(waves, batch_first=True), lens)
+    outputs = teacher.forward(pad_sequence(waves, batch_first=True), lens)
     return {
         field: [x[:n] for x, n in zip(output.x, output.lens.tolist())]
-        for field, output in said.items()
+        for field, output in outputs.items()
     }
 
 
@@ -85,28 +85,28 @@ def test_an_utterance_alone_and_in_a_batch_gives_the_same(model, prompts):
     every = ["embedding", "ctc"]
     teacher = teacher_of(path, outputs=every, layers=[0, 1, 2], topk=5, **options)
     mixed = [*prompts[:4], prompts[0][:100], prompts[1][:5000], prompts[2][:17001]]
-    together = hear(teacher, mixed)
+    together = run(teacher, mixed)
     assert set(together) == {"zip_layer0", "zip_layer1", "zip_layer2", "zip_ctc"}
     for i, wave in enumerate(mixed):
-        for field, (alone,) in hear(teacher, [wave]).items():
+        for field, (alone,) in run(teacher, [wave]).items():
             found = together[field][i]
             assert alone.abs().max() > 0.1
             torch.testing.assert_close(found, alone, atol=1e-4, rtol=1e-4)
 
 
-def test_what_lies_behind_the_end_of_an_utterance_is_not_heard(model, prompts):
+def test_audio_after_the_end_of_an_utterance_has_no_influence(model, prompts):
     path, options = model
     teacher = teacher_of(path, **options)
     wave = prompts[0][:20000]
     noisy = torch.cat([wave, torch.randn(20000)])[None]
     found = teacher.forward(noisy, torch.tensor([20000]))["zip"]
-    torch.testing.assert_close(found.x[0], hear(teacher, [wave])["zip"][0])
+    torch.testing.assert_close(found.x[0], run(teacher, [wave])["zip"][0])
 
 
-def test_the_embedding_is_the_models_own_in_a_batch_of_training(
+def test_the_embedding_equals_the_encoder_output_in_a_training_batch(
     model, prompts, whole_student, student
 ):
-    """The shortest of a batch whose longest reaches 3 s further."""
+    """For the shorter of two utterances that differ by 3 s."""
     path, options = model
     own = whole_student if path.parent.name.startswith("whole") else student
     own.encoder.set_chunk(*(options.values() or (-1, -1)))
@@ -119,29 +119,29 @@ def test_the_embedding_is_the_models_own_in_a_batch_of_training(
             x, torch.tensor([len(f) for f in features])
         )
     n = int(y_lens[0])
-    (found,) = hear(teacher_of(path, **options), [short])["zip"]
+    (found,) = run(teacher_of(path, **options), [short])["zip"]
     torch.testing.assert_close(found[1 : n + 1], y[0, :n], atol=1e-4, rtol=1e-4)
     middle = (len(features[0]) - 7) // 2
-    (found,) = hear(teacher_of(path, layers=1, **options), [short])["zip"]
+    (found,) = run(teacher_of(path, layers=1, **options), [short])["zip"]
     expected = stacks[1][0, :middle]
     torch.testing.assert_close(found[2 : middle + 2], expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("samples", [1, 399, 400, 640, 641, 1440, 6400, 15999, 16001])
-def test_frames_cover_the_utterance_and_no_more(whole, samples):
+def test_frames_cover_exactly_the_utterance(whole, samples):
     teacher = teacher_of(whole, outputs=["embedding", "ctc"], layers=[0, -1], topk=3)
     lens = torch.tensor([samples])
-    said = teacher.forward(torch.randn(1, samples) * 0.1, lens)
+    outputs = teacher.forward(torch.randn(1, samples) * 0.1, lens)
     steps = {"zip_layer0": (320, 32), "zip_layer2": (320, 64), "zip_ctc": (640, 7)}
-    assert set(said) == set(teacher.outputs) == set(steps)
+    assert set(outputs) == set(teacher.outputs) == set(steps)
     for field, (step, width) in steps.items():
         expected = -(-samples // step)
         if field == "zip_ctc":  # frame by frame as a student has them
             expected = max(1, encoder_output_lens((samples + 80) // 160))
-        assert said[field].lens.tolist() == [expected]
-        assert said[field].lens.dtype == torch.int64
-        assert said[field].x.shape == (1, expected, width)
-        assert said[field].x.dtype == torch.float32
+        assert outputs[field].lens.tolist() == [expected]
+        assert outputs[field].lens.dtype == torch.int64
+        assert outputs[field].x.shape == (1, expected, width)
+        assert outputs[field].x.dtype == torch.float32
         described = teacher.outputs[field]
         assert (described.dim, described.frame_shift) == (width, step / 16000)
         assert described.kind == ("ctc" if field == "zip_ctc" else "embedding")
@@ -154,12 +154,12 @@ def test_frames_beyond_the_valid_ones_are_zero(whole, prompts):
     assert output.x[0, 25:].abs().sum() == 0 and output.x[0, 24].abs().sum() > 0
 
 
-def test_the_frame_at_the_time_of_a_students_frame_is_the_teachers_same_frame(
+def test_the_field_has_the_teacher_s_frame_at_the_time_of_the_student_s(
     whole, whole_student, prompts
 ):
     wave, teacher = prompts[0], teacher_of(whole)
-    (found,) = hear(teacher, [wave])["zip"]
-    x, lens = fbank_and_silence(
+    (found,) = run(teacher, [wave])["zip"]
+    x, lens = compute_padded_fbank(
         wave[None], torch.tensor([len(wave)]), whole_student.encoder, "cpu"
     )
     with torch.no_grad():
@@ -171,10 +171,10 @@ def test_the_frame_at_the_time_of_a_students_frame_is_the_teachers_same_frame(
 
 
 def test_frames_follow_the_audio_in_time(whole, prompts):
-    """Speech 0.4 s later is the same 10 frames later, better than at 9 or 11."""
+    """Speech 0.4 s later is most similar 10 frames later."""
     teacher = teacher_of(whole)
-    now = hear(teacher, prompts[:6])["zip"]
-    then = hear(teacher, [torch.cat([torch.zeros(6400), w]) for w in prompts[:6]])
+    now = run(teacher, prompts[:6])["zip"]
+    then = run(teacher, [torch.cat([torch.zeros(6400), w]) for w in prompts[:6]])
     apart = {}
     for shift in (9, 10, 11):
         pairs = zip(now, then["zip"])
@@ -185,11 +185,11 @@ def test_frames_follow_the_audio_in_time(whole, prompts):
     assert min(apart, key=apart.get) == 10, apart
 
 
-def test_ctc_holds_the_best_tokens_of_the_full_softmax(whole, whole_student, prompts):
+def test_ctc_contains_the_best_tokens_of_the_softmax(whole, whole_student, prompts):
     teacher = teacher_of(whole, outputs="ctc", topk=6)
-    (found,) = hear(teacher, prompts[:1])["zip_ctc"]
+    (found,) = run(teacher, prompts[:1])["zip_ctc"]
     lens = torch.tensor([len(prompts[0])])
-    x, lens = fbank_and_silence(prompts[0][None], lens, whole_student.encoder, "cpu")
+    x, lens = compute_padded_fbank(prompts[0][None], lens, whole_student.encoder, "cpu")
     with torch.no_grad():
         y, y_lens = whole_student.forward_encoder(x, lens)
         probs = whole_student.ctc_output[1](y).softmax(dim=-1)[0, : int(y_lens[0])]
@@ -207,20 +207,20 @@ def test_a_weighted_sum_of_stacks_is_one_field(tmp_path, prompts):
     save_pretrained(tmp_path / "pretrained.pt", weights, config, None, {})
     layers = {"layers": [0, -2], "layer_weights": [0.25, 0.75]}
     summed = teacher_of(tmp_path, **layers)
-    (found,) = hear(summed, prompts[:1])["zip"]
-    each = hear(teacher_of(tmp_path, layers=[0, 1]), prompts[:1])
+    (found,) = run(summed, prompts[:1])["zip"]
+    each = run(teacher_of(tmp_path, layers=[0, 1]), prompts[:1])
     expected = 0.25 * each["zip_layer0"][0] + 0.75 * each["zip_layer1"][0]
     torch.testing.assert_close(found, expected)
     assert summed.outputs["zip"].fingerprint["layer_weights"] == [0.25, 0.75]
-    with pytest.raises(ValueError, match=r"\[48, 64\] channels"):
+    with pytest.raises(ValueError, match=r"layer_weights: .*\[48, 64\]"):
         teacher_of(tmp_path, layers=[0, 2], layer_weights=[1, 1])
-    with pytest.raises(ValueError, match="1 layer_weights for the layers"):
+    with pytest.raises(ValueError, match="layer_weights: 1 weights for layers"):
         teacher_of(tmp_path, layers=[0, 1], layer_weights=[1])
-    with pytest.raises(ValueError, match="for the layers last"):
+    with pytest.raises(ValueError, match="for layers last"):
         teacher_of(tmp_path, layer_weights=[1])
 
 
-def test_one_file_in_both_forms_is_one_teacher(
+def test_a_checkpoint_of_icefall_gives_the_same_outputs(
     checkpoint, pristine_student, tokenizer, tmp_path, prompts
 ):
     ours = teacher_of(checkpoint, outputs=["embedding", "ctc"])
@@ -229,15 +229,13 @@ def test_one_file_in_both_forms_is_one_teacher(
     heads = {"query_head_dim": 8, "value_head_dim": "8,4,8"}
     theirs = teacher_of(tmp_path, outputs=["embedding", "ctc"], **heads)
     assert theirs.outputs == ours.outputs
-    expected = hear(ours, prompts[:2])
-    for field, frames in hear(theirs, prompts[:2]).items():
+    expected = run(ours, prompts[:2])
+    for field, frames in run(theirs, prompts[:2]).items():
         for x, y in zip(frames, expected[field]):
             assert torch.equal(x, y)
 
 
-def test_fingerprints_differ_when_anything_that_matters_does(
-    checkpoint, whole, tokenizer
-):
+def test_options_and_weights_change_the_fingerprint(checkpoint, whole, tokenizer):
     every = {"outputs": ["embedding", "ctc"]}
     found = [
         teacher_of(path, **options).outputs["zip"].fingerprint
@@ -257,7 +255,7 @@ def test_fingerprints_differ_when_anything_that_matters_does(
     assert ctc["model_sha256"] != found[0]["model_sha256"]
 
 
-def test_the_folder_is_no_part_of_the_fingerprint(checkpoint, tmp_path):
+def test_the_path_does_not_change_the_fingerprint(checkpoint, tmp_path):
     moved = tmp_path / "elsewhere.pt"
     moved.write_bytes(checkpoint.read_bytes())
     assert teacher_of(moved).outputs == teacher_of(checkpoint).outputs
@@ -266,34 +264,34 @@ def test_the_folder_is_no_part_of_the_fingerprint(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"layers": 3}, "layers 3: the model has stacks 0 .. 2"),
-        ({"layers": [0, -4]}, "stacks 0 .. 2"),
-        ({"layers": [0, -3]}, "name a stack twice"),
-        ({"layers": "first"}, "layers 'first'"),
-        ({"outputs": ["text"]}, "a Zipformer has"),
-        ({"outputs": []}, "a Zipformer has"),
-        ({"outputs": "ctc", "topk": 91}, "topk is 91 of 90"),
-        ({"outputs": "path", "topk": 0}, "topk is 0 of 90"),
-        ({"chunk_size": 16}, "causal: true"),
-        ({"left_context": 16}, "needs a chunk_size"),
-        ({"dtype": "fp16"}, "on a CPU it is float32"),
-        ({"dtype": "int8"}, "there are .*bf16"),
+        ({"layers": 3}, "layers: no stack 3.*0 to 2"),
+        ({"layers": [0, -4]}, "0 to 2"),
+        ({"layers": [0, -3]}, "layers: .*twice"),
+        ({"layers": "first"}, "layers: .*first"),
+        ({"outputs": ["text"]}, "outputs: .*text.*ctc"),
+        ({"outputs": []}, "outputs: "),
+        ({"outputs": "ctc", "topk": 91}, "topk: 91 .*90"),
+        ({"outputs": "path", "topk": 0}, "topk: 0 .*90"),
+        ({"chunk_size": 16}, "causal"),
+        ({"left_context": 16}, "left_context: 16 .*chunk_size"),
+        ({"dtype": "fp16"}, "dtype: fp16 .*float32"),
+        ({"dtype": "int8"}, "dtype: .*int8.*bf16"),
         ({"query_head_dim": 8}, "contains its configuration"),
         ({"layer": 1}, r"no option \['layer'\]"),
     ],
 )
-def test_options_that_cannot_be_are_refused(whole, options, message):
+def test_invalid_options_are_refused(whole, options, message):
     with pytest.raises(ValueError, match=message):
         teacher_of(whole, **options)
 
 
-def test_ctc_wants_a_head_and_its_tokens(
+def test_ctc_needs_a_head_and_its_tokens(
     pristine_student, tokenizer, cuts, whole, tmp_path
 ):
     heads = {"query_head_dim": 8, "value_head_dim": [8, 4, 8], "outputs": "ctc"}
     weights = pristine_student.state_dict()
     torch.save({"model": weights}, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match="a.pt carries no BPE model.*bpe_model"):
+    with pytest.raises(ValueError, match="a.pt contains no BPE model.*bpe_model"):
         teacher_of(tmp_path / "a.pt", **heads)
     (tmp_path / "some.model").write_bytes(tokenizer.model_bytes)
     teacher = teacher_of(tmp_path / "a.pt", bpe_model=tmp_path / "some.model", **heads)
@@ -313,7 +311,7 @@ def test_ctc_wants_a_head_and_its_tokens(
         teacher_of(tmp_path / "b.pt", **heads)
 
 
-def test_a_head_that_is_not_there_or_was_not_trained_gives_no_targets(
+def test_a_missing_or_untrained_head_is_refused(
     pristine_student, checkpoint, tokenizer, tmp_path
 ):
     heads = {"query_head_dim": 8, "value_head_dim": [8, 4, 8]}
@@ -330,7 +328,7 @@ def test_a_head_that_is_not_there_or_was_not_trained_gives_no_targets(
         teacher_of(path, outputs=["ctc", "path"])
 
 
-def test_paths_spell_the_transcript_or_what_the_beam_finds(
+def test_paths_spell_the_transcript_or_the_hypothesis(
     whole, whole_student, cuts, tokenizer
 ):
     teacher = teacher_of(whole, outputs="path", topk=7)
@@ -339,13 +337,13 @@ def test_paths_spell_the_transcript_or_what_the_beam_finds(
     waves = [torch.from_numpy(c.load_audio()[0]) for c in some]
     texts = [some[0].supervisions[0].text, "", "A" * 999]
     lens = torch.tensor([len(w) for w in waves])
-    said = teacher.forward(pad_sequence(waves, batch_first=True), lens, texts)
-    output = said["zip_path"]
+    outputs = teacher.forward(pad_sequence(waves, batch_first=True), lens, texts)
+    output = outputs["zip_path"]
     described = teacher.outputs["zip_path"]
     assert (described.kind, described.dim, described.frame_shift) == ("path", 16, 0.04)
     emitted, frames = unpack_path(output.x)
     for i, wave in enumerate(waves):
-        x, x_lens = fbank_and_silence(
+        x, x_lens = compute_padded_fbank(
             wave[None], lens[i : i + 1], whole_student.encoder, "cpu"
         )
         with torch.no_grad():
@@ -366,7 +364,7 @@ def test_paths_spell_the_transcript_or_what_the_beam_finds(
         teacher.forward(pad_sequence(waves, batch_first=True), lens)
 
 
-def test_a_path_is_identified_by_its_beam_and_the_transducers_weights(
+def test_beam_and_transducer_weights_change_the_fingerprint_of_a_path(
     checkpoint, whole
 ):
     found = [
@@ -383,9 +381,9 @@ def test_a_path_is_identified_by_its_beam_and_the_transducers_weights(
     assert ctc["model_sha256"] != found[0]["model_sha256"] and "beam" not in ctc
 
 
-def test_a_folder_without_a_checkpoint_is_named_with_what_it_holds(tmp_path):
+def test_a_folder_without_pretrained_is_refused_with_its_checkpoints(tmp_path):
     (tmp_path / "epoch-3.pt").write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match=r"holds no pretrained.*epoch-3.pt"):
+    with pytest.raises(FileNotFoundError, match=r"no pretrained.pt.*epoch-3.pt"):
         teacher_of(tmp_path)
     with pytest.raises(FileNotFoundError, match="none.pt: no such checkpoint"):
         teacher_of(tmp_path / "none.pt")
@@ -405,9 +403,9 @@ def test_embedding_and_ctc_are_extracted_in_one_pass_and_read_back(
     codecs = {"zip": make_codec("fp16"), "zip_ctc": make_codec("topk")}
     found = list(open_shar(folder, list(codecs)))
     for cut in found:
-        said = hear(teacher, [torch.from_numpy(cut.load_audio()[0])])
+        outputs = run(teacher, [torch.from_numpy(cut.load_audio()[0])])
         for field, tolerance in (("zip", 2e-3), ("zip_ctc", 1e-2)):
-            (expected,) = said[field]
+            (expected,) = outputs[field]
             stored = torch.from_numpy(load_field(cut, field, codecs[field]))
             assert 0 <= len(expected) - len(stored) <= 1
             torch.testing.assert_close(
@@ -421,12 +419,12 @@ def test_embedding_and_ctc_are_extracted_in_one_pass_and_read_back(
 
 
 @pytest.mark.gpu
-def test_cuda_says_what_the_cpu_says(whole, prompts):
-    expected = hear(teacher_of(whole), prompts[:3])
-    exact = hear(teacher_of(whole, device="cuda"), prompts[:3])
+def test_cuda_equals_the_cpu(whole, prompts):
+    expected = run(teacher_of(whole), prompts[:3])
+    exact = run(teacher_of(whole, device="cuda"), prompts[:3])
     for x, y in zip(exact["zip"], expected["zip"]):
         torch.testing.assert_close(x.cpu(), y, atol=1e-2, rtol=1e-2)
     half = teacher_of(whole, device="cuda", dtype="fp16")
-    for x, y in zip(hear(half, prompts[:3])["zip"], expected["zip"]):
+    for x, y in zip(run(half, prompts[:3])["zip"], expected["zip"]):
         assert torch.cosine_similarity(x.cpu(), y).mean() > 0.99
     assert half.outputs["zip"].fingerprint["dtype"] == "fp16"

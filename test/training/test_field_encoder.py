@@ -18,7 +18,7 @@ from icefall_kd.training.config import parse_config
 from icefall_kd.training.run import train
 from icefall_kd.training.setup import build_setup
 from icefall_kd.transducer.checkpoint import load_model
-from icefall_kd.transducer.field_encoder import hide_stretches
+from icefall_kd.transducer.field_encoder import draw_time_mask
 from icefall_kd.transducer.model import build_model
 
 FIELD_ENCODER = FieldEncoderConfig(fields=("wise", "old"), dim=16, num_layers=2)
@@ -77,10 +77,10 @@ def test_an_utterance_alone_and_in_a_batch_gives_the_same():
 
 def test_hidden_stretches_take_the_share_they_should():
     torch.manual_seed(0)
-    keep = hide_stretches(torch.tensor([1000, 200]), 1000, 0.2, 5)
+    keep = draw_time_mask(torch.tensor([1000, 200]), 1000, 0.2, 5)
     assert 0.1 < 1 - keep[0].mean() <= 0.2 and 0.1 < 1 - keep[1, :200].mean() <= 0.2
     assert (keep[1, 200:] == 1).all()
-    assert (hide_stretches(torch.tensor([9]), 9, 0.0, 5) == 1).all()
+    assert (draw_time_mask(torch.tensor([9]), 9, 0.0, 5) == 1).all()
 
 
 def test_it_trains_resumes_and_is_decoded_from_fields(field_config, data_dir, tmp_path):

@@ -59,7 +59,7 @@ def node(ensemble, encoded, t, before):
 
 @torch.no_grad()
 def test_every_node_has_the_mean_of_all(ensemble, encoded):
-    lattice = ensemble.lattice(encoded, TOKENS)
+    lattice = ensemble.score_lattice(encoded, TOKENS)
     assert lattice.shape == (FRAMES, len(TOKENS) + 1, VOCAB)
     emitted = best_path(lattice, TOKENS)
     score_path = ensemble.score_path(encoded, emitted[None])[0]
@@ -69,7 +69,7 @@ def test_every_node_has_the_mean_of_all(ensemble, encoded):
             torch.testing.assert_close(lattice[t, k].exp(), expected)
         torch.testing.assert_close(score_path[t], lattice[t, u])
     ctc = sum(m.ctc_output(x).exp() for m, x in zip(ensemble.models, encoded)) / 2
-    torch.testing.assert_close(ensemble.ctc(encoded).exp(), ctc)
+    torch.testing.assert_close(ensemble.score_ctc(encoded).exp(), ctc)
     assert ensemble.fields == ("wise", "old")
 
 
@@ -77,7 +77,7 @@ def test_every_node_has_the_mean_of_all(ensemble, encoded):
 def test_the_mean_of_one_model_is_its_own_output(ensemble, encoded):
     model, x = ensemble.models[1], encoded[1]
     alone = ModelEnsemble([model])
-    assert torch.equal(alone.ctc([x]), model.ctc_output(x))
+    assert torch.equal(alone.score_ctc([x]), model.ctc_output(x))
     emitted = torch.tensor([[0, 3, 0, 0, 1, 0, 4, 0, 0]])
     twice = ModelEnsemble([model, model]).score_path([x, x], emitted)
     torch.testing.assert_close(alone.score_path([x], emitted), twice)

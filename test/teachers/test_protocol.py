@@ -1,0 +1,46 @@
+"""The choice of an encoder's layers."""
+
+import pytest
+import torch
+
+from icefall_kd.teachers.protocol import choose_layers
+
+
+@pytest.mark.parametrize(
+    "layers, chosen",
+    [("last", (12,)), (-1, (12,)), (0, (0,)), (-13, (0,)), ([9, -1, 6], (9, 12, 6))],
+)
+def test_layers_count_from_the_input_and_from_the_end(layers, chosen):
+    assert choose_layers(layers, None, 12).layers == chosen
+
+
+def test_several_layers_are_one_field_each_and_a_sum_is_one_field():
+    each = choose_layers([6, -1], None, 12)
+    assert list(each.describe_fields("w")) == ["w_layer6", "w_layer12"]
+    assert list(choose_layers([6], None, 12).describe_fields("w")) == ["w"]
+    summed = choose_layers([6, -1], [1, 3], 12)
+    assert summed.describe_fields("w") == {
+        "w": {"layers": [6, 12], "layer_weights": [1.0, 3.0]}
+    }
+    hidden = {6: torch.ones(1, 2, 3), 12: torch.full((1, 2, 3), 2.0)}
+    assert each.select("w", hidden)["w_layer12"] is hidden[12]
+    assert torch.equal(summed.select("w", hidden)["w"], torch.full((1, 2, 3), 7.0))
+
+
+@pytest.mark.parametrize("layers", ["first", "3", 1.5, [], [1.0], True, None, [[1]]])
+def test_values_that_are_no_numbers_are_refused(layers):
+    with pytest.raises(ValueError, match="layers: .*'last'.*number"):
+        choose_layers(layers, None, 12)
+
+
+@pytest.mark.parametrize("layers", [13, -14, [0, 13], [-14, 2]])
+def test_a_layer_that_does_not_exist_is_refused(layers):
+    with pytest.raises(ValueError, match="layers: no layer (13|-14).*0 to 12"):
+        choose_layers(layers, None, 12)
+
+
+def test_repeated_layers_and_too_many_weights_are_refused():
+    with pytest.raises(ValueError, match=r"layers: \[12, -1\].*twice"):
+        choose_layers([12, -1], None, 12)
+    with pytest.raises(ValueError, match="layer_weights: 3 weights for 2 layers"):
+        choose_layers([1, 2], [1, 1, 1], 12)
