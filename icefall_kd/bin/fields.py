@@ -13,10 +13,11 @@ field or the cut does not exist or the command line is invalid.
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Optional
 
 from tqdm import tqdm
@@ -137,9 +138,9 @@ def run_verify(args: argparse.Namespace) -> int:
     total = 0
     for name in names:
         faults = []
-        with _ProgressBar(f"verify {name}") as bar:
+        with _show_bytes(f"verify {name}") as progress:
             for fault in verify_field(
-                args.dir, name, decode=not args.quick, progress=bar.update
+                args.dir, name, decode=not args.quick, progress=progress
             ):
                 faults.append(fault)
                 tqdm.write(fault.message, file=sys.stdout)
@@ -170,13 +171,13 @@ def run_rm(args: argparse.Namespace) -> int:
 def run_copy(args: argparse.Namespace) -> int:
     """Copy the fields."""
     for field in args.field:
-        with _ProgressBar(f"copy {field}") as bar:
+        with _show_bytes(f"copy {field}") as progress:
             result = copy_field(
                 args.source,
                 args.target,
                 field,
                 overwrite=args.overwrite,
-                progress=bar.update,
+                progress=progress,
             )
         logging.info(
             "%s: field '%s' is complete, %d shards copied, %d existed",
@@ -213,30 +214,19 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
 }
 
 
-class _ProgressBar:
-    """A bar of bytes; it appears with the first update."""
+@contextlib.contextmanager
+def _show_bytes(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that draws a progress bar from (bytes done, bytes in all)."""
+    interval = 0.5 if sys.stderr.isatty() else 10.0
+    with tqdm(
+        desc=description, total=0, unit="B", unit_scale=True, mininterval=interval
+    ) as bar:
 
-    def __init__(self, description: str) -> None:
-        self._description, self._bar = description, None
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
 
-    def __enter__(self) -> "_ProgressBar":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def update(self, done: int, total: int) -> None:
-        """Show ``done`` of ``total`` bytes."""
-        if self._bar is None:
-            self._bar = tqdm(
-                desc=self._description,
-                total=total,
-                unit="B",
-                unit_scale=True,
-                mininterval=0.5 if sys.stderr.isatty() else 10.0,
-            )
-        self._bar.update(done - self._bar.n)
+        yield show
 
 
 def _field_name(text: str) -> str:

@@ -18,7 +18,7 @@ from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.dataset.fields import (
     LiveTeachers,
     collate_field,
-    decompress_field,
+    decompress_fields,
     drop_fields,
     prefetch_fields,
 )
@@ -95,6 +95,9 @@ class Loader:
     the masks of SpecAugment depend on the seed and the epoch only, so that an epoch
     resumes exactly from ``state_dict()``.
 
+    All ranks get the same number of batches and no cut twice; up to ``world_size - 1``
+    cuts are left out at the end of an epoch.
+
     A batch is
 
         {
@@ -112,19 +115,63 @@ class Loader:
 
     def __init__(
         self,
-        dataset: BatchDataset,
-        sampler: Optional[BucketSampler] = None,
+        stream: CutStream,
         *,
         codecs: Optional[Mapping[str, Codec]] = None,
-        live: Optional[LiveTeachers] = None,
-        missing: str = "error",
-        device: Union[str, torch.device] = "cpu",
+        tokenizer: Optional[Tokenizer] = None,
+        max_duration: float = 200.0,
+        shuffle: bool = True,
+        seed: int = 42,
+        epoch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
         num_workers: int = 0,
+        num_buckets: int = 10,
+        spec_augment: Optional[SpecAugment] = None,
+        buffer_size: int = BUFFER_SIZE,
         start_method: Optional[str] = None,
+        missing: str = "error",
+        live: Optional[LiveTeachers] = None,
+        device: Union[str, torch.device] = "cpu",
     ) -> None:
-        """Store the parts; :func:`make_loader` documents them."""
-        self.dataset = dataset
-        self.sampler = sampler
+        """Store the options; reads the durations of the stream for the buckets.
+
+        Args:
+          codecs: name -> codec of the fields that a batch gets.
+          tokenizer: encodes the texts; None for unlabelled cuts.
+          max_duration: maximum duration of a batch in seconds, padding included; a
+            longer cut is a batch alone.
+          shuffle: draw batches of similar durations at random; False keeps the order.
+          num_workers: processes that compute features; 0 for this process.
+          num_buckets: groups of cuts of similar duration.
+          buffer_size: cuts in memory that a batch is drawn from.
+          start_method: of workers, "fork" or "spawn"; None for the system's default.
+          missing: "error", or "skip" to allow cuts without a target.
+          live: teachers that compute the fields in this process, instead of ``codecs``.
+          device: where stored fields are decompressed, and stay.
+        Raises:
+          ValueError: if ``rank`` is not below ``world_size``.
+        """
+        self.sampler = BucketSampler(
+            stream,
+            max_duration=max_duration,
+            edges=(
+                bucket_edges(sum(stream.durations, []), num_buckets)
+                if shuffle
+                else None
+            ),
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            buffer_size=buffer_size,
+        )
+        self.sampler.set_epoch(epoch)
+        self.dataset = BatchDataset(
+            tokenizer=tokenizer,
+            spec_augment=spec_augment,
+            seed=seed,
+            needs_waves=live is not None,
+        )
         self.codecs = dict(codecs or {})
         self.live = live
         self.missing = missing
@@ -137,7 +184,7 @@ class Loader:
         """Return the batch of ``cuts``, longest first, computed in this process."""
         cuts = cuts.sort_by_duration(ascending=False)
         bare = drop_fields(cuts, self.codecs)
-        return self._add_fields(self.dataset[cuts], cuts, bare, Counter())
+        return self._add_fields(self.dataset[bare], cuts, bare, Counter())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state after the last batch that was yielded.
@@ -150,7 +197,7 @@ class Loader:
         """Resume the next iteration from ``state``; see :class:`BucketSampler`."""
         self.sampler.load_state_dict(state)
 
-    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         self.dataset.epoch = self.sampler.epoch
         prefetching = _PrefetchSampler(self.sampler, self.codecs, self.num_workers > 0)
         batches = DataLoader(
@@ -189,16 +236,13 @@ class Loader:
           bare: ``cuts`` without their fields.
           missing: field -> utterances without a target; increased.
         """
-        batch = {**batch, "fields": {}, "cuts": bare.drop_in_memory_data()}
+        batch = {**batch, "cuts": bare.drop_in_memory_data()}
         if self.live is not None:
             return self.live(batch)
-        compressed = {n: collate_field(cuts, n, self.missing) for n in self.codecs}
-        for name, field in compressed.items():
+        fields = {n: collate_field(cuts, n, self.missing) for n in self.codecs}
+        for name, field in fields.items():
             missing[name] += field["lens"].count(0)
-            batch["fields"][name] = decompress_field(
-                field, self.codecs[name], self.device
-            )
-        return batch
+        return {**batch, "fields": decompress_fields(fields, self.codecs, self.device)}
 
 
 class _PrefetchSampler:
@@ -239,76 +283,12 @@ def load_batch(
     Returns:
       see :class:`Loader`.
     """
-    return Loader(BatchDataset(), codecs=codecs, device=device).load(cuts)
-
-
-def make_loader(
-    stream: CutStream,
-    *,
-    codecs: Optional[Mapping[str, Codec]] = None,
-    tokenizer: Optional[Tokenizer] = None,
-    max_duration: float = 200.0,
-    shuffle: bool = True,
-    seed: int = 42,
-    epoch: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    num_workers: int = 0,
-    num_buckets: int = 10,
-    spec_augment: Optional[SpecAugment] = None,
-    buffer_size: int = BUFFER_SIZE,
-    start_method: Optional[str] = None,
-    missing: str = "error",
-    live: Optional[LiveTeachers] = None,
-    device: Union[str, torch.device] = "cpu",
-) -> Loader:
-    """Return the batches of ``stream``, the same for the same seed and epoch.
-
-    All ranks get the same number of batches and no cut twice; up to ``world_size - 1``
-    cuts are left out at the end of an epoch.
-
-    Args:
-      codecs: name -> codec of the fields that a batch gets.
-      tokenizer: encodes the texts; None for unlabelled cuts.
-      max_duration: maximum duration of a batch in seconds, padding included; a longer
-        cut is a batch alone.
-      shuffle: draw batches of similar durations at random; otherwise keep the order.
-      num_workers: processes that compute features; 0 computes them in this process.
-      num_buckets: groups of cuts of similar duration.
-      buffer_size: cuts in memory that a batch is drawn from.
-      start_method: of the workers, "fork" or "spawn"; None for the system's default.
-      missing: "error", or "skip" to allow cuts without a target, see ``open_shar``.
-      live: teachers that compute the fields in this process, instead of ``codecs``.
-      device: where stored fields are decompressed, and stay.
-    Raises:
-      ValueError: if ``rank`` is not below ``world_size``.
-    """
-    edges = None
-    if shuffle:
-        edges = bucket_edges(sum(stream.durations, []), num_buckets)
-    sampler = BucketSampler(
-        stream,
-        max_duration=max_duration,
-        edges=edges,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-        buffer_size=buffer_size,
-    )
-    sampler.set_epoch(epoch)
-    dataset = BatchDataset(
-        tokenizer=tokenizer,
-        spec_augment=spec_augment,
-        seed=seed,
-        needs_waves=live is not None,
-    )
-    return Loader(
-        dataset,
-        sampler,
-        codecs=codecs,
-        live=live,
-        missing=missing,
-        device=device,
-        num_workers=num_workers,
-        start_method=start_method,
-    )
+    cuts = cuts.sort_by_duration(ascending=False)
+    codecs = codecs or {}
+    bare = drop_fields(cuts, codecs)
+    fields = {name: collate_field(cuts, name) for name in codecs}
+    return {
+        **BatchDataset()[bare],
+        "fields": decompress_fields(fields, codecs, device),
+        "cuts": bare.drop_in_memory_data(),
+    }

@@ -133,22 +133,30 @@ def collate_field(cuts: CutSet, name: str, missing: str = "error") -> dict[str, 
     }
 
 
-def decompress_field(
-    field: Mapping[str, Any], codec: Codec, device: Union[str, torch.device] = "cpu"
-) -> dict[str, Any]:
-    """Return the field of a batch on ``device``; the inverse of the codec.
+def decompress_fields(
+    fields: Mapping[str, Mapping[str, Any]],
+    codecs: Mapping[str, Codec],
+    device: Union[str, torch.device] = "cpu",
+) -> dict[str, dict[str, Any]]:
+    """Return the decompressed fields of a batch, on ``device``.
 
     Args:
-      field: see :func:`collate_field`.
+      fields: name -> see :func:`collate_field`.
     """
-    x, lens = field["compressed"].to(device), field["lens"]
-    if x.numel():
-        x = codec.decode_tensor(x)
-        for row, length in zip(x, lens):  # cheaper than a mask over all frames
-            if length < len(row):
-                row[length:] = 0.0
-    lens = torch.tensor(lens, device=device)
-    return {"x": x, "lens": lens, "frame_shift": field["frame_shift"]}
+    decompressed = {}
+    for name, field in fields.items():
+        x, lens = field["compressed"].to(device), field["lens"]
+        if x.numel():
+            x = codecs[name].decode_tensor(x)
+            for row, length in zip(x, lens):  # cheaper than a mask over all frames
+                if length < len(row):
+                    row[length:] = 0.0
+        decompressed[name] = {
+            "x": x,
+            "lens": torch.tensor(lens, device=device),
+            "frame_shift": field["frame_shift"],
+        }
+    return decompressed
 
 
 def prefetch_fields(cuts: CutSet, names: Collection[str]) -> None:

@@ -29,7 +29,6 @@ from icefall_kd.fields.format import (
     ShardState,
     cuts_path,
     field_dir,
-    find_tar,
     fingerprint_differences,
     info_path,
     load_shard_state,
@@ -42,9 +41,9 @@ from icefall_kd.fields.format import (
 )
 from icefall_kd.fields.integrity import (
     check_join,
-    check_tar,
     find_fields,
     get_field_files,
+    load_complete_state,
 )
 from icefall_kd.fields.join import Problems, describe_problems
 from icefall_kd.fields.planner import check_disk
@@ -226,16 +225,10 @@ def _check_target(target: Pathlike, info: FieldInfo) -> None:
 
 def _is_copied(target: Pathlike, field: str, shard: str, state: ShardState) -> bool:
     """Return True if a shard of the target has the bytes of the source."""
-    path = state_path(target, field, shard)
-    if not path.is_file():
-        return False
-    try:
-        copied = load_shard_state(path)
-    except ValueError:
-        return False
-    same = copied.sha256 == state.sha256 and copied.fingerprint == state.fingerprint
-    tar = find_tar(target, field, shard)
-    return same and not check_tar(tar, state.bytes, state.sha256)
+    copied = load_complete_state(target, field, shard)
+    return copied is not None and (
+        (copied.sha256, copied.fingerprint) == (state.sha256, state.fingerprint)
+    )
 
 
 def _prepare_target(

@@ -20,16 +20,8 @@ from icefall_kd.core.files import Pathlike, write_atomically
 from icefall_kd.core.frames import unpack_topk
 from icefall_kd.data.features import compute_fbank
 from icefall_kd.fields.codecs.storage import load_codecs
-from icefall_kd.fields.format import (
-    FieldInfo,
-    cuts_path,
-    load_field_info,
-    recording_path,
-    shard_ids,
-    tar_path,
-)
-from icefall_kd.fields.integrity import get_field_files
-from icefall_kd.fields.join import describe_problems
+from icefall_kd.fields.format import FieldInfo, load_field_info
+from icefall_kd.fields.reader import open_shards
 from icefall_kd.fields.shards import Shard
 
 _COMPONENTS = 3  # red, green and blue
@@ -53,43 +45,25 @@ def read_cut(shar_dir: Pathlike, cut_id: str, fields: Sequence[str]) -> CutWithF
     Raises:
       FileNotFoundError: if the folder, a field or the cut does not exist; the message
         has similar ids.
-      ValueError: if a file is damaged, or a field does not join the cut's shard.
+      ValueError: if a file is damaged, or a field does not join the cuts.
     """
-    infos = {field: load_field_info(shar_dir, field) for field in fields}
     codecs = load_codecs(shar_dir, fields)
-    shard, index = find_cut(shar_dir, cut_id)
-    for field in fields:
-        files = get_field_files(shar_dir, field)
-        _, _, problems = files.count_targets(shar_dir, [shard])
-        if problems:
-            raise ValueError(
-                f"{shar_dir}: field '{field}' does not join the cuts of shard {shard}:"
-                f"\n{describe_problems(problems)}\nRun icefall_kd.bin.extract again"
-            )
-    tars = {field: tar_path(shar_dir, field, shard) for field in fields}
-    tars["recording"] = recording_path(shar_dir, shard)
-    missing = [str(tar) for tar in tars.values() if not tar.is_file()]
-    if missing:
-        raise ValueError(f"missing: {', '.join(missing)}; copy or write them again")
-    opened = Shard(cuts_path(shar_dir, shard), tars)
-    cut = next(cut for _, cut in opened.read(wanted=(index,)))
-    frames = {
-        # The whole array: loaded through the cut, it is truncated to its duration.
-        field: (info, codecs[field].decode(getattr(cut, field).load()))
-        for field, info in infos.items()
-    }
-    return CutWithFields(cut, frames)
+    shard, index = _find_cut(shar_dir, open_shards(shar_dir, fields), cut_id)
+    cut = next(cut for _, cut in shard.read(wanted=(index,)))
+    # The whole array: loaded through the cut, it is truncated to its duration.
+    arrays = {f: codec.decode(getattr(cut, f).load()) for f, codec in codecs.items()}
+    return CutWithFields(
+        cut, {f: (load_field_info(shar_dir, f), x) for f, x in arrays.items()}
+    )
 
 
-def find_cut(shar_dir: Pathlike, cut_id: str) -> tuple[str, int]:
-    """Return the shard of a cut, and the cut's index in the shard.
-
-    Raises:
-      FileNotFoundError: if it does not exist; the message has similar ids.
-    """
+def _find_cut(
+    shar_dir: Pathlike, shards: Sequence[Shard], cut_id: str
+) -> tuple[Shard, int]:
+    """Return the shard of a cut, and the cut's index in the shard."""
     ids: list[str] = []
-    for shard in shard_ids(shar_dir):
-        for index, line in enumerate(Shard(cuts_path(shar_dir, shard), {}).lines()):
+    for shard in shards:
+        for index, line in enumerate(shard.lines()):
             if line["id"] == cut_id:
                 return shard, index
             if len(ids) < _MAX_CANDIDATES:

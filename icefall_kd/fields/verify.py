@@ -60,15 +60,6 @@ class Fault:
     damaged: tuple[Path, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Verified:
-    """Result for one shard; ``sums`` only of intact arrays that were decoded."""
-
-    state: Optional[ShardState]
-    faults: list[Fault]
-    sums: Optional[Sums] = None
-
-
 def verify_field(
     shar_dir: Pathlike,
     field: str,
@@ -108,16 +99,17 @@ def verify_field(
             yield Fault(str(e))
         codec = codec if decode else None
     sizes = {s: files.tars[s].stat().st_size for s in ids if s in files.tars}
-    done, results = 0, []
+    done, states = 0, []
     for shard in sizes:
-        result = _verify_shard(shar_dir, files, shard, info, codec)
-        yield from result.faults
-        results.append(result)
+        state, faults = _verify_shard(shar_dir, files, shard, info, codec)
+        yield from faults
+        if state is not None and not faults:
+            states.append(state)
         done += sizes[shard]
         if progress is not None:
             progress(done, sum(sizes.values()))
-    if info is not None and len(results) == len(ids) == len(info.shards):
-        yield from _verify_totals(files, info, results, codec is not None)
+    if info is not None and len(states) == len(ids) == len(info.shards):
+        yield from _verify_totals(files, info, states)
 
 
 def _verify_files(
@@ -155,33 +147,32 @@ def _verify_shard(
     shard: str,
     info: Optional[FieldInfo],
     codec: Optional[Codec],
-) -> _Verified:
+) -> tuple[Optional[ShardState], list[Fault]]:
+    """Return the state of a shard, None if it cannot be read, and the faults."""
     tar, path = files.tars[shard], files.states.get(shard)
     damaged = tuple(p for p in (files.info, path, tar) if p is not None)
-    state = None
 
-    def failed(*faults: str) -> _Verified:
-        found = [Fault(f"{tar}: {fault}; {_REDO}", damaged) for fault in faults]
-        return _Verified(state, found)
+    def list_faults(*texts: str) -> list[Fault]:
+        return [Fault(f"{tar}: {text}; {_REDO}", damaged) for text in texts]
 
     if path is None:
         if info is None:  # killed before the state was written
-            return _Verified(None, [])
-        return failed(f"{files.name}.{shard}.json, its state, is missing")
+            return None, []
+        name = f"{files.name}.{shard}.json"
+        return None, list_faults(f"{name}, its state, is missing")
     try:
         state = load_shard_state(path)
     except ValueError as e:
-        return _Verified(None, [Fault(str(e), damaged)])
+        return None, [Fault(str(e), damaged)]
     fault = check_tar(tar, state.bytes, state.sha256)
     if fault:
-        return failed(fault)
+        return state, list_faults(fault)
     faults = _compare_with_info(files, info, state) if info is not None else []
     cuts = cuts_path(shar_dir, shard)
     try:
         keys = read_keys(cuts)
     except (ValueError, OSError, EOFError, zlib.error) as e:
-        faults.append(Fault(f"{cuts}: damaged ({e}); {REMEDY}"))
-        return _Verified(state, faults)
+        return state, [*faults, Fault(f"{cuts}: damaged ({e}); {REMEDY}")]
     faults += [
         Fault(
             f"{tar}: does not join its cuts, {len(cases)} {kind}: "
@@ -190,13 +181,12 @@ def _verify_shard(
         for kind, cases in sorted(compare_keys(keys, state.keys).items())
     ]
     if faults:
-        return _Verified(state, faults)
-    files_of_shard = Shard(cuts, {files.name: tar})
+        return state, faults
+    opened = Shard(cuts, {files.name: tar})
     if codec is None or info is None:
-        return failed(*_check_members(files_of_shard, len(keys)))
-    problems, sums = _check_arrays(files_of_shard, keys, info, codec)
-    problems = problems or _compare_sums(state, sums)
-    return failed(*problems) if problems else _Verified(state, [], sums)
+        return state, list_faults(*_check_members(opened, len(keys)))
+    problems, sums = _check_arrays(opened, keys, info, codec)
+    return state, list_faults(*(problems or _compare_sums(state, sums)))
 
 
 def _compare_with_info(
@@ -329,12 +319,9 @@ def _compare_sums(state: ShardState, sums: Sums) -> list[str]:
 
 
 def _verify_totals(
-    files: FieldFiles, info: FieldInfo, results: list[_Verified], decoded: bool
+    files: FieldFiles, info: FieldInfo, states: list[ShardState]
 ) -> Iterator[Fault]:
     """Yield the differences between the description and all shards."""
-    states = [r.state for r in results if r.state is not None]
-    if len(states) < len(results):
-        return
     totals = {
         "content_sha256": content_sha256([s.sha256 for s in states]),
         "num_cuts": sum(s.num_cuts for s in states),
@@ -345,9 +332,9 @@ def _verify_totals(
         for key, value in totals.items()
         if getattr(info, key) != value
     ]
-    sums = [r.sums for r in results] if decoded else [sums_of_state(s) for s in states]
-    if all(s is not None for s in sums):
-        differences += _compare_statistics(info, *mean_and_mean_square(sums))
+    differences += _compare_statistics(
+        info, *mean_and_mean_square([sums_of_state(s) for s in states])
+    )
     for difference in differences:
         yield Fault(f"{files.info}: {difference}; {_REWRITE}", (files.info,))
 

@@ -15,7 +15,7 @@ from icefall_kd.data.cuts import check_cuts
 from icefall_kd.data.features import SpecAugment
 from icefall_kd.data.shar import FIELDS_SUFFIX
 from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.dataset.dataset import Loader, make_loader
+from icefall_kd.dataset.dataset import Loader
 from icefall_kd.dataset.fields import (
     LiveTeachers,
     build_live_teachers,
@@ -296,7 +296,7 @@ def make_train_loader(setup: Setup, world: World) -> Loader:
     augment = None
     if data.spec_augment:
         augment = SpecAugment(time_warp=data.time_warp_factor)
-    return make_loader(
+    return Loader(
         setup.train_stream,
         codecs=setup.fields,
         tokenizer=setup.tokenizer,
@@ -316,7 +316,7 @@ def make_train_loader(setup: Setup, world: World) -> Loader:
 def make_dev_loader(setup: Setup, world: World) -> Loader:
     """Return this process's batches of the dev set, in order and unchanged."""
     data = setup.config.data
-    return make_loader(
+    return Loader(
         setup.dev_stream,
         codecs=setup.fields,
         tokenizer=setup.tokenizer,

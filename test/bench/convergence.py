@@ -31,7 +31,7 @@ import train_step
 
 from icefall_kd.core.cpu import tune_cpu
 from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.dataset.dataset import make_loader
+from icefall_kd.dataset.dataset import Loader
 from icefall_kd.dataset.stream import open_stream
 from icefall_kd.training.optim import Eden, ScaledAdam
 from icefall_kd.transducer.model import build_model
@@ -66,7 +66,7 @@ def real_batches(args: argparse.Namespace) -> Iterator[dict[str, object]]:
     tokenizer = Tokenizer(args.bpe_model)
     for epoch in itertools.count():
         options = dict(max_duration=args.max_duration, seed=args.seed, epoch=epoch)
-        for batch in make_loader(stream, tokenizer=tokenizer, **options):
+        for batch in Loader(stream, tokenizer=tokenizer, **options):
             yield {
                 "x": batch["features"],
                 "x_lens": batch["feature_lens"],

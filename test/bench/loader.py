@@ -34,7 +34,7 @@ from icefall_kd.core.cpu import tune_cpu
 from icefall_kd.core.files import read_yaml
 from icefall_kd.data.features import SpecAugment
 from icefall_kd.data.shar import write_shar
-from icefall_kd.dataset.dataset import Loader, make_loader
+from icefall_kd.dataset.dataset import Loader
 from icefall_kd.dataset.stream import open_stream
 from icefall_kd.fields.codecs.storage import load_codecs
 from icefall_kd.fields.extract import extract
@@ -104,7 +104,7 @@ def loader_of(
 ) -> Loader:
     """Return the loader as training has it, or one that decodes nothing."""
     codecs = load_codecs(folder, fields)
-    loader = make_loader(
+    loader = Loader(
         open_stream([folder], fields, shuffle=True),
         codecs=codecs,
         max_duration=args.max_duration,

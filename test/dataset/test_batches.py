@@ -18,7 +18,7 @@ from icefall_kd import LOG_EPS
 from icefall_kd.data.features import SpecAugment, compute_fbank
 from icefall_kd.data.shar import fields_dir, write_shar
 from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.dataset.dataset import BatchDataset, load_batch, make_loader
+from icefall_kd.dataset.dataset import BatchDataset, Loader, load_batch
 from icefall_kd.dataset.fields import LiveTeachers
 from icefall_kd.dataset.stream import open_stream
 from icefall_kd.fields.codecs import make_codec
@@ -51,7 +51,7 @@ def ids(loader):
 
 def test_batch_has_the_documented_shapes(asterisk, prompts):
     tokenizer = Tokenizer(asterisk / "data/lang_bpe_150/bpe.model")
-    loader = make_loader(prompts, tokenizer=tokenizer, max_duration=20.0)
+    loader = Loader(prompts, tokenizer=tokenizer, max_duration=20.0)
     batch = next(iter(loader))
     x, lens = batch["features"], batch["feature_lens"]
     assert x.dtype == torch.float32 and lens.dtype == torch.int64
@@ -64,7 +64,7 @@ def test_batch_has_the_documented_shapes(asterisk, prompts):
 
 
 def test_features_equal_those_of_single_cuts(prompts):
-    batch = next(iter(make_loader(prompts, max_duration=20.0)))
+    batch = next(iter(Loader(prompts, max_duration=20.0)))
     by_id = {cut.id: cut for cut in prompts}
     for i, cut in enumerate(batch["cuts"]):
         wave = torch.from_numpy(by_id[cut.id].load_audio()[0])
@@ -74,7 +74,7 @@ def test_features_equal_those_of_single_cuts(prompts):
 
 def test_each_epoch_has_each_cut_once(prompts):
     everything = sorted(cut.id for cut in prompts)
-    loader = make_loader(prompts, max_duration=50.0)
+    loader = Loader(prompts, max_duration=50.0)
     for epoch in range(2):
         loader.sampler.set_epoch(epoch)
         assert sorted(sum(ids(loader), [])) == everything
@@ -82,14 +82,14 @@ def test_each_epoch_has_each_cut_once(prompts):
 
 def test_batches_do_not_exceed_the_duration(prompts):
     durations = {cut.id: cut.duration for cut in prompts}
-    for batch in ids(make_loader(prompts, max_duration=50.0)):
+    for batch in ids(Loader(prompts, max_duration=50.0)):
         longest = max(durations[id] for id in batch)
         assert longest * (len(batch) - 1) <= 50.0
 
 
 def test_seed_and_epoch_determine_the_batches(shar):
     def batches(**options):
-        return ids(make_loader(shar, max_duration=3.0, **options))
+        return ids(Loader(shar, max_duration=3.0, **options))
 
     assert batches(seed=1, epoch=2) == batches(seed=1, epoch=2)
     assert batches(seed=1, epoch=2) != batches(seed=1, epoch=3)
@@ -97,7 +97,7 @@ def test_seed_and_epoch_determine_the_batches(shar):
 
 
 def test_order_is_kept_without_shuffling(shar):
-    loader = make_loader(shar, max_duration=3.0, shuffle=False)
+    loader = Loader(shar, max_duration=3.0, shuffle=False)
     assert sum(ids(loader), []) == [cut.id for cut in shar]
 
 
@@ -108,7 +108,7 @@ def test_ranks_have_equal_numbers_of_batches_and_no_common_cut(
 ):
     ranks = [
         ids(
-            make_loader(
+            Loader(
                 shar,
                 max_duration=3.0,
                 shuffle=shuffle,
@@ -126,7 +126,7 @@ def test_ranks_have_equal_numbers_of_batches_and_no_common_cut(
 
 def test_rank_above_the_world_size_is_refused(shar):
     with pytest.raises(ValueError, match="rank 2"):
-        make_loader(shar, rank=2, world_size=2)
+        Loader(shar, rank=2, world_size=2)
 
 
 def same(a, b):
@@ -158,7 +158,7 @@ def batches_of(folder, **options):
     """Return the batches of the second epoch, with both fields."""
     fields = ["whisper_tiny_en", "eight"]
     codecs = {f: load_codec(folder, load_field_info(folder, f)) for f in fields}
-    loader = make_loader(
+    loader = Loader(
         open_stream([folder], fields, shuffle=True),
         codecs=codecs,
         max_duration=8.0,
@@ -250,7 +250,7 @@ def test_dataset_can_be_pickled(asterisk, shar):
 
 
 def test_masks_depend_on_the_epoch(shar):
-    loader = make_loader(
+    loader = Loader(
         shar, max_duration=3.0, shuffle=False, spec_augment=SpecAugment(p=1.0)
     )
     first = next(iter(loader))
@@ -262,7 +262,7 @@ def test_masks_depend_on_the_epoch(shar):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_epoch_resumes_exactly_from_its_state(shar, num_workers):
     def loader():
-        return make_loader(
+        return Loader(
             shar,
             max_duration=3.0,
             spec_augment=SpecAugment(p=1.0),
@@ -319,7 +319,7 @@ def test_cuts_without_a_target_have_length_zero(
     assert [sum(h) for h in zip(*have.values())] == [5, 19]
     caplog.set_level("INFO")
     options = {"shuffle": False, "missing": "skip", "num_workers": num_workers}
-    batches = list(make_loader(stream, codecs=codecs, max_duration=8.0, **options))
+    batches = list(Loader(stream, codecs=codecs, max_duration=8.0, **options))
     for batch in batches:
         for f, name in enumerate(fields):
             field, ids = batch["fields"][name], [cut.id for cut in batch["cuts"]]
@@ -331,16 +331,16 @@ def test_cuts_without_a_target_have_length_zero(
     assert "rank 0: 19 of 24 utterances had no target in field 'whisper" in caplog.text
     assert "rank 0: 5 of 24 utterances had no target in field 'eight'" in caplog.text
     with pytest.raises(ValueError, match="carries no field"):
-        list(make_loader(stream, codecs=codecs, shuffle=False))
+        list(Loader(stream, codecs=codecs, shuffle=False))
 
 
 def test_live_teachers_compute_the_stored_fields(extracted, tiny):
     live = LiveTeachers([tiny], [tiny.name])
     options = {"max_duration": 80.0, "shuffle": False}
-    computed = list(make_loader(open_stream([extracted]), live=live, **options))
+    computed = list(Loader(open_stream([extracted]), live=live, **options))
     codecs = {tiny.name: make_codec("fp16")}
     stream = open_stream([extracted], [tiny.name])
-    stored = list(make_loader(stream, codecs=codecs, **options))
+    stored = list(Loader(stream, codecs=codecs, **options))
     assert len(computed) == len(stored) == 1
     for a, b in zip(computed, stored):
         assert same(a, b) and a.keys() == b.keys()
@@ -363,7 +363,7 @@ def test_error_for_a_flipped_bit_in_the_audio_names_the_cut(tmp_path, num_worker
     content = bytearray(path.read_bytes())
     content[content.index(b"noise-1.flac") + 5000] ^= 0x01
     path.write_bytes(content)
-    loader = make_loader(open_stream([tmp_path / "shar"]), num_workers=num_workers)
+    loader = Loader(open_stream([tmp_path / "shar"]), num_workers=num_workers)
     with pytest.raises(ValueError, match="cut 'noise-1': its audio is damaged"):
         list(loader)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from shar_files import copy_shar
 
-from icefall_kd.dataset.dataset import make_loader
+from icefall_kd.dataset.dataset import Loader
 from icefall_kd.dataset.stream import open_stream
 from icefall_kd.fields import planner
 from icefall_kd.fields.codecs import train_codec
@@ -91,7 +91,7 @@ def test_quantised_field_reaches_the_batches(pq_shar, extracted_shar):
     info = load_field_info(pq_shar, FIELD)
     assert info.codec == "pq16"
     codec = load_codec(pq_shar, info)
-    (batch,) = make_loader(
+    (batch,) = Loader(
         open_stream([pq_shar], fields=[FIELD]), codecs={FIELD: codec}, shuffle=False
     )
     fp16 = load_codec(extracted_shar, load_field_info(extracted_shar, FIELD))
