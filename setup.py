@@ -1,4 +1,4 @@
-"""Package description; the exact pins of one tested stack: requirements.txt."""
+"""Package description; requirements.txt has the tested versions."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ INSTALL_REQUIRES = [
     "urllib3",
     "soundfile",
     "av",
-    "scipy",  # lhotse resamples by it where there is no torchaudio
+    "scipy",  # lhotse resamples with it if torchaudio is missing
     "kaldi-native-fbank",
     "sentencepiece",
     "kaldialign",
@@ -27,22 +27,22 @@ INSTALL_REQUIRES = [
     "num2words",
     "tensorboard",
     "six",
-    "docstring-parser>=0.15",  # the help of jsonargparse
+    "docstring-parser>=0.15",  # for the help of jsonargparse
     "jsonargparse>=4.30",
     "pyyaml",
     "tqdm",
 ]
 
 EXTRAS = {
-    # Training's pruned loss.  The index has k2 for torch 1.13.1 and Python 3.10 only.
+    # Pruned RNN-T loss.  The index has k2 only for torch 1.13.1 and Python 3.10.
     "k2": ["k2>=1.23.4"],
     "teachers": ["ctranslate2>=4.0", "faster-whisper>=1.0"],
-    # The last line that runs WavLM, HuBERT, wav2vec 2.0 and Whisper on torch 1.13.1.
+    # The last version that runs WavLM, HuBERT, wav2vec 2.0 and Whisper on torch 1.13.1.
     "transformers": ["transformers==4.48.3"],
     "export": ["onnx<1.18", "protobuf<5", "onnxruntime>=1.17", "sherpa-onnx>=1.10"],
-    # Codecs pq and mvq, fields behind a URL, plots of fields.
+    # Codecs pq and mvq, URLs of fields, plots of fields.
     "cache": ["faiss-cpu", "multi_quantization", "universal_pathlib", "matplotlib"],
-    # A source package: local/install_kaldifeat.sh builds it where pip alone cannot.
+    # A source package; local/install_kaldifeat.sh builds it.
     "kaldifeat": ["kaldifeat>=1.24"],
     "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff"],
 }

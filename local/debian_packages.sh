@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# Obtain Debian packages without root and unpack them.
+# Download Debian packages and unpack them, without root.
 #
 # Usage: local/debian_packages.sh NAME... --into DIR
 #
-# Downloads each package with apt and unpacks it below DIR (DIR/usr/share/...); nothing
-# is installed.  A package that was unpacked before is left alone; a killed call goes on
-# with the package it was at.  When the machine's package lists are empty or too old,
-# fresh lists are kept in DIR/.apt.  A file NAME_*.deb that already lies in DIR is used
-# instead of a download.
+# Downloads each package with apt and unpacks it into DIR (DIR/usr/share/...), without
+# installing it.  Skips packages that are unpacked already.  If the package lists of the
+# machine are empty or too old, it downloads new ones into DIR/.apt.  It unpacks a file
+# NAME_*.deb in DIR instead of downloading the package.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/log.sh"
 
@@ -20,9 +19,9 @@ names=()
 while (($# > 0)); do
   case $1 in
     -h | --help) usage; exit 0 ;;
-    --into) into=${2:?--into wants a folder}; shift 2 ;;
+    --into) into=${2:?--into: the folder is missing}; shift 2 ;;
     --into=*) into=${1#*=}; shift ;;
-    -*) usage >&2; die "unknown option $1" ;;
+    -*) usage >&2; die "unknown option $1. Known options: --into, --help" ;;
     *) names+=("$1"); shift ;;
   esac
 done
@@ -34,41 +33,41 @@ mkdir -p "$into"
 into=$(cd "$into" && pwd)
 apt_log=$into/.apt.log
 
-# apt's own settings (mirror, proxy, sources) stay as the machine has them.
+# Mirror, proxy and sources are those of the machine.
 apt_options=(
   -q=1 -o Acquire::Retries=2 -o Acquire::http::Timeout=30
-  -o APT::Sandbox::User=root  # the folder need not be readable by the user _apt
+  -o APT::Sandbox::User=root  # the user _apt may have no access to the folder
 )
 private_lists=(
   -o Dir::State="$into/.apt/state" -o Dir::Cache="$into/.apt/cache"
   -o Dir::State::status=/var/lib/dpkg/status
 )
 
-apt_download() {  # name, further options; leaves NAME_*.deb in the current folder
+apt_download() {  # name, further options; writes NAME_*.deb to the current folder
   local name=$1
   shift
   apt-get "${apt_options[@]}" "$@" download "$name" >>"$apt_log" 2>&1
 }
 
-refresh_lists() {  # once per call; one unreachable source of many is no failure here
+refresh_lists() {  # once per call; unreachable sources are ignored
   if [[ ${refreshed:-false} == true ]]; then
     return
   fi
-  log "reading fresh package lists (no root needed)"
+  log "downloading package lists"
   mkdir -p "$into"/.apt/{state/lists,cache/archives}/partial
   apt-get "${apt_options[@]}" "${private_lists[@]}" update >>"$apt_log" 2>&1 || true
   refreshed=true
 }
 
 remedy() {
-  printf '%s' "Remedy: give the machine network access and run this again, or put" \
-    " $1_*.deb (from any Debian mirror) into $into"
+  printf '%s' "Check the network and run the command again, or copy $1_*.deb from a" \
+    " Debian mirror to $into"
 }
 
-download() {  # name; the current folder is the one that gets NAME_*.deb
+download() {  # name; writes NAME_*.deb to the current folder
   local name=$1
   if ! command -v apt-get >/dev/null; then
-    die "cannot obtain the package $name: there is no apt-get here. $(remedy "$name")"
+    die "cannot download the package $name: apt-get is missing. $(remedy "$name")"
   fi
   : >"$apt_log"
   if apt_download "$name"; then
@@ -87,7 +86,7 @@ download() {  # name; the current folder is the one that gets NAME_*.deb
 
 unpack() {  # deb file, name
   if ! dpkg-deb --info "$1" >/dev/null 2>&1; then
-    die "$1 is no readable Debian package; delete it and run this again"
+    die "$1: not a Debian package, or damaged. Delete it and run the command again"
   fi
   dpkg -x "$1" "$into"
   mkdir -p "$into/.unpacked"
@@ -96,7 +95,7 @@ unpack() {  # deb file, name
 }
 
 if ! command -v dpkg >/dev/null; then
-  die "cannot unpack Debian packages: there is no dpkg here. Remedy: install dpkg"
+  die "dpkg is missing. Install it to unpack Debian packages"
 fi
 work=$(mktemp -d "$into/.download.XXXXXX")
 trap 'rm -rf "$work"' EXIT
@@ -105,7 +104,7 @@ count=0
 for name in "${names[@]}"; do
   count=$((count + 1))
   if [[ -f $into/.unpacked/$name ]]; then
-    log "[$count/${#names[@]}] $name: unpacked before"
+    log "[$count/${#names[@]}] $name: skip, unpacked before"
     continue
   fi
   given=$(compgen -G "$into/${name}_*.deb" | tail -n 1 || true)

@@ -1,11 +1,11 @@
-# find_python310: prints the path of a Python 3.10 that works.  Source it.
+# find_python310: print the path of a working Python 3.10.  Source this file.
 #
-# Looks for python3.10 on PATH, then under ~/.pyenv/versions (or $PYENV_ROOT/versions),
-# then asks uv, which may download one.  Each candidate is run: a pyenv shim can lie on
-# PATH and still fail, and a Python without ensurepip cannot make an environment.
-# Returns 1 when there is none; says on stderr which candidates failed.
+# Searches python3.10 on PATH, then below ~/.pyenv/versions (or $PYENV_ROOT/versions), then
+# with uv, which may download it.  Runs each candidate, since a pyenv shim on PATH may fail
+# and a Python without ensurepip cannot create an environment.
+# Returns 1 if it finds none, and prints the failed candidates to stderr.
 
-_python310_works() {  # command; prints the interpreter's own path
+_python310_works() {  # command; prints the path of the interpreter
   "$1" -c '
 import sys
 assert sys.version_info[:2] == (3, 10), sys.version
@@ -24,16 +24,15 @@ _pyenv_pythons() {  # newest first
 
 find_python310() {
   local candidate notes=
-  # type -a: behind a shim that fails there may be one that works.
+  # type -a: a working Python may follow a failing shim on PATH.
   while IFS= read -r candidate; do
     [[ -n $candidate ]] || continue
     if _python310_works "$candidate"; then
       return 0
     fi
-    notes+="  $candidate is no Python 3.10 with venv, ensurepip and ssl"$'\n'
+    notes+="  $candidate: not a Python 3.10 with venv, ensurepip and ssl"$'\n'
   done < <(type -ap python3.10; _pyenv_pythons)
   if command -v uv >/dev/null; then
-    # Output of the download goes to stderr; uv says itself what goes wrong.
     uv python find 3.10 >/dev/null 2>&1 || uv python install 3.10 >&2 || true
     candidate=$(uv python find 3.10 2>/dev/null) || candidate=
     if [[ -n $candidate ]] && _python310_works "$candidate"; then

@@ -1,10 +1,10 @@
-"""Report whether this machine's stack works together, and how to mend it.
+"""Check that the installed packages work together.
 
     python -m icefall_kd.bin.doctor [--json]
 
-Prints the version of each package, the agreement of k2 with torch, the GPU, the
-optional parts that are present, and for each thing that is wrong one line with what is
-wrong and one with the remedy.  Exit status 1 if a required part is wrong, else 0.
+Prints the version of each package, the GPU, and for each problem one line with its
+description and one with its remedy.  Exits with status 1 if a required package has a
+problem, else with 0.
 """
 
 import json
@@ -18,11 +18,11 @@ from icefall_kd.doctor.packages import PACKAGES, k2_built_for, probe
 
 
 def describe(name: str, findings: Findings) -> str:
-    """Return the remark beside one package: what it is for, or what it has."""
+    """Return the remark on one package: its purpose or its properties."""
     finding, package = findings[name], PACKAGES[name]
     if name == "torch" and finding.works:
         info = finding.info
-        device = f"{info['gpu']} ({info['arch']})" if info.get("gpu") else "none here"
+        device = f"{info['gpu']} ({info['arch']})" if info.get("gpu") else "none"
         return f"built for CUDA {info.get('cuda')}; GPU: {device}"
     if name == "k2" and finding.present:
         return f"built for torch {k2_built_for('torch')}"
@@ -32,7 +32,7 @@ def describe(name: str, findings: Findings) -> str:
 
 
 def print_report(findings: Findings, problems: list[Problem]) -> None:
-    """Print the table of packages, then the problems with their remedies."""
+    """Print the table of packages, the problems and their remedies."""
     wrong = {p.subject for p in problems}
     print(f"{'python':<20} {platform.python_version():<10} {sys.executable}")
     for name, package in PACKAGES.items():
@@ -42,7 +42,7 @@ def print_report(findings: Findings, problems: list[Problem]) -> None:
         elif finding.works:
             state = "ok"
         else:
-            # Not a problem of its own: optional, or the effect of another's problem.
+            # Optional, or the consequence of another package's problem.
             state = "absent" if finding.error is None else "see below"
         version = finding.version or "-"
         remark = describe(name, findings)
@@ -51,13 +51,15 @@ def print_report(findings: Findings, problems: list[Problem]) -> None:
         kind = "WRONG" if problem.required else "WRONG (optional)"
         print(f"\n{kind}: {problem.subject} {problem.what}\nremedy: {problem.remedy}")
     if not problems:
-        print("\nAll is well.")
+        print("\nNo problems found.")
 
 
 def main(argv: Optional[list[str]] = None) -> int:
-    """Run the doctor; returns the exit status."""
+    """Print the report; returns the exit status."""
     parser = create_parser(__doc__)
-    parser.add_argument("--json", action="store_true", help="print JSON, not a table")
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON instead of a table"
+    )
     args = parser.parse_args(argv)
     findings = probe(PACKAGES)
     problems = diagnose(findings)

@@ -1,5 +1,5 @@
-"""Is this machine's stack one that works together?  See icefall_kd.bin.doctor.
+"""Check that the installed packages work together; see icefall_kd.bin.doctor.
 
-packages.py says what is needed, probe.py imports it out of harm's way, rules.py says
-which versions go together, checks.py judges.
+packages.py lists the packages and imports each in a child process, checks.py compares
+their versions.
 """

@@ -1,34 +1,32 @@
-"""What a check reports, and the commands that remedies are made of.
+"""Check the versions of the installed packages.
 
-Which versions go together: one small function for each rule.
-
-Every function takes the findings of the probe and returns a Problem or None.
-
-Judge what the probe found: one table of checks, each a small function.
+Each check takes the findings of :func:`icefall_kd.doctor.packages.probe` and returns a
+:class:`Problem` or None.  :func:`diagnose` runs them all.
 """
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Callable, Optional
 
 from icefall_kd.doctor.packages import PACKAGES, Finding, Package, k2_built_for
 
-Findings = dict[str, Finding]
-Version = tuple[int, ...]
+Findings = Mapping[str, Finding]
 
 K2_WHEELS = "https://k2-fsa.github.io/k2/{}.html"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong, and the one command or step that mends it.
+    """One problem and its remedy.
 
     Attributes:
-      subject: the package, by its name in the index.
-      what: what is wrong with it; the sentence goes on after the subject.
-      remedy: the command.
+      subject: name of the package in the package index.
+      what: end of the sentence that starts with the subject.
+      remedy: command that solves the problem.
       required: False if only an optional part fails.
-      taints: further packages of which nothing can be said before this is mended.
+      taints: other packages that cannot be checked before this problem is solved.
     """
 
     subject: str
@@ -38,8 +36,12 @@ class Problem:
     taints: tuple[str, ...] = ()
 
 
-def numbers(version: Optional[str]) -> Version:
-    """Return the leading numbers of a version: "1.24.4.dev2+cu" -> (1, 24, 4)."""
+def numbers(version: Optional[str]) -> tuple[int, ...]:
+    """Return the leading numbers of a version.
+
+    >>> numbers("1.24.4.dev2+cu")
+    (1, 24, 4)
+    """
     parts = []
     for part in (version or "").split("+")[0].split("."):
         if not part.isdigit():
@@ -50,125 +52,141 @@ def numbers(version: Optional[str]) -> Version:
 
 def pip_install(*requirements: str, flags: str = "") -> str:
     """Return the command that installs ``requirements`` into this environment."""
-    quoted = " ".join(f'"{r}"' for r in requirements)
-    return f"{sys.executable} -m pip install {flags}{' ' if flags else ''}{quoted}"
+    words = [sys.executable, "-m pip install", flags, *(f'"{r}"' for r in requirements)]
+    return " ".join(word for word in words if word)
 
 
-def pinned(name: str) -> str:
-    """Return the requirement that requirements.txt has for a module."""
-    package = PACKAGES[name]
+def pinned(module: str) -> str:
+    """Return the requirement of a module in requirements.txt."""
+    package = PACKAGES[module]
     return f"{package.dist}=={package.pin}" if package.pin else package.dist
 
 
-def pinned_k2() -> str:
-    """Return the command that installs the one wheel of the pinned k2 that fits."""
+def install_pinned_k2() -> str:
+    """Return the command that installs the pinned wheel of k2, chosen by its hash."""
     flags = "--force-reinstall --no-deps"
     return f"{sys.executable} -m pip install {flags} -r local/k2_wheel.txt"
 
 
+def find_k2_wheel(findings: Findings) -> str:
+    """Return the instruction to install the wheel of k2 for the installed torch."""
+    torch = findings["torch"]
+    page = K2_WHEELS.format("cuda" if torch.info.get("cuda") else "cpu")
+    return f"install the k2 wheel whose name ends in torch{torch.version} from {page}"
+
+
+def fix_k2_and_torch(findings: Findings, built: str) -> str:
+    """Return the command that makes k2 and torch agree.
+
+    Args:
+      findings: of all packages.
+      built: version of torch that the installed k2 was built for.
+    """
+    pin = PACKAGES["torch"].pin
+    if findings["torch"].version == pin:
+        return install_pinned_k2()
+    if built.split("+")[0] == pin:
+        return pip_install(pinned("torch"), pinned("torchaudio"))
+    return find_k2_wheel(findings)
+
+
 def is_torch_1(findings: Findings) -> bool:
-    """Whether torch is of the line that k2's wheel in the package index needs."""
+    """Return whether torch is 1.x, for which the package index has a wheel of k2."""
     return numbers(findings["torch"].version)[:1] == (1,)
 
 
-def k2_wheel(findings: Findings) -> str:
-    """Return how to get the k2 for this torch, from where k2 publishes wheels."""
-    page = K2_WHEELS.format("cuda" if findings["torch"].info.get("cuda") else "cpu")
-    ending = f"torch{findings['torch'].version}"
-    return f"install the k2 wheel whose name ends in {ending} from {page}"
+def is_missing(finding: Finding) -> bool:
+    """Return whether a package is not installed at all, rather than broken."""
+    return not finding.present and finding.error is None
+
+
+def check_environment(findings: Findings) -> Optional[Problem]:
+    """Check that anything is installed for the running Python."""
+    if not all(is_missing(findings[name]) for name in ("numpy", "torch", "lhotse")):
+        return None
+    remedy = "bash local/install.sh; .venv/bin/python -m icefall_kd.bin.doctor"
+    return Problem("environment", f"is empty: {sys.executable}", remedy)
 
 
 def check_python(findings: Findings) -> Optional[Problem]:
-    """Python is new enough, and 3.10 where the wheels of torch 1.13.1 are used."""
+    """Check that Python is at least 3.9, and 3.10 for the pinned wheel of k2."""
     version = sys.version_info[:2]
     text = ".".join(map(str, sys.version_info[:3]))
     remedy = "rm -r .venv; bash local/install.sh  (it finds Python 3.10)"
     if version < (3, 9):
-        return Problem("python", f"is {text}, 3.9 or newer is needed", remedy)
-    wheel = PACKAGES["k2"].pin
-    torch_2 = numbers(findings["torch"].version) >= (2,)
-    k2 = findings["k2"].version
-    if version != (3, 10) and (k2 == wheel or (k2 is None and not torch_2)):
-        what = f"is {text}, but the wheel of k2 {wheel} is for 3.10"
+        return Problem("python", f"is {text}, but must be 3.9 or newer", remedy)
+    wheel, k2 = PACKAGES["k2"].pin, findings["k2"].version
+    is_torch_2 = numbers(findings["torch"].version) >= (2,)
+    if version != (3, 10) and (k2 == wheel or (k2 is None and not is_torch_2)):
+        what = f"is {text}, but the wheel of k2 {wheel} needs 3.10"
         return Problem("python", what, remedy, taints=("k2",))
     return None
 
 
 def check_numpy(findings: Findings) -> Optional[Problem]:
-    """torch before 2.3 was built against numpy 1."""
+    """Check that torch before 2.3 has numpy 1, for which it was built."""
     torch, numpy = findings["torch"].version, findings["numpy"].version
     if torch and numbers(torch) < (2, 3) and numbers(numpy) >= (2,):
-        what = f"is {numpy}, but torch {torch} was built against numpy 1"
+        what = f"is {numpy}, but torch {torch} was built for numpy 1"
         return Problem("numpy", what, pip_install(pinned("numpy")))
     return None
 
 
 def check_torch(findings: Findings) -> Optional[Problem]:
-    """torch is 1.13.1 or newer."""
+    """Check that torch is at least 1.13.1."""
     version = findings["torch"].version
     if version and numbers(version) < (1, 13, 1):
-        what = f"is {version}, 1.13.1 or newer is needed"
+        what = f"is {version}, but must be 1.13.1 or newer"
         fix = pip_install(pinned("torch"), pinned("torchaudio"))
         return Problem("torch", what, fix)
     return None
 
 
 def check_gpu(findings: Findings) -> Optional[Problem]:
-    """torch was compiled for the GPU of this machine."""
+    """Check that torch was compiled for the GPU of this machine."""
     info = findings["torch"].info
     if not info.get("gpu"):
         return None
-    generation = info["arch"][:-1]  # sm_86 runs what was compiled for sm_80
+    generation = info["arch"][:-1]  # sm_86 runs code for sm_80
     built = [a for a in info["arch_list"] if a.startswith("sm_")]
     same = [a for a in built if a[:-1] == generation and a <= info["arch"]]
-    later = any(a.startswith("compute_") for a in info["arch_list"])
-    if same or later or not built:
+    has_ptx = any(a.startswith("compute_") for a in info["arch_list"])
+    if same or has_ptx or not built:
         return None
     what = f"has no code for {info['gpu']} ({info['arch']}), only {' '.join(built)}"
-    remedy = "install torch and k2 wheels for that GPU, see"
+    remedy = "install torch and k2 wheels for this GPU, see"
     remedy += f" {K2_WHEELS.format('cuda')}, or hide it: export CUDA_VISIBLE_DEVICES="
     return Problem("torch", what, remedy)
 
 
-def _agree_with_k2(findings: Findings, built: str) -> str:
-    """The shortest way to a torch and a k2 that fit."""
-    torch = findings["torch"].version or ""
-    if torch == PACKAGES["torch"].pin:
-        return pinned_k2()
-    built_torch = built.split("+")[0]
-    if built_torch == PACKAGES["torch"].pin:
-        return pip_install(pinned("torch"), pinned("torchaudio"))
-    return k2_wheel(findings)
-
-
 def check_k2_torch(findings: Findings) -> Optional[Problem]:
-    """k2 was built for this torch: otherwise it fails on import, or later."""
+    """Check that k2 was built for the installed torch and its CUDA."""
     k2, torch = findings["k2"], findings["torch"]
     built = k2_built_for("torch")
     if not k2.present or not torch.present or built is None:
         return None
+    fix = fix_k2_and_torch(findings, built)
     if built.split("+")[0] != torch.version:
         what = f"{k2.version} was built for torch {built}, but torch is {torch.version}"
-        remedy = _agree_with_k2(findings, built)
-        return Problem("k2", what, remedy, taints=("torch",))
+        return Problem("k2", what, fix, taints=("torch",))
     built_cuda, cuda = k2_built_for("torch_cuda"), torch.info.get("cuda")
     if built_cuda and cuda and built_cuda != cuda:
         what = f"{k2.version} was built for CUDA {built_cuda}, but torch has {cuda}"
-        return Problem("k2", what, _agree_with_k2(findings, built))
+        return Problem("k2", what, fix)
     return None
 
 
 def check_k2_cuda(findings: Findings) -> Optional[Problem]:
-    """A machine with a GPU has a k2 that was compiled with CUDA."""
-    k2, torch = findings["k2"], findings["torch"]
-    if not torch.info.get("gpu") or not k2.works or k2.info.get("with_cuda"):
+    """Check that k2 has CUDA on a machine with a GPU."""
+    k2, gpu = findings["k2"], findings["torch"].info.get("gpu")
+    if not gpu or not k2.works or k2.info.get("with_cuda"):
         return None
-    what = f"{k2.version} was compiled without CUDA, but there is {torch.info['gpu']}"
-    return Problem("k2", what, k2_wheel(findings))
+    what = f"{k2.version} was compiled without CUDA, but the machine has {gpu}"
+    return Problem("k2", what, find_k2_wheel(findings))
 
 
 def check_torchaudio(findings: Findings) -> Optional[Problem]:
-    """torchaudio is of torch's release: 0.13 with 1.13, then the same number to 2.8."""
+    """Check that torchaudio has torch's release: 0.13 for 1.13, 2.x for 2.x."""
     torch, audio = findings["torch"].version, findings["torchaudio"].version
     if not torch or not audio or numbers(torch) >= (2, 9):
         return None
@@ -176,21 +194,21 @@ def check_torchaudio(findings: Findings) -> Optional[Problem]:
     wanted = (0, minor) if major == 1 else (major, minor)
     if numbers(audio)[:2] == wanted:
         return None
-    release = pinned("torchaudio")
-    if not is_torch_1(findings):
-        release = f"torchaudio=={major}.{minor}.*"
-    what = f"is {audio}, which does not belong to torch {torch}"
+    release = f"torchaudio=={major}.{minor}.*"
+    if is_torch_1(findings):
+        release = pinned("torchaudio")
+    what = f"is {audio}, which does not match torch {torch}"
     return Problem("torchaudio", what, pip_install(release, flags="--no-deps"))
 
 
 def check_lhotse(findings: Findings) -> Optional[Problem]:
-    """lhotse is 1.32.1, or newer where torch is newer than 1.13."""
+    """Check that lhotse is the pin, or newer if torch is newer than 1.x."""
     version, torch = findings["lhotse"].version, findings["torch"].version
     pin = PACKAGES["lhotse"].pin
-    if not version or not numbers(version):
+    if not numbers(version):
         return None
     if numbers(version) < numbers(pin):
-        what = f"is {version}, {pin} or newer is needed"
+        what = f"is {version}, but must be {pin} or newer"
     elif is_torch_1(findings) and numbers(version) > numbers(pin):
         what = f"is {version}, whose samplers fail with torch {torch}"
     else:
@@ -199,7 +217,7 @@ def check_lhotse(findings: Findings) -> Optional[Problem]:
 
 
 def check_protobuf(findings: Findings) -> Optional[Problem]:
-    """The onnx releases before 1.18 want a protobuf before 5."""
+    """Check that onnx before 1.18 has a protobuf before 5."""
     protobuf, onnx = findings["google.protobuf"].version, findings["onnx"].version
     if protobuf and onnx and numbers(protobuf) >= (5,) and numbers(onnx) < (1, 18):
         what = f"is {protobuf}, too new for onnx {onnx}"
@@ -208,17 +226,17 @@ def check_protobuf(findings: Findings) -> Optional[Problem]:
 
 
 def check_onnx(findings: Findings) -> Optional[Problem]:
-    """numpy 1 goes with onnx before 1.18."""
+    """Check that numpy 1 has an onnx before 1.18."""
     numpy, onnx = findings["numpy"].version, findings["onnx"].version
     if onnx and numpy and numbers(onnx) >= (1, 18) and numbers(numpy) < (2,):
-        what = f"is {onnx}, which wants numpy 2 and a newer protobuf"
+        what = f"is {onnx}, which needs numpy 2 and a newer protobuf"
         fix = pip_install(pinned("onnx"), pinned("google.protobuf"))
         return Problem("onnx", what, fix)
     return None
 
 
 def check_transformers(findings: Findings) -> Optional[Problem]:
-    """torch 1.13.1 goes with transformers up to 4.48."""
+    """Check that torch 1.x has transformers up to 4.48."""
     version, torch = findings["transformers"].version, findings["torch"].version
     if version and is_torch_1(findings) and numbers(version) >= (4, 49):
         what = f"is {version}, too new for torch {torch}"
@@ -227,73 +245,60 @@ def check_transformers(findings: Findings) -> Optional[Problem]:
     return None
 
 
-@dataclass(frozen=True)
-class Check:
-    """A row of CHECKS: run unless one of ``needs`` has a problem already."""
-
-    subject: str
-    run: Callable[[Findings], Optional[Problem]]
-    needs: tuple[str, ...] = ()
-
-
-def is_absent(finding: Finding) -> bool:
-    """Whether a package is not there at all, rather than there and broken."""
-    return not finding.present and finding.error is None
-
-
-def check_environment(findings: Findings) -> Optional[Problem]:
-    """The Python that runs this is one that something was installed for."""
-    if not all(is_absent(findings[name]) for name in ("numpy", "torch", "lhotse")):
-        return None
-    remedy = "bash local/install.sh; .venv/bin/python -m icefall_kd.bin.doctor"
-    return Problem("environment", f"is empty: {sys.executable}", remedy)
-
-
 def check_presence(package: Package, findings: Findings) -> Optional[Problem]:
-    """A required package is there."""
-    name = package.dist
-    torch_2 = findings["torch"].present and not is_torch_1(findings)
-    if package.torch_1_only and torch_2:
+    """Check that a required package is installed."""
+    is_torch_2 = findings["torch"].present and not is_torch_1(findings)
+    if not package.required or not is_missing(findings[package.module]):
         return None
-    if package.required and is_absent(findings[package.module]):
-        what = f"is missing (needed for: {package.purpose})"
-        remedy = pip_install(pinned(package.module))
-        if name == "k2":
-            remedy = k2_wheel(findings) if torch_2 else pinned_k2()
-        return Problem(name, what, remedy)
-    return None
+    if package.torch_1_only and is_torch_2:
+        return None
+    remedy = pip_install(pinned(package.module))
+    if package.dist == "k2":
+        remedy = find_k2_wheel(findings) if is_torch_2 else install_pinned_k2()
+    what = f"is missing (needed for: {package.purpose})"
+    return Problem(package.dist, what, remedy)
 
 
 def check_import(package: Package, findings: Findings) -> Optional[Problem]:
-    """What is there can be imported."""
-    finding = findings[package.module]
-    name = package.dist
+    """Check that an installed package can be imported."""
+    finding, name = findings[package.module], package.dist
     if finding.error is None:
         return None
     if name == "kaldifeat":
         remedy = "source local/env.sh  (library path); if built for another torch:"
         remedy += " bash local/install_kaldifeat.sh"
     elif name == "k2" and finding.version == package.pin:
-        remedy = pinned_k2()
-    else:
-        # Of the version that is there: whether it is the right one is another check.
-        wanted = f"{name}=={finding.version}" if finding.version else name
-        remedy = pip_install(wanted, flags="--force-reinstall --no-deps")
+        remedy = install_pinned_k2()
+    else:  # reinstall the same version: other checks compare versions
+        requirement = f"{name}=={finding.version}" if finding.version else name
+        remedy = pip_install(requirement, flags="--force-reinstall --no-deps")
     what = f"cannot be imported: {finding.error}"
     return Problem(name, what, remedy, required=package.required)
 
 
-def _presence_check(package: Package) -> Check:
-    return Check(package.dist, lambda f: check_presence(package, f))
+@dataclass(frozen=True)
+class Check:
+    """A check of one package.
+
+    Attributes:
+      subject: name of the package.
+      run: the check.
+      needs: packages that must have no problem; otherwise the check is skipped.
+    """
+
+    subject: str
+    run: Callable[[Findings], Optional[Problem]]
+    needs: tuple[str, ...] = ()
 
 
 def _import_check(package: Package) -> Check:
-    needs = tuple(PACKAGES[n].dist for n in package.needs)
-    return Check(package.dist, lambda f: check_import(package, f), needs)
+    needs = tuple(PACKAGES[name].dist for name in package.needs)
+    return Check(package.dist, partial(check_import, package), needs)
 
 
-# Versions before imports: a wrong version is the reason for an import that fails.
-_VERSION_CHECKS = [
+# Versions before imports: a wrong version explains a failed import.
+_IMPORT_CHECKS = [_import_check(p) for p in PACKAGES.values()]  # numpy and torch first
+CHECKS: list[Check] = [
     Check("python", check_python),
     Check("numpy", check_numpy, ("python",)),
     Check("torch", check_torch, ("python", "numpy")),
@@ -303,11 +308,7 @@ _VERSION_CHECKS = [
     Check("onnx", check_onnx, ("numpy",)),
     Check("protobuf", check_protobuf, ("onnx",)),
     Check("transformers", check_transformers, ("torch",)),
-]
-_IMPORT_CHECKS = [_import_check(p) for p in PACKAGES.values()]  # numpy and torch first
-CHECKS: list[Check] = [
-    *_VERSION_CHECKS,
-    *(_presence_check(p) for p in PACKAGES.values()),
+    *(Check(p.dist, partial(check_presence, p)) for p in PACKAGES.values()),
     *_IMPORT_CHECKS[:2],
     Check("torch", check_gpu),
     *_IMPORT_CHECKS[2:],
@@ -316,14 +317,14 @@ CHECKS: list[Check] = [
 
 
 def diagnose(findings: Findings) -> list[Problem]:
-    """Run all checks; one Problem at most for each subject, causes before effects."""
+    """Run all checks; return at most one problem for each package, causes first."""
     empty = check_environment(findings)
     if empty is not None:
         return [empty]
     problems: list[Problem] = []
     tainted: set[str] = set()
     for check in CHECKS:
-        if check.subject in tainted or tainted.intersection(check.needs):
+        if tainted.intersection((check.subject, *check.needs)):
             continue
         problem = check.run(findings)
         if problem is not None:

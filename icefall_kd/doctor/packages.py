@@ -1,6 +1,6 @@
-"""The packages that the doctor looks at, and the pins that it recommends.
+"""List the packages that the doctor checks, and import them.
 
-Import packages in a process of their own, since a broken one may abort it.
+Imports run in a child process, since a broken package may abort it.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ class Package:
     """One package.
 
     Attributes:
-      module: what is imported.
-      dist: its name in the package index.
-      pin: the version of requirements.txt, for Python 3.10 and torch 1.13.1; None for
-        what only some users need.
-      purpose: what fails without it.
-      needs: modules whose fault would be this one's too: it is judged after them.
-      torch_1_only: with torch 2 it may be absent.
+      module: name of the module to import.
+      dist: name in the package index.
+      pin: version in requirements.txt, for Python 3.10 and torch 1.13.1; None for
+        optional packages.
+      purpose: feature that needs it.
+      needs: modules that it imports; if one of them fails, this one is not checked.
+      torch_1_only: whether it is optional with torch 2.
     """
 
     module: str
@@ -40,13 +40,13 @@ class Package:
 
     @property
     def required(self) -> bool:
-        """Whether the recipe cannot run without it."""
+        """Whether the recipe needs it."""
         return self.pin is not None
 
 
 _TORCH = ("numpy", "torch")
 
-# Imported in this order, in one process: what others stand on comes first.
+# The order of the imports in one process: dependencies first.
 PACKAGES: dict[str, Package] = {
     p.module: p
     for p in [
@@ -74,6 +74,7 @@ PACKAGES: dict[str, Package] = {
             ("numpy",),
         ),
         Package("kaldialign", "kaldialign", "0.12.0", "scoring"),
+        Package("jinja2", "jinja2", "3.1.6", "report page"),
         Package("num2words", "num2words", "0.5.14", "text normalisation"),
         Package("docstring_parser", "docstring-parser", "0.18.0", "help of options"),
         Package("jsonargparse", "jsonargparse", "4.53.0", "configuration"),
@@ -108,18 +109,18 @@ PACKAGES: dict[str, Package] = {
     ]
 }
 
-_MARK = "@@probe "  # packages may print while they are imported
-_TIMEOUT = 120  # s, for the imports after one that hung
+_MARK = "@@probe "  # marks our lines: packages may print on import
+_TIMEOUT = 120  # s, for all imports of a child process
 
 
 @dataclass
 class Finding:
-    """What importing one package showed.
+    """The result of importing one package.
 
     Attributes:
-      version: as installed, without a local part such as "+cu117"; None if absent.
-      error: None, or why it cannot be imported, in one line.
-      info: facts beyond the version (torch: CUDA; k2: the torch it was built for).
+      version: installed version without a local part such as "+cu117"; None if absent.
+      error: reason of a failed import, in one line; None without a failure.
+      info: further properties (torch: CUDA and GPU; k2: whether it has CUDA).
     """
 
     version: Optional[str] = None
@@ -138,12 +139,12 @@ class Finding:
 
 
 def probe(modules: Iterable[str]) -> dict[str, Finding]:
-    """Import each of ``modules`` in turn, in as few processes as crashes allow.
+    """Import modules one after the other; a crash starts another child process.
 
     Args:
       modules: keys of PACKAGES.
     Returns:
-      module name -> Finding, for every one of them.
+      module -> finding, for each module.
     """
     findings: dict[str, Finding] = {}
     left = list(modules)
@@ -154,20 +155,20 @@ def probe(modules: Iterable[str]) -> dict[str, Finding]:
 
 
 def _run_child(modules: Iterable[str]) -> dict[str, Finding]:
-    """Probe until all is done or the child dies; at least one module is answered."""
+    """Import modules in one child process; returns the findings until it ends."""
     modules = list(modules)
     command = [sys.executable, "-m", __name__, *modules]
     try:
         done = subprocess.run(command, capture_output=True, timeout=_TIMEOUT)
         output, end = done.stdout, _describe_exit(done.returncode, done.stderr)
     except subprocess.TimeoutExpired as e:
-        output, end = e.stdout or b"", f"hangs for {_TIMEOUT} s on import"
+        output, end = e.stdout or b"", f"does not finish its import in {_TIMEOUT} s"
     findings = {}
     for line in output.decode(errors="replace").splitlines():
         if line.startswith(_MARK):
             name, values = json.loads(line[len(_MARK) :])
             findings[name] = Finding(**values)
-    for name in modules:  # the first without an answer is the one that ended the child
+    for name in modules:  # the first one without a finding ended the child
         if name not in findings:
             findings[name] = Finding(version=installed_version(name), error=end)
             break
@@ -182,7 +183,7 @@ def _describe_exit(status: int, stderr: bytes) -> str:
 
 
 def installed_version(name: str) -> Optional[str]:
-    """Return the version of a package from its metadata, without importing it."""
+    """Return the version in a package's metadata, without importing it."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         version = importlib.metadata.version(PACKAGES[name].dist)
         return version.split("+")[0] if version else None
@@ -190,12 +191,12 @@ def installed_version(name: str) -> Optional[str]:
 
 
 def k2_built_for(key: str) -> Optional[str]:
-    """Return what k2 was built for without importing k2, which may abort.
+    """Return the version that k2 was built for, without importing k2.
 
     Args:
-      key: "torch" or "torch_cuda", for the version of torch or of CUDA.
+      key: "torch", or "torch_cuda" for the version of CUDA.
     Returns:
-      The version as k2 has it written down ("1.13.1+cu117", "11.7", ""), or None.
+      version such as "1.13.1+cu117", "11.7" or ""; None if unknown.
     """
     with contextlib.suppress(ImportError, ValueError, OSError):
         spec = importlib.util.find_spec("k2")
@@ -231,7 +232,7 @@ def probe_here(name: str) -> Finding:
     finding = Finding(version=installed_version(name))
     try:
         module = importlib.import_module(name)
-        # What is imported counts: it may lie before the installed one on the path.
+        # A module earlier on the path may hide the installed one.
         own = str(getattr(module, "__version__", "")).split("+")[0]
         if own[:1].isdigit():
             finding.version = own
@@ -241,15 +242,15 @@ def probe_here(name: str) -> Finding:
     except ModuleNotFoundError as e:
         if finding.version is not None or e.name != name.split(".")[0]:
             finding.error = f"{type(e).__name__}: {e}"
-    except Exception as e:  # an import runs foreign code: it may raise anything
+    except Exception as e:  # an import may raise anything
         reason = str(e).strip().replace("\n", "; ")
         finding.error = f"{type(e).__name__}: {reason}"
     return finding
 
 
 def main() -> None:
-    """Probe the packages named as arguments; a line of JSON to stdout for each."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is an answer here
+    """Import the modules of the arguments; print a line of JSON for each."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core dumps of broken packages
     for name in sys.argv[1:]:
         print(_MARK + json.dumps([name, vars(probe_here(name))]), flush=True)
 

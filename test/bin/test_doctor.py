@@ -1,4 +1,4 @@
-"""The doctor, run as users run it, on this stack and on stacks that do not fit."""
+"""The command bin.doctor, on this environment and on broken ones."""
 
 import json
 import os
@@ -18,13 +18,14 @@ UNDEFINED = "undefined symbol: _ZN3c106detail14torchCheckFail"
 
 @dataclass(frozen=True)
 class Overlay:
-    """A package that lies before the installed one on the path.
+    """A package that hides the installed one.
 
     Attributes:
-      module: its import name; dist: its name in the index.
-      version: of its metadata; None leaves the installed metadata as it is.
-      code: of its __init__.py.
-      remedy: what the one remedy must contain.
+      module: import name.
+      dist: name in the package index.
+      version: version in its metadata; None: the installed metadata.
+      code: content of __init__.py.
+      remedy: text that the only remedy contains.
       files: further files, name -> text.
     """
 
@@ -90,7 +91,7 @@ def run_doctor(path: Optional[Path], *args: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
 
 
-def lay(overlay: Overlay, folder: Path) -> Path:
+def write_overlay(overlay: Overlay, folder: Path) -> Path:
     package = folder / overlay.module.replace(".", "/")
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(overlay.code)
@@ -105,18 +106,18 @@ def lay(overlay: Overlay, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sick_runs(tmp_path_factory):
-    """The doctor's runs on all mismatches, two at a time: each imports much."""
+def overlay_runs(tmp_path_factory):
+    """Return the run of the doctor on each mismatch, two at once."""
     root = tmp_path_factory.mktemp("overlays")
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(2) as executor:
         runs = {
-            name: pool.submit(run_doctor, lay(overlay, root / name))
+            name: executor.submit(run_doctor, write_overlay(overlay, root / name))
             for name, overlay in MISMATCHES.items()
         }
         return {name: run.result() for name, run in runs.items()}
 
 
-def test_this_stack_is_well():
+def test_this_environment_has_no_problems():
     done = run_doctor(None, "--json")
     report = json.loads(done.stdout)
     assert (done.returncode, report["problems"]) == (0, [])
@@ -124,10 +125,11 @@ def test_this_stack_is_well():
     assert "cuda" in report["packages"]["torch"]["info"]
 
 
+@pytest.mark.slow
 @of_the_pins
 @pytest.mark.parametrize("name", MISMATCHES)
-def test_a_mismatch_has_one_remedy_and_a_failing_status(name, sick_runs):
-    done = sick_runs[name]
+def test_a_mismatch_has_one_remedy_and_a_failing_status(name, overlay_runs):
+    done = overlay_runs[name]
     remedies = [x for x in done.stdout.splitlines() if x.startswith("remedy: ")]
     assert done.returncode == 1, done.stdout + done.stderr
     assert len(remedies) == 1, done.stdout
@@ -135,14 +137,15 @@ def test_a_mismatch_has_one_remedy_and_a_failing_status(name, sick_runs):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @of_the_pins
-def test_a_crash_leaves_the_packages_after_it_reported(sick_runs):
-    table = sick_runs["k2_that_aborts"].stdout
+def test_a_crash_leaves_the_packages_after_it_reported(overlay_runs):
+    table = overlay_runs["k2_that_aborts"].stdout
     assert "signal 6" in table
     assert any(x.split()[::2][:2] == ["av", "ok"] for x in table.splitlines())
 
 
-def test_an_empty_python_is_sent_to_the_installer(tmp_path):
+def test_an_empty_environment_is_reported(tmp_path):
     bare = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
     env = {**os.environ, "PYTHONPATH": str(ROOT)}

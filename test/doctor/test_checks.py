@@ -1,4 +1,4 @@
-"""The rules that no overlay can show on a machine without a GPU."""
+"""Checks of versions and of GPUs, with made-up findings."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = of_the_pins
 
 
-def well() -> dict:
+def working() -> dict:
     findings = {n: Finding(p.pin) for n, p in PACKAGES.items()}
     findings["torch"].info = {"cuda": "11.7", "gpu": None}
     findings["k2"].info = {"with_cuda": True}
@@ -22,7 +22,7 @@ def well() -> dict:
 
 
 def with_gpu(arch: str, arch_list: list) -> dict:
-    findings = well()
+    findings = working()
     info = {"gpu": "a GPU", "arch": arch, "arch_list": arch_list}
     findings["torch"].info.update(info)
     return findings
@@ -44,22 +44,22 @@ def test_torch_must_have_code_for_the_gpu(arch, arch_list, ok):
     assert [p.subject for p in problems] == ([] if ok else ["torch"])
 
 
-def test_a_gpu_needs_a_k2_compiled_with_cuda():
+def test_a_gpu_needs_a_k2_with_cuda():
     findings = with_gpu("sm_80", ["sm_80"])
     findings["k2"].info = {"with_cuda": False}
     (problem,) = diagnose(findings)
     assert "without CUDA" in problem.what
 
 
-def test_each_absent_package_has_its_own_remedy():
-    findings = well()
+def test_each_missing_package_is_a_problem():
+    findings = working()
     for name in ("six", "onnx", "lhotse"):
         findings[name] = Finding()
     assert {p.subject for p in diagnose(findings)} == {"six", "onnx", "lhotse"}
 
 
-def test_what_is_optional_may_be_absent_but_not_broken():
-    findings = well()
+def test_an_optional_package_may_be_missing_but_not_broken():
+    findings = working()
     findings["transformers"] = Finding("4.60.0")
     findings["kaldifeat"] = Finding("1.24", "ImportError: libkaldifeat_core.so")
     problems = diagnose(findings)
@@ -67,8 +67,8 @@ def test_what_is_optional_may_be_absent_but_not_broken():
     assert not any(p.required for p in problems)
 
 
-def test_the_wheel_of_another_python_is_replaced_by_the_hash():
-    findings = well()
+def test_a_k2_of_another_python_is_replaced_by_the_pinned_wheel():
+    findings = working()
     findings["k2"] = Finding("1.23.4", "ModuleNotFoundError: No module named '_k2'")
     (problem,) = diagnose(findings)
     assert problem.remedy.endswith("--no-deps -r local/k2_wheel.txt")
@@ -80,15 +80,15 @@ def test_the_wheel_of_another_python_is_replaced_by_the_hash():
     "name, version", [("torch", "1.10.0"), ("onnx", "1.19.0"), ("torchaudio", "0.12.1")]
 )
 def test_a_wrong_version_is_one_problem(name, version):
-    findings = well()
+    findings = working()
     findings[name] = Finding(version)
     assert [p.subject for p in diagnose(findings)] == [PACKAGES[name].dist]
 
 
-def test_torch_2_may_have_newer_partners(monkeypatch):
+def test_torch_2_allows_newer_packages(monkeypatch):
     built = {"torch": "2.3.0+cu118", "torch_cuda": "11.8"}
     monkeypatch.setattr(rules, "k2_built_for", built.get)
-    findings = well()
+    findings = working()
     for name, version in [
         ("torch", "2.3.0"),
         ("torchaudio", "2.3.0"),
@@ -114,7 +114,7 @@ def test_the_pins_are_those_of_requirements_txt():
     for package in PACKAGES.values():
         if package.required:
             assert pins.pop(package.dist) == package.pin
-    # Of the others the doctor knows those that are parts; the rest builds and tests.
+    # The remaining pins are optional packages and tools.
     parts = {p.dist for p in PACKAGES.values() if not p.required} - {"kaldifeat"}
     tools = {"setuptools", "wheel", "pytest", "pytest-xdist", "hypothesis", "ruff"}
     assert set(pins) - parts == tools
@@ -125,5 +125,5 @@ def test_the_pins_are_those_of_requirements_txt():
     "text, expected",
     [("1.24.4.dev2+cu", (1, 24, 4)), ("2.0.1+cpu", (2, 0, 1)), (None, ())],
 )
-def test_numbers_are_the_leading_ones(text, expected):
+def test_numbers_stop_at_the_first_word(text, expected):
     assert numbers(text) == expected

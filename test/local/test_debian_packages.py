@@ -1,4 +1,4 @@
-"""local/debian_packages.sh with a real package file, and without any network."""
+"""local/debian_packages.sh with a package file, without network."""
 
 import os
 import shutil
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def obtain(tmp_path: Path, *names: str) -> subprocess.CompletedProcess:
-    """Run the script with an apt that knows no source and has no lists."""
+def run_script(tmp_path: Path, *names: str) -> subprocess.CompletedProcess:
+    """Run the script with an apt without sources and package lists."""
     (tmp_path / "apt/lists/partial").mkdir(parents=True, exist_ok=True)
     config = tmp_path / "apt.conf"
     config.write_text(
@@ -36,7 +36,7 @@ def obtain(tmp_path: Path, *names: str) -> subprocess.CompletedProcess:
     )
 
 
-def give_package(tmp_path: Path) -> Path:
+def write_package(tmp_path: Path) -> Path:
     tree = tmp_path / "tree"
     (tree / "DEBIAN").mkdir(parents=True)
     (tree / "DEBIAN/control").write_text(CONTROL)
@@ -49,32 +49,32 @@ def give_package(tmp_path: Path) -> Path:
     return deb
 
 
-def test_without_network_the_package_and_the_remedy_are_named(tmp_path):
-    done = obtain(tmp_path, "some-sounds")
+def test_without_network_the_package_is_reported(tmp_path):
+    done = run_script(tmp_path, "some-sounds")
     assert done.returncode == 1
     (error,) = [x for x in done.stderr.splitlines() if "ERROR" in x]
-    assert "package some-sounds" in error and "Remedy" in error
+    assert "package some-sounds" in error and "Debian mirror" in error
     assert not (tmp_path / "into/.unpacked").exists()
 
 
-def test_a_given_package_file_is_unpacked_once(tmp_path):
-    deb = give_package(tmp_path)
-    done = obtain(tmp_path, "some-sounds")
+def test_a_package_file_is_unpacked_once(tmp_path):
+    deb = write_package(tmp_path)
+    done = run_script(tmp_path, "some-sounds")
     assert done.returncode == 0, done.stderr
     hello = tmp_path / "into/usr/share/sounds/hello.txt"
     assert hello.read_text() == "hello"
     hello.write_text("kept")
-    assert "unpacked before" in obtain(tmp_path, "some-sounds").stderr
+    assert "unpacked before" in run_script(tmp_path, "some-sounds").stderr
     assert hello.read_text() == "kept" and deb.exists()
 
 
-def test_a_damaged_package_file_is_named(tmp_path):
-    deb = give_package(tmp_path)
+def test_a_damaged_package_file_is_reported(tmp_path):
+    deb = write_package(tmp_path)
     deb.write_bytes(deb.read_bytes()[:100])
-    done = obtain(tmp_path, "some-sounds")
+    done = run_script(tmp_path, "some-sounds")
     assert done.returncode == 1
-    assert "some-sounds_1.0_all.deb is no readable" in done.stderr
+    assert "some-sounds_1.0_all.deb: not a Debian package" in done.stderr
 
 
-def test_names_and_a_folder_are_needed(tmp_path):
-    assert obtain(tmp_path).returncode == 2
+def test_names_of_packages_are_required(tmp_path):
+    assert run_script(tmp_path).returncode == 2

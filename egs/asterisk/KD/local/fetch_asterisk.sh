@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Obtain the Asterisk prompts of one language: 16 kHz G.722 audio and transcripts.
+# Download the Asterisk prompts of one language: 16 kHz G.722 audio and transcripts.
 #
 # Usage: local/fetch_asterisk.sh LANGUAGE DIR
 #
-# First as Debian packages (asterisk-core-sounds-LANGUAGE and -LANGUAGE-g722), else
-# from the Asterisk project's own site.  CC BY-SA 3.0: cite it when you use it.
-# What is in DIR already is not downloaded again.
+# Tries the Debian packages asterisk-core-sounds-LANGUAGE and -LANGUAGE-g722, then the site
+# of the Asterisk project.  CC BY-SA 3.0: cite it when you use it.
+# Skips files that are in DIR already.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../../.." && pwd)
 source "$root/local/log.sh"
 
-language=${1:?which language: en, es, fr, it or ru}
-into=${2:?into which folder}
+language=${1:?LANGUAGE is missing: en, es, fr, it or ru}
+into=${2:?DIR is missing}
 site=${ASTERISK_SITE:-https://downloads.asterisk.org/pub/telephony/sounds/releases}
-version=1.6.1 # the release that the splits were made for
+version=1.6.1 # the release of splits/
 
 package=asterisk-core-sounds-$language
 if bash "$root/local/debian_packages.sh" --into "$into" "$package" "$package-g722"; then
@@ -21,18 +21,18 @@ if bash "$root/local/debian_packages.sh" --into "$into" "$package" "$package-g72
 fi
 
 archive=$package-g722-$version.tar.gz
-log "no Debian packages here; trying $site/$archive"
+log "no Debian packages, downloading $site/$archive"
 mkdir -p "$into"
 if [[ ! -f $into/$archive ]]; then
-  # -C - goes on with a download that was cut off.
+  # -C - resumes an interrupted download.
   if ! curl -fL --retry 3 --connect-timeout 30 -C - \
     -o "$into/$archive.partial" "$site/$archive"; then
-    die "cannot obtain the Asterisk prompts ($language). Remedy: network access, or a" \
-      "folder with $archive unpacked, given as --corpus-dir (English) or laid into $into"
+    die "cannot download the Asterisk prompts ($language). Check the network, or unpack" \
+      "$archive and give its folder as --corpus-dir (English) or copy it to $into"
   fi
   gzip -t "$into/$archive.partial" || {
     rm "$into/$archive.partial"
-    die "$site/$archive arrived damaged and was deleted; run this again"
+    die "$site/$archive: damaged download, deleted. Run the command again"
   }
   mv "$into/$archive.partial" "$into/$archive"
 fi
