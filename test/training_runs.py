@@ -1,20 +1,35 @@
-"""Runs of the training loop that are ended, and what they left."""
+"""Helpers for tests of training runs: change options, stop early, read checkpoints."""
 
+import dataclasses
 from pathlib import Path
 
 from icefall_kd.training import loop
 from icefall_kd.transducer.checkpoint import load_checkpoint
 
 
+def change(config, **groups):
+    """Return a configuration with other options: ``change(config, data={...})``.
+
+    A dictionary replaces options of a group, any other value an option of the run.
+    """
+    for name, values in groups.items():
+        if isinstance(values, dict):
+            values = dataclasses.replace(getattr(config, name), **values)
+        config = dataclasses.replace(config, **{name: values})
+    return config
+
+
 def final(config):
+    """Return the last checkpoint of a finished run."""
     return load_checkpoint(Path(config.exp_dir) / f"epoch-{config.num_epochs}.pt")
 
 
 class Stop(Exception):
-    """Stands for the end of the machine."""
+    """Ends a run like a power cut: without a checkpoint."""
 
 
 def stop_after(monkeypatch, batches):
+    """Let the next run raise :class:`Stop` after a number of batches."""
     original = loop.Trainer._train_batch
     taken = []
 

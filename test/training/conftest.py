@@ -1,6 +1,7 @@
-"""A small Shar of noise with transcripts and two teachers, and a tiny student."""
+"""Small sets of noise with transcripts and two teachers' fields, and a tiny student."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from icefall_kd.distill.embedding import EmbeddingConfig
 from icefall_kd.distill.transducer import CtcConfig, TransducerConfig
 from icefall_kd.fields.extract import extract
 from icefall_kd.teachers.protocol import Output, TeacherOutput
+from icefall_kd.training.checkpoint import write_average
 from icefall_kd.training.config import DataConfig, OptimConfig, TrainConfig
+from icefall_kd.training.run import train
 
 WORDS = "ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE TEN".split()
 VOCAB_SIZE = 24
@@ -48,7 +51,7 @@ STUDENT = ModelConfig(
 
 
 class EnergyTeacher:
-    """Says, every 20 ms, fixed random mixtures of the samples."""
+    """Returns a fixed random projection of the samples every 20 ms."""
 
     def __init__(self, name: str, dim: int) -> None:
         self.name = name
@@ -71,13 +74,13 @@ def sentence(i: int) -> str:
 
 @pytest.fixture(scope="session")
 def energy_teachers():
-    """Two teachers, of the fields wise and old."""
+    """Return two teachers, with the fields wise and old."""
     return [EnergyTeacher("wise", 6), EnergyTeacher("old", 3)]
 
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory, energy_teachers) -> Path:
-    """Shar sets train, dev (labelled) and pool (without text); lang/bpe.model."""
+    """Return shar/{train,dev,pool}, where pool is unlabelled, and lang/bpe.model."""
     root = tmp_path_factory.mktemp("training")
     texts = [sentence(i) for i in range(len(DURATIONS))]
     for name, given in (("train", texts), ("dev", texts[:4]), ("pool", None)):
@@ -92,11 +95,11 @@ def data_dir(tmp_path_factory, energy_teachers) -> Path:
     return root
 
 
-@pytest.fixture
-def config(data_dir, tmp_path) -> TrainConfig:
-    """Two epochs of the tiny student with all terms on."""
+@pytest.fixture(scope="session")
+def session_config(data_dir, tmp_path_factory) -> TrainConfig:
+    """Return two epochs of the tiny student with three terms."""
     return TrainConfig(
-        exp_dir=str(tmp_path / "exp"),
+        exp_dir=str(tmp_path_factory.mktemp("session") / "exp"),
         model=STUDENT,
         data=DataConfig(
             shar_dir=str(data_dir / "shar"),
@@ -122,8 +125,37 @@ def config(data_dir, tmp_path) -> TrainConfig:
 
 
 @pytest.fixture
+def config(session_config, tmp_path) -> TrainConfig:
+    """Return the session's configuration with a folder of this test."""
+    return dataclasses.replace(session_config, exp_dir=str(tmp_path / "exp"))
+
+
+@pytest.fixture(scope="session")
+def session_run(session_config) -> Path:
+    """Return the folder of a finished run of one epoch, to be copied."""
+    config = dataclasses.replace(session_config, num_epochs=1)
+    train(config)
+    return Path(config.exp_dir)
+
+
+@pytest.fixture
+def finished(config, session_run) -> TrainConfig:
+    """Return the configuration of a finished run of one epoch."""
+    shutil.copytree(session_run, config.exp_dir)
+    return dataclasses.replace(config, num_epochs=1)
+
+
+@pytest.fixture
+def pretrained(finished, tmp_path) -> Path:
+    """Return the averaged student of :func:`finished`."""
+    path = tmp_path / "pretrained.pt"
+    write_average(finished.exp_dir, 1, 1, path)
+    return path
+
+
+@pytest.fixture
 def only(config):
-    """``only("ctc")``: the config with these of its terms."""
+    """Return a function: ``only("ctc")`` is the configuration with only that term."""
 
     def choose(*names, **changes):
         terms = {n: getattr(config.terms, n) for n in names}

@@ -1,4 +1,4 @@
-"""The training loop on a tiny student, real losses and a real Shar."""
+"""Training runs of a tiny student on small Shar sets."""
 
 import dataclasses
 import json
@@ -9,16 +9,18 @@ import pytest
 import torch
 from dummies import noise_cuts
 from run_metrics import metrics
-from training_runs import Stop, final, stop_after
+from training_runs import Stop, change, final, stop_after
 
 from icefall_kd.core.config import to_dict
 from icefall_kd.data.gate import filter_cuts
 from icefall_kd.data.shar import write_shar
 from icefall_kd.data.tokens import Tokenizer
+from icefall_kd.distill import TermsConfig
 from icefall_kd.training import loop
 from icefall_kd.training.checkpoint import average_epochs, write_average
 from icefall_kd.training.optim import clip_gradients
 from icefall_kd.training.run import train
+from icefall_kd.training.setup import build_setup
 from icefall_kd.transducer.checkpoint import load_checkpoint, load_model
 
 
@@ -44,7 +46,7 @@ def test_all_terms_train_and_the_loss_falls(config):
 
 @pytest.fixture
 def taken(monkeypatch):
-    """The ids of the cuts of every batch trained on, a list for each run."""
+    """Return (epoch, cut ids) of every batch, a list for each run."""
     runs = []
     start, original = loop.Trainer.run, loop.Trainer._train_batch
 
@@ -61,69 +63,62 @@ def taken(monkeypatch):
     return runs
 
 
-@pytest.mark.parametrize(
-    "batches, mix", [(3, {}), (6, {}), (9, {}), (5, {"pool": 0.25})]
-)
-def test_resume_equals_uninterrupted(
-    config, tmp_path, monkeypatch, taken, batches, mix
-):
-    data = dataclasses.replace(config.data, mix=mix)
-    config = dataclasses.replace(config, save_every_n=2, data=data)
+@pytest.mark.parametrize("stops, mix", [((3, 6, 9), {}), ((5,), {"pool": 0.25})])
+def test_resume_equals_uninterrupted(config, tmp_path, monkeypatch, taken, stops, mix):
+    config = change(config, save_every_n=2, data=dict(mix=mix))
     train(config)
-    broken = dataclasses.replace(config, exp_dir=str(tmp_path / "broken"))
-    with monkeypatch.context() as m:
-        stop_after(m, batches)
-        with pytest.raises(Stop):
-            train(broken)
-    train(broken)
-    whole, first, rest = taken
+    whole = taken.pop()
     for epoch in range(2):
         ids = [i for e, ids in whole if e == epoch for i in ids]
         new = sorted(id for id in ids if id.startswith("train"))
         assert new == sorted(f"train-noise-{i}" for i in range(12))
         assert len(ids) - len(new) == (4 if mix else 0)  # a quarter of all
-    assert first == whole[: len(first)] and rest == whole[-len(rest) :]
-    assert len(whole) <= len(first) + len(rest) < len(whole) + config.save_every_n
-    assert metrics(broken) == metrics(config)
-    assert metrics(broken, "dev") == metrics(config, "dev")
-    there, here = final(config), final(broken)
-    assert_same_weights(there["model"], here["model"])
-    assert_same_weights(there["model_avg"], here["model_avg"])
-    assert_same_weights(there["heads"], here["heads"])
-    assert there["state"]["step"] == here["state"]["step"]
+    for batches in stops:
+        stopped = dataclasses.replace(config, exp_dir=str(tmp_path / f"{batches}"))
+        with monkeypatch.context() as m:
+            stop_after(m, batches)
+            with pytest.raises(Stop):
+                train(stopped)
+        train(stopped)
+        rest, first = taken.pop(), taken.pop()
+        assert first == whole[: len(first)] and rest == whole[-len(rest) :]
+        repeated = len(first) + len(rest) - len(whole)
+        assert 0 <= repeated < config.save_every_n
+        assert metrics(stopped) == metrics(config)
+        assert metrics(stopped, "dev") == metrics(config, "dev")
+        there, here = final(config), final(stopped)
+        for part in ("model", "model_avg", "heads"):
+            assert_same_weights(there[part], here[part])
+        assert there["state"]["step"] == here["state"]["step"]
 
 
-def test_a_finished_run_is_left_alone(config):
-    config = dataclasses.replace(config, num_epochs=1)
-    train(config)
-    before = {p: p.stat().st_mtime_ns for p in Path(config.exp_dir).iterdir()}
-    train(config)
-    assert {p: p.stat().st_mtime_ns for p in Path(config.exp_dir).iterdir()} == before
+def test_a_finished_run_stays_unchanged(finished):
+    files = list(Path(finished.exp_dir).iterdir())
+    before = {p: p.stat().st_mtime_ns for p in files}
+    train(finished)
+    assert {p: p.stat().st_mtime_ns for p in files} == before
+    assert list(Path(finished.exp_dir).iterdir()) == files
 
 
-def test_a_finished_run_that_goes_on_is_not_done(config, monkeypatch):
-    config = dataclasses.replace(config, num_epochs=1)
-    train(config)
+def test_a_finished_run_with_more_epochs_is_no_longer_done(finished, monkeypatch):
     monkeypatch.setattr(loop.Trainer, "run", lambda trainer: None)
-    train(dataclasses.replace(config, num_epochs=2))
-    assert not (Path(config.exp_dir) / "done").exists()
+    train(dataclasses.replace(finished, num_epochs=2))
+    assert not (Path(finished.exp_dir) / "done").exists()
 
 
 def test_a_term_of_weight_zero_is_the_baseline(only, tmp_path):
     baseline = only("transducer", num_epochs=1, exp_dir=str(tmp_path / "baseline"))
     with_zero = only("transducer", "embedding", num_epochs=1)
     off = dataclasses.replace(with_zero.terms.embedding, weight=0.0)
-    terms = dataclasses.replace(with_zero.terms, embedding=off)
-    with_zero = dataclasses.replace(with_zero, terms=terms)
+    with_zero = change(with_zero, terms=dict(embedding=off))
     train(baseline)
     train(with_zero)
     assert_same_weights(final(baseline)["model"], final(with_zero)["model"])
 
 
-def test_pretraining_needs_no_text_and_leaves_the_other_parts_alone(only, tmp_path):
+def test_pretraining_needs_no_text_and_moves_only_the_encoder(only, tmp_path):
     config = only("embedding", num_epochs=1)
-    data = dataclasses.replace(config.data, train=("train", "pool"), bpe_model=None)
-    config = dataclasses.replace(config, data=data)
+    config = change(config, data=dict(train=("train", "pool"), bpe_model=None))
     train(config)
     trained = final(config)
     assert trained["bpe_model"] is None
@@ -138,7 +133,7 @@ def test_pretraining_needs_no_text_and_leaves_the_other_parts_alone(only, tmp_pa
     assert any(k.startswith("encoder.") for k in moved)
 
 
-def test_what_the_gate_keeps_of_a_faulty_corpus_trains(only, tmp_path):
+def test_cuts_that_the_gate_keeps_are_trained_on(only, tmp_path):
     texts = ["ONE TWO", "", "TWO " * 40, "THREE", "FOUR FIVE", "SIX", "ONE", "TEN"]
     durations = [1.0, 1.1, 0.9, 0.05, 1.2, 1.3, 35.0, 1.4]
     config = only("transducer", "ctc", num_epochs=1)
@@ -153,8 +148,7 @@ def test_what_the_gate_keeps_of_a_faulty_corpus_trains(only, tmp_path):
         "too_short",
     ]
     write_shar(kept, tmp_path / "shar/train")
-    data = dataclasses.replace(config.data, shar_dir=str(tmp_path / "shar"), dev=None)
-    train(dataclasses.replace(config, data=data))
+    train(change(config, data=dict(shar_dir=str(tmp_path / "shar"), dev=None)))
     assert final(config)["state"]["bad_total"] == 0
     for line in metrics(config):
         assert line["transducer.skipped"] == line["ctc.skipped"] == 0
@@ -164,66 +158,59 @@ def test_what_the_gate_keeps_of_a_faulty_corpus_trains(only, tmp_path):
     assert all(math.isfinite(line["loss"]) for line in metrics(config))
 
 
-def test_fine_tuning_starts_from_the_pretrained_encoder(only, tmp_path):
-    pretrain = only("embedding", num_epochs=1)
-    train(pretrain)
-    pretrained = tmp_path / "pretrained.pt"
-    write_average(pretrain.exp_dir, 0, 1, pretrained)
-    finetune = only(
+ENCODER = ("encoder.", "encoder_embed.")
+
+
+def test_fine_tuning_starts_from_the_pretrained_encoder(only, pretrained, tmp_path):
+    config = only(
+        "transducer", init_encoder=str(pretrained), exp_dir=str(tmp_path / "b")
+    )
+    student = build_setup(config).student.model.state_dict()
+    for name, value in load_checkpoint(pretrained)["model"].items():
+        if name.startswith(ENCODER):
+            assert torch.equal(student[name], value), name
+        elif name.startswith("joiner."):
+            assert not torch.equal(student[name], value), name
+
+
+def moved_parameters(config, before):
+    after = final(config)["model"]
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_a_frozen_encoder_does_not_move(only, pretrained, tmp_path):
+    frozen = only(
         "transducer",
+        "ctc",
         init_encoder=str(pretrained),
-        exp_dir=str(tmp_path / "finetune"),
+        exp_dir=str(tmp_path / "frozen"),
         num_epochs=1,
     )
-    starts = []
-    original = loop.Trainer.run
-
-    def run(self):
-        starts.append({k: v.clone() for k, v in self.model.state_dict().items()})
-        original(self)
-
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(loop.Trainer, "run", run)
-        train(finetune)
-    for name, value in load_checkpoint(pretrained)["model"].items():
-        same = torch.equal(starts[0][name], value)
-        assert same == name.startswith(("encoder.", "encoder_embed.")) or same
-
-
-def test_a_frozen_encoder_waits_for_the_layers_behind_it(only, tmp_path):
-    pretrain = only("embedding", num_epochs=1)
-    train(pretrain)
-    pretrained = tmp_path / "pretrained.pt"
-    write_average(pretrain.exp_dir, 0, 1, pretrained)
-    frozen = only(
-        "transducer", "ctc", init_encoder=str(pretrained), exp_dir=str(tmp_path / "f")
-    )
-    optim = dataclasses.replace(frozen.optim, frozen_batches=10**6)
-    train(dataclasses.replace(frozen, optim=optim))
-    before = load_checkpoint(pretrained)["model"]
-    after = final(frozen)["model"]
-    moved = {k for k in before if not torch.equal(before[k], after[k])}
-    encoder = ("encoder.", "encoder_embed.")
+    train(change(frozen, optim=dict(frozen_batches=10**6)))
+    moved = moved_parameters(frozen, load_checkpoint(pretrained)["model"])
     # Chunk sizes are drawn, not learned: nothing of the encoder changes.
-    assert not [k for k in moved if k.startswith(encoder)]
+    assert not [name for name in moved if name.startswith(ENCODER)]
     assert "ctc_output.1.weight" in moved and "joiner.output_linear.weight" in moved
 
-    # Thawed after two batches, and resumed behind that: as in one piece.
-    optim = dataclasses.replace(frozen.optim, frozen_batches=2, encoder_lr_scale=0.5)
-    whole = dataclasses.replace(frozen, optim=optim, exp_dir=str(tmp_path / "w"))
+
+def test_a_run_resumed_with_a_thawed_encoder_equals_the_uninterrupted_run(
+    only, pretrained, tmp_path
+):
+    config = only("transducer", "ctc", init_encoder=str(pretrained))
+    optim = dict(frozen_batches=2, encoder_lr_scale=0.5)
+    whole = change(config, optim=optim, exp_dir=str(tmp_path / "whole"))
     train(whole)
-    parts = dataclasses.replace(whole, exp_dir=str(tmp_path / "p"))
-    train(dataclasses.replace(parts, num_epochs=1))
+    parts = change(whole, exp_dir=str(tmp_path / "parts"))
+    train(change(parts, num_epochs=1))
     train(parts)
     assert_same_weights(final(whole)["model"], final(parts)["model"])
-    moved = {k for k in before if not torch.equal(before[k], final(whole)["model"][k])}
-    assert any(k.startswith("encoder.") for k in moved)
+    moved = moved_parameters(whole, load_checkpoint(pretrained)["model"])
+    assert any(name.startswith("encoder.") for name in moved)
 
 
-def test_unlabelled_cuts_beside_labelled_ones_do_not_disturb_text_terms(only):
+def test_text_terms_skip_unlabelled_cuts(only):
     config = only("transducer", "embedding", num_epochs=1)
-    data = dataclasses.replace(config.data, train=("train", "pool"))
-    train(dataclasses.replace(config, data=data))
+    train(change(config, data=dict(train=("train", "pool"))))
     (line,) = metrics(config, "epoch")
     assert line["cuts"] == 18 and "embedding.skipped.unlabelled" not in line
     assert line["transducer.skipped.unlabelled"] == pytest.approx(6 / 18)
@@ -263,7 +250,7 @@ def test_average_is_the_mean_of_the_samples_between_two_epochs(config, monkeypat
             torch.testing.assert_close(value, slow.float(), rtol=1e-6, atol=1e-7)
 
 
-def test_old_epochs_keep_the_model_alone(config):
+def test_old_epoch_checkpoints_keep_only_the_model(config):
     config = dataclasses.replace(config, num_epochs=3, keep_optimizer=1)
     train(config)
     exp_dir = Path(config.exp_dir)
@@ -272,15 +259,37 @@ def test_old_epochs_keep_the_model_alone(config):
     assert average_epochs(exp_dir, 3, 2).keys() == final(config)["model"].keys()
 
 
-def test_the_averaged_file_is_all_that_decoding_needs(config, tmp_path):
-    config = dataclasses.replace(config, num_epochs=1)
-    train(config)
-    path = tmp_path / "pretrained.pt"
-    write_average(config.exp_dir, 1, 1, path)
-    model, tokenizer, info = load_model(path)
-    assert tokenizer.vocab_size == config.model.vocab_size
+def test_decoding_needs_only_the_averaged_file(finished, pretrained):
+    model, tokenizer, info = load_model(pretrained)
+    assert tokenizer.vocab_size == finished.model.vocab_size
     assert not model.training and info["epoch"] == 1
-    assert load_checkpoint(path)["model_config"] == to_dict(config.model)
-    assert not any("head" in k or "proj.0" in k for k in load_checkpoint(path))
+    saved = load_checkpoint(pretrained)
+    assert saved["model_config"] == to_dict(finished.model)
+    assert not any("head" in name or "proj.0" in name for name in saved)
     with pytest.raises(ValueError, match=r"--avg 2: .* 1 to 1.*epoch-1.pt"):
-        write_average(config.exp_dir, 1, 2, path)
+        write_average(finished.exp_dir, 1, 2, pretrained)
+
+
+def with_embedding(config, **options):
+    embedding = dataclasses.replace(config.terms.embedding, **options)
+    return dataclasses.replace(config, terms=TermsConfig(embedding=embedding))
+
+
+def test_a_resumed_run_draws_the_same_random_teachers(config, tmp_path):
+    config = with_embedding(config, choose="random")
+    train(dataclasses.replace(config, num_epochs=1))
+    train(config)
+    at_once = dataclasses.replace(config, exp_dir=str(tmp_path / "at_once"))
+    train(at_once)
+    lines, expected = metrics(config), metrics(at_once)
+    assert [line["step"] for line in lines] == [line["step"] for line in expected]
+    for line, other in zip(lines, expected):
+        assert line["embedding"] == pytest.approx(other["embedding"], rel=1e-5)
+    found = final(config)["model"]
+    for name, value in final(at_once)["model"].items():
+        torch.testing.assert_close(found[name], value, msg=name)
+
+
+def test_averaged_teachers_of_two_dimensions_are_rejected(config):
+    with pytest.raises(ValueError, match="terms.embedding.*different dimensions"):
+        train(with_embedding(config, choose="average"))

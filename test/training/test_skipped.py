@@ -1,4 +1,4 @@
-"""Batches, gradients and weights that are not finite, in real runs of the loop."""
+"""Skipped batches and cuts, and the runs that they stop."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ import pytest
 import torch
 from dummies import noise_cuts
 from run_metrics import metrics
-from training_runs import Stop, final, stop_after
+from training_runs import Stop, change, final, stop_after
 
 from icefall_kd.core.distributed import World
 from icefall_kd.data.shar import write_shar
@@ -26,7 +26,7 @@ from icefall_kd.training.skipped import SkippedCuts, TrainingStoppedError
 
 
 def poison(monkeypatch, cut_ids):
-    """Put NaN into the features of these cuts."""
+    """Replace the features of these cuts by NaN."""
     original = loop.move_to_device
 
     def move_to_device(batch, device):
@@ -39,7 +39,7 @@ def poison(monkeypatch, cut_ids):
     monkeypatch.setattr(loop, "move_to_device", move_to_device)
 
 
-def notes(config):
+def bad_batches(config):
     lines = (Path(config.exp_dir) / "bad_batches.0.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
@@ -49,39 +49,36 @@ def assert_finite(checkpoint):
         assert all(torch.isfinite(v).all() for v in checkpoint[part].values())
 
 
-def test_a_poisoned_cut_is_skipped_and_named(config, monkeypatch):
-    config = dataclasses.replace(config, num_epochs=1, average_period=1)
-    data = dataclasses.replace(config.data, dev=None)
-    config = dataclasses.replace(config, data=data)
+def test_a_cut_with_nan_features_is_skipped_and_named(config, monkeypatch):
+    config = change(config, num_epochs=1, average_period=1, data=dict(dev=None))
     poison(monkeypatch, {"train-noise-3"})
     train(config)
     last = final(config)
     assert last["state"]["bad_total"] == 1 and last["state"]["bad_in_row"] == 0
     assert_finite(last)
-    (note,) = notes(config)
-    assert note["suspects"] == ["train-noise-3"] and len(note["cuts"]) > 1
+    (line,) = bad_batches(config)
+    assert line["suspects"] == ["train-noise-3"] and len(line["cuts"]) > 1
 
 
-def test_a_teacher_that_says_nan_is_skipped_and_named(only, data_dir, tmp_path):
-    """As a flipped bit in a shard of fp16 would have it."""
+def test_a_cut_with_a_nan_target_is_skipped_and_named(only, data_dir, tmp_path):
+    """A flipped bit in a float16 shard has this effect."""
     shar = Path(shutil.copytree(data_dir / "shar", tmp_path / "shar"))
     tar = shar / "train/wise.000001.tar"
     with tarfile.open(tar) as file:
         member = next(m for m in file if m.name.endswith(".npy"))
-        place = member.offset_data + member.size - 20
+        position = member.offset_data + member.size - 20
     content = bytearray(tar.read_bytes())
-    content[place : place + 2] = np.float16("nan").tobytes()
+    content[position : position + 2] = np.float16("nan").tobytes()
     tar.write_bytes(content)
     config = only("embedding", num_epochs=1)
-    data = dataclasses.replace(config.data, shar_dir=str(shar), dev=None)
-    config = dataclasses.replace(config, data=data)
+    config = change(config, data=dict(shar_dir=str(shar), dev=None))
     train(config)
     assert_finite(final(config))
-    (note,) = notes(config)
-    assert note["suspects"] == [member.name[: -len(".npy")]]
+    (line,) = bad_batches(config)
+    assert line["suspects"] == [member.name[: -len(".npy")]]
 
 
-def test_a_bad_gradient_behind_a_good_loss_is_skipped(config, monkeypatch):
+def test_a_batch_with_a_nonfinite_gradient_is_skipped(config, monkeypatch):
     config = dataclasses.replace(config, num_epochs=1, average_period=1)
     original = loop.Trainer._train_batch
 
@@ -98,9 +95,9 @@ def test_a_bad_gradient_behind_a_good_loss_is_skipped(config, monkeypatch):
     train(config)
     assert final(config)["state"]["bad_total"] == 1
     assert_finite(final(config))
-    (note,) = notes(config)
-    assert math.isfinite(float(note["loss"])) and note["batch"] == 3
-    assert not math.isfinite(float(note["grad_norm"]))
+    (line,) = bad_batches(config)
+    assert math.isfinite(float(line["loss"])) and line["batch"] == 3
+    assert not math.isfinite(float(line["grad_norm"]))
 
 
 LONG = "ONE TWO " * 40  # more tokens than 1 s has frames
@@ -115,35 +112,32 @@ LONG = "ONE TWO " * 40  # more tokens than 1 s has frames
         (["ONE", LONG, "", None], "3 of 4 cuts.*empty_text: 2.*too_few_frames: 1"),
     ],
 )
-def test_texts_that_teach_nothing_are_refused_before_training(
+def test_unusable_transcripts_are_rejected_before_training(
     only, tmp_path, texts, message
 ):
     cuts = noise_cuts(tmp_path, [1.0, 1.1, 1.2, 1.3], texts)
     write_shar(cuts, tmp_path / "shar/train")
     config = only("transducer", "ctc", num_epochs=1, save_every_n=1)
-    data = dataclasses.replace(config.data, shar_dir=str(tmp_path / "shar"), dev=None)
     with pytest.raises(ValueError, match=message):
-        train(dataclasses.replace(config, data=data))
+        train(change(config, data=dict(shar_dir=str(tmp_path / "shar"), dev=None)))
     assert not list(Path(config.exp_dir).glob("*.pt"))
 
 
-def test_a_term_that_used_no_cut_is_an_error_though_others_trained(only):
+def test_a_term_that_used_no_cut_stops_the_run(only):
     config = only("embedding", "ctc", num_epochs=1)
-    data = dataclasses.replace(config.data, train=("pool",), dev=None)
     message = "term 'ctc' skipped 6 of 6 cuts.*unlabelled: 6.*leave the term out"
     with pytest.raises(TrainingStoppedError, match=message):
-        train(dataclasses.replace(config, data=data))
+        train(change(config, data=dict(train=("pool",), dev=None)))
     assert not list(Path(config.exp_dir).glob("*.pt"))
 
 
-def test_skipped_cuts_are_logged_by_reason_and_survive_a_stop(
+def test_shares_of_skipped_cuts_are_logged_by_reason_and_survive_a_stop(
     only, monkeypatch, caplog
 ):
     config = only("embedding", "ctc", num_epochs=1, save_every_n=1)
-    data = dataclasses.replace(
-        config.data, train=("train", "pool"), dev=None, max_duration=1.6
+    config = change(
+        config, data=dict(train=("train", "pool"), dev=None, max_duration=1.6)
     )
-    config = dataclasses.replace(config, data=data)
     with monkeypatch.context() as m:
         stop_after(m, 4)
         with pytest.raises(Stop):
@@ -157,67 +151,66 @@ def test_skipped_cuts_are_logged_by_reason_and_survive_a_stop(
     assert "epoch 1: 18 cuts, ctc.skipped.unlabelled 33.3 %" in caplog.text
 
 
-def test_within_an_epoch_a_term_that_used_none_of_many_cuts_is_an_error():
+def test_a_term_that_used_none_of_1000_cuts_stops_the_epoch():
     cuts = [SimpleNamespace(id=f"cut-{i}", supervisions=[1]) for i in range(10)]
     output = TermOutput(torch.zeros(()), 0, skipped={"no_text": list(range(10))})
-    counted = SkippedCuts(["ctc"], World(0, 1, torch.device("cpu")), "error")
+    skipped = SkippedCuts(["ctc"], World(0, 1, torch.device("cpu")), "error")
     for _ in range(99):
-        counted.add({"cuts": cuts}, {"ctc": output})
-    counted.check(3, complete=False)  # too few to tell
-    counted.add({"cuts": cuts}, {"ctc": output})
+        skipped.add({"cuts": cuts}, {"ctc": output})
+    skipped.check(3, complete=False)  # too few cuts
+    skipped.add({"cuts": cuts}, {"ctc": output})
     with pytest.raises(TrainingStoppedError, match="epoch 3: term 'ctc' .* 1000 of 1"):
-        counted.check(3, complete=False)
+        skipped.check(3, complete=False)
 
 
-def test_a_term_that_skipped_over_half_of_its_cuts_is_an_error():
+def test_a_term_that_skipped_over_half_of_its_cuts_stops_the_run():
     cuts = [SimpleNamespace(id=f"cut-{i}", supervisions=[1]) for i in range(10)]
-    for skipped, refused in ((5, False), (6, True)):
-        output = TermOutput(torch.ones(()), 1, skipped={"no_target": range(skipped)})
-        counted = SkippedCuts(["hidden"], World(0, 1, torch.device("cpu")), "error")
-        counted.add({"cuts": cuts}, {"hidden": output})
-        if refused:
+    for count, is_error in ((5, False), (6, True)):
+        output = TermOutput(torch.ones(()), 1, skipped={"no_target": range(count)})
+        skipped = SkippedCuts(["hidden"], World(0, 1, torch.device("cpu")), "error")
+        skipped.add({"cuts": cuts}, {"hidden": output})
+        if is_error:
             with pytest.raises(TrainingStoppedError, match="no_target: 6, for example"):
-                counted.end_epoch(1, 1)
+                skipped.end_epoch(1, 1)
         else:
-            shares = counted.end_epoch(1, 1)
+            shares = skipped.end_epoch(1, 1)
             assert shares == {"cuts": 10.0, "hidden.skipped.no_target": 0.5}
 
 
-def test_an_epoch_without_a_batch_is_an_error():
-    counted = SkippedCuts(["ctc"], World(0, 1, torch.device("cpu")), "error")
+def test_an_epoch_without_a_batch_stops_the_run():
+    skipped = SkippedCuts(["ctc"], World(0, 1, torch.device("cpu")), "error")
     with pytest.raises(TrainingStoppedError, match="epoch 2 had no batch.*fewer cuts"):
-        counted.end_epoch(2, 0)
-    # Of a checkpoint of an older version, which counted nothing.
-    assert counted.end_epoch(2, 5) == {"cuts": 0.0}
+        skipped.end_epoch(2, 0)
+    # A checkpoint of an older version has batches, but no counts.
+    assert skipped.end_epoch(2, 5) == {"cuts": 0.0}
 
 
 @pytest.fixture
 def scaled(config, monkeypatch):
-    """A run whose loss is scaled, as half precision on CUDA wants it."""
+    """Return a run with a scaled loss, as fp16 on CUDA needs."""
     if not hasattr(torch.amp, "GradScaler"):
-        pytest.skip("this torch scales losses on CUDA alone")
+        pytest.skip("this torch scales losses only on CUDA")
     monkeypatch.setattr(
         loop, "make_scaler", lambda enabled: torch.amp.GradScaler("cpu")
     )
     return dataclasses.replace(config, num_epochs=1, save_every_n=1)
 
 
-def test_the_scale_of_summed_losses_begins_at_one(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # not used, asked for
+def test_the_loss_scale_starts_at_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # the scaler asks
     scaler = make_scaler(True)
     assert scaler.is_enabled() and scaler.get_scale() == 1.0
 
 
-def test_a_poisoned_cut_is_skipped_where_the_loss_is_scaled(scaled, monkeypatch):
+def test_a_cut_with_nan_features_is_skipped_with_a_scaled_loss(scaled, monkeypatch):
     poison(monkeypatch, {"train-noise-3"})
-    data = dataclasses.replace(scaled.data, dev=None)
-    train(dataclasses.replace(scaled, data=data))
+    train(change(scaled, data=dict(dev=None)))
     assert final(scaled)["state"]["bad_total"] == 1
-    (note,) = notes(scaled)
-    assert note["suspects"] == ["train-noise-3"]
+    (line,) = bad_batches(scaled)
+    assert line["suspects"] == ["train-noise-3"]
 
 
-def test_gradients_that_overflow_at_any_scale_stop_the_run(scaled, monkeypatch):
+def test_gradients_that_overflow_at_every_loss_scale_stop_the_run(scaled, monkeypatch):
     saved, original = [], loop.save_checkpoint
     monkeypatch.setattr(
         loop,
@@ -235,12 +228,12 @@ def test_gradients_that_overflow_at_any_scale_stop_the_run(scaled, monkeypatch):
     long = dataclasses.replace(scaled, num_epochs=50)
     with pytest.raises(TrainingStoppedError, match="fp16 gradients overflow"):
         train(long)
-    # Nothing is written again while no update is made.
+    # No checkpoint is written without an update.
     steps = [name for name in saved if name.startswith("checkpoint-")]
     assert steps == ["checkpoint-1.pt", "checkpoint-2.pt"]
 
 
-def test_too_many_bad_batches_stop_the_run_by_name(config, monkeypatch):
+def test_too_many_bad_batches_stop_the_run_and_are_named(config, monkeypatch):
     config = dataclasses.replace(config, max_bad_batches=2, save_every_n=1)
     with monkeypatch.context() as m:
         stop_after(m, 2)
@@ -255,7 +248,7 @@ def test_too_many_bad_batches_stop_the_run_by_name(config, monkeypatch):
     assert_finite(last)
 
 
-def test_weights_that_are_not_finite_are_never_saved(config, monkeypatch):
+def test_nonfinite_weights_are_never_saved(config, monkeypatch):
     config = dataclasses.replace(config, save_every_n=1)
     original = loop.Trainer._train_batch
 
