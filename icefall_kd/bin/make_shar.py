@@ -65,8 +65,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--num-jobs",
         type=int,
-        help="processes (default: one for each "
-        f"CPU and at least {MIN_CUTS_PER_JOB} cuts)",
+        help=f"processes (default: one for each CPU, {MIN_CUTS_PER_JOB} cuts or more)",
     )
     return parser
 
