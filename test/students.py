@@ -1,10 +1,11 @@
-"""Fixtures: real prompts, and a small student with random weights that speaks.
+"""Small students with random weights, and fixtures of real prompts.
 
-Its weights are drawn at full size and its projections fitted to real prompts, so that
-it emits many different tokens and depends on everything that it reads.
+The weights have full size, and the output layers are scaled on real prompts, so that a
+student emits many different tokens and depends on all of its input.
 """
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from icefall_kd.recognition.recognise import recognise, reference_words
 from icefall_kd.transducer.checkpoint import save_pretrained
 from icefall_kd.transducer.model import AsrModel, Decoder, Joiner, build_model
 
-# The chunks of STUDENT, below.
+# options of bin.decode, with the chunks of STUDENT
 STREAMING = ["--streaming", "--chunk-size", "16", "--left-context", "64"]
 VOCAB_SIZE = 90
 STUDENT = ModelConfig(
@@ -52,7 +53,7 @@ STUDENT = ModelConfig(
 
 @torch.no_grad()
 def random_student(config: ModelConfig, waves, seed: int = 0):
-    """Return a model in eval mode that turns ``waves`` into many different tokens."""
+    """Return a model in eval mode that emits many different tokens for ``waves``."""
     torch.manual_seed(seed)
     model = build_model(config).eval()
     for p in model.parameters():
@@ -68,17 +69,17 @@ def random_student(config: ModelConfig, waves, seed: int = 0):
     )
     standardise(projection, projection(frames))
     output.weight.normal_()
-    output.bias[0] += 8.0  # blanks: about four frames of ten
+    output.bias[0] += 8.0  # about four blanks in ten frames
     ctc = model.ctc_output[1]
     standardise(ctc, ctc(frames))
     ctc.weight.mul_(4.0)
     ctc.bias.mul_(4.0)
-    ctc.bias[0] += 8.0  # and as many here
+    ctc.bias[0] += 8.0  # as many blanks
     return model
 
 
 def standardise(layer, outputs):
-    """Give every output of a linear layer mean 0 and deviation 1 over ``outputs``."""
+    """Scale a linear layer so that ``outputs`` have mean 0 and deviation 1."""
     std, mean = torch.std_mean(outputs, dim=0)
     layer.weight.div_(std[:, None])
     layer.bias.sub_(mean).div_(std)
@@ -86,26 +87,26 @@ def standardise(layer, outputs):
 
 @pytest.fixture(scope="session")
 def cuts(asterisk):
-    """The test prompts."""
+    """Prompts of the test set."""
     return list(open_shar(asterisk / "data/shar/test"))
 
 
 @pytest.fixture(scope="session")
 def waves(cuts):
-    """The test prompts: id -> (S,) float32 array, 16 kHz."""
+    """id -> (S,) float32 at 16 kHz, of the test set."""
     return {cut.id: load_wave(cut).numpy() for cut in cuts}
 
 
 @pytest.fixture(scope="session")
 def parts(waves):
-    """Five parts of a long recording, 7 s each: prompts between two pauses of 0.5 s."""
+    """Five waves of 7 s: prompts between two pauses of 0.5 s."""
     speech = np.concatenate(list(waves.values()))[: 5 * 96000].reshape(5, 96000)
     return [np.pad(part, 8000) for part in speech]
 
 
 @pytest.fixture(scope="session")
 def tokenizer(cuts):
-    """BPE tokens of the prompts' texts."""
+    """BPE tokenizer of the transcripts."""
     texts = [" ".join(reference_words(cut)) for cut in cuts]
     return Tokenizer.from_bytes(train_bpe(texts, VOCAB_SIZE))
 
@@ -118,13 +119,13 @@ def pristine_student(waves):
 
 @pytest.fixture
 def student(pristine_student):
-    """A causal student with random weights, to do with as one likes."""
+    """A causal student that a test may change."""
     return copy.deepcopy(pristine_student)
 
 
 @pytest.fixture(scope="session")
 def checkpoint(pristine_student, tokenizer, tmp_path_factory):
-    """The student's file, as bin.average writes one."""
+    """Checkpoint of the student, as bin.average writes it."""
     path = tmp_path_factory.mktemp("student") / "pretrained.pt"
     save_pretrained(
         path, pristine_student.state_dict(), STUDENT, tokenizer.model_bytes, {}
@@ -135,39 +136,39 @@ def checkpoint(pristine_student, tokenizer, tmp_path_factory):
 def write_own_words(
     folder, cuts, model, tokenizer, method="greedy_search", chunking=None
 ):
-    """Write prompts as a Shar folder; the transcripts are what the model says."""
-    some = copy.deepcopy(cuts)
+    """Write a Shar folder in which the model's hypotheses are the transcripts."""
+    labelled = copy.deepcopy(cuts)
     options = DecodeOptions(method, unk_id=tokenizer.unk_id)
-    found, _ = recognise(model, some, tokenizer, options, chunking)
-    for cut, recognition in zip(some, found):
+    found, _ = recognise(model, labelled, tokenizer, options, chunking)
+    for cut, recognition in zip(labelled, found):
         cut.supervisions[0].text = " ".join(recognition.hyp)
-    write_shar(some, folder)
+    write_shar(labelled, folder)
     return folder
 
 
 def write_unlabelled(folder, cuts):
-    """Write prompts as a Shar folder without transcripts."""
-    some = copy.deepcopy(cuts)
-    for cut in some:
+    """Write a Shar folder without transcripts."""
+    unlabelled = copy.deepcopy(cuts)
+    for cut in unlabelled:
         cut.supervisions = []
-    write_shar(some, folder)
+    write_shar(unlabelled, folder)
     return folder
 
 
 def call(command, *arguments):
-    """Run a command of icefall_kd.bin; returns what its run() does."""
+    """Run a command of icefall_kd.bin; return the result of its run()."""
     arguments = [str(argument) for argument in arguments]
     return command.run(command.get_parser().parse_args(arguments))
 
 
 def call_decode(checkpoint, shar, out, *more):
-    """Run bin.decode; returns what the result JSON holds."""
+    """Run bin.decode; return the contents of the result JSON."""
     paths = ["--checkpoint", checkpoint, "--shar-dir", shar, "--out-dir", out]
     return call(decode, *paths, *more)
 
 
 def model_without_encoder(vocab_size: int, encoder_dim: int, size: int = 8) -> AsrModel:
-    """Return a model, in evaluation mode, whose encoder is left out, the rest real."""
+    """Return a model in eval mode with an identity as its encoder."""
     return AsrModel(
         encoder_embed=nn.Identity(),
         encoder=nn.Identity(),
@@ -177,3 +178,30 @@ def model_without_encoder(vocab_size: int, encoder_dim: int, size: int = 8) -> A
         decoder_dim=size,
         vocab_size=vocab_size,
     ).eval()
+
+
+def random_joiner(seed: int, vocab_size: int, dim: int, context_size: int = 2):
+    """Return a predictor and a joiner that emit often and have similar scores."""
+    torch.manual_seed(seed)
+    decoder = Decoder(vocab_size, dim, context_size).eval()
+    joiner = Joiner(dim, dim, dim, vocab_size).eval()
+    with torch.no_grad():
+        for p in joiner.parameters():
+            p.copy_(torch.randn_like(p))
+        for p in decoder.parameters():
+            p.mul_(2)
+    return SimpleNamespace(decoder=decoder, joiner=joiner)
+
+
+class LogSoftmaxHead(nn.Module):
+    """CTC head that reads the frames as logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, encoder_out):
+        return (self.scale * encoder_out).log_softmax(dim=-1)
+
+
+CTC_MODEL = SimpleNamespace(ctc_output=LogSoftmaxHead())

@@ -1,21 +1,22 @@
-"""Hotwords: the automaton against its definition, the files, and the search."""
+"""Hotwords: automaton, files and search."""
 
 import dataclasses
 import random
 
 import pytest
 import torch
-from small_joiner import DIM, UNK, VOCAB, random_model
-from students import call
+from students import call, random_joiner
 
 from icefall_kd.bin import decode as decode_command
 from icefall_kd.data.tokens import Tokenizer, train_bpe
 from icefall_kd.decoding import DecodeOptions, decode, make_search
 from icefall_kd.decoding.hotwords import build_hotwords, read_hotwords
 
+VOCAB, DIM, UNK = 11, 16, 2
+
 
 def walk(hotwords, tokens):
-    """Return the score after every token, and what it ends with."""
+    """Return the score after each token, and the final score."""
     state, score, scores = 0, 0.0, []
     for token in tokens:
         score += float(hotwords.gain[state, token])
@@ -25,7 +26,7 @@ def walk(hotwords, tokens):
 
 
 def slow_walk(phrases, tokens):
-    """Do the same by comparing token sequences, phrase by phrase."""
+    """Slow reference of :func:`walk`, which compares token sequences."""
     bonuses = {}
     for phrase, bonus in phrases:
         for end in range(1, len(phrase) + 1):
@@ -38,11 +39,11 @@ def slow_walk(phrases, tokens):
     def suffixes(sequence):
         return [sequence[n:] for n in range(len(sequence) + 1)]
 
-    whole = {tuple(phrase) for phrase, _ in phrases}
+    complete = {tuple(phrase) for phrase, _ in phrases}
     begun, kept, scores = (), 0.0, []
     for token in tokens:
         longest = next(s for s in suffixes(begun + (token,)) if not s or s in bonuses)
-        ended = next((s for s in suffixes(longest) if s in whole), None)
+        ended = next((s for s in suffixes(longest) if s in complete), None)
         begun = longest if ended is None else ()
         kept += earned(ended or ())
         scores.append(kept + earned(begun))
@@ -81,33 +82,41 @@ def test_empty_phrases_are_refused(phrases):
 
 
 def test_large_bonus_forces_hotwords():
-    model, lens, x = random_model(4), torch.full((6,), 20), torch.randn(6, 20, DIM)
-    # The bonus comes behind the choice of the best: the beam must hold every token.
+    model, lens, x = (
+        random_joiner(4, VOCAB, DIM),
+        torch.full((6,), 20),
+        torch.randn(6, 20, DIM),
+    )
+    # The bonus is added after pruning, so the beam must hold every token.
     plain = DecodeOptions("modified_beam_search", beam=10 * VOCAB, unk_id=UNK)
     phrase = [7, 5, 9]
 
-    def say(bonus):
+    def decode_with(bonus):
         hotwords = build_hotwords([(phrase, bonus)], VOCAB)
         options = dataclasses.replace(plain, hotwords=hotwords)
         return [hyp.tokens for hyp in decode(model, x, lens, options)]
 
-    for tokens in say(1000.0):  # such a bonus beats every frame's own opinion
+    for tokens in decode_with(1000.0):  # larger than any score
         assert tokens[:6] == phrase + phrase
-    assert say(1e-9) == [hyp.tokens for hyp in decode(model, x, lens, plain)]
+    assert decode_with(1e-9) == [hyp.tokens for hyp in decode(model, x, lens, plain)]
 
 
 def test_incomplete_phrase_counts_until_utterance_ends():
-    model, x, lens = random_model(4), torch.randn(3, 4, DIM), torch.full((3,), 4)
-    endless = build_hotwords([([7, 5, 9, 7, 5, 9, 7], 1000.0)], VOCAB)
+    model, x, lens = (
+        random_joiner(4, VOCAB, DIM),
+        torch.randn(3, 4, DIM),
+        torch.full((3,), 4),
+    )
+    long_phrase = build_hotwords([([7, 5, 9, 7, 5, 9, 7], 1000.0)], VOCAB)
     options = DecodeOptions(
-        "modified_beam_search", beam=10 * VOCAB, unk_id=UNK, hotwords=endless
+        "modified_beam_search", beam=10 * VOCAB, unk_id=UNK, hotwords=long_phrase
     )
     search = make_search(model, 3, options)
     search.advance(x, lens)
     assert all(hyp.tokens == [7, 5, 9, 7] for hyp in search.hypotheses())
     search.finish()
     scores = [hyp.score for hyp in search.hypotheses()]
-    assert all(score < 0 for score in scores)  # no bonus is left
+    assert all(score < 0 for score in scores)  # without the bonus
 
 
 def test_greedy_search_refuses_hotwords():
@@ -115,7 +124,7 @@ def test_greedy_search_refuses_hotwords():
     with pytest.raises(
         ValueError, match="greedy_search.*hotwords.*modified_beam_search"
     ):
-        make_search(random_model(0), 1, options)
+        make_search(random_joiner(0, VOCAB, DIM), 1, options)
 
 
 def test_file_gives_phrases_with_bonuses(tokenizer, tmp_path):

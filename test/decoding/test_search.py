@@ -1,16 +1,35 @@
-"""Batched searches against one-utterance references written the slow way."""
+"""All searches: batches, chunks, <unk>, blank penalty; references of transducers."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
-from small_joiner import DIM, UNK, VOCAB, random_model
+from students import CTC_MODEL, random_joiner
 
-from icefall_kd.decoding import DecodeOptions, Hypothesis, decode, make_search
+from icefall_kd.decoding import (
+    DECODERS,
+    DecodeOptions,
+    Hypothesis,
+    decode,
+    get_search_class,
+    make_search,
+)
+from icefall_kd.decoding.search import move_unk_to_blank
+
+VOCAB, DIM, UNK = 11, 16, 2
+
+
+def make_case(method, seed, *shape):
+    """Return a model with the head of ``method``, and random encoder output."""
+    if get_search_class(method).head == "ctc":
+        torch.manual_seed(seed)
+        return CTC_MODEL, 2 * torch.randn(*shape, VOCAB)
+    return random_joiner(seed, VOCAB, DIM), torch.randn(*shape, DIM)
 
 
 def frame_log_probs(model, frame, tokens, options):
-    """Log-probabilities (V,) of one frame after ``tokens``, one call a time."""
+    """Return the log-probabilities (V,) of one frame after ``tokens``."""
     size = model.decoder.context_size
     context = ([-1] * (size - 1) + [0] + list(tokens))[-size:]
     predicted = model.decoder(torch.tensor([context]), need_pad=False)
@@ -55,28 +74,28 @@ def slow_beam(model, frames, options) -> Hypothesis:
 
 
 def slow_best_path(model, frames, options) -> Hypothesis:
-    """Viterbi over the contexts: the best way to each of them is kept."""
+    """Viterbi search that keeps the best path to each context."""
     size = model.decoder.context_size
     best = {(-1,) * (size - 1) + (0,): Hypothesis()}
     for t, frame in enumerate(frames):
         reached = {}
         for context, hyp in best.items():
             log_probs = frame_log_probs(model, frame, hyp.tokens, options)
-            silent = [log_probs[i] for i in (0, options.unk_id) if i is not None]
-            log_probs[0] = math.log(sum(map(math.exp, silent)))
+            blanks = [log_probs[i] for i in (0, options.unk_id) if i is not None]
+            log_probs[0] = math.log(sum(map(math.exp, blanks)))
             for token, log_prob in enumerate(log_probs):
                 if token == options.unk_id:
                     continue
-                spoken = [token] if token else []
+                emitted = [token] if token else []
                 extended = Hypothesis(
-                    hyp.tokens + spoken,
-                    hyp.timestamps + [t] * len(spoken),
+                    hyp.tokens + emitted,
+                    hyp.timestamps + [t] * len(emitted),
                     hyp.score + log_prob,
                 )
-                end = (*context, *spoken)[-size:]
+                end = (*context, *emitted)[-size:]
                 if end not in reached or reached[end].score < extended.score:
                     reached[end] = extended
-        # The winner is never this far behind; the search itself keeps 20 nats.
+        # The winner is never 4 nats behind; the search itself keeps 20 nats.
         limit = max(h.score for h in reached.values()) - 4.0
         best = {c: h for c, h in reached.items() if h.score > limit}
     return max(best.values(), key=lambda h: h.score)
@@ -87,109 +106,124 @@ SLOW = {
     "modified_beam_search": slow_beam,
     "fast_beam_search": slow_best_path,
 }
-METHODS = sorted(SLOW)
+METHODS = sorted(DECODERS)
 BEAMS = {"fast_beam_search": 150}  # contexts, as many as matter to its reference
 
 
-def options_of(method, **others):
+def make_options(method, **others):
     return DecodeOptions(method, beam=BEAMS.get(method, 4), **others)
 
 
-def same(a: Hypothesis, b: Hypothesis) -> bool:
+def is_same(a: Hypothesis, b: Hypothesis) -> bool:
     return (a.tokens, a.timestamps) == (b.tokens, b.timestamps) and math.isclose(
         a.score, b.score, abs_tol=1e-3
     )
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sorted(SLOW))
 @pytest.mark.parametrize("context_size", [1, 2, 3])
 @pytest.mark.parametrize("blank_penalty", [0.0, 1.5])
 def test_batched_search_equals_slow_reference(method, context_size, blank_penalty):
-    options = options_of(method, blank_penalty=blank_penalty, unk_id=UNK)
+    options = make_options(method, blank_penalty=blank_penalty, unk_id=UNK)
     emitted = 0
     for seed in range(3):
-        model = random_model(seed, context_size)
+        model = random_joiner(seed, VOCAB, DIM, context_size)
         lens = torch.tensor([13, 0, 21, 8, 21])
         x = torch.randn(5, 21, DIM)
         for row, hyp in enumerate(decode(model, x, lens, options)):
             expected = SLOW[method](model, x[row, : lens[row]], options)
-            assert same(hyp, expected), (seed, row, hyp, expected)
+            assert is_same(hyp, expected), (seed, row, hyp, expected)
             emitted += len(hyp.tokens)
-    assert emitted > 50  # the models do speak
+    assert emitted > 50
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_padding_and_batch_order_change_nothing(method):
-    model = random_model(7)
-    options = options_of(method, unk_id=UNK)
-    x, lens = torch.randn(4, 19, DIM), torch.tensor([5, 19, 12, 1])
+    model, x = make_case(method, 7, 4, 19)
+    options, lens = make_options(method, unk_id=UNK), torch.tensor([5, 19, 12, 1])
     hyps = decode(model, x, lens, options)
-    longer = torch.cat([x, torch.full((4, 6, DIM), 9.0)], dim=1)
+    longer = torch.cat([x, torch.zeros(4, 6, x.size(2))], dim=1)
     for row in range(4):
-        longer[row, lens[row] :] = 9.0
+        longer[row, lens[row] :] = 9.0 * torch.eye(x.size(2))[3]
     order = [2, 0, 3, 1]
     for hyp, row in zip(decode(model, longer[order], lens[order], options), order):
-        assert same(hyp, hyps[row])
+        assert is_same(hyp, hyps[row])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("method", METHODS)
 def test_search_over_chunks_equals_search_over_utterances(method):
-    model = random_model(3)
-    options = options_of(method, unk_id=UNK)
-    x, lens = torch.randn(3, 20, DIM), torch.tensor([20, 12, 4])
+    model, x = make_case(method, 3, 3, 20)
+    options, lens = make_options(method, unk_id=UNK), torch.tensor([20, 12, 4])
     search = make_search(model, 3, options)
     for begin in range(0, 20, 4):
         active = int((lens > begin).sum())
         chunk = x[:active, begin : begin + 4]
         search.advance(chunk, torch.full((active,), 4))
-        assert len(search.hypotheses()) == 3  # may be asked for at any time
+        assert len(search.hypotheses()) == 3  # may be called after each chunk
     for hyp, expected in zip(search.hypotheses(), decode(model, x, lens, options)):
-        assert same(hyp, expected)
+        assert is_same(hyp, expected)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("method", METHODS)
 def test_unk_is_a_blank_only_if_given(method):
-    x, lens = torch.randn(6, 30, DIM), torch.full((6,), 30)
-    model = random_model(5)
-    with torch.no_grad():
+    model, x = make_case(method, 5, 6, 30)
+    if model is CTC_MODEL:
+        x[..., UNK] += 4
+    else:
         model.joiner.output_linear.bias[UNK] += 5
-    silent = decode(model, x, lens, DecodeOptions(method, unk_id=UNK))
-    spoken = decode(model, x, lens, DecodeOptions(method))
-    assert not any(UNK in hyp.tokens for hyp in silent)
-    assert any(UNK in hyp.tokens for hyp in spoken)
+    lens = torch.full((6,), 30)
+    without = decode(model, x, lens, DecodeOptions(method, unk_id=UNK))
+    assert not any(UNK in hyp.tokens for hyp in without)
+    assert any(
+        UNK in hyp.tokens for hyp in decode(model, x, lens, DecodeOptions(method))
+    )
+
+
+def test_log_probs_without_unk_are_normalised():
+    log_probs = torch.randn(2, 5, VOCAB).log_softmax(-1)
+    out = move_unk_to_blank(log_probs, UNK)
+    assert torch.allclose(out.exp().sum(-1), torch.ones(2, 5))
+    assert (out[..., UNK] == -torch.inf).all()
+    assert torch.equal(out[..., 3:], log_probs[..., 3:])
+    assert move_unk_to_blank(log_probs, None) is log_probs
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_blank_penalty_gives_more_tokens(method):
+    model, x = make_case(method, 1, 4, 40)
+    if model is CTC_MODEL:
+        x[..., 0] += 6
+    else:
+        model.joiner.output_linear.bias[0] += 4
+    few, many = (
+        sum(len(hyp.tokens) for hyp in decode(model, x, torch.full((4,), 40), options))
+        for options in (make_options(method, blank_penalty=p) for p in (0.0, 6.0))
+    )
+    assert many > 1.5 * few > 0
 
 
 def test_beam_of_one_is_greedy_search():
-    model = random_model(9)
+    model = random_joiner(9, VOCAB, DIM)
     x, lens = torch.randn(3, 25, DIM), torch.tensor([25, 25, 10])
     greedy = decode(model, x, lens, DecodeOptions("greedy_search"))
     beam = decode(model, x, lens, DecodeOptions("modified_beam_search", beam=1))
-    assert all(same(a, b) for a, b in zip(greedy, beam))
-
-
-def test_blank_penalty_gives_more_tokens():
-    model = random_model(1)
-    x, lens = torch.randn(4, 40, DIM), torch.full((4,), 40)
-    with torch.no_grad():
-        model.joiner.output_linear.bias[0] += 4
-    few, many = (
-        sum(
-            len(h.tokens)
-            for h in decode(model, x, lens, DecodeOptions(blank_penalty=p))
-        )
-        for p in (0.0, 6.0)
-    )
-    assert many > few
+    assert all(is_same(a, b) for a, b in zip(greedy, beam))
 
 
 def test_unknown_method_is_refused():
-    model = random_model(0)
-    with pytest.raises(ValueError, match="greedy_search.*modified_beam_search"):
-        decode(
-            model, torch.randn(1, 3, DIM), torch.tensor([3]), DecodeOptions("viterbi")
-        )
+    with pytest.raises(ValueError, match="viterbi.*greedy_search"):
+        make_search(CTC_MODEL, 1, DecodeOptions("viterbi"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_model_without_the_head_is_refused(method):
+    bare = SimpleNamespace(ctc_output=None, decoder=None, joiner=None)
+    with pytest.raises(ValueError, match="no (ctc|transducer) head"):
+        make_search(bare, 1, DecodeOptions(method))
 
 
 @pytest.mark.parametrize("options", [{"beam": 0}, {"blank_penalty": -1.0}])
@@ -199,8 +233,9 @@ def test_invalid_options_are_refused(options):
 
 
 def test_invalid_lengths_are_refused():
-    search = make_search(random_model(0), 2, DecodeOptions())
+    model, x = make_case("greedy_search", 0, 2, 3)
+    search = make_search(model, 2, DecodeOptions())
     with pytest.raises(ValueError, match="do not fit"):
-        search.advance(torch.randn(2, 3, DIM), torch.tensor([4, 3]))
+        search.advance(x, torch.tensor([4, 3]))
     with pytest.raises(ValueError, match="descending order"):
-        search.advance(torch.randn(2, 3, DIM), torch.tensor([1, 3]))
+        search.advance(x, torch.tensor([1, 3]))

@@ -1,4 +1,4 @@
-"""Chunk by chunk: what is fed, and that streams do not disturb each other."""
+"""Simulated streaming: number and size of steps, tail padding, batches of streams."""
 
 import pytest
 import torch

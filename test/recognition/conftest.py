@@ -1,4 +1,4 @@
-"""Real prompts and a small student."""
+"""Fixtures of real prompts and a small student."""
 
 from students import (  # noqa: F401, fixtures
     checkpoint,
