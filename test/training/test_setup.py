@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from training_runs import change
 
 from icefall_kd.core.distributed import World
 from icefall_kd.core.files import read_yaml
@@ -30,43 +31,35 @@ from icefall_kd.transducer.checkpoint import load_checkpoint, save_checkpoint
 from icefall_kd.transducer.denominator import build_denominator, save_denominator
 
 
-def change(config, **parts):
-    """Replace fields of the config's parts: ``change(config, data={...})``."""
-    for name, values in parts.items():
-        part = dataclasses.replace(getattr(config, name), **values)
-        config = dataclasses.replace(config, **{name: part})
-    return config
-
-
-def files(folder):
+def modification_times(folder):
     return {p: p.stat().st_mtime_ns for p in Path(folder).rglob("*")}
 
 
-def assert_refused(config, match, error=ValueError):
+def assert_rejected(config, match, error=ValueError):
     """Training raises ``error`` and changes no file."""
-    before = files(config.exp_dir)
+    before = modification_times(config.exp_dir)
     with pytest.raises(error, match=match):
         train(config)
-    assert files(config.exp_dir) == before
+    assert modification_times(config.exp_dir) == before
 
 
-def test_a_bpe_model_of_another_size_is_refused(config, tmp_path):
-    write_lang(train_bpe(["ONE TWO THREE"] * 9, 13), tmp_path)  # and no other letter
+def test_a_bpe_model_of_another_size_is_rejected(config, tmp_path):
+    write_lang(train_bpe(["ONE TWO THREE"] * 9, 13), tmp_path)  # lacks other letters
     config = change(config, data={"bpe_model": str(tmp_path / "bpe.model")})
-    assert_refused(config, r"bpe.model has 13 tokens.*vocab_size is 24.*to 0")
+    assert_rejected(config, r"bpe.model has 13 tokens.*vocab_size is 24.*to 0")
     config = change(config, model={"vocab_size": 0})
-    assert_refused(config, "of 87 tokens .* are <unk>.*I .U.0049. 8.*data.max_unknown")
+    assert_rejected(config, "of 87 tokens .* are <unk>.*I .U.0049. 8.*data.max_unknown")
     config = change(config, data={"max_unknown": 0.5})
     assert build_setup(config).config.model.vocab_size == 13
 
 
 def test_a_missing_bpe_model_is_named(config, tmp_path):
     missing = change(config, data={"bpe_model": str(tmp_path / "no.model")})
-    assert_refused(missing, "no.model", FileNotFoundError)
-    assert_refused(change(config, data={"bpe_model": None}), "bpe_model is not set")
+    assert_rejected(missing, "no.model", FileNotFoundError)
+    assert_rejected(change(config, data={"bpe_model": None}), "bpe_model is not set")
 
 
-def test_an_unknown_field_is_refused_with_those_that_exist(config):
+def test_an_unknown_field_error_lists_the_available_fields(config):
     config = change(
         config,
         terms={
@@ -75,27 +68,29 @@ def test_an_unknown_field_is_refused_with_those_that_exist(config):
             )
         },
     )
-    assert_refused(config, r"'nobody' does not exist.*old.*wise", FileNotFoundError)
+    assert_rejected(config, r"'nobody' does not exist.*old.*wise", FileNotFoundError)
 
 
-def test_a_missing_set_is_refused_with_those_that_exist(config, data_dir, monkeypatch):
+def test_a_missing_set_error_lists_the_available_sets(config, data_dir, monkeypatch):
     config = change(config, data={"train": ("trian",)})
-    assert_refused(config, "train: no set 'trian'.*dev, pool, train", FileNotFoundError)
+    assert_rejected(
+        config, "train: no set 'trian'.*dev, pool, train", FileNotFoundError
+    )
     nowhere = change(config, data={"shar_dir": "data/nowhere"})
     message = r"data.train: no set 'trian' in data/nowhere.*no such folder in /"
-    assert_refused(nowhere, message, FileNotFoundError)
+    assert_rejected(nowhere, message, FileNotFoundError)
     monkeypatch.chdir(data_dir)  # a folder instead of its name
     config = change(config, data={"train": ("shar/train",)})
     message = "no set 'shar/train'.*data.shar_dir to shar and name the set 'train'"
-    assert_refused(config, message, FileNotFoundError)
+    assert_rejected(config, message, FileNotFoundError)
 
 
-def test_a_field_of_another_teacher_than_expected_is_refused(config):
+def test_a_field_of_an_unexpected_teacher_is_rejected(config):
     config = change(config, data={"expect": {"wise": {"teacher": "wiser"}}})
-    assert_refused(config, "wise.*data.expect.*wiser")
+    assert_rejected(config, "wise.*data.expect.*wiser")
 
 
-def test_sets_of_different_teachers_are_refused(config, data_dir, tmp_path):
+def test_sets_of_different_teachers_are_rejected(config, data_dir, tmp_path):
     shar = tmp_path / "shar"
     shutil.copytree(data_dir / "shar", shar)
     path = info_path(shar / "pool", "old")
@@ -103,12 +98,12 @@ def test_sets_of_different_teachers_are_refused(config, data_dir, tmp_path):
     info["fingerprint"]["teacher"] = "older"
     path.write_text(json.dumps(info))
     config = change(config, data={"shar_dir": str(shar), "train": ("train", "pool")})
-    assert_refused(config, "field 'old': .*pool is not from the teacher.*older")
+    assert_rejected(config, "field 'old': .*pool is not from the teacher.*older")
 
 
 @pytest.fixture
 def framed(config, tmp_path):
-    """Options of every term whose targets are frames, with a delay, by name."""
+    """Return the options, with a delay, of each term whose targets are frames."""
     graph = tmp_path / "denominator.pt"
     save_denominator(build_denominator([[1, 2], [3]], 24), 24, graph)
     return {
@@ -121,21 +116,19 @@ def framed(config, tmp_path):
     }
 
 
-def test_time_warp_is_refused_by_every_term_whose_targets_are_frames(
-    config, only, framed
-):
+def test_time_warp_is_rejected_for_terms_whose_targets_are_frames(config, only, framed):
     assert set(framed) == {n for n, term in TERMS.items() if term.frame_targets}
     warped = {"data": {"time_warp_factor": 80}}
     for name, options in framed.items():
         one = dataclasses.replace(config, terms=TermsConfig(**{name: options}))
         with pytest.raises(ValueError, match=rf"factor is 80.*terms.{name} are.*to 0"):
             train(change(one, **warped))
-    untaught = TermsConfig(inter_ctc=InterCtcConfig(), ctc=config.terms.ctc)
-    build_setup(change(dataclasses.replace(config, terms=untaught), **warped))
+    without_teacher = TermsConfig(inter_ctc=InterCtcConfig(), ctc=config.terms.ctc)
+    build_setup(change(dataclasses.replace(config, terms=without_teacher), **warped))
     build_setup(change(only("transducer", "ctc"), **warped))  # baselines may warp
 
 
-def test_a_delay_of_a_student_that_always_has_full_context_is_refused(config, framed):
+def test_a_delay_without_chunks_is_rejected(config, framed):
     encoder = dataclasses.replace(
         config.model.encoder, causal=False, chunk_size=(-1,), left_context_frames=(-1,)
     )
@@ -148,33 +141,29 @@ def test_a_delay_of_a_student_that_always_has_full_context_is_refused(config, fr
             train(one)
 
 
-def test_no_term_and_unknown_losses_are_refused(config):
-    assert_refused(dataclasses.replace(config, terms=TermsConfig()), "terms: none")
+def test_no_term_and_unknown_losses_are_rejected(config):
+    assert_rejected(dataclasses.replace(config, terms=TermsConfig()), "terms: none")
     embedding = dataclasses.replace(config.terms.embedding, losses={"l3": 1.0})
     config = change(config, terms={"embedding": embedding})
-    assert_refused(config, "embedding.losses: .*l3.*cosine")
+    assert_rejected(config, "embedding.losses: .*l3.*cosine")
 
 
-def test_a_checkpoint_of_another_configuration_is_refused(config, caplog):
-    config = dataclasses.replace(config, num_epochs=1)
-    train(config)
-    longer = dataclasses.replace(config, num_epochs=2)
-    assert_refused(
+def test_a_checkpoint_of_another_configuration_is_rejected(finished, caplog):
+    longer = dataclasses.replace(finished, num_epochs=2)
+    assert_rejected(
         change(longer, model={"joiner_dim": 20}),
         r"another configuration: model.joiner_dim: 16 -> 20.*another exp_dir",
     )
-    assert_refused(
+    assert_rejected(
         change(longer, terms={"ctc": None}), r"terms: \['ctc', .*\] -> \['embedding'"
     )
     assert "changed option" not in caplog.text
-    train(change(longer, optim={"base_lr": 0.01}))  # a new rate is allowed
+    train(change(longer, optim={"base_lr": 0.01}))  # a new rate is valid
     assert "changed option: optim.base_lr" in caplog.text
-    assert load_newest_checkpoint(config.exp_dir)["state"]["epoch"] == 2
+    assert load_newest_checkpoint(finished.exp_dir)["state"]["epoch"] == 2
 
 
-def test_options_changed_within_a_run_are_kept_with_their_step_and_reported(
-    config, only, caplog
-):
+def test_a_resumed_run_keeps_its_previous_configurations(config, only, caplog):
     caplog.set_level(logging.INFO)
     config, rates = only("ctc", num_epochs=1), (0.045, 0.02, 0.01)
     steps, exp_dir = [], Path(config.exp_dir)
@@ -213,27 +202,23 @@ def test_the_log_of_a_run_ends_with_its_error(config, monkeypatch):
 
 
 def write_other_lang(folder):
-    """Write as many tokens as the config's, but others."""
+    """Write other tokens, as many as those of the configuration."""
     texts = ["ALL OTHER WORDS ARE HERE", "THAT WE SET TO WEAR A SHOE"] * 9
     write_lang(train_bpe(texts, 24), folder)
 
 
 @pytest.fixture
-def pretrained(config, tmp_path):
-    """A trained student's file, and a config that is to start from it."""
-    config = dataclasses.replace(config, num_epochs=1)
-    train(config)
-    path = tmp_path / "pretrained.pt"
-    write_average(config.exp_dir, 1, 1, path)
-    return path, dataclasses.replace(config, exp_dir=str(tmp_path / "other"))
+def new_run(config, pretrained, tmp_path):
+    """Return a run of one epoch that has not started; ``pretrained`` is trained."""
+    return change(config, num_epochs=1, exp_dir=str(tmp_path / "new"))
 
 
-def test_an_encoder_of_another_shape_is_refused_by_option_and_by_tensor(pretrained):
-    path, config = pretrained
-    config = dataclasses.replace(config, init_encoder=str(path))
+def test_an_encoder_of_another_shape_is_rejected(pretrained, new_run):
+    path = pretrained
+    config = dataclasses.replace(new_run, init_encoder=str(path))
     encoder = dataclasses.replace(config.model.encoder, feedforward_dim=(16, 28))
     other = change(config, model={"encoder": encoder})
-    assert_refused(
+    assert_rejected(
         other,
         r"init_encoder .*pretrained.pt has another shape: "
         r"model.encoder.feedforward_dim: \[16, 24\] -> \[16, 28\] .*shape of that",
@@ -241,32 +226,32 @@ def test_an_encoder_of_another_shape_is_refused_by_option_and_by_tensor(pretrain
     saved = load_checkpoint(path)
     del saved["model_config"]  # as a checkpoint of icefall
     save_checkpoint(path, saved)
-    assert_refused(
+    assert_rejected(
         other,
         r"model.encoder.feedforward_dim: \[16, 24\] -> \[16, 28\] .*shape of that",
     )
     del saved["model"]["encoder.encoders.0.layers.0.bypass.bypass_scale"]
     save_checkpoint(path, saved)
-    assert_refused(
+    assert_rejected(
         config,
         r"init_encoder .*pretrained.pt: .*differs in 1 tensors: encoder.*bypass_scale: "
         r"none there, \(16,\) here",
     )
     missing = dataclasses.replace(config, init_encoder="no.pt")
-    assert_refused(missing, "no.pt: no such checkpoint", FileNotFoundError)
+    assert_rejected(missing, "no.pt: no such checkpoint", FileNotFoundError)
 
 
-def test_all_that_keeps_fine_tuning_from_starting_is_told_at_once(pretrained, tmp_path):
-    """Before data is read: there is none in the folder that is named."""
-    path, config = pretrained
+def test_all_problems_of_fine_tuning_are_in_one_error(pretrained, new_run, tmp_path):
+    """The error is raised before data is read, of which there is none."""
     write_other_lang(tmp_path / "lang")
     tokens = tmp_path / "lang/tokens.txt"
     tokens.write_text(tokens.read_text().replace("<unk> 2", "<oov> 2"))
     encoder = dataclasses.replace(
-        config.model.encoder, causal=False, chunk_size=(-1,), encoder_dim=(16, 28)
+        new_run.model.encoder, causal=False, chunk_size=(-1,), encoder_dim=(16, 28)
     )
     wrong = change(
-        dataclasses.replace(config, init_model=str(path)),
+        new_run,
+        init_model=str(pretrained),
         model={"encoder": encoder, "joiner_dim": 20, "vocab_size": 25},
         data={
             "bpe_model": str(tmp_path / "lang/bpe.model"),
@@ -275,8 +260,8 @@ def test_all_that_keeps_fine_tuning_from_starting_is_told_at_once(pretrained, tm
     )
     with pytest.raises(ValueError) as e:
         train(wrong)
-    said = str(e.value)
-    assert said.startswith("4 problems with the configuration:\n  1. ")
+    message = str(e.value)
+    assert message.startswith("4 problems with the configuration:\n  1. ")
     for part in (
         "bpe.model has 24 tokens, but model.vocab_size is 25",
         "tokens.txt differs from the bpe.model next to it: 2: <oov> -> <unk> (",
@@ -286,49 +271,44 @@ def test_all_that_keeps_fine_tuning_from_starting_is_told_at_once(pretrained, tm
         "model.vocab_size: 24 -> 25",
         "has other tokens than",
     ):
-        assert part in said, part
-    assert "chunk_size" not in said  # no weight depends on it
+        assert part in message, part
+    assert "chunk_size" not in message  # no weight depends on it
     assert not Path(wrong.exp_dir).exists()
 
 
-def test_other_tokens_are_refused_when_a_run_goes_on(config, tmp_path):
-    config = dataclasses.replace(config, num_epochs=1)
-    train(config)
+def test_other_tokens_are_rejected_by_a_resumed_run(finished, tmp_path):
     write_other_lang(tmp_path / "lang")
-    other = change(config, data={"bpe_model": str(tmp_path / "lang/bpe.model")})
-    assert_refused(
+    other = change(finished, data={"bpe_model": str(tmp_path / "lang/bpe.model")})
+    assert_rejected(
         dataclasses.replace(other, num_epochs=2),
         r"exp has other tokens than .*lang/bpe.model: 3: .* -> .*; \d+ more \(there",
     )
 
 
-def test_fine_tuning_starts_from_the_whole_student(pretrained, config):
-    path, other = pretrained
-    encoder = dataclasses.replace(other.model.encoder, chunk_size=(32,), dropout=0.0)
-    other = change(
-        dataclasses.replace(other, init_model=str(path)), model={"encoder": encoder}
-    )
-    student = build_setup(other).student.model.state_dict()
-    for name, value in load_checkpoint(path)["model"].items():
+def test_fine_tuning_starts_from_all_parts_of_the_student(pretrained, new_run):
+    encoder = dataclasses.replace(new_run.model.encoder, chunk_size=(32,), dropout=0.0)
+    config = change(new_run, init_model=str(pretrained), model={"encoder": encoder})
+    student = build_setup(config).student.model.state_dict()
+    for name, value in load_checkpoint(pretrained)["model"].items():
         assert torch.equal(student[name], value), name
-    with pytest.raises(ValueError, match="both set"):
-        dataclasses.replace(other, init_encoder=str(path))
+    with pytest.raises(ValueError, match="init_encoder and init_model"):
+        dataclasses.replace(config, init_encoder=str(pretrained))
 
 
 @pytest.fixture
-def of_icefall(pretrained):
-    """A file as icefall writes a transducer, and a config that begins from it."""
-    path, config = pretrained
-    weights = load_checkpoint(path)["model"]
+def icefall_run(pretrained, new_run):
+    """Return the weights of a transducer as icefall saves it, and a run from them."""
+    weights = load_checkpoint(pretrained)["model"]
     weights = {k: v for k, v in weights.items() if not k.startswith("ctc_output.")}
     weights["attention_decoder.embed.weight"] = torch.zeros(2, 2)
-    save_checkpoint(path, {"model": weights})
-    return path, weights, dataclasses.replace(config, init_model=str(path))
+    save_checkpoint(pretrained, {"model": weights})
+    return weights, dataclasses.replace(new_run, init_model=str(pretrained))
 
 
-def test_what_a_file_of_icefall_has_is_loaded_and_the_rest_named(of_icefall, caplog):
-    path, weights, config = of_icefall
-    assert_refused(
+def test_the_parts_in_a_file_of_icefall_are_loaded(icefall_run, caplog):
+    weights, config = icefall_run
+    path = config.init_model
+    assert_rejected(
         config,
         r"init_model .*pretrained.pt has no BPE model.*data.bpe_model .*bpe.model; "
         r"set init_same_tokens: true",
@@ -344,20 +324,19 @@ def test_what_a_file_of_icefall_has_is_loaded_and_the_rest_named(of_icefall, cap
             assert torch.equal(weights[name], value), name
     assert setup.untrained == ("ctc_output",)
     wrong = change(config, model={"joiner_dim": 20})
-    assert_refused(wrong, "pretrained.pt has another shape: model.joiner_dim: 16 -> ")
+    assert_rejected(wrong, "pretrained.pt has another shape: model.joiner_dim: 16 -> ")
     del weights["joiner.output_linear.bias"]
     save_checkpoint(path, {"model": weights})
-    assert_refused(config, "in 1 tensors: joiner.output_linear.bias: none there")
+    assert_rejected(config, "in 1 tensors: joiner.output_linear.bias: none there")
     save_checkpoint(path, {"model": {"layer.weight": torch.zeros(2)}})
-    assert_refused(config, "init_model .*pretrained.pt: not the weights of a")
+    assert_rejected(config, "init_model .*pretrained.pt: not the weights of a")
 
 
-def test_a_head_that_stayed_random_is_refused_by_decoding(of_icefall, only, tmp_path):
-    """Also where a third run began from the second."""
-    path, _, _ = of_icefall
-    begun = {"init_model": str(path), "init_same_tokens": True, "num_epochs": 1}
-    second = only("transducer", **begun)
-    train(dataclasses.replace(second, exp_dir=str(tmp_path / "second")))
+def test_decoding_rejects_a_head_that_stayed_random(icefall_run, only, tmp_path):
+    """A third run that starts from the second has the same random head."""
+    config = only("transducer", init_same_tokens=True, num_epochs=1)
+    path, exp_dir = icefall_run[1].init_model, str(tmp_path / "second")
+    train(dataclasses.replace(config, init_model=path, exp_dir=exp_dir))
     averaged = tmp_path / "averaged.pt"
     write_average(tmp_path / "second", 1, 1, averaged)
     for file in (averaged, tmp_path / "second/epoch-1.pt"):
@@ -371,29 +350,27 @@ def test_a_head_that_stayed_random_is_refused_by_decoding(of_icefall, only, tmp_
     )
 
 
-def test_a_mixed_in_set_is_refused_where_its_share_or_name_is_wrong(config):
+def test_wrong_shares_and_names_in_mix_are_rejected(config):
     for share in (0.0, -0.2, 1.0):
         with pytest.raises(ValueError, match=r"mix is {'pool'.*above 0 .* below 1"):
             change(config, data={"mix": {"pool": share}})
     with pytest.raises(ValueError, match=r"both name \['train'\]"):
         change(config, data={"mix": {"train": 0.5}})
     missing = change(config, data={"mix": {"old": 0.2}})
-    assert_refused(missing, r"data.mix: no set 'old'.*pool", FileNotFoundError)
+    assert_rejected(missing, r"data.mix: no set 'old'.*pool", FileNotFoundError)
 
 
-def test_heads_do_not_disturb_the_students_first_weights(config, only):
+def test_heads_do_not_change_the_initial_weights_of_the_student(config, only):
     with_heads = build_setup(config).student.model.state_dict()
     without = build_setup(only("transducer")).student.model.state_dict()
     assert all(torch.equal(with_heads[k], v) for k, v in without.items())
 
 
-def test_the_length_of_an_epoch_is_that_of_its_cuts(config, data_dir):
+def test_the_audio_in_an_epoch_is_that_of_its_cuts(config, data_dir):
     assert build_setup(config).train_seconds == pytest.approx(17.4, abs=0.01)
 
 
-def test_cuts_without_transcript_are_left_out_where_every_term_needs_one(
-    config, only, caplog
-):
+def test_unlabelled_cuts_are_left_out_if_every_term_needs_text(config, only, caplog):
     both = {"data": {"train": ("train", "pool")}}
     assert build_setup(change(config, **both)).train_stream.counts() == (18, 18)
     caplog.set_level(logging.INFO)
@@ -410,10 +387,10 @@ def test_cuts_without_transcript_are_left_out_where_every_term_needs_one(
     ]
     assert all(key[0] == 0 for _, key in stream.longest(100))
     pool_only = change(only("ctc"), data={"train": ("pool",)})
-    assert_refused(pool_only, r"\['pool'\]: none of 6 cuts has a transcript")
+    assert_rejected(pool_only, r"\['pool'\]: none of 6 cuts has a transcript")
 
 
-def test_workers_are_by_the_cpus_of_the_machine_where_asked(config, monkeypatch):
+def test_minus_one_worker_uses_the_other_cpus(config, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     for asked, workers in ((-1, 2), (0, 0), (1, 1)):
