@@ -222,7 +222,7 @@ def _any_of(options: Iterable[str]) -> str:
 _BEFORE = r"(?<![\w$£€.,:/-])"  # nothing that belongs to the number
 _AFTER = r"(?![\w/]|[.,:-]\d)"
 _SIGN = f"[{''.join(_MONEY)}]"
-# Pattern -> words.  The order matters: each rule sees the text that the former left.
+# Pattern -> function that writes words.  Each rule reads the output of the rules above.
 _RULES: list[tuple["re.Pattern[str]", Callable[["re.Match[str]"], str]]] = [
     (re.compile(pattern), write)
     for pattern, write in (
