@@ -43,7 +43,11 @@ from icefall_kd.core.logs import AudioProgress, setup_logging
 from icefall_kd.data.normalise import CASES, STYLES
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.pseudo.progress import format_histogram
-from icefall_kd.pseudo.pseudo_label import PseudoLabelSummary, pseudo_label
+from icefall_kd.pseudo.pseudo_label import (
+    PseudoLabelSummary,
+    TranscriptFilter,
+    pseudo_label,
+)
 from icefall_kd.teachers.whisper_text import WhisperText
 
 
@@ -91,7 +95,14 @@ def main() -> None:
 
 def transcribe(args: argparse.Namespace, world: World) -> PseudoLabelSummary:
     """Transcribe this process's shards."""
-    tokenizer = None if args.bpe_model is None else Tokenizer(args.bpe_model)
+    transcript_filter = TranscriptFilter(
+        args.min_confidence,
+        args.max_words_per_second,
+        args.language,
+        args.case,
+        args.numbers,
+        None if args.bpe_model is None else Tokenizer(args.bpe_model),
+    )
     whisper = WhisperText(
         args.model_dir,
         args.language,
@@ -106,13 +117,8 @@ def transcribe(args: argparse.Namespace, world: World) -> PseudoLabelSummary:
             args.shar_dir,
             args.output,
             whisper,
+            transcript_filter,
             batch_size=args.batch_size,
-            min_confidence=args.min_confidence,
-            max_words_per_second=args.max_words_per_second,
-            language=args.language,
-            case=args.case,
-            numbers=args.numbers,
-            tokenizer=tokenizer,
             world=world,
             progress=progress if world.is_main else None,
         )

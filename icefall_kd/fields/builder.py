@@ -1,7 +1,8 @@
 """Build a field: skip finished shards, remove stale files, describe the result."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,6 @@ from icefall_kd.fields.codecs import Codec
 from icefall_kd.fields.codecs.storage import codec_sha256
 from icefall_kd.fields.format import (
     FieldInfo,
-    ShardState,
     check_field_name,
     field_dir,
     fingerprint_differences,
@@ -23,8 +23,13 @@ from icefall_kd.fields.format import (
     state_path,
     tar_path,
 )
-from icefall_kd.fields.integrity import load_complete_state
-from icefall_kd.fields.writer import content_sha256
+from icefall_kd.fields.integrity import find_complete_shards, load_complete_state
+from icefall_kd.fields.writer import (
+    Sums,
+    content_sha256,
+    mean_and_mean_square,
+    sums_of_state,
+)
 from icefall_kd.teachers.protocol import Output, Teacher
 
 VERSION = 1  # part of the fingerprint; raise it when the stored numbers change
@@ -104,17 +109,28 @@ class FieldBuilder:
             self.fingerprint["codec_sha256"] = self._codec_sha256
 
     def skip_finished(
-        self, fingerprints: Mapping[str, dict[str, Any]], overwrite: bool
+        self, shards: Sequence[str], full: bool, num_threads: int, overwrite: bool
     ) -> None:
-        """Mark the complete shards of this fingerprint as finished.
+        """Verify existing shards, and mark the complete ones as finished.
 
         Args:
-          fingerprints: of the complete shards, by shard.
+          shards: of this process.
+          full: False skips the SHA-256.
+          num_threads: for the SHA-256.
           overwrite: replace shards of another fingerprint.
         Raises:
           ValueError: if a shard has another fingerprint, unless ``overwrite``.
         """
-        for shard, fingerprint in fingerprints.items():
+        sizes: list[int] = []
+        start = time.perf_counter()
+        found = find_complete_shards(
+            self._shar_dir,
+            [(self.name, shard) for shard in shards],
+            full=full,
+            num_threads=num_threads,
+            progress=sizes.append,
+        )
+        for (_, shard), fingerprint in found.items():
             if fingerprint == self.fingerprint:
                 self.finished.add(shard)
             elif not overwrite:
@@ -124,6 +140,17 @@ class FieldBuilder:
                     f"{'; '.join(differences)}. Give another --field, or --overwrite "
                     "to replace it"
                 )
+        if found:
+            megabytes, elapsed = sum(sizes) / 1e6, time.perf_counter() - start
+            logging.info(
+                "%s: %d shards of field '%s' are complete (%.1f MB, %s, %.0f MB/s)",
+                self._shar_dir,
+                len(found),
+                self.name,
+                megabytes,
+                "SHA-256 verified" if full else "size verified",
+                megabytes / elapsed,
+            )
 
     def remove_stale_files(self, shards: Sequence[str]) -> None:
         """Remove the description, and the states and staged arrays of ``shards``.
@@ -158,13 +185,26 @@ class FieldBuilder:
         names = [state_path(self._shar_dir, self.name, shard).name for shard in shards]
         if not files.issuperset(names):  # saves reading the states
             return sum(name not in files for name in names)
-        totals, foreign = _Totals(), []
+        # The states are too large to keep all of them in memory.
+        entries: list[dict[str, Any]] = []
+        foreign: list[str] = []
+        sums = 0, np.zeros(()), np.zeros(())
         for shard in shards:
             state = load_complete_state(self._shar_dir, self.name, shard, full=False)
             if state is not None and state.fingerprint != self.fingerprint:
                 foreign.append(shard)
             elif state is not None:
-                totals.add(state)
+                entries.append(
+                    {
+                        "name": state.tar,
+                        "sha256": state.sha256,
+                        "num_cuts": state.num_cuts,
+                        "bytes": state.bytes,
+                        "cuts_sha256": state.cuts_sha256,
+                    }
+                )
+                # The order of the shards affects the last digits.
+                sums = tuple(a + b for a, b in zip(sums, sums_of_state(state)))
         if foreign:
             logging.warning(
                 "%s: %d shards of field '%s' have another fingerprint (%s): a job with "
@@ -174,14 +214,19 @@ class FieldBuilder:
                 self.name,
                 ", ".join(foreign[:5]),
             )
-        if len(totals.shards) == len(shards):
+        if len(entries) == len(shards):
             publish_tars(self._shar_dir, self.name, shards)
-            save(self._describe(totals), info_path(self._shar_dir, self.name))
-        return len(shards) - len(totals.shards)
+            save(self._describe(entries, sums), info_path(self._shar_dir, self.name))
+        return len(shards) - len(entries)
 
-    def _describe(self, totals: "_Totals") -> FieldInfo:
-        mean = totals.sum / totals.num_frames
-        variance = totals.sum_squares / totals.num_frames - mean**2
+    def _describe(self, entries: list[dict[str, Any]], sums: Sums) -> FieldInfo:
+        """Return the description of the field.
+
+        Args:
+          entries: one per shard, see :class:`FieldInfo`.
+          sums: over all frames.
+        """
+        mean, mean_square = mean_and_mean_square([sums])
         return FieldInfo(
             name=self.name,
             kind=self.output.kind,
@@ -190,35 +235,10 @@ class FieldBuilder:
             codec=self.codec.spec,
             fingerprint=self.fingerprint,
             mean=mean.tolist(),
-            std=np.sqrt(np.maximum(variance, 0.0)).tolist(),
-            num_cuts=totals.num_cuts,
-            num_frames=totals.num_frames,
-            content_sha256=content_sha256([s["sha256"] for s in totals.shards]),
-            shards=totals.shards,
+            std=np.sqrt(np.maximum(mean_square - mean**2, 0.0)).tolist(),
+            num_cuts=sum(entry["num_cuts"] for entry in entries),
+            num_frames=sums[0],
+            content_sha256=content_sha256([entry["sha256"] for entry in entries]),
+            shards=entries,
             codec_sha256=self._codec_sha256,
-        )
-
-
-class _Totals:
-    """Running sums over shard states, which are too large to keep in memory."""
-
-    def __init__(self) -> None:
-        self.shards: list[dict[str, Any]] = []
-        self.num_cuts = self.num_frames = 0
-        self.sum = self.sum_squares = np.zeros(())
-
-    def add(self, state: ShardState) -> None:
-        """Add one shard; the order of the shards affects the last digits."""
-        self.num_cuts += state.num_cuts
-        self.num_frames += state.num_frames
-        self.sum = self.sum + np.array(state.sum)
-        self.sum_squares = self.sum_squares + np.array(state.sum_squares)
-        self.shards.append(
-            {
-                "name": state.tar,
-                "sha256": state.sha256,
-                "num_cuts": state.num_cuts,
-                "bytes": state.bytes,
-                "cuts_sha256": state.cuts_sha256,
-            }
         )

@@ -8,11 +8,10 @@ finds all shards complete and writes the field's description.
 """
 
 import contextlib
-import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -46,7 +45,6 @@ from icefall_kd.fields.format import (
     recording_path,
     shard_ids,
 )
-from icefall_kd.fields.integrity import find_complete_shards
 from icefall_kd.fields.join import read_keys
 from icefall_kd.fields.planner import (
     Speed,
@@ -135,6 +133,8 @@ def extract(
       FileNotFoundError: if audio is missing, or the codec for a job with ``shards``.
       OSError: if the disk is or becomes too full.
     """
+    if verify not in ("full", "size"):
+        raise ValueError(f"verify is '{verify}'; it can be full or size")
     all_shards = shard_ids(shar_dir)
     own = select_shards(all_shards, shards)[world.rank :: world.size]
     outputs = collect_outputs(teachers)
@@ -161,10 +161,11 @@ def extract(
         FieldBuilder(shar_dir, name, output, codecs[name])
         for name, output in outputs.items()
     ]
-    _skip_finished(shar_dir, builders, own, verify, num_threads, overwrite)
+    for builder in builders:
+        builder.skip_finished(own, verify == "full", num_threads, overwrite)
     summary = ExtractionSummary(shards_kept=sum(len(b.finished) for b in builders))
     todo = [s for s in own if any(s not in b.finished for b in builders)]
-    volumes = {s: Volume.of_cuts(read_keys(cuts_path(shar_dir, s))) for s in todo}
+    volumes = {shard: Volume.of_shard(shar_dir, shard) for shard in todo}
     _prepare_disk(shar_dir, builders, volumes, world)
     total = sum(v.seconds for v in volumes.values())
 
@@ -221,41 +222,6 @@ def train_codecs(
     )
 
 
-def _skip_finished(
-    shar_dir: Pathlike,
-    builders: Sequence[FieldBuilder],
-    shards: Sequence[str],
-    verify: str,
-    num_threads: int,
-    overwrite: bool,
-) -> None:
-    """Verify existing shards, and mark those that are complete as finished."""
-    if verify not in ("full", "size"):
-        raise ValueError(f"verify is '{verify}'; it can be full or size")
-    sizes: list[int] = []
-    start = time.perf_counter()
-    found = find_complete_shards(
-        shar_dir,
-        [(b.name, shard) for b in builders for shard in shards],
-        full=verify == "full",
-        num_threads=num_threads,
-        progress=sizes.append,
-    )
-    for builder in builders:
-        fingerprints = {s: f for (name, s), f in found.items() if name == builder.name}
-        builder.skip_finished(fingerprints, overwrite)
-    if found:
-        megabytes, elapsed = sum(sizes) / 1e6, time.perf_counter() - start
-        logging.info(
-            "%s: %d shards of %.1f MB are complete (%s check, %.0f MB/s)",
-            shar_dir,
-            len(found),
-            megabytes,
-            verify,
-            megabytes / elapsed,
-        )
-
-
 def _prepare_disk(
     shar_dir: Pathlike,
     builders: Sequence[FieldBuilder],
@@ -272,7 +238,7 @@ def _prepare_disk(
         todo = [v for shard, v in volumes.items() if shard not in builder.finished]
         if todo:
             per_frame = builder.codec.bytes_per_frame(builder.output.dim)
-            size = predict_bytes(Volume.sum(todo), builder.output, per_frame)
+            size = predict_bytes(sum(todo, Volume()), builder.output, per_frame)
             # The other processes write about as much to the same disk.
             predicted[builder.name] = world.size * size
     if predicted:

@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -18,6 +18,7 @@ _CUT_STATE = 220  # a cut's key as indented JSON
 _SHARD = 1024 + 10240 // 2  # end of a tar, padded to its record size
 _VALUE_STATE = 2 * 24  # a dimension's two sums as JSON
 _SHARD_SIZE = 1000  # cuts per shard of a corpus that is not on this machine
+_MARGIN = 1.1  # free bytes required per predicted byte
 
 _DIMS = re.compile(r"([A-Za-z_]\w*)=(\d+)@(\d+(?:\.\d+)?)")
 
@@ -69,17 +70,21 @@ class Volume:
       num_shards: number of shards.
     """
 
-    num_cuts: int
-    seconds: float
-    num_shards: int
+    num_cuts: int = 0
+    seconds: float = 0.0
+    num_shards: int = 0
+
+    def __add__(self, other: "Volume") -> "Volume":
+        return Volume(
+            self.num_cuts + other.num_cuts,
+            self.seconds + other.seconds,
+            self.num_shards + other.num_shards,
+        )
 
     @classmethod
-    def of_cuts(cls, keys: list[list]) -> "Volume":
-        """Return the volume of one shard; see :func:`icefall_kd.fields.join.read_keys`.
-
-        Args:
-          keys: of the shard's cuts.
-        """
+    def of_shard(cls, shar_dir: Pathlike, shard: str) -> "Volume":
+        """Return the volume of one shard."""
+        keys = read_keys(cuts_path(shar_dir, shard))
         return cls(len(keys), sum(key[3] for key in keys), 1)
 
     @classmethod
@@ -92,16 +97,6 @@ class Volume:
         num_cuts = max(1, round(hours * 3600 / cut_duration))
         return cls(num_cuts, hours * 3600, -(-num_cuts // _SHARD_SIZE))
 
-    @classmethod
-    def sum(cls, volumes: Iterable["Volume"]) -> "Volume":
-        """Return the total of several volumes."""
-        parts = list(volumes)
-        return cls(
-            sum(v.num_cuts for v in parts),
-            sum(v.seconds for v in parts),
-            sum(v.num_shards for v in parts),
-        )
-
 
 def measure_volume(
     shar_dirs: Sequence[Pathlike], shards: Optional[str] = None
@@ -111,11 +106,12 @@ def measure_volume(
     Args:
       shards: selection from each folder, see :func:`select_shards`.
     """
-    return Volume.sum(
-        Volume.of_cuts(read_keys(cuts_path(shar_dir, shard)))
+    volumes = (
+        Volume.of_shard(shar_dir, shard)
         for shar_dir in shar_dirs
         for shard in select_shards(shard_ids(shar_dir), shards)
     )
+    return sum(volumes, Volume())
 
 
 def predict_bytes(volume: Volume, output: Output, per_frame: float) -> int:
@@ -137,15 +133,14 @@ def predict_bytes(volume: Volume, output: Output, per_frame: float) -> int:
 def check_disk(shar_dir: Pathlike, predicted: Mapping[str, int]) -> None:
     """Check that the disk can hold 1.1 times the predicted bytes.
 
-    Stores at a URL are not checked.
-
     Args:
+      shar_dir: a URL is not checked.
       predicted: bytes of each field.
     Raises:
       OSError: if the disk is too full; the message gives the bytes needed and free.
     """
     free = free_bytes(shar_dir)
-    needed = _with_margin(sum(predicted.values()))
+    needed = int(_MARGIN * sum(predicted.values()))
     if free is not None and free < needed:
         parts = ", ".join(f"{f} {b / 1e6:.1f} MB" for f, b in predicted.items())
         raise OSError(
@@ -155,15 +150,9 @@ def check_disk(shar_dir: Pathlike, predicted: Mapping[str, int]) -> None:
         )
 
 
-def _with_margin(predicted: int) -> int:
-    return int(1.1 * predicted)
-
-
 def free_bytes(shar_dir: Pathlike) -> Optional[int]:
     """Return the free bytes of the disk that holds a folder; None for a URL."""
-    if not is_local(as_path(shar_dir)):
-        return None
-    return shutil.disk_usage(shar_dir).free
+    return shutil.disk_usage(shar_dir).free if is_local(as_path(shar_dir)) else None
 
 
 @dataclass(frozen=True)
@@ -225,38 +214,49 @@ def forecast(
       fits, hours} for each codec; and, with a speed, "hours": {reading, teachers,
       codecs} of one process.
     """
-    rows = [
-        _field_row(volume, field, output, codec_for_kind(output.kind, codec))
+    specs = {
+        (field, codec): codec_for_kind(output.kind, codec)
         for field, output in outputs.items()
         for codec in codecs
-    ]
+    }
+    rows = {
+        (field, spec): _predict_field(volume, field, outputs[field], spec)
+        for (field, _), spec in specs.items()
+    }
     totals = []
-    for n, codec in enumerate(codecs):
-        size = sum(row["bytes"] for row in rows[n :: len(codecs)])
-        needed = _with_margin(size)
-        totals.append(
-            {
-                "codec": codec,
-                "bytes": size,
-                "needed_bytes": needed,
-                "fits": None if free is None else free >= needed,
-                "hours": None,
-            }
-        )
+    for codec in codecs:
+        size = sum(rows[field, specs[field, codec]]["bytes"] for field in outputs)
+        needed = int(_MARGIN * size)
+        total = {"codec": codec, "bytes": size, "needed_bytes": needed}
+        fits = None if free is None else free >= needed
+        totals.append({**total, "fits": fits, "hours": None})
+    hours = volume.seconds / 3600
     result: dict[str, Any] = {
-        "hours_of_audio": volume.seconds / 3600,
+        "hours_of_audio": hours,
         "cuts": volume.num_cuts,
         "shards": volume.num_shards,
         "free_bytes": free,
-        "fields": [row for n, row in enumerate(rows) if row not in rows[:n]],
+        "fields": list(rows.values()),
         "totals": totals,
     }
     if speed is not None:
-        _add_hours(result, outputs, speed)
+        result["hours"] = {
+            "probed_s": speed.seconds,
+            "reading": hours * speed.reading,
+            "teachers": {name: hours * cost for name, cost in speed.teachers.items()},
+            "codecs": {},
+        }
+        others = hours * (speed.reading + sum(speed.teachers.values()))
+        for total in totals:
+            codec = total["codec"]
+            costs = [speed.codecs[field, specs[field, codec]] for field in outputs]
+            encoding = None if None in costs else hours * sum(costs)
+            result["hours"]["codecs"][codec] = encoding
+            total["hours"] = others + (encoding or 0.0)
     return result
 
 
-def _field_row(
+def _predict_field(
     volume: Volume, field: str, output: Output, codec: str
 ) -> dict[str, Any]:
     per_frame = bytes_per_frame(codec, output.dim)
@@ -267,30 +267,6 @@ def _field_row(
         "rate_hz": round(1 / output.frame_shift, 3),
         "bytes_per_frame": per_frame,
         "bytes": predict_bytes(volume, output, per_frame),
-    }
-
-
-def _add_hours(
-    result: dict[str, Any], outputs: Mapping[str, Output], speed: Speed
-) -> None:
-    """Add the hours of reading, of each teacher and of each codec to a forecast."""
-    hours = result["hours_of_audio"]
-    reading = hours * speed.reading
-    teachers = {name: hours * cost for name, cost in speed.teachers.items()}
-    codecs: dict[str, Optional[float]] = {}
-    for total in result["totals"]:
-        codec = total["codec"]
-        costs = [
-            speed.codecs[field, codec_for_kind(output.kind, codec)]
-            for field, output in outputs.items()
-        ]
-        codecs[codec] = None if None in costs else hours * sum(costs)
-        total["hours"] = reading + sum(teachers.values()) + (codecs[codec] or 0.0)
-    result["hours"] = {
-        "probed_s": speed.seconds,
-        "reading": reading,
-        "teachers": teachers,
-        "codecs": codecs,
     }
 
 

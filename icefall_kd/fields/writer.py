@@ -6,18 +6,13 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 from lhotse.array import Array, TemporalArray
 from lhotse.shar.writers import ArrayTarWriter
 
-from icefall_kd.core.files import (
-    Pathlike,
-    explain_failed_write,
-    sha256_file,
-    write_atomically,
-)
+from icefall_kd.core.files import Pathlike, sha256_file, write_atomically
 from icefall_kd.fields.codecs import Codec
 from icefall_kd.fields.format import (
     FieldInfo,
@@ -32,15 +27,15 @@ OUTLIER = 10.0  # an outlier's root mean square, in medians of all dimensions
 
 Sums = tuple[int, np.ndarray, np.ndarray]  # frames; sum and sum of squares, (D,)
 
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FREE_SPACE = "finished shards are kept: free some space and run the same command again"
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class ShardWriter:
     """Write the arrays of one shard, cut by cut; see :func:`write_shard`.
 
     Attributes:
-      state: the finished shard; None until it is complete.
+      num_arrays, num_frames: written so far.
+      sum, sum_squares: over the decoded frames, (W,) float64.
     """
 
     def __init__(
@@ -51,21 +46,18 @@ class ShardWriter:
         frame_shift: float,
         codec: Codec,
     ) -> None:
-        self.state: Optional[ShardState] = None
-        self.num_frames = 0
-        self.sum = self.sum_squares = np.zeros(0)
+        self.num_arrays = self.num_frames = 0
+        self.sum = self.sum_squares = np.zeros(())
         self._path, self._tar, self._keys = path, tar, keys
         self._frame_shift, self._codec = frame_shift, codec
-        self._num_written = 0
 
     def write(self, cut_id: str, x: np.ndarray) -> None:
         """Write the array of the next cut, (T, W) float32.
 
         Raises:
           ValueError: if another cut is next, or the codec cannot store a value.
-          OSError: if the disk is full; the message names the file.
         """
-        n = self._num_written
+        n = self.num_arrays
         if n >= len(self._keys) or cut_id != self._keys[n][0]:
             expected = f"'{self._keys[n][0]}'" if n < len(self._keys) else "no more"
             raise ValueError(
@@ -76,21 +68,12 @@ class ShardWriter:
             stored = self._codec.encode(x)
         except ValueError as e:
             raise ValueError(f"{self._path}: cut '{cut_id}': {e}") from e
-        with explain_failed_write(self._path, _FREE_SPACE):
-            self._tar.write(cut_id, stored, _manifest(stored, self._frame_shift))
+        self._tar.write(cut_id, stored, _manifest(stored, self._frame_shift))
         total, squares = sum_frames(self._codec, stored)
-        self.sum = total + (self.sum if n else 0.0)
-        self.sum_squares = squares + (self.sum_squares if n else 0.0)
+        self.sum = self.sum + total
+        self.sum_squares = self.sum_squares + squares
         self.num_frames += len(x)
-        self._num_written += 1
-
-    def check_complete(self) -> None:
-        """Raise ValueError if arrays of some cuts are missing."""
-        if self._num_written != len(self._keys):
-            raise ValueError(
-                f"{self._path}: {self._num_written} arrays for {len(self._keys)} cuts; "
-                "write one array per cut"
-            )
+        self.num_arrays += 1
 
 
 @contextlib.contextmanager
@@ -123,9 +106,13 @@ def write_shard(
             with ArrayTarWriter(str(aside), shard_size=None) as tar:
                 writer = ShardWriter(path, tar, keys, frame_shift, codec)
                 yield writer
-                writer.check_complete()
+            if writer.num_arrays != len(keys):
+                raise ValueError(
+                    f"{path}: {writer.num_arrays} arrays for {len(keys)} cuts; write "
+                    "one array per cut"
+                )
             sha256, size = sha256_file(aside), aside.stat().st_size
-        writer.state = ShardState(
+        state = ShardState(
             tar=path.name,
             sha256=sha256,
             bytes=size,
@@ -138,22 +125,21 @@ def write_shard(
             fingerprint=fingerprint,
             codec=codec.spec,
         )
-        save(writer.state, state_path(shar_dir, field, shard))
+        save(state, state_path(shar_dir, field, shard))
 
 
 @contextlib.contextmanager
 def _name_full_disk(path: Path) -> Iterator[None]:
-    """Add the file and the remedy to the error of a full disk.
-
-    Closing a file writes too: its error replaces the one that :class:`ShardWriter`
-    raised with the name.
-    """
+    """Add the file and the remedy to the error of a full or broken disk."""
     try:
         yield
     except OSError as e:
-        if e.errno not in _DISK_FULL:
+        if e.errno not in _DISK_ERRORS:
             raise
-        raise OSError(f"{path}: could not be written ({e}); {_FREE_SPACE}") from e
+        raise OSError(
+            f"{path}: could not be written ({e}); finished shards are kept: free some "
+            "space and run the same command again"
+        ) from e
 
 
 def _manifest(stored: np.ndarray, frame_shift: float) -> TemporalArray:

@@ -12,9 +12,9 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Callable, Optional, Protocol
+from typing import Any, Optional, Protocol
 
 from lhotse.cut import Cut
 from lhotse.supervision import SupervisionSegment
@@ -141,14 +141,9 @@ def pseudo_label(
     shar_dir: Pathlike,
     output: Pathlike,
     transcriber: Transcriber,
+    transcript_filter: Optional[TranscriptFilter] = None,
     *,
     batch_size: int = 8,
-    min_confidence: float = -0.7,
-    max_words_per_second: float = 6.0,
-    language: str = "en",
-    case: str = "upper",
-    numbers: str = "spoken",
-    tokenizer: Optional[Tokenizer] = None,
     world: World = SINGLE_PROCESS,
     progress: Optional[Progress] = None,
 ) -> PseudoLabelSummary:
@@ -157,9 +152,8 @@ def pseudo_label(
     Audio and fields are links to the input.  Finished shards are skipped.
 
     Args:
+      transcript_filter: None is one with the defaults.
       batch_size: utterances per call of the transcriber.
-      min_confidence, max_words_per_second, language, case, numbers, tokenizer: see
-        :class:`TranscriptFilter`.
       world: processes that share the shards: each takes every ``world.size``-th.
       progress: called after each batch with the seconds of audio of this process, done
         and in total.
@@ -169,9 +163,7 @@ def pseudo_label(
         other cuts; if the case, or the language's style of numbers, is unknown.
     """
     shar_dir, output = Path(shar_dir), Path(output)
-    transcript_filter = TranscriptFilter(
-        min_confidence, max_words_per_second, language, case, numbers, tokenizer
-    )
+    transcript_filter = transcript_filter or TranscriptFilter()
     transcript_filter.normalise("")  # raises for invalid options
     shards = shard_ids(shar_dir)
     names = {labelled_path(output, shard).name for shard in shards}
@@ -202,7 +194,7 @@ def pseudo_label(
             add_seconds,
         )
         label_progress.add(shard, counts)
-    if tokenizer is not None and transcript_filter.letters.unknown:
+    if transcript_filter.tokenizer is not None and transcript_filter.letters.unknown:
         logging.info(
             "%s: rejected transcripts: %s", output, transcript_filter.letters.describe()
         )

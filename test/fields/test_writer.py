@@ -29,7 +29,7 @@ def write(shar, field, keys, arrays):
     with write_shard(shar, field, SHARD, keys, **options) as writer:
         for cut_id, x in arrays:
             writer.write(cut_id, x)
-    return writer.state
+    return load_shard_state(state_path(shar, field, SHARD))
 
 
 @pytest.fixture
@@ -41,8 +41,7 @@ def test_bytes_depend_only_on_the_arrays(shar, keys):
     state = write(shar, "a", keys, make_arrays(keys))
     again = write(shar, "b", keys, make_arrays(keys))
     assert state.sha256 == again.sha256
-    assert load_shard_state(state_path(shar, "a", SHARD)) == state
-    assert state.num_frames == 50
+    assert (state.num_cuts, state.num_frames, len(state.sum)) == (5, 50, 4)
     assert state.bytes == os.path.getsize(staged_path(shar, "a", SHARD))
 
 

@@ -146,7 +146,7 @@ def test_second_run_transcribes_nothing_of_uncompressed_cuts(pristine_shar, tmp_
 
 def test_transcripts_of_other_options_are_not_mixed(extracted_shar, labelled, whisper):
     with pytest.raises(ValueError, match="min_confidence is -0.7, wanted -0.1"):
-        pseudo_label(extracted_shar, labelled[0], whisper, min_confidence=-0.1)
+        pseudo_label(extracted_shar, labelled[0], whisper, TranscriptFilter(-0.1))
 
 
 def test_rejected_transcripts_are_counted_and_written_without_text(
@@ -264,12 +264,14 @@ def test_identity_contains_options_off_their_defaults(tokenizer, labelled):
 def test_spellings_are_not_mixed(shar, tmp_path):
     transcriber = FakeTranscriber("L’été, à 8 h…")
     output = tmp_path / "out"
-    pseudo_label(shar, output, transcriber, language="fr", case="lower")
+    french = TranscriptFilter(language="fr", case="lower")
+    pseudo_label(shar, output, transcriber, french)
     assert set(texts(output).values()) == {"l'été à huit h"}
     with pytest.raises(ValueError, match="case is 'lower', wanted None.*--output"):
-        pseudo_label(shar, output, transcriber, language="fr")
+        pseudo_label(shar, output, transcriber, TranscriptFilter(language="fr"))
     with pytest.raises(ValueError, match="--case title"):
-        pseudo_label(shar, tmp_path / "none", transcriber, case="title")
+        title_case = TranscriptFilter(case="title")
+        pseudo_label(shar, tmp_path / "none", transcriber, title_case)
     assert not (tmp_path / "none").exists()
 
 
@@ -309,12 +311,12 @@ def test_transcripts_of_version_without_number_styles_are_not_reused(shar, tmp_p
 def test_spelling_that_the_tokens_cannot_write_causes_a_warning(
     shar, tokenizer, tmp_path, caplog
 ):
-    options = {"tokenizer": tokenizer}
-    summary = pseudo_label(shar, tmp_path / "upper", FakeTranscriber(), **options)
+    upper = TranscriptFilter(tokenizer=tokenizer)
+    summary = pseudo_label(shar, tmp_path / "upper", FakeTranscriber(), upper)
     assert summary.counts == {"labelled": 18}
     assert "BPE model" not in caplog.text
-    options["case"] = "lower"
-    summary = pseudo_label(shar, tmp_path / "lower", FakeTranscriber(), **options)
+    lower = TranscriptFilter(tokenizer=tokenizer, case="lower")
+    summary = pseudo_label(shar, tmp_path / "lower", FakeTranscriber(), lower)
     assert summary.counts == {"unknown tokens": 18}
     assert set(texts(tmp_path / "lower").values()) == {""}
     (warning,) = (r.getMessage() for r in caplog.records if r.levelname == "WARNING")
@@ -332,8 +334,8 @@ def test_few_unknown_tokens_are_counted_without_a_warning(
             return [FakeTranscript(text, -0.1) for _ in waves]
 
     caplog.set_level("INFO")
-    options = {"tokenizer": tokenizer, "language": "fr", "batch_size": 1}
-    summary = pseudo_label(shar, tmp_path / "out", Mixed(), **options)
+    french = TranscriptFilter(language="fr", tokenizer=tokenizer)
+    summary = pseudo_label(shar, tmp_path / "out", Mixed(), french, batch_size=1)
     assert summary.counts == {"labelled": 9, "unknown tokens": 9}
     assert set(texts(tmp_path / "out").values()) == {"", "YES"}
     assert "É (U+00C9) 18" in caplog.text

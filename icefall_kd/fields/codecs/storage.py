@@ -10,9 +10,9 @@ import io
 import json
 import logging
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
@@ -197,57 +197,60 @@ def get_codecs(
         were written with a codec that is missing.
       OSError: if the disk cannot hold the field, or rank 0 failed.
     """
-    specs = {n: codec_for_kind(output.kind, codec) for n, output in outputs.items()}
-    trained = {n: spec for n, spec in specs.items() if find_codec(spec)[0].trained}
-    codecs = {n: make_codec(spec) for n, spec in specs.items() if n not in trained}
-    if not trained:
+    codecs: dict[str, Codec] = {}
+    wanted: dict[str, _Wanted] = {}
+    for name, output in outputs.items():
+        spec = codec_for_kind(output.kind, codec)
+        if find_codec(spec)[0].trained:
+            origin = {
+                "output": output.fingerprint,
+                "frames": num_frames,
+                "options": training_options(spec, options or {}),
+            }
+            # As it is read back: JSON turns tuples into lists.
+            wanted[name] = _Wanted(spec, output, json.loads(json.dumps(origin)))
+        else:
+            codecs[name] = make_codec(spec)
+    if not wanted:
         return codecs
     if world.is_main:
         if codec_dir is not None and as_path(codec_dir) != as_path(shar_dir):
-            _copy_codecs(codec_dir, shar_dir, trained, outputs, overwrite)
+            _copy_codecs(codec_dir, shar_dir, wanted, overwrite)
         else:
-            origins = {
-                n: _make_origin(outputs[n], spec, num_frames, options or {})
-                for n, spec in trained.items()
-            }
-            _train_missing(
-                shar_dir, teachers, trained, outputs, origins, may_train, overwrite
-            )
-    _wait_for_main(world)
-    for name, spec in trained.items():
-        codecs[name], _ = _read_fitting(shar_dir, name, spec, outputs[name])
+            _train_missing(shar_dir, teachers, wanted, may_train, overwrite)
+    try:
+        world.barrier()
+    except RuntimeError as e:  # torch raises it for a timeout and for a dead process
+        raise OSError(
+            "rank 0 did not finish training the codec: see its own error message; "
+            f"without one, it took too long ({e})"
+        ) from e
+    for name in wanted:
+        codecs[name], _ = _read_fitting(shar_dir, name, wanted[name])
     return codecs
 
 
-def _make_origin(
-    output: Output, spec: str, num_frames: int, options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return a codec's origin as :func:`read_origin` returns it.
+class _Wanted(NamedTuple):
+    """The trained codec that a field needs; ``origin`` as :func:`read_origin`."""
 
-    Raises:
-      ValueError: if an option is unknown.
-    """
-    origin = {
-        "output": output.fingerprint,
-        "frames": num_frames,
-        "options": training_options(spec, options),
-    }
-    return json.loads(json.dumps(origin))
+    spec: str
+    output: Output
+    origin: dict[str, Any]
 
 
 def _read_fitting(
-    shar_dir: Pathlike, field: str, spec: str, output: Output
+    shar_dir: Pathlike, field: str, wanted: _Wanted
 ) -> tuple[Codec, dict[str, Any]]:
     """Read a codec and its origin; raise ValueError if it does not fit the field."""
     codec, origin = _read(shar_dir, field)
     path = codec_path(shar_dir, field)
-    if codec.spec != spec:
+    if codec.spec != wanted.spec:
         raise ValueError(
-            f"{path} holds codec '{codec.spec}', not '{spec}'; give --codec "
+            f"{path} holds codec '{codec.spec}', not '{wanted.spec}'; give --codec "
             f"{codec.spec}, another --field, or --overwrite"
         )
-    wanted = json.loads(json.dumps(output.fingerprint))
-    differences = fingerprint_differences(wanted, origin.get("output", wanted))
+    output = wanted.origin["output"]
+    differences = fingerprint_differences(output, origin.get("output", output))
     if differences:
         raise ValueError(
             f"{path} was trained on another teacher's output: {'; '.join(differences)}."
@@ -260,12 +263,11 @@ def _read_fitting(
 def _copy_codecs(
     source: Pathlike,
     shar_dir: Pathlike,
-    specs: Mapping[str, str],
-    outputs: Mapping[str, Output],
+    wanted: Mapping[str, _Wanted],
     overwrite: bool,
 ) -> None:
     """Copy another set's codecs to ``shar_dir``."""
-    found = {n: _read_fitting(source, n, spec, outputs[n]) for n, spec in specs.items()}
+    found = {name: _read_fitting(source, name, wanted[name]) for name in wanted}
     for name, (codec, origin) in found.items():
         path = codec_path(shar_dir, name)
         if overwrite or not path.is_file():
@@ -280,65 +282,61 @@ def _copy_codecs(
 def _train_missing(
     shar_dir: Pathlike,
     teachers: Sequence[Teacher],
-    specs: Mapping[str, str],
-    outputs: Mapping[str, Output],
-    origins: Mapping[str, Mapping[str, Any]],
+    wanted: Mapping[str, _Wanted],
     may_train: bool,
     overwrite: bool,
 ) -> None:
-    """Train and save the codecs that are missing, all on the same sample of audio.
-
-    ``overwrite`` also replaces codecs of another origin, but not those that a killed
-    run with the same options has trained.
-    """
+    """Train and save the codecs that are missing, all on the same sample of audio."""
     missing = [
         name
-        for name, spec in specs.items()
-        if not codec_path(shar_dir, name).is_file()
-        or (
-            overwrite
-            and may_train
-            and not _has_origin(shar_dir, name, spec, origins[name])
-        )
+        for name in wanted
+        if not _is_reusable(shar_dir, name, wanted[name], overwrite and may_train)
     ]
-    if missing and not may_train:
+    if not missing:
+        return
+    if not may_train:
         raise FileNotFoundError(
             f"{codec_path(shar_dir, missing[0])} is missing: jobs with --shards must "
             "share one codec. Run the same command once before them with "
             "--train-codec-only instead of --shards"
         )
     for name in missing:
-        _check_training(shar_dir, name, specs[name], outputs[name], overwrite)
-    needed: list[Teacher] = [t for t in teachers if set(missing) & set(t.outputs)]
-    if not needed:
-        return
-    num_frames = max(origins[name]["frames"] for name in missing)
+        _check_training(shar_dir, name, wanted[name], overwrite)
+    needed = [t for t in teachers if set(missing) & set(t.outputs)]
+    num_frames = max(wanted[name].origin["frames"] for name in missing)
     frames = sample_frames(shar_dir, needed, num_frames)
     for name in missing:
+        spec, _, origin = wanted[name]
         logging.info(
-            "training codec %s of %s on %d frames", specs[name], name, len(frames[name])
+            "training codec %s of %s on %d frames", spec, name, len(frames[name])
         )
-        codec = train_codec(specs[name], frames[name], **origins[name]["options"])
-        save_codec(codec, shar_dir, name, origins[name])
+        codec = train_codec(spec, frames[name], **origin["options"])
+        save_codec(codec, shar_dir, name, origin)
 
 
-def _has_origin(
-    shar_dir: Pathlike, field: str, spec: str, origin: Mapping[str, Any]
+def _is_reusable(
+    shar_dir: Pathlike, field: str, wanted: _Wanted, overwrite: bool
 ) -> bool:
+    """Return whether a stored codec need not be trained again.
+
+    With ``overwrite``, only that of a killed run with the same options is reused.
+    """
+    if not overwrite:
+        return codec_path(shar_dir, field).is_file()
     try:
-        codec, found = _read(shar_dir, field)
+        codec, origin = _read(shar_dir, field)
     except (FileNotFoundError, ValueError):
         return False
-    return codec.spec == spec and found == origin
+    return codec.spec == wanted.spec and origin == wanted.origin
 
 
 def _check_training(
-    shar_dir: Pathlike, field: str, spec: str, output: Output, overwrite: bool
+    shar_dir: Pathlike, field: str, wanted: _Wanted, overwrite: bool
 ) -> None:
     """Check that a codec can be trained and used, before minutes are spent on it.
 
-    The disk is checked here too: a field whose old codec was replaced could not be
-    decoded any more if the disk were then too full for the new shards.
+    The disk is checked too: if it were too full for the new shards, the old ones could
+    not be decoded any more without their codec.
 
     Raises:
       ValueError: if the field has shards of another codec, unless ``overwrite``; if
@@ -346,33 +344,21 @@ def _check_training(
       FileNotFoundError: if the field has shards of this codec, unless ``overwrite``.
       OSError: if the disk cannot hold the field.
     """
-    cls, size = find_codec(spec)
-    untrained = cls(size, {})
+    cls, size = find_codec(wanted.spec)
+    per_frame = cls(size, {}).bytes_per_frame(wanted.output.dim)
     cls.import_packages()
     for path in (state_path(shar_dir, field, shard) for shard in shard_ids(shar_dir)):
         if overwrite or not path.is_file():
             continue
         codec = load_shard_state(path).codec
-        if codec != spec:
+        if codec != wanted.spec:
             raise ValueError(
-                f"{shar_dir}: field '{field}' has codec '{codec}', not '{spec}'; give "
-                f"--codec {codec}, another --field, or --overwrite to replace the field"
+                f"{shar_dir}: field '{field}' has codec '{codec}', not '{wanted.spec}';"
+                f" give --codec {codec}, another --field, or --overwrite to replace it"
             )
         raise FileNotFoundError(
             f"{codec_path(shar_dir, field)} is missing, and finished shards need it: "
             "copy it back, or give --overwrite to extract them again"
         )
-    per_frame = untrained.bytes_per_frame(output.dim)
-    check_disk(
-        shar_dir, {field: predict_bytes(measure_volume([shar_dir]), output, per_frame)}
-    )
-
-
-def _wait_for_main(world: World) -> None:
-    try:
-        world.barrier()
-    except RuntimeError as e:  # torch raises it for a timeout and for a dead process
-        raise OSError(
-            "rank 0 did not finish training the codec: see its own error message; "
-            f"without one, it took too long ({e})"
-        ) from e
+    volume = measure_volume([shar_dir])
+    check_disk(shar_dir, {field: predict_bytes(volume, wanted.output, per_frame)})
