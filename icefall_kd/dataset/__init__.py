@@ -1,1 +1,1 @@
-"""Batches for training: streams of cuts, sampling, collating, fields."""
+"""Batches for training: stream of cuts, sampler, features, fields."""

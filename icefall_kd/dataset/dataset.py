@@ -31,7 +31,7 @@ BUFFER_SIZE = 8000
 
 
 class BatchDataset(Dataset):
-    """Compute the features, texts and tokens of a batch; a worker's part of it.
+    """Compute the features, texts and tokens of batches; runs in workers.
 
     Attributes:
       epoch: seeds the masks of SpecAugment; :class:`Loader` sets it.
@@ -246,10 +246,10 @@ class Loader:
 
 
 class _PrefetchSampler:
-    """Remember the batches that workers are loading.
+    """Pass the cuts of each batch to workers, and keep them until the batch returns.
 
-    Workers get the cuts without fields: to send the frames to another process and back
-    costs more than to read them here, and the operating system reads them ahead.
+    Workers get cuts without fields.  This process reads the frames, which is cheaper
+    than to send them to workers and back; the operating system prefetches them.
 
     Attributes:
       pending: (state of the sampler after the batch, cuts, cuts without fields).

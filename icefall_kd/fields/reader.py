@@ -54,8 +54,8 @@ class Join:
       stored_as: shard -> its exceptions, see
         :func:`icefall_kd.fields.join.match_keys`; None for a shard without targets.
         Shards that join are absent.
-      num_cuts, num_missing: cuts in the folder, and those without a target.
-      missing: ids of the first five of these.
+      num_cuts: in the folder.
+      missing: ids of the cuts without a target.
     """
 
     problems: Problems = field(default_factory=dict)
@@ -63,7 +63,6 @@ class Join:
         default_factory=dict
     )
     num_cuts: int = 0
-    num_missing: int = 0
     missing: list[str] = field(default_factory=list)
 
     def add(
@@ -77,12 +76,10 @@ class Join:
         for kind, cases in problems.items():
             self.problems.setdefault(kind, []).extend(cases)
         self.stored_as[shard] = stored_as
-        missing = [
+        self.num_cuts += len(cut_ids)
+        self.missing += [
             i for i in cut_ids if stored_as is None or stored_as.get(i, i) is None
         ]
-        self.num_cuts += len(cut_ids)
-        self.num_missing += len(missing)
-        self.missing += missing[: _EXAMPLES - len(self.missing)]
 
 
 def check_field(
@@ -184,14 +181,15 @@ def _join_partly(
             cut_ids = [key[0] for key in read_keys(cuts_path(shar_dir, shard))]
             join.add(shard, cut_ids, {}, None)
         join.problems = {"no field": [str(e)]}
+    examples = join.missing[:_EXAMPLES]
     if join.problems:
         logging.warning(
             "%s: field '%s': %d of %d cuts have no target%s\n%s",
             shar_dir,
             name,
-            join.num_missing,
+            len(join.missing),
             join.num_cuts,
-            f", for example {'; '.join(join.missing)}" if join.missing else "",
+            f", for example {'; '.join(examples)}" if examples else "",
             describe_problems(join.problems),
         )
     return join

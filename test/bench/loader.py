@@ -1,17 +1,16 @@
-"""What do the teachers' fields cost the loader of training?
+"""Measure the cost of teachers' fields in the loader of training.
 
     python test/bench/loader.py [--codecs fp16 int8] [--workers 0 2] [--profile]
 
-Reads the same cuts with the fields of two teachers and without, in turn, and prints one
-JSON object.  ``throughput`` is the loader's with the fields over that without: the
-median over the rounds, each of which reads both.  It is given by the clock and by the
-processor's time, which other programs disturb less.  Decoding on the CPU and padding
-are included; ``stored`` is the same up to there, which is what the loader does where
-another device decodes.  Not collected by pytest.
+Reads the same cuts with and without the fields of two teachers, and prints one JSON
+object.  ``throughput`` is the ratio of the throughput with fields to that without,
+padding and decompression on the CPU included: the median over rounds that read both, by
+wall time and by processor time, which other programs disturb less.  ``stored`` is the
+ratio without decompression, for training on another device.  Not collected by pytest.
 
-The fields are made first, from the recipe's own cuts by its own teachers (prepare.sh,
-and stage 0 of teachers.sh), in a temporary folder, or in ``--folder`` to be used again.
-``--profile`` prints instead where the time goes with the first codec.
+Needs the cuts and teachers of the recipe (prepare.sh, and stage 0 of teachers.sh).
+Extracts the fields into a temporary folder, or into ``--folder`` for later calls.
+``--profile`` prints the time of each function with the first codec instead.
 """
 
 import argparse
@@ -64,15 +63,24 @@ def parse() -> argparse.Namespace:
     p.add_argument("--workers", nargs="+", type=int, default=[0, 2])
     p.add_argument("--cuts", type=int, default=300)
     p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--max-duration", type=float, default=60.0, help="s in a batch")
-    p.add_argument("--no-spec-augment", action="store_true", help="plain features")
-    p.add_argument("--folder", type=Path, help="of the fields; absent: a temporary one")
+    p.add_argument(
+        "--max-duration",
+        type=float,
+        default=60.0,
+        help="seconds in a batch (default: 60)",
+    )
+    p.add_argument(
+        "--no-spec-augment", action="store_true", help="do not mask features"
+    )
+    p.add_argument(
+        "--folder", type=Path, help="folder of the fields (default: temporary)"
+    )
     p.add_argument("--profile", action="store_true")
     return p.parse_args()
 
 
 def build(file: Path) -> list[Teacher]:
-    """Return the teachers of a recipe, whose paths are relative to its folder."""
+    """Return the teachers of a recipe; their paths are relative to its folder."""
     here = os.getcwd()
     os.chdir(Path(file).resolve().parents[1])
     try:
@@ -85,7 +93,7 @@ def build(file: Path) -> list[Teacher]:
 
 
 def write_fields(folder: Path, args: argparse.Namespace) -> list[str]:
-    """Write the cuts once for each codec, with all fields; return the fields' names."""
+    """Write the cuts with all fields for each codec; return the fields' names."""
     cuts = list(open_shar(args.shar_dir).subset(first=args.cuts))
     teachers = build(args.teachers)
     for codec in args.codecs:
@@ -102,7 +110,7 @@ def loader_of(
     args: argparse.Namespace,
     decode: bool = True,
 ) -> Loader:
-    """Return the loader as training has it, or one that decodes nothing."""
+    """Return the loader of training, with or without decompression."""
     codecs = load_codecs(folder, fields)
     loader = Loader(
         open_stream([folder], fields, shuffle=True),
@@ -117,13 +125,13 @@ def loader_of(
 
 
 def processor_time() -> float:
-    """Return the s of the processor that this process and its former workers took."""
+    """Return the processor time of this process and its workers, in seconds."""
     used = [resource.getrusage(who) for who in WHOSE]
     return sum(u.ru_utime + u.ru_stime for u in used)
 
 
 def read(loader: Loader) -> dict[str, float]:
-    """Read an epoch; return the s by the clock, of the processor, and of audio."""
+    """Read an epoch; return wall time, processor time and audio in seconds."""
     before, clock = processor_time(), time.perf_counter()
     frames = sum(int(batch["feature_lens"].sum()) for batch in loader)
     return {
@@ -136,7 +144,7 @@ def read(loader: Loader) -> dict[str, float]:
 def compare(
     folder: Path, fields: Sequence[str], workers: int, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Return the throughput with fields over that without, and its parts."""
+    """Return the ratios of the throughputs, and the throughputs."""
     loaders = {
         "without": loader_of(folder, (), workers, args),
         "stored": loader_of(folder, fields, workers, args, decode=False),
@@ -156,7 +164,7 @@ def compare(
 
 
 def profile(folder: Path, fields: Sequence[str], args: argparse.Namespace) -> None:
-    """Print the functions that take the time of the loader."""
+    """Print the time of each function of the loader."""
     loader = loader_of(folder, fields, 0, args)
     read(loader)
     profiler = cProfile.Profile()
@@ -165,9 +173,9 @@ def profile(folder: Path, fields: Sequence[str], args: argparse.Namespace) -> No
 
 
 def main() -> None:
-    """Make the fields, then read them."""
+    """Extract the fields, then read them."""
     args = parse()
-    tune_cpu()  # as bin.train does: else the padded fields' pages cost the most
+    tune_cpu()  # as bin.train does; without it, page faults of padded fields dominate
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         root = args.folder or Path(temporary)
