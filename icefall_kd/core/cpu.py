@@ -110,61 +110,50 @@ def tune_cpu() -> None:
     torch.set_num_threads(default_num_threads())
 
 
-def keep_freed_memory(one_arena: bool = False) -> bool:
-    """Make glibc reuse freed memory instead of returning it to the system.
+def keep_freed_memory(one_arena: bool = False) -> None:
+    """Make glibc, if it is the C library, reuse freed memory.
 
-    By default glibc maps each large tensor anew, and the system clears its pages: 1.6
-    ns for each element, more than most operations.
+    By default it returns the memory of each large tensor to the system, which clears
+    the pages of the next one: 1.6 ns for each element, more than most operations.
 
     Args:
       one_arena: whether other threads use the main thread's arena.  Their own arenas
         return blocks above 64 MB.  CTranslate2 computes in such a thread: encoding 28 s
         with Whisper base took 29 ms of CPU for each second of audio, and 15 ms with
         this function (int8, AMD EPYC).
-    Returns:
-      whether the C library is glibc, and accepted it.
     """
     if platform.libc_ver()[0] != "glibc":
-        return False
+        return
     libc = ctypes.CDLL(None)
     if one_arena:
         libc.mallopt(M_ARENA_MAX, 1)
-    return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, -1))
+    if libc.mallopt(M_MMAP_MAX, 0):
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def release_freed_memory() -> bool:
-    """Return freed memory, which many block sizes fragment, to the system.
-
-    Returns:
-      whether the C library is glibc and released memory.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    return bool(ctypes.CDLL(None).malloc_trim(0))
+def release_freed_memory() -> None:
+    """Make glibc return freed memory to the system; many block sizes fragment it."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
-def enable_mkl_avx() -> bool:
+def enable_mkl_avx() -> None:
     """Make the MKL of torch 1.13 use AVX-512 or AVX2 on processors not from Intel.
 
-    It uses SSE there by default: 40 GFLOP/s of matrix products on a core that reaches
-    115 with AVX2 and 215 with AVX-512 (AMD EPYC).  It has no effect after the first
-    matrix product, nor on child processes.
-
-    Returns:
-      whether MKL uses them, by this call or by the user's MKL_DEBUG_CPU_TYPE.
+    MKL uses SSE there by default: 40 GFLOP/s of matrix products on a core that reaches
+    115 with AVX2 and 215 with AVX-512 (AMD EPYC).  The call has no effect after the
+    first matrix product, nor on child processes, nor if MKL_DEBUG_CPU_TYPE is set.
     """
     import torch
 
-    old = "Math Kernel Library Version 2020" in torch.__config__.show()
-    name = find_mkl_cpu_type(_cpuinfo()) if old else None
-    if name is None:
-        return False
-    if "MKL_DEBUG_CPU_TYPE" not in os.environ:
-        os.environ["MKL_DEBUG_CPU_TYPE"] = MKL_CPU_TYPES[name]
-        torch.ones(2, 2).mm(torch.ones(2, 2))  # MKL reads the variable here, once
-        del os.environ["MKL_DEBUG_CPU_TYPE"]
-        logging.info("matrix products use %s", name)
-    return True
+    is_old = "Math Kernel Library Version 2020" in torch.__config__.show()
+    name = find_mkl_cpu_type(_read_cpuinfo()) if is_old else None
+    if name is None or "MKL_DEBUG_CPU_TYPE" in os.environ:
+        return
+    os.environ["MKL_DEBUG_CPU_TYPE"] = MKL_CPU_TYPES[name]
+    torch.ones(2, 2).mm(torch.ones(2, 2))  # MKL reads the variable once, here
+    del os.environ["MKL_DEBUG_CPU_TYPE"]
+    logging.info("matrix products use %s", name)
 
 
 def find_mkl_cpu_type(cpuinfo: str) -> Optional[str]:
@@ -182,7 +171,7 @@ def find_mkl_cpu_type(cpuinfo: str) -> Optional[str]:
     return "AVX2" if {"avx2", "fma"} <= flags else None
 
 
-def _cpuinfo() -> str:
+def _read_cpuinfo() -> str:
     try:
         return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

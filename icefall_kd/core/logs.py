@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import Optional, TypeVar
+from typing import Any, Optional, TypeVar
 
 from tqdm import tqdm
 
@@ -21,11 +21,15 @@ def setup_logging(level: int = logging.INFO) -> None:
 
 
 class LogFile:
-    """A copy of the log in a file; records before :meth:`open` are buffered."""
+    """Copy the log of a ``with`` block to a file.
+
+    Records before :meth:`open` are buffered.  An error that ends the block is the last
+    line of the file.
+    """
 
     def __init__(self) -> None:
         # No record flushes the buffer before there is a file.
-        self._memory = MemoryHandler(10_000, logging.CRITICAL + 1, flushOnClose=False)
+        self._buffer = MemoryHandler(10_000, logging.CRITICAL + 1, flushOnClose=False)
 
     def open(self, folder: Path, name: str, rank: int = 0, size: int = 1) -> None:
         """Open ``<folder>/<name>-<date>``, with ``-<rank>`` if ``size`` > 1."""
@@ -35,40 +39,32 @@ class LogFile:
         file = logging.FileHandler(folder / f"{name}-{date}{suffix}", encoding="utf-8")
         file.setFormatter(logging.Formatter(FORMAT))
         file.handleError = self._stop  # type: ignore[method-assign]
-        self._memory.setTarget(file)
-        self._memory.flush()
-        self._memory.capacity = 1  # write each record at once
+        self._buffer.setTarget(file)
+        self._buffer.flush()
+        self._buffer.capacity = 1  # write each record at once
 
     def _stop(self, record: logging.LogRecord) -> None:
         """Stop writing the file, for example on a full disk."""
-        logging.getLogger().removeHandler(self._memory)
+        logging.getLogger().removeHandler(self._buffer)
         logging.warning("cannot write the log file; this log continues on stderr")
 
-    def close(self) -> None:
-        """Write the buffered records and close the file."""
-        if self._memory.target is not None:
-            self._memory.flush()
+    def __enter__(self) -> "LogFile":
+        logging.getLogger().addHandler(self._buffer)
+        return self
+
+    def __exit__(self, kind: Any, error: Optional[BaseException], trace: Any) -> None:
+        if error is not None:
+            text = f"ended by {type(error).__name__}: {error}"
+            record = logging.LogRecord(
+                "root", logging.ERROR, __file__, 0, text, (), None
+            )
+            self._buffer.handle(record)
+        logging.getLogger().removeHandler(self._buffer)
+        if self._buffer.target is not None:
+            self._buffer.flush()
             with contextlib.suppress(OSError):
-                self._memory.target.close()
-        self._memory.close()
-
-
-@contextlib.contextmanager
-def copy_log_to_file() -> Iterator[LogFile]:
-    """Copy the log of the block to a file; an error of the block is the last line."""
-    file = LogFile()
-    root = logging.getLogger()
-    root.addHandler(file._memory)
-    try:
-        yield file
-    except BaseException as e:
-        text = f"ended by {type(e).__name__}: {e}"
-        record = logging.LogRecord("root", logging.ERROR, __file__, 0, text, (), None)
-        file._memory.handle(record)
-        raise
-    finally:
-        root.removeHandler(file._memory)
-        file.close()
+                self._buffer.target.close()
+        self._buffer.close()
 
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ import yaml
 from icefall_kd.core.config import to_dict
 from icefall_kd.core.distributed import close_world, init_world, pick_device
 from icefall_kd.core.files import lock_folder, remove_temporary_files, write_text
-from icefall_kd.core.logs import LogFile, copy_log_to_file
+from icefall_kd.core.logs import LogFile
 from icefall_kd.training.checkpoint import load_newest_checkpoint
 from icefall_kd.training.config import TrainConfig
 from icefall_kd.training.interruptions import PeerWatch, StopRequest
@@ -34,7 +34,7 @@ def train(config: TrainConfig) -> None:
         non-finite batches, or if another process of the job is lost.
       TrainingInterruptedError: after SIGINT or SIGTERM, once a checkpoint is written.
     """
-    with copy_log_to_file() as log:
+    with LogFile() as log:
         _train(config, log)
 
 

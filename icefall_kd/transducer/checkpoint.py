@@ -63,7 +63,7 @@ def check_head(
         )
 
 
-def untrained_parts(info: Mapping[str, Any]) -> set:
+def untrained_parts(info: Mapping[str, Any]) -> set[str]:
     """Return the parts of heads with initial random weights; empty if unknown.
 
     Args:
@@ -78,7 +78,7 @@ def untrained_parts(info: Mapping[str, Any]) -> set:
     return untrained - trained_parts(info)
 
 
-def trained_parts(info: Mapping[str, Any]) -> set:
+def trained_parts(info: Mapping[str, Any]) -> set[str]:
     """Return the parts that the run of a checkpoint trained, without the encoder.
 
     Args:
@@ -86,7 +86,7 @@ def trained_parts(info: Mapping[str, Any]) -> set:
     """
     if "trained_parts" in info:
         return set(info["trained_parts"])
-    parts: set = set()
+    parts: set[str] = set()
     for name, options in info["config"]["terms"].items():
         if not options or options.get("weight", 1.0) <= 0:
             continue
