@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from icefall_kd.core.frames import pack_topk
-from icefall_kd.teachers import Output, TeacherOutput
+from icefall_kd.teachers import Output, Teacher, TeacherOutput
 
 FRAME = 320  # samples
 VOCABULARY = 6
@@ -14,7 +14,7 @@ LOUD = 4  # the token of frames above THRESHOLD; the others are blank
 THRESHOLD = 0.05  # root mean square
 
 
-class Loudness:
+class Loudness(Teacher):
     """Fields: ``loudness``, of kind "embedding", and ``loud_ctc``, of kind "ctc"."""
 
     name = "loudness"

@@ -201,9 +201,8 @@ class LiveTeachers:
         batch["fields"] = {}
         for teacher in self.teachers:
             rows: dict[str, list[Tensor]] = {}
-            needs_text = getattr(teacher, "needs_text", False)
             for first, last in _split_batch(lens):
-                texts = (batch["text"][first:last],) if needs_text else ()
+                texts = (batch["text"][first:last],) if teacher.needs_text else ()
                 width = int(lens[first:last].max())
                 with torch.no_grad():
                     outputs = teacher.forward(

@@ -141,7 +141,7 @@ def extract(
     check_cuts(
         (audio_shard(shar_dir, shard) for shard in own),
         str(shar_dir),
-        labelled=any(getattr(t, "needs_text", False) for t in teachers),
+        labelled=any(t.needs_text for t in teachers),
     )
     if not overwrite:
         check_foreign_arrays(shar_dir, outputs)

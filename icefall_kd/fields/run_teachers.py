@@ -103,7 +103,7 @@ def run_teachers_on_batch(
     results: list[Arrays] = [{} for _ in waves]
     for teacher in teachers:
         arguments = [padded, lens]
-        if getattr(teacher, "needs_text", False):
+        if teacher.needs_text:
             arguments.append(list(texts or [""] * len(waves)))
         for field, output in teacher.forward(*arguments).items():
             for row, n in enumerate(output.lens.tolist()):

@@ -147,6 +147,7 @@ def extracted(asterisk, tiny, tmp_path_factory):
     extract(folder, [tiny])
     eight = SimpleNamespace(
         name="eight",
+        needs_text=False,
         outputs={"eight": tiny.outputs[tiny.name]},
         forward=lambda *audio: {"eight": tiny.forward(*audio)[tiny.name]},
     )

@@ -9,7 +9,7 @@ from icefall_kd.fields.codecs import make_codec
 from icefall_kd.fields.extract import extract
 from icefall_kd.fields.reader import load_field, open_shar
 from icefall_kd.fields.run_teachers import run_teachers
-from icefall_kd.teachers import build_teachers
+from icefall_kd.teachers import Teacher, build_teachers
 
 FIELD = "whisper_tiny_en"
 
@@ -32,7 +32,7 @@ def test_order_and_values_do_not_depend_on_the_batches(
 def test_batches_are_not_longer_than_the_maximum(pristine_shar, tiny):
     shapes = []
 
-    class Recorder:
+    class Recorder(Teacher):
         def forward(self, waves, lens):
             shapes.append(waves.shape)
             return tiny.forward(waves, lens)
