@@ -170,16 +170,3 @@ def state_batch_dims(num_states: int) -> list[int]:
             "2 more"
         )
     return list(LAYER_BATCH_AXES) * layers + [0, 0]
-
-
-def stack_states(states: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Concatenate the states of streams or batches into the states of one batch."""
-    dims = state_batch_dims(len(states[0]))
-    return [torch.cat(parts, dim=dim) for dim, *parts in zip(dims, *states)]
-
-
-def unstack_states(states: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Split the states of a batch into the states of each stream, of batch size 1."""
-    dims = state_batch_dims(len(states))
-    split = [state.split(1, dim=dim) for state, dim in zip(states, dims)]
-    return [list(stream) for stream in zip(*split)]
