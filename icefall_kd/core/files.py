@@ -145,8 +145,8 @@ def write_atomically(path: Pathlike) -> Iterator[Path]:
 def move_file(source: Pathlike, target: Pathlike) -> None:
     """Move a file within a file system or store, or to another file system.
 
-    An existing ``target`` is replaced atomically.  Several processes may move the same
-    file at the same time.
+    An existing ``target`` is replaced; it is never incomplete.  Several processes may
+    move the same file at the same time.
     """
     source, target = as_path(source), as_path(target)
     try:

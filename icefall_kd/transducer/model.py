@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from icefall_kd import BLANK_ID, LOG_EPS
+from icefall_kd import LOG_EPS
 from icefall_kd.core.config import ModelConfig
 from icefall_kd.core.frames import make_pad_mask
 from icefall_kd.zipformer import streaming
@@ -36,17 +36,12 @@ class Decoder(nn.Module):
       decoder_dim: D, a multiple of 4.
       context_size: number of previous tokens that the next token depends on; the
         convolution is absent when it is 1.
-      blank_id: id of the blank, which is also the context at the start.
     Raises:
       ValueError: if ``context_size`` or ``decoder_dim`` is invalid.
     """
 
     def __init__(
-        self,
-        vocab_size: int,
-        decoder_dim: int,
-        context_size: int = 2,
-        blank_id: int = BLANK_ID,
+        self, vocab_size: int, decoder_dim: int, context_size: int = 2
     ) -> None:
         super().__init__()
         if context_size < 1:
@@ -59,7 +54,6 @@ class Decoder(nn.Module):
             )
         self.vocab_size = vocab_size
         self.context_size = context_size
-        self.blank_id = blank_id
         self.embedding = nn.Embedding(vocab_size, decoder_dim)
         # Averaging models works only while the magnitudes do not drift.
         limits = dict(min_positive=0.0, max_positive=1.0, min_abs=0.5, max_abs=1.0)
