@@ -25,6 +25,7 @@ class Codec:
       trained: True if the codec has a state that is trained on frames.
       packages: packages that training and encoding import.
       kinds: kinds of teacher output that it can store.
+      bytes_per_value: of codecs without a size.
       options: training options and their defaults.
     """
 
@@ -33,6 +34,7 @@ class Codec:
     trained: ClassVar[bool] = False
     packages: ClassVar[tuple[str, ...]] = ()
     kinds: ClassVar[tuple[str, ...]] = ("embedding",)
+    bytes_per_value: ClassVar[float] = 1.0
     options: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, size: Optional[int], state: Mapping[str, np.ndarray]) -> None:
@@ -121,25 +123,20 @@ class Codec:
 
     def bytes_per_frame(self, dim: int) -> float:
         """Return the bytes of a stored frame of ``dim`` values."""
-        raise NotImplementedError
+        return float(self.size) if self.sized else self.bytes_per_value * dim
 
-
-def check_finite(x: np.ndarray, spec: str) -> None:
-    """Raise ValueError if a value of ``x`` is not finite."""
-    if not np.isfinite(x).all():
-        raise ValueError(
-            f"the teacher's output has a value that is not finite; {spec} cannot store "
-            "it"
-        )
-
-
-def check_dim(x: np.ndarray, dim: int, spec: str) -> None:
-    """Raise ValueError if ``x`` is not (T, dim)."""
-    if x.ndim != 2 or x.shape[1] != dim:
-        raise ValueError(
-            f"frames are {x.shape}, but {spec} was trained on frames of {dim} values; "
-            "it belongs to another teacher"
-        )
+    def check_frames(self, x: np.ndarray) -> None:
+        """Raise ValueError if ``x`` is not finite, or W is not that of the training."""
+        if not np.isfinite(x).all():
+            raise ValueError(
+                "the teacher's output has a value that is not finite; "
+                f"{self.spec} cannot store it"
+            )
+        if self.trained and x.shape[1:] != self._state["mean"].shape:
+            raise ValueError(
+                f"frames are {x.shape}, but {self.spec} was trained on frames of "
+                f"{len(self._state['mean'])} values; it belongs to another teacher"
+            )
 
 
 def check_num_frames(frames: np.ndarray, centroids: int, spec: str) -> None:

@@ -28,13 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from icefall_kd.fields.codecs.base import (
-    Codec,
-    check_dim,
-    check_finite,
-    check_num_frames,
-    mean_and_std,
-)
+from icefall_kd.fields.codecs.base import Codec, check_num_frames, mean_and_std
 
 CODEBOOK_SIZE = 256
 SIZES = (1, 2, 4, 8, 16, 32)  # numbers of codebooks that the package can train
@@ -135,8 +129,7 @@ class Mvq(Codec):
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         """See :class:`Codec`."""
-        check_finite(x, self.spec)
-        check_dim(x, len(self._state["mean"]), self.spec)
+        self.check_frames(x)
         z = torch.from_numpy((x - self._state["mean"]) / self._state["std"])
         if self._quantizer is None:
             self._quantizer = self._make_quantizer().to(_device())
@@ -169,10 +162,6 @@ class Mvq(Codec):
         for n, table in enumerate(constants["tables"]):
             x += embedding(stored[..., n].long(), table)
         return x
-
-    def bytes_per_frame(self, dim: int) -> float:
-        """See :class:`Codec`."""
-        return float(self.size)
 
 
 def _device() -> torch.device:

@@ -27,13 +27,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from icefall_kd.fields.codecs.base import (
-    Codec,
-    check_dim,
-    check_finite,
-    check_num_frames,
-    mean_and_std,
-)
+from icefall_kd.fields.codecs.base import Codec, check_num_frames, mean_and_std
 
 CENTROIDS = 256  # per sub-quantiser: one byte
 _ADVISED_FRAMES = 39  # per centroid; with fewer, faiss warns
@@ -109,8 +103,7 @@ class Pq(Codec):
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         """See :class:`Codec`."""
-        check_finite(x, self.spec)
-        check_dim(x, len(self._state["mean"]), self.spec)
+        self.check_frames(x)
         if self._quantizer is None:
             self._quantizer = self._make_quantizer()
         z = (x - self._state["mean"]) / self._state["std"]
@@ -121,10 +114,6 @@ class Pq(Codec):
         constants = self.constants_on(stored.device)
         y = embedding(stored + constants["offsets"], constants["centroids"])
         return y.flatten(-2) @ constants["inverse"] + constants["mean"]
-
-    def bytes_per_frame(self, dim: int) -> float:
-        """See :class:`Codec`."""
-        return float(self.size)
 
     def _make_quantizer(self) -> Any:
         (faiss,) = self.import_packages()

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from icefall_kd.fields.codecs.base import Codec, check_dim, check_finite
+from icefall_kd.fields.codecs.base import Codec
 
 _LEVELS = 127
 _CLIPPED = 1e-4  # largest share of a dimension's values that int8 clips
@@ -16,6 +16,7 @@ class Fp16(Codec):
     """Half precision: 2 bytes per value, relative error below 5e-4."""
 
     name = "fp16"
+    bytes_per_value = 2.0
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         """See :class:`Codec`; values beyond 65504 are out of range."""
@@ -31,10 +32,6 @@ class Fp16(Codec):
     def decode_tensor(self, stored: Tensor) -> Tensor:
         """See :class:`Codec`."""
         return stored.float()
-
-    def bytes_per_frame(self, dim: int) -> float:
-        """See :class:`Codec`."""
-        return 2.0 * dim
 
 
 class Int8(Codec):
@@ -66,8 +63,7 @@ class Int8(Codec):
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         """See :class:`Codec`."""
-        check_finite(x, self.spec)
-        check_dim(x, len(self._state["mean"]), self.spec)
+        self.check_frames(x)
         q = np.rint((x - self._state["mean"]) / self._state["scale"])
         return np.clip(q, -_LEVELS, _LEVELS).astype(np.int8)
 
@@ -78,10 +74,6 @@ class Int8(Codec):
         x *= constants["scale"]
         x += constants["mean"]
         return x
-
-    def bytes_per_frame(self, dim: int) -> float:
-        """See :class:`Codec`."""
-        return float(dim)
 
 
 class TopK(Codec):
@@ -94,10 +86,11 @@ class TopK(Codec):
 
     name = "topk"
     kinds = ("ctc", "path")
+    bytes_per_value = 2.0
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         """See :class:`Codec`; ids above 65535 are out of range."""
-        check_finite(x, self.spec)
+        self.check_frames(x)
         k = x.shape[1] // 2
         ids, values = x[:, :k], x[:, k:]
         if ids.size and not (0 <= ids.min() and ids.max() < 1 << 16):
@@ -118,7 +111,3 @@ class TopK(Codec):
         ids = ids[..., 0].float() + 256.0 * ids[..., 1].float()
         values = values.flatten(-2).contiguous().view(torch.float16).float()
         return torch.cat([ids, values], dim=-1)
-
-    def bytes_per_frame(self, dim: int) -> float:
-        """See :class:`Codec`."""
-        return 2.0 * dim
