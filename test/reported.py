@@ -1,4 +1,4 @@
-"""Systems as decoding and training leave them, by the package's own writers."""
+"""Write the files of decoded and trained systems, and parse the report page."""
 
 from collections.abc import Sequence
 from html.parser import HTMLParser
@@ -35,8 +35,14 @@ def decoded(
 ) -> Path:
     """Write a result in which the first ``wrong`` utterances lack their last word.
 
-    The checkpoint is that of ``finetune`` beside ``folder``; ``more`` goes into the
-    JSON.
+    Args:
+      folder: folder of the result; its checkpoint is in ``finetune`` next to it.
+      wrong: number of utterances with one error.
+      options, chunking: of decoding.
+      refs: words of each utterance.
+      prefix: of the suffix in the file names.
+      set_name: name of the set.
+      more: further keys of the JSON.
     """
     found = [
         Recognition(f"u{i}", list(ref), list(ref[:-1] if i < wrong else ref))
@@ -58,19 +64,19 @@ def decoded(
 def trained(
     folder: Path, losses: Sequence[float], epochs: int = 0, **config
 ) -> list[dict]:
-    """Write what a run of an epoch for each of ``losses`` on dev leaves.
+    """Write the files of a training run.
 
     Args:
-      folder: of the run.
-      losses: of dev; on train it is twice as high.
-      epochs: that were asked for; 0: as many as there are losses.
+      folder: folder of the run.
+      losses: loss on dev after each epoch; the loss on train is twice as high.
+      epochs: planned epochs; 0: the number of losses.
       config: further options of training.
     Returns:
       the lines of metrics.jsonl for dev.
     """
     folder.mkdir(parents=True)
-    asked = TrainConfig(str(folder), num_epochs=epochs or len(losses), **config)
-    write_text(folder / "config.yaml", yaml.safe_dump(to_dict(asked)))
+    config = TrainConfig(str(folder), num_epochs=epochs or len(losses), **config)
+    write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config)))
     write_json(folder / "environment.json", {"commit": "abcdef123456"})
     writer = MetricsWriter(folder, 0, 0, tensorboard=False)
     dev = []
@@ -84,18 +90,18 @@ def trained(
 
 
 def train_set(*names: str) -> DataConfig:
-    """Return the data of a run on ``names``."""
+    """Return the configuration of data with these training sets."""
     return DataConfig(train=names)
 
 
 class Page(HTMLParser):
-    """A page taken apart.
+    """A parsed page.
 
     Attributes:
-      tags: (name, attributes) of every element in its order.
-      scripts: text of every script element.
-      tables: of each table its rows, of each row its (text, attributes) cells.
-      text: all that is not in a script or style.
+      tags: (name, attributes) of each element.
+      scripts, styles: text of each script and style element.
+      tables: for each table its rows, for each row its (text, attributes) cells.
+      text: text outside of scripts and styles.
     """
 
     def __init__(self, source: str) -> None:
@@ -108,7 +114,7 @@ class Page(HTMLParser):
         self._open: list[str] = []
         self.feed(source)
         self.close()
-        assert self._open == []  # whatever was opened is closed
+        assert self._open == []  # every element is closed
 
     def handle_starttag(self, tag: str, attrs) -> None:
         self.tags.append((tag, dict(attrs)))
@@ -142,6 +148,6 @@ class Page(HTMLParser):
             self.tables[-1][-1][-1] = (text + data, attrs)
 
     def rows(self, table: int) -> list[dict[str, tuple]]:
-        """Return the rows of a table, each {header: (text, attributes)}."""
+        """Return the rows of a table as {header: (text, attributes)}."""
         header, *rows = self.tables[table]
         return [dict(zip((text for text, _ in header), row)) for row in rows]
