@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from recipe import filling
+from recipe import locked_recipe
 
 
 @contextlib.contextmanager
@@ -64,7 +64,7 @@ def pytest_fixture_setup(fixturedef, request):
 
 def prepare(*options: str) -> Path:
     """Run the recipe's own stages; what is done already takes no time."""
-    with filling() as folder:
+    with locked_recipe() as folder:
         command = ["bash", str(folder / "prepare.sh"), *options]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:

@@ -1,9 +1,9 @@
-"""Tests of what holds for the stack of requirements.txt alone."""
+"""A mark for tests of the versions in requirements.txt."""
 
 import pytest
 import torch
 
-of_the_pins = pytest.mark.skipif(
+pinned_only = pytest.mark.skipif(
     torch.__version__.split("+")[0] != "1.13.1",
-    reason="what is asked of the pins is not asked of another stack",
+    reason="applies to the versions of requirements.txt only",
 )

@@ -1,7 +1,7 @@
 """Fixtures: the real Whisper tiny.en, fetched as the recipe's stage 0 does."""
 
 import pytest
-from recipe import filling
+from recipe import locked_recipe
 
 from icefall_kd.teachers import build_teacher
 from icefall_kd.teachers.fetch import fetch_teacher
@@ -10,7 +10,7 @@ from icefall_kd.teachers.fetch import fetch_teacher
 @pytest.fixture(scope="session")
 def tiny_dir():
     """Folder of Whisper tiny.en."""
-    with filling() as recipe:
+    with locked_recipe() as recipe:
         folder = recipe / "download/teachers/whisper_tiny_en"
         fetch_teacher("whisper_tiny_en", folder)
     return folder

@@ -21,8 +21,8 @@ def load_script(name: str, corpus: str = "asterisk") -> ModuleType:
 
 
 @contextlib.contextmanager
-def filling() -> Iterator[Path]:
-    """Yield the folder, to one of the processes that run the tests at a time."""
+def locked_recipe() -> Iterator[Path]:
+    """Yield the folder to one process at a time."""
     lock = RECIPE / "data/.tests.lock"
     lock.parent.mkdir(exist_ok=True)
     with open(lock, "w", encoding="utf-8") as f:

@@ -1,11 +1,11 @@
-"""What a training run wrote to its metrics.jsonl."""
+"""Read metrics.jsonl of a training run."""
 
 import json
 from pathlib import Path
 
 
 def metrics(config, kind="train"):
-    """Lines of the run without what depends on the machine's speed."""
+    """Return the lines of one kind, without the speed of the machine."""
     lines = (Path(config.exp_dir) / "metrics.jsonl").read_text().splitlines()
     lines = [json.loads(line) for line in lines]
     return [

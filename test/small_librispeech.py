@@ -1,4 +1,4 @@
-"""Fixtures: a folder as LibriSpeech is unpacked, made of real prompts."""
+"""A small corpus in the layout of LibriSpeech, with Asterisk prompts."""
 
 import shutil
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from lhotse import CutSet
 
-# Part -> speakers and the utterances of each.
+# Part -> ids of its speakers.
 SPEAKERS = {
     "train-clean-100": (19, 26),
     "train-clean-360": (14,),
@@ -14,11 +14,11 @@ SPEAKERS = {
     "dev-other": (116,),
     "test-clean": (61,),
 }
-UTTERANCES = 6
+UTTERANCES = 6  # of each speaker
 
 
-def unpack(recipe: Path, folder: Path) -> Path:
-    """Lay prompts of 1 to 4 s into ``folder``/LibriSpeech, as the release does."""
+def write_corpus(recipe: Path, folder: Path) -> Path:
+    """Write prompts of 1 to 4 s to ``folder``/LibriSpeech, and return ``folder``."""
     cuts = CutSet.from_file(recipe / "data/manifests/train.jsonl.gz")
     prompts = (cut for cut in cuts if 1.0 < cut.duration < 4.0)
     for part, speakers in SPEAKERS.items():
@@ -38,5 +38,5 @@ def unpack(recipe: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def librispeech(asterisk, tmp_path_factory):
-    """The folder that has LibriSpeech/ in it; not to be written to."""
-    return unpack(asterisk, tmp_path_factory.mktemp("corpus"))
+    """Return the folder that contains LibriSpeech/; tests must not write to it."""
+    return write_corpus(asterisk, tmp_path_factory.mktemp("corpus"))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Optional
 
 import pytest
-from pinned import of_the_pins
+from pinned import pinned_only
 
 ROOT = Path(__file__).resolve().parents[2]
 UNDEFINED = "undefined symbol: _ZN3c106detail14torchCheckFail"
@@ -126,7 +126,7 @@ def test_this_environment_has_no_problems():
 
 
 @pytest.mark.slow
-@of_the_pins
+@pinned_only
 @pytest.mark.parametrize("name", MISMATCHES)
 def test_a_mismatch_has_one_remedy_and_a_failing_status(name, overlay_runs):
     done = overlay_runs[name]
@@ -138,7 +138,7 @@ def test_a_mismatch_has_one_remedy_and_a_failing_status(name, overlay_runs):
 
 
 @pytest.mark.slow
-@of_the_pins
+@pinned_only
 def test_a_crash_leaves_the_packages_after_it_reported(overlay_runs):
     table = overlay_runs["k2_that_aborts"].stdout
     assert "signal 6" in table

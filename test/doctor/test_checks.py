@@ -4,14 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
-from pinned import of_the_pins
+from pinned import pinned_only
 
 from icefall_kd.doctor import checks as rules
 from icefall_kd.doctor.checks import diagnose, numbers
 from icefall_kd.doctor.packages import PACKAGES, Finding
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = of_the_pins
+pytestmark = pinned_only
 
 
 def working() -> dict:

@@ -102,6 +102,7 @@ def cuts_of(recipe, name):
     return list(CutSet.from_shar(in_dir=recipe.folder / "data/shar" / name))
 
 
+@pytest.mark.slow
 def test_only_labelled_sets_have_texts_and_three_speeds(prepared):
     cuts = cuts_of(prepared, LABELLED)
     assert len(cuts) == 3 * 2 * UTTERANCES
@@ -117,6 +118,7 @@ def test_only_labelled_sets_have_texts_and_three_speeds(prepared):
     assert not list(prepared.folder.rglob("*.flac"))
 
 
+@pytest.mark.slow
 def test_a_second_preparation_writes_nothing(prepared, librispeech):
     data = prepared.folder / "data"
     before = {p: p.stat().st_mtime_ns for p in data.rglob("*")}
@@ -125,6 +127,7 @@ def test_a_second_preparation_writes_nothing(prepared, librispeech):
     assert {p: p.stat().st_mtime_ns for p in data.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_student_trains_on_unlabelled_audio_and_its_pseudo_labels(extracted):
     student = extracted.folder / "conf/tiny.yaml"
     student.write_text(STUDENT)
@@ -173,6 +176,7 @@ def zipformer(extracted):
     return extracted
 
 
+@pytest.mark.slow
 def test_a_zipformer_teacher_writes_ctc_and_path_fields(zipformer):
     tokenizer = Tokenizer(zipformer.folder / f"data/lang_bpe_{VOCAB}/bpe.model")
     for name in (LABELLED, *(f"{name}_whisper" for name in UNLABELLED), "dev-other"):
@@ -192,6 +196,7 @@ def test_a_zipformer_teacher_writes_ctc_and_path_fields(zipformer):
                 assert tokens == tokenizer.encode(cut.supervisions[0].text), cut.id
 
 
+@pytest.mark.slow
 def test_a_student_trains_on_paths_and_lattices(zipformer):
     student = zipformer.folder / "conf/tiny_kd.yaml"
     student.write_text(STUDENT)
