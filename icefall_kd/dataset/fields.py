@@ -116,10 +116,16 @@ def collate_field(cuts: CutSet, name: str, missing: str = "error") -> dict[str, 
         found.append(find_frames(cut, name))
         shifts.add(cut.custom[name].frame_shift)
     if len(shifts) > 1:
-        raise ValueError(f"field '{name}' has several frame shifts: {sorted(shifts)}")
+        raise ValueError(
+            f"field '{name}': the sets have several frame shifts, {sorted(shifts)}. "
+            "Extract it with one teacher for all sets"
+        )
     kinds = {(f.dtype, f.shape[1:]) for f in found if f is not None}
     if len(kinds) > 1:
-        raise ValueError(f"field '{name}' has frames of several kinds: {kinds}")
+        raise ValueError(
+            f"field '{name}': the sets have several types and shapes of a frame, "
+            f"{kinds}. Extract it with one codec for all sets"
+        )
     dtype, shape = kinds.pop() if kinds else (np.dtype(np.float32), (0,))
     lens = [0 if f is None else f.shape[0] for f in found]
     out = np.empty((len(lens), max(lens), *shape), dtype)

@@ -123,29 +123,27 @@ class FieldBuilder:
         """
         sizes: list[int] = []
         start = time.perf_counter()
-        found = find_complete_shards(
-            self._shar_dir,
-            [(self.name, shard) for shard in shards],
-            full=full,
-            num_threads=num_threads,
-            progress=sizes.append,
-        )
-        for (_, shard), fingerprint in found.items():
-            if fingerprint == self.fingerprint:
+        for shard, state in find_complete_shards(
+            self._shar_dir, self.name, shards, full=full, num_threads=num_threads
+        ):
+            sizes.append(state.bytes)
+            if state.fingerprint == self.fingerprint:
                 self.finished.add(shard)
             elif not overwrite:
-                differences = fingerprint_differences(self.fingerprint, fingerprint)
+                differences = fingerprint_differences(
+                    self.fingerprint, state.fingerprint
+                )
                 raise ValueError(
                     f"{self._shar_dir}: field '{self.name}' has another fingerprint: "
                     f"{'; '.join(differences)}. Give another --field, or --overwrite "
                     "to replace it"
                 )
-        if found:
+        if sizes:
             megabytes, elapsed = sum(sizes) / 1e6, time.perf_counter() - start
             logging.info(
                 "%s: %d shards of field '%s' are complete (%.1f MB, %s, %.0f MB/s)",
                 self._shar_dir,
-                len(found),
+                len(sizes),
                 self.name,
                 megabytes,
                 "SHA-256 verified" if full else "size verified",

@@ -5,13 +5,14 @@ SHA-256, unless skipped) and its keys join the cuts.  Extraction, reading, copyi
 ``fields ls`` and ``fields verify`` all use these checks.
 """
 
+import functools
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 from icefall_kd.core.files import Pathlike, sha256_file
 from icefall_kd.data.shar import fields_dir
@@ -37,8 +38,6 @@ from icefall_kd.fields.join import (
 # A temporary file, see icefall_kd.core.files: host (optional), process, final name.
 _PARTIAL = re.compile(r"\.(?:[A-Za-z0-9-]+\.)?\d+\.partial\.(.+)")
 _NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\.(?:(\d+)\.(tar|json)|(json|codec\.npz))")
-
-FieldShard = tuple[str, str]  # field, shard
 
 
 def check_tar(tar: Path, num_bytes: int, sha256: Optional[str] = None) -> str:
@@ -110,30 +109,23 @@ def load_complete_state(
 
 def find_complete_shards(
     shar_dir: Pathlike,
-    shards: Sequence[FieldShard],
+    field: str,
+    shards: Sequence[str],
     *,
     full: bool = True,
     num_threads: int = 1,
-    progress: Optional[Callable[[int], None]] = None,
-) -> dict[FieldShard, dict[str, Any]]:
-    """Return the fingerprint of each complete shard.
+) -> Iterator[tuple[str, ShardState]]:
+    """Yield (shard, state) of the complete ones of ``shards``.
 
     Args:
-      shards: those to check.
       full: False skips the SHA-256.
       num_threads: that hash in parallel.
-      progress: called with the bytes of each complete shard.
     """
-
-    def check(shard: FieldShard) -> Optional[dict[str, Any]]:
-        state = load_complete_state(shar_dir, *shard, full=full)
-        if state is not None and progress is not None:
-            progress(state.bytes)
-        return None if state is None else state.fingerprint
-
+    load = functools.partial(load_complete_state, shar_dir, field, full=full)
     with ThreadPoolExecutor(num_threads) as pool:
-        found = zip(shards, pool.map(check, shards))
-        return {s: fingerprint for s, fingerprint in found if fingerprint is not None}
+        for shard, state in zip(shards, pool.map(load, shards)):
+            if state is not None:
+                yield shard, state
 
 
 @dataclass
