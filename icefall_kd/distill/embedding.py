@@ -19,7 +19,7 @@ the choices as ablations; separate projections and normalised targets are ours).
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +32,14 @@ from icefall_kd.distill.regression import (
     regress,
     select_losses,
 )
-from icefall_kd.distill.term import StudentOutput, Term, TermOutput, find_targets
+from icefall_kd.distill.term import (
+    StudentOutput,
+    Term,
+    TermOutput,
+    check_not_negative,
+    find_targets,
+)
 from icefall_kd.transducer.model import get_encoder_dim
-
-CHOICES = ("all", "random", "average")
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,7 @@ class EmbeddingConfig:
       weight: of the term in the loss.
       teachers: Shar field -> weight of this teacher; 0 turns it off.
       losses: weight of each frame loss: l1, l2, cosine.
-      delay: frames of 40 ms by which the student lags behind the teacher in batches
-        with chunks; there is no lag with full context.
+      delay: lag of the student in batches with chunks, frames of 40 ms.
       choose: "all" teachers, one drawn at "random" for each utterance, or their
         "average", which needs embeddings of equal dimension.
     """
@@ -56,7 +59,7 @@ class EmbeddingConfig:
     teachers: dict[str, float] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=lambda: {"l1": 1.0})
     delay: int = 0
-    choose: str = "all"
+    choose: Literal["all", "random", "average"] = "all"
 
 
 class EmbeddingTerm(Term):
@@ -80,13 +83,7 @@ class EmbeddingTerm(Term):
                 f"weight, got teachers {config.teachers} and losses {config.losses}. "
                 "Remove the term to train without it"
             )
-        if config.delay < 0:
-            raise ValueError(f"terms.embedding.delay: {config.delay} is negative")
-        if config.choose not in CHOICES:
-            raise ValueError(
-                f"terms.embedding.choose: unknown '{config.choose}'. Available: "
-                f"{', '.join(CHOICES)}"
-            )
+        check_not_negative(config, "terms.embedding", "delay")
         if config.choose != "all" and min(self.teachers.values()) < 0:
             raise ValueError(
                 f"terms.embedding.teachers: {config.teachers} has a negative weight, "

@@ -32,6 +32,7 @@ from icefall_kd.distill.term import (
     Term,
     TermOutput,
     check_kind,
+    check_not_negative,
     find_non_finite,
     find_targets,
     list_skipped_targets,
@@ -51,8 +52,7 @@ class EssenceConfig:
       mass: probability to reach, 0 to 1; None selects ``size`` tokens.
       temperature: above 1 flattens the teachers' distribution.
       token_weight: of frames whose best token is not blank; other frames have 1.
-      delay: frames of 40 ms by which the student lags behind the teachers in batches
-        with chunks; there is no lag with full context.
+      delay: lag of the student in batches with chunks, frames of 40 ms.
     """
 
     weight: float = 0.5
@@ -80,10 +80,9 @@ class EssenceTerm(Term):
         """
         if not config.teachers:
             raise ValueError("terms.essence.teachers is empty. Name fields of kind ctc")
-        for option, least in (("delay", 0), ("token_weight", 0), ("size", 1)):
-            value = getattr(config, option)
-            if value is not None and value < least:
-                raise ValueError(f"terms.essence.{option}: {value} is below {least}")
+        check_not_negative(config, "terms.essence", "delay", "token_weight")
+        if config.size is not None and config.size < 1:
+            raise ValueError(f"terms.essence.size: {config.size} is below 1")
         try:
             frame = torch.zeros(1, config.size or 1)
             select_essence(frame, config.size, config.mass, config.temperature)

@@ -14,7 +14,7 @@ like the teacher, so a copy of the teacher has no loss.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -32,12 +32,12 @@ from icefall_kd.distill.term import (
     Term,
     TermOutput,
     check_kind,
+    check_not_negative,
     find_targets,
 )
 from icefall_kd.transducer.model import get_stack_dims
 from icefall_kd.zipformer.subsampling import conv2d_subsampling_lens
 
-PROJECT = ("auto", "always")
 _STACK_FRAMES = 2  # frames of a stack for each frame of the encoder's output
 # Minimum std of a dimension relative to the mean std.  Without projection, dimensions
 # that are almost constant in the teacher would dominate the loss.
@@ -57,15 +57,14 @@ class HiddenConfig:
       losses: weight of each frame loss: l1, l2, cosine.
       project: "auto" projects stacks of another dimension than the teacher, "always"
         projects all.
-      delay: frames of 40 ms by which the student lags behind the teacher in batches
-        with chunks; there is no lag with full context.
+      delay: lag of the student in batches with chunks, frames of 40 ms.
     """
 
     weight: float = 1.0
     stacks: dict[int, str] = field(default_factory=dict)
     stack_weights: dict[int, float] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=lambda: {"l2": 1.0})
-    project: str = "auto"
+    project: Literal["auto", "always"] = "auto"
     delay: int = 0
 
 
@@ -98,13 +97,7 @@ class HiddenTerm(Term):
                 f"stacks {config.stacks} and losses {config.losses}. Remove the term "
                 "to train without it"
             )
-        if config.project not in PROJECT:
-            raise ValueError(
-                f"terms.hidden.project: unknown '{config.project}'. Available: "
-                f"{', '.join(PROJECT)}"
-            )
-        if config.delay < 0:
-            raise ValueError(f"terms.hidden.delay: {config.delay} is negative")
+        check_not_negative(config, "terms.hidden", "delay")
         self.shares = {i: w / total for i, w in weights.items() if w != 0}
         self.config = config
         self.fields = tuple(dict.fromkeys(config.stacks[i] for i in self.shares))

@@ -13,7 +13,7 @@ intermediate CTC, Lee and Watanabe, 2021, arXiv:2102.03216.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, Literal, Optional
 
 from torch import Tensor, nn
 
@@ -30,6 +30,7 @@ from icefall_kd.distill.term import (
     Term,
     TermOutput,
     check_kind,
+    check_not_negative,
     find_non_finite,
     find_targets,
     list_skipped_texts,
@@ -54,8 +55,7 @@ class InterCtcConfig:
       teacher: Shar field of kind ``ctc``; None trains the heads without a teacher.
       kd_weight: lambda, weight of the distance to the teacher.
       distance: "l2" of probabilities, or "kl".
-      delay: frames of 40 ms by which the student lags behind the teacher in batches
-        with chunks; there is no lag with full context.
+      delay: lag of the student in batches with chunks, frames of 40 ms.
     """
 
     weight: float = 1.0
@@ -63,7 +63,7 @@ class InterCtcConfig:
     final: bool = True
     teacher: Optional[str] = None
     kd_weight: float = 0.25
-    distance: str = "l2"
+    distance: Literal["l2", "kl"] = "l2"
     delay: int = 0
 
 
@@ -83,15 +83,7 @@ class InterCtcTerm(Term):
         """
         if not config.stacks and not config.final:
             raise ValueError("terms.inter_ctc has no head. Set stacks, or final: true")
-        if config.distance not in DISTANCES:
-            raise ValueError(
-                f"terms.inter_ctc.distance: unknown '{config.distance}'. Available: "
-                f"{', '.join(DISTANCES)}"
-            )
-        for option in ("delay", "kd_weight"):
-            value = getattr(config, option)
-            if value < 0:
-                raise ValueError(f"terms.inter_ctc.{option}: {value} is negative")
+        check_not_negative(config, "terms.inter_ctc", "delay", "kd_weight")
         self.config = config
         self.needs_stacks = bool(config.stacks)
         self.trains = ("ctc_output",) if config.final else ()

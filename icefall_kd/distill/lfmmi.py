@@ -26,6 +26,7 @@ from icefall_kd.distill.term import (
     Term,
     TermOutput,
     check_kind,
+    check_not_negative,
     find_non_finite,
     find_targets,
     list_skipped_targets,
@@ -47,8 +48,7 @@ class LfmmiConfig:
       graph: file written by ``icefall_kd.bin.make_denominator``.
       scale: of both log-probabilities on the graph; below 1 softens the occupancies.
       output_beam: pruning beam; paths worse than the best by more are left out.
-      delay: frames of 40 ms by which the student lags behind the teacher in batches
-        with chunks; there is no lag with full context.
+      delay: lag of the student in batches with chunks, frames of 40 ms.
     """
 
     weight: float = 0.5
@@ -120,8 +120,7 @@ class LfmmiTerm(Term):
         ):
             if not getattr(config, option):
                 raise ValueError(f"terms.lfmmi.{option} is empty. Name {content}")
-        if config.delay < 0:
-            raise ValueError(f"terms.lfmmi.delay: {config.delay} is negative")
+        check_not_negative(config, "terms.lfmmi", "delay")
         for option in ("scale", "output_beam"):
             value = getattr(config, option)
             if value <= 0:

@@ -22,6 +22,7 @@ from icefall_kd.distill.term import (
     Term,
     TermOutput,
     check_kind,
+    check_not_negative,
     find_non_finite,
     find_targets,
     list_skipped_targets,
@@ -38,8 +39,7 @@ class OneBestConfig:
     Attributes:
       weight: of the term in the loss.
       teacher: Shar field of kind ``path``.
-      shift: frames of 40 ms by which the student lags behind the teacher in batches
-        with chunks; there is no lag with full context.
+      shift: lag of the student in batches with chunks, frames of 40 ms.
       warm_steps: updates over which the term's weight rises from 0.
     """
 
@@ -68,10 +68,7 @@ class OneBestTerm(Term):
             raise ValueError(
                 "terms.one_best.teacher is empty. Name a field of kind path"
             )
-        for option in ("shift", "warm_steps"):
-            value = getattr(config, option)
-            if value < 0:
-                raise ValueError(f"terms.one_best.{option}: {value} is negative")
+        check_not_negative(config, "terms.one_best", "shift", "warm_steps")
         self.config = config
         self.fields = (config.teacher,)
 

@@ -169,6 +169,21 @@ def zero_output(
     return TermOutput(zero, 0, skipped=skipped)
 
 
+def check_not_negative(config: Any, group: str, *options: str) -> None:
+    """Check that options are at least 0.
+
+    Args:
+      config: dataclass of the options.
+      group:  name of the group for the error message, for example "terms.ctc".
+    Raises:
+      ValueError: if an option is negative.
+    """
+    for option in options:
+        value = getattr(config, option)
+        if value < 0:
+            raise ValueError(f"{group}.{option}: {value} is negative")
+
+
 def find_non_finite(values: Tensor) -> list[int]:
     """Return the indexes n for which ``values[n]`` is not finite throughout."""
     finite = torch.isfinite(values.detach())

@@ -1,8 +1,8 @@
 """Teachers: models that compute targets from audio.
 
 To add a teacher, write a subclass of :class:`~icefall_kd.teachers.protocol.Teacher` and
-add a builder to :data:`TEACHERS`.  Extraction, fields and terms need no change.  A
-builder imports its libraries when it is called.
+add it to :data:`TEACHERS`.  Extraction, fields and terms need no change.  Import
+optional packages in the constructor.
 """
 
 import inspect
@@ -11,7 +11,12 @@ from typing import Any, Callable, Optional, Union
 
 from icefall_kd.core.distributed import check_device
 from icefall_kd.core.files import Pathlike
+from icefall_kd.teachers.ensemble import Ensemble
+from icefall_kd.teachers.hugging_face import HuggingFace
 from icefall_kd.teachers.protocol import KINDS, Output, Teacher, TeacherOutput
+from icefall_kd.teachers.vocab_teacher import VocabularyTeacher
+from icefall_kd.teachers.whisper_ct2 import WhisperCt2
+from icefall_kd.teachers.zipformer import ZipformerTeacher
 
 __all__ = [
     "KINDS",
@@ -23,60 +28,21 @@ __all__ = [
     "build_teachers",
 ]
 
-
-def _build_whisper_ct2(name: str, model_dir: Pathlike, **options: Any) -> Teacher:
-    from icefall_kd.teachers.whisper_ct2 import WhisperCt2
-
-    return WhisperCt2(name, model_dir, **options)
-
-
-def _build_hugging_face(name: str, model_dir: Pathlike, **options: Any) -> Teacher:
-    from icefall_kd.teachers.hugging_face import HuggingFace
-
-    return HuggingFace(name, model_dir, **options)
-
-
-def _build_zipformer(name: str, model_dir: Pathlike, **options: Any) -> Teacher:
-    from icefall_kd.teachers.zipformer import ZipformerTeacher
-
-    return ZipformerTeacher(name, model_dir, **options)
-
-
-def _build_vocab_teacher(
-    name: str, model_dir: Union[Pathlike, Sequence[Pathlike]], **options: Any
-) -> Teacher:
-    from icefall_kd.teachers.vocab_teacher import VocabularyTeacher
-
-    return VocabularyTeacher(name, model_dir, **options)
-
-
-def _build_ensemble(
-    name: str,
-    members: Mapping[str, Mapping[str, Any]],
-    weights: Optional[Mapping[str, float]] = None,
-    topk: Optional[int] = None,
-    **defaults: Any,
-) -> Teacher:
-    from icefall_kd.teachers.ensemble import Ensemble
-
-    teachers = build_teachers({n: {**defaults, **m} for n, m in members.items()})
-    return Ensemble(name, teachers, weights, topk)
-
-
+# Family -> class, or a function that returns a teacher.
 TEACHERS: dict[str, Callable[..., Teacher]] = {
     # OpenAI Whisper for CTranslate2: the two models of bin.fetch_teacher, and a folder
     # of any other size.
-    "whisper_tiny_en": _build_whisper_ct2,
-    "whisper_base": _build_whisper_ct2,
-    "whisper_ct2": _build_whisper_ct2,
+    "whisper_tiny_en": WhisperCt2,
+    "whisper_base": WhisperCt2,
+    "whisper_ct2": WhisperCt2,
     # Encoders of wav2vec 2.0, HuBERT, WavLM, data2vec-audio and Whisper.
-    "hugging_face": _build_hugging_face,
+    "hugging_face": HuggingFace,
     # A Zipformer of this project or of icefall.
-    "zipformer": _build_zipformer,
+    "zipformer": ZipformerTeacher,
     # A recogniser over other teachers' embeddings, in the student's tokens.
-    "vocab_teacher": _build_vocab_teacher,
+    "vocab_teacher": VocabularyTeacher,
     # The average of several teachers.
-    "ensemble": _build_ensemble,
+    "ensemble": Ensemble,
 }
 
 # Former name of a family -> its name.
@@ -110,14 +76,13 @@ def build_teacher(
             f"{', '.join(sorted(TEACHERS))}"
         )
     check_device(str(options.get("device", "cpu")))
-    builder = TEACHERS[family]
     if model_dir is not None:
         options["model_dir"] = model_dir
     try:
-        inspect.signature(builder).bind(name, **options)
+        inspect.signature(TEACHERS[family]).bind(name, **options)
     except TypeError as e:
         raise ValueError(f"family '{family}': {e}") from e
-    return builder(name, **options)
+    return TEACHERS[family](name, **options)
 
 
 def build_teachers(descriptions: Mapping[str, Mapping[str, Any]]) -> list[Teacher]:

@@ -40,9 +40,10 @@ class Ensemble(Teacher):
 
     Args:
       name:    of the ensemble and its averaged fields.
-      members: two or more, with different names.
+      members: two or more teachers, see :func:`icefall_kd.teachers.build_teachers`.
       weights: member -> positive weight; they are normalised to a sum of 1.
       topk:    tokens in a frame of an averaged "ctc"; None is the members' maximum.
+      defaults: options of members that do not set them.
     Raises:
       ValueError: if there are too few members, the weights do not match them or have
         nothing to average, or two fields have one name.
@@ -51,22 +52,27 @@ class Ensemble(Teacher):
     def __init__(
         self,
         name: str,
-        members: Sequence[Teacher],
+        members: Mapping[str, Mapping[str, Any]],
         weights: Optional[Mapping[str, float]] = None,
         topk: Optional[int] = None,
+        **defaults: Any,
     ) -> None:
+        from icefall_kd.teachers import build_teachers
+
         if len(members) < 2:
             raise ValueError(
                 f"members: {len(members)} given. An ensemble needs two or more"
             )
         self.name = name
-        self.needs_text = any(m.needs_text for m in members)
-        self._members = list(members)
+        self._members = build_teachers(
+            {n: {**defaults, **m} for n, m in members.items()}
+        )
+        self.needs_text = any(m.needs_text for m in self._members)
         self._topk = topk
         self._averages: dict[str, list[_Part]] = {}
         self.outputs: dict[str, Output] = {}
-        shares = normalise_weights([m.name for m in members], weights)
-        for suffix, parts in _group_outputs(members, shares).items():
+        shares = normalise_weights(list(members), weights)
+        for suffix, parts in _group_outputs(self._members, shares).items():
             outputs = [part.output for part in parts]
             if len(parts) == len(members) and can_average(outputs):
                 self._averages[name + suffix] = parts

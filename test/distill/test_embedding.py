@@ -189,7 +189,6 @@ def test_utterances_that_are_not_finite_are_listed(student, infos, batch):
         ({"teachers": {}}, "at least one teacher"),
         ({"losses": {"l1": 0.0}}, "at least one teacher"),
         ({"delay": -1}, "terms.embedding.delay: -1"),
-        ({"choose": "best"}, "terms.embedding.choose: .*'best'.*average"),
         ({"choose": "random", "teachers": {"wise": -1.0}}, "teachers: .*negative"),
     ],
 )

@@ -194,7 +194,6 @@ def test_frames_at_the_rate_of_the_stacks_are_copied_and_others_averaged():
         ({"stack_weights": {0: -1.0}}, "stack_weights: .*negative"),
         ({"losses": {"l2": 0.0}}, "at least one stack and one loss"),
         ({"losses": {"l9": 1.0}}, "terms.hidden.losses: .*l9"),
-        ({"project": "never"}, "terms.hidden.project: .*never"),
         ({"delay": -1}, "terms.hidden.delay: -1"),
         ({"stacks": {2: "near"}, "stack_weights": {}}, "no stack 2, there are 2"),
     ],

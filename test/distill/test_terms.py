@@ -9,6 +9,7 @@ from term_inputs import LENS, TOKENS
 from icefall_kd.distill import TERMS, TermsConfig, build_terms
 from icefall_kd.distill.term import Term, TermOutput
 from icefall_kd.distill.transducer import CtcConfig, TransducerConfig, TransducerTerm
+from icefall_kd.training.config import parse_config
 
 
 @pytest.fixture
@@ -43,6 +44,19 @@ def test_every_term_has_its_options_in_the_configuration():
     for name, term in TERMS.items():
         assert term.name == name
         assert {f.name for f in dataclasses.fields(term.options)} >= {"weight"}
+
+
+@pytest.mark.parametrize(
+    "option, choices",
+    [
+        ("embedding.choose", "all.*random.*average"),
+        ("hidden.project", "auto.*always"),
+        ("inter_ctc.distance", "l2.*kl"),
+    ],
+)
+def test_an_unknown_choice_is_refused_with_the_available_ones(option, choices):
+    with pytest.raises(ValueError, match=f"terms.{option}.*{choices}"):
+        parse_config(["--exp-dir", "x", f"--terms.{option}", "l9"])
 
 
 def test_terms_of_weight_zero_are_off():

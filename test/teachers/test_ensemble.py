@@ -16,7 +16,7 @@ from icefall_kd.fields.extract import extract
 from icefall_kd.fields.format import load_field_info
 from icefall_kd.fields.reader import load_field, open_shar
 from icefall_kd.teachers import build_teacher, build_teachers
-from icefall_kd.teachers.ensemble import Ensemble, can_average, shortest_lens
+from icefall_kd.teachers.ensemble import can_average, shortest_lens
 from icefall_kd.teachers.protocol import Output
 from icefall_kd.transducer.checkpoint import save_pretrained
 
@@ -248,15 +248,17 @@ def test_invalid_options_are_refused(checkpoint, other, options, message):
         ensemble_of(pair(checkpoint, other), **options)
 
 
-def test_an_ensemble_needs_members(checkpoint, tiny):
+def test_an_ensemble_needs_members(checkpoint):
+    with pytest.raises(ValueError, match="'whisper_ct2'.*no_such_option"):
+        build_teacher("whisper_ct2", checkpoint, no_such_option=1)
     with pytest.raises(ValueError, match="'ensemble'.*members"):
         build_teacher("ensemble")
     with pytest.raises(ValueError, match="teacher 'x': family 'ensemble'.*'members'"):
         build_teachers({"x": {"family": "ensemble"}})
     with pytest.raises(ValueError, match="members: 1"):
-        Ensemble("both", [tiny])
+        ensemble_of({"a": {"family": "zipformer", "model_dir": checkpoint}})
     with pytest.raises(ValueError, match="teacher 'a': family 'zipformer'.*model_dir"):
-        ensemble_of({"a": {"family": "zipformer"}})
+        ensemble_of({"a": {"family": "zipformer"}, "b": {"family": "zipformer"}})
 
 
 def test_an_ensemble_is_extracted_and_refused_for_other_vocabularies(
