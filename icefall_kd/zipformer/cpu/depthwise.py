@@ -124,16 +124,16 @@ def compute_image_weight_grad(
     Returns:
       (C, KH, KW), float32 at least.
     """
-    above, beside = padding
-    high = x.shape[2] + 2 * above - grad.shape[2] + 1
-    wide = x.shape[3] + 2 * beside - grad.shape[3] + 1
-    sums = widen(x.new_zeros(x.shape[1], high, wide))
-    for image, taps in zip(x.split(1), grad):
-        image = F.pad(image, (0, 0, above, above))
-        for first in range(0, taps.shape[1], IMAGE_ROWS):
-            rows = image[:, :, first : first + IMAGE_ROWS + high - 1]
-            part = taps[:, first : first + IMAGE_ROWS].unsqueeze(1)
-            sums += _convolve(rows, part, None, (0, beside))[0]
+    pad_height, pad_width = padding
+    kernel_height = x.shape[2] + 2 * pad_height - grad.shape[2] + 1
+    kernel_width = x.shape[3] + 2 * pad_width - grad.shape[3] + 1
+    sums = widen(x.new_zeros(x.shape[1], kernel_height, kernel_width))
+    for image, image_grad in zip(x.split(1), grad):
+        image = F.pad(image, (0, 0, pad_height, pad_height))
+        for first in range(0, image_grad.shape[1], IMAGE_ROWS):
+            rows = image[:, :, first : first + IMAGE_ROWS + kernel_height - 1]
+            part = image_grad[:, first : first + IMAGE_ROWS].unsqueeze(1)
+            sums += _convolve(rows, part, None, (0, pad_width))[0]
     return sums
 
 
