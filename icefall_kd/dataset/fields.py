@@ -16,7 +16,6 @@ import json
 import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -175,14 +174,14 @@ def prefetch_fields(cuts: CutSet, names: Collection[str]) -> None:
 
 def drop_fields(cuts: CutSet, names: Collection[str]) -> CutSet:
     """Return the cuts without the fields ``names``."""
-    return cuts.map(partial(_drop_fields, names=frozenset(names))) if names else cuts
 
+    def drop(cut: Cut) -> Cut:
+        if not isinstance(cut, DataCut) or not cut.custom:
+            return cut
+        custom = {k: v for k, v in cut.custom.items() if k not in names}
+        return fastcopy(cut, custom=custom)
 
-def _drop_fields(cut: Cut, names: Collection[str]) -> Cut:
-    if not isinstance(cut, DataCut) or not cut.custom:
-        return cut
-    custom = {k: v for k, v in cut.custom.items() if k not in names}
-    return fastcopy(cut, custom=custom)
+    return CutSet.from_cuts(map(drop, cuts)) if names else cuts
 
 
 class LiveTeachers:
