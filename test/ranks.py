@@ -1,7 +1,7 @@
-"""The processes of a distributed job, for tests that end some of them.
+"""Processes of a distributed job, for tests that kill some of them.
 
-They are forked from a server that has imported what training needs, which saves the
-seconds that every new process would take; the server itself computes nothing.
+They are forked from a server that has imported the training modules, because importing
+takes every new process seconds.  The server itself computes nothing.
 """
 
 import json
@@ -20,16 +20,16 @@ from icefall_kd.dataset.dataset import Loader
 from icefall_kd.training import loop
 from icefall_kd.training.interruptions import PeerWatch
 
-# Not this module: before Python 3.12 the server does not know the path of the tests.
+# Without this module: before Python 3.12 the server does not know the tests' path.
 PRELOAD = ["icefall_kd.bin.train", "icefall_kd.transducer.loss", "kaldi_native_fbank"]
 
 
 class Job:
-    """``size`` processes that call ``target(*arguments)`` over gloo on this machine.
+    """``size`` processes that call ``target(*arguments)``, connected by gloo.
 
     Attributes:
       processes: by rank.
-      logs: path of what each writes to stdout and stderr.
+      logs: path of the stdout and stderr of each.
     """
 
     def __init__(self, target, arguments, folder: Path, size: int = 2) -> None:
@@ -50,11 +50,11 @@ class Job:
             process.start()
 
     def log(self, rank: int) -> str:
-        """Return what a process has written so far."""
+        """Return the output of a process so far."""
         return self.logs[rank].read_text() if self.logs[rank].exists() else ""
 
     def wait_for(self, condition, timeout: float = 60.0) -> None:
-        """Wait until ``condition()`` holds while all processes live."""
+        """Wait until ``condition()`` is true; fail if a process ends before."""
         deadline = time.monotonic() + timeout
         while not condition():
             assert time.monotonic() < deadline, self.log(0) + self.log(1)
@@ -92,7 +92,7 @@ def _start(target, arguments, rank, size, port, log) -> None:
 
 
 def save_config(config, path: Path) -> str:
-    """Write a configuration for the command; return the path."""
+    """Write a configuration for the command, and return the path."""
     path.write_text(yaml.safe_dump(to_dict(config)))
     return str(path)
 
@@ -103,7 +103,7 @@ def run_command(config: str) -> None:
 
 
 def run_unequal(config: str, folder: str) -> None:
-    """Train, with two batches fewer for rank 1; note the cuts of every batch."""
+    """Train with two batches fewer on rank 1, and write the cuts of every batch."""
     rank = int(os.environ["RANK"])
     batches, train_batch = Loader.__iter__, loop.Trainer._train_batch
 
@@ -111,20 +111,20 @@ def run_unequal(config: str, folder: str) -> None:
         every = list(batches(self))
         return iter(every[: len(every) - 2 * rank])
 
-    def note(self, batch):
+    def record(self, batch):
         with open(f"{folder}/cuts.{rank}.jsonl", "a") as f:
             ids = [cut.id for cut in batch["cuts"]]
             f.write(json.dumps([self.state.epoch, ids]) + "\n")
         return train_batch(self, batch)
 
-    Loader.__iter__, loop.Trainer._train_batch = fewer, note
+    Loader.__iter__, loop.Trainer._train_batch = fewer, record
     command.main(["--config", config])
 
 
-def run_sums(beat: float, patience: float, failing: int, message: str) -> None:
-    """Add numbers of all ranks for ever; ``failing`` raises an error after a while."""
+def run_sums(heartbeat: float, patience: float, failing: int, message: str) -> None:
+    """Sum over all ranks repeatedly; rank ``failing`` raises an error after a while."""
     world = init_world("cpu")
-    with PeerWatch(world, heartbeat=beat, patience=patience):
+    with PeerWatch(world, heartbeat=heartbeat, patience=patience):
         for n in range(10**6):
             world.sum([1.0])
             if n == 20:

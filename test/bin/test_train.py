@@ -1,4 +1,4 @@
-"""The two commands of training."""
+"""The commands train and average."""
 
 import subprocess
 import sys
@@ -11,19 +11,21 @@ from icefall_kd.bin import average, train
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_a_wrong_option_ends_the_command_with_one_line(capsys):
+def test_a_wrong_option_is_an_error_of_one_line(capsys):
     with pytest.raises(SystemExit, match=r"^train: .*bas_lr"):
         train.main(["--exp-dir", "x", "--optim.bas_lr", "1"])
 
 
-def test_help_lists_the_options_of_every_part():
+def test_help_lists_the_options_of_every_group():
     command = [sys.executable, "-m", "icefall_kd.bin.train", "--help"]
     text = subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout
     for option in ("--optim.base_lr", "--data.shar_dir", "--terms.ctc", "--exp_dir"):
         assert option in text
 
 
-def test_averaging_nothing_ends_with_one_line(tmp_path, monkeypatch):
+def test_averaging_without_checkpoints_is_an_error_of_one_line(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(sys, "argv", ["average", "--exp-dir", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"^average: .*no epoch-\*.pt; train first"):
         average.main()

@@ -1,4 +1,4 @@
-"""Options from YAML and the command line."""
+"""Options from YAML and the command line, and the recipes' configurations."""
 
 import itertools
 from pathlib import Path
@@ -20,7 +20,7 @@ def write(tmp_path, text, name="a.yaml"):
     return str(path)
 
 
-def test_the_command_line_wins_over_yaml_and_yaml_over_defaults(tmp_path):
+def test_the_command_line_overrides_yaml_and_yaml_overrides_defaults(tmp_path):
     first = write(tmp_path, "optim: {base_lr: 0.01}\nterms: {ctc: {weight: 0.5}}\n")
     second = write(tmp_path, "optim: {lr_epochs: 7}\nseed: 3\n", "b.yaml")
     config = parse_config(
@@ -35,7 +35,7 @@ def test_the_command_line_wins_over_yaml_and_yaml_over_defaults(tmp_path):
     assert config.data.train == ("a", "b")
 
 
-def test_a_term_that_is_not_named_is_off_and_null_turns_one_off(tmp_path):
+def test_unnamed_and_null_terms_are_off(tmp_path):
     path = write(tmp_path, "terms: {ctc: {}, transducer: {}}\n")
     config = parse_config(
         ["--exp-dir", "x", "--config", path, "--terms.transducer", "null"]
@@ -55,7 +55,7 @@ def test_a_term_that_is_not_named_is_off_and_null_turns_one_off(tmp_path):
         ("optim: {base_lr: fast}\n", "base_lr"),
     ],
 )
-def test_unknown_keys_and_wrong_types_are_refused_by_name(tmp_path, text, name):
+def test_unknown_keys_and_wrong_types_are_named(tmp_path, text, name):
     with pytest.raises(ValueError, match=name):
         parse_config(["--exp-dir", "x", "--config", write(tmp_path, text)])
 
@@ -108,7 +108,7 @@ def test_a_typo_on_the_command_line_names_the_nearest_option(arguments, message)
     assert message in str(e.value)
 
 
-def test_a_single_value_serves_an_option_of_several(tmp_path):
+def test_a_single_value_is_a_list_of_one(tmp_path):
     path = write(tmp_path, "data: {train: own}\nmodel: {encoder: {num_heads: 4}}\n")
     config = parse_config(["--exp-dir", "x", "--config", path])
     assert config.data.train == ("own",)
@@ -135,12 +135,12 @@ def test_a_single_value_serves_an_option_of_several(tmp_path):
         (["--model.encoder.num_heads", "[1,2]"], "num_heads"),
     ],
 )
-def test_wrong_options_are_refused_by_name(arguments, match):
+def test_wrong_options_are_named(arguments, match):
     with pytest.raises(ValueError, match=match):
         parse_config(["--exp-dir", "x", *arguments])
 
 
-def test_the_saved_configuration_reads_back_the_same(tmp_path):
+def test_the_saved_configuration_loads_unchanged(tmp_path):
     import yaml
 
     arguments = ["--exp-dir", "x", "--terms.ctc", "{}", "--seed", "9"]
@@ -151,7 +151,7 @@ def test_the_saved_configuration_reads_back_the_same(tmp_path):
 
 
 def layers():
-    """Yield the stacks of files that the recipes train with."""
+    """Yield the lists of files that the recipes pass to ``--config``."""
     for conf in RECIPES:
         folders = sorted(f.name for f in conf.iterdir() if f.is_dir())
         profiles = [name for name in folders if name != "kd"]
@@ -183,7 +183,7 @@ def test_every_conf_of_every_recipe_builds():
         assert to_dict(config)["terms"]
     every = {f for conf in RECIPES for f in conf.rglob("*.yaml")}
     every = {f for f in every if not f.stem.endswith(("teachers", "teacher"))}
-    assert every == used, "a conf that no stage of a recipe uses"
+    assert every == used, "no stage of a recipe uses a conf"
 
 
 @pytest.mark.parametrize(
@@ -194,9 +194,7 @@ def test_every_conf_of_every_recipe_builds():
         ("student_m", "streaming", 66.1),
     ],
 )
-def test_the_students_of_librispeech_are_as_large_as_icefalls(
-    student, variant, millions
-):
+def test_the_students_of_librispeech_have_icefalls_size(student, variant, millions):
     (conf,) = (conf for conf in RECIPES if "librispeech" in conf.parts)
     files = [conf / f"{name}.yaml" for name in (student, variant, "finetune")]
     config = parse_config(

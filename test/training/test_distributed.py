@@ -1,6 +1,5 @@
-"""Two processes over gloo train one student."""
+"""Distributed training over gloo, and devices."""
 
-import dataclasses
 import importlib
 import json
 import os
@@ -15,6 +14,7 @@ import pytest
 import ranks
 import torch
 from dummies import free_port
+from training_runs import change
 
 from icefall_kd.core.distributed import World, check_device, init_world, pick_device
 from icefall_kd.teachers import build_teachers
@@ -39,9 +39,9 @@ def torchrun(config, tmp_path):
 
 
 def test_two_processes_train_with_and_without_targets(config, tmp_path):
-    """Batches without text leave a process without target for two of the terms."""
-    data = dataclasses.replace(config.data, train=("train", "pool"), max_duration=3.0)
-    config = dataclasses.replace(config, data=data, num_epochs=1)
+    """An unlabelled batch leaves a process without target for two of the terms."""
+    data = dict(train=("train", "pool"), max_duration=3.0)
+    config = change(config, num_epochs=1, data=data)
     done = torchrun(config, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     exp_dir = Path(config.exp_dir)
@@ -53,7 +53,7 @@ def test_two_processes_train_with_and_without_targets(config, tmp_path):
     assert [x["step"] for x in lines if x["kind"] == "train"] == list(
         range(1, saved["state"]["step"] + 1)
     )
-    # 17.4 + 6.9 s of cuts, each for one of the two; an odd batch at the end is left.
+    # 17.4 + 6.9 s of cuts on two ranks; the last batch of an odd number is left out.
     assert 24.3 - 3.0 <= saved["state"]["audio"] <= 24.31
 
 
@@ -61,9 +61,9 @@ def read_lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_unequal_batches_end_together_and_no_cut_is_seen_twice(config, tmp_path):
-    data = dataclasses.replace(config.data, train=("train", "pool"), max_duration=2.0)
-    config = dataclasses.replace(config, data=data, num_epochs=2)
+def test_ranks_with_unequal_batches_end_the_epoch_together(config, tmp_path):
+    data = dict(train=("train", "pool"), max_duration=2.0)
+    config = change(config, data=data)
     path = ranks.save_config(config, tmp_path / "config.yaml")
     with ranks.Job(ranks.run_unequal, (path, str(tmp_path)), tmp_path) as job:
         assert [job.end(rank) for rank in range(2)] == [0, 0], job.log(0)
@@ -76,10 +76,9 @@ def test_unequal_batches_end_together_and_no_cut_is_seen_twice(config, tmp_path)
     assert saved["state"]["step"] == len(taken[0])
 
 
-def test_ranks_agree_that_an_epoch_taught_a_term_nothing(only, tmp_path):
+def test_ranks_agree_that_a_term_used_no_cut(only, tmp_path):
     config = only("embedding", "ctc", num_epochs=1)
-    data = dataclasses.replace(config.data, train=("pool",), max_duration=2.0)
-    config = dataclasses.replace(config, data=data)
+    config = change(config, data=dict(train=("pool",), max_duration=2.0))
     path = ranks.save_config(config, tmp_path / "config.yaml")
     with ranks.Job(ranks.run_command, (path,), tmp_path) as job:
         assert [job.end(rank) for rank in range(2)] == [1, 1], job.log(0)
@@ -91,11 +90,9 @@ def test_ranks_agree_that_an_epoch_taught_a_term_nothing(only, tmp_path):
     assert sorted(names) == ["-0", "-1"]
 
 
-def test_ranks_stop_at_one_step_when_one_is_asked_and_end_when_one_is_killed(
-    config, tmp_path
-):
-    data = dataclasses.replace(config.data, max_duration=2.0)
-    config = dataclasses.replace(config, data=data, num_epochs=40, save_every_n=3)
+def test_ranks_stop_at_the_same_step_and_end_when_one_is_killed(config, tmp_path):
+    data = dict(max_duration=2.0)
+    config = change(config, num_epochs=40, save_every_n=3, data=data)
     path = ranks.save_config(config, tmp_path / "config.yaml")
     lines = Path(config.exp_dir) / "metrics.jsonl"
 
@@ -106,10 +103,10 @@ def test_ranks_stop_at_one_step_when_one_is_asked_and_end_when_one_is_killed(
         job.wait_for(lambda: reached(4))
         os.kill(job.processes[1].pid, signal.SIGTERM)
         assert [job.end(rank) for rank in range(2)] == [143, 143], job.log(0)
-        said = [re.search(r"stopped on request.*", job.log(r))[0] for r in range(2)]
-    assert said[0] == said[1]
+        messages = [re.search(r"stopped on request.*", job.log(r))[0] for r in range(2)]
+    assert messages[0] == messages[1]
     step = load_newest_checkpoint(config.exp_dir)["state"]["step"]
-    assert f"after update {step}," in said[0]
+    assert f"after update {step}," in messages[0]
 
     with ranks.Job(ranks.run_command, (path,), tmp_path) as job:
         job.wait_for(lambda: reached(step + 4))
@@ -122,7 +119,7 @@ def test_ranks_stop_at_one_step_when_one_is_asked_and_end_when_one_is_killed(
     assert load_newest_checkpoint(config.exp_dir)["state"]["step"] > step
 
 
-def test_alone_is_a_world_of_one(monkeypatch):
+def test_a_single_process_is_a_world_of_one(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     world = init_world("cpu")
     assert world == World(0, 1, torch.device("cpu")) and world.is_main
@@ -130,7 +127,7 @@ def test_alone_is_a_world_of_one(monkeypatch):
     assert world.gather("a") == ["a"] and world.sum([2.0]) == [2.0]
 
 
-def test_unknown_and_absent_devices_are_refused(monkeypatch):
+def test_unknown_and_missing_devices_are_rejected(monkeypatch):
     with pytest.raises(ValueError, match="device 'tpu'.*auto, cpu, cuda"):
         pick_device("tpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -149,7 +146,7 @@ def test_unknown_and_absent_devices_are_refused(monkeypatch):
         ("train", ["--exp-dir=no"]),
     ],
 )
-def test_a_gpu_that_is_not_there_is_refused_before_anything_is_opened(
+def test_a_missing_gpu_is_rejected_before_files_are_opened(
     command, arguments, monkeypatch
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -161,7 +158,7 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_is_opened(
     assert re.fullmatch(line, str(stopped.value))
 
 
-def test_a_second_gpu_and_those_of_teachers_are_looked_for_too(monkeypatch):
+def test_a_missing_second_gpu_and_teacher_gpu_are_rejected(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     check_device("cuda:0")

@@ -1,4 +1,4 @@
-"""Lack of memory is found before the first update, and told with the remedy."""
+"""The memory probe before the first update."""
 
 import contextlib
 import dataclasses
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from dummies import noise_cuts
+from training_runs import change
 
 from icefall_kd.core.distributed import World
 from icefall_kd.data.shar import write_shar
@@ -26,17 +27,13 @@ from icefall_kd.transducer.checkpoint import load_checkpoint
 CPU = torch.device("cpu")
 
 
-def with_data(config, **changes):
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
-
-
 def batches_of(setup, needs_text=True):
     loader = make_train_loader(setup, World(0, 1, CPU))
     duration = setup.config.data.max_duration
     return list(largest_batches(setup.train_stream, loader, duration, needs_text))
 
 
-def test_the_probe_changes_nothing_in_the_training(config, tmp_path, caplog):
+def test_training_after_the_probe_is_the_same_to_the_bit(config, tmp_path, caplog):
     config = dataclasses.replace(config, num_epochs=1, amp="bf16")
     train(config)
     assert "memory probe" not in caplog.text
@@ -53,12 +50,12 @@ def test_the_probe_changes_nothing_in_the_training(config, tmp_path, caplog):
     for a, b in zip(saved[0]["rng"], saved[1]["rng"]):
         assert torch.equal(a["torch"], b["torch"]) and a["python"] == b["python"]
     caplog.clear()
-    train(dataclasses.replace(probed, num_epochs=2))  # a run that goes on was probed
+    train(dataclasses.replace(probed, num_epochs=2))  # a resumed run was probed before
     assert "memory probe" not in caplog.text
 
 
-def test_the_probe_reaches_heads_and_vocabulary_with_the_longest_cuts(config):
-    setup = build_setup(with_data(config, max_duration=6.5))
+def test_the_probe_reaches_all_parameters_with_the_longest_cuts(config):
+    setup = build_setup(change(config, data=dict(max_duration=6.5)))
     (batch,) = batches_of(setup)
     assert [c.id for c in batch["cuts"]] == [f"train-noise-{i}" for i in (11, 10, 9)]
     reached = set()
@@ -78,7 +75,7 @@ def test_the_probe_reaches_heads_and_vocabulary_with_the_longest_cuts(config):
     assert all(p.grad is None for p in setup.student.parameters())
 
 
-def test_the_longest_cuts_with_text_are_probed_too(only, energy_teachers, tmp_path):
+def test_the_longest_labelled_cuts_are_probed_too(only, energy_teachers, tmp_path):
     for name, durations, texts in (
         ("a", [1.0, 1.2], ["ONE", "TWO"]),
         ("b", [2.0], None),
@@ -88,7 +85,7 @@ def test_the_longest_cuts_with_text_are_probed_too(only, energy_teachers, tmp_pa
         cuts = cuts.modify_ids(lambda i, name=name: f"{name}-{i}")
         write_shar(cuts, tmp_path / "shar" / name)
         extract(tmp_path / "shar" / name, energy_teachers)
-    config = only("ctc", "embedding")  # with ctc alone those of b would be left out
+    config = only("ctc", "embedding")  # with only ctc the cuts of b are left out
     data = {"shar_dir": str(tmp_path / "shar"), "max_duration": 2.5, "dev": None}
     for train_sets, needs_text, ids in (
         (("a", "b"), True, [["b-noise-0"], ["a-noise-1", "a-noise-0"]]),
@@ -97,14 +94,14 @@ def test_the_longest_cuts_with_text_are_probed_too(only, energy_teachers, tmp_pa
         (("b",), True, [["b-noise-0"]]),
     ):
         batches = batches_of(
-            build_setup(with_data(config, train=train_sets, **data)), needs_text
+            build_setup(change(config, data=dict(train=train_sets, **data))), needs_text
         )
         assert [[cut.id for cut in batch["cuts"]] for batch in batches] == ids
 
 
 @contextlib.contextmanager
 def little_memory(spare):
-    """Leave this process ``spare`` bytes more than it has."""
+    """Limit this process to ``spare`` bytes more than it uses."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     used = int(re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[1])
     resource.setrlimit(resource.RLIMIT_AS, (used * 1024 + spare, hard))
@@ -115,21 +112,24 @@ def little_memory(spare):
 
 
 def test_a_batch_that_does_not_fit_is_named_before_the_first_update(only, tmp_path):
-    """Attention over the 240 s of one cut takes more than a GB."""
+    """Attention over one cut of 240 s needs more than 1 GB."""
     cuts = noise_cuts(tmp_path, [1.0, 240.0], ["ONE", "TWO"])
     write_shar(cuts, tmp_path / "shar/train")
     config = only("ctc", memory_probe=True)
-    config = with_data(config, shar_dir=str(tmp_path / "shar"), dev=None)
-    told = (
+    config = change(config, data=dict(shar_dir=str(tmp_path / "shar"), dev=None))
+    text = (
         r"batch of 240.0 s.*1 cuts of.*longest noise-1. Lower data.max_duration \(5\)"
     )
-    with little_memory(500 * 2**20), pytest.raises(OutOfMemoryError, match=told) as e:
+    with (
+        little_memory(500 * 2**20),
+        pytest.raises(OutOfMemoryError, match=text) as e,
+    ):
         train(config)
     assert "remove this cut" in str(e.value)
     assert not (Path(config.exp_dir) / "metrics.jsonl").exists()
 
 
-def test_other_errors_are_left_as_they_are():
+def test_other_errors_are_not_replaced():
     batch = {"feature_lens": torch.tensor([5])}
     with pytest.raises(RuntimeError, match="^shapes differ$"):
         with explain_out_of_memory(batch, 1.0):

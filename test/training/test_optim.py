@@ -10,7 +10,7 @@ from icefall_kd.training.optim import Eden, ScaledAdam
 
 
 class SlowScaledAdam:
-    """One parameter at a time, in double precision, straight from the description."""
+    """Reference implementation: one parameter at a time, in double precision."""
 
     def __init__(self, params, lr, clipping_scale=None, period=100):
         self.params = list(params)
@@ -37,7 +37,7 @@ class SlowScaledAdam:
         self.norms[t % self.period] = norm**0.5
         early = t in (10, 20, 40) and t < self.period
         if early or t % self.period == 0:
-            # Before the first full period, the slots not yet used count as zeros.
+            # Before the first full period, unused slots count as zeros.
             recent = sorted(
                 [*self.norms.values()] + [0.0] * (self.period - len(self.norms))
             )
@@ -147,7 +147,7 @@ def make(lr=0.04):
     return model, optimizer, Eden(optimizer, 30, 2, warmup_batches=10)
 
 
-def test_resuming_equals_going_on(tmp_path):
+def test_resuming_equals_continuing(tmp_path):
     model, optimizer, scheduler = make()
     train(model, optimizer, scheduler, range(37))
     torch.save(
@@ -165,7 +165,7 @@ def test_resuming_equals_going_on(tmp_path):
         assert torch.equal(a, b)
 
 
-def test_it_learns():
+def test_the_loss_falls():
     model, optimizer, _ = make()
     eden = Eden(optimizer, 1000, 100, warmup_batches=10)
     steps = [step for step in range(500) if step % 13 != 5]  # without the outliers
@@ -175,7 +175,7 @@ def test_it_learns():
     assert after < 0.5 * before
 
 
-def test_a_gradient_that_is_not_finite_moves_nothing_but_momentum():
+def test_a_nonfinite_gradient_moves_only_by_momentum():
     model, optimizer, scheduler = make()
     train(model, optimizer, scheduler, range(25))
     for p in model.parameters():
@@ -186,7 +186,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing_but_momentum():
     assert state["exp_avg_sq"].isfinite().all() and state["delta"].isfinite().all()
 
 
-def test_training_stops_when_most_gradients_are_not_finite():
+def test_nonfinite_gradients_in_most_steps_are_an_error():
     model, optimizer, _ = make()
     with pytest.raises(RuntimeError, match="optim.base_lr"):
         for _ in range(12):
@@ -209,7 +209,7 @@ def test_a_parameter_without_gradient_counts_as_zero():
         assert torch.equal(p, q)
 
 
-def test_rates_out_of_range_are_refused():
+def test_rates_out_of_range_are_rejected():
     with pytest.raises(ValueError, match="beta"):
         ScaledAdam(Net().parameters(), lr=0.1, betas=(0.9, 1.0))
     with pytest.raises(ValueError, match="warmup_start"):

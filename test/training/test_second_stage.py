@@ -1,4 +1,4 @@
-"""A trained student as the teacher of another that begins as it, and streams."""
+"""A trained student teaches a streaming student that starts from its weights."""
 
 import dataclasses
 import shutil
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from run_metrics import metrics
+from training_runs import change
 
 from icefall_kd.core.distributed import World
 from icefall_kd.distill import TermsConfig
@@ -24,7 +25,7 @@ from icefall_kd.transducer.denominator import build_denominator, save_denominato
 
 @pytest.fixture
 def second(only, config, data_dir, tmp_path):
-    """The config of a second stage, and the file of the student that it begins as."""
+    """Return the configuration of a second stage that starts from a student."""
     first = only("ctc", exp_dir=str(tmp_path / "first"), num_epochs=1)
     train(first)
     path = tmp_path / "student.pt"
@@ -53,7 +54,7 @@ def second(only, config, data_dir, tmp_path):
 
 @torch.no_grad()
 def dev_loss(config):
-    """The hidden term before the first update, in full context, per frame."""
+    """Return the hidden term per frame before the first update, in full context."""
     setup = build_setup(config)
     student = setup.student.eval()
     student.model.encoder.set_chunk(-1, -1)
@@ -64,12 +65,12 @@ def dev_loss(config):
     return total / frames
 
 
-def test_it_begins_as_its_teacher_and_goes_on_where_it_stopped(second, tmp_path):
+def test_the_second_stage_starts_from_its_teacher_and_resumes_exactly(second, tmp_path):
     at_random = dataclasses.replace(second, init_model=None)
     assert dev_loss(second) < 0.1 * dev_loss(at_random)
     train(dataclasses.replace(second, num_epochs=1))
     at_once = dataclasses.replace(second, exp_dir=str(tmp_path / "at_once"))
-    train(second)  # goes on
+    train(second)  # resumes
     train(at_once)
     expected = load_checkpoint(tmp_path / "at_once/epoch-2.pt")["model"]
     found = load_checkpoint(tmp_path / "exp/epoch-2.pt")["model"]
@@ -79,14 +80,14 @@ def test_it_begins_as_its_teacher_and_goes_on_where_it_stopped(second, tmp_path)
         assert line["hidden.stack0_l2"] > 0.0 and line["lfmmi"] > -1e-2
 
 
-def test_audio_without_text_teaches_the_heads_that_have_a_teacher(second):
+def test_unlabelled_audio_trains_heads_with_a_teacher(second):
     terms = TermsConfig(inter_ctc=InterCtcConfig(stacks=(0,), teacher="student_ctc"))
-    data = dataclasses.replace(second.data, train=("pool",), dev=None)
-    config = dataclasses.replace(second, terms=terms, data=data, num_epochs=1)
+    data = dict(train=("pool",), dev=None)
+    config = change(second, terms=terms, num_epochs=1, data=data)
     train(config)
     for line in metrics(config):
         assert line["inter_ctc.final_kd"] > 0 and "inter_ctc.final_ctc" not in line
-    alone = dataclasses.replace(terms.inter_ctc, teacher=None)
-    config = dataclasses.replace(config, terms=TermsConfig(inter_ctc=alone))
+    no_teacher = dataclasses.replace(terms.inter_ctc, teacher=None)
+    config = dataclasses.replace(config, terms=TermsConfig(inter_ctc=no_teacher))
     with pytest.raises(ValueError, match="none of . cuts has a transcript"):
         build_setup(config)

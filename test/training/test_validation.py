@@ -1,4 +1,4 @@
-"""Losses and word error rate on dev: real prompts, real searches, real runs."""
+"""Losses and word error rate on the dev set."""
 
 import dataclasses
 from pathlib import Path
@@ -9,6 +9,7 @@ import torch
 from lhotse import CutSet
 from run_metrics import metrics
 from torch import nn
+from training_runs import change
 
 from icefall_kd.core.distributed import World
 from icefall_kd.dataset.dataset import BatchDataset
@@ -35,7 +36,7 @@ TRANSDUCER = (1.0, TransducerTerm(TransducerConfig()))
 ONE_BEST = (1.0, OneBestTerm(OneBestConfig(teacher="path")))
 
 
-def test_ctc_is_preferred_where_it_is_trained():
+def test_a_trained_ctc_head_decodes_dev():
     for terms, head in (
         ([CTC, TRANSDUCER], "ctc"),
         ([TRANSDUCER], "transducer"),
@@ -46,10 +47,10 @@ def test_ctc_is_preferred_where_it_is_trained():
 
 
 @pytest.mark.parametrize("head, term", [("ctc", CTC), ("transducer", TRANSDUCER)])
-def test_the_word_error_rate_is_that_of_the_greedy_search(
+def test_the_dev_wer_is_that_of_greedy_search(
     student, cuts, tokenizer, tmp_path, head, term
 ):
-    """The transcripts are what the student reads, but for two words of one prompt."""
+    """Transcripts are the student's hypotheses, except two words of one prompt."""
     method = {"ctc": "ctc_greedy_search", "transducer": "greedy_search"}[head]
     some = [c for c in cuts if 1.0 < c.duration < 2.5][:5]
     students.write_own_words(tmp_path / "own", some, student, tokenizer, method)
@@ -74,7 +75,7 @@ def test_the_word_error_rate_is_that_of_the_greedy_search(
         for i in range(altered):
             words[i] = "QWERTY"
         found = []
-        for cut in open_stream([tmp_path / "own"]):  # one by one, as they were read
+        for cut in open_stream([tmp_path / "own"]):  # one by one, as they were decoded
             if cut.supervisions[0].text == texts[0]:
                 cut.supervisions[0].text = " ".join(words)
             found.append((dev(dataset[CutSet.from_cuts([cut])]), cut))
@@ -85,23 +86,20 @@ def test_the_word_error_rate_is_that_of_the_greedy_search(
         assert errors == [altered, 0, 0, 0, 0]
 
 
-def test_a_dev_set_of_no_use_to_a_term_shows_no_loss_of_it(only, caplog):
+def test_a_term_that_uses_no_dev_cut_has_no_dev_loss(only, caplog):
     config = only("ctc", num_epochs=1)
-    data = dataclasses.replace(config.data, dev="pool")
-    train(dataclasses.replace(config, data=data))
+    train(change(config, data=dict(dev="pool")))
     (line,) = metrics(config, "dev")
     assert "loss" not in line and "ctc" not in line and "wer_ctc" not in line
     assert "dev: term 'ctc' used no cut, by reason: {'unlabelled': 6}" in caplog.text
 
 
-def test_dev_is_measured_with_the_weights_after_the_warm_up(only, tmp_path):
-    """The weights of the student stay: nothing else may move its loss on dev."""
+def test_dev_losses_use_the_weights_after_the_warm_up(only, tmp_path):
+    """The student's weights are constant, so its dev loss must be constant too."""
     warm = TransducerConfig(warm_steps=1000, simple_scale=0.3)
     config = only("transducer", average_period=1)
-    optim = dataclasses.replace(config.optim, base_lr=0.0)
-    config = dataclasses.replace(
-        config, terms=TermsConfig(transducer=warm), optim=optim
-    )
+    terms = TermsConfig(transducer=warm)
+    config = change(config, terms=terms, optim=dict(base_lr=0.0))
     train(config)
     first, second = metrics(config, "dev")
     parts = first["transducer.simple"], first["transducer.pruned"]
