@@ -78,7 +78,9 @@ def test_the_dev_wer_is_that_of_greedy_search(
         for cut in open_stream([tmp_path / "own"]):  # one by one, as they were decoded
             if cut.supervisions[0].text == texts[0]:
                 cut.supervisions[0].text = " ".join(words)
-            found.append((dev(dataset[CutSet.from_cuts([cut])]), cut))
+            one = CutSet.from_cuts([cut])
+            batch = {**dataset[one], "cuts": one, "fields": {}}
+            found.append((dev(batch), cut))
         errors = [
             round(means[f"wer_{head}"] * len(cut.supervisions[0].text.split()) / 100)
             for means, cut in found
