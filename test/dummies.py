@@ -1,4 +1,4 @@
-"""Fakes that tests of several rooms share."""
+"""Cuts, servers and fakes for tests of several packages."""
 
 import contextlib
 import functools
@@ -53,7 +53,7 @@ def noise_cuts(
 
 @contextlib.contextmanager
 def full_disk(num_bytes: int) -> Iterator[None]:
-    """Let the system refuse what makes a file longer, as a full disk does."""
+    """Limit the size of files to ``num_bytes``: longer writes fail as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:
@@ -63,7 +63,7 @@ def full_disk(num_bytes: int) -> Iterator[None]:
 
 
 def free_port() -> int:
-    """Return a port of this machine that nobody listens on."""
+    """Return an unused port of this machine."""
     with contextlib.closing(socket.socket()) as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
@@ -73,7 +73,7 @@ FakeTranscript = namedtuple("FakeTranscript", "text confidence")
 
 
 class FakeTranscriber:
-    """Return the same text for every wave; ``num_waves`` counts the waves."""
+    """A recogniser that returns one text; ``num_waves`` counts its inputs."""
 
     def __init__(self, text="yes", fingerprint=None):
         self.text, self.num_waves = text, 0
@@ -88,7 +88,7 @@ class FakeTranscriber:
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    """Serves files, whole ones alone, and logs nothing."""
+    """Serves complete files and logs nothing."""
 
     def log_message(self, *_):
         pass
@@ -96,7 +96,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serve(folder) -> Iterator[str]:
-    """Yield the URL of a folder on a real server."""
+    """Yield the URL of a folder on a local HTTP server."""
     handler = functools.partial(QuietHandler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

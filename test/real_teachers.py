@@ -18,5 +18,5 @@ def tiny_dir():
 
 @pytest.fixture(scope="session")
 def tiny(tiny_dir):
-    """The teacher Whisper tiny.en, float32, one thread."""
+    """Whisper tiny.en, float32, one thread."""
     return build_teacher("whisper_tiny_en", tiny_dir, num_threads=1)

@@ -1,4 +1,4 @@
-"""Small random speech encoders in the form that the published ones have on the hub."""
+"""Small random speech encoders in the format of the hub."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ _BASE = {"feat_extract_norm": "group", "do_stable_layer_norm": False}
 _LARGE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
 _WAVE = {**_CONVOLUTIONS, **_BLOCKS, "num_conv_pos_embeddings": 16}
 
-# kind -> transformers' names, options of the configuration, do_normalize
+# kind -> name of the class, options of the configuration, do_normalize
 WAVE_KINDS = {
     "wav2vec2_base": ("Wav2Vec2", {**_WAVE, **_BASE}, True),
     "wav2vec2_large": ("Wav2Vec2", {**_WAVE, **_LARGE}, True),
@@ -36,14 +36,14 @@ WAVE_KINDS = {
     ),
 }
 KINDS = (*WAVE_KINDS, "whisper")
-POSITIONS = 300  # of the small Whisper, which so hears 6 s at once
+POSITIONS = 300  # of the small Whisper: windows of 6 s
 
 
 def write_small(folder: Path, kind: str, seed: int = 0, **changes) -> Path:
-    """Write a small encoder of ``kind`` with its feature extractor; return the folder.
+    """Write a small encoder with its feature extractor, and return the folder.
 
     Args:
-      changes: of the model's configuration.
+      changes: options of the model's configuration.
     """
     model = small_model(kind, seed, **changes)
     model.save_pretrained(folder)
@@ -52,7 +52,7 @@ def write_small(folder: Path, kind: str, seed: int = 0, **changes) -> Path:
 
 
 def small_model(kind: str, seed: int = 0, **changes):
-    """Return a small random model; no weight or bias has a special value."""
+    """Return a small model with random weights, biases and norms."""
     import transformers
 
     torch.manual_seed(seed)
@@ -79,7 +79,7 @@ def small_model(kind: str, seed: int = 0, **changes):
 
 
 def small_extractor(kind: str):
-    """Return the feature extractor that goes with a small model."""
+    """Return the feature extractor of a small model."""
     import transformers
 
     if kind == "whisper":

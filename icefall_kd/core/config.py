@@ -94,16 +94,17 @@ class ZipformerConfig:
 
 @dataclass(frozen=True)
 class FieldEncoderConfig:
-    """Shape of an encoder over teachers' embeddings, see ``transducer.field_encoder``.
+    """Shape of an encoder over cached embeddings, see ``transducer.field_encoder``.
 
     Attributes:
-      fields: Shar fields that it hears, side by side.
-      dims:   values of a frame of each; filled in from the fields when empty.
-      dim:    C of its output; even, half for each direction.
-      num_layers: bidirectional GRU layers.
-      input_dropout: of the embeddings' values; ``dropout``: before each layer.
-      mask_prob: share of an utterance's frames that are hidden in training.
-      mask_frames: length of a hidden stretch, frames of 40 ms.
+      fields: Shar fields of kind ``embedding``; the input is their concatenation.
+      dims: dimension of each field; training reads them from the fields.
+      dim: C of the output; even, half for each direction.
+      num_layers: number of bidirectional GRU layers.
+      input_dropout: dropout rate of the embeddings.
+      dropout: dropout rate before each layer.
+      mask_prob: share of an utterance's frames that training masks.
+      mask_frames: length of a mask, frames of 40 ms.
     """
 
     fields: tuple[str, ...] = ()

@@ -26,6 +26,7 @@ from icefall_kd.teachers.protocol import (
     Teacher,
     TeacherOutput,
     check_waves,
+    choose_layers,
 )
 from icefall_kd.teachers.zipformer_frames import (
     STACK_STEP,
@@ -199,21 +200,28 @@ class ZipformerTeacher(Teacher):
     ) -> None:
         """Add the outputs of kind "embedding"."""
         dims = self._model.encoder.config.encoder_dim
-        stacks = choose_stacks(layers, len(dims))
-        if weights is not None:
-            check_weighted_sum(stacks, weights, dims)
-            weights = tuple(map(float, weights))
         chosen: dict[str, dict[str, Any]] = {self.name: {"layers": "last"}}
-        if stacks:
-            self._stacks = LayerChoice(stacks, weights)
+        if layers != "last":
+            self._stacks = choose_layers(layers, weights, len(dims) - 1)
             chosen = self._stacks.describe_fields(self.name)
+            stack_dims = [dims[k] for k in self._stacks.layers]
+            if weights is not None and len(set(stack_dims)) > 1:
+                raise ValueError(
+                    f"layer_weights: layers {list(self._stacks.layers)} have "
+                    f"{stack_dims} channels and no sum. Leave the option out to get "
+                    "one field for each"
+                )
+        elif weights is not None:
+            raise ValueError(
+                "layer_weights: layers 'last' has no sum. Give numbers as layers"
+            )
         fingerprint = {**self._fingerprint, "model_sha256": self._hash_parts()}
-        for field, layers in chosen.items():
+        for field, choice in chosen.items():
             step, dim = self._output_step, self._model.encoder_dim
-            if stacks:
-                step, dim = STACK_STEP, dims[layers["layers"][0]]
+            if self._stacks is not None:
+                step, dim = STACK_STEP, dims[choice["layers"][0]]
             self.outputs[field] = Output(
-                "embedding", dim, step / SAMPLE_RATE, {**fingerprint, **layers}
+                "embedding", dim, step / SAMPLE_RATE, {**fingerprint, **choice}
             )
 
     def _describe_tokens(
@@ -280,46 +288,6 @@ class ZipformerTeacher(Teacher):
         elif self.name in self.outputs:
             outputs[self.name] = shift_to_field(y, y_lens, wave_lens, self._output_step)
         return {field: outputs[field] for field in self.outputs}
-
-
-def choose_stacks(layers: Layers, num_stacks: int) -> tuple[int, ...]:
-    """Return the numbers of stacks, counted from 0; none for "last".
-
-    Raises:
-      ValueError: if a stack does not exist or is repeated.
-    """
-    if layers == "last":
-        return ()
-    numbers = (layers,) if isinstance(layers, (int, str)) else tuple(layers)
-    known = range(-num_stacks, num_stacks)
-    if not numbers or not all(isinstance(k, int) and k in known for k in numbers):
-        raise ValueError(
-            f"layers: no stack {layers!r}. Available: 0 to {num_stacks - 1}, and 'last'"
-        )
-    stacks = tuple(k % num_stacks for k in numbers)
-    if len(set(stacks)) != len(stacks):
-        raise ValueError(f"layers: {layers!r} contains a stack twice")
-    return stacks
-
-
-def check_weighted_sum(
-    stacks: Sequence[int], weights: Sequence[float], dims: Sequence[int]
-) -> None:
-    """Check that stacks have a weighted sum.
-
-    Raises:
-      ValueError: if there is not one weight for each stack, or dimensions differ.
-    """
-    if not stacks or len(weights) != len(stacks):
-        raise ValueError(
-            f"layer_weights: {len(weights)} weights for layers "
-            f"{list(stacks) or 'last'}. Give numbers as layers, and a weight for each"
-        )
-    if len({dims[k] for k in stacks}) > 1:
-        raise ValueError(
-            f"layer_weights: layers {list(stacks)} have {[dims[k] for k in stacks]} "
-            "channels and no sum. Leave the option out to get one field for each"
-        )
 
 
 def _check_options(

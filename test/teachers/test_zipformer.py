@@ -214,9 +214,9 @@ def test_a_weighted_sum_of_stacks_is_one_field(tmp_path, prompts):
     assert summed.outputs["zip"].fingerprint["layer_weights"] == [0.25, 0.75]
     with pytest.raises(ValueError, match=r"layer_weights: .*\[48, 64\]"):
         teacher_of(tmp_path, layers=[0, 2], layer_weights=[1, 1])
-    with pytest.raises(ValueError, match="layer_weights: 1 weights for layers"):
+    with pytest.raises(ValueError, match="layer_weights: 1 weights for 2 layers"):
         teacher_of(tmp_path, layers=[0, 1], layer_weights=[1])
-    with pytest.raises(ValueError, match="for layers last"):
+    with pytest.raises(ValueError, match="layer_weights: .*last"):
         teacher_of(tmp_path, layer_weights=[1])
 
 
@@ -264,7 +264,7 @@ def test_the_path_does_not_change_the_fingerprint(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"layers": 3}, "layers: no stack 3.*0 to 2"),
+        ({"layers": 3}, "layers: no layer 3.*0 to 2"),
         ({"layers": [0, -4]}, "0 to 2"),
         ({"layers": [0, -3]}, "layers: .*twice"),
         ({"layers": "first"}, "layers: .*first"),

@@ -1,4 +1,4 @@
-"""A recogniser over teachers' fields, from its training to a teacher of its own."""
+"""Training of a recogniser over cached embeddings."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ FIELD_ENCODER = FieldEncoderConfig(fields=("wise", "old"), dim=16, num_layers=2)
 
 @pytest.fixture
 def field_config(only):
-    """The run of a small field encoder over both teachers, transducer and CTC loss."""
+    """Configuration of a small field encoder over both teachers."""
     config = only("transducer", "ctc")
     model = ModelConfig(
         field_encoder=FIELD_ENCODER, vocab_size=24, decoder_dim=16, joiner_dim=16
@@ -35,9 +35,7 @@ def field_config(only):
     return dataclasses.replace(config, model=model, data=data)
 
 
-def test_its_frames_have_the_student_s_times_and_the_teachers_values(
-    field_config, config
-):
+def test_input_frames_are_the_fields_at_the_student_s_times(field_config, config):
     setup, student = build_setup(field_config), build_setup(config)
     assert setup.config.model.field_encoder.dims == (6, 3)
     cuts = list(setup.train_stream)[:4]
@@ -75,17 +73,17 @@ def test_an_utterance_alone_and_in_a_batch_gives_the_same():
         assert (together[row, n:] == 0).all()
 
 
-def test_hidden_stretches_take_the_share_they_should():
+def test_masks_have_the_given_share_of_frames():
     torch.manual_seed(0)
-    keep = draw_time_mask(torch.tensor([1000, 200]), 1000, 0.2, 5)
-    assert 0.1 < 1 - keep[0].mean() <= 0.2 and 0.1 < 1 - keep[1, :200].mean() <= 0.2
-    assert (keep[1, 200:] == 1).all()
+    mask = draw_time_mask(torch.tensor([1000, 200]), 1000, 0.2, 5)
+    assert 0.1 < 1 - mask[0].mean() <= 0.2 and 0.1 < 1 - mask[1, :200].mean() <= 0.2
+    assert (mask[1, 200:] == 1).all()
     assert (draw_time_mask(torch.tensor([9]), 9, 0.0, 5) == 1).all()
 
 
 def test_it_trains_resumes_and_is_decoded_from_fields(field_config, data_dir, tmp_path):
     train(dataclasses.replace(field_config, num_epochs=1))
-    train(field_config)  # goes on
+    train(field_config)  # resumes
     assert (tmp_path / "exp/epoch-2.pt").is_file()
     path = tmp_path / "pretrained.pt"
     write_average(tmp_path / "exp", 0, 1, path)
@@ -111,7 +109,7 @@ def test_it_trains_in_bfloat16(field_config):
     train(dataclasses.replace(field_config, num_epochs=1, amp="bf16"))
 
 
-def test_a_field_that_is_not_there_is_named(field_config):
+def test_a_missing_field_is_named(field_config):
     encoder = dataclasses.replace(FIELD_ENCODER, fields=("nobody",))
     model = dataclasses.replace(field_config.model, field_encoder=encoder)
     with pytest.raises(FileNotFoundError, match="'nobody' does not exist"):
