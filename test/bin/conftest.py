@@ -1,4 +1,4 @@
-"""The small Shar with a real teacher's field; real prompts and a small student."""
+"""Fixtures: real prompts, a small student, its export, and a real teacher's field."""
 
 import pytest
 import real_shar
@@ -19,14 +19,14 @@ parts = students.parts
 
 @pytest.fixture(scope="session")
 def own_words(cuts, pristine_student, tokenizer, tmp_path_factory):
-    """Ten real prompts whose transcripts are what the student says of them."""
+    """Ten prompts with the student's hypotheses as transcripts."""
     folder = tmp_path_factory.mktemp("own") / "own"
     return write_own_words(folder, cuts[:10], pristine_student, tokenizer)
 
 
 @pytest.fixture(scope="session")
 def model_dir(checkpoint, own_words, tmp_path_factory):
-    """Both encoders, checked, and the int8 files of the streaming one."""
+    """Export folder with both encoders, and int8 files of the streaming one."""
     folder = tmp_path_factory.mktemp("export")
     common = ["--checkpoint", str(checkpoint), "--out-dir", str(folder)]
     common += ["--check-shar", str(own_words), "--check"]
@@ -37,7 +37,7 @@ def model_dir(checkpoint, own_words, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def pair(cuts, tmp_path_factory):
-    """Two real prompts as they are."""
+    """Shar folder of two prompts."""
     folder = tmp_path_factory.mktemp("pair") / "pair"
     write_shar(cuts[:2], folder)
     return folder

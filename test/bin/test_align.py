@@ -1,4 +1,4 @@
-"""align, then decode against the alignment, on real prompts as a recipe calls them."""
+"""bin.align, and bin.decode --alignment, on real prompts."""
 
 import json
 
@@ -11,13 +11,13 @@ from icefall_kd.recognition.options import Chunking
 from icefall_kd.transducer.checkpoint import load_checkpoint, save_checkpoint
 
 STREAMING = ["--streaming", "--chunk-size", "16", "--left-context", "64"]
-FIGURES = [f"emission_delay_{x}_ms" for x in ("mean", "p90")]
+EMISSION = [f"emission_delay_{x}_ms" for x in ("mean", "p90")]
 LATENCY = [f"latency_{x}_ms" for x in ("mean", "p90")]
 
 
 @pytest.fixture(scope="module")
-def say(cuts, pristine_student, tokenizer, tmp_path_factory):
-    """Writes two real prompts; the transcripts are what the student says of them."""
+def write_set(cuts, pristine_student, tokenizer, tmp_path_factory):
+    """A function that writes two prompts with the student's hypotheses as text."""
 
     def write(name, chunking=None):
         folder = tmp_path_factory.mktemp("own") / name
@@ -28,8 +28,8 @@ def say(cuts, pristine_student, tokenizer, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def own_words(say):
-    return say("own")
+def own_words(write_set):
+    return write_set("own")
 
 
 def aligned(checkpoint, shar, folder):
@@ -53,39 +53,39 @@ def call_decode(checkpoint, own_words, tmp_path):
 def test_streaming_result_has_delays(
     checkpoint,
     call_decode,
-    say,
+    write_set,
     tmp_path,
 ):
-    streamed = say("streamed", Chunking(16, 64))
+    streamed = write_set("streamed", Chunking(16, 64))
     words = aligned(checkpoint, streamed, tmp_path)
     more = ["--shar-dir", streamed, "--alignment", words]
     result = call_decode(*STREAMING, *more)
     stored = json.loads(next(tmp_path.glob("result-*.json")).read_text())
     assert stored == result
     assert result["delay_words"] == result["words"] > 10
-    for mean, p90 in (FIGURES, LATENCY):
+    for mean, p90 in (EMISSION, LATENCY):
         assert result[mean] <= result[p90]
     # A frame waits for its chunk at least 112.5 ms and at most 392.5 ms.
-    assert 112.5 < result[LATENCY[0]] - result[FIGURES[0]] < 392.5
+    assert 112.5 < result[LATENCY[0]] - result[EMISSION[0]] < 392.5
     assert result["alignment"] == str(words)
     header, line = next(tmp_path.glob("wer-summary-*")).read_text().splitlines()
-    told = dict(zip(header.split("\t"), line.split("\t")))
-    assert float(told["WER"]) == pytest.approx(result["wer"], abs=0.01)
-    for name in (*FIGURES, *LATENCY, "delay_words"):
-        assert float(told[name]) == pytest.approx(result[name], rel=1e-4)
+    summary = dict(zip(header.split("\t"), line.split("\t")))
+    assert float(summary["WER"]) == pytest.approx(result["wer"], abs=0.01)
+    for name in (*EMISSION, *LATENCY, "delay_words"):
+        assert float(summary[name]) == pytest.approx(result[name], rel=1e-4)
 
 
 def test_words_of_the_aligner_have_no_delay(call_decode, ctm):
     result = call_decode("--alignment", ctm)
     assert result["delay_words"] == result["words"] > 10
     # A token of several frames is emitted in the first and ends with the last.
-    assert -80 < result[FIGURES[0]] <= 0 and result[FIGURES[1]] == 0
+    assert -80 < result[EMISSION[0]] <= 0 and result[EMISSION[1]] == 0
     assert LATENCY[0] not in result
 
 
 def test_result_without_alignment_has_no_delays(call_decode, ctm, tmp_path):
     plain = call_decode()
-    names = {*FIGURES, *LATENCY, "delay_words", "alignment", "alignment_sha256"}
+    names = {*EMISSION, *LATENCY, "delay_words", "alignment", "alignment_sha256"}
     names |= {"aligner", "aligner_sha256"}
     assert names.isdisjoint(plain)
     (summary,) = tmp_path.glob("wer-summary-*")
@@ -93,7 +93,7 @@ def test_result_without_alignment_has_no_delays(call_decode, ctm, tmp_path):
     measured = call_decode("--alignment", ctm)
     changed = {k: v for k, v in measured.items() if k not in names}
     assert {**changed, "rtf": 0} == {**plain, "rtf": 0}
-    assert call_decode() == measured  # kept: it says more than was asked for
+    assert call_decode() == measured  # reused, with more entries
 
 
 def test_another_alignment_decodes_again(call_decode, ctm, tmp_path):
@@ -115,7 +115,7 @@ def test_another_aligner_aligns_again(
     assert first["aligner"] == str(checkpoint)
     before = words.stat().st_mtime_ns
     aligned(checkpoint, own_words, tmp_path)
-    assert words.stat().st_mtime_ns == before  # kept
+    assert words.stat().st_mtime_ns == before  # reused
     other = load_checkpoint(checkpoint)
     other["info"] = {"epoch": 2}  # the same times, by another checkpoint
     save_checkpoint(tmp_path / "other.pt", other)

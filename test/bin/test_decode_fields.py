@@ -1,4 +1,4 @@
-"""decode_fields on what a student said of real prompts, stored by the extraction."""
+"""bin.decode_fields on extracted distributions of real prompts."""
 
 import ast
 import itertools
@@ -25,9 +25,9 @@ GREEDY = ("--method", "ctc_greedy_search")
 
 
 @pytest.fixture(scope="module")
-def told(checkpoint, cuts, tmp_path_factory):
-    """Six prompts and what the student says of them, with 16 and 2 tokens a frame."""
-    folder = tmp_path_factory.mktemp("told") / "own"
+def shar(checkpoint, cuts, tmp_path_factory):
+    """Six prompts with distributions of the student, top-16 and top-2."""
+    folder = tmp_path_factory.mktemp("shar") / "own"
     write_shar(cuts[:6], folder)
     for name, topk in (("student", 16), ("student_best", 2)):
         teacher = build_teacher(
@@ -38,7 +38,7 @@ def told(checkpoint, cuts, tmp_path_factory):
 
 
 def best_words(shar, tokenizer):
-    """Return id -> words of the best tokens stored, frame by frame; <unk> is blank."""
+    """Return id -> words of the best stored token of each frame; <unk> is blank."""
     codec = load_codec(shar, load_field_info(shar, "student_ctc"))
     found = {}
     for cut in open_shar(shar, ["student_ctc"]):
@@ -53,52 +53,52 @@ def best_words(shar, tokenizer):
 
 
 @pytest.fixture
-def call_on(told, tokenizer, tmp_path):
+def call_on(shar, tokenizer, tmp_path):
     model = tmp_path / "bpe.model"
     model.write_bytes(tokenizer.model_bytes)
     options = ["--bpe-model", model, "--out-dir", tmp_path / "decode"]
 
-    def run(*fields, shar=told, more=GREEDY):
+    def run(*fields, folder=shar, more=GREEDY):
         return call(
-            decode_fields, "--shar-dir", shar, *options, "--fields", *fields, *more
+            decode_fields, "--shar-dir", folder, *options, "--fields", *fields, *more
         )
 
     return run
 
 
-def test_best_stored_tokens_are_decoded(call_on, told, tokenizer, tmp_path):
+def test_best_stored_tokens_are_decoded(call_on, shar, tokenizer, tmp_path):
     result = call_on("student_ctc")
     assert (result["engine"], result["checkpoint"]) == ("stored fields", "student_ctc")
     recogs = (tmp_path / "decode/recogs-own-ctc_greedy_search.txt").read_text()
     found = re.findall(r"^(\S+):\thyp=(.*)$", recogs, re.M)
-    expected = best_words(told, tokenizer)
+    expected = best_words(shar, tokenizer)
     assert {name: ast.literal_eval(hyp) for name, hyp in found} == expected
     assert sum(map(len, expected.values())) > 20
-    assert call_on("student_ctc") == result  # kept
-    both = call_on("student_ctc", "student_best_ctc")  # of two fields, not kept
+    assert call_on("student_ctc") == result  # reused
+    both = call_on("student_ctc", "student_best_ctc")  # two fields
     assert both["checkpoint"] == "student_ctc+student_best_ctc"
     assert both["errors"] == result["errors"]
     assert call_on("student_ctc", more=("--beam", "2"))["beam"] == 2
 
 
-def test_changed_field_is_decoded_again(call_on, told, tmp_path):
-    shar = copy_shar(told, tmp_path / "own")
-    first = call_on("student_ctc", shar=shar)
-    assert call_on("student_ctc", shar=shar)["rtf"] == first["rtf"]
-    state = json.loads(info_path(shar, "student_ctc").read_text())
+def test_changed_field_is_decoded_again(call_on, shar, tmp_path):
+    folder = copy_shar(shar, tmp_path / "own")
+    first = call_on("student_ctc", folder=folder)
+    assert call_on("student_ctc", folder=folder)["rtf"] == first["rtf"]
+    state = json.loads(info_path(folder, "student_ctc").read_text())
     state["content_sha256"] = "0" * 64  # as another extraction writes it
-    info_path(shar, "student_ctc").write_text(json.dumps(state))
-    again = call_on("student_ctc", shar=shar)
+    info_path(folder, "student_ctc").write_text(json.dumps(state))
+    again = call_on("student_ctc", folder=folder)
     assert again["fields_sha256"] != first["fields_sha256"]
 
 
 def test_head_averages_distributions():
     torch.manual_seed(0)
     probs = torch.rand(2, 1, 3, 5).softmax(dim=-1)
-    told = torch.cat([pack_topk(p.log(), 5) for p in probs], dim=-1)
+    frames = torch.cat([pack_topk(p.log(), 5) for p in probs], dim=-1)
     head = MeanDistribution([11, 11], 5)
-    assert torch.allclose(head(told).exp(), probs.mean(dim=0), atol=1e-6)
-    assert int(head(told).argmax()) == int(probs.mean(dim=0).argmax())
+    assert torch.allclose(head(frames).exp(), probs.mean(dim=0), atol=1e-6)
+    assert int(head(frames).argmax()) == int(probs.mean(dim=0).argmax())
 
 
 def test_shortest_field_gives_number_of_frames():
@@ -113,15 +113,15 @@ def test_shortest_field_gives_number_of_frames():
         model.inputs({"fields": {"a": field(7), "b": field(6, 0.02)}})
 
 
-def test_invalid_fields_are_refused(call_on, told, cuts, tmp_path):
+def test_invalid_fields_are_refused(call_on, shar, cuts, tmp_path):
     with pytest.raises(ValueError, match="'student' is of kind 'embedding', not 'ctc'"):
         call_on("student")
     with pytest.raises(FileNotFoundError, match="nobody"):
         call_on("nobody_ctc")
     with pytest.raises(FileNotFoundError, match="none.model"):
         call_on("student_ctc", more=("--bpe-model", tmp_path / "none.model"))
-    other = copy_shar(told, tmp_path / "other")
+    other = copy_shar(shar, tmp_path / "other")
     info = info_path(other, "student_ctc")
     info.write_text(info.read_text().replace('"vocab_sha256": "', '"vocab_sha256": "0'))
     with pytest.raises(ValueError, match="BPE model 0"):
-        call_on("student_ctc", shar=other)
+        call_on("student_ctc", folder=other)

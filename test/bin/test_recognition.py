@@ -1,4 +1,4 @@
-"""decode, export, transcribe and report on real prompts, as a recipe calls them."""
+"""bin.decode, export, transcribe and report on real prompts."""
 
 import copy
 import json
@@ -104,7 +104,7 @@ def test_model_that_is_not_causal_cannot_stream(
     other = load_checkpoint(checkpoint)
     other["model_config"]["encoder"].update(causal=False, chunk_size=[-1])
     other["model"] = {
-        # A plain convolution in the place of the two of a causal layer.
+        # a plain convolution instead of the two of a causal layer
         k.replace("depthwise_conv.chunkwise_conv.", "depthwise_conv."): v
         for k, v in other["model"].items()
         if "causal_conv." not in k and "chunkwise_conv_scale" not in k
@@ -163,7 +163,7 @@ def test_ctc_head_is_decoded_exported_and_transcribed(
 
 @pytest.fixture(scope="module")
 def unlabelled(cuts, tmp_path_factory):
-    """Five real prompts without supervision."""
+    """Five prompts without supervision."""
     some = copy.deepcopy(cuts[:5])
     for cut in some:
         cut.supervisions = []
@@ -189,8 +189,8 @@ def test_lossy_int8_export_exits_with_status_3(
     engines = "PyTorch, ONNX Runtime and sherpa-onnx"
     verdict = rf"^encoder.onnx: {engines}: match.* \({count} prompts"
     assert re.search(verdict, printed.out, re.MULTILINE)
-    for chatter in ("non constant B", "pre-processing", "not specified", "onnxruntime"):
-        assert chatter not in printed.err
+    for message in ("non constant B", "pre-processing", "not specified", "onnxruntime"):
+        assert message not in printed.err
 
 
 def test_both_commands_read_hotwords_equally(
@@ -221,8 +221,8 @@ def test_both_commands_read_hotwords_equally(
     assert texts("without") != clean
 
 
-def spread(cut):
-    """Say that a cut's words follow each other evenly."""
+def space_words(cut):
+    """Return the words of a cut with equal durations."""
     words = reference_words(cut)
     length = cut.duration / max(1, len(words))
     return [AlignmentItem(word, i * length, length) for i, word in enumerate(words)]
@@ -235,7 +235,7 @@ def test_transcribe_agrees_with_decode(
     tmp_path,
 ):
     times = tmp_path / "own.ctm"
-    write_ctm(times, {cut.id: spread(cut) for cut in open_shar(own_words)}, {})
+    write_ctm(times, {cut.id: space_words(cut) for cut in open_shar(own_words)}, {})
     paths = ["--model-dir", model_dir, "--shar-dir", own_words]
     paths += ["--out-dir", tmp_path, "--alignment", times]
     for mode in ([], STREAMING):
@@ -248,9 +248,9 @@ def test_transcribe_agrees_with_decode(
         assert theirs["engine"].startswith("sherpa-onnx 2")
         assert theirs["threads"] == 1
         assert theirs["parameters"] == ours["parameters"]
-        # The features are not the same, so a frame may flip.
+        # The features differ, so a frame may flip.
         assert theirs["errors"] <= ours["errors"] + 1
-        # Nor are they in the same places of the audio, by half a frame of 10 ms.
+        # They are half a frame (5 ms) apart.
         assert theirs["alignment_sha256"] == ours["alignment_sha256"]
         for name in DELAYS if "chunk" in ours["suffix"] else DELAYS[:2]:
             assert theirs[name] == pytest.approx(ours[name], abs=60)
@@ -377,8 +377,8 @@ def test_report_writes_table_and_page_with_audio(
     assert "full context, greedy, blank penalty 3" in text
     assert out.read_text().count("| own |") == 3
     page = Page(html.read_text())
-    told = {(r["system"][0], r["decoding"][0]): r for r in page.rows(0)}
-    _, attrs = told["kd", "full context, greedy"]["WER % [95 %]"]
+    rows = {(r["system"][0], r["decoding"][0]): r for r in page.rows(0)}
+    _, attrs = rows["kd", "full context, greedy"]["WER % [95 %]"]
     assert float(attrs["data-value"]) == result["wer"]
     audio = json.loads(page.scripts[0])["audio"]["own"]
     assert len(audio) == 2

@@ -1,4 +1,4 @@
-"""What decode and transcribe keep, write without transcripts, and take as chunks."""
+"""Results of bin.decode and bin.transcribe: reuse, sets without text, chunks."""
 
 import copy
 import json
@@ -103,7 +103,7 @@ def test_set_without_transcripts_is_not_in_reports(
     caplog.clear()
     text = call(report, "--exp", tmp_path / "exp")
     assert " pair " in text and " bare " not in text
-    assert "2 results of sets without transcripts are left out" in caplog.text
+    assert "2 results of sets without transcripts" in caplog.text
 
 
 def test_cut_without_transcript_is_reported(checkpoint, cuts, tmp_path, caplog):

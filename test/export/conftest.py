@@ -1,4 +1,4 @@
-"""Real prompts, a small student and its exported files."""
+"""Fixtures of real prompts, a small student and its exported files."""
 
 import pytest
 from students import (  # noqa: F401, fixtures
@@ -19,13 +19,13 @@ CHUNKINGS = {"full": None, "chunk-16": Chunking(16, 64), "chunk-32": Chunking(32
 
 @pytest.fixture(scope="session")
 def exported(checkpoint, tmp_path_factory):  # noqa: F811
-    """Name of the encoder's kind -> float32 files, in one folder."""
+    """Kind of encoder -> float32 files of the transducer, in one folder."""
     conversion = Exporter(checkpoint, tmp_path_factory.mktemp("export"))
     return {name: conversion.write(c) for name, c in CHUNKINGS.items()}
 
 
 @pytest.fixture(scope="session")
 def exported_ctc(checkpoint, tmp_path_factory):  # noqa: F811
-    """The same of the CTC head."""
+    """Kind of encoder -> float32 files of the CTC model, in one folder."""
     conversion = Exporter(checkpoint, tmp_path_factory.mktemp("ctc"), "ctc")
     return {name: conversion.write(c) for name, c in CHUNKINGS.items()}

@@ -1,4 +1,4 @@
-"""From a checkpoint to a folder."""
+"""Export of a checkpoint to a folder, with checks."""
 
 import copy
 import json
@@ -70,7 +70,7 @@ def test_export_of_another_checkpoint_is_removed(checkpoint, tmp_path, caplog):
 
 @pytest.fixture
 def folder(exported, tmp_path):
-    """A copy of the folder of exported files."""
+    """A copy of the exported files."""
     source = exported["full"].encoder.parent
     return shutil.copytree(source, tmp_path / "export")
 
@@ -91,7 +91,7 @@ def cut_encoder(folder, student, tokenizer):
 
 
 @pytest.mark.parametrize(
-    "damage, strangers",
+    "damage, names",
     [
         (put_other_tokens, ["tokens.txt", "bpe.vocab", "bpe.model"]),
         (put_other_joiner, ["joiner.onnx"]),
@@ -99,14 +99,14 @@ def cut_encoder(folder, student, tokenizer):
     ],
 )
 def test_changed_file_is_reported(
-    folder, student, tokenizer, checkpoint, cuts, tmp_path, damage, strangers
+    folder, student, tokenizer, checkpoint, cuts, tmp_path, damage, names
 ):
     files, audio = ModelFiles.in_folder(folder), tmp_path / "a.wav"
     audio.write_bytes(b"")
     before = files.sha256
     damage(folder, student, tokenizer)
     assert files.sha256 != before
-    found = " .*".join(f"{folder / name}: changed after," for name in strangers)[:-1]
+    found = " .*".join(f"{folder / name}: changed after," for name in names)[:-1]
     message = f"^{found} the export.*--checkpoint {checkpoint} --out-dir {folder}"
     for use in (
         lambda: list(transcribe.transcribe_files(files, [audio], DecodeOptions(), 1)),

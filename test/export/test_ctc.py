@@ -1,4 +1,4 @@
-"""The CTC recogniser: form, engines, int8, and what sherpa-onnx cannot do with it."""
+"""The exported CTC model: files, engines, int8, and refused options."""
 
 import dataclasses
 import json
@@ -13,11 +13,8 @@ from icefall_kd.decoding import DecodeOptions
 from icefall_kd.decoding.ctc_search import CtcGreedySearch
 from icefall_kd.decoding.streaming import encode_chunks
 from icefall_kd.export.compare import (
-    FEATURE_TOLERANCE,
     OrtHypothesis,
-    compare_engines,
     decision_margin,
-    greedy_logits,
 )
 from icefall_kd.export.convert import EngineMismatch, Exporter
 from icefall_kd.export.files import ModelFiles, check_sherpa_metadata, read_metadata
@@ -45,26 +42,12 @@ def collapse(labels):
     ]
 
 
-@pytest.mark.parametrize("kind", ["full", "chunk-16", "chunk-32"])
-def test_three_engines_agree(kind, exported_ctc, student, waves):
-    few = dict(list(waves.items())[:20])
-    report = compare_engines(student, exported_ctc[kind], few, GREEDY)
-    print("\n".join(report.lines()))
-    assert report.prompts == 20
-    assert report.tokens > 400
-    assert report.differences == []
-    assert all(flip.is_explained for flip in report.flips)
-    assert report.feature_difference < FEATURE_TOLERANCE
-    assert report.ok
-
-
 def test_token_across_chunks_is_one_token(exported_ctc, student, waves):
-    """The prompts hold such tokens, and sherpa-onnx keeps them whole as we do."""
     files = exported_ctc["chunk-16"]
     some = list(waves.values())[:20]
     engine, frames = OrtCtc(files, GREEDY), 16 // 2
     tail = np.zeros(12000, np.float32)
-    cut_in_two = 0
+    split = 0
     for wave, hyp in zip(some, SherpaRecogniser(files, GREEDY).decode(some)):
         log_probs = engine.encode(sherpa_features(np.concatenate([wave, tail])))
         labels = log_probs.argmax(axis=1).tolist()
@@ -72,8 +55,8 @@ def test_token_across_chunks_is_one_token(exported_ctc, student, waves):
         apart = [
             collapse(labels[i : i + frames]) for i in range(0, len(labels), frames)
         ]
-        cut_in_two += sum(apart, []) != hyp.tokens
-    assert cut_in_two > 3
+        split += sum(apart, []) != hyp.tokens
+    assert split > 3
 
 
 def test_file_is_valid_and_has_icefalls_names(exported_ctc):
@@ -86,7 +69,7 @@ def test_file_is_valid_and_has_icefalls_names(exported_ctc):
         inputs = [i.name for i in session.get_inputs()]
         outputs = session.get_outputs()
         assert outputs[0].name == "log_probs"
-        assert outputs[0].shape[2] == 90  # sherpa-onnx reads the vocabulary's size here
+        assert outputs[0].shape[2] == 90  # sherpa-onnx reads the vocabulary size here
         if kind == "full":
             assert inputs == ["x", "x_lens"]
             assert [o.name for o in outputs] == ["log_probs", "log_probs_len"]
@@ -147,20 +130,13 @@ def test_sherpa_decodes_padded_batches_as_pytorch(exported_ctc, student, waves):
 
 
 def test_unk_has_best_score_without_the_export_step(student, waves):
-    spoken = 0
+    emitted = 0
     for wave in list(waves.values())[:5]:
         features = torch.from_numpy(sherpa_features(wave))
         options = dataclasses.replace(GREEDY, unk_id=None)
-        spoken += (torch_log_probs(student, features, options).argmax(1) == 2).sum()
+        emitted += (torch_log_probs(student, features, options).argmax(1) == 2).sum()
         assert (torch_log_probs(student, features).argmax(1) != 2).all()
-    assert spoken > 0
-
-
-def test_greedy_logits_are_those_of_greedy_search(student, waves):
-    features = torch.from_numpy(sherpa_features(next(iter(waves.values()))))
-    logits = greedy_logits(student, features, GREEDY, None)
-    tokens = decode_full_context(student, [features], GREEDY)[0].tokens
-    assert collapse(logits.argmax(axis=1).tolist()) == tokens
+    assert emitted > 0
 
 
 def test_ctc_tie_may_be_at_earlier_frame():
@@ -193,18 +169,18 @@ def test_both_heads_share_a_folder(checkpoint, tmp_path):
 
 
 def test_lossy_int8_is_refused_and_removed(exported_ctc, waves, tmp_path):
-    """Random weights do not survive 8 bits; the transducer's files are not touched."""
+    """Random weights do not survive 8 bits.  The transducer's files are kept."""
     source = exported_ctc["chunk-16"]
     for path in (source.encoder, source.tokens):
         shutil.copy(path, tmp_path)
     (tmp_path / "decoder.int8.onnx").write_bytes(b"of the transducer")
     files = ModelFiles.in_folder(tmp_path, source.chunking, head="ctc")
     features = [sherpa_features(w) for w in list(waves.values())[:3]]
-    said = [OrtCtc(files, GREEDY).decode(f).tokens for f in features]
+    expected = [OrtCtc(files, GREEDY).decode(f).tokens for f in features]
 
     def wer(candidate):
         engine = open_model(candidate, GREEDY)
-        wrong = [engine.decode(f).tokens != s for f, s in zip(features, said)]
+        wrong = [engine.decode(f).tokens != e for f, e in zip(features, expected)]
         return 100.0 * sum(wrong) / len(wrong)
 
     before = sorted(tmp_path.iterdir())

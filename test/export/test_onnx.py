@@ -1,4 +1,4 @@
-"""The form of the files, and that they hold at lengths and batches not traced."""
+"""ONNX files: format, and outputs at lengths and batch sizes that were not traced."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ from icefall_kd.recognition.options import Chunking
 
 @torch.no_grad()
 def torch_encode(model, features):
-    """Projected encoder output (T', D) of (F, 80), full context."""
+    """Return projected encoder output (T', D) of (F, 80), with full context."""
     model.encoder.set_chunk(-1, -1)
     out, _ = model.forward_encoder(features[None], torch.tensor([len(features)]))
     return model.joiner.encoder_proj(out)[0].numpy()

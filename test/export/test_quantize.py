@@ -1,4 +1,4 @@
-"""8-bit files: written when they cost no words, refused with the figure otherwise."""
+"""8-bit files: kept if the WER stays nearly the same, else refused and removed."""
 
 import shutil
 
@@ -26,7 +26,7 @@ GREEDY = DecodeOptions(unk_id=2)
 
 @pytest.fixture
 def files(exported, tmp_path):
-    """Float32 files of chunks of 16, in a folder of their own."""
+    """Float32 files of chunks of 16, in a separate folder."""
     source = exported["chunk-16"]
     for path in (*source.onnx, source.tokens):
         shutil.copy(path, tmp_path)
@@ -35,25 +35,27 @@ def files(exported, tmp_path):
 
 @pytest.fixture
 def wer(files, cuts, tokenizer):
-    """WER of files against what the float32 files recognise in real prompts."""
+    """A function that returns the WER of files, with float32 as the reference."""
     features = compute_sherpa_fbank(files, cuts[:8])
 
     def words(engine, x):
         return tokenizer.decode(engine.decode(x).tokens).split()
 
     engine = OrtTransducer(files, GREEDY)
-    said = {k: words(engine, x) for k, x in features.items()}
+    expected = {k: words(engine, x) for k, x in features.items()}
 
     def measure(candidate):
         engine = OrtTransducer(candidate, GREEDY)
-        found = [Recognition(k, said[k], words(engine, x)) for k, x in features.items()]
+        found = [
+            Recognition(k, expected[k], words(engine, x)) for k, x in features.items()
+        ]
         return count_errors(found).wer
 
     return measure
 
 
 def test_lossy_int8_is_refused_and_removed(files, wer):
-    """Random weights do not survive 8 bits: float32 has 0 %, int8 much more."""
+    """Random weights do not survive 8 bits."""
     before = sorted(files.encoder.parent.iterdir())
     with pytest.raises(Int8Refused, match=r"0\.00 %, a loss of \d+\.\d\d") as refused:
         quantize_checked(files, wer)

@@ -1,4 +1,4 @@
-"""sherpa-onnx beside PyTorch: features, batches, beam search."""
+"""sherpa-onnx compared with PyTorch: features, batches, searches, hotwords."""
 
 import dataclasses
 import io
@@ -105,7 +105,7 @@ def test_streaming_beam_search_agrees(exported, student, some, kind):
 
 @pytest.fixture(scope="module")
 def hotwords(exported, cuts, tmp_path_factory):
-    """Words of the prompts: some begin as others do, or are a part of them."""
+    """Words of the prompts, some with equal starts or within others."""
     words = sorted({word for cut in cuts for word in reference_words(cut)})
     lines = [f"{word} :{1 + n % 5}" for n, word in enumerate(words[::3])]
     lines += [" ".join(reference_words(cut)[1:4]) for cut in cuts[:20]]
@@ -119,13 +119,13 @@ def test_hotwords_agree(exported, student, some, hotwords, kind):
     files, options = exported[kind], dataclasses.replace(BEAM, hotwords=hotwords)
     features = fbank(some, files.chunking)
 
-    def say(options):
+    def decode(options):
         if files.chunking is None:
             return decode_full_context(student, features, options)
         size, left = files.chunking.chunk_size, files.chunking.left_context
         return decode_streaming(student, features, size, left, options)
 
-    ours, without = say(options), say(BEAM)
+    ours, without = decode(options), decode(BEAM)
     assert_same(ours, SherpaRecogniser(files, options).decode(some))
     assert sum(a.tokens != b.tokens for a, b in zip(ours, without)) > 10
 
@@ -133,7 +133,7 @@ def test_hotwords_agree(exported, student, some, hotwords, kind):
 def test_sherpa_and_pytorch_read_messy_file_equally(
     exported, student, some, hotwords, tmp_path
 ):
-    """A byte order mark, CR line ends, and half of the phrases in BPE pieces."""
+    """A byte order mark, CR line ends, and BPE pieces."""
     lines = hotwords.path.read_text().splitlines()
     lines[::2] = ["▁" + line.replace(" ", " ▁") for line in lines[::2]]
     path = tmp_path / "messy.txt"
@@ -210,7 +210,7 @@ def test_streams_do_not_depend_on_block_size(exported, some):
 
 @pytest.fixture(scope="module")
 def byte_fallback(waves, cuts, tmp_path_factory):
-    """A student of a BPE model with byte fallback: checkpoint and tokenizer."""
+    """Checkpoint and tokenizer of a student with byte fallback."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(" ".join(reference_words(cut)) for cut in cuts),
@@ -242,9 +242,11 @@ def test_byte_fallback_is_checked_and_transcribed(byte_fallback, cuts, some, tmp
     ours = decode_features(model, fbank(some), options, None)
     pieces = [tokenizer.piece(i) for hyp in ours for i in hyp.tokens]
     assert {"<0x41>", "A"} <= {tokenizer.piece(i) for i in range(tokenizer.vocab_size)}
-    # Bytes that sherpa-onnx shows as characters, as a piece has them or none, and not.
-    shown = [p for p in pieces if p.startswith("<0x") and 0x20 < int(p[3:5], 16) < 0x7F]
-    assert len(shown) > 20 and len(shown) < len(pieces)
+    # some bytes are printed as characters, with or without a piece of the same symbol
+    printed = [
+        p for p in pieces if p.startswith("<0x") and 0x20 < int(p[3:5], 16) < 0x7F
+    ]
+    assert 20 < len(printed) < len(pieces)
     for a, wave in zip(ours, some):
         b = sherpa.decode([wave])[0]
         assert (sherpa.map_byte_tokens(a).tokens, a.timestamps) == (
@@ -252,7 +254,7 @@ def test_byte_fallback_is_checked_and_transcribed(byte_fallback, cuts, some, tmp
             b.timestamps,
         )
         text = tokenizer.decode(a.tokens)
-        if text.isprintable() and "\ufffd" not in text:  # else it has half a letter
+        if text.isprintable() and "\ufffd" not in text:  # else a letter is incomplete
             assert b.text.split() == text.split()
 
 

@@ -1,4 +1,4 @@
-"""CTM files: there and back, as lhotse reads them, and those of another set."""
+"""CTM files, and their validation against a set."""
 
 import pytest
 from lhotse import SupervisionSet
@@ -23,7 +23,7 @@ def shar(cuts, tmp_path):
 
 @pytest.fixture
 def times(cuts):
-    """Words of one length, the last of which ends with its cut."""
+    """Words of equal length that fill each cut."""
     found = {}
     for cut in cuts[:6]:
         words = cut.supervisions[0].text.split()
@@ -49,7 +49,7 @@ def test_ctm_is_read_as_written(ctm, shar, times):
             assert (theirs.start, theirs.end) == pytest.approx(
                 (ours.start, ours.end), abs=1.1e-3
             )
-    assert sorted(ctm.parent.iterdir()) == [ctm, shar]  # nothing aside is left
+    assert sorted(ctm.parent.iterdir()) == [ctm, shar]  # no temporary files
 
 
 def test_lhotse_reads_each_word(ctm, cuts, times):

@@ -1,4 +1,4 @@
-"""Delays of hand-made recognitions, and the audio that a step really waits for."""
+"""Emission delay and latency, and the audio that a step needs."""
 
 import kaldi_native_fbank as knf
 import pytest
@@ -23,7 +23,7 @@ TIMES = {
 
 @pytest.fixture
 def found():
-    """Of the five words ONE and GOODBYE and TWO are right."""
+    """Recognitions in which ONE, TWO and GOODBYE are correct."""
     return [
         Recognition("a", WORDS, "UH DRESS ONE TWO".split(), [2, 13, 25, 49]),
         Recognition("b", ["GOODBYE"], ["GOODBYE"], [7]),
@@ -40,13 +40,13 @@ def test_emission_delay_ends_with_the_frame(found):
 def test_latency_ends_with_the_chunk(found):
     delays = measure_delays(found, TIMES, chunk_size=16)
     assert delays.emission == measure_delays(found, TIMES).emission
-    # They come with steps 3, 6 and 0 of eight frames each.
+    # The frames are in steps 3, 6 and 0 of eight frames each.
     assert delays.latency == pytest.approx([0.4275, 0.3875, -0.1475])
 
 
 @pytest.mark.parametrize("chunk_size", [16, 32, 64])
 def test_step_time_is_exact_to_one_sample(chunk_size):
-    """As sherpa-onnx asks it: more fbank frames are ready than the step reads."""
+    """sherpa-onnx starts a step when more fbank frames are ready than it reads."""
     options = knf.FbankOptions()
     options.frame_opts.dither = 0.0
     options.frame_opts.snip_edges = False
@@ -87,7 +87,7 @@ def test_metrics_are_mean_and_percentile_in_ms():
 @pytest.mark.parametrize(
     "recognition",
     [
-        Recognition("b", ["GOODBYE"], ["GOODBYE"]),  # of an engine without frames
+        Recognition("b", ["GOODBYE"], ["GOODBYE"]),  # without frames
         Recognition("b", ["GOOD", "BYE"], ["GOOD"], [3]),
         Recognition("c", ["GOODBYE"], ["GOODBYE"], [3]),
     ],

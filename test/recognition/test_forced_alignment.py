@@ -1,4 +1,4 @@
-"""Best CTC paths against all paths, and the words of real prompts."""
+"""CTC paths compared with all paths, and word times of real prompts."""
 
 import copy
 import itertools
@@ -28,15 +28,15 @@ VOCAB = 4
 TOKENS = [(), (1,), (1, 2), (3, 3), (1, 2, 1), (2, 2, 2)]
 
 
-def collapsed(symbols):
-    """Return what a CTC path says, and the place of the token in each frame."""
-    said, places, last = [], [], 0
+def collapse(symbols):
+    """Return the tokens of a CTC path, and the token's position in each frame."""
+    tokens, positions, last = [], [], 0
     for symbol in symbols:
         if symbol and symbol != last:
-            said.append(symbol)
-        places.append(len(said) - 1 if symbol else ON_BLANK)
+            tokens.append(symbol)
+        positions.append(len(tokens) - 1 if symbol else ON_BLANK)
         last = symbol
-    return tuple(said), places
+    return tuple(tokens), positions
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
@@ -51,10 +51,10 @@ def test_path_is_best_of_all_paths(tokens, num_frames):
         log_probs = (2 * torch.randn(num_frames, VOCAB)).log_softmax(-1)
         paths = {}
         for symbols in itertools.product(range(VOCAB), repeat=num_frames):
-            said, places = collapsed(symbols)
-            if said == tokens:
+            path_tokens, positions = collapse(symbols)
+            if path_tokens == tokens:
                 score = sum(float(log_probs[t, s]) for t, s in enumerate(symbols))
-                paths[score] = places
+                paths[score] = positions
         assert ctc_path(log_probs, tokens).tolist() == paths[max(paths)]
 
 
@@ -78,7 +78,7 @@ def test_word_lasts_from_first_to_last_frame():
 
 
 def test_frame_end_agrees_with_alignment_of_teachers():
-    """A teacher's frames of 5 ms that count themselves tell the time of each frame."""
+    """Teacher frames of 5 ms whose value is their number give the time of a frame."""
     counted = torch.arange(400, dtype=torch.float32)[None, :, None]
     lens, out_lens = torch.tensor([400]), torch.tensor([40])
     seen = align_frames(counted, lens, 0.005, out_lens)[0, :, 0]
@@ -88,14 +88,14 @@ def test_frame_end_agrees_with_alignment_of_teachers():
 
 
 def test_greedy_hypothesis_is_aligned_to_its_frames(student, cuts):
-    """No path of these tokens is better than the best path of all."""
-    greedy, spoken = DecodeOptions("ctc_greedy_search"), 0
+    """The best of all paths is the best path of its own tokens."""
+    greedy, num_tokens = DecodeOptions("ctc_greedy_search"), 0
     for cut in cuts[:5]:
         (hyp,) = decode_waves(student, [load_wave(cut)], greedy)
         path = ctc_path(ctc_log_probs(student, cut), hyp.tokens).tolist()
         assert [path.index(u) for u in range(len(hyp.tokens))] == hyp.timestamps
-        spoken += len(hyp.tokens)
-    assert spoken > 50
+        num_tokens += len(hyp.tokens)
+    assert num_tokens > 50
 
 
 def test_words_are_in_order_within_the_cut(student, cuts, tokenizer):
@@ -135,7 +135,6 @@ def test_transcripts_without_path_are_reported(student, cuts, tokenizer):
 
 
 def test_long_cut_is_aligned_in_windows(student, parts, tmp_path):
-    """As its parts, each at its time."""
     soundfile.write(tmp_path / "a.wav", np.concatenate(parts), 16000, subtype="FLOAT")
     cut = Recording.from_file(tmp_path / "a.wav", recording_id="a").to_cut()
     windowed = ctc_log_probs(student, cut, max_utterance=10.0)

@@ -1,4 +1,4 @@
-"""Long audio in windows: where it is cut, what is recognised, and the memory."""
+"""Long audio: position of the splits, recognised words, and memory."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ SHORT = DecodeOptions(unk_id=2, max_utterance=10.0)
 
 
 def store(folder, wave, id="long"):
-    """Return a cut of samples in a file, bit for bit."""
+    """Write a wave to a file; return its cut."""
     path = folder / f"{id}.wav"
     soundfile.write(path, wave, 16000, subtype="FLOAT")
     return Recording.from_file(path, recording_id=id).to_cut()
@@ -53,28 +53,28 @@ def test_windows_without_pause_overlap_and_share_words(parts):
     assert len(windows) > 4
     for window, after in zip(windows, windows[1:]):
         assert window.is_overlapped and after.is_overlapped
-        assert window.last == after.first  # no frame is lost, none is in two windows
+        assert window.last == after.first  # each frame has one window
         assert after.start * FRAME == after.first * FRAME - OVERLAP
         end = window.start * FRAME + len(window.wave)
         assert end == window.last * FRAME + OVERLAP
         assert len(window.wave) <= 160000
         np.testing.assert_array_equal(window.wave, noise[window.start * FRAME : end])
-    # Words of two tokens, one frame apart, wherever they are.
+    # words of two tokens in neighbouring frames, at all positions
     times = list(range(0, 998, 3))
-    spoken = [t for time in times for t in (time, time + 1)]
+    emitted = [t for time in times for t in (time, time + 1)]
     found = []
     for window in windows:
         frames = range(window.start, window.start + len(window.wave) // FRAME)
         here = [
-            i for i, t in enumerate(spoken) if t in frames and spoken[i ^ 1] in frames
+            i for i, t in enumerate(emitted) if t in frames and emitted[i ^ 1] in frames
         ]
         pieces = ["o" if i % 2 else "\u2581n" for i in here]
-        kept, placed = window.select_tokens(
-            pieces, [spoken[i] - frames[0] for i in here]
+        selected, placed = window.select_tokens(
+            pieces, [emitted[i] - frames[0] for i in here]
         )
-        assert [spoken[here[i]] for i in kept] == placed
+        assert [emitted[here[i]] for i in selected] == placed
         found += placed
-    assert found == spoken
+    assert found == emitted
 
 
 def test_long_cuts_have_words_and_frames_of_their_parts(
@@ -129,7 +129,7 @@ def test_memory_does_not_grow_with_duration(student, parts, tokenizer, tmp_path)
     def recognise_cut(cut):
         recognise(student, [cut], tokenizer, DecodeOptions(unk_id=2))
 
-    recognise_cut(short)  # what is allocated once
+    recognise_cut(short)  # allocates what is kept
     bound = max(peak_memory(lambda: recognise_cut(short)), 50.0)
     assert peak_memory(lambda: recognise_cut(long)) < 2 * bound
 

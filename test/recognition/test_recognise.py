@@ -1,4 +1,4 @@
-"""Sets of real prompts through the model."""
+"""Recognition of real prompts with a small student."""
 
 import copy
 
@@ -13,7 +13,7 @@ from icefall_kd.data.cuts import load_wave
 from icefall_kd.decoding import DecodeOptions
 from icefall_kd.fields.reader import open_shar
 from icefall_kd.recognition.ctm import count_transcripts
-from icefall_kd.recognition.options import Chunking, result_suffix
+from icefall_kd.recognition.options import Chunking
 from icefall_kd.recognition.recognise import (
     decode_full_context,
     decode_waves,
@@ -59,9 +59,9 @@ def test_streams_do_not_depend_on_batch(student, cuts, tokenizer):
 
 def test_too_few_frames_give_empty_hypothesis(student):
     long, short = torch.randn(90, 80), torch.randn(8, 80)
-    empty, spoken = decode_full_context(student, [short, long], GREEDY)
+    empty, recognised = decode_full_context(student, [short, long], GREEDY)
     assert (empty.tokens, empty.score) == ([], 0.0)
-    assert spoken.tokens == decode_full_context(student, [long], GREEDY)[0].tokens
+    assert recognised.tokens == decode_full_context(student, [long], GREEDY)[0].tokens
 
 
 def test_wave_shorter_than_fbank_window_gives_empty_hypothesis(student):
@@ -120,16 +120,3 @@ def test_only_parameters_of_decoding_are_counted(student, head, unused):
         setattr(bare, name, None)
     counted = count_parameters(student, head)
     assert counted == sum(p.numel() for p in bare.parameters())
-
-
-def test_suffix_has_all_decoding_options():
-    beam = DecodeOptions("modified_beam_search", beam=8, blank_penalty=0.5)
-    assert result_suffix(GREEDY, None) == "greedy_search"
-    assert result_suffix(beam, Chunking(32, 128)) == (
-        "modified_beam_search-beam-8-blank-penalty-0.5-chunk-32-left-128"
-    )
-    assert (
-        result_suffix(DecodeOptions("ctc_greedy_search"), None) == "ctc_greedy_search"
-    )
-    prefixes = DecodeOptions("ctc_prefix_beam_search", beam=8)
-    assert result_suffix(prefixes, None) == "ctc_prefix_beam_search-beam-8"

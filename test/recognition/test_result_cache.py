@@ -1,4 +1,4 @@
-"""What a kept result depends on."""
+"""Hashes and reuse of results."""
 
 import gzip
 import json
@@ -66,13 +66,13 @@ def test_result_is_reused_while_its_inputs_are_unchanged(tmp_path, caplog):
     facts = {"set_sha256": "1", "beam": 4, "alignment_sha256": "7", "parameters": 5}
     assert cached_result(path, facts) is None
     path.write_text(json.dumps({**facts, "recogs": "recogs-a-b.txt"}))
-    assert cached_result(path, facts) is None  # its recogs are gone
+    assert cached_result(path, facts) is None  # its recogs are missing
     (tmp_path / "recogs-a-b.txt").write_text("")
     assert cached_result(path, facts) is not None
     assert cached_result(path, facts, force=True) is None
     assert cached_result(path, {**facts, "parameters": 6}) is not None
     less = {k: v for k, v in facts.items() if k != "alignment_sha256"}
-    assert cached_result(path, less) is not None  # it holds more than was asked for
+    assert cached_result(path, less) is not None  # the result has more entries
     for name, value in (("set_sha256", "2"), ("beam", 8), ("new_option", None)):
         caplog.clear()
         assert cached_result(path, {**facts, name: value}) is None

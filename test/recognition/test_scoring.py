@@ -1,19 +1,17 @@
-"""Word errors and the files that report them."""
+"""Word errors, bootstrap intervals and comparison of systems."""
 
-import json
-
+import numpy as np
 import pytest
 
-from icefall_kd.recognition.result_files import (
-    SCORES,
-    format_recogs,
-    read_recogs,
-    warn_about_empty,
-    write_results,
+from icefall_kd.recognition.scoring import (
+    Recognition,
+    compare_systems,
+    count_errors,
+    paired_difference,
+    wer_interval,
 )
-from icefall_kd.recognition.scoring import Recognition, compare_systems, count_errors
 
-SAID = [
+RECOGNITIONS = [
     Recognition("b", "PRESS ONE NOW".split(), "PRESS NINE NOW PLEASE".split()),
     Recognition("a", "THE NUMBER IS BUSY".split(), "THE IS BUSY".split()),
     Recognition("c", "IT'S DONE".split(), []),
@@ -21,128 +19,111 @@ SAID = [
 ]
 
 
-@pytest.fixture
-def written(tmp_path):
-    info = {"method": "greedy_search", "rtf": 0.1}
-    return tmp_path, write_results(tmp_path, "test", "greedy_search", SAID, info)
-
-
 def test_errors_are_counted_by_kind():
-    total = count_errors(SAID)
+    total = count_errors(RECOGNITIONS)
     assert (total.ins, total.dels, total.sub, total.correct) == (1, 3, 1, 6)
     assert (total.errors, total.words) == (5, 10)
     assert total.wer == 50.0
 
 
-def test_result_json_has_errors_and_wer(written):
-    out_dir, result = written
-    stored = json.loads((out_dir / "result-test-greedy_search.json").read_text())
-    assert stored == json.loads(json.dumps(result))
-    expected = {"wer": 50.0, "errors": 5, "words": 10, "ins": 1, "del": 3, "sub": 1}
-    assert {k: stored[k] for k in expected} == expected
-    assert stored["utterances"] == 4
-    assert stored["empty_rate"] == 0.25
-    assert stored["method"] == "greedy_search"
-    assert stored["interval"][0] < 50 < stored["interval"][1]
-
-
-def test_errs_file_has_icefalls_format(written):
-    text = (written[0] / "errs-test-greedy_search.txt").read_text()
-    assert text.splitlines()[:2] == [
-        "%WER = 50.00",
-        "Errors: 1 insertions, 3 deletions, 1 substitutions, over 10 reference words "
-        "(6 correct)",
-    ]
-    for line in (
-        "a:\tTHE (NUMBER->*) IS BUSY",
-        "b:\tPRESS (ONE->NINE) NOW (*->PLEASE)",
-        "c:\t(IT'S DONE->*)",
-        "d:\tGOODBYE",
-        "1   ONE -> NINE",
-        "1   PLEASE",
-        "ONE   0 1 1 0",
-        "NINE   0 1 0 1",
-        "BUSY   1 0 1 1",
-    ):
-        assert line in text.splitlines()
-    heads = ["SUBSTITUTIONS:", "DELETIONS:", "INSERTIONS:", "PER-WORD STATS:"]
-    starts = [text.index("\n" + head) for head in heads]
-    assert starts == sorted(starts)
-
-
-def test_summary_has_suffix_and_wer(written):
-    text = (written[0] / "wer-summary-test-greedy_search.txt").read_text()
-    assert text == "settings\tWER\ngreedy_search\t50.00\n"
-
-
-def test_recogs_are_read_as_written(written):
-    path = written[0] / "recogs-test-greedy_search.txt"
-    assert path.read_text().splitlines()[0] == (
-        "a:\tref=['THE', 'NUMBER', 'IS', 'BUSY']"
-    )
-    assert read_recogs(path) == sorted(SAID, key=lambda r: r.cut_id)
-
-
-def test_malformed_recogs_are_reported_by_line(tmp_path):
-    path = tmp_path / "x.txt"
-    path.write_text(format_recogs(SAID[:1]) + "d:\thyp=['NO', 'REFERENCE']\n")
-    with pytest.raises(ValueError, match=r"x\.txt:3"):
-        read_recogs(path)
-    lines = format_recogs(SAID[:1]).splitlines()
-    path.write_text(lines[0] + "\n")
-    with pytest.raises(ValueError, match=r"x\.txt:1: .*no hyp="):
-        read_recogs(path)
-    path.write_text(f"{lines[0]}\nother:\thyp=['A']\n")
-    with pytest.raises(ValueError, match=r"x\.txt:2: .*cut differs"):
-        read_recogs(path)
-
-
-def test_set_without_transcripts_has_hypotheses_and_no_wer(tmp_path):
-    write_results(tmp_path, "test", "x", SAID, {})
-    unlabelled = [Recognition("b", [], []), Recognition("a", [], ["ONE", "TWO"])]
-    result = write_results(tmp_path, "test", "x", unlabelled, {})
-    assert json.loads((tmp_path / "result-test-x.json").read_text()) == result
-    assert {result[name] for name in SCORES} == {None}
-    assert (result["words"], result["utterances"]) == (0, 2)
-    assert (tmp_path / "hyps-test-x.txt").read_text() == "a ONE TWO\nb\n"
-    names = {path.name for path in tmp_path.iterdir()}  # none of the labelled set
-    assert names == {"recogs-test-x.txt", "hyps-test-x.txt", "result-test-x.json"}
-    write_results(tmp_path, "test", "x", SAID, {})
-    assert not (tmp_path / "hyps-test-x.txt").exists()
-    with pytest.raises(ValueError, match="no transcripts"):
-        _ = count_errors(unlabelled).wer
-    with pytest.raises(ValueError, match="no utterances"):
-        write_results(tmp_path, "test", "x", [], {})
-
-
-@pytest.mark.parametrize(
-    "method, engine, wanted, unwanted",
-    [
-        ("greedy_search", "pytorch", "ctc_greedy_search", None),
-        ("ctc_greedy_search", "pytorch", "--blank-penalty", "ctc_greedy_search"),
-        ("ctc_greedy_search", "sherpa-onnx 2.0.1", "train it", "--blank-penalty"),
-    ],
-)
-def test_many_empty_hypotheses_log_remedies(caplog, method, engine, wanted, unwanted):
-    warn_about_empty(9, 100, method, engine)
-    warn_about_empty(0, 0, method, engine)
-    assert caplog.text == ""
-    warn_about_empty(10, 100, method, engine)
-    assert "10 of 100 hypotheses are empty" in caplog.text
-    assert wanted in caplog.text and "train it longer" in caplog.text
-    assert unwanted is None or unwanted not in caplog.text
-
-
 def test_systems_are_compared_by_utterance():
-    perfect = [Recognition(r.cut_id, r.ref, r.ref) for r in SAID]
-    gain = compare_systems([SAID], [perfect[::-1]])
+    perfect = [Recognition(r.cut_id, r.ref, r.ref) for r in RECOGNITIONS]
+    gain = compare_systems([RECOGNITIONS], [perfect[::-1]])
     assert gain.difference == -50.0
     assert gain.probability > 0.98
-    assert compare_systems([perfect], [SAID]).difference == 50.0
+    assert compare_systems([perfect], [RECOGNITIONS]).difference == 50.0
 
 
 def test_systems_on_different_utterances_are_refused():
-    changed = [Recognition(r.cut_id, [*r.ref, "MORE"], r.hyp) for r in SAID]
-    for other in (SAID[:3], changed):
+    changed = [Recognition(r.cut_id, [*r.ref, "MORE"], r.hyp) for r in RECOGNITIONS]
+    for other in (RECOGNITIONS[:3], changed):
         with pytest.raises(ValueError, match="same utterances"):
-            compare_systems([SAID], [other])
+            compare_systems([RECOGNITIONS], [other])
+
+
+def test_interval_equals_normal_approximation():
+    rng = np.random.RandomState(0)
+    errors = rng.binomial(10, 0.2, size=400)
+    words = np.full(400, 10)
+    low, high = wer_interval(errors, words)
+    mean = 10 * errors.mean()
+    half = 1.96 * 10 * errors.std() / np.sqrt(400)
+    assert low == pytest.approx(mean - half, abs=0.15)
+    assert high == pytest.approx(mean + half, abs=0.15)
+
+
+def test_interval_has_its_coverage():
+    rng = np.random.RandomState(1)
+    covered = 0
+    for seed in range(200):
+        errors = rng.binomial(8, 0.25, size=100)
+        low, high = wer_interval(errors, [8] * 100, replications=500, seed=seed)
+        covered += low <= 25.0 <= high
+    assert 180 <= covered <= 199
+
+
+def test_interval_is_reproducible():
+    errors, words = list(range(20)), list(range(20, 40))
+    assert wer_interval(errors, words) == wer_interval(errors, words)
+    assert wer_interval(errors, words, seed=1) != wer_interval(errors, words, seed=2)
+
+
+def test_resampling_does_not_depend_on_block_size(monkeypatch):
+    errors, words = list(range(50)), [60] * 50
+    expected = wer_interval(errors, words)
+    monkeypatch.setattr("icefall_kd.recognition.scoring.BLOCK", 3000)
+    assert wer_interval(errors, words) == expected
+
+
+def test_equal_errors_have_interval_of_zero_width():
+    assert wer_interval([1, 1, 1], [4, 4, 4]) == (25.0, 25.0)
+
+
+def test_system_compared_with_itself_is_no_improvement():
+    result = paired_difference([1, 2, 0], [1, 2, 0], [5, 5, 5])
+    assert result.difference == 0
+    assert result.interval == (0, 0)
+    assert result.probability == 0.5
+
+
+def test_pairing_detects_gain_within_overlapping_intervals():
+    rng = np.random.RandomState(2)
+    old = rng.binomial(20, rng.choice([0.05, 0.9], size=60))  # easy and hard utterances
+    new = np.maximum(old - rng.binomial(1, 0.6, size=60), 0)
+    words = [20] * 60
+    assert wer_interval(old, words)[0] < wer_interval(new, words)[1]  # overlap
+    result = paired_difference(old, new, words)
+    assert result.probability > 0.999
+    assert result.interval[1] < 0
+
+
+def test_no_reference_words_are_refused():
+    with pytest.raises(ValueError, match="no reference words"):
+        wer_interval([], [])
+    with pytest.raises(ValueError, match="no reference words"):
+        wer_interval([1], [0])
+
+
+def test_unpaired_systems_are_refused():
+    with pytest.raises(ValueError, match="same utterances"):
+        paired_difference([1, 2], [1], [3, 3])
+
+
+def test_equal_runs_have_the_interval_of_one():
+    errors, words = list(range(30)), [40] * 30
+    assert wer_interval([errors] * 3, words) == pytest.approx(
+        wer_interval(errors, words)
+    )
+    single = paired_difference(errors, errors[::-1], words)
+    assert paired_difference([errors] * 2, [errors[::-1]] * 3, words) == single
+
+
+def test_interval_includes_spread_of_runs():
+    rng = np.random.RandomState(3)
+    rates = rng.uniform(0.1, 0.3, size=30)
+    runs = rng.binomial(10, rates[:, None], size=(30, 400))
+    low, high = wer_interval(runs, [10] * 400)
+    means = 10 * runs.mean(axis=1)
+    half = 1.96 * means.std() / np.sqrt(30)
+    assert low == pytest.approx(means.mean() - half, abs=0.3)
+    assert high == pytest.approx(means.mean() + half, abs=0.3)

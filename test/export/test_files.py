@@ -1,4 +1,4 @@
-"""What sherpa-onnx reads, and that its absence is an error and not an exit."""
+"""Metadata of exported files, and errors for missing files and metadata."""
 
 import dataclasses
 import shutil
@@ -76,7 +76,7 @@ def test_encoder_of_other_kind_is_refused(exported):
 
 
 def without(path, key, folder):
-    """Copy an ONNX file, one of its metadata left out."""
+    """Copy an ONNX file without one metadata key."""
     model = onnx.load(str(path))
     kept = {p.key: p.value for p in model.metadata_props if p.key != key}
     del model.metadata_props[:]
