@@ -4,7 +4,6 @@ import contextlib
 import errno
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,12 @@ from lhotse.shar.writers import ArrayTarWriter
 from icefall_kd.core.files import Pathlike, sha256_file, write_atomically
 from icefall_kd.fields.codecs import Codec
 from icefall_kd.fields.format import (
-    FieldInfo,
     ShardState,
     cuts_path,
     save,
     staged_path,
     state_path,
 )
-
-OUTLIER = 10.0  # an outlier's root mean square, in medians of all dimensions
 
 Sums = tuple[int, np.ndarray, np.ndarray]  # frames; sum and sum of squares, (D,)
 
@@ -178,45 +174,3 @@ def mean_and_mean_square(sums: Sequence[Sums]) -> tuple[np.ndarray, np.ndarray]:
 def content_sha256(tar_sha256s: Sequence[str]) -> str:
     """Return the SHA-256 of a field: of the checksums of its tars, in order."""
     return hashlib.sha256("".join(tar_sha256s).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class OutlierDims:
-    """Extreme dimensions of an embedding, the most extreme first.
-
-    Attributes:
-      largest_mean, largest_std, smallest_std: a few dimensions each.
-      outliers: dimensions whose root mean square is above 10 times the median.
-      energy: share of the outliers in the mean squared norm.
-    """
-
-    largest_mean: list[int]
-    largest_std: list[int]
-    smallest_std: list[int]
-    outliers: list[int]
-    energy: float
-
-
-def find_outlier_dims(info: FieldInfo, count: int = 5) -> OutlierDims:
-    """Find the dimensions that dominate a mean squared error.
-
-    Whisper and similar teachers have a few that are a hundred times larger than the
-    rest.
-
-    Args:
-      count: dimensions in each list of the largest and smallest.
-    """
-    mean, std = np.array(info.mean), np.array(info.std)
-    square = mean**2 + std**2
-    rms = np.sqrt(square)
-    by_rms = np.argsort(-rms, kind="stable")
-    outliers = [int(d) for d in by_rms if rms[d] > OUTLIER * np.median(rms)]
-    by_mean = np.argsort(-np.abs(mean), kind="stable")
-    by_std = np.argsort(-std, kind="stable")
-    return OutlierDims(
-        largest_mean=by_mean[:count].tolist(),
-        largest_std=by_std[:count].tolist(),
-        smallest_std=by_std[::-1][:count].tolist(),
-        outliers=outliers,
-        energy=float(square[outliers].sum() / max(square.sum(), 1e-30)),
-    )

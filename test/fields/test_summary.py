@@ -12,11 +12,11 @@ from icefall_kd.fields.extract import extract
 from icefall_kd.fields.format import field_dir, info_path, load_field_info, state_path
 from icefall_kd.fields.summary import (
     describe_field,
+    find_outlier_dims,
     format_size,
     format_table,
     summarize_fields,
 )
-from icefall_kd.fields.writer import find_outlier_dims
 
 FIELD = "whisper_tiny_en"
 
