@@ -16,18 +16,18 @@
 # --chunk-size "16 32" decodes streaming with chunks of 320 ms and of 640 ms.
 stage=0              # first stage to run
 stop_stage=2         # last stage to run
-profile=             # profile of conf/profiles.yaml; empty: the first one
-variants=            # unified, non_streaming, streaming; empty: those of the profile
-systems=             # as in train.sh; empty: those of the profile
-sets=                # folders of data/shar; empty: the test sets of the recipe
+profile=             # profile of conf/profiles.yaml (default: the first one)
+variants=            # unified, non_streaming, streaming (default: those of the profile)
+systems=             # as in train.sh (default: those of the profile)
+sets=                # folders of data/shar (default: the test sets of the recipe)
 head=transducer      # transducer or ctc
-chunk_size=          # streaming chunks in frames of 20 ms; empty: the checkpoint's
-left_context=        # streaming left context in frames of 20 ms; empty: the checkpoint's
+chunk_size=          # streaming chunks in frames of 20 ms (default: the checkpoint's)
+left_context=        # streaming left context in frames of 20 ms (default: the checkpoint's)
 blank_penalty=0      # subtracted from the blank's logit; tune it with --sets dev
 hotwords=            # file of phrases to prefer in stage 2, one a line
 hotwords_score=1.5   # bonus of each token of a hotword, in nats
-aligner=             # checkpoint of stage 0; empty: see above
-exp=                 # folder of the runs; empty: exp/<profile>
+aligner=             # checkpoint of stage 0 (default: see above)
+exp=                 # folder of the runs (default: exp/<profile>)
 dry_run=false        # print the commands, run nothing
 
 set -euo pipefail

@@ -14,15 +14,15 @@
 #          thread -> exp/<profile>/<variant>/<system>/sherpa/
 stage=1              # first stage to run
 stop_stage=2         # last stage to run
-profile=             # profile of conf/profiles.yaml; empty: the first one
-variants=            # unified, non_streaming, streaming; empty: those of the profile
-systems=             # as in train.sh; empty: those of the profile
-sets=                # folders of data/shar for stage 2; empty: the test sets
-chunk_size=          # streaming chunk in frames of 20 ms; empty: the checkpoint's
-left_context=        # streaming left context in frames of 20 ms; empty: the checkpoint's
+profile=             # profile of conf/profiles.yaml (default: the first one)
+variants=            # unified, non_streaming, streaming (default: those of the profile)
+systems=             # as in train.sh (default: those of the profile)
+sets=                # folders of data/shar for stage 2 (default: the test sets)
+chunk_size=          # streaming chunk in frames of 20 ms (default: the checkpoint's)
+left_context=        # streaming left context in frames of 20 ms (default: the checkpoint's)
 blank_penalty=0      # of stage 2, as in decode.sh; sherpa-onnx has none for CTC
 head=transducer      # transducer or ctc
-exp=                 # folder of the runs; empty: exp/<profile>
+exp=                 # folder of the runs (default: exp/<profile>)
 dry_run=false        # print the commands, run nothing
 
 set -euo pipefail

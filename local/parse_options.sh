@@ -64,7 +64,7 @@ _po_help() {
       default=${default%%' #'*}
     fi
     default=${default%"${default##*[![:space:]]}"}
-    printf '  --%-20s %s (default: %s)\n' "${name//_/-}" "${help# }" "${default:-empty}"
+    printf '  --%-20s %s\n' "${name//_/-}" "${help# }${default:+ (default: $default)}"
   done < <(_po_assignments)
 }
 

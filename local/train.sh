@@ -25,16 +25,16 @@
 # folder.
 stage=1              # first stage to run
 stop_stage=2         # last stage to run
-profile=             # profile of conf/profiles.yaml; empty: the first one
-variants=            # unified, non_streaming, streaming; empty: those of the profile
-systems=             # names, see above; empty: those of the profile
+profile=             # profile of conf/profiles.yaml (default: the first one)
+variants=            # unified, non_streaming, streaming (default: those of the profile)
+systems=             # names, see above (default: those of the profile)
 seed=42              # seed of the systems without @SEED
-epochs=              # epochs of each stage; empty: those of the profile
-avg=                 # number of last epochs to average; empty: that of the profile
-jobs=                # systems trained at once; empty: the profile's, or 1 on a GPU, or the number of CPUs
+epochs=              # epochs of each stage (default: those of the profile)
+avg=                 # number of last epochs to average (default: that of the profile)
+jobs=                # systems trained at once (default: the profile's, or 1 on a GPU, or the number of CPUs)
 num_processes=1      # processes of each training, each on its own GPU, run by torchrun
 student=conf/student.yaml # model configuration of the student
-exp=                 # folder of the runs; empty: exp/<profile>
+exp=                 # folder of the runs (default: exp/<profile>)
 dry_run=false        # print the commands, run nothing
 
 set -euo pipefail

@@ -43,13 +43,13 @@ def copy_recipe(corpus, folder):
     def run(script, *options):
         done = subprocess.run(
             ["bash", str(recipe / script), *options],
-            env=run.env,
+            env={**os.environ, **env},
             text=True,
             capture_output=True,
         )
         return done, commands.read_text().splitlines() if commands.is_file() else []
 
-    run.recipe, run.env = recipe, {**os.environ, **env}
+    run.recipe, run.env = recipe, env
     return run
 
 
@@ -57,7 +57,8 @@ def copy_recipe(corpus, folder):
 def run_script(tmp_path):
     """``run_script("train.sh", ...)`` returns the run and all commands so far.
 
-    ``run_script.recipe`` is the folder of the copy, ``run_script.env`` its environment.
+    ``run_script.recipe`` is the folder of the copy, ``run_script.env`` its
+    environment variables.
     """
     return copy_recipe("asterisk", tmp_path)
 

@@ -164,7 +164,7 @@ def test_a_gpu_trains_one_system_at_once(
     python = run_script.recipe.parents[2] / "venv/bin/python"
     is_gpu = f"[[ $1 == -c && $2 == *cuda* ]] && exit {int(not gpu)}\n"
     python.write_text(python.read_text().replace("\n", f"\n{is_gpu}", 1))
-    monkeypatch.setenv("OMP_NUM_THREADS", "4")  # what nproc prints
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")  # number of CPUs
     done, _ = run_script("train.sh", "--systems", "baseline", *options)
     assert done.returncode == 0, done.stderr
     assert f", {expected} at once" in done.stderr
@@ -182,7 +182,7 @@ def test_ctrl_c_waits_for_the_checkpoints_of_the_trainings(run_script):
     )
     process = subprocess.Popen(
         [*("bash", recipe / "train.sh", "--systems", "baseline both"), "--jobs", "2"],
-        env=run_script.env,
+        env={**os.environ, **run_script.env},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -16,8 +16,8 @@ set -euo pipefail
 stage=0           # first stage to run
 stop_stage=4      # last stage to run
 unlabelled=quick  # unlabelled audio: none, quick (part of the English), full
-corpus_dir=       # folder with the English prompts and core-sounds-en.txt; empty: download
-unlabelled_dir=   # folder with the unpacked packages of the unlabelled audio; empty: download
+corpus_dir=       # folder with the English prompts and core-sounds-en.txt (default: download)
+unlabelled_dir=   # folder with the unpacked packages of the unlabelled audio (default: download)
 quick_minutes=40  # English unlabelled audio of "quick" in minutes
 vocab_size=150    # BPE tokens, <blk>, <sos/eos> and <unk> included
 speeds="0.9 1.0 1.1"  # speeds of the training audio

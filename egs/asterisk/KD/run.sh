@@ -12,12 +12,12 @@
 stage=0              # first stage to run
 stop_stage=6         # last stage to run
 profile=quick        # quick (one unified student) or full
-variants=            # unified, non_streaming, streaming; empty: those of the profile
-systems=             # as in train.sh; empty: those of the profile
+variants=            # unified, non_streaming, streaming (default: those of the profile)
+systems=             # as in train.sh (default: those of the profile)
 blank_penalty=0      # as in decode.sh
-corpus_dir=          # folder with the English prompts; empty: download
-unlabelled_dir=      # folder with the packages of the unlabelled audio; empty: download
-from_dir=            # folder with a sub-folder for each teacher; empty: download
+corpus_dir=          # folder with the English prompts (default: download)
+unlabelled_dir=      # folder with the packages of the unlabelled audio (default: download)
+from_dir=            # folder with a sub-folder for each teacher (default: download)
 
 set -euo pipefail
 RENAMED_OPTIONS="--pool-dir=--unlabelled-dir"

@@ -17,12 +17,12 @@ set -euo pipefail
 
 stage=0           # first stage to run
 stop_stage=4      # last stage to run
-profile=          # 100h or 960h: hours with transcripts; empty: 100h
-corpus_dir=       # folder that contains LibriSpeech/; empty: download
-sets=             # sets of the profile to prepare; empty: all
+profile=          # 100h or 960h: hours with transcripts (default: 100h)
+corpus_dir=       # folder that contains LibriSpeech/ (default: download)
+sets=             # sets of the profile to prepare (default: all)
 vocab_size=500    # BPE tokens, <blk>, <sos/eos> and <unk> included
 speeds="0.9 1.0 1.1"  # speeds of the labelled training audio
-num_jobs=         # processes that read and write audio; empty: by CPUs and cuts
+num_jobs=         # processes that read and write audio (default: by CPUs and cuts)
 max_duration=30   # longest training cut in seconds; 30 is Whisper's window
 source "$(dirname "${BASH_SOURCE[0]}")/../../../local/parse_options.sh"
 

@@ -12,17 +12,17 @@
 # with fp16 (README.md).  Each stage writes only files that are missing or damaged.
 stage=1              # first stage to run
 stop_stage=2         # last stage to run
-profile=             # 100h or 960h; empty: 100h
+profile=             # 100h or 960h (default: 100h)
 teachers=conf/teachers.yaml # teachers of stage 1 and their options
 codec=pq16           # codec of the embeddings: fp16, int8, pq16 or another of bin.extract
-sets=                # folders of data/shar; empty: labelled, unlabelled and dev of the profile
+sets=                # folders of data/shar (default: labelled, unlabelled and dev of the profile)
 whisper=download/teachers/whisper_large_v3 # Whisper of stage 2, a CTranslate2 folder
 compute_type=float16 # number format of stage 2; int8 on a CPU
 zipformer=conf/zipformer_teacher.yaml # teacher of stage 3
 numbers=spoken       # numbers in pseudo-labels: spoken or digits
 device=cuda          # cuda or cpu
 num_processes=1      # processes of each stage, each on its own GPU; they share the shards
-num_threads=         # CPU threads of a process; empty: its share of the CPUs
+num_threads=         # CPU threads of a process (default: its share of the CPUs)
 max_batch_duration=240 # audio in one batch of a teacher in seconds
 overwrite=false      # replace fields that were written with other options
 
