@@ -13,6 +13,7 @@ import argparse
 import logging
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 from icefall_kd.core.cli import create_parser, exit_on_error
 from icefall_kd.core.logs import setup_logging
@@ -28,7 +29,12 @@ from icefall_kd.recipes.commands import (
     train_commands,
     transcribe_commands,
 )
-from icefall_kd.recipes.systems import DECODINGS, load_profile, parse_system
+from icefall_kd.recipes.systems import (
+    DECODINGS,
+    former_name,
+    load_profile,
+    parse_system,
+)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -90,9 +96,19 @@ def select_systems(args: argparse.Namespace) -> Selection:
             known = ", ".join(DECODINGS)
             raise ValueError(f"--variants: no '{variant}'. Available: {known}")
     systems = args.systems.split() or profile.systems
-    for name in systems:
-        parse_system(name)
-    return Selection(profile, variants, systems, args.exp or f"exp/{profile.name}")
+    chosen = Selection(profile, variants, systems, args.exp or f"exp/{profile.name}")
+    for variant, folder in chosen.folders():
+        system = parse_system(Path(folder).name)
+        for name in (system.name, system.pretraining):
+            _check_folder(Path(chosen.exp, variant), name)
+    return chosen
+
+
+def _check_folder(runs: Path, name: str) -> None:
+    """Check that the folder of a system has no name of an earlier version."""
+    old, new = runs / former_name(name), runs / name
+    if old.exists() and not new.exists():
+        raise ValueError(f"{old}: this folder is now {new}. Run: mv {old} {new}")
 
 
 def check_systems(chosen: Selection, is_dry_run: bool) -> None:

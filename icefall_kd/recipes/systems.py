@@ -78,11 +78,16 @@ class System:
         return {self.start, *self.parts, *chosen}
 
 
-def _new_name(name: str) -> str:
-    """Return the name of a system that an earlier version may have named otherwise."""
-    for old, new in RENAMED.items():
+def _rename(name: str, names: Mapping[str, str]) -> str:
+    """Replace the endings ``names`` of a system's name and of its parts."""
+    for old, new in names.items():
         name = re.sub(f"{re.escape(old)}(?=[+@]|$)", new, name)
     return name
+
+
+def former_name(name: str) -> str:
+    """Return the name that an earlier version gave to a system."""
+    return _rename(name, {new: old for old, new in RENAMED.items()})
 
 
 def parse_system(name: str) -> System:
@@ -99,11 +104,11 @@ def parse_system(name: str) -> System:
             f"example {stem}@43"
         )
     start, *parts = stem.split("+")
-    new_name = _new_name(name)
+    new_name = _rename(name, RENAMED)
     if new_name != name:
         raise ValueError(
-            f"system '{name}': this name is now '{new_name}'. Write the new name, and "
-            f"rename the folder {name} below exp/ if there is one"
+            f"system '{name}': this name is now '{new_name}'. Write the new name in "
+            "--systems"
         )
     if not all((start, *parts)):
         raise ValueError(f"system '{name}': empty part. Write for example baseline+kd")

@@ -223,3 +223,15 @@ def test_a_dry_run_prints_each_command_once_and_runs_none(run_script):
     assert done.returncode == 0, done.stderr
     printed = [line.replace("'", "") for line in lines]
     assert {f"python {c}" for c in commands} == set(printed)
+
+
+def test_a_folder_with_a_former_name_is_reported(train_sh):
+    old = train_sh.recipe / "exp/quick/unified/both_pool"
+    old.mkdir(parents=True)
+    done, commands = train_sh("both_unlabelled+pseudo")
+    assert done.returncode != 0 and commands == []
+    new = "exp/quick/unified/both_unlabelled"
+    assert f"mv exp/quick/unified/both_pool {new}" in done.stderr
+    old.rename(train_sh.recipe / new)
+    done, _ = train_sh("both_unlabelled+pseudo")
+    assert done.returncode == 0, done.stderr
