@@ -46,7 +46,7 @@ class Setup:
       config: with the vocabulary size and the field encoder's dimensions.
       student: model, heads and terms, on the CPU.
       tokenizer: None without ``data.bpe_model``.
-      fields: Shar fields that the batches carry, each with its codec.
+      codecs: field -> its codec, for the Shar fields in a batch.
       live: teachers that run during training; None with ``data.cache: shar``.
       train_stream: cuts of all training sets, mixed.
       dev_stream: None without a dev set.
@@ -58,7 +58,7 @@ class Setup:
     config: TrainConfig
     student: DistilledStudent
     tokenizer: Optional[Tokenizer]
-    fields: dict[str, Codec]
+    codecs: dict[str, Codec]
     live: Optional[LiveTeachers]
     train_stream: CutStream
     dev_stream: Optional[CutStream]
@@ -118,7 +118,7 @@ def build_setup(config: TrainConfig, resume: Optional[dict[str, Any]] = None) ->
         config=config,
         student=DistilledStudent(model, weighted_terms, heads),
         tokenizer=tokenizer,
-        fields=codecs,
+        codecs=codecs,
         live=live,
         train_stream=train_stream,
         dev_stream=dev_stream,
@@ -291,41 +291,40 @@ def check_labelled(stream: CutStream) -> None:
 
 
 def make_train_loader(setup: Setup, world: World) -> Loader:
-    """Return this process's batches of the training sets, shuffled and augmented."""
+    """Return this process's training batches, shuffled and augmented."""
     data = setup.config.data
     augment = None
     if data.spec_augment:
         augment = SpecAugment(time_warp=data.time_warp_factor)
-    return Loader(
+    return _make_loader(
+        setup,
+        world,
         setup.train_stream,
-        codecs=setup.fields,
-        tokenizer=setup.tokenizer,
-        max_duration=data.max_duration,
-        seed=setup.config.seed,
-        rank=world.rank,
-        world_size=world.size,
         num_workers=default_num_workers() if data.num_workers < 0 else data.num_workers,
         num_buckets=data.num_buckets,
         spec_augment=augment,
-        missing=data.missing,
-        live=setup.live,
-        device=world.device,
     )
 
 
 def make_dev_loader(setup: Setup, world: World) -> Loader:
-    """Return this process's batches of the dev set, in order and unchanged."""
+    """Return this process's dev batches, in order and without augmentation."""
+    return _make_loader(setup, world, setup.dev_stream, shuffle=False)
+
+
+def _make_loader(
+    setup: Setup, world: World, stream: CutStream, **options: Any
+) -> Loader:
     data = setup.config.data
     return Loader(
-        setup.dev_stream,
-        codecs=setup.fields,
+        stream,
+        codecs=setup.codecs,
         tokenizer=setup.tokenizer,
         max_duration=data.max_duration,
-        shuffle=False,
         seed=setup.config.seed,
         rank=world.rank,
         world_size=world.size,
         missing=data.missing,
         live=setup.live,
         device=world.device,
+        **options,
     )

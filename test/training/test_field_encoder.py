@@ -39,7 +39,7 @@ def test_input_frames_are_the_fields_at_the_student_s_times(field_config, config
     setup, student = build_setup(field_config), build_setup(config)
     assert setup.config.model.field_encoder.dims == (6, 3)
     cuts = list(setup.train_stream)[:4]
-    batch = load_batch(CutSet.from_cuts(cuts), setup.fields)
+    batch = load_batch(CutSet.from_cuts(cuts), setup.codecs)
     x, lens = setup.student.model.inputs(batch)
     _, expected = student.student.model.forward_encoder(
         batch["features"], batch["feature_lens"]
@@ -55,7 +55,7 @@ def test_the_fields_are_normalised_by_their_statistics(field_config):
     setup = build_setup(field_config)
     encoder = setup.student.model.encoder
     assert encoder.mean.shape == (9,) and encoder.std.min() > 0
-    frames = [load_field(c, "wise", setup.fields["wise"]) for c in setup.train_stream]
+    frames = [load_field(c, "wise", setup.codecs["wise"]) for c in setup.train_stream]
     expected = torch.from_numpy(np.concatenate(frames))
     torch.testing.assert_close(encoder.mean[:6], expected.mean(0), atol=1e-4, rtol=1e-3)
 
