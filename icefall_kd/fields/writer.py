@@ -98,8 +98,8 @@ def write_shard(
     path = staged_path(shar_dir, field, shard)
     with _name_full_disk(path):
         state_path(shar_dir, field, shard).unlink(missing_ok=True)
-        with write_atomically(path) as aside:
-            with ArrayTarWriter(str(aside), shard_size=None) as tar:
+        with write_atomically(path) as temporary:
+            with ArrayTarWriter(str(temporary), shard_size=None) as tar:
                 writer = ShardWriter(path, tar, keys, frame_shift, codec)
                 yield writer
             if writer.num_arrays != len(keys):
@@ -107,7 +107,7 @@ def write_shard(
                     f"{path}: {writer.num_arrays} arrays for {len(keys)} cuts; write "
                     "one array per cut"
                 )
-            sha256, size = sha256_file(aside), aside.stat().st_size
+            sha256, size = sha256_file(temporary), temporary.stat().st_size
         state = ShardState(
             tar=path.name,
             sha256=sha256,

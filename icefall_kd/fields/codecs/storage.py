@@ -77,8 +77,8 @@ def save_codec(
     entries = {_SPEC: codec.spec, _ORIGIN: json.dumps(origin or {}, sort_keys=True)}
     arrays = {name: np.array(text) for name, text in entries.items()}
     np.savez(buffer, **arrays, **codec.state())
-    with write_atomically(codec_path(shar_dir, field)) as aside:
-        aside.write_bytes(buffer.getvalue())
+    with write_atomically(codec_path(shar_dir, field)) as temporary:
+        temporary.write_bytes(buffer.getvalue())
 
 
 def read_codec(shar_dir: Pathlike, field: str) -> Codec:
