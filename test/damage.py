@@ -1,4 +1,4 @@
-"""Ways to damage a field, in the open or so that only a look inside tells."""
+"""Damage a field, with or without valid checksums."""
 
 import hashlib
 import io
@@ -16,14 +16,14 @@ Members = list[tuple[str, bytes]]  # of a tar: name, content
 
 
 def edit(path: Path, change: Callable[[dict], Any]) -> None:
-    """Let ``change`` alter the object of a JSON file."""
+    """Apply ``change`` to the object of a JSON file."""
     values = json.loads(path.read_text())
     change(values)
     path.write_text(json.dumps(values))
 
 
 def flip_a_bit(path: Path) -> None:
-    """Flip one in the middle of a file."""
+    """Flip one bit in the middle of a file."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -32,7 +32,7 @@ def flip_a_bit(path: Path) -> None:
 def change_members(
     folder: Path, field: str, shard: str, change: Callable[[Members], Members]
 ) -> None:
-    """Rewrite a shard's tar, and all checksums as if it had been written so."""
+    """Rewrite the tar of a shard, and update all checksums."""
     path = folder / f"{field}.{shard}.tar"
     with tarfile.open(path) as tar:
         members = [(m.name, tar.extractfile(m).read()) for m in tar.getmembers()]
@@ -45,7 +45,7 @@ def change_members(
 
 
 def seal(folder: Path, field: str, shard: str) -> None:
-    """Give a shard's state and the description the checksums of the tar as it is."""
+    """Update the checksums in state and JSON of a shard."""
     path = folder / f"{field}.{shard}.tar"
     found = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
     edit(state_path(folder, field, shard), lambda state: state.update(found))
@@ -62,25 +62,25 @@ def change_array(
     folder: Path,
     field: str,
     shard: str,
-    place: int,
+    position: int,
     change: Callable[[np.ndarray], np.ndarray],
 ) -> str:
-    """Change the array of one cut, sealed; return the cut's id."""
+    """Change the array of one cut and update the checksums; return the cut's id."""
     names = []
 
-    def put(members: Members) -> Members:
-        name, data = members[2 * place]
+    def replace(members: Members) -> Members:
+        name, data = members[2 * position]
         names.append(name)
         buffer = io.BytesIO()
         np.save(buffer, change(np.load(io.BytesIO(data))))
-        members[2 * place] = (name, buffer.getvalue())
-        manifest = json.loads(members[2 * place + 1][1])
+        members[2 * position] = (name, buffer.getvalue())
+        manifest = json.loads(members[2 * position + 1][1])
         manifest["array"]["shape"] = list(np.load(io.BytesIO(buffer.getvalue())).shape)
-        members[2 * place + 1] = (
-            members[2 * place + 1][0],
+        members[2 * position + 1] = (
+            members[2 * position + 1][0],
             json.dumps(manifest).encode(),
         )
         return members
 
-    change_members(folder, field, shard, put)
+    change_members(folder, field, shard, replace)
     return names[0][: -len(".npy")]

@@ -1,11 +1,11 @@
-"""Audio files of formats that soundfile cannot write."""
+"""Write audio files in formats that soundfile does not support."""
 
 import av
 import numpy as np
 
 
 def encoded(path, codec, wave, rate=48000):
-    """Write a wave (S,), 16 kHz, with an encoder of PyAV; return ``path``."""
+    """Encode a wave (S,) at 16 kHz with PyAV; return ``path``."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, layout="mono")
         resampler = av.AudioResampler(

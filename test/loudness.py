@@ -1,4 +1,4 @@
-"""A teacher that says how loud each 20 ms are: cheap, of both kinds, and on time."""
+"""A fast teacher that returns the loudness of each 20 ms, as embedding and ctc."""
 
 from collections.abc import Mapping
 
@@ -10,20 +10,20 @@ from icefall_kd.teachers import Output, Teacher, TeacherOutput
 
 FRAME = 320  # samples
 VOCABULARY = 6
-LOUD = 4  # the token of frames above THRESHOLD; the others are blank
+LOUD = 4  # token of frames above THRESHOLD; other frames are blank
 THRESHOLD = 0.05  # root mean square
 
 
 class Loudness(Teacher):
-    """Fields: ``loudness``, of kind "embedding", and ``loud_ctc``, of kind "ctc"."""
+    """Writes the fields ``loudness`` (embedding) and ``loud_ctc`` (ctc)."""
 
     name = "loudness"
 
     def __init__(self, version: int = 1) -> None:
-        told = {"teacher": "loudness", "version": version}
+        info = {"teacher": "loudness", "version": version}
         self.outputs: Mapping[str, Output] = {
-            "loudness": Output("embedding", 4, 0.02, {**told, "layer": "rms"}),
-            "loud_ctc": Output("ctc", 7, 0.02, {**told, "layer": "head"}),
+            "loudness": Output("embedding", 4, 0.02, {**info, "layer": "rms"}),
+            "loud_ctc": Output("ctc", 7, 0.02, {**info, "layer": "head"}),
         }
 
     def forward(self, waves: Tensor, wave_lens: Tensor) -> dict[str, TeacherOutput]:

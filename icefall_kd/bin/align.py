@@ -26,10 +26,7 @@ from icefall_kd.core.logs import setup_logging
 def get_parser() -> argparse.ArgumentParser:
     p = create_parser(__doc__)
     p.add_argument(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        help="checkpoint of bin.average or of a run",
+        "--checkpoint", type=Path, required=True, help="file of bin.average or a run"
     )
     p.add_argument("--shar-dir", required=True, help="folder or URL of the set")
     p.add_argument("--output", required=True, help="CTM file to write")

@@ -49,14 +49,9 @@ STREAMING_DURATION = 200.0  # s of audio in a batch of streams
 def get_parser() -> argparse.ArgumentParser:
     p = create_parser(__doc__)
     p.add_argument(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        help="checkpoint of bin.average or of a run",
+        "--checkpoint", type=Path, required=True, help="file of bin.average or a run"
     )
-    p.add_argument(
-        "--shar-dir", type=as_path, required=True, help="folder or URL of the set"
-    )
+    p.add_argument("--shar-dir", type=as_path, required=True, help="folder or URL")
     p.add_argument("--out-dir", type=Path, required=True, help="folder of the results")
     add_decoding_options(p, "checkpoint")
     p.add_argument(
@@ -66,9 +61,7 @@ def get_parser() -> argparse.ArgumentParser:
         f"changes the scores slightly (default: {STREAMING_DURATION:g} in streaming, "
         "else 0)",
     )
-    p.add_argument(
-        "--alignment", type=Path, help="CTM file of the set, written by bin.align"
-    )
+    p.add_argument("--alignment", type=Path, help="CTM file of the set, of bin.align")
     p.add_argument(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",

@@ -31,14 +31,10 @@ METHODS = [name for name, search in DECODERS.items() if search.head == "ctc"]
 
 def get_parser() -> argparse.ArgumentParser:
     p = create_parser(__doc__)
+    p.add_argument("--shar-dir", type=as_path, required=True, help="folder or URL")
+    p.add_argument("--fields", nargs="+", required=True, help="fields of kind ctc")
     p.add_argument(
-        "--shar-dir", type=as_path, required=True, help="folder or URL of the set"
-    )
-    p.add_argument(
-        "--fields", nargs="+", required=True, help="names of fields of kind ctc"
-    )
-    p.add_argument(
-        "--bpe-model", type=Path, required=True, help="BPE model of the fields' tokens"
+        "--bpe-model", type=Path, required=True, help="of the fields' tokens"
     )
     p.add_argument("--out-dir", type=Path, required=True, help="folder of the results")
     add_search_options(p, METHODS, "ctc_prefix_beam_search")

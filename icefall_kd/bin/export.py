@@ -40,10 +40,7 @@ INT8_REFUSED = 3  # exit status; a recipe may continue with the float32 files
 def get_parser() -> argparse.ArgumentParser:
     p = create_parser(__doc__)
     p.add_argument(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        help="checkpoint of bin.average or of a run",
+        "--checkpoint", type=Path, required=True, help="file of bin.average or a run"
     )
     p.add_argument("--out-dir", type=Path, required=True, help="export folder")
     p.add_argument(

@@ -34,25 +34,15 @@ from icefall_kd.recognition.result_files import result_line, warn_about_empty
 
 def get_parser() -> argparse.ArgumentParser:
     p = create_parser(__doc__)
-    p.add_argument(
-        "--model-dir", type=Path, required=True, help="folder written by bin.export"
-    )
-    p.add_argument(
-        "audio", type=Path, nargs="*", help="audio files of any format and sample rate"
-    )
+    p.add_argument("--model-dir", type=Path, required=True, help="export folder")
+    p.add_argument("audio", type=Path, nargs="*", help="files of any format and rate")
     p.add_argument("--shar-dir", type=as_path, help="folder or URL of the set")
     p.add_argument("--out-dir", type=Path, help="folder of the results of --shar-dir")
-    p.add_argument(
-        "--alignment", type=Path, help="CTM file of the set, written by bin.align"
-    )
+    p.add_argument("--alignment", type=Path, help="CTM file of the set, of bin.align")
     add_decoding_options(p, "only streaming encoder in the folder")
     p.add_argument("--int8", action="store_true", help="use the .int8.onnx files")
-    p.add_argument(
-        "--threads",
-        type=positive_int,
-        default=default_num_threads(),
-        help="number of CPU threads",
-    )
+    threads = default_num_threads()
+    p.add_argument("--threads", type=positive_int, default=threads, help="CPU threads")
     p.add_argument("--force", action="store_true", help="ignore an existing result")
     return p
 

@@ -65,7 +65,6 @@ def decode(
         for the ``ctc_*`` methods.
       encoder_out: (N, T, D) float32.
       lens: (N,) int64, valid frames (40 ms each), 0 <= lens <= T, in any order.
-      options: options of the search.
     Returns:
       N hypotheses in the order of the batch.
     Raises:

@@ -100,7 +100,6 @@ class Search(ABC):
         Args:
           model: model with the parts of the head, in eval mode.
           batch_size: N.
-          options: options of the search.
         Raises:
           ValueError: if the model lacks the head, or hotwords are not supported.
         """

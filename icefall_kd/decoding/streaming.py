@@ -74,8 +74,7 @@ def encode_chunks(
     Args:
       model: causal ``AsrModel`` in eval mode.
       features: N tensors (F_n, 80) float32, the longest first.
-      chunk_size: in 50 Hz frames.
-      left_context: in 50 Hz frames.
+      chunk_size, left_context: in 50 Hz frames.
     Yields:
       encoder_out (n, C / 2, D) and lens (n,) of the first n streams, which are active.
     Raises:
@@ -111,9 +110,7 @@ def decode_streaming(
       model: causal ``AsrModel`` in eval mode.
       features: N tensors (F_n, 80) float32 of waves padded by :func:`pad_tail`; a
         stream shorter than a window gives an empty hypothesis.
-      chunk_size: in 50 Hz frames.
-      left_context: in 50 Hz frames.
-      options: options of the search.
+      chunk_size, left_context: in 50 Hz frames.
     Returns:
       N hypotheses in the order of ``features``.
     Raises:

@@ -333,7 +333,6 @@ def find_flip(
     """Return the first decision of greedy search that depends on the features.
 
     Args:
-      cut_id: id of the prompt.
       logits: (T, V) with Lhotse's and with sherpa-onnx's features; up to the first flip
         both have the same context.
       unk_id: id of ``<unk>``, which counts as a blank.

@@ -45,7 +45,6 @@ class Exporter:
         """Load the checkpoint.
 
         Args:
-          checkpoint: file of bin.average or of a run.
           folder: export folder; created by :meth:`write`.
           head: "transducer" or "ctc".
         Raises:
@@ -140,7 +139,6 @@ class Exporter:
 
         Args:
           files: float32 files.
-          cuts: cuts to decode.
           max_loss: maximum increase of the WER, in percent absolute.
         Raises:
           FileNotFoundError: if a file is missing.

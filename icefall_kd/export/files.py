@@ -195,9 +195,7 @@ def find_chunking(
     """Return the chunking of the only streaming encoder in a folder.
 
     Args:
-      folder: export folder.
-      chunk_size: chunk size of the encoder, if the folder has several.
-      left_context: left context of the encoder, if the folder has several.
+      chunk_size, left_context: of the encoder, if the folder has several.
       int8: whether to find an 8-bit encoder.
       head: "transducer" or "ctc".
     Raises:

@@ -150,8 +150,6 @@ def quantize_file(
     ONNX Runtime quantises the activations at run time.  Metadata are kept.
 
     Args:
-      source: float32 file.
-      target: 8-bit file.
       op_types: ONNX operators to quantise, for example ``["MatMul"]``.
       exclude: names of nodes that stay in float32.
     """

@@ -163,8 +163,7 @@ def _split_words(
 
     Args:
       text: text of sherpa-onnx, which drops the space before a special token.
-      pieces: symbol of each token.
-      frames: frame of each token.
+      pieces, frames: symbol and frame of each token.
     """
     words, spans = text.split(), word_spans(pieces)
     if len(words) != len(spans):

@@ -45,8 +45,6 @@ def write_ctm(
     """Write a CTM file sorted by cut id, and its JSON.
 
     Args:
-      path: CTM file.
-      times: words of each cut.
       channels: channel of each cut's recording; 0 for missing cuts.
       info: entries of the JSON, with ``checkpoint`` and ``checkpoint_sha256`` of the
         aligner; None writes no JSON.

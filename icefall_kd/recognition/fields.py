@@ -1,6 +1,7 @@
 """A model whose CTC head returns stored distributions, to decode fields of kind ctc."""
 
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -31,13 +32,6 @@ class MeanDistribution(nn.Module):
         return mean.log().log_softmax(dim=-1)
 
 
-class _FullContext:
-    causal = False
-
-    def set_chunk(self, chunk_size: int, left_context: int) -> None:
-        """Do nothing: the distributions are already computed."""
-
-
 class StoredDistributions(nn.Module):
     """A model with the interface of ``AsrModel`` that decoding with CTC needs.
 
@@ -53,7 +47,8 @@ class StoredDistributions(nn.Module):
     ) -> None:
         super().__init__()
         self.fields = tuple(fields)
-        self.encoder = _FullContext()
+        # the distributions are already computed, so there are no chunks to set
+        self.encoder = SimpleNamespace(causal=False, set_chunk=lambda *_: None)
         self.ctc_output = MeanDistribution(dims, vocab_size)
 
     def inputs(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

@@ -60,9 +60,7 @@ def align_cuts(
     Args:
       model: ``AsrModel`` in eval mode, with a trained CTC head.
       cuts: 16 kHz mono, with transcripts.
-      tokenizer: tokenizer of the model.
       codecs: codec of each field that the model reads.
-      total: number of cuts, for the progress bar.
     Returns:
       the words of each cut.
     Raises:

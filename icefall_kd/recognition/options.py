@@ -40,8 +40,7 @@ class Chunking:
 
         Args:
           model: causal ``AsrModel``.
-          chunk_size: in 50 Hz frames.
-          left_context: in 50 Hz frames.
+          chunk_size, left_context: in 50 Hz frames.
           where: name of the model in error messages.
         Raises:
           ValueError: if the model is not causal, or a default is missing.

@@ -40,7 +40,6 @@ def load_recogniser(
     Args:
       checkpoint: file of bin.average or of a run.
       head: head that decodes, "transducer" or "ctc".
-      device: device of the model.
     Raises:
       FileNotFoundError: if the checkpoint does not exist.
       ValueError: if the checkpoint is damaged, has no tokenizer, or its head is missing
@@ -77,12 +76,9 @@ def recognise(
     Args:
       model: ``AsrModel`` in eval mode.
       cuts: 16 kHz mono, with transcripts.
-      tokenizer: tokenizer of the model.
-      options: options of the search.
       chunking: chunks of streaming; None decodes with full context.
       max_duration: seconds of audio in a batch, padding included; 0 decodes each cut
         alone, because padding changes the scores of complete utterances slightly.
-      total: number of cuts, for the progress bar.
       codecs: codec of each field that the model reads.
     Returns:
       recognitions in the order of ``cuts``, and the real-time factor: seconds of
@@ -158,7 +154,6 @@ def decode_full_context(
       model: ``AsrModel`` in eval mode, causal or not.
       features: N tensors (F_n, 80) float32, or other inputs of the encoder; an input
         shorter than ``model.min_frames`` gives an empty hypothesis.
-      options: options of the search.
     """
     found = [Hypothesis() for _ in features]
     rows = [i for i, f in enumerate(features) if f.size(0) >= model.min_frames]

@@ -99,7 +99,6 @@ def input_hashes(shar_dir: Pathlike, fields: Sequence[str] = ()) -> dict[str, An
     """Return the hashes of set, fields and code, for a result JSON.
 
     Args:
-      shar_dir: folder or URL of the set.
       fields: fields that the model reads.
     """
     return {

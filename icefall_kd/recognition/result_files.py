@@ -50,8 +50,7 @@ def write_results(
 
     Args:
       out_dir: output folder; created if missing.
-      set_name: name of the set in the file names.
-      suffix: options of the decoding in the file names.
+      set_name, suffix: set and options of the decoding in the file names.
       recognitions: in any order; the files are sorted by id.
       info: further entries of the JSON, for example ``method`` and ``checkpoint``.
       metrics: further metrics of the set, for the JSON and the summary.
@@ -144,9 +143,7 @@ def warn_about_empty(
     """Log a warning with remedies if many hypotheses are empty.
 
     Args:
-      empty: number of empty hypotheses.
-      total: number of all hypotheses.
-      method: decoding method.
+      empty, total: number of empty hypotheses, and of all.
       engine: engine of the decoding; None for PyTorch.
     """
     if empty == 0 or empty < MANY_EMPTY * total:

@@ -139,8 +139,6 @@ def wer_interval(
         mean WER of several runs.
       words: (n,) reference words of each utterance.
       confidence: coverage of the interval.
-      replications: number of resampled sets.
-      seed: seed of the resampling.
     Raises:
       ValueError: if there are no reference words.
     """
@@ -181,8 +179,6 @@ def paired_difference(
       old_errors: (n,) word errors of each utterance, or (runs, n) of several runs.
       new_errors: the same for the new system; its number of runs may differ.
       words: (n,) reference words of each utterance.
-      replications: number of resampled sets.
-      seed: seed of the resampling.
     Raises:
       ValueError: if the lengths differ or there are no reference words.
     """

@@ -1,14 +1,13 @@
-"""What do hotwords bring to words that were never heard in training?
+"""Measure the effect of hotwords on words that are not in the training transcripts.
 
     OMP_NUM_THREADS=1 python test/bench/hotwords.py --checkpoint exp/pretrained.pt \\
         --shar-dir data/shar/dev [--train data/shar/train] [--scores 0 1.5] \\
         [--others data/shar/unlabelled_en_whisper_base --num-others 0 500]
 
-The hotwords are the words of the set that no transcript of ``--train`` has, and beside
-them a number of words of ``--others`` that neither has: names of other people, so to
-speak, which are boosted for nothing.  Prints JSON: for each number and score the WER,
-the share of the new words that were read right, both in %, and how often one of the
-others was read.  Choose the score on dev.  Not collected by pytest.
+The hotwords are the words of the set that are not in ``--train``, and a number of words
+of ``--others`` that are in neither set, as distractors.  Prints JSON: for each number
+and score the WER, the share of new words that are correct, both in %, and how often a
+distractor was recognised.  Choose the score on dev.  pytest does not collect this file.
 """
 
 import argparse
@@ -53,10 +52,10 @@ def words_of(cuts: Iterable[Cut]) -> set[str]:
     return {word for cut in cuts for word in reference_words(cut)}
 
 
-def figures(
+def compute_metrics(
     found: list[Recognition], new: set[str], others: set[str]
 ) -> dict[str, float]:
-    """Return WER, the share of the new words that are right, and the others read."""
+    """Return WER, share of correct new words, and number of recognised distractors."""
     pairs = [pair for r in found for pair in align_words(r.ref, r.hyp)]
     right = [ref == hyp for ref, hyp in pairs if ref in new]
     return {
@@ -66,7 +65,7 @@ def figures(
     }
 
 
-def read(
+def recognise_cuts(
     model: nn.Module,
     tokenizer: Tokenizer,
     cuts: list[Cut],
@@ -80,18 +79,20 @@ def read(
 
 
 def main() -> None:
-    """Read the set with every list and every score."""
+    """Recognise the set with each list and each score."""
     args = parse()
     model, tokenizer, _ = load_recogniser(args.checkpoint, "transducer")
     cuts = list(open_shar(args.shar_dir))
     known = words_of(open_shar(args.train))
     new = words_of(cuts) - known
-    pool = sorted(words_of(open_shar(args.others)) - known - new) if args.others else []
-    random.Random(0).shuffle(pool)
+    distractors = (
+        sorted(words_of(open_shar(args.others)) - known - new) if args.others else []
+    )
+    random.Random(0).shuffle(distractors)
     plain = DecodeOptions("modified_beam_search", args.beam, args.blank_penalty)
     results = []
     for count in args.num_others:
-        others = set(pool[:count])
+        others = set(distractors[:count])
         for bonus in args.scores:
             options = plain
             if bonus:
@@ -100,9 +101,9 @@ def main() -> None:
                     f.flush()
                     hotwords = read_hotwords(f.name, tokenizer, bonus)
                 options = dataclasses.replace(plain, hotwords=hotwords)
-            found = read(model, tokenizer, cuts, options, args)
-            said = figures(found, new, others)
-            results.append({"others": len(others), "score": bonus, **said})
+            found = recognise_cuts(model, tokenizer, cuts, options, args)
+            metrics = compute_metrics(found, new, others)
+            results.append({"others": len(others), "score": bonus, **metrics})
     print(json.dumps({"new_words": len(new), "results": results}))
 
 

@@ -1,15 +1,14 @@
-"""Time streaming recognition by ONNX Runtime: real-time factor and latency of a chunk.
+"""Measure real-time factor and latency of streaming recognition in ONNX Runtime.
 
     python test/bench/streaming.py [--model-dir exp/export] [--chunks-ms 160 320] ...
 
-Takes the streaming encoders in folders of ``bin.export``.  Without ``--model-dir`` a
-student of the recipe's shape with random weights is exported for each chunk size
-first; it emits a token at almost every frame, more than a trained one: the predictor
-runs more often.  One stream, greedy search; the models take turns, so that all see the
-same machine.  A chunk's latency is from its features to its tokens (the audio of the
-chunk itself has to be waited for as well).  On a machine that others use, processor
-time is what compares.  Prints one JSON object and a Markdown table.  Not collected by
-pytest.
+Reads the streaming encoders in folders of ``bin.export``.  Without ``--model-dir``, it
+first exports a student of the recipe with random weights for each chunk size.  This
+student emits a token in almost every frame, so its predictor runs more often than that
+of a trained one.  One stream, greedy search; the models alternate on the same machine.
+The latency of a chunk is the time from its features to its tokens, without the duration
+of its audio.  On a shared machine, compare the processor time.  Prints a JSON object
+and a Markdown table.  pytest does not collect this file.
 """
 
 import argparse
@@ -38,7 +37,7 @@ from icefall_kd.transducer.model import build_model
 
 RECIPE = Path(__file__).resolve().parents[2] / "egs/asterisk/KD/conf"
 CONFIGS = [RECIPE / f"{name}.yaml" for name in ("student", "unified", "finetune")]
-MS_PER_FRAME = 20  # of the 50 Hz in which chunks are counted
+MS_PER_FRAME = 20  # one 50 Hz frame
 
 
 def parse() -> argparse.Namespace:
@@ -55,7 +54,7 @@ def parse() -> argparse.Namespace:
 
 
 def student_config(paths: Sequence[Path]) -> ModelConfig:
-    """Return the model that YAML files describe, later ones over earlier ones."""
+    """Return the model of YAML files; later files override earlier ones."""
     merged: dict[str, object] = {}
     for path in paths:
         model = yaml.safe_load(path.read_text(encoding="utf-8")).get("model", {})
@@ -77,10 +76,10 @@ def export_student(args: argparse.Namespace, folder: Path) -> None:
 
 
 def find_encoders(folder: Path, args: argparse.Namespace) -> list[ModelFiles]:
-    """Return the streaming models of a folder with the chunk sizes that are asked for.
+    """Return the streaming models in a folder with the requested chunk sizes.
 
     Raises:
-      FileNotFoundError: if there are none.
+      FileNotFoundError: if there is none.
     """
     found = []
     for path in sorted(folder.glob("encoder-streaming-*.onnx")):
@@ -91,33 +90,35 @@ def find_encoders(folder: Path, args: argparse.Namespace) -> list[ModelFiles]:
                 ModelFiles.in_folder(folder, Chunking(chunk, left), int8).check_exist()
             )
     if not found:
-        raise FileNotFoundError(f"{folder}: no streaming encoder of {args.chunks_ms}")
+        raise FileNotFoundError(
+            f"{folder}: no streaming encoder with chunks of {args.chunks_ms} ms"
+        )
     return found
 
 
 def stream(engine: OrtTransducer, features: np.ndarray) -> list[dict[str, float]]:
-    """Return the seconds, of the clock and of the processor, of each chunk."""
-    taken = []
+    """Return wall-clock and processor time of each chunk in s."""
+    times = []
     chunks = engine.encode_chunks([features])
     while True:
         clock, processor = time.perf_counter(), time.process_time()
         chunk = next(chunks, None)
         if chunk is None:
-            return taken
+            return times
         engine.search(chunk[0])
         seconds = {"seconds": time.perf_counter() - clock}
-        taken.append({**seconds, "cpu_seconds": time.process_time() - processor})
+        times.append({**seconds, "cpu_seconds": time.process_time() - processor})
 
 
 def measure(
     models: Sequence[ModelFiles], args: argparse.Namespace
 ) -> list[list[dict[str, float]]]:
-    """Return what each chunk took, of each model; the first turn warms up."""
+    """Return the times of each chunk for each model; the first turn is a warm-up."""
     engines = [OrtTransducer(m, DecodeOptions(), args.threads) for m in models]
     generator = np.random.default_rng(0)
-    taken: list[list[dict[str, float]]] = [[] for _ in models]
+    times: list[list[dict[str, float]]] = [[] for _ in models]
     for turn in range(args.rounds + 1):
-        for engine, chunks in zip(engines, taken):
+        for engine, chunks in zip(engines, times):
             chunk_size = engine.chunking.chunk_size
             frames = window_frames(chunk_size) + 1 + round(args.seconds / FBANK_SHIFT)
             shape = (frames, NUM_MEL_BINS)
@@ -125,7 +126,7 @@ def measure(
             found = stream(engine, features)
             if turn:
                 chunks.extend(found)
-    return taken
+    return times
 
 
 def summarise(
