@@ -14,19 +14,19 @@ from typing import Optional
 
 from icefall_kd.core.cli import create_parser
 from icefall_kd.doctor.checks import Findings, Problem, diagnose
-from icefall_kd.doctor.packages import PACKAGES, k2_built_for, probe
+from icefall_kd.doctor.packages import PACKAGES, import_packages, k2_built_for
 
 
 def describe(name: str, findings: Findings) -> str:
     """Return the remark on one package: its purpose or its properties."""
     finding, package = findings[name], PACKAGES[name]
-    if name == "torch" and finding.works:
+    if name == "torch" and finding.is_working:
         info = finding.info
         device = f"{info['gpu']} ({info['arch']})" if info.get("gpu") else "none"
         return f"built for CUDA {info.get('cuda')}; GPU: {device}"
-    if name == "k2" and finding.present:
+    if name == "k2" and finding.is_installed:
         return f"built for torch {k2_built_for('torch')}"
-    if not package.required:
+    if not package.is_required:
         return f"optional: {package.purpose}"
     return package.purpose
 
@@ -39,7 +39,7 @@ def print_report(findings: Findings, problems: list[Problem]) -> None:
         finding = findings[name]
         if package.dist in wrong:
             state = "WRONG"
-        elif finding.works:
+        elif finding.is_working:
             state = "ok"
         else:
             # Optional, or the consequence of another package's problem.
@@ -61,7 +61,7 @@ def main(argv: Optional[list[str]] = None) -> int:
         "--json", action="store_true", help="print JSON instead of a table"
     )
     args = parser.parse_args(argv)
-    findings = probe(PACKAGES)
+    findings = import_packages(PACKAGES)
     problems = diagnose(findings)
     if args.json:
         report = {

@@ -1,6 +1,6 @@
 """Check the versions of the installed packages.
 
-Each check takes the findings of :func:`icefall_kd.doctor.packages.probe` and returns a
+Each check takes the findings of :func:`.packages.import_packages` and returns a
 :class:`Problem` or None.  :func:`diagnose` runs them all.
 """
 
@@ -97,7 +97,7 @@ def is_torch_1(findings: Findings) -> bool:
 
 def is_missing(finding: Finding) -> bool:
     """Return whether a package is not installed at all, rather than broken."""
-    return not finding.present and finding.error is None
+    return not finding.is_installed and finding.error is None
 
 
 def check_environment(findings: Findings) -> Optional[Problem]:
@@ -163,7 +163,7 @@ def check_k2_torch(findings: Findings) -> Optional[Problem]:
     """Check that k2 was built for the installed torch and its CUDA."""
     k2, torch = findings["k2"], findings["torch"]
     built = k2_built_for("torch")
-    if not k2.present or not torch.present or built is None:
+    if not k2.is_installed or not torch.is_installed or built is None:
         return None
     fix = fix_k2_and_torch(findings, built)
     if built.split("+")[0] != torch.version:
@@ -179,7 +179,7 @@ def check_k2_torch(findings: Findings) -> Optional[Problem]:
 def check_k2_cuda(findings: Findings) -> Optional[Problem]:
     """Check that k2 has CUDA on a machine with a GPU."""
     k2, gpu = findings["k2"], findings["torch"].info.get("gpu")
-    if not gpu or not k2.works or k2.info.get("with_cuda"):
+    if not gpu or not k2.is_working or k2.info.get("with_cuda"):
         return None
     what = f"{k2.version} was compiled without CUDA, but the machine has {gpu}"
     return Problem("k2", what, find_k2_wheel(findings))
@@ -247,8 +247,8 @@ def check_transformers(findings: Findings) -> Optional[Problem]:
 
 def check_presence(package: Package, findings: Findings) -> Optional[Problem]:
     """Check that a required package is installed."""
-    is_torch_2 = findings["torch"].present and not is_torch_1(findings)
-    if not package.required or not is_missing(findings[package.module]):
+    is_torch_2 = findings["torch"].is_installed and not is_torch_1(findings)
+    if not package.is_required or not is_missing(findings[package.module]):
         return None
     if package.torch_1_only and is_torch_2:
         return None
@@ -273,7 +273,7 @@ def check_import(package: Package, findings: Findings) -> Optional[Problem]:
         requirement = f"{name}=={finding.version}" if finding.version else name
         remedy = pip_install(requirement, flags="--force-reinstall --no-deps")
     what = f"cannot be imported: {finding.error}"
-    return Problem(name, what, remedy, required=package.required)
+    return Problem(name, what, remedy, required=package.is_required)
 
 
 @dataclass(frozen=True)

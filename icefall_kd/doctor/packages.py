@@ -39,7 +39,7 @@ class Package:
     torch_1_only: bool = False
 
     @property
-    def required(self) -> bool:
+    def is_required(self) -> bool:
         """Whether the recipe needs it."""
         return self.pin is not None
 
@@ -109,7 +109,7 @@ PACKAGES: dict[str, Package] = {
     ]
 }
 
-_MARK = "@@probe "  # marks our lines: packages may print on import
+_MARK = "@@finding "  # marks our lines: packages may print on import
 _TIMEOUT = 120  # s, for all imports of a child process
 
 
@@ -128,17 +128,17 @@ class Finding:
     info: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def present(self) -> bool:
+    def is_installed(self) -> bool:
         """Whether it is installed, working or not."""
         return self.version is not None
 
     @property
-    def works(self) -> bool:
+    def is_working(self) -> bool:
         """Whether it is installed and can be imported."""
-        return self.present and self.error is None
+        return self.is_installed and self.error is None
 
 
-def probe(modules: Iterable[str]) -> dict[str, Finding]:
+def import_packages(modules: Iterable[str]) -> dict[str, Finding]:
     """Import modules one after the other; a crash starts another child process.
 
     Args:
@@ -227,7 +227,7 @@ def _info(name: str, module: Any) -> dict[str, Any]:
     return {}
 
 
-def probe_here(name: str) -> Finding:
+def import_package(name: str) -> Finding:
     """Import one package in this process."""
     finding = Finding(version=installed_version(name))
     try:
@@ -252,7 +252,7 @@ def main() -> None:
     """Import the modules of the arguments; print a line of JSON for each."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core dumps of broken packages
     for name in sys.argv[1:]:
-        print(_MARK + json.dumps([name, vars(probe_here(name))]), flush=True)
+        print(_MARK + json.dumps([name, vars(import_package(name))]), flush=True)
 
 
 if __name__ == "__main__":

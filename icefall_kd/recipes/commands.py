@@ -15,7 +15,7 @@ from icefall_kd.recipes.systems import (
     Schedule,
     System,
     parse_system,
-    select,
+    select_length,
 )
 
 BIN = ("python", "-m")
@@ -127,10 +127,10 @@ def _pretrain(
         *("--data.train", _list(profile.pretrain_sets(system))),
         *("--terms.embedding.teachers", weights),
         *("--terms.embedding.choose", "random" if system.is_random else "all"),
-        *("--num-epochs", options.epochs or str(select(schedule.epochs, first))),
+        *("--num-epochs", options.epochs or str(select_length(schedule.epochs, first))),
     ]
     if schedule.lr_epochs:
-        words += ["--optim.lr-epochs", str(select(schedule.lr_epochs, first))]
+        words += ["--optim.lr-epochs", str(select_length(schedule.lr_epochs, first))]
     run_dir = f"{chosen.exp}/{variant}/{name}/pretrain"
     return _stage(chosen, variant, system, options, run_dir, words, schedule)
 
@@ -143,7 +143,7 @@ def _finetune(
     words += ["--config", f"conf/{profile.name}/finetune.yaml"]
     for part in system.parts:
         words += ["--config", f"conf/kd/{part}.yaml"]
-    epochs = options.epochs or str(select(profile.finetune.epochs, system))
+    epochs = options.epochs or str(select_length(profile.finetune.epochs, system))
     words += ["--data.train", _list(profile.finetune_sets(system))]
     words += ["--num-epochs", epochs]
     if system.is_pretrained:

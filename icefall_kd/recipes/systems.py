@@ -145,7 +145,7 @@ class Schedule:
     lr_epochs: Mapping[str, float] = field(default_factory=dict)
 
 
-def select(table: Mapping[str, float], system: System) -> float:
+def select_length(table: Mapping[str, float], system: System) -> float:
     """Return the value of the first entry of ``table`` that applies to ``system``.
 
     Raises:

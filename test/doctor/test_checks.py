@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pinned import pinned_only
 
-from icefall_kd.doctor import checks as rules
+from icefall_kd.doctor import checks
 from icefall_kd.doctor.checks import diagnose, numbers
 from icefall_kd.doctor.packages import PACKAGES, Finding
 
@@ -87,7 +87,7 @@ def test_a_wrong_version_is_one_problem(name, version):
 
 def test_torch_2_allows_newer_packages(monkeypatch):
     built = {"torch": "2.3.0+cu118", "torch_cuda": "11.8"}
-    monkeypatch.setattr(rules, "k2_built_for", built.get)
+    monkeypatch.setattr(checks, "k2_built_for", built.get)
     findings = working()
     for name, version in [
         ("torch", "2.3.0"),
@@ -112,10 +112,10 @@ def test_the_pins_are_those_of_requirements_txt():
     text = (ROOT / "requirements.txt").read_text()
     pins = dict(re.findall(r"^([A-Za-z0-9_-]+)==(\S+)", text, re.M))
     for package in PACKAGES.values():
-        if package.required:
+        if package.is_required:
             assert pins.pop(package.dist) == package.pin
     # The remaining pins are optional packages and tools.
-    parts = {p.dist for p in PACKAGES.values() if not p.required} - {"kaldifeat"}
+    parts = {p.dist for p in PACKAGES.values() if not p.is_required} - {"kaldifeat"}
     tools = {"setuptools", "wheel", "pytest", "pytest-xdist", "hypothesis", "ruff"}
     assert set(pins) - parts == tools
     assert parts <= set(pins)
