@@ -55,20 +55,26 @@ def get_parser() -> argparse.ArgumentParser:
         parser.add_argument("--profile", default="", help="name of the profile")
         parser.add_argument("--variants", default="", help="variants of the student")
         parser.add_argument("--systems", default="", help="names of systems")
-        parser.add_argument("--exp", default="", help="folder of the runs")
+        parser.add_argument(
+            "--exp", default="", help="folder of the runs (default: exp/<profile>)"
+        )
     train = parsers["train"]
     train.add_argument("--student", default="conf/student.yaml", help="student's conf")
     train.add_argument("--seed", default="42", help="seed of systems without @SEED")
     train.add_argument("--epochs", default="", help="epochs of each stage")
     train.add_argument("--avg", default="", help="number of epochs to average")
-    train.add_argument("--num-processes", type=int, default=1, help="of each training")
+    train.add_argument(
+        "--num-processes", type=int, default=1, help="processes of each training"
+    )
     train.add_argument("--stage", type=int, default=1, help="first stage")
     train.add_argument("--stop-stage", type=int, default=2, help="last stage")
-    train.add_argument("--dry-run", action="store_true", help="only warn of absences")
+    train.add_argument("--dry-run", action="store_true", help="warn of missing fields")
     train.add_argument("further", nargs="*", help="options of bin.train, after --")
     for name in ("align", "decode", "transcribe"):
         parsers[name].add_argument("--sets", default="", help="folders of data/shar")
-    parsers["align"].add_argument("--aligner", default="", help="checkpoint")
+    parsers["align"].add_argument(
+        "--aligner", default="", help="checkpoint that aligns"
+    )
     for name in ("decode", "export", "transcribe"):
         parser = parsers[name]
         parser.add_argument(
@@ -77,8 +83,8 @@ def get_parser() -> argparse.ArgumentParser:
             choices=METHODS,
             help="CTC head or transducer",
         )
-        parser.add_argument("--chunk-size", default="", help="in frames of 20 ms")
-        parser.add_argument("--left-context", default="", help="in frames of 20 ms")
+        parser.add_argument("--chunk-size", default="", help="frames of 20 ms")
+        parser.add_argument("--left-context", default="", help="frames of 20 ms")
     for name in ("decode", "transcribe"):
         parsers[name].add_argument("--blank-penalty", default="0", help="in nats")
     decode = parsers["decode"]
