@@ -88,7 +88,7 @@ class EssenceTerm(Term):
             select_essence(frame, config.size, config.mass, config.temperature)
         except ValueError as e:
             raise ValueError(f"terms.essence.{e}") from e
-        self.config = config
+        self.config, self.delay = config, config.delay
         self.fields = tuple(config.teachers)
 
     def build_heads(
@@ -119,7 +119,7 @@ class EssenceTerm(Term):
             return zero_output(student)
         log_probs = student.model.ctc_output(student.encoder_out)
         log_probs, ids, values, lens = self._average_teachers(
-            log_probs, student.lens, batch, student.lag(config.delay)
+            log_probs, student.lens, batch, student.lag(self.delay)
         )
         size = min(config.size or ids.size(-1), ids.size(-1))
         weights = select_essence(values, size, config.mass, config.temperature)

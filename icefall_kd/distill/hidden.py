@@ -99,7 +99,7 @@ class HiddenTerm(Term):
             )
         check_not_negative(config, "terms.hidden", "delay")
         self.shares = {i: w / total for i, w in weights.items() if w != 0}
-        self.config = config
+        self.config, self.delay = config, config.delay
         self.fields = tuple(dict.fromkeys(config.stacks[i] for i in self.shares))
 
     def build_heads(
@@ -128,7 +128,7 @@ class HiddenTerm(Term):
         has_target = torch.zeros_like(student.lens, dtype=torch.bool)
         for name in self.fields:
             has_target |= find_targets(batch["fields"][name], has_target.device)
-        left = (student.lens - student.lag(self.config.delay)).clamp(min=0)
+        left = (student.lens - student.lag(self.delay)).clamp(min=0)
         pairs = self._make_pairs(student, batch)
         # The scale gives the sum over frames of 40 ms, as in all other terms.
         return regress(pairs, self.losses, left, has_target, scale=1 / _STACK_FRAMES)
@@ -138,7 +138,7 @@ class HiddenTerm(Term):
         device = student.lens.device
         lens = conv2d_subsampling_lens(batch["feature_lens"]).to(device)  # of a stack
         # Student frame i + delay is compared with target frame i.
-        delay = _STACK_FRAMES * student.lag(self.config.delay)
+        delay = _STACK_FRAMES * student.lag(self.delay)
         left = (lens - delay).clamp(min=0)
         if left.max() == 0:
             return

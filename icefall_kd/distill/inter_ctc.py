@@ -84,7 +84,7 @@ class InterCtcTerm(Term):
         if not config.stacks and not config.final:
             raise ValueError("terms.inter_ctc has no head. Set stacks, or final: true")
         check_not_negative(config, "terms.inter_ctc", "delay", "kd_weight")
-        self.config = config
+        self.config, self.delay = config, config.delay
         self.needs_stacks = bool(config.stacks)
         self.trains = ("ctc_output",) if config.final else ()
         self.frame_targets = bool(config.teacher)
@@ -125,7 +125,7 @@ class InterCtcTerm(Term):
         is_used = select_ctc_rows(batch["tokens"], lens)
         rows = is_used.nonzero().flatten()
         texts = [batch["tokens"][i] for i in rows.tolist()]
-        target, delay = None, student.lag(config.delay)
+        target, delay = None, student.lag(self.delay)
         if config.teacher and config.kd_weight:
             has_target = find_targets(batch["fields"][config.teacher], lens.device)
             if has_target.any():

@@ -125,7 +125,7 @@ class LfmmiTerm(Term):
             value = getattr(config, option)
             if value <= 0:
                 raise ValueError(f"terms.lfmmi.{option}: {value} is not positive")
-        self.config = config
+        self.config, self.delay = config, config.delay
         self.graph, self.vocab_size = load_denominator(config.graph)
         self.fields = (config.teacher,)
 
@@ -154,7 +154,7 @@ class LfmmiTerm(Term):
             return zero_output(student)
         log_probs = student.model.ctc_output(student.encoder_out)
         log_probs, x, lens = match_frames(
-            log_probs, student.lens, target, student.lag(self.config.delay)
+            log_probs, student.lens, target, student.lag(self.delay)
         )
         skipped = list_skipped_targets(has_target, lens)
         rows = (lens > 0).nonzero().flatten()

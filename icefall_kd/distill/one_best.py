@@ -69,7 +69,7 @@ class OneBestTerm(Term):
                 "terms.one_best.teacher is empty. Name a field of kind path"
             )
         check_not_negative(config, "terms.one_best", "shift", "warm_steps")
-        self.config = config
+        self.config, self.delay = config, config.shift
         self.fields = (config.teacher,)
 
     def build_heads(
@@ -89,7 +89,7 @@ class OneBestTerm(Term):
         if not has_target.any():
             return zero_output(student)
         encoder_out, x, lens = match_frames(
-            student.encoder_out, student.lens, target, student.lag(self.config.shift)
+            student.encoder_out, student.lens, target, student.lag(self.delay)
         )
         mask = make_pad_mask(lens, x.size(1))
         emitted, frames = unpack_path(x)

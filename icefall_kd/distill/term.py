@@ -98,6 +98,7 @@ class Term(abc.ABC):
       fields:        Shar fields that the term reads from ``batch["fields"]``.
       trains:        attributes of the model that receive its gradient, without the
                      encoder.  Training freezes parts that no term lists.
+      delay:         lag of the student in batches with chunks, frames of 40 ms.
       packages:      optional packages that the term imports.
       teacher_extra: name of the extra that is the teacher's part of the loss, where the
                      sum contains more or is warmed up; "" for the sum.
@@ -110,6 +111,7 @@ class Term(abc.ABC):
     needs_stacks: bool = False
     fields: tuple[str, ...] = ()
     trains: tuple[str, ...] = ()
+    delay: int = 0
     packages: tuple[str, ...] = ()
     teacher_extra: str = ""
 

@@ -127,14 +127,12 @@ def _time_problems(config: TrainConfig, terms: Sequence[Term]) -> list[str]:
     if has_chunks and config.model.field_encoder is None:
         return problems
     for term in terms:
-        for option in ("delay", "shift"):
-            value = getattr(getattr(config.terms, term.name), option, 0)
-            if value:
-                problems.append(
-                    f"terms.{term.name}.{option} is {value}, but the student always "
-                    "has full context and is not delayed; set it to 0, or train with "
-                    "chunks (model.encoder.causal and chunk_size)"
-                )
+        if term.delay:
+            problems.append(
+                f"terms.{term.name} has a delay or shift of {term.delay} frames, but the "
+                "student always has full context and is not delayed; set it to 0, or "
+                "train with chunks (model.encoder.causal and chunk_size)"
+            )
     return problems
 
 
