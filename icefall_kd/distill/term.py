@@ -2,12 +2,13 @@
 
 To add a term:
 
-1. Write a dataclass of its options, with ``weight``, and a subclass of :class:`Term`
-   in a new module of this folder.
+1. Write a frozen dataclass of its options, with ``weight``, and a subclass of
+   :class:`Term` whose constructor takes these options, in a new module of this folder.
 2. Add the class to ``TERMS`` in ``icefall_kd/distill/__init__.py``.
 
-The options are then read from ``terms.<name>`` of the configuration.  The training loop
-computes the weighted sum of all terms and logs each under its name.
+The options are then read from ``terms.<name>`` of the configuration.  The loss of a
+batch is the sum of ``weight * output.sum / (student frames)`` over all terms; metrics
+have the name of the term.
 """
 
 import abc

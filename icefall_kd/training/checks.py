@@ -129,9 +129,9 @@ def _time_problems(config: TrainConfig, terms: Sequence[Term]) -> list[str]:
     for term in terms:
         if term.delay:
             problems.append(
-                f"terms.{term.name} has a delay or shift of {term.delay} frames, but the "
-                "student always has full context and is not delayed; set it to 0, or "
-                "train with chunks (model.encoder.causal and chunk_size)"
+                f"terms.{term.name} has a delay or shift of {term.delay} frames, but "
+                "the student always has full context and is not delayed; set it to 0, "
+                "or train with chunks (model.encoder.causal and chunk_size)"
             )
     return problems
 
