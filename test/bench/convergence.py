@@ -1,17 +1,17 @@
-"""Does our encoder learn as the reference recipe's does, step by step?
+"""Compare the loss of our encoder and of icefall's over training steps.
 
     python test/bench/convergence.py --reference /path/to/icefall \\
         --shar-dir egs/asterisk/KD/data/shar/train \\
         --bpe-model egs/asterisk/KD/data/lang_bpe_150/bpe.model
 
-Front end, Zipformer encoder and ScaledAdam of an icefall checkout, ours in float32 and
-ours under bfloat16 autocast: each begins with the same weights, sees the same real
-batches in the same order under the same learning rates and regularisers' schedules,
-and is trained for ``--steps`` steps on the transducer and CTC losses.  What differs is
-which functions compute them, and the random numbers that the regularisers draw; how
-much those alone do is seen by ours under another seed of them.  Prints one JSON
-object, the mean loss of a frame over each fifty steps, and a Markdown table.  Each
-runs in a process of its own, one after the other.  Not collected by pytest.
+The systems are front end, Zipformer encoder and ScaledAdam of an icefall checkout, ours
+in float32, and ours with bfloat16 autocast.  All start from the same weights and train
+for ``--steps`` steps on transducer and CTC losses, with the same batches of real audio,
+learning rates and regulariser schedules.  They differ in their implementation and in
+the random numbers of the regularisers; "ours, other random numbers" measures the effect
+of these numbers alone.  Each system runs in its own process, one after the other.
+Prints one JSON object, the mean loss per frame over windows of 50 steps, and a Markdown
+table.  Not collected by pytest.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from icefall_kd.training.optim import Eden, ScaledAdam
 from icefall_kd.transducer.model import build_model
 from icefall_kd.zipformer.scaling import set_batch_count
 
-WINDOW = 50  # steps that are averaged
+WINDOW = 50  # steps in a mean
 # name -> model, autocast, seed of the regularisers
 SYSTEMS = {
     "icefall": ("reference", "none", 0),
@@ -54,14 +54,19 @@ def parse() -> argparse.Namespace:
     p.add_argument("--shar-dir", required=True, help="labelled cuts")
     p.add_argument("--bpe-model", required=True)
     p.add_argument("--steps", type=int, default=300)
-    p.add_argument("--max-duration", type=float, default=30.0, help="s of a batch")
+    p.add_argument(
+        "--max-duration",
+        type=float,
+        default=30.0,
+        help="maximum duration of a batch in seconds",
+    )
     p.add_argument("--base-lr", type=float, default=0.03)
     p.add_argument("--system", choices=list(SYSTEMS), help=argparse.SUPPRESS)
     return p.parse_args()
 
 
 def real_batches(args: argparse.Namespace) -> Iterator[dict[str, object]]:
-    """Yield the batches of the set, epoch after epoch, the same for every system."""
+    """Yield batches of the set for ever, the same for every system."""
     stream = open_stream([args.shar_dir], seed=args.seed, shuffle=True)
     tokenizer = Tokenizer(args.bpe_model)
     for epoch in itertools.count():
@@ -75,7 +80,7 @@ def real_batches(args: argparse.Namespace) -> Iterator[dict[str, object]]:
 
 
 def train(args: argparse.Namespace) -> list[float]:
-    """Return the loss of a frame at each step of ``args.system``."""
+    """Return the loss per frame at each step of ``args.system``."""
     name, args.autocast, seed = SYSTEMS[args.system]
     tune_cpu()
     torch.set_num_threads(args.threads)
@@ -106,7 +111,7 @@ def train(args: argparse.Namespace) -> list[float]:
 
 
 def windows(losses: list[float]) -> dict[str, str]:
-    """Return the mean of each window, keyed by its steps."""
+    """Return the mean loss of each window, by its steps."""
     return {
         f"steps {n + 1} to {n + WINDOW}": f"{statistics.mean(part):.3f}"
         for n, part in (
@@ -116,7 +121,7 @@ def windows(losses: list[float]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Run the comparison, or be one system of it."""
+    """Run all systems in processes, or one in this process."""
     args = parse()
     if args.system:
         print(json.dumps(train(args)))

@@ -1,16 +1,16 @@
-"""How time and memory of a training step grow with batch, length and model.
+"""Measure how time and memory of a training step grow with batch, length and model.
 
     python test/bench/scaling.py [--axes batch length size] [--autocast bf16] ...
 
-One axis at a time, the rest fixed:
+One axis varies at a time:
 
 - batch: 25 to 400 s of audio in utterances of 5 s,
 - length: utterances of 1 to 30 s in batches of 60 s,
 - size: models of 1 to 65 million parameters, batches of 10 s.
 
-Each point is a process of its own: seconds of its fastest step, and the growth of the
-process from before the model was built to its peak.  The exponent of an axis is the
-slope of a least-squares line through log(value) over log(x): 1 is proportional.
+Each point runs in its own process.  It measures the seconds of the fastest step and the
+growth of memory from before the model is built to the peak.  The exponent of an axis is
+the slope of a least-squares line through log(value) over log(x); 1 is proportional.
 Prints one JSON object and a Markdown table.  Not collected by pytest.
 """
 
@@ -33,8 +33,8 @@ BATCHES = (25.0, 50.0, 100.0, 200.0, 400.0)  # s
 LENGTHS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)  # s
 FIXED_LENGTH, FIXED_BATCH, SIZE_BATCH = 5.0, 60.0, 10.0  # s
 TOKENS_PER_SECOND = 4
-# Channels of the stacks, layers of each and feed-forward widths; the largest are the
-# published small and medium models.
+# Channels, layers and feed-forward widths of the stacks, by million parameters; the last
+# two are the published small and medium models.
 SIZES: dict[str, Sequence[Sequence[int]]] = {
     "1": ((48, 64, 96, 64), (1, 1, 1, 1), (96, 128, 192, 128)),
     "3": ((96, 128, 160, 128), (1, 1, 2, 1), (192, 256, 320, 256)),
@@ -54,8 +54,12 @@ def parse() -> argparse.Namespace:
     """Parse the command line."""
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--axes", nargs="+", choices=list(AXES), default=list(AXES))
-    p.add_argument("--points", type=int, help="of each axis, the first ones")
-    p.add_argument("--rounds", type=int, default=3, help="timed steps, after one")
+    p.add_argument(
+        "--points", type=int, help="number of points of each axis (default: all)"
+    )
+    p.add_argument(
+        "--rounds", type=int, default=3, help="timed steps, after an untimed one"
+    )
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--autocast", choices=["none", "bf16"], default="none")
     p.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
@@ -63,7 +67,7 @@ def parse() -> argparse.Namespace:
 
 
 def sized_model(size: str) -> ModelConfig:
-    """Return a model of about so many million parameters."""
+    """Return a model of about ``size`` million parameters."""
     dims, layers, widths = SIZES[size]
     six = len(dims) == 6
     encoder = ZipformerConfig(
@@ -90,7 +94,7 @@ def length_points() -> list[Point]:
 
 
 def size_points() -> list[Point]:
-    """Return the points of growing models; x is set to their parameters later."""
+    """Return the points of growing models; x is set after the measurement."""
     return [dict(x=0, batch=SIZE_BATCH, length=FIXED_LENGTH, size=s) for s in SIZES]
 
 
@@ -99,7 +103,7 @@ UNITS = {"batch": "s a batch", "length": "s an utterance", "size": "M parameters
 
 
 def measure_point(args: argparse.Namespace) -> dict[str, float]:
-    """Return what the steps of this process take: the fastest and the peak."""
+    """Return the time of the fastest step and the peak memory of this process."""
     tune_cpu()
     torch.set_num_threads(args.threads)
     point = args.point
@@ -127,7 +131,7 @@ def measure_point(args: argparse.Namespace) -> dict[str, float]:
 
 
 def run_point(args: argparse.Namespace, point: Point) -> Point:
-    """Return the point with what a process of its own measured."""
+    """Measure a point in a new process, and return it with the results."""
     command = [sys.executable, *sys.argv, "--point", json.dumps(point)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found = {**point, **json.loads(done.stdout)}
@@ -145,7 +149,7 @@ def exponent(xs: Sequence[float], ys: Sequence[float]) -> float:
 
 
 def measure(args: argparse.Namespace) -> dict[str, object]:
-    """Return points and exponents of each axis."""
+    """Return the points and exponents of each axis."""
     axes = {}
     for axis in args.axes:
         points = [run_point(args, point) for point in AXES[axis]()[: args.points]]
@@ -180,7 +184,7 @@ def tables(result: dict[str, object]) -> str:
 
 
 def main() -> None:
-    """Run the benchmark, or measure one of its points."""
+    """Run the benchmark, or measure one point in this process."""
     args = parse()
     if args.point:
         print(json.dumps(measure_point(args)))
