@@ -194,13 +194,8 @@ class AsrModel(nn.Module):
           encoder_out, its lengths, and for each stack (N, T50, C_i), frames of 20 ms.
         """
         x, x_lens = self.encoder_embed(x, x_lens)
-        mask = make_pad_mask(x_lens, x.size(1))
-        x = x.transpose(0, 1)  # (N, T, C) -> (T, N, C)
         with disable_cpu_autocast(x):
-            x, x_lens, stacks = self.encoder(
-                x, x_lens, src_key_padding_mask=mask, return_stacks=True
-            )
-        return x.transpose(0, 1), x_lens, [s.transpose(0, 1) for s in stacks]
+            return self.encoder(x, x_lens, make_pad_mask(x_lens, x.size(1)))
 
     def init_states(self, batch_size: int, device: str = "cpu") -> list[Tensor]:
         """Return the encoder's states at the start of ``batch_size`` streams."""

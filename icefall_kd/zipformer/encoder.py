@@ -161,46 +161,37 @@ class Zipformer2(nn.Module):
         return self.fixed_chunk or (chunk_sizes[0], left_contexts[0])
 
     def forward(
-        self,
-        x: Tensor,
-        x_lens: Tensor,
-        src_key_padding_mask: Optional[Tensor] = None,
-        return_stacks: bool = False,
-    ) -> tuple[Tensor, ...]:
-        """Encode utterances.
+        self, x: Tensor, x_lens: Tensor, pad_mask: Optional[Tensor] = None
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Encode utterances; unlike icefall, the batch is the first axis.
 
         Args:
-          x: (T, N, encoder_dim[0]) at 50 Hz.
+          x: (N, T, encoder_dim[0]) at 50 Hz.
           x_lens: (N,) int64, valid frames.
-          src_key_padding_mask: (N, T) bool, True at padding.
-          return_stacks: whether to return the stacks' outputs too.
+          pad_mask: (N, T) bool, True at padding.
         Returns:
-          (ceil(T / 2), N, max encoder_dim), its valid frames (N,) int64, and with
-          ``return_stacks`` a list of (T, N, C_i).
+          (N, ceil(T / 2), max encoder_dim), its valid frames (N,) int64, and the output
+          (N, T, C_i) of each stack.
         """
-        x = x.transpose(0, 1)
         self.last_chunk = chunk_size, left_context = self.get_chunk_info()
         chunk_mask = None
         if chunk_size > 0:
             chunk_mask = make_chunk_mask(x.shape[1], chunk_size, left_context, x.device)
-        feature_masks = self._draw_feature_masks(x)
+        feature_masks = self._get_feature_masks(x)
         outputs: list[Tensor] = []
         for i, stack in enumerate(self.encoders):
             factor = self.config.downsampling_factor[i]
-            mask, pad_mask = _downsample_masks(chunk_mask, src_key_padding_mask, factor)
+            mask, stack_pad_mask = _downsample_masks(chunk_mask, pad_mask, factor)
             x, _ = stack(
                 convert_num_channels(x, self.config.encoder_dim[i]),
                 mask=mask,
-                pad_mask=pad_mask,
+                pad_mask=stack_pad_mask,
                 chunk_size=chunk_size // factor if chunk_size > 0 else -1,
                 feature_mask=feature_masks[i],
             )
             outputs.append(x)
-        y = self.downsample_output(self._get_full_dim_output(outputs)).transpose(0, 1)
-        lens = self.output_lens(x_lens)
-        if return_stacks:
-            return y, lens, [output.transpose(0, 1) for output in outputs]
-        return y, lens
+        y = self.downsample_output(self._get_full_dim_output(outputs))
+        return y, self.output_lens(x_lens), outputs
 
     def streaming_forward(
         self, x: Tensor, caches: list[LayerCache], mask: Tensor
@@ -242,7 +233,7 @@ class Zipformer2(nn.Module):
                 pieces.append(output[..., have:])
         return torch.cat(pieces, dim=-1) if len(pieces) > 1 else pieces[0]
 
-    def _draw_feature_masks(self, x: Tensor) -> list[Optional[Tensor]]:
+    def _get_feature_masks(self, x: Tensor) -> list[Optional[Tensor]]:
         """Return a (N, 1, C_i) mask for each stack: 0 for dropped channels, else 1.
 
         A sequence drops the channels from ``encoder_unmasked_dim`` on with probability

@@ -25,7 +25,7 @@ from icefall_kd.zipformer.modules import (
     ConvolutionModule,
     FeedforwardModule,
     SimpleDownsample,
-    make_sequence_mask,
+    make_sequence_dropout_mask,
     upsample,
     whitening_schedule,
 )
@@ -55,7 +55,7 @@ NO_CACHE = (None,) * len(LayerCache._fields)
 
 
 def add_branch(x: Tensor, branch: Tensor, mask: Union[Tensor, float] = 1.0) -> Tensor:
-    """Return ``x + branch * mask``, see `make_sequence_mask`."""
+    """Return ``x + branch * mask``, see `make_sequence_dropout_mask`."""
     if isinstance(mask, float):
         return x + branch
     return torch.addcmul(x, branch, mask.to(branch.dtype))
@@ -161,7 +161,7 @@ class Zipformer2EncoderLayer(nn.Module):
         past = cache if cache is not None else NO_CACHE
         original = x
         weights, key = self.self_attn_weights(x, pos_emb, mask, past[0])
-        attention_mask = self._draw_mask(x, self.attention_skip_rate)
+        attention_mask = self._get_dropout_mask(x, self.attention_skip_rate)
 
         x = x + self.feed_forward1(x)
         y, nonlin = self.nonlin_attention(x, self._first_head(weights), past[1])
@@ -169,18 +169,18 @@ class Zipformer2EncoderLayer(nn.Module):
         y, value1 = self.self_attn1(x, weights, past[2])
         x = add_branch(x, y, attention_mask)
         y, conv1 = self.conv_module1(x, pad_mask, chunk_size, past[4])
-        x = add_branch(x, y, self._draw_mask(x, self.conv_skip_rate))
+        x = add_branch(x, y, self._get_dropout_mask(x, self.conv_skip_rate))
         y = self.balancer_ff2(self.feed_forward2(x))
-        x = add_branch(x, y, self._draw_mask(x, self.ff2_skip_rate))
+        x = add_branch(x, y, self._get_dropout_mask(x, self.ff2_skip_rate))
 
         x = self.bypass_mid(original, x)
 
         y, value2 = self.self_attn2(x, weights, past[3])
         x = add_branch(x, y, attention_mask)
         y, conv2 = self.conv_module2(x, pad_mask, chunk_size, past[5])
-        x = add_branch(x, y, self._draw_mask(x, self.conv_skip_rate))
+        x = add_branch(x, y, self._get_dropout_mask(x, self.conv_skip_rate))
         y = self.balancer_ff3(self.feed_forward3(x))
-        x = add_branch(x, y, self._draw_mask(x, self.ff3_skip_rate))
+        x = add_branch(x, y, self._get_dropout_mask(x, self.ff3_skip_rate))
 
         x = self.norm(self.balancer1(x))
         x = self.bypass(original, x)
@@ -189,8 +189,8 @@ class Zipformer2EncoderLayer(nn.Module):
             cache = LayerCache(key, nonlin, value1, value2, conv1, conv2)
         return x, cache
 
-    def _draw_mask(self, x: Tensor, skip_rate: FloatLike) -> Union[Tensor, float]:
-        return make_sequence_mask(x, float(skip_rate)) if self.training else 1.0
+    def _get_dropout_mask(self, x: Tensor, rate: FloatLike) -> Union[Tensor, float]:
+        return make_sequence_dropout_mask(x, float(rate)) if self.training else 1.0
 
     def _first_head(self, weights: Tensor) -> Tensor:
         first = weights[:, :1]

@@ -221,7 +221,7 @@ class ConvolutionModule(nn.Module):
         return self.out_proj(swoosh_r(x)), cache
 
 
-def make_sequence_mask(x: Tensor, rate: float) -> Union[Tensor, float]:
+def make_sequence_dropout_mask(x: Tensor, rate: float) -> Union[Tensor, float]:
     """Return a (N, 1, 1) mask that is 0 for a share ``rate`` of sequences, else 1."""
     if rate == 0.0:
         return 1.0
@@ -250,7 +250,7 @@ class BypassModule(nn.Module):
         scale = self.bypass_scale
         if self.training:
             scale = limit_param_value(scale, float(self.scale_min), 1.0)
-            scale = scale * make_sequence_mask(after, float(self.skip_rate))
+            scale = scale * make_sequence_dropout_mask(after, float(self.skip_rate))
         return before + (after - before) * scale
 
 
