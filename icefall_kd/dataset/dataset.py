@@ -275,11 +275,14 @@ def load_batch(
     cuts: CutSet,
     codecs: Optional[Mapping[str, Codec]] = None,
     device: Union[str, torch.device] = "cpu",
+    tokenizer: Optional[Tokenizer] = None,
 ) -> dict[str, Any]:
-    """Return the batch of ``cuts``, longest first, without tokens and augmentation.
+    """Return the batch of ``cuts``, longest first, without augmentation.
 
     Args:
       codecs: of the fields that the batch gets.
+      device: of the fields.
+      tokenizer: encodes the texts.
     Returns:
       see :class:`Loader`.
     """
@@ -288,7 +291,7 @@ def load_batch(
     bare = drop_fields(cuts, codecs)
     fields = {name: collate_field(cuts, name) for name in codecs}
     return {
-        **BatchDataset()[bare],
+        **BatchDataset(tokenizer=tokenizer)[bare],
         "fields": decompress_fields(fields, codecs, device),
         "cuts": bare.drop_in_memory_data(),
     }

@@ -22,6 +22,7 @@ from icefall_kd.fields.format import info_path
 from icefall_kd.fields.manage import remove_field
 from icefall_kd.fields.reader import open_shar
 from icefall_kd.training import loop
+from icefall_kd.training.config import parse_config
 from icefall_kd.training.run import train
 from icefall_kd.training.setup import build_setup
 from icefall_kd.transducer.checkpoint import load_checkpoint
@@ -129,10 +130,10 @@ def test_skip_refuses_another_layer(faulty):
         build_setup(config)
 
 
-def test_error_for_an_unknown_choice_lists_the_choices(faulty):
-    for name in ("missing", "cache"):
-        with pytest.raises(ValueError, match=rf"data.{name} is 'x'.*one of \("):
-            with_data(faulty[0], **{name: "x"})
+@pytest.mark.parametrize("option, choice", [("missing", "skip"), ("cache", "none")])
+def test_error_for_an_unknown_choice_lists_the_choices(option, choice):
+    with pytest.raises(ValueError, match=f"(?s)data.{option}.*{choice}"):
+        parse_config([f"--data.{option}=x"])
 
 
 def test_rank_without_any_target_does_not_hang(faulty, tmp_path):
@@ -271,11 +272,11 @@ def assert_refused_before_data(config, match, error=ValueError):
 
 def test_unusable_teachers_are_refused_before_data_is_read(live, tmp_path):
     assert_refused_before_data(
-        with_data(live, teachers={}), rf"cache is none.*{FIELD}.*data.teachers names"
+        with_data(live, teachers={}), rf"cache is none.*{FIELD}"
     )
     assert_refused_before_data(
         with_data(live, teachers={FIELD: {"family": "oracle", "model_dir": "x"}}),
-        rf"teacher '{FIELD}': unknown teacher 'oracle'; known are",
+        rf"teacher '{FIELD}': .*unknown teacher 'oracle'",
     )
     empty = {FIELD: {"model_dir": str(tmp_path / "nothing")}}
     assert_refused_before_data(

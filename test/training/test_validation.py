@@ -12,7 +12,7 @@ from torch import nn
 from training_runs import change
 
 from icefall_kd.core.distributed import World
-from icefall_kd.dataset.dataset import BatchDataset
+from icefall_kd.dataset.dataset import load_batch
 from icefall_kd.dataset.stream import open_stream
 from icefall_kd.distill import TermsConfig
 from icefall_kd.distill.one_best import OneBestConfig, OneBestTerm
@@ -68,7 +68,6 @@ def test_the_dev_wer_is_that_of_greedy_search(
         )
 
     student.encoder.set_chunk(-1, -1)
-    dataset = BatchDataset(tokenizer=tokenizer)
     for altered in (0, 2):
         words = texts[0].split()
         assert len(words) > 2
@@ -78,8 +77,7 @@ def test_the_dev_wer_is_that_of_greedy_search(
         for cut in open_stream([tmp_path / "own"]):  # one by one, as they were decoded
             if cut.supervisions[0].text == texts[0]:
                 cut.supervisions[0].text = " ".join(words)
-            one = CutSet.from_cuts([cut])
-            batch = {**dataset[one], "cuts": one, "fields": {}}
+            batch = load_batch(CutSet.from_cuts([cut]), tokenizer=tokenizer)
             found.append((dev(batch), cut))
         errors = [
             round(means[f"wer_{head}"] * len(cut.supervisions[0].text.split()) / 100)
