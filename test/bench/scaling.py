@@ -33,7 +33,7 @@ BATCHES = (25.0, 50.0, 100.0, 200.0, 400.0)  # s
 LENGTHS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)  # s
 FIXED_LENGTH, FIXED_BATCH, SIZE_BATCH = 5.0, 60.0, 10.0  # s
 TOKENS_PER_SECOND = 4
-# Channels, layers and feed-forward widths of the stacks, by million parameters; the last
+# Million parameters -> channels, layers and feed-forward widths of the stacks; the last
 # two are the published small and medium models.
 SIZES: dict[str, Sequence[Sequence[int]]] = {
     "1": ((48, 64, 96, 64), (1, 1, 1, 1), (96, 128, 192, 128)),
@@ -54,12 +54,8 @@ def parse() -> argparse.Namespace:
     """Parse the command line."""
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--axes", nargs="+", choices=list(AXES), default=list(AXES))
-    p.add_argument(
-        "--points", type=int, help="number of points of each axis (default: all)"
-    )
-    p.add_argument(
-        "--rounds", type=int, default=3, help="timed steps, after an untimed one"
-    )
+    p.add_argument("--points", type=int, help="per axis (default: all)")
+    p.add_argument("--rounds", type=int, default=3, help="timed steps per point")
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--autocast", choices=["none", "bf16"], default="none")
     p.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
