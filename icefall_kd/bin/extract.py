@@ -34,7 +34,6 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -55,7 +54,6 @@ from icefall_kd.fields.builder import collect_outputs
 from icefall_kd.fields.codecs import CODECS, find_codec, training_options
 from icefall_kd.fields.codecs.storage import CODEC_FRAMES
 from icefall_kd.fields.extract import extract, measure_speed, train_codecs
-from icefall_kd.fields.format import info_path
 from icefall_kd.fields.planner import (
     Volume,
     forecast,
@@ -76,7 +74,8 @@ def get_parser() -> argparse.ArgumentParser:
         for name, cls in CODECS.items()
         if "embedding" in cls.kinds
     )
-    pairs: dict[str, Any] = {"nargs": "*", "default": [], "metavar": "KEY=VALUE"}
+    pairs: dict[str, Any] = {"nargs": "*", "default": [], "type": parse_pair}
+    pairs["metavar"] = "KEY=VALUE"
     parser = create_parser(__doc__)
     add = parser.add_argument
     add("--shar-dir", nargs="+", default=[], help="Shar folders, local or URLs")
@@ -123,6 +122,14 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse_pair(text: str) -> tuple[str, Any]:
+    """Parse KEY=VALUE, the value as YAML."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return name, yaml.safe_load(value)
+
+
 def main() -> None:
     """Run the command."""
     args = get_parser().parse_args()
@@ -150,11 +157,10 @@ def check_options(args: argparse.Namespace) -> None:
       ImportError: if a package of the codec is missing.
     """
     check_device(args.device)
-    options = parse_pairs("--codec-option", args.codec_option)
     for codec in args.codec:
         if not args.dry_run:
             require_packages(*find_codec(codec)[0].packages)
-        training_options(codec, options)  # raises for unknown options
+        training_options(codec, dict(args.codec_option))  # raises for unknown options
     if not args.shar_dir and not (args.dry_run and args.dims and args.hours):
         raise ValueError(
             "--shar-dir is missing; it is optional only with --dry-run, --dims and "
@@ -169,21 +175,6 @@ def check_options(args: argparse.Namespace) -> None:
             "--train-codec-only and --shards exclude each other: all jobs share one "
             "codec; omit --shards"
         )
-
-
-def parse_pairs(argument: str, pairs: Sequence[str]) -> dict[str, Any]:
-    """Return KEY=VALUE pairs as a dict; values are parsed as YAML.
-
-    Raises:
-      ValueError: if a pair has another form; the message names ``argument``.
-    """
-    options = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise ValueError(f"{argument} {pair}: expected KEY=VALUE")
-        options[name] = yaml.safe_load(value)
-    return options
 
 
 def load_teachers(args: argparse.Namespace) -> list[Teacher]:
@@ -201,7 +192,7 @@ def load_teachers(args: argparse.Namespace) -> list[Teacher]:
     if args.teacher is not None:
         if args.model_dir is None:
             raise ValueError("--teacher requires --model-dir")
-        options = {**common, **parse_pairs("--option", args.option)}
+        options = {**common, **dict(args.option)}
         return [build_teacher(args.teacher, args.model_dir, args.field, **options)]
     described = read_yaml(args.teachers)
     if not isinstance(described, dict) or not all(
@@ -225,7 +216,7 @@ def extract_folder(
         "codec": args.codec[0],
         "codec_dir": args.codec_from or args.shar_dir[0],
         "codec_frames": args.codec_frames,
-        "codec_options": parse_pairs("--codec-option", args.codec_option),
+        "codec_options": dict(args.codec_option),
         "overwrite": args.overwrite,
     }
     if args.train_codec_only:
@@ -235,7 +226,7 @@ def extract_folder(
     title = f"{shar_dir} {' '.join(t.name for t in teachers)}{rank}"
     start = time.perf_counter()
     with contextlib.closing(AudioProgress(title)) as progress:
-        infos, summary = extract(
+        _, summary = extract(
             shar_dir,
             teachers,
             max_batch_duration=args.max_batch_duration,
@@ -252,22 +243,6 @@ def extract_folder(
         summary.shards_kept,
         summary.seconds / (time.perf_counter() - start),
     )
-    for field, info in infos.items():
-        logging.info(
-            "%s: %d cuts, %d frames of %d values, %s, %.1f MB",
-            info_path(shar_dir, field),
-            info.num_cuts,
-            info.num_frames,
-            info.dim,
-            info.codec,
-            sum(s["bytes"] for s in info.shards) / 1e6,
-        )
-    for field, missing in summary.missing.items():
-        logging.info(
-            "%s: not written yet, other processes have to finish %d shards",
-            info_path(shar_dir, field),
-            missing,
-        )
 
 
 def print_forecast(args: argparse.Namespace) -> None:

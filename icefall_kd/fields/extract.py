@@ -8,6 +8,7 @@ finds all shards complete and writes the field's description.
 """
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ from icefall_kd.fields.codecs.storage import (
 from icefall_kd.fields.format import (
     FieldInfo,
     cuts_path,
+    info_path,
     load_field_info,
     recording_path,
     shard_ids,
@@ -187,6 +189,7 @@ def extract(
             summary.missing[builder.name] = missing
         else:
             infos[builder.name] = load_field_info(shar_dir, builder.name)
+    _log_fields(shar_dir, infos, summary)
     return infos, summary
 
 
@@ -289,6 +292,27 @@ def _write_fields(
             for name, writer in writers.items():
                 writer.write(cut_id, arrays[name])
             add_cut(key[3])
+
+
+def _log_fields(
+    shar_dir: Pathlike, infos: Mapping[str, FieldInfo], summary: ExtractionSummary
+) -> None:
+    for name, info in infos.items():
+        logging.info(
+            "%s: %d cuts, %d frames of %d values, %s, %.1f MB",
+            info_path(shar_dir, name),
+            info.num_cuts,
+            info.num_frames,
+            info.dim,
+            info.codec,
+            sum(shard["bytes"] for shard in info.shards) / 1e6,
+        )
+    for name, missing in summary.missing.items():
+        logging.info(
+            "%s: not written yet, other processes have to finish %d shards",
+            info_path(shar_dir, name),
+            missing,
+        )
 
 
 def measure_speed(

@@ -93,7 +93,8 @@ class LabelProgress:
         """Return the unfinished ones of ``shards``; remove their temporary files."""
         finished = self.read_finished()
         todo = [shard for shard in shards if shard not in finished]
-        # While shards are missing, no process writes totals without them.
+        # Record the identity, so that a process with other options fails.  No process
+        # completes the totals at the same time: it would lack the shards of ``todo``.
         if todo and not self._read_totals():
             write_json(self._folder / TOTALS, {**self._identity, "counts": {}})
         for shard in todo:
