@@ -74,8 +74,7 @@ def get_parser() -> argparse.ArgumentParser:
         for name, cls in CODECS.items()
         if "embedding" in cls.kinds
     )
-    pairs: dict[str, Any] = {"nargs": "*", "default": [], "type": parse_pair}
-    pairs["metavar"] = "KEY=VALUE"
+    pairs: Any = dict(nargs="*", default=[], type=parse_pair, metavar="KEY=VALUE")
     parser = create_parser(__doc__)
     add = parser.add_argument
     add("--shar-dir", nargs="+", default=[], help="Shar folders, local or URLs")
@@ -127,7 +126,10 @@ def parse_pair(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
-    return name, yaml.safe_load(value)
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as e:
+        raise argparse.ArgumentTypeError(f"{text!r}: the value is not YAML") from e
 
 
 def main() -> None:
