@@ -53,7 +53,7 @@ def noise_cuts(
 
 @contextlib.contextmanager
 def full_disk(num_bytes: int) -> Iterator[None]:
-    """Limit the size of files to ``num_bytes``: longer writes fail as on a full disk."""
+    """Limit files to ``num_bytes``, so that longer writes fail as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:

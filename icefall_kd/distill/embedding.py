@@ -70,11 +70,7 @@ class EmbeddingTerm(Term):
     frame_targets = True
 
     def __init__(self, config: EmbeddingConfig) -> None:
-        """Check the options.
-
-        Raises:
-          ValueError: if no teacher or no loss has a weight, or an option is invalid.
-        """
+        """Check the options."""
         self.losses = select_losses("terms.embedding.losses", config.losses)
         self.teachers = {k: w for k, w in config.teachers.items() if w != 0}
         if not self.teachers or not self.losses:
@@ -89,6 +85,7 @@ class EmbeddingTerm(Term):
                 f"terms.embedding.teachers: {config.teachers} has a negative weight, "
                 f"which choose: {config.choose} does not allow"
             )
+        super().__init__(config)
         self.delay, self.choose = config.delay, config.choose
         self.fields = tuple(self.teachers)
 
@@ -98,9 +95,6 @@ class EmbeddingTerm(Term):
         """Return a :class:`TeacherHead` for each teacher.
 
         With ``choose: average`` only the first one projects the student.
-
-        Raises:
-          ValueError: if embeddings to average have different dimensions.
         """
         dim = get_encoder_dim(model_config)
         infos = {name: field_infos[name] for name in self.teachers}

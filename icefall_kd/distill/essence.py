@@ -73,11 +73,7 @@ class EssenceTerm(Term):
     trains = ("ctc_output",)
 
     def __init__(self, config: EssenceConfig) -> None:
-        """Check the options.
-
-        Raises:
-          ValueError: if there is no teacher, or an option is out of range.
-        """
+        """Check the options."""
         if not config.teachers:
             raise ValueError("terms.essence.teachers is empty. Name fields of kind ctc")
         check_not_negative(config, "terms.essence", "delay", "token_weight")
@@ -88,17 +84,14 @@ class EssenceTerm(Term):
             select_essence(frame, config.size, config.mass, config.temperature)
         except ValueError as e:
             raise ValueError(f"terms.essence.{e}") from e
-        self.config, self.delay = config, config.delay
+        super().__init__(config)
+        self.delay = config.delay
         self.fields = tuple(config.teachers)
 
     def build_heads(
         self, model_config: ModelConfig, field_infos: Mapping[str, Any]
     ) -> None:
-        """Check the fields.
-
-        Raises:
-          ValueError: if a field is of another kind, or holds too few tokens.
-        """
+        """Check the fields."""
         held = 0
         for name in self.fields:
             check_kind("terms.essence.teachers", field_infos[name], "ctc")

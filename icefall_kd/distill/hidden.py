@@ -77,11 +77,7 @@ class HiddenTerm(Term):
     needs_stacks = True
 
     def __init__(self, config: HiddenConfig) -> None:
-        """Check the options.
-
-        Raises:
-          ValueError: if no stack or no loss has a weight, or an option is invalid.
-        """
+        """Check the options."""
         self.losses = select_losses("terms.hidden.losses", config.losses)
         unknown = sorted(set(config.stack_weights) - set(config.stacks))
         if unknown or any(w < 0 for w in config.stack_weights.values()):
@@ -99,17 +95,14 @@ class HiddenTerm(Term):
             )
         check_not_negative(config, "terms.hidden", "delay")
         self.shares = {i: w / total for i, w in weights.items() if w != 0}
-        self.config, self.delay = config, config.delay
+        super().__init__(config)
+        self.delay = config.delay
         self.fields = tuple(dict.fromkeys(config.stacks[i] for i in self.shares))
 
     def build_heads(
         self, model_config: ModelConfig, field_infos: Mapping[str, Any]
     ) -> nn.Module:
-        """Return a :class:`TeacherHead` for each stack.
-
-        Raises:
-          ValueError: if the encoder has no such stack, or a field is of another kind.
-        """
+        """Return a :class:`TeacherHead` for each stack."""
         for name in self.fields:
             check_kind("terms.hidden.stacks", field_infos[name], "embedding")
         dims = get_stack_dims(model_config, tuple(self.shares), "terms.hidden.stacks")

@@ -76,15 +76,12 @@ class InterCtcTerm(Term):
     needs_text = True
 
     def __init__(self, config: InterCtcConfig) -> None:
-        """Check the options.
-
-        Raises:
-          ValueError: if there is no head, or an option is out of range.
-        """
+        """Check the options."""
         if not config.stacks and not config.final:
             raise ValueError("terms.inter_ctc has no head. Set stacks, or final: true")
         check_not_negative(config, "terms.inter_ctc", "delay", "kd_weight")
-        self.config, self.delay = config, config.delay
+        super().__init__(config)
+        self.delay = config.delay
         self.needs_stacks = bool(config.stacks)
         self.trains = ("ctc_output",) if config.final else ()
         self.frame_targets = bool(config.teacher)
@@ -96,11 +93,7 @@ class InterCtcTerm(Term):
     def build_heads(
         self, model_config: ModelConfig, field_infos: Mapping[str, Any]
     ) -> Optional[nn.Module]:
-        """Return a CTC head for each of the stacks.
-
-        Raises:
-          ValueError: if the encoder has no such stack, or the field is of another kind.
-        """
+        """Return a CTC head for each of the stacks."""
         for name in self.fields:
             check_kind("terms.inter_ctc.teacher", field_infos[name], "ctc")
         if not self.config.stacks:

@@ -108,12 +108,7 @@ class LfmmiTerm(Term):
     trains = ("ctc_output",)
 
     def __init__(self, config: LfmmiConfig) -> None:
-        """Check the options and load the graph.
-
-        Raises:
-          FileNotFoundError: if the graph does not exist.
-          ValueError: if an option is missing or out of range.
-        """
+        """Check the options and load the graph."""
         for option, content in (
             ("teacher", "a field of kind ctc"),
             ("graph", "a file written by icefall_kd.bin.make_denominator"),
@@ -125,19 +120,15 @@ class LfmmiTerm(Term):
             value = getattr(config, option)
             if value <= 0:
                 raise ValueError(f"terms.lfmmi.{option}: {value} is not positive")
-        self.config, self.delay = config, config.delay
+        super().__init__(config)
+        self.delay = config.delay
         self.graph, self.vocab_size = load_denominator(config.graph)
         self.fields = (config.teacher,)
 
     def build_heads(
         self, model_config: ModelConfig, field_infos: Mapping[str, Any]
     ) -> None:
-        """Check the field and the graph.
-
-        Raises:
-          ValueError: if the field is of another kind, or the graph has another
-            vocabulary.
-        """
+        """Check the field and the graph."""
         check_kind("terms.lfmmi.teacher", field_infos[self.config.teacher], "ctc")
         if self.vocab_size != model_config.vocab_size:
             raise ValueError(

@@ -59,27 +59,20 @@ class OneBestTerm(Term):
     teacher_extra = "kl"
 
     def __init__(self, config: OneBestConfig) -> None:
-        """Check the options.
-
-        Raises:
-          ValueError: if there is no teacher, or a number is negative.
-        """
+        """Check the options."""
         if not config.teacher:
             raise ValueError(
                 "terms.one_best.teacher is empty. Name a field of kind path"
             )
         check_not_negative(config, "terms.one_best", "shift", "warm_steps")
-        self.config, self.delay = config, config.shift
+        super().__init__(config)
+        self.delay = config.shift
         self.fields = (config.teacher,)
 
     def build_heads(
         self, model_config: ModelConfig, field_infos: Mapping[str, Any]
     ) -> None:
-        """Check the field.
-
-        Raises:
-          ValueError: if the field is of another kind.
-        """
+        """Check the field."""
         check_kind("terms.one_best.teacher", field_infos[self.config.teacher], "path")
 
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:

@@ -3,7 +3,7 @@
 To add a term:
 
 1. Write a frozen dataclass of its options, with ``weight``, and a subclass of
-   :class:`Term` whose constructor takes these options, in a new module of this folder.
+   :class:`Term`, in a new module of this folder.
 2. Add the class to ``TERMS`` in ``icefall_kd/distill/__init__.py``.
 
 The options are then read from ``terms.<name>`` of the configuration.  The loss of a
@@ -87,7 +87,7 @@ class Term(abc.ABC):
     """A weighted part of the loss.
 
     A class sets ``name``, ``options`` and ``frame_targets``.  Other attributes have
-    defaults; an instance may set them from its options.
+    defaults; the constructor may set them from the options.
 
     Attributes:
       name:          key in ``TERMS``, in the configuration and in the logs.
@@ -128,6 +128,16 @@ class Term(abc.ABC):
                 f"class {cls.__name__} does not set frame_targets. Set it to True if "
                 "the targets are frames of the audio, else to False"
             )
+
+    def __init__(self, config: Any) -> None:
+        """Store the options; a subclass checks them.
+
+        Args:
+          config: dataclass of type :attr:`options`.
+        Raises:
+          ValueError: if an option is invalid.
+        """
+        self.config = config
 
     @property
     def teacher_metric(self) -> str:

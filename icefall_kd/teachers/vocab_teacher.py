@@ -133,15 +133,7 @@ class VocabularyTeacher(Teacher):
     def forward(
         self, waves: Tensor, wave_lens: Tensor, texts: Sequence[str]
     ) -> dict[str, TeacherOutput]:
-        """Return the k best tokens of each frame of 40 ms.
-
-        Args:
-          waves:     (N, S) float32, 16 kHz, in [-1, 1].
-          wave_lens: (N,) int64, valid samples.
-          texts:     N transcripts, "" where there is none.
-        Raises:
-          ValueError: if the shapes do not match.
-        """
+        """Return the k best tokens of each frame of 40 ms."""
         check_waves(waves, wave_lens)
         encoded, lens = self.ensemble.encode(self.compute_inputs(waves, wave_lens))
         outputs = {}

@@ -134,14 +134,7 @@ class WhisperCt2(Teacher):
 
     @torch.no_grad()
     def forward(self, waves: Tensor, wave_lens: Tensor) -> dict[str, TeacherOutput]:
-        """Return the embeddings of a batch, T = ceil(samples / 320).
-
-        Args:
-          waves:     (N, S) float32, 16 kHz, in [-1, 1].
-          wave_lens: (N,) int64, valid samples.
-        Raises:
-          ValueError: if the shapes do not match.
-        """
+        """Return the embeddings of a batch, T = ceil(samples / 320)."""
         check_waves(waves, wave_lens)
         lens = torch.div(wave_lens + FRAME - 1, FRAME, rounding_mode="floor")
         out = torch.zeros(len(waves), int(lens.max()), self._dim)

@@ -255,13 +255,6 @@ class ZipformerTeacher(Teacher):
 
         T of an embedding is ceil(samples / samples of a frame).  T of "ctc" and "path"
         is that of the model, ((F - 7) // 2 + 1) // 2 for F frames of fbank.
-
-        Args:
-          waves:     (N, S) float32, 16 kHz, in [-1, 1].
-          wave_lens: (N,) int64, valid samples.
-          texts:     N transcripts for "path", "" where there is none.
-        Raises:
-          ValueError: if the shapes do not match.
         """
         check_waves(waves, wave_lens)
         model, wave_lens = self._model, wave_lens.to(self._device)

@@ -33,7 +33,7 @@ def test_a_new_term_needs_a_name_options_and_a_value_alone(student, batch):
         def __call__(self, student, batch, step):
             return TermOutput(student.encoder_out.square().sum(), len(student.lens))
 
-    term = Energy()
+    term = Energy(CtcConfig())
     assert term.build_heads(None, {}) is None and term.teacher_metric == "energy"
     assert not (term.needs_text or term.needs_stacks or term.fields or term.packages)
     assert term(student, batch, 0).count == 2
