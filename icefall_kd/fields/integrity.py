@@ -30,6 +30,7 @@ from icefall_kd.fields.format import (
 )
 from icefall_kd.fields.join import (
     Problems,
+    add_problems,
     compare_keys,
     describe_problems,
     read_keys,
@@ -205,9 +206,8 @@ class FieldFiles:
             found = compare_keys(keys, state.keys if state is not None else [])
             total += len(keys)
             joined += len(keys)
-            for kind, cases in found.items():
-                joined -= len(cases) if kind != "out of order" else 0
-                problems.setdefault(kind, []).extend(cases)
+            joined -= sum(len(x) for kind, x in found.items() if kind != "out of order")
+            add_problems(problems, found)
         return joined, total, problems
 
 

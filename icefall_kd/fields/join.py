@@ -134,6 +134,12 @@ def match_keys(
     return found
 
 
+def add_problems(problems: Problems, found: Problems) -> None:
+    """Add the cases of ``found``, for example of one shard, to ``problems``."""
+    for kind, cases in found.items():
+        problems.setdefault(kind, []).extend(cases)
+
+
 def describe_problems(problems: Mapping[str, Sequence[str]]) -> str:
     """Return one line for each kind of problem: its count and five examples."""
     return "\n".join(

@@ -45,7 +45,7 @@ from icefall_kd.fields.integrity import (
     get_field_files,
     load_complete_state,
 )
-from icefall_kd.fields.join import Problems, describe_problems
+from icefall_kd.fields.join import Problems, add_problems, describe_problems
 from icefall_kd.fields.planner import check_disk
 from icefall_kd.fields.reader import check_field
 from icefall_kd.fields.verify import Fault
@@ -181,10 +181,8 @@ def _check_cuts(target: Pathlike, states: Mapping[str, ShardState]) -> None:
     if ids != list(states):
         one_sided = sorted(set(ids) ^ set(states))
         problems["shards of cuts that only one folder has"] = one_sided
-    for shard in set(ids) & set(states):
-        found = check_join(cuts_path(target, shard), states[shard])
-        for kind, cases in found.items():
-            problems.setdefault(kind, []).extend(cases)
+    for shard in sorted(set(ids) & set(states)):
+        add_problems(problems, check_join(cuts_path(target, shard), states[shard]))
     if problems:
         raise ValueError(
             f"{target}: its cuts are not those of the field:\n"

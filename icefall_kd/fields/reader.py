@@ -32,6 +32,7 @@ from icefall_kd.fields.frames import Frames, locate_frames
 from icefall_kd.fields.integrity import check_tar
 from icefall_kd.fields.join import (
     Problems,
+    add_problems,
     compare_keys,
     describe_problems,
     match_keys,
@@ -73,8 +74,7 @@ class Join:
         stored_as: Optional[dict[str, Optional[str]]],
     ) -> None:
         """Add a shard with problems."""
-        for kind, cases in problems.items():
-            self.problems.setdefault(kind, []).extend(cases)
+        add_problems(self.problems, problems)
         self.stored_as[shard] = stored_as
         self.num_cuts += len(cut_ids)
         self.missing += [
