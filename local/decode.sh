@@ -52,6 +52,6 @@ if in_stage 1 "Greedy search -> $exp/*/*/decode"; then
 fi
 
 if in_stage 2 "Beam search -> $exp/*/*/decode"; then
-  run_commands "${decoding[@]}" --beam \
+  run_commands "${decoding[@]}" --search beam \
     ${hotwords:+-- --hotwords "$hotwords" --hotwords-score "$hotwords_score"}
 fi

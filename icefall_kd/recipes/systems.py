@@ -31,12 +31,6 @@ RENAMED = {
     "_pool": "_unlabelled",
     "+inter_ctc_untaught": "+inter_ctc_no_teacher",
 }
-# Variant of a student -> the ways to decode it.
-DECODINGS = {
-    "unified": ("full", "streaming"),
-    "non_streaming": ("full",),
-    "streaming": ("streaming",),
-}
 
 
 @dataclass(frozen=True)
@@ -70,12 +64,22 @@ class System:
         start, at, seed = self.name.partition("@")
         return start.partition("+")[0] + at + seed
 
-    @property
-    def words(self) -> set[str]:
-        """Words that select an entry of ``epochs`` and ``lr_epochs`` of a profile."""
-        flags = {"random": self.is_random, "unlabelled": self.has_unlabelled}
-        chosen = {word for word, is_set in flags.items() if is_set}
-        return {self.start, *self.parts, *chosen}
+    def select(self, table: Mapping[str, float]) -> float:
+        """Return the value of the first entry that applies, see :class:`Schedule`.
+
+        Raises:
+          ValueError: if no entry applies.
+        """
+        words = {self.start, *self.parts}
+        words |= {"random"} if self.is_random else set()
+        words |= {"unlabelled"} if self.has_unlabelled else set()
+        for key, value in table.items():
+            if key == "default" or set(key.split("+")) <= words:
+                return value
+        raise ValueError(
+            f"{PROFILES}: no entry of {dict(table)} applies to system '{self.name}'. "
+            "Add an entry 'default'"
+        )
 
 
 def _rename(name: str, names: Mapping[str, str]) -> str:
@@ -145,21 +149,6 @@ class Schedule:
     lr_epochs: Mapping[str, float] = field(default_factory=dict)
 
 
-def select_length(table: Mapping[str, float], system: System) -> float:
-    """Return the value of the first entry of ``table`` that applies to ``system``.
-
-    Raises:
-      ValueError: if no entry applies.
-    """
-    for words, value in table.items():
-        if words == "default" or set(words.split("+")) <= system.words:
-            return value
-    raise ValueError(
-        f"{PROFILES}: no entry of {dict(table)} applies to system '{system.name}'. Add "
-        "an entry 'default'"
-    )
-
-
 @dataclass(frozen=True)
 class Profile:
     """One profile of ``conf/profiles.yaml``.
@@ -200,10 +189,10 @@ class Profile:
         """The unlabelled sets with pseudo-labels."""
         return tuple(name + self.pseudo_suffix for name in self.unlabelled)
 
-    def teacher_weights(self, system: System) -> Mapping[str, float]:
+    def teacher_weights(self, system: System) -> dict[str, float]:
         """Return the fields that pre-training reads, with their weights."""
         default = {self.teacher_field.format(system.start): 1.0}
-        return self.teachers.get(system.start, default)
+        return dict(self.teachers.get(system.start, default))
 
     def pretrain_sets(self, system: System) -> tuple[str, ...]:
         """Return the sets that pre-training reads."""
@@ -215,14 +204,11 @@ class Profile:
         more = self.pseudo_labelled if PSEUDO in system.parts else ()
         return (*self.labelled, *more)
 
-    def check_system(self, system: System, shar: Pathlike = "data/shar") -> None:
-        """Check that everything that a system needs is in the recipe's folder.
+    def check_system(self, system: System) -> None:
+        """Check that the recipe has what a system needs.
 
-        Args:
-          system: parsed name.
-          shar: folder of the sets.
         Raises:
-          ValueError: for an absent unlabelled set, conf or checkpoint.
+          ValueError: if an unlabelled set, a conf or a checkpoint is missing.
           FileNotFoundError: if a teacher's field is missing.
         """
         where = f"system '{system.name}'"
@@ -241,20 +227,18 @@ class Profile:
             raise ValueError(
                 f"{where}: no {checkpoint}. teachers.sh writes it (see its --help)"
             )
-        if system.is_pretrained:
-            for name in self.teacher_weights(system):
-                self._check_field(where, as_path(shar), name)
-
-    def _check_field(self, where: str, shar: Path, name: str) -> None:
-        labelled = self.labelled[0]
-        folder = shar / f"{labelled}.fields"
-        # Earlier versions wrote the second path; reading the field moves it.
-        paths = (folder / name / f"{name}.json", shar / labelled / f"{name}.json")
-        if not any(path.is_file() for path in paths):
-            raise FileNotFoundError(
-                f"{where}: no field {name} in {folder}. Run teachers.sh to write it or "
-                f"name other teachers (known: {', '.join(self.teachers)})"
-            )
+        if not system.is_pretrained:
+            return
+        folder, labelled = Path("data/shar"), self.labelled[0]
+        for name in self.teacher_weights(system):
+            path = folder / f"{labelled}.fields" / name / f"{name}.json"
+            # Earlier versions wrote the second path; reading the field moves it.
+            if not path.is_file() and not (folder / labelled / path.name).is_file():
+                raise FileNotFoundError(
+                    f"{where}: no field {name} in {folder}/{labelled}.fields. Run "
+                    "teachers.sh to write it or name other teachers (known: "
+                    f"{', '.join(self.teachers)})"
+                )
 
 
 def load_profile(name: str = "", path: Pathlike = PROFILES) -> Profile:

@@ -5,11 +5,9 @@ from pathlib import Path
 import pytest
 
 from icefall_kd.recipes.systems import (
-    Schedule,
     System,
     load_profile,
     parse_system,
-    select_length,
 )
 
 EGS = Path(__file__).resolve().parents[2] / "egs"
@@ -91,13 +89,12 @@ def test_systems_that_differ_in_parts_share_a_pre_training_of_their_seed():
 )
 def test_the_first_entry_that_applies_gives_the_epochs(name, epochs):
     profile = load_profile("full", EGS / "asterisk/KD/conf/profiles.yaml")
-    assert select_length(profile.finetune.epochs, parse_system(name)) == epochs
+    assert parse_system(name).select(profile.finetune.epochs) == epochs
 
 
 def test_a_table_without_an_entry_for_a_system_is_reported():
-    schedule = Schedule(1, {"student": 3})
     with pytest.raises(ValueError, match="system 'baseline'"):
-        select_length(schedule.epochs, parse_system("baseline"))
+        parse_system("baseline").select({"student": 3})
 
 
 @pytest.mark.parametrize("corpus", ["asterisk", "librispeech"])
@@ -109,8 +106,8 @@ def test_every_profile_has_valid_systems(corpus):
         profile = load_profile(name, path)
         assert profile.name == name
         for system in map(parse_system, profile.systems):
-            assert select_length(profile.finetune.epochs, system) > 0
-            assert select_length(profile.pretrain.epochs, system) > 0
+            assert system.select(profile.finetune.epochs) > 0
+            assert system.select(profile.pretrain.epochs) > 0
             assert sum(profile.teacher_weights(system).values()) == pytest.approx(
                 1, abs=0.01
             )
