@@ -77,7 +77,7 @@ class FakeTranscriber:
 
     def __init__(self, text="yes", fingerprint=None):
         self.text, self.num_waves = text, 0
-        self._fingerprint = fingerprint or {"says": text}
+        self._fingerprint = fingerprint or {"text": text}
 
     def fingerprint(self):
         return self._fingerprint

@@ -60,14 +60,14 @@ class BestPaths:
         Args:
           encoded: (N, T, C) float32 of each model.
           lens:    (N,) int64, valid frames.
-          texts:   N transcripts, "" where there is none.
+          texts:   N transcripts, "" without one.
         Raises:
           ValueError: if there is not one transcript for each utterance.
         """
         if len(texts) != len(lens):
             raise ValueError(
                 f"{len(texts)} transcripts for {len(lens)} utterances. Give one for "
-                'each, "" where there is none'
+                'each, "" without one'
             )
         emitted = self._find_paths(encoded, lens, texts)
         log_probs = self.models.score_path(encoded, emitted)

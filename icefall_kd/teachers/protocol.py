@@ -70,7 +70,7 @@ class Teacher(abc.ABC):
         Args:
           waves:     (N, S) float32, 16 kHz, in [-1, 1], zero-padded.
           wave_lens: (N,) int64, valid samples, 1 <= wave_lens <= S.
-          texts:     N transcripts, "" where there is none; given if ``needs_text``.
+          texts:     N transcripts, "" without one; given if ``needs_text``.
         Raises:
           ValueError: if the shapes do not match.
         """

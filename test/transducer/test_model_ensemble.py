@@ -49,11 +49,11 @@ def encoded(ensemble):
 
 @torch.no_grad()
 def node(ensemble, encoded, t, before):
-    """The mean of the models at frame t behind some tokens, by the book."""
+    """Return the mean probabilities of the models at frame t after some tokens."""
     total = torch.zeros(VOCAB)
     for model, x in zip(ensemble.models, encoded):
-        said = model.decoder(torch.tensor([[0, *before]]))[:, -1]
-        total += model.joiner(x[:, t], said)[0].softmax(-1)
+        decoder_out = model.decoder(torch.tensor([[0, *before]]))[:, -1]
+        total += model.joiner(x[:, t], decoder_out)[0].softmax(-1)
     return total / len(encoded)
 
 
@@ -62,12 +62,12 @@ def test_every_node_has_the_mean_of_all(ensemble, encoded):
     lattice = ensemble.score_lattice(encoded, TOKENS)
     assert lattice.shape == (FRAMES, len(TOKENS) + 1, VOCAB)
     emitted = best_path(lattice, TOKENS)
-    score_path = ensemble.score_path(encoded, emitted[None])[0]
+    on_path = ensemble.score_path(encoded, emitted[None])[0]
     for t, u in enumerate(count_emitted(emitted).tolist()):
         for k in range(len(TOKENS) + 1):
             expected = node(ensemble, encoded, t, TOKENS[:k])
             torch.testing.assert_close(lattice[t, k].exp(), expected)
-        torch.testing.assert_close(score_path[t], lattice[t, u])
+        torch.testing.assert_close(on_path[t], lattice[t, u])
     ctc = sum(m.ctc_output(x).exp() for m, x in zip(ensemble.models, encoded)) / 2
     torch.testing.assert_close(ensemble.score_ctc(encoded).exp(), ctc)
     assert ensemble.fields == ("wise", "old")
