@@ -42,7 +42,7 @@ class Summary:
     """Summary of one field.
 
     Attributes:
-      state: "complete" (all files exist in their sizes), "unfinished", "damaged",
+      state: "complete" (all tars have the recorded size), "unfinished", "damaged",
              "orphan" (shards without cuts) or "foreign" (tars of another program).
       note:  problems, empty without any.
       kind, dim, frame_shift, codec: see :class:`~icefall_kd.fields.format.FieldInfo`;
@@ -190,7 +190,7 @@ def describe_field(shar_dir: Pathlike, field: str) -> tuple[str, bool]:
     """Return a description of a field, and whether it is complete.
 
     Returns:
-      text; True if all shards exist in their sizes and all cuts have their targets.
+      text; True if all tars have the recorded size and all cuts have their targets.
     Raises:
       FileNotFoundError: if the folder or the field does not exist.
     """
@@ -217,7 +217,7 @@ def describe_field(shar_dir: Pathlike, field: str) -> tuple[str, bool]:
             problems["codec"] = [str(e)]
     lines += [
         f"targets: {joined} of {total} cuts",
-        f"files: {summary.shards_done} of {len(ids)} shards exist in their sizes; "
+        f"files: {summary.shards_done} of {len(ids)} shards have the recorded size; "
         "'fields verify' checks their content",
         *describe_problems(problems).splitlines(),
     ]

@@ -130,7 +130,7 @@ def test_description_of_a_field_has_fingerprint_targets_and_statistics(extracted
     assert sound
     assert info.fingerprint["model_sha256"] in text
     assert "targets: 18 of 18 cuts" in text
-    assert "files: 4 of 4 shards exist" in text
+    assert "files: 4 of 4 shards have" in text
     found = find_outlier_dims(info)
     assert f"largest means      {found.largest_mean[0]}: " in text
 
