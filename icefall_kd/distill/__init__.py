@@ -1,6 +1,7 @@
 """Terms of the training loss.  To add one, see :mod:`icefall_kd.distill.term`."""
 
 import dataclasses
+import inspect
 import logging
 from typing import Any, Optional
 
@@ -24,13 +25,19 @@ TERMS: dict[str, type[Term]] = {
     "lfmmi": LfmmiTerm,
 }
 
+
+def _summarise(term: type[Term]) -> str:
+    """Return the first line of a term's docstring, for ``--help``."""
+    return (inspect.getdoc(term) or term.name).splitlines()[0].split(";")[0].rstrip(".")
+
+
 TermsConfig = dataclasses.make_dataclass(
     "TermsConfig",
     [(name, Optional[term.options], None) for name, term in TERMS.items()],
     frozen=True,
     namespace={
         "__doc__": "Terms of the loss; null turns a term off.\n\nAttributes:\n"
-        + "".join(f"  {name}: options of that term.\n" for name in TERMS)
+        + "".join(f"  {name}: {_summarise(term)}.\n" for name, term in TERMS.items())
     },
 )
 

@@ -47,7 +47,7 @@ class EmbeddingConfig:
     """Options of the ``embedding`` term.
 
     Attributes:
-      weight: of the term in the loss.
+      weight: weight of the term in the loss; 0 turns it off.
       teachers: Shar field -> weight of this teacher; 0 turns it off.
       losses: weight of each frame loss: l1, l2, cosine.
       delay: lag of the student in batches with chunks, frames of 40 ms.

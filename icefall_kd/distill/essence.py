@@ -46,7 +46,7 @@ class EssenceConfig:
     """Options of the ``essence`` term.
 
     Attributes:
-      weight: of the term in the loss.
+      weight: weight of the term in the loss; 0 turns it off.
       teachers: Shar fields of kind ``ctc`` with one vocabulary; the ensemble.
       size: maximum number of tokens in a frame; None is all that the fields hold.
       mass: probability to reach, 0 to 1; None selects ``size`` tokens.

@@ -49,7 +49,7 @@ class HiddenConfig:
     """Options of the ``hidden`` term.
 
     Attributes:
-      weight: of the term in the loss.
+      weight: weight of the term in the loss; 0 turns it off.
       stacks: stack of the student's encoder, counted from 0, or negative from the end
         -> Shar field of kind ``embedding``, its target.
       stack_weights: stack -> weight, default 1; 0 turns the stack off.  Weights are

@@ -48,7 +48,7 @@ class InterCtcConfig:
     """Options of the ``inter_ctc`` term.
 
     Attributes:
-      weight: of the term in the loss.
+      weight: weight of the term in the loss; 0 turns it off.
       stacks: stacks of the encoder with a head, counted from 0, or negative from the
         end.
       final: whether the model's own CTC head is one of the heads.

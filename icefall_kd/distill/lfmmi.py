@@ -43,7 +43,7 @@ class LfmmiConfig:
     """Options of the ``lfmmi`` term.
 
     Attributes:
-      weight: of the term in the loss.
+      weight: weight of the term in the loss; 0 turns it off.
       teacher: Shar field of kind ``ctc``.
       graph: file written by ``icefall_kd.bin.make_denominator``.
       scale: of both log-probabilities on the graph; below 1 softens the occupancies.

@@ -37,7 +37,7 @@ class OneBestConfig:
     """Options of the ``one_best`` term.
 
     Attributes:
-      weight: of the term in the loss.
+      weight: weight of the term in the loss; 0 turns it off.
       teacher: Shar field of kind ``path``.
       shift: lag of the student in batches with chunks, frames of 40 ms.
       warm_steps: updates over which the term's weight rises from 0.

@@ -23,7 +23,7 @@ class CtcConfig:
     """Options of the ``ctc`` term.
 
     Attributes:
-      weight: of the term in the loss.
+      weight: weight of the term in the loss; 0 turns it off.
     """
 
     weight: float = 0.2
@@ -74,7 +74,7 @@ class TransducerConfig:
     """Options of the ``transducer`` term.
 
     Attributes:
-      weight: of the term in the loss.
+      weight: weight of the term in the loss; 0 turns it off.
       prune_range: number of labels scored in each frame, at least 2.
       am_scale: share of the acoustic part in the simple loss, 0 to 1.
       lm_scale: share of the language part in the simple loss, 0 to 1.
