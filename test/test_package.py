@@ -1,5 +1,6 @@
-"""What holds for the package as a whole."""
+"""Rules of the package as a whole: floors, heavy imports, pages, faults."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -10,6 +11,13 @@ import pytest
 from icefall_kd.data.gate import REASONS
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "icefall_kd"
+# From the bottom to the top: a room imports from itself and from rooms before it.
+ROOMS = [
+    *("core", "zipformer", "data", "transducer", "decoding", "teachers", "fields"),
+    *("dataset", "pseudo", "corpora", "distill", "recognition", "training", "export"),
+    *("recipes", "report", "doctor", "bin"),
+]
 HEAVY = (
     "k2",
     "lhotse",
@@ -23,7 +31,7 @@ HEAVY = (
     "faiss",
     "multi_quantization",
 )
-# The one place of each import that few machines have or that takes long.
+# The modules that import a package that is heavy or often missing.
 PLACES = {
     "k2": {
         "transducer/loss.py",
@@ -51,26 +59,26 @@ def test_the_package_imports_without_its_heavy_dependencies():
 @pytest.mark.parametrize("module", sorted(PLACES))
 def test_a_heavy_module_is_imported_in_one_place(module):
     pattern = re.compile(rf"^\s*(import|from) {module}\b", re.MULTILINE)
-    package = ROOT / "icefall_kd"
     places = {
-        str(path.relative_to(package))
-        for path in package.rglob("*.py")
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
         if pattern.search(path.read_text(encoding="utf-8"))
     }
     assert places <= PLACES[module]
 
 
 def named_paths(text: str) -> set[str]:
-    """Return what a README names that looks like a path of the repository."""
-    known = r"(?:egs|local|icefall_kd|test)/[\w./*{},-]+"
+    """Return the paths of the repository that a README names."""
+    known = r"(?:egs|local|icefall_kd|test)/[\w./*{},<>-]+"
     paths = set(re.findall(known, text))
-    return {p.rstrip(".,/") for p in paths if not re.search(r"[*{]|/data|/exp", p)}
+    return {p.rstrip(".,/") for p in paths if not re.search(r"[*{<]|/data|/exp", p)}
 
 
-READMES = [str(p.relative_to(ROOT)) for p in ROOT.glob("egs/*/KD/README.md")]
+READMES = ["README.md", "icefall_kd/README.md", "egs/README.md"]
+READMES += sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("egs/*/KD/README.md"))
 
 
-@pytest.mark.parametrize("readme", ["README.md", *sorted(READMES)])
+@pytest.mark.parametrize("readme", READMES)
 def test_every_path_that_a_readme_names_exists(readme):
     paths = named_paths((ROOT / readme).read_text(encoding="utf-8"))
     assert paths
@@ -85,10 +93,33 @@ def test_every_command_that_a_readme_names_exists():
             assert (ROOT / "icefall_kd/bin" / f"{name}.py").exists(), (readme, name)
 
 
-def test_the_readme_names_every_room():
-    tree = (ROOT / "icefall_kd/README.md").read_text(encoding="utf-8")
-    rooms = [p.parent.name for p in (ROOT / "icefall_kd").glob("*/__init__.py")]
-    assert [room for room in rooms if f"{room}/" not in tree] == []
+def test_the_reference_lists_every_module():
+    text = (PACKAGE / "README.md").read_text(encoding="utf-8")
+    files = text.split("## Files")[1].split("\n## ")[0]
+    for room in ROOMS:
+        section = files.split(f"**{room}/**")[1].split("**")[0]
+        listed = set(re.findall(r"^\| `([\w/]+\.py)`", section, re.MULTILINE))
+        paths = (PACKAGE / room).rglob("*.py")
+        modules = {p.relative_to(PACKAGE / room).as_posix() for p in paths}
+        assert {m for m in modules if not m.endswith("__init__.py")} == listed
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """Return the rooms that a module imports from."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+    return {n.split(".")[1] for n in names if n.startswith("icefall_kd.")}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_from_rooms_below_it(room):
+    allowed = set(ROOMS[: ROOMS.index(room) + 1])
+    for path in (PACKAGE / room).rglob("*.py"):
+        assert imported_rooms(path) <= allowed, path
+
+
+def test_every_room_is_on_a_floor():
+    assert sorted(ROOMS) == sorted(p.parent.name for p in PACKAGE.glob("*/__init__.py"))
 
 
 def fault_rows():
@@ -112,5 +143,5 @@ def test_every_fault_has_a_test_that_exists():
 
 
 def test_every_reason_of_the_data_gate_is_among_the_faults():
-    told = " ".join(cell for row in fault_rows() for cell in row)
-    assert [reason for reason in REASONS if f"`{reason}`" not in told] == []
+    text = " ".join(cell for row in fault_rows() for cell in row)
+    assert [reason for reason in REASONS if f"`{reason}`" not in text] == []
