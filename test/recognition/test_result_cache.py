@@ -3,11 +3,18 @@
 import gzip
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
 from icefall_kd.data.shar import write_shar
-from icefall_kd.recognition.result_cache import cached_result, code_sha256, set_sha256
+from icefall_kd.recognition.result_cache import (
+    FOLDERS,
+    cached_result,
+    code_sha256,
+    set_sha256,
+)
 
 
 @pytest.fixture
@@ -77,3 +84,14 @@ def test_result_is_reused_while_its_inputs_are_unchanged(tmp_path, caplog):
         caplog.clear()
         assert cached_result(path, {**facts, name: value}) is None
         assert f"changed: {name}" in caplog.text
+
+
+def test_code_hash_covers_all_modules_of_decoding():
+    code = (
+        "import sys, icefall_kd.export.transcribe, icefall_kd.fields.codecs.storage, "
+        "icefall_kd.fields.reader, icefall_kd.recognition.fields, "
+        "icefall_kd.recognition.forced_alignment; "
+        "print(*(m.split('.')[1] for m in sys.modules if m.startswith('icefall_kd.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert set(done.stdout.split()) - {"teachers"} == set(FOLDERS)  # only its protocol
