@@ -51,7 +51,7 @@ class StoredDistributions(nn.Module):
         self.encoder = SimpleNamespace(causal=False, set_chunk=lambda *_: None)
         self.ctc_output = MeanDistribution(dims, vocab_size)
 
-    def inputs(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    def get_inputs(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the frames (N, T, sum of dims) of all fields and their number (N,).
 
         The shortest field of an utterance gives its number of frames.

@@ -190,7 +190,7 @@ def load_field_inputs(
     inputs = []
     for cut in cuts:
         batch = load_batch(CutSet.from_cuts([cut]), codecs, device)
-        x, lens = model.inputs(move_to_device(batch, device))
+        x, lens = model.get_inputs(move_to_device(batch, device))
         inputs.append(x[0, : int(lens[0])])
     return inputs
 

@@ -77,7 +77,7 @@ class DistilledStudent(nn.Module):
 
     def encode(self, batch: Batch) -> StudentOutput:
         """Return the encoder output, with the stacks' outputs if a term needs them."""
-        inputs = self.model.inputs(batch)
+        inputs = self.model.get_inputs(batch)
         stacks: Sequence[Tensor] = ()
         if any(term.needs_stacks for _, term in self.terms):
             encoder_out, lens, stacks = self.model.forward_stacks(*inputs)

@@ -128,7 +128,7 @@ class FieldModel(AsrModel):
         )
         self.fields = tuple(config.fields)
 
-    def inputs(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    def get_inputs(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the fields, concatenated at the student's frame times.
 
         Args:
@@ -148,7 +148,7 @@ class FieldModel(AsrModel):
         return x, lens.to(x.device)
 
     def forward_encoder(self, x: Tensor, x_lens: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode :meth:`inputs`; see :meth:`AsrModel.forward_encoder`."""
+        """Encode :meth:`get_inputs`; see :meth:`AsrModel.forward_encoder`."""
         # torch 1.13 has no layer normalisation in bfloat16 on a CPU.
         with disable_cpu_autocast(x):
             return self.encoder(x, x_lens), x_lens
@@ -175,7 +175,9 @@ class ModelEnsemble:
 
     def encode(self, batch: Mapping[str, Any]) -> tuple[list[Tensor], Tensor]:
         """Return each model's encoder output (N, T, C), and the lengths (N,)."""
-        outputs = [model.forward_encoder(*model.inputs(batch)) for model in self.models]
+        outputs = [
+            model.forward_encoder(*model.get_inputs(batch)) for model in self.models
+        ]
         return [x for x, _ in outputs], outputs[0][1]
 
     def score_ctc(self, encoded: Encoded) -> Tensor:

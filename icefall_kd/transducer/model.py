@@ -168,7 +168,7 @@ class AsrModel(nn.Module):
             nn.Dropout(0.1), nn.Linear(encoder_dim, vocab_size), LogSoftmax(dim=-1)
         )
 
-    def inputs(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    def get_inputs(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the encoder's input in a batch, and its lengths."""
         return batch["features"], batch["feature_lens"]
 

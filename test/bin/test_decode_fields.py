@@ -107,10 +107,10 @@ def test_shortest_field_gives_number_of_frames():
         return {"x": x, "lens": torch.tensor([frames]), "frame_shift": shift}
 
     model = StoredDistributions(["a", "b"], [3, 3], 5)
-    x, lens = model.inputs({"fields": {"a": field(7), "b": field(6)}})
+    x, lens = model.get_inputs({"fields": {"a": field(7), "b": field(6)}})
     assert x.shape == (1, 6, 6) and lens.tolist() == [6]
     with pytest.raises(ValueError, match=r"'a', 'b'.*shifts \[0.02, 0.04\]"):
-        model.inputs({"fields": {"a": field(7), "b": field(6, 0.02)}})
+        model.get_inputs({"fields": {"a": field(7), "b": field(6, 0.02)}})
 
 
 def test_invalid_fields_are_refused(call_on, shar, cuts, tmp_path):

@@ -64,7 +64,7 @@ def test_its_outputs_equal_those_of_the_model_on_stored_fields(
     cuts = CutSet.from_cuts(open_shar(tmp_path / "shar", list(codecs)))
     batch = load_batch(cuts, codecs)
     with torch.no_grad():
-        out, lens = model.forward_encoder(*model.inputs(batch))
+        out, lens = model.forward_encoder(*model.get_inputs(batch))
         log_probs = model.ctc_output(out)
     cached = batch["fields"]["vocab_ctc"]
     assert cached["lens"].tolist() == lens.tolist() and cached["frame_shift"] == 0.04
@@ -94,7 +94,7 @@ def test_its_paths_spell_the_transcript_or_the_hypothesis(
     assert ids.shape[1] == 5 and ((values.exp().sum(1) + tail) - 1).abs().max() < 1e-4
     # Without a transcript, the path is that of the hypothesis.
     model, wave = teacher.model, waves[1]
-    x, lens = model.inputs(
+    x, lens = model.get_inputs(
         teacher.compute_inputs(wave[None], torch.tensor([len(wave)]))
     )
     encoder_out, lens = model.forward_encoder(x, lens)

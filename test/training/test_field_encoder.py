@@ -40,7 +40,7 @@ def test_input_frames_are_the_fields_at_the_student_s_times(field_config, config
     assert setup.config.model.field_encoder.dims == (6, 3)
     cuts = list(setup.train_stream)[:4]
     batch = load_batch(CutSet.from_cuts(cuts), setup.codecs)
-    x, lens = setup.student.model.inputs(batch)
+    x, lens = setup.student.model.get_inputs(batch)
     _, expected = student.student.model.forward_encoder(
         batch["features"], batch["feature_lens"]
     )

@@ -271,9 +271,7 @@ def assert_refused_before_data(config, match, error=ValueError):
 
 
 def test_unusable_teachers_are_refused_before_data_is_read(live, tmp_path):
-    assert_refused_before_data(
-        with_data(live, teachers={}), rf"cache is none.*{FIELD}"
-    )
+    assert_refused_before_data(with_data(live, teachers={}), rf"cache is none.*{FIELD}")
     assert_refused_before_data(
         with_data(live, teachers={FIELD: {"family": "oracle", "model_dir": "x"}}),
         rf"teacher '{FIELD}': .*unknown teacher 'oracle'",
