@@ -52,8 +52,8 @@ from icefall_kd.core.files import as_path, read_yaml
 from icefall_kd.core.logs import AudioProgress, setup_logging
 from icefall_kd.fields.builder import collect_outputs
 from icefall_kd.fields.codecs import CODECS, find_codec, training_options
-from icefall_kd.fields.codecs.storage import CODEC_FRAMES
-from icefall_kd.fields.extract import extract, measure_speed, train_codecs
+from icefall_kd.fields.codecs.storage import CODEC_FRAMES, get_codecs
+from icefall_kd.fields.extract import extract, measure_speed
 from icefall_kd.fields.planner import (
     Volume,
     forecast,
@@ -222,7 +222,7 @@ def extract_folder(
         "overwrite": args.overwrite,
     }
     if args.train_codec_only:
-        train_codecs(shar_dir, teachers, world=world, **codec_arguments)
+        get_codecs(shar_dir, teachers, world=world, **codec_arguments)
         return
     rank = f" (process 1 of {world.size})" if world.size > 1 else ""
     title = f"{shar_dir} {' '.join(t.name for t in teachers)}{rank}"

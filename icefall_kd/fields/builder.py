@@ -9,7 +9,6 @@ import numpy as np
 
 from icefall_kd.core.files import Pathlike, remove_stale_temporaries
 from icefall_kd.fields.codecs import Codec
-from icefall_kd.fields.codecs.storage import codec_sha256
 from icefall_kd.fields.format import (
     FieldInfo,
     check_field_name,
@@ -104,7 +103,7 @@ class FieldBuilder:
             "extraction": VERSION,
         }
         self._shar_dir = shar_dir
-        self._codec_sha256 = codec_sha256(codec)
+        self._codec_sha256 = codec.sha256()
         if self._codec_sha256 is not None:
             self.fingerprint["codec_sha256"] = self._codec_sha256
 

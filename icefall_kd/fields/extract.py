@@ -23,7 +23,6 @@ from icefall_kd.core.files import Pathlike
 from icefall_kd.data.cuts import check_cuts
 from icefall_kd.fields.builder import (
     FieldBuilder,
-    check_foreign_arrays,
     collect_outputs,
 )
 from icefall_kd.fields.codecs import (
@@ -145,17 +144,14 @@ def extract(
         str(shar_dir),
         labelled=any(t.needs_text for t in teachers),
     )
-    if not overwrite:
-        check_foreign_arrays(shar_dir, outputs)
     codecs = get_codecs(
         shar_dir,
         teachers,
-        outputs,
         codec,
         world=world,
         codec_dir=codec_dir,
-        num_frames=codec_frames,
-        options=codec_options,
+        codec_frames=codec_frames,
+        codec_options=codec_options,
         may_train=shards is None,
         overwrite=overwrite,
     )
@@ -191,38 +187,6 @@ def extract(
             infos[builder.name] = load_field_info(shar_dir, builder.name)
     _log_fields(shar_dir, infos, summary)
     return infos, summary
-
-
-def train_codecs(
-    shar_dir: Pathlike,
-    teachers: Sequence[Teacher],
-    *,
-    codec: str,
-    codec_dir: Optional[Pathlike] = None,
-    codec_frames: int = CODEC_FRAMES,
-    codec_options: Optional[Mapping[str, Any]] = None,
-    world: World = SINGLE_PROCESS,
-    overwrite: bool = False,
-) -> None:
-    """Train the codecs that :func:`extract` would train with these arguments.
-
-    Raises:
-      ValueError, FileNotFoundError: as :func:`extract`.
-    """
-    outputs = collect_outputs(teachers)
-    if not overwrite:
-        check_foreign_arrays(shar_dir, outputs)
-    get_codecs(
-        shar_dir,
-        teachers,
-        outputs,
-        codec,
-        world=world,
-        codec_dir=codec_dir,
-        num_frames=codec_frames,
-        options=codec_options,
-        overwrite=overwrite,
-    )
 
 
 def _prepare_disk(

@@ -18,7 +18,6 @@ from icefall_kd.core.files import (
 from icefall_kd.fields.codecs import Codec
 from icefall_kd.fields.codecs.storage import (
     codec_path,
-    codec_sha256,
     load_codec,
     read_codec,
     read_origin,
@@ -212,7 +211,7 @@ def _check_target(target: Pathlike, info: FieldInfo) -> None:
     if not files.is_ours:
         differences = ["it has no description, so another program wrote it"]
     elif files.codec is not None and not differences:
-        if codec_sha256(read_codec(target, info.name)) != info.codec_sha256:
+        if read_codec(target, info.name).sha256() != info.codec_sha256:
             differences = [f"{files.codec.name} was trained separately"]
     if differences:
         raise ValueError(

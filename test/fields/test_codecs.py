@@ -12,7 +12,7 @@ import torch
 from icefall_kd.core.frames import pack_topk, unpack_topk
 from icefall_kd.fields.codecs import CODECS, Codec, make_codec, train_codec
 from icefall_kd.fields.codecs.mvq import Mvq, quantizer_state
-from icefall_kd.fields.codecs.storage import codec_sha256, read_codec, save_codec
+from icefall_kd.fields.codecs.storage import read_codec, save_codec
 
 DIM = 96
 # spec -> largest relative error on correlated frames with large dimensions
@@ -94,7 +94,7 @@ def test_pickled_or_saved_codec_decodes_the_same(codec, tmp_path):
         save_codec(codec, tmp_path, "x")
         copies.append(read_codec(tmp_path, "x"))
     for copy in copies:
-        assert codec_sha256(copy) == codec_sha256(codec)
+        assert copy.sha256() == codec.sha256()
         np.testing.assert_array_equal(copy.decode(stored), codec.decode(stored))
 
 
@@ -156,10 +156,10 @@ def test_pq_decodes_as_faiss():
 def test_training_depends_only_on_frames_and_seed(spec):
     frames = make_frames(600, 32)
     options = {"iterations": 4} if spec == "mvq2" else {}
-    a, b = (codec_sha256(train_codec(spec, frames, **options)) for _ in range(2))
+    a, b = (train_codec(spec, frames, **options).sha256() for _ in range(2))
     assert a == b
     if spec != "int8":
-        assert codec_sha256(train_codec(spec, frames, seed=1, **options)) != a
+        assert train_codec(spec, frames, seed=1, **options).sha256() != a
 
 
 def test_mvq_training_leaves_global_random_states_unchanged():

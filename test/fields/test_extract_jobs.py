@@ -19,8 +19,8 @@ from icefall_kd.bin import extract as command
 from icefall_kd.core.distributed import World
 from icefall_kd.data.shar import fields_dir
 from icefall_kd.dataset.fields import open_fields
-from icefall_kd.fields.codecs.storage import codec_path
-from icefall_kd.fields.extract import SINGLE_PROCESS, extract, train_codecs
+from icefall_kd.fields.codecs.storage import codec_path, get_codecs
+from icefall_kd.fields.extract import SINGLE_PROCESS, extract
 from icefall_kd.fields.format import field_dir, info_path
 from icefall_kd.teachers import build_teacher
 
@@ -177,7 +177,7 @@ def test_job_verifies_only_its_own_shards(extracted, tiny):
 
 
 def test_shards_of_jobs_with_other_options_cause_a_warning(shar, tiny, caplog):
-    train_codecs(shar, [tiny], codec="int8", codec_frames=100)
+    get_codecs(shar, [tiny], "int8", world=SINGLE_PROCESS, codec_frames=100)
     extract(shar, [tiny], shards="0:2")
     _, summary = extract(shar, [tiny], codec="int8", shards="2:")
     assert summary.missing == {FIELD: 2}
@@ -189,7 +189,7 @@ def test_jobs_share_a_codec_that_was_trained_before(shar, tiny, tmp_path):
     with pytest.raises(FileNotFoundError, match="--train-codec-only"):
         extract(shar, [tiny], codec="int8", shards="0:2")
     alone = copy_shar(shar, tmp_path / "alone")
-    train_codecs(shar, [tiny], codec="int8", codec_frames=1000)
+    get_codecs(shar, [tiny], "int8", world=SINGLE_PROCESS, codec_frames=1000)
     codec = codec_path(shar, FIELD).read_bytes()
     for shards in ("0:2", "2:"):
         # A job with --shards never trains, not even with --overwrite.

@@ -1,5 +1,6 @@
 """The interface of codecs, and checks that several of them share."""
 
+import hashlib
 import importlib
 from collections.abc import Mapping
 from types import ModuleType
@@ -54,6 +55,17 @@ class Codec:
     def state(self) -> dict[str, np.ndarray]:
         """Return the arrays that restore this codec; empty if it is not trained."""
         return dict(self._state)
+
+    def sha256(self) -> Optional[str]:
+        """Return the SHA-256 of spec and state; None if it is not trained."""
+        if not self._state:
+            return None
+        digest = hashlib.sha256(self.spec.encode())
+        for name, array in sorted(self._state.items()):
+            array = np.ascontiguousarray(array)
+            digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+            digest.update(array.tobytes())
+        return digest.hexdigest()
 
     @classmethod
     def train(

@@ -59,7 +59,6 @@ class Mvq(Codec):
         self._quantizer: Optional[torch.nn.Module] = None
 
     def constants(self) -> Mapping[str, np.ndarray]:
-        """See :class:`Codec`."""
         tables = self._state["centers"] * self._state["std"]
         return {"mean": self._state["mean"], "tables": tables}
 
@@ -128,7 +127,6 @@ class Mvq(Codec):
         return trainer.get_quantizer()
 
     def encode(self, x: np.ndarray) -> np.ndarray:
-        """See :class:`Codec`."""
         self.check_frames(x)
         z = torch.from_numpy((x - self._state["mean"]) / self._state["std"])
         if self._quantizer is None:
@@ -156,7 +154,6 @@ class Mvq(Codec):
         return quantizer
 
     def decode_tensor(self, stored: Tensor) -> Tensor:
-        """See :class:`Codec`."""
         constants = self.constants_on(stored.device)
         x = constants["mean"].expand(*stored.shape[:-1], -1).clone()
         for n, table in enumerate(constants["tables"]):

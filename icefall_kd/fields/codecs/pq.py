@@ -55,7 +55,6 @@ class Pq(Codec):
         self._quantizer: Any = None
 
     def constants(self) -> Mapping[str, np.ndarray]:
-        """See :class:`Codec`."""
         state = self._state
         return {
             "mean": state["mean"],
@@ -102,7 +101,6 @@ class Pq(Codec):
         }
 
     def encode(self, x: np.ndarray) -> np.ndarray:
-        """See :class:`Codec`."""
         self.check_frames(x)
         if self._quantizer is None:
             self._quantizer = self._make_quantizer()
@@ -110,7 +108,6 @@ class Pq(Codec):
         return self._quantizer.compute_codes(z @ self._state["rotation"])
 
     def decode_tensor(self, stored: Tensor) -> Tensor:
-        """See :class:`Codec`."""
         constants = self.constants_on(stored.device)
         y = embedding(stored + constants["offsets"], constants["centroids"])
         return y.flatten(-2) @ constants["inverse"] + constants["mean"]

@@ -30,7 +30,6 @@ class Fp16(Codec):
         return stored
 
     def decode_tensor(self, stored: Tensor) -> Tensor:
-        """See :class:`Codec`."""
         return stored.float()
 
 
@@ -62,13 +61,11 @@ class Int8(Codec):
         return {"mean": mean.astype(np.float32), "scale": scale.astype(np.float32)}
 
     def encode(self, x: np.ndarray) -> np.ndarray:
-        """See :class:`Codec`."""
         self.check_frames(x)
         q = np.rint((x - self._state["mean"]) / self._state["scale"])
         return np.clip(q, -_LEVELS, _LEVELS).astype(np.int8)
 
     def decode_tensor(self, stored: Tensor) -> Tensor:
-        """See :class:`Codec`."""
         constants = self.constants_on(stored.device)
         x = stored.float()
         x *= constants["scale"]
@@ -104,7 +101,6 @@ class TopK(Codec):
         )
 
     def decode_tensor(self, stored: Tensor) -> Tensor:
-        """See :class:`Codec`."""
         # The first half of the values, rounded down, are ids of 2 bytes each.
         pairs = stored.unflatten(-1, (-1, 2))
         ids, values = pairs.tensor_split([stored.size(-1) // 4], dim=-2)

@@ -5,7 +5,6 @@ was trained on, the number of frames and the training options.  The origin decid
 whether a repeated extraction reuses the codec or trains another one.
 """
 
-import hashlib
 import io
 import json
 import logging
@@ -18,6 +17,7 @@ import numpy as np
 
 from icefall_kd.core.distributed import World
 from icefall_kd.core.files import Pathlike, as_path, write_atomically
+from icefall_kd.fields.builder import check_foreign_arrays, collect_outputs
 from icefall_kd.fields.codecs import (
     Codec,
     codec_for_kind,
@@ -47,19 +47,6 @@ _SPEC, _ORIGIN = "spec", "origin"  # entries of the file next to the state's arr
 def codec_path(shar_dir: Pathlike, field: str) -> Path:
     """Return the path of the state of a field's codec."""
     return field_dir(shar_dir, field) / f"{field}.codec.npz"
-
-
-def codec_sha256(codec: Codec) -> Optional[str]:
-    """Return the SHA-256 of a codec's spec and state; None for one without a state."""
-    state = codec.state()
-    if not state:
-        return None
-    digest = hashlib.sha256(codec.spec.encode())
-    for name in sorted(state):
-        array = np.ascontiguousarray(state[name])
-        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def save_codec(
@@ -132,7 +119,7 @@ def load_codec(shar_dir: Pathlike, info: FieldInfo) -> Codec:
     if not find_codec(info.codec)[0].trained:
         return make_codec(info.codec)
     codec = read_codec(shar_dir, info.name)
-    if codec.spec != info.codec or codec_sha256(codec) != info.codec_sha256:
+    if codec.spec != info.codec or codec.sha256() != info.codec_sha256:
         raise ValueError(
             f"{codec_path(shar_dir, info.name)} is not the codec that field "
             f"'{info.name}' was written with ({info.codec}). Copy both from the same "
@@ -167,13 +154,12 @@ def load_decoder(shar_dir: Pathlike, field: str) -> Callable[[np.ndarray], np.nd
 def get_codecs(
     shar_dir: Pathlike,
     teachers: Sequence[Teacher],
-    outputs: Mapping[str, Output],
     codec: str,
     *,
     world: World,
     codec_dir: Optional[Pathlike] = None,
-    num_frames: int = CODEC_FRAMES,
-    options: Optional[Mapping[str, Any]] = None,
+    codec_frames: int = CODEC_FRAMES,
+    codec_options: Optional[Mapping[str, Any]] = None,
     may_train: bool = True,
     overwrite: bool = False,
 ) -> dict[str, Codec]:
@@ -183,20 +169,24 @@ def get_codecs(
     wait for it.
 
     Args:
-      outputs: of the teachers, by field.
+      teachers: whose outputs are stored.
       codec: spec for the embeddings, for example "pq16".
       codec_dir: another Shar folder to copy trained codecs from.
-      num_frames: size of the training sample.
-      options: of the training, see :func:`icefall_kd.fields.codecs.training_options`.
+      codec_frames: size of the training sample.
+      codec_options: see :func:`icefall_kd.fields.codecs.training_options`.
       may_train: False raises instead of training: independent jobs on the same Shar
         must not train one codec each.
       overwrite: replace a codec with another origin.
     Raises:
-      ValueError: if the stored codec does not fit, or an option is unknown.
+      ValueError: if the stored codec does not fit, an option is unknown, or another
+        program wrote arrays of a field.
       FileNotFoundError: if a codec is missing and ``may_train`` is False, or shards
         were written with a codec that is missing.
       OSError: if the disk cannot hold the field, or rank 0 failed.
     """
+    outputs = collect_outputs(teachers)
+    if not overwrite:
+        check_foreign_arrays(shar_dir, outputs)
     codecs: dict[str, Codec] = {}
     wanted: dict[str, _Wanted] = {}
     for name, output in outputs.items():
@@ -204,8 +194,8 @@ def get_codecs(
         if find_codec(spec)[0].trained:
             origin = {
                 "output": output.fingerprint,
-                "frames": num_frames,
-                "options": training_options(spec, options or {}),
+                "frames": codec_frames,
+                "options": training_options(spec, codec_options or {}),
             }
             # As it is read back: JSON turns tuples into lists.
             wanted[name] = _Wanted(spec, output, json.loads(json.dumps(origin)))
@@ -272,7 +262,7 @@ def _copy_codecs(
         path = codec_path(shar_dir, name)
         if overwrite or not path.is_file():
             save_codec(codec, shar_dir, name, origin)
-        elif codec_sha256(read_codec(shar_dir, name)) != codec_sha256(codec):
+        elif read_codec(shar_dir, name).sha256() != codec.sha256():
             raise ValueError(
                 f"{path} differs from {codec_path(source, name)}: the sets of one "
                 "training must share a codec; give --overwrite to replace the first"
