@@ -121,7 +121,7 @@ def predict_bytes(volume: Volume, output: Output, per_frame: float) -> int:
       per_frame: bytes per stored frame, see
         :func:`icefall_kd.fields.codecs.bytes_per_frame`.
     """
-    # The last frame of a cut is partial: on average half a frame is missing.
+    # Frames of a cut are rounded up: half a frame more on average.
     frames = volume.seconds / output.frame_shift + volume.num_cuts / 2
     return int(
         frames * per_frame
