@@ -162,8 +162,8 @@ def parser_of(command, monkeypatch):
     def stop(self, *_, **__):
         raise FoundParser(self)
 
-    for parser in (argparse.ArgumentParser, jsonargparse.ArgumentParser):
-        monkeypatch.setattr(parser, "parse_args", stop)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", stop)
+    monkeypatch.setattr(jsonargparse.ArgumentParser, "parse_args", stop)
     monkeypatch.setattr(sys, "argv", [command])
     with pytest.raises(FoundParser) as found:
         importlib.import_module(f"icefall_kd.bin.{command}").main()
