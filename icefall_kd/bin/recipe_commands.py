@@ -5,7 +5,8 @@
 
 train.sh, decode.sh and export.sh in local/ run what this command prints; with --dry-run
 they only print it.  Each line has three columns, separated by tabs: the folder of the
-system, the output of the command, the command.  KIND is one of
+system, the output of the command, the command.  Options after -- are appended to every
+command of train and decode.  KIND is one of
 
     train       pre-training and fine-tuning
     align       forced alignment of the test sets
@@ -18,6 +19,8 @@ system, the output of the command, the command.  KIND is one of
 import argparse
 import logging
 import shlex
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from icefall_kd.core.cli import create_parser, exit_on_error
@@ -55,8 +58,15 @@ def get_parser() -> argparse.ArgumentParser:
         p.add_argument(f"--{name.replace('_', '-')}", default=default, help=text)
     p.add_argument("--head", choices=METHODS, default="transducer", help="head to use")
     p.add_argument("--dry-run", action="store_true", help="warn of missing fields")
-    p.add_argument("further", nargs="*", help="options of each command, after --")
     return p
+
+
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line; the words after ``--`` become ``further``."""
+    end = words.index("--") if "--" in words else len(words)
+    args = get_parser().parse_args(words[:end])
+    args.further = words[end + 1 :]
+    return args
 
 
 def select_systems(args: argparse.Namespace) -> RecipeCommands:
@@ -112,7 +122,7 @@ def print_profile(chosen: RecipeCommands) -> None:
 def main() -> None:
     setup_logging()
     with exit_on_error("recipe_commands"):
-        args = get_parser().parse_intermixed_args()
+        args = parse_arguments(sys.argv[1:])
         chosen = select_systems(args)
         if args.kind == "profile":
             print_profile(chosen)

@@ -29,6 +29,7 @@ REMEDIES = {
     "multi_quantization": "pip install 'icefall_kd[cache]'",
     "matplotlib": "pip install 'icefall_kd[cache]'",
     "upath": "pip install 'icefall_kd[cache]'",
+    "jinja2": "pip install jinja2",
 }
 
 

@@ -44,7 +44,7 @@ def render(
       audio: audio of utterances.
       means: table of the means over seeds.
     """
-    import jinja2
+    import jinja2  # only the page needs it
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),

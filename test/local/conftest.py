@@ -49,7 +49,13 @@ def copy_recipe(corpus, folder):
         )
         return done, commands.read_text().splitlines() if commands.is_file() else []
 
-    run.recipe, run.env = recipe, env
+    def add_fields(set_name, *names):
+        for name in names:
+            path = recipe / f"data/shar/{set_name}.fields" / name / f"{name}.json"
+            path.parent.mkdir(parents=True)
+            path.touch()
+
+    run.recipe, run.env, run.add_fields = recipe, env, add_fields
     return run
 
 
@@ -57,8 +63,9 @@ def copy_recipe(corpus, folder):
 def run_script(tmp_path):
     """``run_script("train.sh", ...)`` returns the run and all commands so far.
 
-    ``run_script.recipe`` is the folder of the copy, ``run_script.env`` its
-    environment variables.
+    ``run_script.recipe`` is the folder of the copy, ``run_script.env`` its environment
+    variables.  ``run_script.add_fields("train", ...)`` creates the files by which
+    train.sh recognises fields.
     """
     return copy_recipe("asterisk", tmp_path)
 

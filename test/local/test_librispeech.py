@@ -19,7 +19,7 @@ from icefall_kd.core.frames import unpack_path
 from icefall_kd.data.cuts import load_wave
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.fields.codecs.storage import load_codec
-from icefall_kd.fields.format import info_path, load_field_info
+from icefall_kd.fields.format import load_field_info
 from icefall_kd.fields.reader import load_field, open_shar
 from icefall_kd.transducer.checkpoint import save_pretrained
 
@@ -214,17 +214,9 @@ def test_a_student_trains_on_paths_and_lattices(zipformer):
         assert 0 < dev[term] < 1000 and dev[f"{term}.skipped"] == 0, dev
 
 
-def add_fields(recipe, *names):
-    """Create the files by which train.sh recognises the fields of a set."""
-    for name in names:
-        info = info_path(recipe / "data/shar" / LABELLED, name)
-        info.parent.mkdir(parents=True)
-        info.touch()
-
-
 def test_all_teachers_have_the_same_weight(run_librispeech):
-    add_fields(
-        run_librispeech.recipe, "hubert_large", "wavlm_large", "whisper_large_v3"
+    run_librispeech.add_fields(
+        LABELLED, "hubert_large", "wavlm_large", "whisper_large_v3"
     )
     done, commands = run_librispeech("train.sh", "--systems", "all_unlabelled+pseudo")
     assert done.returncode == 0, done.stderr
@@ -244,7 +236,7 @@ def test_all_teachers_have_the_same_weight(run_librispeech):
 def test_a_profile_without_unlabelled_sets_is_reported(
     run_librispeech,
 ):
-    add_fields(run_librispeech.recipe, "wavlm_large")
+    run_librispeech.add_fields(LABELLED, "wavlm_large")
     options = ("train.sh", "--profile", "960h", "--systems")
     for system in ("wavlm_large_unlabelled", "baseline+pseudo"):
         done, commands = run_librispeech(*options, system)

@@ -8,21 +8,11 @@ import time
 import pytest
 from torch.distributed.run import parse_args
 
-SHAR = "data/shar"
-
-
-def add_fields(recipe, *names, labelled="train"):
-    """Create the files by which train.sh recognises the fields of a set."""
-    for name in names:
-        info = recipe / SHAR / f"{labelled}.fields" / name / f"{name}.json"
-        info.parent.mkdir(parents=True)
-        info.touch()
-
 
 @pytest.fixture
 def train_sh(run_script):
     """``train_sh("student+hidden")`` returns the run and the trainings in order."""
-    add_fields(run_script.recipe, "whisper_tiny_en", "whisper_base")
+    run_script.add_fields("train", "whisper_tiny_en", "whisper_base")
 
     def run(systems, *options):
         done, commands = run_script(
@@ -172,7 +162,7 @@ def test_a_gpu_trains_one_system_at_once(
 
 def test_ctrl_c_waits_for_the_checkpoints_of_the_trainings(run_script):
     recipe = run_script.recipe
-    add_fields(recipe, "whisper_tiny_en", "whisper_base")
+    run_script.add_fields("train", "whisper_tiny_en", "whisper_base")
     python = recipe.parents[2] / "venv/bin/python"
     python.write_text(
         f"{python.read_text().rpartition('printf')[0]}"
@@ -218,7 +208,7 @@ def test_a_dry_run_prints_each_command_once_and_runs_none(run_script):
     assert sum("bin.average " in line for line in lines) == 3
     assert "no field whisper_tiny_en" in done.stderr
     assert not (run_script.recipe / "exp").exists()
-    add_fields(run_script.recipe, "whisper_tiny_en", "whisper_base")
+    run_script.add_fields("train", "whisper_tiny_en", "whisper_base")
     done, commands = run_script("train.sh", "--systems", systems, "--jobs", "1")
     assert done.returncode == 0, done.stderr
     printed = [line.replace("'", "") for line in lines]
