@@ -3,7 +3,10 @@
 import dataclasses
 from pathlib import Path
 
+import pytest
+
 from icefall_kd.training import loop
+from icefall_kd.training.run import train
 from icefall_kd.transducer.checkpoint import load_checkpoint
 
 
@@ -40,3 +43,15 @@ def stop_after(monkeypatch, batches):
         return original(self, batch)
 
     monkeypatch.setattr(loop.Trainer, "_train_batch", train_batch)
+
+
+def modification_times(folder):
+    return {p: p.stat().st_mtime_ns for p in Path(folder).rglob("*")}
+
+
+def assert_rejected(config, match, error=ValueError):
+    """Training raises ``error`` and changes no file."""
+    before = modification_times(config.exp_dir)
+    with pytest.raises(error, match=match):
+        train(config)
+    assert modification_times(config.exp_dir) == before

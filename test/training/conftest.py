@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from dummies import noise_cuts
+from training_runs import change
 
 from icefall_kd.core.config import ModelConfig, ZipformerConfig
 from icefall_kd.core.frames import make_pad_mask
@@ -151,6 +152,12 @@ def pretrained(finished, tmp_path) -> Path:
     path = tmp_path / "pretrained.pt"
     write_average(finished.exp_dir, 1, 1, path)
     return path
+
+
+@pytest.fixture
+def new_run(config, pretrained, tmp_path):
+    """Return a run of one epoch that has not started; ``pretrained`` is trained."""
+    return change(config, num_epochs=1, exp_dir=str(tmp_path / "new"))
 
 
 @pytest.fixture
