@@ -2,10 +2,10 @@
 
 A training checkpoint holds ``model``, ``model_avg`` and ``avg_samples`` (running
 mean), ``model_config``, ``bpe_model``, ``heads``, ``state`` (:class:`TrainState`),
-``config`` and the entries in :data:`RESUME_KEYS`, which only resuming needs.
-``icefall_kd.bin.average`` writes ``model``, ``model_config``, ``bpe_model`` and
-``info``, which decoding and export read.  All values are tensors and plain types, so
-``torch.load(weights_only=True)`` reads them.
+``config`` and ``trained_parts``, and the entries in :data:`RESUME_KEYS`, which only
+resuming needs.  ``icefall_kd.bin.average`` writes ``model``, ``model_config``,
+``bpe_model`` and ``info``, which decoding and export read.  All values are tensors and
+plain types, so ``torch.load(weights_only=True)`` reads them.
 """
 
 import logging

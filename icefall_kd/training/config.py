@@ -33,8 +33,8 @@ class DataConfig:
       max_unknown: maximum share of ``<unk>`` in the tokens of a set.
       max_duration: maximum audio in a batch in seconds, padding included.
       num_buckets: number of duration buckets.
-      num_workers: data loading processes; 0 loads in the training process, -1 uses the
-        CPUs that this process has in addition to its own, at most 4.
+      num_workers: data loading processes; 0 loads in the training process, -1 uses all
+        CPUs of this process but one, at most 4.
       spec_augment: apply SpecAugment to the student's input.
       time_warp_factor: SpecAugment's time warp in fbank frames; 0 is off.  It must be 0
         if the targets of a term are frames.
