@@ -3,10 +3,10 @@
 Padding.  The output near the end of an utterance depends on what follows: through the
 front end, the last incomplete group of frames of a downsampled stack, and the
 convolutions of a causal model with full context, which see the end of their chunk.  So
-that the output depends on the utterance only, each one is followed by silence (fbank of
-ln 1e-10, as in a training batch), so much that more would change nothing.  For the
-usual stacks this is 0.2 s after the longest utterance of a batch.  A causal model
-without chunks needs its widest kernel more, 2.8 s; a chunk size avoids this.
+that the output depends on the utterance only, each one is followed by enough silence
+(fbank of ln 1e-10, as in a training batch).  For the usual stacks this is 0.2 s after
+the longest utterance of a batch.  A causal model without chunks also needs the reach of
+its widest kernel, 2.8 s in all; a chunk size avoids this.
 
 Time.  By :mod:`icefall_kd.core.frames`, frame j of a stack (50 Hz) is centred at
 20 j + 45 ms, and frame i of the output (25 Hz) at 40 i + 55 ms.  The spans of these
