@@ -10,11 +10,9 @@ Writes recogs-, errs-, wer-summary- and result- files to --out-dir, or recogs-, 
 and result- files if the set has no transcripts.  An existing result is reused if set,
 checkpoint, options and code are unchanged.
 
---hotwords makes modified_beam_search prefer phrases; icefall_kd/decoding/hotwords.py
-describes the format of the file.
-
---alignment adds mean and 90th percentile of the emission delay in ms, and of the
-latency in streaming; icefall_kd/recognition/delay.py defines both.
+--alignment adds mean and 90th percentile in ms of the emission delay, from the end of a
+word to the frame of its last token, and in streaming of the latency, to the end of the
+audio that this frame needs.
 """
 
 import argparse
@@ -61,7 +59,7 @@ def get_parser() -> argparse.ArgumentParser:
         f"changes the scores slightly (default: {STREAMING_DURATION:g} in streaming, "
         "else 0)",
     )
-    p.add_argument("--alignment", type=Path, help="CTM file of the set, of bin.align")
+    p.add_argument("--alignment", type=Path, help="CTM file of the set by bin.align")
     p.add_argument(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",

@@ -38,7 +38,7 @@ def get_parser() -> argparse.ArgumentParser:
     p.add_argument("audio", type=Path, nargs="*", help="files of any format and rate")
     p.add_argument("--shar-dir", type=as_path, help="folder or URL of the set")
     p.add_argument("--out-dir", type=Path, help="folder of the results of --shar-dir")
-    p.add_argument("--alignment", type=Path, help="CTM file of the set, of bin.align")
+    p.add_argument("--alignment", type=Path, help="CTM file of the set by bin.align")
     add_decoding_options(p, "only streaming encoder in the folder")
     p.add_argument("--int8", action="store_true", help="use the .int8.onnx files")
     threads = default_num_threads()

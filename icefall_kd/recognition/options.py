@@ -73,7 +73,10 @@ def add_search_options(
 ) -> None:
     """Add --method, --beam and --blank-penalty to a command."""
     parser.add_argument(
-        "--method", choices=sorted(methods), default=default, help="search method"
+        "--method",
+        choices=sorted(methods),
+        default=default,
+        help="search method; icefall: --decoding-method",
     )
     parser.add_argument(
         "--beam",
@@ -121,13 +124,14 @@ def add_decoding_options(parser: ArgumentParser, source: str) -> None:
     parser.add_argument(
         "--hotwords",
         type=Path,
-        help="text file of phrases that modified_beam_search prefers, one in a line",
+        help="text file of phrases that modified_beam_search prefers, one in a line, "
+        "optionally with a bonus: 'PHRASE :2.5'",
     )
     parser.add_argument(
         "--hotwords-score",
         type=positive_float,
         default=1.5,
-        help="bonus in nats of each token of a hotword without its own bonus",
+        help="bonus in nats of each token of a phrase without its own bonus",
     )
     add_chunk_options(parser, source)
     parser.add_argument(
