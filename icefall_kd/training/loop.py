@@ -24,7 +24,7 @@ from icefall_kd.training.checkpoint import RunningMean, TrainState
 from icefall_kd.training.interruptions import StopRequest, TrainingInterruptedError
 from icefall_kd.training.memory import explain_out_of_memory, probe_memory
 from icefall_kd.training.metrics import MetricsTracker, Reporter
-from icefall_kd.training.optim import Eden, ScaledAdam, clip_gradients, make_scaler
+from icefall_kd.training.optim import clip_gradients, make_scaler
 from icefall_kd.training.setup import Setup, make_dev_loader, make_train_loader
 from icefall_kd.training.skipped import (
     NOT_FINITE,
@@ -35,7 +35,7 @@ from icefall_kd.training.skipped import (
     check_finite,
     check_loss_scale,
 )
-from icefall_kd.training.student import parameter_groups
+from icefall_kd.training.student import build_optimizer
 from icefall_kd.training.validation import validate
 from icefall_kd.transducer.checkpoint import load_weights, pack_bytes, save_checkpoint
 from icefall_kd.zipformer.scaling import set_batch_count
@@ -68,17 +68,7 @@ class Trainer:
         self.module: nn.Module = self.student
         self.mean = RunningMean(self.model)
         self.params = [p for _, p in self.student.trainable()]
-        self.optimizer = ScaledAdam(
-            parameter_groups(self.student, config),
-            lr=config.optim.base_lr,
-            clipping_scale=config.optim.clipping_scale,
-        )
-        self.scheduler = Eden(
-            self.optimizer,
-            config.optim.lr_batches,
-            config.optim.lr_epochs,
-            warmup_batches=config.optim.warmup_batches,
-        )
+        self.optimizer, self.scheduler = build_optimizer(self.student, config)
         self.scaler = make_scaler(config.amp == "fp16" and world.device.type == "cuda")
         # A trained encoder needs no second warm-up of dropout and layer skipping.
         is_trained = config.init_encoder or config.init_model

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from icefall_kd.core.frames import Batch
 from icefall_kd.distill.term import StudentOutput, Term, TermOutput
 from icefall_kd.training.config import TrainConfig
+from icefall_kd.training.optim import Eden, ScaledAdam
 from icefall_kd.transducer.model import AsrModel
 
 ENCODER = ("encoder_embed", "encoder")  # parts of the model
@@ -137,17 +138,24 @@ def build_heads(
     return heads
 
 
-def parameter_groups(
+def build_optimizer(
     student: DistilledStudent, config: TrainConfig
-) -> list[dict[str, Any]]:
-    """Return the optimiser's groups: one, or two with ``init_encoder``."""
-    if config.init_encoder is None:
-        return [{"params": [p for _, p in student.trainable()]}]
-    lr = config.optim.base_lr * config.optim.encoder_lr_scale
-    return [
-        {"params": student.other_parameters()},
-        {"params": student.encoder_parameters(), "lr": lr},
-    ]
+) -> tuple[ScaledAdam, Eden]:
+    """Return the optimiser and its schedule.
+
+    With ``init_encoder`` the encoder is a group with its own learning rate.
+    """
+    optim = config.optim
+    groups: list[dict[str, Any]] = [{"params": [p for _, p in student.trainable()]}]
+    if config.init_encoder is not None:
+        lr = optim.base_lr * optim.encoder_lr_scale
+        groups = [
+            {"params": student.other_parameters()},
+            {"params": student.encoder_parameters(), "lr": lr},
+        ]
+    optimizer = ScaledAdam(groups, optim.base_lr, optim.clipping_scale)
+    scheduler = Eden(optimizer, optim.lr_batches, optim.lr_epochs, optim.warmup_batches)
+    return optimizer, scheduler
 
 
 def load_initial_weights(
