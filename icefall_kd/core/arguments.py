@@ -1,8 +1,11 @@
 """Parse a dataclass of options from YAML files and the command line.
 
-jsonargparse checks types and prints ``--help``.  This module adds errors in one line
-that name the file and the nearest option, ``-`` instead of ``_`` in names, single
-values for options of several, and former names of options.
+jsonargparse checks types and prints ``--help``.  This module adds:
+
+- one-line errors with the file and the nearest known option;
+- ``-`` instead of ``_`` in the names of options;
+- a single value where an option takes a list;
+- former names of options.
 """
 
 import dataclasses
@@ -44,9 +47,10 @@ def parse_dataclass(
     A later ``--config`` or override replaces the values of an earlier one.
 
     Args:
-      cls: frozen dataclass of options and groups (dataclasses) of options.
-      prog: command, for ``--help``.
-      defaults: dotted name -> default instead of that of ``cls``.
+      cls: frozen dataclass; a field is an option, or a dataclass of options (a group).
+      arguments: of the command line, without the command.
+      prog, description: command and its description, for ``--help``.
+      defaults: dotted name of an option -> value that replaces the default in ``cls``.
     Raises:
       ValueError: if a file is missing, an option is unknown or a value is wrong.
     """
@@ -72,8 +76,11 @@ def _normalise_arguments(
 ) -> tuple[list[str], dict[str, Any]]:
     """Return arguments for jsonargparse, and path -> options of each YAML file.
 
-    Every name is checked, every single value for a tuple becomes a list, and the path
-    of a YAML file is replaced by its checked content.
+    Check every name, convert a single value for a tuple to a list, and replace the path
+    of a YAML file by its checked content.
+
+    Raises:
+      ValueError: if an option is unknown or a YAML file is missing or invalid.
     """
     found: list[str] = []
     files: dict[str, Any] = {}
@@ -121,10 +128,10 @@ def _read_options(cls: type, path: str) -> dict[str, Any]:
 def _normalise_values(
     cls: type, values: Mapping[str, Any], path: str, prefix: str = ""
 ) -> dict[str, Any]:
-    """Return the options of a YAML file, a single value for a tuple as a list.
+    """Check the names in a YAML file, and convert single values for tuples to lists.
 
-    jsonargparse ignores an unknown key with an empty mapping, such as a misspelt term
-    with its defaults (``ctcc: {}``), so the keys are checked here.
+    jsonargparse does not reject an unknown key with an empty mapping, such as the
+    misspelt term ``ctcc: {}``.
 
     Args:
       prefix: group of ``values`` in ``cls``, for example "optim.".
@@ -200,7 +207,7 @@ def _suggest(cls: type, name: str, dashes: str = "") -> str:
 
 
 def _explain_error(error: Exception, arguments: Sequence[str], files: Mapping) -> str:
-    """Return an error of jsonargparse in one line: file or option, expected and given.
+    """Return one line for an error of jsonargparse: option, expected and given value.
 
     Args:
       arguments, files: result of :func:`_normalise_arguments`.

@@ -49,7 +49,7 @@ def require_packages(*modules: str) -> None:
     """Import the packages that a command needs, before it reads or writes anything.
 
     Raises:
-      ImportError: if one cannot be imported; ``name`` is that package.
+      ImportError: if a package cannot be imported; its ``name`` is that package.
     """
     for module in modules:
         try:
@@ -162,12 +162,12 @@ def _parse_float(text: str) -> float:
 def exit_on_error(command: str, *also: type[Exception]) -> Iterator[None]:
     """Exit with one line on stderr for an expected error; others keep their traceback.
 
-    Expected errors are an ``OSError``, a ``ValueError`` from this package, a missing
-    package of :data:`REMEDIES`, and Ctrl-C.
+    Expected errors are an ``OSError``, a ``ValueError`` that code of this package
+    raises, a missing package of :data:`REMEDIES`, and Ctrl-C.
 
     Args:
-      command: name of the command, the first word of the line.
-      also: other expected exceptions.
+      command: name of the command; the line begins with it.
+      also: further exceptions that are expected.
     Raises:
       SystemExit: for an expected error, with exit status 1; 130 after Ctrl-C, as in
         shells.
@@ -187,12 +187,12 @@ def exit_on_error(command: str, *also: type[Exception]) -> Iterator[None]:
     except (OSError, *also) as e:
         raise SystemExit(f"{command}: {e}") from e
     except ValueError as e:
-        if not _is_raised_here(e):
+        if not _is_raised_by_package(e):
             raise
         raise SystemExit(f"{command}: {e}") from e
 
 
-def _is_raised_here(error: Exception) -> bool:
+def _is_raised_by_package(error: Exception) -> bool:
     """Return whether code of this package raised ``error``, not a library."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and Path(frames[-1].filename).is_relative_to(PACKAGE)

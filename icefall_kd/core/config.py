@@ -11,7 +11,7 @@ from typing import Any, Optional, TypeVar, get_args
 
 T = TypeVar("T")
 
-# Former name of an option -> its name; YAML files and checkpoints may hold both.
+# Former -> current name of an option; YAML files and checkpoints may have either.
 RENAMED_OPTIONS = {"model.adapter": "model.field_encoder"}
 
 
@@ -28,8 +28,8 @@ class ZipformerConfig:
       frontend_channels: channels of the front end's three convolutions; sherpa-onnx's
         streaming recogniser needs 128 in the last.
       convnext_expansion: hidden width of the ConvNeXt layer relative to its channels.
-      downsampling_factor: of each stack relative to the front end's 50 Hz.
-      output_downsampling_factor: of the encoder's output relative to 50 Hz.
+      downsampling_factor: 50 Hz frames per frame of each stack.
+      output_downsampling_factor: 50 Hz frames per frame of the encoder's output.
       num_encoder_layers: layers of each stack.
       encoder_dim: channels of each stack.
       encoder_unmasked_dim: channels of each stack that training never masks.
@@ -43,9 +43,12 @@ class ZipformerConfig:
       causal: True for streaming: a frame depends on no frame after its chunk.
       chunk_size: 50 Hz frames; -1 is full context.  Training draws one value for each
         batch, evaluation uses the first.
-      left_context_frames: 50 Hz frames before a chunk; -1 is unlimited.
-      dropout: rate at the first update, 0 to 1; it falls to a third.
-      warmup_batches: updates until the schedules of dropout and layer skipping end.
+      left_context_frames: 50 Hz frames before a chunk; -1 is unlimited.  Training draws
+        one value for each batch, evaluation uses the first.
+      dropout: rate at the first update, 0 to 1; it falls to a third over
+        5 * ``warmup_batches`` updates.
+      warmup_batches: updates until the last layer is warm; the other schedules
+        (dropout, regularisers) are stretched in proportion.
     """
 
     feature_dim: int = 80
@@ -99,7 +102,7 @@ class FieldEncoderConfig:
     Attributes:
       fields: Shar fields of kind ``embedding``; the input is their concatenation.
       dims: dimension of each field; training reads them from the fields.
-      dim: C of the output; even, half for each direction.
+      dim: C, dimension of the output, even: half for each direction of the GRU.
       num_layers: number of bidirectional GRU layers.
       input_dropout: dropout rate of the embeddings.
       dropout: dropout rate before each layer.
@@ -123,7 +126,8 @@ class ModelConfig:
 
     Attributes:
       encoder: shape of the Zipformer; not used with ``field_encoder``.
-      vocab_size: tokens, including the blank; 0 is the size of ``data.bpe_model``.
+      vocab_size: number of tokens, including the blank; training replaces 0 by the
+        size of ``data.bpe_model``.
       decoder_dim: dimension of the decoder's (predictor's) output.
       joiner_dim: hidden dimension of the joiner.
       context_size: previous tokens that the decoder reads.
@@ -153,7 +157,11 @@ def to_dict(config: Any) -> dict:
 
 
 def rename_option(name: str) -> str:
-    """Return the present name of a dotted option, for example "model.adapter.dim"."""
+    """Return the current name of a dotted option.
+
+    >>> rename_option("model.adapter.dim")
+    'model.field_encoder.dim'
+    """
     for old, new in RENAMED_OPTIONS.items():
         if name == old or name.startswith(f"{old}."):
             return new + name[len(old) :]
@@ -169,15 +177,15 @@ def rename_options(values: Mapping[str, Any], prefix: str = "") -> dict:
     renamed = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
-        present = rename_option(name)
+        current = rename_option(name)
         if isinstance(value, Mapping):
-            value = rename_options(value, f"{present}.")
-        renamed[key if present == name else present.rpartition(".")[2]] = value
+            value = rename_options(value, f"{current}.")
+        renamed[key if current == name else current.rpartition(".")[2]] = value
     return renamed
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Return the dataclass ``cls`` with the result of :func:`to_dict`.
+    """Return an instance of the dataclass ``cls``; the inverse of :func:`to_dict`.
 
     Raises:
       ValueError: if a key is unknown.

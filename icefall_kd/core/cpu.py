@@ -30,7 +30,7 @@ def count_cpus(root: Pathlike = "/") -> int:
     """Return the number of CPUs of this process, by its affinity and cgroup quotas.
 
     Args:
-      root: folder with ``proc`` and ``sys``.
+      root: folder that contains ``proc`` and ``sys``; tests give another one.
     """
     if hasattr(os, "sched_getaffinity"):
         count = len(os.sched_getaffinity(0))
@@ -40,11 +40,11 @@ def count_cpus(root: Pathlike = "/") -> int:
 
 
 def default_num_threads() -> int:
-    """Return the number of CPU threads of this process.
+    """Return the number of CPU threads that this process may use.
 
-    The processes of torchrun share the CPUs of a machine.  OMP_NUM_THREADS and
-    MKL_NUM_THREADS limit the number; with several processes only the latter does,
-    because torchrun sets the former to 1 by default.
+    The processes of torchrun share the CPUs of a machine.  OMP_NUM_THREADS or
+    MKL_NUM_THREADS sets the number.  With several processes only MKL_NUM_THREADS counts
+    and can only reduce a process's share, because torchrun sets OMP_NUM_THREADS to 1.
     """
     processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
     share = max(1, count_cpus() // processes)
@@ -100,8 +100,7 @@ def _read_quota(folder: Path) -> float:
 def tune_cpu() -> None:
     """Speed up computation on a CPU; call it before any matrix product.
 
-    It sets the number of torch's threads.  No result of a computation changes, and
-    environment variables keep their values.
+    It sets the number of torch's threads, and leaves environment variables unchanged.
     """
     import torch
 
@@ -113,14 +112,15 @@ def tune_cpu() -> None:
 def keep_freed_memory(one_arena: bool = False) -> None:
     """Make glibc, if it is the C library, reuse freed memory.
 
-    By default it returns the memory of each large tensor to the system, which clears
-    the pages of the next one: 1.6 ns for each element, more than most operations.
+    By default glibc returns the memory of each large tensor to the system, and the
+    system clears the pages of the next tensor.  That takes 1.6 ns for each element,
+    longer than most operations.
 
     Args:
-      one_arena: whether other threads use the main thread's arena.  Their own arenas
-        return blocks above 64 MB.  CTranslate2 computes in such a thread: encoding 28 s
-        with Whisper base took 29 ms of CPU for each second of audio, and 15 ms with
-        this function (int8, AMD EPYC).
+      one_arena: whether other threads use the main thread's arena.  Their separate
+        arenas return blocks above 64 MB.  CTranslate2 computes in such a thread:
+        Whisper base needs 29 ms of CPU for each second of audio, and 15 ms with this
+        function (int8, utterances of 28 s, AMD EPYC).
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -141,8 +141,9 @@ def enable_mkl_avx() -> None:
     """Make the MKL of torch 1.13 use AVX-512 or AVX2 on processors not from Intel.
 
     MKL uses SSE there by default: 40 GFLOP/s of matrix products on a core that reaches
-    115 with AVX2 and 215 with AVX-512 (AMD EPYC).  The call has no effect after the
-    first matrix product, nor on child processes, nor if MKL_DEBUG_CPU_TYPE is set.
+    115 with AVX2 and 215 with AVX-512 (AMD EPYC).  The call must come before the first
+    matrix product.  It does not affect child processes, and does nothing if
+    MKL_DEBUG_CPU_TYPE is set.
     """
     import torch
 
@@ -157,7 +158,9 @@ def enable_mkl_avx() -> None:
 
 
 def find_mkl_cpu_type(cpuinfo: str) -> Optional[str]:
-    """Return the best key of `MKL_CPU_TYPES` for a processor; None for Intel's.
+    """Return the best key of `MKL_CPU_TYPES` for a processor.
+
+    None is a processor of Intel, or one without AVX2.
 
     Args:
       cpuinfo: text of ``/proc/cpuinfo``.

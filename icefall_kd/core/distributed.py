@@ -14,9 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True)
 class World:
-    """Rank of this process in its job, with collective operations.
+    """Rank of this process in its job, and collective operations.
 
-    Every process must call a collective operation.
+    All processes must call a collective operation (any, sum, gather, barrier).
 
     Attributes:
       rank: 0 to size - 1; rank 0 writes files and logs.
@@ -96,10 +96,12 @@ def check_device(name: str) -> None:
 
 
 def assign_device(device: str) -> str:
-    """Return the device of this process, one of several GPUs for "cuda".
+    """Return the device of this process; for "cuda", one GPU by its LOCAL_RANK.
 
-    It is for processes that share work, but no model: after ``init_world("cpu")``.
+    Use it after ``init_world("cpu")`` for processes that share work but no model.
 
+    Args:
+      device: "cpu", "cuda", or for example "cuda:1", which is returned unchanged.
     Raises:
       ValueError: see :func:`check_device`.
     """
@@ -111,11 +113,13 @@ def assign_device(device: str) -> str:
 
 
 def init_world(device: str, timeout: float = 600.0) -> World:
-    """Join the processes that torchrun started; without torchrun, return one process.
+    """Join the process group of torchrun; without torchrun, return a group of one.
 
     Args:
       device: "auto", "cpu" or "cuda".
       timeout: seconds that a collective operation waits for the other processes.
+    Raises:
+      ValueError: see :func:`pick_device`.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     own_device = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))

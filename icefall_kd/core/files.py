@@ -1,4 +1,4 @@
-"""Read and write files; a write is atomic: the file is complete or unchanged.
+"""Read files, and write them atomically: a file is complete or unchanged.
 
 A path is local or a URL of fsspec (``s3://``, ``gs://``, ``https://``, ``memory://``),
 see :func:`as_path`.
@@ -34,7 +34,7 @@ def as_path(path: Pathlike) -> Path:
 
     Raises:
       ValueError: if the package that opens the URL is not installed, or for lhotse's
-        ``pipe:<command>``, because folders are listed and files are inspected.
+        ``pipe:<command>``, which cannot be listed.
     """
     if isinstance(path, str) and path.startswith("pipe:"):
         raise ValueError(
@@ -64,7 +64,7 @@ def is_local(path: Path) -> bool:
 def open_text(path: Pathlike) -> Iterator[TextIO]:
     """Open a UTF-8 text file for reading, compressed (``.gz``) or not.
 
-    A byte order mark is skipped.  Lines end in LF, CR LF or CR.
+    A byte order mark is skipped.  Line ends (LF, CR LF, CR) are read as LF.
 
     Raises:
       ValueError: if the text is not UTF-8.
@@ -86,10 +86,10 @@ def _open_binary(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_text(path: Pathlike) -> str:
-    """Return the text of a file as :func:`open_text` reads it, with LF line ends.
+    """Return the text of a file, read by :func:`open_text`.
 
     Raises:
-      ValueError: if the text is not UTF-8.
+      ValueError: if the text is not UTF-8 or contains a null character.
     """
     with open_text(path) as f:
         text = f.read()
@@ -115,12 +115,12 @@ def _encoding_error(path: Path) -> ValueError:
 
 @contextlib.contextmanager
 def write_atomically(path: Pathlike) -> Iterator[Path]:
-    """Yield a temporary local path, which becomes ``path`` if the block succeeds.
+    """Yield a temporary local path; move that file to ``path`` if the block succeeds.
 
-    The temporary name has the suffix of ``path``, because writers choose a format by
-    it.  If the block raises, the temporary file is removed and ``path`` is unchanged.
-    A local file is renamed.  A file for a URL is copied; the copy is atomic if the
-    store's writes are, as in object stores.
+    If the block raises, the temporary file is removed and ``path`` is unchanged.  The
+    temporary name has the suffix of ``path``, because some writers choose a format by
+    the suffix.  A file for a URL is copied; that is atomic if the store's writes are,
+    as in object stores.
     """
     path = as_path(path)
     if not is_local(path):
@@ -143,10 +143,10 @@ def write_atomically(path: Pathlike) -> Iterator[Path]:
 
 
 def move_file(source: Pathlike, target: Pathlike) -> None:
-    """Move a file within a file system or store, or to another file system.
+    """Move a file, within a store or between local file systems.
 
-    An existing ``target`` is replaced; it is never incomplete.  Several processes may
-    move the same file at the same time.
+    An existing ``target`` is replaced, and ``target`` is never incomplete.  Several
+    processes may move the same file at the same time.
     """
     source, target = as_path(source), as_path(target)
     try:
@@ -175,8 +175,8 @@ def _host() -> str:
 def remove_stale_temporaries(folder: Pathlike, name: str) -> None:
     """Remove the temporary files of ``name`` whose processes have ended.
 
-    Other processes may write to the folder at the same time.  A process of another
-    machine counts as ended if its file has not changed for a day.
+    Other processes may write to the folder at the same time.  A file that has not
+    changed for a day is removed too, as its process may be on another machine.
     """
     folder = as_path(folder)
     if not is_local(folder):  # a store has no temporary files
@@ -205,6 +205,8 @@ def _is_alive(pid: int) -> bool:
 def lock_folder(folder: Pathlike) -> Iterator[None]:
     """Lock ``folder`` for this process until the block or the process ends.
 
+    A file system without locks gives a warning.
+
     Raises:
       ValueError: if another process has the lock.
     """
@@ -212,7 +214,7 @@ def lock_folder(folder: Pathlike) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as f:
         try:
-            # The workers of the data loader do not inherit this lock.
+            # Unlike flock, lockf is not inherited by the workers of the data loader.
             fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as e:
             raise ValueError(
@@ -234,7 +236,7 @@ def remove_temporary_files(folder: Pathlike) -> None:
 
 @contextlib.contextmanager
 def explain_failed_write(path: Pathlike, remedy: str) -> Iterator[None]:
-    """Add the path and a remedy to an OSError of the block."""
+    """Add the path and a remedy to an OSError that the block raises."""
     try:
         yield
     except OSError as e:

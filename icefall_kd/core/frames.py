@@ -8,9 +8,9 @@ centre is 40 * i + 55 ms.  Frame k of a teacher covers k * shift .. (k + 1) * sh
 
 Frames of kind ``ctc`` are 2 k + 1 float32: k token ids, best first, their k
 log-probabilities in nats, and the probability mass of all other tokens (the tail).
-Frames of kind ``path`` have one more number first: the token that the best path of a
-transducer emits in this frame, 0 for the blank.  Their distribution is the joiner's at
-the path's node.  Ids below 2^24 are exact in float32.
+Frames of kind ``path`` begin with one more number: the token that the best path of a
+transducer emits in this frame, 0 for the blank.  The rest is the joiner's distribution
+at the path's node.  Token ids below 2^24 are exact in float32.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ def make_pad_mask(lens: Tensor, max_len: Optional[int] = None) -> Tensor:
 
     Args:
       lens:    (N,) int64, valid frames of each sequence.
-      max_len: number of columns; None is the longest length.
+      max_len: number of columns; None means the longest of ``lens``.
     Returns:
       (N, max_len) bool.
     Raises:
@@ -61,9 +61,16 @@ def compute_windows(
     """Return the interval of the input that each output frame averages.
 
     A window is ``out_shift`` wide around its frame's centre.  The first window begins
-    at 0, and the last one extends by two widths towards the end of the input, so that
-    no input frame is lost.  Windows are moved or cut to fit into the input.
+    at 0.  The last one is up to three times as wide, to include the last input frames.
+    Windows are moved or cut to fit into the input.
 
+    Args:
+      lens:         (N,) int64, valid input frames.
+      frame_shift:  seconds between input frames.
+      out_lens:     (N,) int64, valid output frames.
+      num_out:      number of columns, at least the largest of ``out_lens``.
+      out_shift:    seconds between output frames.
+      first_centre: seconds, centre of output frame 0.
     Returns:
       begin and end, (N, num_out) float64, in input frames, 0 <= begin < end <= lens.
     """
@@ -73,7 +80,7 @@ def compute_windows(
     begin = (first_centre + n * out_shift) / frame_shift - width / 2
     last = n == (out_lens.unsqueeze(1) - 1)
     end = begin + torch.where(last, 3 * width, width)
-    # At the end of a short input, keep a full window, or the whole input.
+    # A window beyond the end of a short input moves back, at most to its start.
     begin = begin.minimum((total - width).clamp(min=0.0))
     begin = torch.where(n == 0, torch.zeros_like(begin), begin.clamp(min=0.0))
     end = end.maximum(begin + width).minimum(total)
@@ -94,11 +101,11 @@ def align_frames(
     The frame shifts may have any ratio.
 
     Args:
-      x:           (N, T, D) float, input frames.
-      lens:        (N,) int64, valid input frames, 1 <= lens <= T.
-      frame_shift: seconds between input frames.
-      out_lens:    (N,) int64, valid output frames.
-      out_shift:   seconds between output frames.
+      x:            (N, T, D) float, input frames.
+      lens:         (N,) int64, valid input frames, 1 <= lens <= T.
+      frame_shift:  seconds between input frames.
+      out_lens:     (N,) int64, valid output frames.
+      out_shift:    seconds between output frames.
       first_centre: seconds, centre of output frame 0.
     Returns:
       (N, max(out_lens), D) of x's dtype; zero at padding.
@@ -132,12 +139,15 @@ def align_frames(
 def align_to_stack(
     x: Tensor, lens: Tensor, frame_shift: float, out_lens: Tensor
 ) -> Tensor:
-    """Align input frames to the frames of a stack, as :func:`align_frames`.
+    """Align input frames to the frames of an encoder stack, by :func:`align_frames`.
 
-    Input at the stacks' frame rate is not averaged: each output frame is the nearest
-    input frame; the first and the last are the mean of the frames up to the end.  The
-    stored stacks of a Zipformer teacher therefore come back unchanged.
+    For input at the stacks' frame rate, an output frame is the nearest input frame, not
+    a mean of two.  Only the first and the last output frame are means, because they
+    include the remaining input frames at their end.
 
+    Args:
+      x, lens, frame_shift: as in :func:`align_frames`.
+      out_lens: (N,) int64, valid output frames.
     Returns:
       (N, max(out_lens), D) of x's dtype, frames of 20 ms; zero at padding.
     """
@@ -148,10 +158,12 @@ def align_to_stack(
 
 
 def average_frame_pairs(x: Tensor) -> Tensor:
-    """Return the means of frame pairs, (N, ceil(T / 2), C) of (N, T, C).
+    """Return the means of frame pairs: the encoder's stacks (50 Hz) at 25 Hz.
 
-    They bring the encoder's stacks from 50 Hz to the 25 Hz of its output.  An odd last
-    frame is unchanged.
+    Args:
+      x: (N, T, C).
+    Returns:
+      (N, ceil(T / 2), C); the last frame of an odd T is unchanged.
     """
     if x.size(1) % 2:
         x = torch.cat([x, x[:, -1:]], dim=1)
@@ -167,11 +179,11 @@ def _interpolate(running: Tensor, position: Tensor) -> Tensor:
 
 
 def pack_topk(log_probs: Tensor, k: int) -> Tensor:
-    """Return ``ctc`` frames of distributions.
+    """Return distributions as frames of kind ``ctc``, see the top of this file.
 
     Args:
       log_probs: (..., V) float, normalised, natural logarithm.
-      k: 1 <= k <= V.
+      k: number of stored tokens, 1 <= k <= V.
     Returns:
       (..., 2 k + 1) float32.
     Raises:
@@ -197,7 +209,7 @@ def unpack_topk(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def pack_path(emitted: Tensor, frames: Tensor) -> Tensor:
-    """Return ``path`` frames.
+    """Return frames of kind ``path``, see the top of this file.
 
     Args:
       emitted: (...) int64, token of each frame, 0 for the blank.
@@ -209,20 +221,25 @@ def pack_path(emitted: Tensor, frames: Tensor) -> Tensor:
 
 
 def unpack_path(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (emitted (...) int64, ``ctc`` frames (..., 2 k + 1))."""
+    """Return (emitted (...) int64, ``ctc`` frames (..., 2 k + 1)).
+
+    Args:
+      x: (..., 2 k + 2) float32, from :func:`pack_path`.
+    """
     return x[..., 0].round().to(torch.int64), x[..., 1:]
 
 
 def average_probs(
     frames: Sequence[Tensor], weights: Sequence[float], vocab_size: int
 ) -> Tensor:
-    """Return the weighted mean of distributions of one vocabulary, (..., V) float32.
+    """Return the weighted mean of distributions over one vocabulary, (..., V) float32.
 
     The tokens outside a frame's top k share its tail equally.
 
     Args:
-      frames:  each (..., 2 k' + 1), of kind ``ctc``.
-      weights: with sum 1.
+      frames:     of kind ``ctc``, (..., 2 k + 1) each; k may differ.
+      weights:    of the distributions, with sum 1.
+      vocab_size: V, the blank included.
     """
     mean = frames[0].new_zeros(*frames[0].shape[:-1], vocab_size)
     for x, weight in zip(frames, weights):
@@ -236,7 +253,11 @@ def average_probs(
 def average_topk(
     frames: Sequence[Tensor], weights: Sequence[float], vocab_size: int, k: int
 ) -> Tensor:
-    """Return :func:`average_probs` as ``ctc`` frames, (..., 2 k + 1) float32."""
+    """Return :func:`average_probs` as frames of kind ``ctc``, (..., 2 k + 1) float32.
+
+    Args:
+      k: number of stored tokens, 1 <= k <= V.
+    """
     return pack_topk(average_probs(frames, weights, vocab_size).log(), k)
 
 

@@ -23,12 +23,12 @@ def setup_logging(level: int = logging.INFO) -> None:
 class LogFile:
     """Copy the log of a ``with`` block to a file.
 
-    Records before :meth:`open` are buffered.  An error that ends the block is the last
-    line of the file.
+    Records before :meth:`open` are buffered.  If an error ends the block, the last line
+    of the file reports it.
     """
 
     def __init__(self) -> None:
-        # No record flushes the buffer before there is a file.
+        # No record has this level, so no record flushes the buffer before `open`.
         self._buffer = MemoryHandler(10_000, logging.CRITICAL + 1, flushOnClose=False)
 
     def open(self, folder: Path, name: str, rank: int = 0, size: int = 1) -> None:
@@ -46,7 +46,8 @@ class LogFile:
     def _stop(self, record: logging.LogRecord) -> None:
         """Stop writing the file, for example on a full disk."""
         logging.getLogger().removeHandler(self._buffer)
-        logging.warning("cannot write the log file; this log continues on stderr")
+        name = getattr(self._buffer.target, "baseFilename", "the log file")
+        logging.warning("%s: cannot be written; the log continues on stderr", name)
 
     def __enter__(self) -> "LogFile":
         logging.getLogger().addHandler(self._buffer)
@@ -73,10 +74,14 @@ T = TypeVar("T")
 def progress(
     items: Iterable[T], description: str, unit: str, total: Optional[int] = None
 ) -> Iterator[T]:
-    """Iterate ``items`` with a progress bar; a log file gets it every 10 s.
+    """Iterate over ``items`` with a progress bar on stderr.
+
+    A terminal shows it every 0.5 s, a file every 10 s.
 
     Args:
-      total: number of items, if they have no length.
+      description: text before the bar.
+      unit: noun for an item.
+      total: number of items, if ``items`` has no length.
     """
     interval = 0.5 if sys.stderr.isatty() else 10.0
     bar = tqdm(items, desc=description, unit=unit, mininterval=interval, total=total)
@@ -86,11 +91,11 @@ def progress(
 class AudioProgress:
     """Show the processed hours of audio, the speed and the remaining time.
 
-    It draws a bar on a terminal and writes lines to a log file.
+    On a terminal it draws a bar, elsewhere it logs lines.
 
     Args:
       description: text before the numbers.
-      interval: seconds between two lines of a log file.
+      interval: seconds between two log lines.
     """
 
     def __init__(self, description: str, interval: float = 60.0) -> None:
@@ -108,7 +113,7 @@ class AudioProgress:
             logging.info("%s: %s", self._description, self._describe(done, total))
 
     def close(self) -> None:
-        """Close the bar, if there is one."""
+        """Close the bar, if it was drawn."""
         if self._bar is not None:
             self._bar.close()
 

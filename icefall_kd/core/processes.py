@@ -15,7 +15,7 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_POLL = 0.1  # s between two checks whether the consumer still wants items
+_POLL = 0.1  # s between two checks whether the consumer has stopped
 
 
 def parallel_map(
@@ -30,9 +30,9 @@ def parallel_map(
     deadlock.
 
     Args:
-      function: top-level function of a module.
-      num_jobs: maximum number of processes; 1 runs in this process.
-      chunk: items per task.
+      function: top-level function of a module, which pickle can name.
+      num_jobs: maximum number of processes; 1 runs ``function`` in this process.
+      chunk: number of items that a process gets at a time.
     Raises:
       ValueError: if ``num_jobs`` is below 1.
       Exception: any error of ``function``; tasks that have not started are cancelled.
@@ -61,8 +61,12 @@ def parallel_map(
 
 @contextlib.contextmanager
 def _blocked_signal(number: int) -> Iterator[None]:
-    """Start processes that ignore a signal; this one gets it after the block."""
-    resource_tracker.ensure_running()  # its start unblocks SIGINT
+    """Block a signal for the processes that the block starts.
+
+    This process receives the signal after the block.
+    """
+    # The tracker would unblock SIGINT when it starts, so it starts before.
+    resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, {number})
     try:
         yield
@@ -78,8 +82,8 @@ def leave_signals_to_parent(worker: int = 0) -> None:
     """Ignore Ctrl-C and the first SIGTERM in this process.
 
     Terminals, ``kill 0`` and job schedulers send a signal to all processes of a group.
-    A worker that it ends would prevent its parent from stopping cleanly.  A second
-    SIGTERM, which the parent sends when it exits, ends the worker.
+    If the signal ended a worker, the parent could not stop cleanly.  The parent sends a
+    second SIGTERM when it exits; that one ends the worker.
 
     Args:
       worker: number of a DataLoader worker; unused, for ``worker_init_fn``.
@@ -93,8 +97,8 @@ def leave_signals_to_parent(worker: int = 0) -> None:
 def prefetch(items: Iterable[Item], size: int = 1) -> Iterator[Item]:
     """Yield ``items`` in order; a thread computes up to ``size`` of them in advance.
 
-    An error in an item is raised at its position.  The thread ends with the items, when
-    the consumer stops, or when the main thread ends.
+    An error of an item is raised after the items before it.  The thread ends after the
+    last item, when the consumer stops, or when the main thread ends.
     """
     ready: queue.Queue = queue.Queue(maxsize=size)
     is_stopped, main = threading.Event(), threading.main_thread()
@@ -116,7 +120,7 @@ def prefetch(items: Iterable[Item], size: int = 1) -> Iterator[Item]:
         except BaseException as e:  # raised again in the consumer's thread
             put(e, is_last=True)
 
-    # Not a daemon: Python would end it inside C++, which aborts the process.
+    # Python ends a daemon thread at exit; inside C++ code that aborts the process.
     threading.Thread(target=work, name="prefetch").start()
     try:
         while True:

@@ -1,8 +1,8 @@
 """Load files of ``torch.save`` safely; hash files and tensors of models.
 
-A pickle can call any function while it is read, so a foreign checkpoint could run
-code.  This module accepts tensors and plain types alone.  torch has ``weights_only``
-for that, but in 1.13 it does not accept floats.
+A pickle can call any function while it is read, so a checkpoint from elsewhere could
+run code.  This module loads only tensors and plain types.  ``weights_only`` of torch
+1.13 rejects floats, so this module has an unpickler for torch 1.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ from torch import Tensor
 
 from icefall_kd.core.files import Pathlike, read_json, sha256_file, write_json
 
-ALLOWED = {
+ALLOWED = {  # (module, name) that a file may refer to
     ("collections", "OrderedDict"),
     ("torch._utils", "_rebuild_tensor_v2"),
-    # icefall stores its options with the weights, the folder of the experiment too.
+    # icefall stores its options with the weights; exp_dir is a path.
     ("pathlib", "PosixPath"),
 }
 
@@ -32,8 +32,8 @@ def load_weights_only(path: Path) -> Any:
 
     Raises:
       Exception: any error of zipfile, torch or pickle for a damaged file.
-      pickle.UnpicklingError: if the file needs other than tensors and plain types;
-        nothing was called.
+      pickle.UnpicklingError: if the file refers to any other class or function, which
+        is not called.
     """
     with zipfile.ZipFile(path) as file:  # torch does not check the checksums
         damaged = file.testzip()
@@ -42,7 +42,7 @@ def load_weights_only(path: Path) -> Any:
     if int(torch.__version__.split(".")[0]) >= 2:
         with _allow_paths():
             return torch.load(path, map_location="cpu", weights_only=True)
-    # torch.load of 1.13 ignores pickle_module; the function below it does not.
+    # torch.load of 1.13 ignores pickle_module; torch.serialization._load uses it.
     with torch.serialization._open_zipfile_reader(str(path)) as reader:
         module = SimpleNamespace(Unpickler=_SafeUnpickler)
         return torch.serialization._load(reader, "cpu", module, encoding="utf-8")
@@ -54,12 +54,12 @@ def load_dict(
     """Return the dict of a file that a command of this package wrote.
 
     Args:
-      kind: what the file contains, for messages.
-      keys: keys of the dict.
-      command: command that writes such a file.
+      kind: noun for the content, for error messages.
+      keys: all keys of the dict.
+      command: command that writes such a file, for error messages.
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if it contains something else.
+      ValueError: if its content is not a dict with these keys.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such {kind}; make one with '{command}'")
@@ -80,15 +80,17 @@ class _SafeUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Return the class or function ``name``, if it is in `ALLOWED`."""
         if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"it contains {module}.{name}, no data")
+            raise pickle.UnpicklingError(
+                f"it refers to {module}.{name}, which is not a tensor or plain type"
+            )
         return super().find_class(module, name)
 
 
 def cached_sha256(path: Pathlike) -> str:
     """Return the SHA-256 of a file; compute it only if the file has changed.
 
-    ``<path>.sha256.json`` stores the value with the file's size and modification time,
-    if the folder is writable.
+    If the folder is writable, ``<path>.sha256.json`` stores the value with the file's
+    size and modification time.
     """
     path = Path(path)
     stat = path.stat()
@@ -107,8 +109,8 @@ def cached_sha256(path: Pathlike) -> str:
 def sha256_tensors(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of tensors with their names, shapes and dtypes.
 
-    It does not depend on the file format: an averaged model has one hash, whether it
-    comes from a training checkpoint, our export or icefall's.
+    It does not depend on the file format: the same weights have the same hash in a
+    training checkpoint, in ``pretrained.pt`` and in a file of icefall.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):

@@ -1,6 +1,6 @@
 """Attention weights and the modules that use them, after icefall's ``zipformer.py``.
 
-A layer computes its weights once (RelPositionMultiheadAttentionWeights); two
+A layer computes its weights once, in RelPositionMultiheadAttentionWeights.  Two
 SelfAttention modules and NonlinAttention use them.  The names are icefall's.
 
 Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, section 3.2.
@@ -21,14 +21,16 @@ from icefall_kd.zipformer.scaling import ScheduledFloat, scaled_linear
 
 
 class CompactRelPositionalEncoding(nn.Module):
-    """Encoding of time differences in few dimensions, precise for small differences.
+    """Encode time differences in few dimensions, with more precision for small ones.
 
-    A difference t is compressed to sign(t) sqrt(D) ln(1 + |t| / sqrt(D)) and mapped to
-    a finite interval by atan.  The encoding is the harmonics of the result; its last
-    dimension is 1, a bias.
+    A difference t is compressed to sign(t) sqrt(D) ln(1 + |t| / sqrt(D)), and atan maps
+    that to an angle.  The encoding holds cosines and sines of multiples of the angle.
+    The last dimension is 1, for a bias.
 
     Args:
       dim: D, even.
+    Raises:
+      ValueError: if ``dim`` is odd.
     """
 
     def __init__(self, dim: int) -> None:
@@ -38,14 +40,15 @@ class CompactRelPositionalEncoding(nn.Module):
         self.dim = dim
 
     def forward(self, num_frames: int, left_context: int, device: torch.device):
-        """Return the encodings of the differences source - target.
+        """Return the encodings of the differences (source frame - target frame).
 
         Args:
           num_frames: T, target frames.
           left_context: L, source frames before the first target frame.
+          device: of the result.
         Returns:
-          (L + 2 T, D) float32, of the differences -(L + T - 1) ... T.  No pair has the
-          last difference; with it `align_positions` needs no padding.
+          (L + 2 T, D) float32, of the differences -(L + T - 1) ... T.  No two frames
+          have the difference T, but with it `align_positions` needs no padding.
         """
         first = -(left_context + num_frames - 1)
         t = torch.arange(first, num_frames + 1, device=device).float().unsqueeze(1)
@@ -62,14 +65,16 @@ class CompactRelPositionalEncoding(nn.Module):
 class RelPositionMultiheadAttentionWeights(nn.Module):
     """Multi-head attention weights with relative positions.
 
-    The initial weights of the projection contain the usual 1/sqrt(dim), because
-    ScaledAdam learns relative to a parameter's magnitude.
+    The scores are not divided by sqrt(query_head_dim).  The initial weights of the
+    projection contain this factor, because ScaledAdam's step is relative to a
+    parameter's magnitude.
 
     Args:
       channels: C.
       pos_dim: dimension of the positional encoding.
       num_heads: H.
-      query_head_dim, pos_head_dim: of each head.
+      query_head_dim, pos_head_dim: dimensions of the queries and of the projected
+        positions of a head.
     """
 
     def __init__(
@@ -94,8 +99,8 @@ class RelPositionMultiheadAttentionWeights(nn.Module):
             pos_dim, num_heads * pos_head_dim, initial_scale=0.05, bias=False
         )
         self.whiten_keys = Whiten(num_heads, whitening_schedule(3.0), grad_scale=0.025)
-        # The weights do not depend on a constant in the keys.  The balancer keeps this
-        # constant from drifting by rounding errors.
+        # A constant that is added to all keys does not change the weights.  Rounding
+        # errors would let it grow; the balancer prevents that.
         self.balance_keys = Balancer(
             min_positive=0.4, max_positive=0.6, min_abs=0.0, max_abs=100.0, prob=0.025
         )
@@ -112,8 +117,9 @@ class RelPositionMultiheadAttentionWeights(nn.Module):
 
         Args:
           x: (N, T, C).
-          pos_emb: (L + 2 T, pos_dim), L is 0 without a cache.
-          mask: bool, broadcasts to (N, 1, T, L + T), True is not attended to.
+          pos_emb: (L + 2 T, pos_dim); L is 0 without a cache.
+          mask: bool, broadcasts to (N, 1, T, L + T); True for a source frame that a
+            target frame must not attend to.
           cache: (L, N, H * query_head_dim), keys before ``x``, in streaming.
         Returns:
           (N, H, T, L + T), and the next cache if a cache was given.
@@ -123,7 +129,7 @@ class RelPositionMultiheadAttentionWeights(nn.Module):
         use_positions = not (self.training and random.random() < skip_rate)
         bias = self.in_proj.bias
         if not use_positions:
-            # Distributed training needs a gradient of each parameter in each step.
+            # Distributed training needs a gradient for every parameter in each step.
             bias = bias + 0.0 * self.linear_pos.weight.sum()
         projected = F.linear(x, self.in_proj.weight, bias)
         query, key, pos_query = projected.split(self.widths, dim=-1)
@@ -165,7 +171,13 @@ def attend(weights: Tensor, values: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Linear, attention with given weights, linear."""
+    """Linear, weighted sums by given attention weights, linear.
+
+    Args:
+      channels: C.
+      num_heads: H.
+      value_head_dim: dimension of the values of a head.
+    """
 
     def __init__(self, channels: int, num_heads: int, value_head_dim: int) -> None:
         super().__init__()
@@ -177,7 +189,7 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Tensor, weights: Tensor, cache: Optional[Tensor] = None
     ) -> tuple[Tensor, Optional[Tensor]]:
-        """Compute the attention.
+        """Apply the module.
 
         Args:
           x: (N, T, C).
@@ -195,11 +207,11 @@ class SelfAttention(nn.Module):
 
 
 class NonlinAttention(nn.Module):
-    """attention(tanh(s) * x) * y with the weights of one head, then linear.
+    """Gated attention: linear(attention(tanh(s) * x) * y) with one head's weights.
 
     Args:
       channels: C.
-      hidden: width of s, x and y.
+      hidden: width of s, x and y, which a linear layer computes from the input.
     """
 
     def __init__(self, channels: int, hidden: int) -> None:
@@ -218,7 +230,7 @@ class NonlinAttention(nn.Module):
     def forward(
         self, x: Tensor, weights: Tensor, cache: Optional[Tensor] = None
     ) -> tuple[Tensor, Optional[Tensor]]:
-        """Compute the attention.
+        """Apply the module.
 
         Args:
           x: (N, T, C).
@@ -238,9 +250,9 @@ class NonlinAttention(nn.Module):
 
 
 def flatten_weights(weights: Tensor) -> Tensor:
-    """Return equal weights over the frames with a weight above zero.
+    """Return equal weights for all source frames whose weight is above zero.
 
-    Training uses them at random, so that the module also learns the mean over time.
+    Training sometimes uses them, so that the module also learns the mean over time.
     """
     allowed = (weights > 0.0).to(weights.dtype)
     return allowed / allowed.sum(dim=-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""The Zipformer encoder, stacks at several frame rates; icefall's Zipformer2.
+"""The Zipformer encoder: stacks at several frame rates; icefall's Zipformer2.
 
 Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, section 3.1.
 """
@@ -30,16 +30,18 @@ from icefall_kd.zipformer.subsampling import Conv2dSubsampling
 def make_chunk_mask(
     num_frames: int, chunk_size: int, left_context: int, device
 ) -> Tensor:
-    """Return the attention mask of chunks.
+    """Return an attention mask for frames in chunks.
 
-    A frame attends to its own chunk and to the ``left_context // chunk_size`` chunks
-    before it, at least one; to all chunks before it if ``left_context`` is negative.
+    A frame attends to its own chunk and to ``left_context // chunk_size`` chunks before
+    it, at least one.  With a negative ``left_context`` it attends to all chunks before.
 
     Args:
       num_frames: T.
-      chunk_size, left_context: frames.
+      chunk_size, left_context: in frames.
+      device: of the result.
     Returns:
-      (T, T) bool, target by source, True is not attended to.
+      (T, T) bool, target by source; True for a source frame that a target frame must
+      not attend to.
     """
     chunk = torch.div(
         torch.arange(num_frames, device=device), chunk_size, rounding_mode="floor"
@@ -62,7 +64,9 @@ class Zipformer2(nn.Module):
     """Zipformer encoder: embeddings at 50 Hz to frames at 25 Hz.
 
     Attributes:
-      causal: whether convolutions are limited to past and chunk, for streaming.
+      causal: whether a frame depends on no frame after its chunk, for streaming.
+      fixed_chunk: (chunk size, left context) of evaluation, see :meth:`set_chunk`; None
+        uses the configuration.
       last_chunk: (chunk size, left context) of the last call of :meth:`forward`.
     Raises:
       ValueError: if sizes do not fit together.
@@ -108,8 +112,8 @@ class Zipformer2(nn.Module):
         config = self.config
         factor = config.downsampling_factor[i]
         num_layers = config.num_encoder_layers[i]
-        # The layers warm up one after another.  The first share of the warm-up is for
-        # the front end alone.
+        # The layers warm up one after another.  The first share of the warm-up trains
+        # only the front end.
         num_shares = len(config.downsampling_factor) + 1
         begin = REFERENCE_WARMUP * (i + 1) / num_shares
         step = (REFERENCE_WARMUP * (i + 2) / num_shares - begin) / num_layers
@@ -141,17 +145,17 @@ class Zipformer2(nn.Module):
         """Set the chunk size and left context of evaluation.
 
         Args:
-          chunk_size: frames at 50 Hz, -1 is full context.
-          left_context_frames: frames at 50 Hz, -1 is unlimited.
+          chunk_size: frames at 50 Hz; -1 is full context.
+          left_context_frames: frames at 50 Hz; -1 is unlimited.
         Raises:
-          ValueError: if the model is not causal, or the chunk is no multiple of each
-            downsampling factor.
+          ValueError: if the model is not causal, or ``chunk_size`` is not a multiple of
+            each downsampling factor.
         """
         self._check_chunk(chunk_size)
         self.fixed_chunk = (chunk_size, left_context_frames)
 
     def get_chunk_info(self) -> tuple[int, int]:
-        """Return chunk size and left context; training draws them."""
+        """Return chunk size and left context in 50 Hz frames; random in training."""
         if not self.causal:
             return -1, -1
         chunk_sizes = self.config.chunk_size
@@ -163,15 +167,15 @@ class Zipformer2(nn.Module):
     def forward(
         self, x: Tensor, x_lens: Tensor, pad_mask: Optional[Tensor] = None
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Encode utterances; unlike icefall, the batch is the first axis.
+        """Encode utterances.  Unlike in icefall, the batch is the first axis.
 
         Args:
-          x: (N, T, encoder_dim[0]) at 50 Hz.
+          x: (N, T, encoder_dim[0]), frames at 50 Hz.
           x_lens: (N,) int64, valid frames.
           pad_mask: (N, T) bool, True at padding.
         Returns:
-          (N, ceil(T / 2), max encoder_dim), its valid frames (N,) int64, and the output
-          (N, T, C_i) of each stack.
+          encoder_out (N, ceil(T / 2), max(encoder_dim)), its valid frames (N,) int64,
+          and the output (N, T, C_i) of each stack.
         """
         self.last_chunk = chunk_size, left_context = self.get_chunk_info()
         chunk_mask = None
@@ -196,14 +200,14 @@ class Zipformer2(nn.Module):
     def streaming_forward(
         self, x: Tensor, caches: list[LayerCache], mask: Tensor
     ) -> tuple[Tensor, list[LayerCache]]:
-        """Encode one chunk of streams.
+        """Encode one chunk of each stream.
 
         Args:
-          x: (N, C, encoder_dim[0]) at 50 Hz, C the chunk size.
+          x: (N, K, encoder_dim[0]), frames at 50 Hz; K is the chunk size.
           caches: one for each layer of all stacks.
-          mask: (N, L + C) bool at 50 Hz, True before the start of the stream.
+          mask: (N, L + K) bool at 50 Hz, True before the start of the stream.
         Returns:
-          (N, C / 2, max encoder_dim) and the next caches.
+          encoder_out (N, K / 2, max(encoder_dim)), and the next caches.
         """
         outputs: list[Tensor] = []
         next_caches: list[LayerCache] = []
@@ -220,12 +224,12 @@ class Zipformer2(nn.Module):
         return self.downsample_output(y, exact=True), next_caches
 
     def output_lens(self, x_lens: Tensor) -> Tensor:
-        """Return valid output frames from valid input frames, (N,) int64."""
+        """Return valid output frames (25 Hz) from valid input frames (50 Hz), (N,)."""
         factor = self.downsample_output.factor
         return torch.div(x_lens + factor - 1, factor, rounding_mode="floor")
 
     def _get_full_dim_output(self, outputs: list[Tensor]) -> Tensor:
-        """Return each channel from the last stack that has it."""
+        """Return (N, T, max(encoder_dim)): each channel from the last stack with it."""
         pieces = [outputs[-1]]
         for output in reversed(outputs[:-1]):
             have = sum(piece.shape[-1] for piece in pieces)
@@ -236,8 +240,9 @@ class Zipformer2(nn.Module):
     def _get_feature_masks(self, x: Tensor) -> list[Optional[Tensor]]:
         """Return a (N, 1, C_i) mask for each stack: 0 for dropped channels, else 1.
 
-        A sequence drops the channels from ``encoder_unmasked_dim`` on with probability
-        1/8, and the upper half of these with probability 1/8 more, in all stacks.
+        With probability 1/8, a sequence drops the channels from
+        ``encoder_unmasked_dim`` on, in all stacks.  Otherwise it drops the upper half
+        of these with probability 1/8.
         """
         if not self.training:
             return [None] * len(self.config.encoder_dim)

@@ -34,7 +34,7 @@ from icefall_kd.zipformer.scaling import BiasNorm, FloatLike, ScheduledFloat
 
 
 class LayerCache(NamedTuple):
-    """Streaming state of a layer; L frames of left context.
+    """Streaming state of a layer with L frames of left context.
 
     Attributes:
       key: (L, N, H * query_head_dim).
@@ -55,7 +55,7 @@ NO_CACHE = (None,) * len(LayerCache._fields)
 
 
 def add_branch(x: Tensor, branch: Tensor, mask: Union[Tensor, float] = 1.0) -> Tensor:
-    """Return ``x + branch * mask``, see `make_sequence_dropout_mask`."""
+    """Return ``x + branch * mask``; see `make_sequence_dropout_mask`."""
     if isinstance(mask, float):
         return x + branch
     return torch.addcmul(x, branch, mask.to(branch.dtype))
@@ -69,17 +69,17 @@ def warmup_schedule(
 
 
 class Zipformer2EncoderLayer(nn.Module):
-    """Feed-forward, attention and convolution modules, twice, around a bypass.
+    """Attention, convolution and feed-forward modules in two halves, with bypasses.
 
     Args:
       channels: C.
       pos_dim: dimension of the positional encoding.
-      num_heads, query_head_dim, pos_head_dim, value_head_dim: of the attention.
+      num_heads, query_head_dim, pos_head_dim, value_head_dim: sizes of the attention.
       feedforward_dim: hidden width of the middle feed-forward module; the first has
         3/4 of it, the last 5/4.
       kernel_size: of the depthwise convolutions.
-      dropout: in the feed-forward modules.
-      causal: whether convolutions are limited to the past and the chunk.
+      dropout: share of hidden channels that the feed-forward modules drop.
+      causal: whether a frame depends on no frame after its chunk.
       skip_rate: share of sequences that skip the layer in training.
     """
 
@@ -113,8 +113,8 @@ class Zipformer2EncoderLayer(nn.Module):
         self.norm = BiasNorm(channels)
         self.bypass = BypassModule(channels, skip_rate)
         self.bypass_mid = BypassModule(channels)
-        # Unused; published checkpoints carry it.  It is a buffer, because a parameter
-        # without a gradient fails in distributed training.
+        # Unused, but published checkpoints have this key.  It is a buffer, because a
+        # parameter without a gradient fails in distributed training.
         self.register_buffer("bypass_scale", torch.full((channels,), 0.5))
         self._add_regularisers()
 
@@ -146,15 +146,16 @@ class Zipformer2EncoderLayer(nn.Module):
         chunk_size: int = -1,
         cache: Optional[LayerCache] = None,
     ) -> tuple[Tensor, Optional[LayerCache]]:
-        """Compute the layer.
+        """Apply the layer.
 
         Args:
           x: (N, T, C).
           pos_emb: (L + 2 T, pos_dim), see `CompactRelPositionalEncoding`.
-          mask: bool, broadcasts to (N, 1, T, L + T), True is not attended to.
+          mask: bool, broadcasts to (N, 1, T, L + T); True for a source frame that a
+            target frame must not attend to.
           pad_mask: (N, T) bool, True at padding.
-          chunk_size: frames in a chunk of the convolutions, -1 is one chunk.
-          cache: of the frames before ``x``, in streaming.
+          chunk_size: frames in a chunk of the convolutions; -1 is one chunk.
+          cache: state after the frames before ``x``, in streaming.
         Returns:
           (N, T, C), and the next cache if a cache was given.
         """
@@ -221,12 +222,12 @@ class Zipformer2Encoder(nn.Module):
         feature_mask: Optional[Tensor] = None,
         caches: Optional[list[LayerCache]] = None,
     ) -> tuple[Tensor, Optional[list[LayerCache]]]:
-        """Compute the layers.
+        """Apply the layers.
 
         Args:
           x: (N, T, C).
-          mask, pad_mask, chunk_size: as of a layer, at this stack's frame rate.
-          feature_mask: (N, 1, C), multiplies the input and each layer's output.
+          mask, pad_mask, chunk_size: as for a layer, at this stack's frame rate.
+          feature_mask: (N, 1, C); multiplies the input and each layer's output.
           caches: one for each layer, in streaming.
         Returns:
           (N, T, C), and the next caches if caches were given.
@@ -263,7 +264,15 @@ class DownsampledZipformer2Encoder(nn.Module):
     def forward(
         self, x: Tensor, *args, caches: Optional[list[LayerCache]] = None, **kwargs
     ) -> tuple[Tensor, Optional[list[LayerCache]]]:
-        """Compute the stack; masks and chunk size are at its own, lower rate."""
+        """Apply the stack.
+
+        Args:
+          x: (N, T, C), at the higher frame rate.
+          args, caches, kwargs: of :meth:`Zipformer2Encoder.forward`; masks and chunk
+            size are at the lower frame rate.
+        Returns:
+          (N, T, C), and the next caches if caches were given.
+        """
         y = self.downsample(x, exact=caches is not None)
         y, caches = self.encoder(y, *args, caches=caches, **kwargs)
         y = upsample(y, self.downsample.factor)[:, : x.shape[1]]

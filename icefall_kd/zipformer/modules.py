@@ -1,6 +1,6 @@
 """Modules of a Zipformer layer, after icefall's ``zipformer.py`` and ``scaling.py``.
 
-FeedforwardModule, ConvolutionModule with ChunkCausalDepthwiseConv1d, BypassModule and
+FeedforwardModule, ConvolutionModule, ChunkCausalDepthwiseConv1d, BypassModule and
 SimpleDownsample have icefall's names; `upsample` is its SimpleUpsample.
 
 Source: Yao et al., Zipformer, 2023, arXiv:2310.11230.
@@ -35,11 +35,12 @@ def make_channel_dropout(
     """Return a dropout mask that all frames of a sequence share; icefall's Dropout3.
 
     Args:
-      x: (N, T, C), determines N, dtype and device.
-      channels: C'.
+      x: (N, T, C); the mask has its N, dtype and device.
+      channels: C', channels of the mask.
       rate: share of the channels to drop.
+      training: False disables dropout.
     Returns:
-      (N, 1, C') of 0 and 1 / (1 - rate); None without dropout.
+      (N, 1, C') of 0 and 1 / (1 - rate); None if nothing is dropped.
     """
     rate = float(rate) if training else 0.0
     if rate == 0.0:
@@ -49,7 +50,13 @@ def make_channel_dropout(
 
 
 class FeedforwardModule(nn.Module):
-    """Linear, SwooshL, dropout, linear; (N, T, C) to the same shape."""
+    """Linear, SwooshL, dropout, linear; input and output are (N, T, C).
+
+    Args:
+      channels: C.
+      hidden: width after the first linear layer.
+      dropout: share of hidden channels that training drops.
+    """
 
     def __init__(self, channels: int, hidden: int, dropout: FloatLike) -> None:
         super().__init__()
@@ -88,8 +95,13 @@ def convolve_frames(x: Tensor, conv: nn.Conv1d, padding: int) -> Tensor:
 class ChunkCausalDepthwiseConv1d(nn.Module):
     """Depthwise convolution over the past and the rest of the current chunk.
 
-    It sums a causal convolution of half the width and a convolution within the chunk.
-    The output of the latter is scaled by the distance to the edges of the chunk.
+    The output is the sum of a causal convolution of half the width and a convolution
+    within the chunk.  The second is scaled by a learned factor for each distance to the
+    edges of the chunk.
+
+    Args:
+      channels: C.
+      kernel_size: odd.
     """
 
     def __init__(self, channels: int, kernel_size: int) -> None:
@@ -101,8 +113,8 @@ class ChunkCausalDepthwiseConv1d(nn.Module):
         self.chunkwise_conv = nn.Conv1d(
             channels, channels, kernel_size, groups=channels
         )
-        # Added to a scale of 1: [0] by frames after the chunk's left edge, [1] by
-        # frames before its right edge.
+        # The scale is 1 plus these values.  [0] is indexed from the left edge of the
+        # chunk, [1] ends at its right edge.
         self.chunkwise_conv_scale = nn.Parameter(torch.zeros(2, channels, kernel_size))
 
     def forward(
@@ -140,7 +152,7 @@ class ChunkCausalDepthwiseConv1d(nn.Module):
         return y.reshape(batch, -1, channels)
 
     def _edge_scale(self, chunk_size: int) -> Tensor:
-        """Return (chunk_size, C); ``chunk_size`` may be a traced length."""
+        """Return the scale, (chunk_size, C); ``chunk_size`` may be a traced length."""
         left, right = self.chunkwise_conv_scale.transpose(1, 2)  # (kernel, C) each
         pad = left.new_zeros(chunk_size, left.shape[1])
         left = torch.cat([left, pad])[:chunk_size]
@@ -149,12 +161,12 @@ class ChunkCausalDepthwiseConv1d(nn.Module):
 
 
 class ConvolutionModule(nn.Module):
-    """Linear, gate, depthwise convolution, SwooshR, linear.
+    """Linear, sigmoid gate, depthwise convolution, SwooshR, linear.
 
     Args:
       channels: C.
       kernel_size: of the depthwise convolution, odd.
-      causal: whether the convolution is limited to the past and the chunk.
+      causal: whether a frame depends on no frame after its chunk.
     Raises:
       ValueError: if ``kernel_size`` is even.
     """
@@ -202,7 +214,8 @@ class ConvolutionModule(nn.Module):
           x: (N, T, C).
           pad_mask: (N, T) bool, True at padding.
           chunk_size: frames in a chunk, -1 is one chunk.
-          cache: (N, C, kernel_size // 2), gated frames before ``x``, in streaming.
+          cache: (N, C, kernel_size // 2), gated frames before ``x``, in streaming of a
+            causal module.
         Returns:
           (N, T, C), and the next cache if a cache was given.
         """
@@ -231,8 +244,7 @@ def make_sequence_dropout_mask(x: Tensor, rate: float) -> Union[Tensor, float]:
 class BypassModule(nn.Module):
     """Interpolate between input and output of a module, with a scale per channel.
 
-    Early in training the scale has a high minimum, so that every module learns.  Whole
-    sequences skip the module at random.
+    Early in training the scale has a high minimum, so that every module learns.
 
     Args:
       channels: C.
@@ -246,7 +258,11 @@ class BypassModule(nn.Module):
         self.scale_min = ScheduledFloat((0.0, 0.9), (20000.0, 0.2), default=0.0)
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
-        """Return before + (after - before) * scale, all (N, T, C)."""
+        """Return before + (after - before) * scale.
+
+        Args:
+          before, after: (N, T, C), input and output of the module.
+        """
         scale = self.bypass_scale
         if self.training:
             scale = limit_param_value(scale, float(self.scale_min), 1.0)
@@ -255,7 +271,7 @@ class BypassModule(nn.Module):
 
 
 class SimpleDownsample(nn.Module):
-    """Weighted mean of each ``factor`` frames, with learned weights."""
+    """Weighted mean of each group of ``factor`` frames, with learned weights."""
 
     def __init__(self, factor: int) -> None:
         super().__init__()
@@ -266,7 +282,9 @@ class SimpleDownsample(nn.Module):
         """Return (N, ceil(T / factor), C) of (N, T, C).
 
         Args:
-          exact: whether T is a multiple of the factor; else the last frame is repeated.
+          x: (N, T, C).
+          exact: whether T is a multiple of the factor.  Otherwise the last frame is
+            repeated.
         """
         if not exact:
             x = self._pad(x)

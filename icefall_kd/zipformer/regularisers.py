@@ -1,8 +1,8 @@
 """Balancer and Whiten of icefall's ``scaling.py``.
 
-Both are the identity in the forward pass and change the gradient in the backward pass.
-The change has a closed form in a few statistics of the channels, so neither builds an
-autograd graph.
+Both return their input in the forward pass and change its gradient in the backward
+pass.  The change has a closed form in statistics of the channels, so neither module
+builds an autograd graph.
 
 Source: Yao et al., Zipformer, 2023, arXiv:2310.11230, sections 3.4 and A.3.
 """
@@ -22,12 +22,12 @@ DEAD_POWER = 1e-14  # a channel with less power gets no gradient
 
 
 def is_idle(module: nn.Module, x: Tensor) -> bool:
-    """Return whether a regulariser must not change the gradient of ``x``."""
+    """Return whether a regulariser is off: in evaluation, tracing, without gradient."""
     return not module.training or not x.requires_grad or torch.jit.is_tracing()
 
 
 class BalancerFunction(torch.autograd.Function):
-    """Add |g| (a_c + b_c x) to the gradient g, see `compute_balancer_terms`."""
+    """Add |g| (a + b x) to the gradient g; `compute_balancer_terms` returns a and b."""
 
     @staticmethod
     def forward(ctx, x: Tensor, limits: tuple[float, ...], scale: float):
@@ -49,7 +49,7 @@ class BalancerFunction(torch.autograd.Function):
 
 
 def channel_moments(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return E[x] and E[x^2] of the columns of (P, C), each (C,)."""
+    """Return E[x] and E[x^2] of the columns of ``rows`` (frames, C), each (C,)."""
     total = widen(rows.new_zeros(rows.shape[1]))
     power = torch.zeros_like(total)
     for block in rows.split(get_block_rows(rows, rows.shape[1])):
@@ -62,18 +62,18 @@ def channel_moments(rows: Tensor) -> tuple[Tensor, Tensor]:
 def compute_balancer_terms(
     mean: Tensor, power: Tensor, limits: tuple[float, ...], scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Return a and b of the relative change a + b x of a channel's gradient.
+    """Return a and b of the relative change a + b x of each channel's gradient.
 
     The penalty of a channel is |m - clip(m)| + |ln(clip(r) / r)| with m = mean/stddev
-    and r the root mean square.  Its derivative is linear in x; the root mean square of
-    the derivative is normalised to ``scale``.
+    and r the root mean square.  Its derivative by x is linear in x.  The derivative is
+    scaled to the root mean square ``scale``.
 
     Args:
-      mean, power: float32 of one shape, E[x] and E[x^2] of each channel.
+      mean, power: (C,) float32, E[x] and E[x^2] of each channel.
       limits: (min m, max m, min r, max r).
-      scale: root mean square of a + b x over a channel that exceeds a limit.
+      scale: root mean square of a + b x for a channel outside its limits.
     Returns:
-      two tensors of that shape, zero for the channels within their limits.
+      a and b, each (C,), zero for channels within their limits.
     """
     low_mean, high_mean, low_rms, high_rms = limits
     alive = (power > DEAD_POWER).to(mean.dtype)
@@ -86,8 +86,8 @@ def compute_balancer_terms(
     sign_rms = (rms > high_rms).to(mean.dtype) - (rms < low_rms).to(mean.dtype)
     slope = sign_rms / power - sign_mean * mean / (variance * stddev)
     offset = sign_mean * (1.0 / stddev + mean * mean / (variance * stddev))
-    # E[(offset + slope x)^2], expanded around the mean: the plain moments of a channel
-    # with little variance cancel to zero or below.
+    # E[(offset + slope x)^2], expanded around the mean: for a channel with little
+    # variance, a sum of the plain moments would cancel to zero or below.
     centre = sign_mean / stddev + sign_rms * mean / power
     size = centre * centre + (slope * stddev) ** 2
     unit = alive * scale * size.clamp(min=TINY).rsqrt()
@@ -95,15 +95,15 @@ def compute_balancer_terms(
 
 
 def abs_to_rms(mean_abs: float) -> float:
-    """Return the root mean square of a zero-mean Gaussian with this mean |x|."""
+    """Return the root mean square of a zero-mean Gaussian whose mean |x| is given."""
     return math.sqrt(math.pi / 2.0) * mean_abs
 
 
 def positive_to_mean(share_positive: float) -> float:
-    """Return mean/stddev of a Gaussian with this share of positive values, roughly.
+    """Return the approximate mean/stddev of a Gaussian with a share of positive values.
 
-    atanh / (sqrt(pi) ln 2) replaces the inverse error function, as in icefall; its
-    limits were tuned with it.
+    As in icefall, atanh / (sqrt(pi) ln 2) replaces the inverse error function, because
+    icefall's limits were tuned with it.
     """
     x = 2.0 * share_positive - 1.0
     eps = 1e-10  # keeps the limits finite at 0 and 1
@@ -112,16 +112,16 @@ def positive_to_mean(share_positive: float) -> float:
 
 
 class Balancer(nn.Module):
-    """Keep sign balance and magnitude of each channel (last axis) within limits.
+    """Keep the signs and the magnitude of each channel (last axis) within limits.
 
-    With probability ``prob`` the gradient of a channel that exceeds a limit changes:
-    each element by about ``grad_scale`` of its absolute value, towards the limit.
+    With probability ``prob``, the gradient of a channel outside its limits changes by
+    about ``grad_scale`` of each element's absolute value, towards the limits.
 
     Args:
       min_positive, max_positive: limits of the share of positive values.
       min_abs, max_abs: limits of the mean absolute value.
       grad_scale: root mean square of the relative change of the gradient.
-      prob: probability for each batch; None is 0.5, falling to 0.125 at 8000 batches.
+      prob: probability for each batch; None falls from 0.5 to 0.125 at batch 8000.
     """
 
     def __init__(
@@ -177,18 +177,18 @@ class WhitenFunction(torch.autograd.Function):
 
 
 class Whiten(nn.Module):
-    """Keep the covariance of the channels of each group near a multiple of I.
+    """Keep the covariance of each group of channels near a multiple of the identity.
 
-    The metric is the mean of the squared eigenvalues over their squared mean; it is 1
-    when white.  If a sampled batch exceeds ``whitening_limit``, the metric's gradient
-    is added, scaled to ``grad_scale`` of the norm of the incoming gradient.
+    The metric is the mean of the squared eigenvalues of the covariance, divided by
+    their squared mean.  It is 1 for white data.  If a sampled batch exceeds
+    ``whitening_limit``, the metric's gradient is added to the gradient.
 
     Args:
       num_groups: number of equal groups of channels.
       whitening_limit: limit of the metric, >= 1.
-      grad_scale: norm of the added gradient over that of the incoming gradient.
-      prob: probability of sampling a batch after the last sample was (within, above)
-        the limit.
+      grad_scale: norm of the added gradient, relative to the norm of the gradient.
+      prob: probabilities to sample a batch: if the last sampled batch was within the
+        limit, and if it was above.
     """
 
     def __init__(
@@ -211,7 +211,10 @@ class Whiten(nn.Module):
         return WhitenFunction.apply(x, self)
 
     def add_penalty_gradient(self, x: Tensor, grad: Tensor) -> Tensor:
-        """Return ``grad`` plus the metric's gradient; set the next probability."""
+        """Return ``grad`` plus the metric's gradient, if ``x`` exceeds the limit.
+
+        It also sets the probability of the next sample.
+        """
         rows = widen(x).reshape(-1, self.num_groups, x.shape[-1] // self.num_groups)
         rows = rows.transpose(0, 1)  # (G, frames, C/G)
         rows = rows - rows.mean(dim=1, keepdim=True)

@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from icefall_kd.zipformer.cpu.blocks import widen
 from icefall_kd.zipformer.cpu.swoosh import SWOOSH_L, SWOOSH_R, apply_swoosh
 
-# Batches after which the reference recipe is warm.  The points of all schedules refer
-# to it; `stretch_schedules` fits them to another run.
+# Warm-up of icefall's recipe in batches.  The points of all schedules are for this
+# value; `stretch_schedules` scales them for another run.
 REFERENCE_WARMUP = 4000.0
 
 
 class ScheduledFloat(nn.Module):
     """A float that is a piecewise linear function of the batch count.
 
-    ``float(s)`` interpolates between the points and is constant outside them.  Outside
-    training, or before `set_batch_count`, it is ``default``.  It is a module without
-    parameters, so that ``model.modules()`` yields it.
+    ``float(schedule)`` interpolates between the points and is constant outside them.
+    In evaluation, and before `set_batch_count`, it returns ``default``.  The class is a
+    module without parameters, so that ``model.modules()`` yields its instances.
 
     >>> rate = ScheduledFloat((0.0, 0.2), (4000.0, 0.0))
     >>> rate.batch_count = 1000.0
@@ -37,7 +37,7 @@ class ScheduledFloat(nn.Module):
 
     Args:
       points: (batch, value) pairs, in increasing order of batch.
-      default: value outside training.
+      default: value in evaluation.
     Raises:
       ValueError: if there is no point or the batches do not increase.
     """
@@ -85,9 +85,9 @@ def set_batch_count(module: nn.Module, batch_count: float) -> None:
     """Set the batch count of every schedule inside ``module``.
 
     Args:
-      module: a model, wrapped for distributed training or not.
-      batch_count: trained batches of the run.  If a batch differs from the reference's
-        600 s of audio, set ``model.encoder.warmup_batches`` accordingly.
+      module: a model, with or without DistributedDataParallel.
+      batch_count: batches since the start of the run.  The schedules are tuned for
+        batches of 600 s; for other batches, set ``model.encoder.warmup_batches``.
     """
     for schedule in find_schedules(module):
         schedule.batch_count = float(batch_count)
@@ -178,10 +178,10 @@ class _LimitParamValue(torch.autograd.Function):
 
 
 def limit_param_value(x: Tensor, low: float, high: float, prob: float = 0.6) -> Tensor:
-    """Return ``x``; with probability ``prob``, descent moves it only towards its range.
+    """Return ``x``; with probability ``prob``, change its gradient outside the range.
 
-    The gradient is made negative where ``x < low`` and positive where ``x > high``.
-    The value itself is never clipped.
+    The gradient becomes negative where ``x < low`` and positive where ``x > high``, so
+    that descent moves ``x`` towards the range.  The value is never clipped.
     """
     if torch.jit.is_tracing() or random.random() >= prob:
         return x
@@ -207,8 +207,8 @@ def scale_grad(x: Tensor, factor: float) -> Tensor:
 def scale_weights(layer: nn.Module, initial_scale: float) -> nn.Module:
     """Scale the initial weights of a linear or convolution layer in place; return it.
 
-    The biases become uniform in +-0.1 ``initial_scale``.  ScaledAdam learns relative to
-    a parameter's magnitude, so the scale sets how softly a branch starts.
+    The biases become uniform in +-0.1 ``initial_scale``.  ScaledAdam's step is relative
+    to a parameter's magnitude, so a branch with a small scale also changes slowly.
     """
     with torch.no_grad():
         layer.weight.mul_(initial_scale)

@@ -1,8 +1,8 @@
-"""Encode streams by chunks; icefall's get_init_states and streaming_forward.
+"""Encode streams chunk by chunk; icefall's get_init_states and streaming_forward.
 
 The states are a flat list in sherpa-onnx's order and shapes: six tensors for each layer
 of all stacks (`LayerCache`), the cache of the front end, and the number of processed
-frames at 50 Hz.
+frames at 50 Hz.  K is the chunk size and L the left context, in frames at 50 Hz.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ LAYER_BATCH_AXES = LayerCache(key=1, nonlin=1, value1=1, value2=1, conv1=0, conv
 
 
 def window_frames(chunk_size: int) -> int:
-    """Return the fbank frames that a chunk of ``chunk_size`` frames needs: 2 C + 13."""
+    """Return the fbank frames of the window of a chunk: 2 K + 13."""
     return 2 * chunk_size + STREAMING_OVERLAP
 
 
 def hop_frames(chunk_size: int) -> int:
-    """Return the fbank frames between two windows: 2 C."""
+    """Return the fbank frames between the starts of two windows: 2 K."""
     return 2 * chunk_size
 
 
@@ -34,8 +34,8 @@ def get_streaming_chunk(encoder: Zipformer2) -> tuple[int, int]:
     """Return the chunk size and left context of streaming, in frames at 50 Hz.
 
     Raises:
-      ValueError: if the encoder is not causal, or chunk or left context is unlimited
-        or no multiple of the largest downsampling factor.
+      ValueError: if the encoder is not causal, or if chunk size or left context is
+        unlimited or not a multiple of the largest downsampling factor.
     """
     if not encoder.causal:
         raise ValueError(
@@ -69,10 +69,10 @@ def init_states(
 ) -> list[Tensor]:
     """Return the states at the start of streams, all zero.
 
-    Each layer has the float32 tensors of `LayerCache` with L = left context //
-    downsampling factor; then follow (N, 128, 3, 19) float32 of the front end and (N,)
-    int64.
-
+    Returns:
+      for each layer, the float32 tensors of `LayerCache` with L // downsampling factor
+      frames; the front end's cache (N, channels[2], 3, out_width) float32; and the
+      number of processed frames (N,) int64.
     Raises:
       ValueError: see `get_streaming_chunk`.
     """
@@ -108,10 +108,10 @@ def streaming_forward(
     """Encode one window of each stream.
 
     Args:
-      x: (N, 2 C + 13, F) float32, fbank; the next window begins 2 C frames later.
+      x: (N, 2 K + 13, F) float32, fbank; the next window starts 2 K frames later.
       states: from `init_states` or the previous call.
     Returns:
-      encoder_out (N, C / 2, D), its frames (N,) int64, and the next states.
+      encoder_out (N, K / 2, C), its frames (N,) int64, and the next states.
     Raises:
       ValueError: if ``x`` has another length, or the number of states is wrong.
     """
@@ -145,9 +145,10 @@ def make_start_mask(processed: Tensor, left_context: int, chunk_size: int) -> Te
     """Return the mask of left-context frames before the start of a stream.
 
     Args:
-      processed: (N,) int64, processed frames of each stream.
+      processed: (N,) int64, processed frames of each stream at 50 Hz.
+      left_context, chunk_size: L and K.
     Returns:
-      (N, left_context + chunk_size) bool, True before the start.
+      (N, L + K) bool, True before the start.
     """
     age = torch.arange(left_context, 0, -1, device=processed.device)
     before = age.unsqueeze(0) > processed.unsqueeze(1)

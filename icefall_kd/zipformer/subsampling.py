@@ -1,4 +1,4 @@
-"""Front end, fbank at 100 Hz to embeddings at 50 Hz; icefall's ``subsampling.py``.
+"""Front end: fbank at 100 Hz to embeddings at 50 Hz; icefall's ``subsampling.py``.
 
 Conv2dSubsampling and ConvNeXt have icefall's names.
 
@@ -46,7 +46,7 @@ def encoder_output_lens(num_frames: Frames) -> Frames:
     73
 
     Args:
-      num_frames: int, or a tensor of int64, at least 9.
+      num_frames: int, or a tensor of int64, at least ``MIN_FRAMES``.
     """
     return _floor_half(conv2d_subsampling_lens(num_frames) + 1)
 
@@ -58,7 +58,7 @@ def _floor_half(n: Frames) -> Frames:
 
 
 class ConvNeXt(nn.Module):
-    """Residual layer: depthwise 7x7 convolution, two pointwise convolutions.
+    """Residual layer: depthwise 7x7 convolution, pointwise, SwooshL, pointwise.
 
     Source: Liu et al., A ConvNet for the 2020s, 2022, arXiv:2201.03545.
 
@@ -87,13 +87,13 @@ class ConvNeXt(nn.Module):
     def forward(
         self, x: Tensor, cache: Optional[Tensor] = None
     ) -> tuple[Tensor, Optional[Tensor]]:
-        """Compute the layer.
+        """Apply the layer.
 
         Args:
           x: (N, C, T, F).
           cache: (N, C, 3, F), the frames before ``x``, in streaming.
         Returns:
-          (N, C, T, F) and None.  With a cache (N, C, T - 3, F), because the last three
+          (N, C, T, F) and None.  With a cache: (N, C, T - 3, F), because the last three
           frames lack their right context, and the next cache.
         """
         bypass, conv = x, self.depthwise_conv
@@ -127,10 +127,10 @@ class Conv2dSubsampling(nn.Module):
     Args:
       feature_dim: F, mel bins, at least 7.
       output_dim: dimension of the embeddings.
-      channels: of the three convolutions.  sherpa-onnx's streaming recogniser needs 128
-        as the last.
+      channels: output channels of each convolution.  sherpa-onnx's streaming recogniser
+        needs 128 in the last.
       convnext_expansion: ratio of the ConvNeXt layer's hidden width to its channels.
-      dropout: dropout rate of channels of the output.
+      dropout: share of output channels that training drops.
     Raises:
       ValueError: if ``feature_dim`` is less than 7.
     """
@@ -149,7 +149,7 @@ class Conv2dSubsampling(nn.Module):
                 f"model.encoder.feature_dim must be at least 7, got {feature_dim}"
             )
         first, second, third = channels
-        # The keys are those of published checkpoints.
+        # These keys match published checkpoints.
         self.conv = nn.ModuleDict(
             {
                 "0": nn.Conv2d(1, first, 3, padding=(0, 1)),
@@ -175,7 +175,7 @@ class Conv2dSubsampling(nn.Module):
           x: (N, T, F) float32, fbank.
           x_lens: (N,) int64, valid frames, at least 9.
         Returns:
-          (N, (T - 7) // 2, output_dim) and its valid frames, (N,) int64.
+          embeddings (N, (T - 7) // 2, output_dim), and the valid frames, (N,) int64.
         """
         x, _ = self.convnext(self._convolve(x))
         return self._embed(x), conv2d_subsampling_lens(x_lens)
@@ -184,10 +184,11 @@ class Conv2dSubsampling(nn.Module):
         """Embed one window of a stream.
 
         Args:
-          x: (N, 2 C + 13, F) float32, fbank; windows advance by 2 C frames.
+          x: (N, 2 K + 13, F) float32, fbank, for a chunk of K frames at 50 Hz; the next
+            window starts 2 K frames later.
           cache: (N, channels[2], 3, out_width), see `init_cache`.
         Returns:
-          (N, C, output_dim) and the next cache.
+          embeddings (N, K, output_dim), and the next cache.
         """
         x, cache = self.convnext(self._convolve(x), cache)
         return self._embed(x), cache
@@ -203,13 +204,13 @@ class Conv2dSubsampling(nn.Module):
         if torch.jit.is_tracing() or x.is_cuda:
             x = x.unsqueeze(1)
         else:
-            # Channels last: the convolutions and the functions between them then need
-            # no copy.  With one channel, only the strides define the format.
+            # In channels-last format, the convolutions and the functions between them
+            # need no copy.  With one channel, only the strides define the format.
             x = x.unsqueeze(3).permute(0, 3, 1, 2)
         for i, conv in enumerate(self.conv.values()):
             x = conv(x)
             if i == 0 and self.training:
-                # Keeps the largest gradients of the model within float16.
+                # The largest gradients of the model would exceed float16 without this.
                 x = scale_grad(x, 0.2)
             x = swoosh_r(self.balancers[i](x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
         return x

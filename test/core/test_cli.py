@@ -16,15 +16,16 @@ from icefall_kd.bin import decode
 from icefall_kd.core.cli import create_parser, exit_on_error
 from icefall_kd.core.files import read_json
 
+# Arguments of commands; {tmp} is a folder with the files of a Whisper model.
 OUT = ("--shar-dir=no", "--out-dir=no")
-SET = "--check-shar=no"
-LIVE = (
+CHECK_SHAR = "--check-shar=no"
+LIVE_TEACHER = (
     "--terms.embedding.teachers={{whisper_base: 1.0}}",
     "--data.cache=none",
     "--data.teachers={{whisper_base: {{model_dir: {tmp}}}}}",
 )
-NO_DEFAULT = (None, False, argparse.SUPPRESS, [], (), "")
 WHISPER = ("--model-dir={tmp}", "--shar-dir=no")
+NO_DEFAULT = (None, False, argparse.SUPPRESS, [], (), "")  # values not shown in a help
 
 
 def test_an_error_of_the_package_is_one_line(tmp_path):
@@ -43,7 +44,7 @@ def test_an_error_of_a_library_keeps_its_traceback():
 
 
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "sherpa_onnx", None)
+    monkeypatch.setitem(sys.modules, "sherpa_onnx", None)
     with pytest.raises(SystemExit, match=r"'sherpa_onnx'.*pip install 'icefall_kd\["):
         with exit_on_error("transcribe"):
             import sherpa_onnx  # noqa: F401
@@ -56,20 +57,24 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
         ("k2", "decode", ("--checkpoint=no", "--method=fast_beam_search", *OUT)),
         ("k2", "make_denominator", ("--bpe-model=no", "--output=no", "--shar-dir=no")),
         ("onnx", "export", ("--checkpoint=no", "--out-dir=no")),
-        ("sherpa_onnx", "export", ("--checkpoint=no", "--check", "--out-dir=no", SET)),
-        ("onnxruntime", "export", ("--checkpoint=no", "--out-dir=no", SET)),
+        (
+            "sherpa_onnx",
+            "export",
+            ("--checkpoint=no", "--check", "--out-dir=no", CHECK_SHAR),
+        ),
+        ("onnxruntime", "export", ("--checkpoint=no", "--out-dir=no", CHECK_SHAR)),
         ("sherpa_onnx", "transcribe", ("--model-dir=no", "a.wav")),
         ("faiss", "extract", ("--shar-dir=no", "--teacher=no", "--codec=pq16")),
         ("multi_quantization", "extract", ("--shar-dir=no", "--codec=mvq8")),
         ("ctranslate2", "extract", ("--teacher=whisper_base", *WHISPER)),
         ("ctranslate2", "pseudo_label", ("--output=no", *WHISPER)),
-        ("ctranslate2", "train", ("--exp-dir={tmp}/exp", *LIVE)),
+        ("ctranslate2", "train", ("--exp-dir={tmp}/exp", *LIVE_TEACHER)),
     ],
 )
 def test_a_missing_package_is_named_before_any_work(
     package, command, arguments, tmp_path, monkeypatch
 ):
-    """The files of the arguments are missing, except those of a Whisper folder."""
+    """The files that the arguments name do not exist, except those of Whisper."""
     for name in ("model.bin", "config.json", "tokenizer.json"):
         (tmp_path / name).write_text("{}")
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
@@ -156,8 +161,8 @@ class FoundParser(Exception):
     """Contains the parser of a command, raised when it parses its arguments."""
 
 
-def parser_of(command, monkeypatch):
-    """Return a command's parser."""
+def find_parser(command, monkeypatch):
+    """Return the parser of a command."""
 
     def stop(self, *_, **__):
         raise FoundParser(self)
@@ -170,20 +175,20 @@ def parser_of(command, monkeypatch):
     return found.value.args[0]
 
 
-def parsers(parser):
-    """Yield a parser and those of its verbs."""
+def list_parsers(parser):
+    """Yield a parser and the parsers of its subcommands."""
     yield parser
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for verb in action.choices.values():
-                yield from parsers(verb)
+                yield from list_parsers(verb)
 
 
 @pytest.mark.parametrize(
     "command", [m.name for m in pkgutil.iter_modules(bin.__path__)]
 )
 def test_every_option_has_a_help_text_and_shows_its_default(command, monkeypatch):
-    for parser in parsers(parser_of(command, monkeypatch)):
+    for parser in list_parsers(find_parser(command, monkeypatch)):
         formatter = parser._get_formatter()
         for action in parser._actions:
             names = action.option_strings or [action.dest]

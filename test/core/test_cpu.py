@@ -17,7 +17,7 @@ from icefall_kd.core.cpu import (
 
 
 @pytest.mark.parametrize(
-    "vendor, flags, vectors",
+    "vendor, flags, cpu_type",
     [
         ("AuthenticAMD", {"avx2", "fma"} | AVX512, "AVX-512"),
         ("AuthenticAMD", {"avx2", "fma", "avx512f"}, "AVX2"),
@@ -25,9 +25,9 @@ from icefall_kd.core.cpu import (
         ("GenuineIntel", {"avx2", "fma"} | AVX512, None),
     ],
 )
-def test_mkl_cpu_type_follows_the_processor_flags(vendor, flags, vectors):
+def test_mkl_cpu_type_follows_the_processor_flags(vendor, flags, cpu_type):
     text = f"vendor_id\t: {vendor}\nflags\t\t: {' '.join(flags)}\nbogomips\t: 1\n"
-    assert find_mkl_cpu_type(text) == vectors
+    assert find_mkl_cpu_type(text) == cpu_type
 
 
 def test_a_processor_without_flags_has_no_mkl_cpu_type():
@@ -52,13 +52,12 @@ assert (x @ x).tolist() == [[float(v) for v in row] for row in %s]
     subprocess.run([sys.executable, "-c", code % square], check=True, env=environment)
 
 
-def machine(root, groups, **limits):
-    """Write the cgroup files of Linux for a process; return the folder."""
+def write_cgroups(root, groups, limits):
+    """Write the files in which Linux reports the cgroups of a process, and limits."""
     for name, text in {"proc/self/cgroup": groups, **limits}.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    return root
 
 
 @pytest.fixture
@@ -106,7 +105,8 @@ def test_the_quota_of_a_container_limits_the_count(
     eight_cpus, tmp_path, groups, limits, cpus
 ):
     limits = {f"sys/fs/cgroup/{name}": text for name, text in limits.items()}
-    assert count_cpus(machine(tmp_path, groups, **limits)) == cpus
+    write_cgroups(tmp_path, groups, limits)
+    assert count_cpus(tmp_path) == cpus
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_prefetch_keeps_the_order_and_computes_items_ahead():
     assert list(items) == list(range(1, 20))
 
 
-def test_prefetch_raises_an_error_at_its_item():
+def test_prefetch_raises_an_error_after_the_items_before_it():
     def make():
         yield 1
         raise ValueError("cut 'a' is damaged")
@@ -127,5 +127,5 @@ raise SystemExit(130)
     assert (done.returncode, done.stderr) == (130, "")
 
 
-def test_prefetch_of_no_items_yields_none():
+def test_prefetch_of_no_items_yields_nothing():
     assert list(prefetch([])) == []

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from icefall_kd.zipformer.cpu.blocks import get_block_rows, get_product_dtype, widen
 
-MASKED_SCORE = -1000.0  # exp of it is 0, and a row of masked scores is not NaN
+MASKED_SCORE = -1000.0  # its weight is 0; unlike with -inf, a masked row is not NaN
 # The softmax of extreme scores has no gradient.  The penalty adds a constant gradient
-# to each score beyond the limit (icefall's penalize_abs_values_gt).
+# to each score outside +-SCORE_LIMIT (icefall's penalize_abs_values_gt).
 SCORE_LIMIT = 25.0
 SCORE_PENALTY = 1e-4
 
@@ -22,11 +22,12 @@ SCORE_PENALTY = 1e-4
 def align_positions(scores: Tensor, num_sources: int) -> Tensor:
     """Return scores by source frame from scores by time difference.
 
-    Row i of the result is row i of the input from column T - 1 - i on.  A stride that
-    is one shorter than the rows reads it without a copy.
+    Row i of the result is row i of the input from column T - 1 - i on.  A view with
+    rows that are one element shorter reads it without a copy.
 
     Args:
-      scores: (..., T, L + 2 T), see `CompactRelPositionalEncoding`.
+      scores: (..., T, L + 2 T), one column for each difference, see
+        `CompactRelPositionalEncoding`.
       num_sources: L + T.
     Returns:
       (..., T, L + T), a view if ``scores`` is contiguous.
@@ -51,10 +52,11 @@ def compute_weights(
     Args:
       query: (N, H, T, D).
       key: (N, H, L + T, D).
-      pos_query: (N, H, T, P), None for scores by content alone.
-      pos_key: (H, P, L + 2 T), see `CompactRelPositionalEncoding`.
-      mask: bool, broadcasts to (N, 1, T, L + T), True is not attended to.
-      penalize: whether the backward pass penalises scores beyond the limit.
+      pos_query: (N, H, T, P); None for scores by content alone.
+      pos_key: (H, P, L + 2 T), see `CompactRelPositionalEncoding`; None too.
+      mask: bool, broadcasts to (N, 1, T, L + T); True for a source frame that a target
+        frame must not attend to.
+      penalize: whether the backward pass penalises scores outside +-`SCORE_LIMIT`.
     Returns:
       (N, H, T, L + T).
     """
@@ -116,7 +118,10 @@ class _AttentionWeights(torch.autograd.Function):
 
 
 def _cast(*parts: Optional[Tensor]) -> tuple[Optional[Tensor], ...]:
-    """Return contiguous tensors in the dtype of products; tiles copy others."""
+    """Return contiguous tensors in the dtype of products.
+
+    Products of tiles would copy parts that are not contiguous.
+    """
     dtype = get_product_dtype(parts[0])
     return tuple(None if p is None else p.to(dtype).contiguous() for p in parts)
 
@@ -129,7 +134,12 @@ def _compute_by_tiles(
     mask: Optional[Tensor],
     excess: Optional[Tensor] = None,
 ) -> Tensor:
-    """Return the weights; set ``excess`` to the sign of scores beyond the limit."""
+    """Return the weights; see `compute_weights`.
+
+    Args:
+      excess: (N, H, T, L + T) int8, set to the sign of the scores outside
+        +-`SCORE_LIMIT`, 0 for the others; None skips this.
+    """
     weights = query.new_empty(*query.shape[:3], key.shape[2])
     if mask is not None:
         mask = mask.expand(weights.shape[0], 1, *weights.shape[2:])
@@ -152,16 +162,16 @@ def _mask_scores(scores: Tensor, mask: Tensor) -> None:
     """Set the scores to `MASKED_SCORE` where the mask is True."""
     if scores.is_cuda:
         scores.masked_fill_(mask, MASKED_SCORE)
-    else:  # arithmetic is at least twice as fast
+    else:  # arithmetic is at least twice as fast as masked_fill_ on a CPU
         scores.add_(mask.to(scores.dtype), alpha=2.0 * MASKED_SCORE)
         scores.clamp_(min=MASKED_SCORE)
 
 
 def _tiles(weights: Tensor) -> Iterator[tuple[slice, slice, slice]]:
-    """Yield the sequences, target frames and offsets of each tile; one tile on a GPU.
+    """Yield (sequences, target frames, columns) of each tile; one tile on a GPU.
 
-    The offsets are the columns of the position scores that `align_positions` needs
-    for these target frames.
+    The columns are those of the position scores that `align_positions` needs for these
+    target frames.
 
     Args:
       weights: (N, H, T, S).

@@ -7,7 +7,7 @@ from typing import ContextManager
 import torch
 from torch import Tensor, nn
 
-BLOCK_ELEMENTS = 1 << 18  # 1 MiB of float32: a few blocks fit a core's cache
+BLOCK_ELEMENTS = 1 << 18  # 1 MiB of float32, so that a few blocks fit a core's cache
 
 
 def get_block_rows(x: Tensor, width: int) -> int:
@@ -18,7 +18,7 @@ def get_block_rows(x: Tensor, width: int) -> int:
 
 
 def split_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield matching 1-D views of contiguous tensors of one shape."""
+    """Split contiguous tensors of one shape; yield matching 1-D views of each block."""
     size = get_block_rows(tensors[0], 1)
     return zip(*(t.view(-1).split(size) for t in tensors))
 
@@ -26,7 +26,8 @@ def split_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def get_product_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype of matrix products of ``x``: autocast's, or that of ``x``.
 
-    A custom autograd function needs it, because its backward runs without autocast.
+    A custom autograd function casts its inputs itself, because its backward pass runs
+    without autocast.
     """
     kind = x.device.type
     if hasattr(torch, "get_autocast_dtype"):  # torch 2.4 and later
@@ -45,10 +46,10 @@ def widen(x: Tensor) -> Tensor:
 
 
 class LogSoftmax(nn.LogSoftmax):
-    """Log-softmax in float32 or float64; autocast ensures that on CUDA alone.
+    """Log-softmax in float32 or float64, also under autocast on a CPU.
 
     In bfloat16 the probabilities of a frame do not add up to 1, and the tail of the
-    distribution is lost.
+    distribution is lost.  Autocast uses float32 only on CUDA.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,9 +59,10 @@ class LogSoftmax(nn.LogSoftmax):
 def disable_cpu_autocast(x: Tensor) -> ContextManager:
     """Return a context without autocast if ``x`` is on a CPU, else a null context.
 
-    oneDNN generates bfloat16 code for each shape of a matrix product: 200 shapes,
-    70 ms and 60 MB for each new batch length.  That costs the encoder's stacks more
-    than bfloat16 gains; the front end has few and large products and gains.
+    oneDNN generates bfloat16 code for each shape of a matrix product.  Each new batch
+    length has 200 shapes, which take 70 ms and 60 MB.  For the encoder's stacks that
+    outweighs the speed of bfloat16.  The front end has few and large products, so it
+    keeps autocast.
     """
     if x.device.type == "cpu":
         return torch.autocast("cpu", enabled=False)

@@ -1,13 +1,14 @@
 """Depthwise convolutions with fast gradients on a CPU.
 
 torch computes the gradients of a depthwise convolution 10 to 50 times slower than its
-output (one core, 320 x 8 x 128 frames, kernel 31: 20 ms against 0.4 ms).  Here:
+output (one core, 320 x 8 x 128 frames, kernel 31: 20 ms against 0.4 ms).  This module
+computes
 
-- the gradient of the input is a convolution;
-- the gradient of an image's weight is a convolution whose kernel is the gradient of the
-  output;
-- the gradient of the weight over frames is a sum along the diagonals of a matrix
-  product, for each channel.
+- the gradient of the input as a convolution;
+- the gradient of the weight, for images, as a convolution whose kernel is the gradient
+  of the output;
+- the gradient of the weight, for frames, as sums along the diagonals of a matrix
+  product for each channel.
 """
 
 from typing import Optional
@@ -20,7 +21,7 @@ from icefall_kd.zipformer.cpu.blocks import get_product_dtype, widen
 
 TORCH_2 = int(torch.__version__.split(".")[0]) >= 2
 IMAGE_ROWS = 64  # rows of an image in one step of the gradient of its weight
-FRAMES = 32  # the matrices of the gradient over frames are FRAMES x (FRAMES + K - 1)
+FRAMES = 32  # frames in a block; its matrix product is FRAMES x (FRAMES + K - 1)
 
 
 def depthwise_frames(
@@ -70,8 +71,8 @@ def _convolve(
 ) -> Tensor:
     groups = weight.shape[0]
     if TORCH_2 and x.device.type == "cpu" and x.dtype == torch.bfloat16:
-        # oneDNN hangs generating bfloat16 code for some shapes: 16 channels, 36 frames,
-        # kernel 15 (torch 2.6).  In float32, 7,000 tested shapes work.
+        # oneDNN hangs when it generates bfloat16 code for some shapes, for example 16
+        # channels, 36 frames, kernel 15 (torch 2.6).  7,000 tested float32 shapes work.
         bias = None if bias is None else bias.float()
         y = F.conv2d(x.float(), weight.float(), bias, padding=padding, groups=groups)
         return y.to(x.dtype)

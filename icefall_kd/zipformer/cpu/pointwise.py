@@ -1,7 +1,7 @@
 """Linear, SwooshL, linear: the core of feed-forward modules and ConvNeXt layers.
 
-One autograd function stores the input and the hidden layer before the activation
-(nothing without gradients).  It computes blocks of frames that fit a core's cache.
+One autograd function computes blocks of frames that fit a core's cache.  For the
+backward pass it stores the input and the hidden layer before the activation.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,8 +39,8 @@ def pointwise_pair(
     Args:
       x: (N, ..., C).
       first, second: linear layers or 1x1 convolutions, C to H and H to C'.
-      balancer: of the hidden layer.
-      keep: (N, 1, H), dropout of hidden channels, for ``x`` of three axes.
+      balancer: of the hidden layer before the activation.
+      keep: (N, 1, H), dropout mask of hidden channels; only for ``x`` (N, T, C).
     Returns:
       (N, ..., C').
     """
@@ -143,7 +143,7 @@ def _forward_by_blocks(
 def _blocks(
     rows: Tensor, width: int, keep: Optional[Tensor], num_seqs: int
 ) -> Iterator[Block]:
-    """Yield blocks of rows, each with the dropout of its rows."""
+    """Yield the slice of rows of each block, and its part of the dropout mask."""
     num_rows = rows.shape[0]
     size = get_block_rows(rows, width)
     if keep is None:
@@ -151,7 +151,7 @@ def _blocks(
             yield slice(start, start + size), None
         return
     frames = num_rows // num_seqs
-    step = max(1, size // frames)  # whole sequences, so that a mask is one expand
+    step = max(1, size // frames)  # complete sequences, so that expand gives the mask
     for n in range(0, num_seqs, step):
         mask = keep[n : n + step].expand(-1, frames, -1)
         yield slice(n * frames, (n + step) * frames), mask
