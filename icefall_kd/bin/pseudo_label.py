@@ -48,7 +48,7 @@ from icefall_kd.pseudo.pseudo_label import (
     TranscriptFilter,
     pseudo_label,
 )
-from icefall_kd.teachers.whisper_text import WhisperText
+from icefall_kd.teachers.whisper_ct2 import WhisperText
 
 
 def get_parser() -> argparse.ArgumentParser:

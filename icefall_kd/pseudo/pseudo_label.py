@@ -44,7 +44,7 @@ LABELLED, UNKNOWN_TOKENS = "labelled", "unknown tokens"  # verdicts
 
 
 class Transcriber(Protocol):
-    """See :class:`icefall_kd.teachers.whisper_text.WhisperText`."""
+    """See :class:`icefall_kd.teachers.whisper_ct2.WhisperText`."""
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the model and the options that determine the transcripts."""

@@ -7,7 +7,7 @@ Prints JSON: WER in % and seconds of audio per second of CPU time, one utterance
 time on one thread, for each beam and
 
 - "completed": the encoding is completed with that of silence, as in
-  `icefall_kd.teachers.whisper_text`;
+  `icefall_kd.teachers.whisper_ct2`;
 - "bare": the same without the encoding of silence;
 - "padded": silence up to 30 s.
 
@@ -35,7 +35,7 @@ from icefall_kd.export.sherpa import SherpaRecogniser
 from icefall_kd.fields.reader import open_shar
 from icefall_kd.fields.run_teachers import load_shar_wave
 from icefall_kd.recognition.options import Chunking
-from icefall_kd.teachers.whisper_text import WhisperText
+from icefall_kd.teachers.whisper_ct2 import WhisperText
 
 Transcribe = Callable[[torch.Tensor], str]
 MB = 1e6

@@ -27,7 +27,7 @@ from icefall_kd.fields.reader import check_field, open_shar
 from icefall_kd.fields.run_teachers import load_shar_wave
 from icefall_kd.pseudo.progress import confidence_step
 from icefall_kd.pseudo.pseudo_label import TranscriptFilter, pseudo_label
-from icefall_kd.teachers.whisper_text import WhisperText
+from icefall_kd.teachers.whisper_ct2 import WhisperText
 
 SHARDS = [f"{n:06d}" for n in range(4)]
 
