@@ -34,8 +34,7 @@ ones: on the 30 dev prompts of the Asterisk recipe, base has a WER of 38.9 % wit
 silence after the prompt, 2.4 % with silence up to 30 s (beam 5).  The encoding of
 silence hardly depends on the speech before it.  So it is computed once, and its end
 completes the encoding of every utterance: 2.8 %, at a quarter of the cost of the
-  padding
-(``test/bench/whisper_text.py``).
+padding (``test/bench/whisper_text.py``).
 """
 
 from collections.abc import Iterable, Sequence
