@@ -17,7 +17,7 @@ from icefall_kd.transducer.model import AsrModel, build_model
 # Head -> parts of the model that a search over it needs.
 HEADS = {"transducer": ("decoder", "joiner"), "ctc": ("ctc_output",)}
 ENCODER = ("encoder_embed", "encoder")
-# Parts that each term trains, for checkpoints without "trained_parts".
+# Parts that each term trains, to read checkpoints without the key "trained_parts".
 TRAINED_BY_TERM = {
     "transducer": ("decoder", "joiner", "simple_am_proj", "simple_lm_proj"),
     "ctc": ("ctc_output",),
@@ -41,12 +41,13 @@ def check_parts(model: nn.Module, head: str) -> None:
 def check_head(
     model: nn.Module, head: str, info: Mapping[str, Any], where: str
 ) -> None:
-    """Check that a student has a head and that some run trained it.
+    """Check that a student has a head and that the head was trained.
 
     Args:
-      info: of a checkpoint.  Without the ``config`` of a run, every head counts as
-        trained.
-      where: name of the checkpoint for the error message.
+      head: a key of :data:`HEADS`.
+      info: of the checkpoint, see :func:`read_info`.  Without the ``config`` of a run,
+        every head counts as trained.
+      where: name of the checkpoint, for error messages.
     Raises:
       ValueError: if the head is missing or untrained.
     """
@@ -57,17 +58,17 @@ def check_head(
     untrained = set(HEADS[head]) & untrained_parts(info)
     if untrained:
         raise ValueError(
-            f"{where}: no term of its training trained the {head} head "
+            f"{where}: no term trained the {head} head "
             f"({', '.join(sorted(untrained))}); train with terms.{head}.weight above "
             "0, or use another head"
         )
 
 
 def untrained_parts(info: Mapping[str, Any]) -> set[str]:
-    """Return the parts of heads with initial random weights; empty if unknown.
+    """Return the parts of heads that still have random weights; empty if unknown.
 
     Args:
-      info: of a checkpoint.
+      info: of a checkpoint, see :func:`read_info`.
     """
     config = info.get("config") or {}
     if "terms" not in config:
@@ -82,7 +83,8 @@ def trained_parts(info: Mapping[str, Any]) -> set[str]:
     """Return the parts that the run of a checkpoint trained, without the encoder.
 
     Args:
-      info: of a checkpoint, with "trained_parts" or the terms in "config".
+      info: of a checkpoint, see :func:`read_info`; with "trained_parts", or with the
+        terms in "config".
     """
     if "trained_parts" in info:
         return set(info["trained_parts"])
@@ -105,7 +107,7 @@ def save_checkpoint(path: Pathlike, checkpoint: Mapping[str, Any]) -> None:
     """Write a checkpoint atomically.
 
     Raises:
-      OSError: if it cannot be written; an existing file of that name is unchanged.
+      OSError: if the file cannot be written; an existing file is unchanged.
     """
     remedy = "free disk space; earlier checkpoints are complete, and training resumes"
     with explain_failed_write(path, remedy), write_atomically(path) as temporary:
@@ -116,7 +118,10 @@ def save_checkpoint(path: Pathlike, checkpoint: Mapping[str, Any]) -> None:
 
 
 class _DeferringFile:
-    """Defer write errors: torch would abort the process."""
+    """File for ``torch.save`` that defers write errors, which would abort the process.
+
+    The caller calls `raise_error` after ``torch.save``.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -132,7 +137,7 @@ class _DeferringFile:
         return len(data)
 
     def flush(self) -> None:
-        """Do nothing: the file is closed soon."""
+        """Do nothing; closing the file flushes it."""
 
     def raise_error(self) -> None:
         """Raise the first write error."""
@@ -141,7 +146,9 @@ class _DeferringFile:
 
 
 def load_checkpoint(path: Pathlike) -> dict[str, Any]:
-    """Read a checkpoint to the CPU.
+    """Return the content of a checkpoint, with tensors on the CPU.
+
+    Former names of options in its configuration are replaced.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -154,11 +161,12 @@ def load_checkpoint(path: Pathlike) -> dict[str, Any]:
         checkpoint = load_weights_only(path)
     except Exception as e:  # the type depends on the damage
         raise ValueError(
-            f"{path}: damaged or not a checkpoint ({type(e).__name__}: {e}); delete it"
+            f"{path}: damaged or not a checkpoint ({type(e).__name__}: {e}); use "
+            "another one, or delete this one to resume from an earlier one"
         ) from e
     if not isinstance(checkpoint, dict) or "model" not in checkpoint:
         raise ValueError(
-            f"{path}: not a checkpoint, it has no 'model'; use a file of bin.train or "
+            f"{path}: not a checkpoint (it has no 'model'); use a file of bin.train or "
             "bin.average"
         )
     if "model_config" in checkpoint:
@@ -171,12 +179,12 @@ def load_checkpoint(path: Pathlike) -> dict[str, Any]:
 
 
 def pack_bytes(data: Optional[bytes]) -> Optional[Tensor]:
-    """Return bytes as a uint8 tensor; ``weights_only`` of every torch loads it."""
+    """Return bytes as a uint8 tensor, which every torch loads with ``weights_only``."""
     return None if data is None else torch.tensor(list(data), dtype=torch.uint8)
 
 
 def unpack_bytes(data: Optional[Tensor]) -> Optional[bytes]:
-    """Return the bytes of :func:`pack_bytes`."""
+    """Return the bytes that :func:`pack_bytes` packed."""
     return None if data is None else bytes(data.tolist())
 
 
@@ -187,12 +195,15 @@ def save_pretrained(
     bpe_model: Optional[bytes],
     info: Mapping[str, Any],
 ) -> None:
-    """Write a student for decoding and export, without regression heads.
+    """Write a student for decoding and export.
 
     Args:
-      model: state dict.
+      model: state dict of the student, without heads of terms.
+      model_config: of the student.
       bpe_model: content of the BPE model; None if the run used no text.
       info: of the run, see :func:`read_info`.
+    Raises:
+      OSError: see :func:`save_checkpoint`.
     """
     plain = (
         to_dict(model_config) if isinstance(model_config, ModelConfig) else model_config
@@ -215,28 +226,30 @@ def load_model(
     heads: Optional[Mapping[str, Any]] = None,
     needed: Sequence[str] = ("decoder", "joiner"),
 ) -> tuple[AsrModel, Optional[Tokenizer], dict[str, Any]]:
-    """Load a student for decoding or export; the file contains everything needed.
+    """Load a student for decoding or export from one file.
 
     Args:
-      path: from ``icefall_kd.bin.average``, a training checkpoint, or a checkpoint of
-        icefall.
+      path: a file of ``icefall_kd.bin.average``, a training checkpoint, or a checkpoint
+        of icefall.
+      device: of the model.
       heads: head options of an icefall model, see
         :mod:`icefall_kd.transducer.icefall`.
       needed: parts that an icefall checkpoint must have besides the encoder; other
         missing parts are None.
     Returns:
       (model in evaluation mode, tokenizer, info).  ``ctc_output`` is None if the file
-      has no CTC head.  The tokenizer is None if the run used no text.
+      has no CTC head.  The tokenizer is None if the run used no text, and for icefall.
     Raises:
-      FileNotFoundError, ValueError: as :func:`load_checkpoint`, or if the weights do
-        not fit the configuration.
+      FileNotFoundError: if there is no such file.
+      ValueError: see :func:`load_checkpoint`; also if the weights do not fit the
+        configuration, or ``heads`` is given for a checkpoint of this project.
     """
     checkpoint = load_checkpoint(path)
     weights = checkpoint["model"]
     if "model_config" in checkpoint:
         if heads:
             raise ValueError(
-                f"{path} contains its configuration; leave out {sorted(heads)}"
+                f"{path}: it contains its configuration; leave out {sorted(heads)}"
             )
         model = build_model(from_dict(ModelConfig, checkpoint["model_config"]))
         if not any(name.startswith("ctc_output.") for name in weights):
@@ -253,10 +266,11 @@ def load_model(
 
 
 def read_info(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the information on the run in an averaged or a training checkpoint.
+    """Return the information on the run that a checkpoint holds.
 
-    A training checkpoint gives its ``config``, ``epoch``, ``step`` and the trained and
-    untrained parts.
+    Returns:
+      "info" of an averaged model; from a training checkpoint "config", "untrained" and,
+      if present, "epoch", "step" and "trained_parts"; empty for a model of icefall.
     """
     if "info" in checkpoint or "config" not in checkpoint:
         return dict(checkpoint.get("info", {}))
@@ -270,8 +284,10 @@ def read_info(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
-    """Load ``weights`` strictly.
+    """Load ``weights`` into ``module``.
 
+    Args:
+      where: name of the file, for the error message.
     Raises:
       ValueError: if names or shapes differ; the message contains torch's list.
     """

@@ -3,8 +3,8 @@
 A denominator graph is the CTC topology composed with a bigram of tokens.
 
 Source: Povey et al., Purely sequence-trained neural networks for ASR based on
-lattice-free MMI, 2016, Interspeech; the bigram of tokens instead of phones as in k2's
-recipes.
+lattice-free MMI, 2016, Interspeech.  As in k2's recipes, the bigram is of tokens
+instead of phones.
 """
 
 import math
@@ -28,15 +28,16 @@ def estimate_bigram(
 ) -> tuple[Bigram, dict[int, float], dict[int, float]]:
     """Return a bigram of tokens with Witten-Bell smoothing.
 
-    p(b | a) = (count(a, b) + t p(b)) / (n + t) with n the count of a and t the number
-    of different tokens after a.  p(b) is the unigram with add-one smoothing.
+    p(b | a) = (count(a, b) + t p(b)) / (n + t), where n is the count of a, and t is the
+    number of different tokens after a.  p(b) is the unigram with add-one smoothing.
+    The start of a text is a = 0, its end is b = -1.
 
     Args:
       sequences:  token ids of each text, without blanks.
       vocab_size: V, the blank included.
     Returns:
-      log p(b | a) of each seen pair, with a = 0 the start and b = -1 the end; log p(b);
-      and the log-weight of the back-off after a.
+      (a, b) -> log p(b | a) of each seen pair; b -> log p(b); and a -> the logarithm of
+      the back-off weight t / (n + t).
     Raises:
       ValueError: if there is no text.
     """
@@ -71,14 +72,14 @@ def estimate_bigram(
 
 
 def make_bigram_table(sequences: Iterable[Sequence[int]], vocab_size: int) -> Tensor:
-    """Return log p(b | a) of all pairs of tokens, (V, V) float32, a in rows.
-
-    Row 0 is the start.  Column 0 is 0, because the blank is no token.  The rest of a
-    row's probability is that of the end.
+    """Return log p(b | a) of all pairs of tokens, see :func:`estimate_bigram`.
 
     Args:
       sequences:  token ids of each text, without blanks.
       vocab_size: V, the blank included.
+    Returns:
+      (V, V) float32, a in rows.  Row 0 is the start of a text.  Column 0 (the blank) is
+      0 and unused.  The probabilities of a row and that of the end sum to 1.
     Raises:
       ValueError: if there is no text.
     """
@@ -95,19 +96,19 @@ def make_bigram_table(sequences: Iterable[Sequence[int]], vocab_size: int) -> Te
 
 
 def save_bigram(table: Tensor, vocab_sha256: str, path: Pathlike) -> None:
-    """Write a table of :func:`make_bigram_table` and the SHA-256 of its BPE model."""
+    """Write a table of :func:`make_bigram_table`, with the SHA-256 of the BPE model."""
     with write_atomically(path) as temporary:
         torch.save({"log_probs": table, "vocab_sha256": vocab_sha256}, temporary)
 
 
 def load_bigram(path: Pathlike, vocab_sha256: str) -> Tensor:
-    """Return the table of a file.
+    """Return the (V, V) table of a file of :func:`save_bigram`.
 
     Args:
       vocab_sha256: SHA-256 of the expected BPE model.
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if it holds something else, or has another BPE model.
+      ValueError: if it is not a bigram, or belongs to another BPE model.
     """
     saved = load_dict(
         path,
@@ -118,7 +119,7 @@ def load_bigram(path: Pathlike, vocab_sha256: str) -> Tensor:
     if saved["vocab_sha256"] != vocab_sha256:
         raise ValueError(
             f"{path}: a bigram of the BPE model {saved['vocab_sha256'][:12]}, not of "
-            f"{vocab_sha256[:12]} (SHA-256); make it again with the latter"
+            f"{vocab_sha256[:12]} (SHA-256); make it again with that BPE model"
         )
     return saved["log_probs"]
 
@@ -129,13 +130,13 @@ def fuse_bigram(
     """Return distributions after shallow fusion with a bigram.
 
     Token probabilities become proportional to p(k) p_lm(k | before)^scale.  The blank
-    keeps its probability, because a language model predicts tokens and no times.
+    keeps its probability, because a language model predicts tokens but not their times.
 
-    Source: shallow fusion for one-best path distillation, 2021, arXiv:2110.03334; the
-    constant blank is ours.
+    Source: shallow fusion for one-best path distillation, 2021, arXiv:2110.03334.  That
+    the blank keeps its probability is an addition of this project.
 
     Args:
-      log_probs: (..., V) float, normalised.
+      log_probs: (..., V) float, normalised log-probabilities.
       before:    (...) int64, the previous token; 0 at the start.
       table:     (V, V) float, from :func:`make_bigram_table`.
       scale:     of the language model; 0 changes nothing.
@@ -154,14 +155,16 @@ def build_denominator(
 ):
     """Return the denominator graph of a corpus, a ``k2.Fsa``.
 
-    Every pair has one arc, seen or not, so that a sequence has one path.  Back-off
-    through epsilons would count the seen pairs twice.
+    The bigram has one arc for every pair, seen or not, so a token sequence has one
+    path.  Back-off through epsilons would count the seen pairs twice.
 
     Args:
-      sequences:  token ids of each text of the corpus.
+      sequences:  token ids of each text of the corpus, without blanks.
       vocab_size: V, the blank included.
-      modified:   whether equal neighbours need no blank between them; the graph is
-                  smaller.
+      modified:   whether equal neighbours need no blank between them, as in k2's
+        modified CTC topology; the graph is smaller.
+    Raises:
+      ValueError: if there is no text.
     """
     import k2
 
@@ -177,7 +180,7 @@ def build_denominator(
     bigram = k2.add_epsilon_self_loops(
         k2.arc_sort(k2.Fsa.from_str("\n".join(lines), acceptor=True))
     )
-    # Labels are tokens, auxiliary labels are the symbols of frames.
+    # After the inversion, labels are tokens and auxiliary labels are frames' symbols.
     topology = k2.invert(k2.ctc_topo(vocab_size - 1, modified=modified))
     graph = k2.intersect(k2.arc_sort(topology), k2.arc_sort(bigram), False)
     graph = k2.invert(k2.connect(graph))
@@ -186,17 +189,17 @@ def build_denominator(
 
 
 def save_denominator(graph, vocab_size: int, path: Pathlike) -> None:
-    """Write a denominator graph."""
+    """Write a graph of :func:`build_denominator`, with its V."""
     with write_atomically(path) as temporary:
         torch.save({"vocab_size": vocab_size, "graph": graph.as_dict()}, temporary)
 
 
 def load_denominator(path: Pathlike) -> tuple[Any, int]:
-    """Return the graph, a ``k2.Fsa``, and the vocabulary size.
+    """Return the graph, a ``k2.Fsa``, and V from a file of :func:`save_denominator`.
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if it holds something else.
+      ValueError: if it is not a denominator graph.
     """
     import k2
 
@@ -212,13 +215,15 @@ def load_denominator(path: Pathlike) -> tuple[Any, int]:
 def compute_total_scores(
     log_probs: Tensor, lens: Tensor, graph, output_beam: float = 10.0
 ) -> Tensor:
-    """Return the log-sum over all paths of the graph, (N,) float64, with gradient.
+    """Return the log-sum of the scores of all paths of the graph, with gradient.
 
     Args:
-      log_probs: (N, T, V) float32.
-      lens:      (N,) int64, valid frames.
-      graph:     from :func:`build_denominator`.
-      output_beam: pruning of paths, in nats below the best.
+      log_probs:   (N, T, V) float.
+      lens:        (N,) int64, valid frames.
+      graph:       from :func:`build_denominator`.
+      output_beam: nats below the best path, beyond which paths are pruned.
+    Returns:
+      (N,) float64.
     """
     import k2
 

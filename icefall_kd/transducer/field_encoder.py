@@ -1,9 +1,9 @@
 """A recogniser over cached embeddings instead of audio.
 
-A small recurrent encoder with CTC head, predictor and joiner is trained on the fields
-of one or more foundation models, and transcripts.  It computes token distributions in
-the student's vocabulary and at its frame rate: see
-:mod:`icefall_kd.teachers.vocab_teacher`.
+`FieldModel` is a small recurrent encoder with CTC head, predictor and joiner.  It is
+trained on transcripts and on fields of one or more foundation models.  Its token
+distributions have the student's vocabulary and frame rate, see
+:mod:`icefall_kd.teachers.vocab_teacher`.  `ModelEnsemble` averages several models.
 """
 
 import math
@@ -20,15 +20,15 @@ from icefall_kd.core.frames import align_frames, make_pad_mask
 from icefall_kd.transducer.model import AsrModel
 from icefall_kd.transducer.path import score_path
 from icefall_kd.zipformer.cpu.blocks import disable_cpu_autocast
-from icefall_kd.zipformer.subsampling import conv2d_subsampling_lens
+from icefall_kd.zipformer.subsampling import encoder_output_lens
 
 
 class FieldEncoder(nn.Module):
     """Bidirectional GRU layers over normalised embeddings at 25 Hz.
 
     Attributes:
-      causal:     False, as the layers are bidirectional.
-      last_chunk: chunk size and left context; full context.
+      causal:     always False, because the layers are bidirectional.
+      last_chunk: (chunk size, left context), always full context.
     """
 
     causal = False
@@ -54,20 +54,24 @@ class FieldEncoder(nn.Module):
     def set_statistics(
         self, mean: Sequence[Sequence[float]], std: Sequence[Sequence[float]]
     ) -> None:
-        """Set mean and standard deviation of the dimensions of each field."""
+        """Set the statistics that normalise the input.
+
+        Args:
+          mean, std: for each field, the values of its dimensions.
+        """
         self.mean.copy_(torch.cat([torch.tensor(m) for m in mean]))
         # Constant dimensions must not cause a division by zero.
         self.std.copy_(torch.cat([torch.tensor(s) for s in std]).clamp(min=1e-5))
 
     def set_chunk(self, chunk_size: int, left_context: int) -> None:
-        """Accept full context, the only supported one.
+        """Check that the chunk is full context; the interface is Zipformer2's.
 
         Raises:
-          ValueError: for any other chunk size.
+          ValueError: if ``chunk_size`` is not -1.
         """
         if chunk_size != -1:
             raise ValueError(
-                f"chunk size {chunk_size}: an encoder of fields cannot stream. Use -1"
+                f"chunk size {chunk_size}: an encoder of fields cannot stream; use -1"
             )
 
     def forward(self, x: Tensor, lens: Tensor) -> Tensor:
@@ -97,12 +101,15 @@ class FieldEncoder(nn.Module):
 
 
 def draw_time_mask(lens: Tensor, num_frames: int, prob: float, length: int) -> Tensor:
-    """Return a random mask (N, T) float, 0 at masked frames and 1 elsewhere.
+    """Return a random mask, 0 at masked frames and 1 elsewhere.
 
     Args:
-      lens:   (N,) int64, valid frames.
-      prob:   share of an utterance's frames to mask, if no masks overlap.
-      length: frames of a mask.
+      lens:       (N,) int64, valid frames.
+      num_frames: T.
+      prob:       share of an utterance's frames to mask, if no masks overlap.
+      length:     frames of a mask.
+    Returns:
+      (N, T) float32.
     """
     mask = torch.ones(len(lens), num_frames, device=lens.device)
     for row, n in enumerate(lens.tolist()):
@@ -113,10 +120,10 @@ def draw_time_mask(lens: Tensor, num_frames: int, prob: float, length: int) -> T
 
 
 class FieldModel(AsrModel):
-    """A transducer with CTC head over fields.
+    """A transducer with CTC head whose encoder reads fields.
 
     Attributes:
-      fields: that a batch must contain.
+      fields: names of the fields that a batch must contain.
     """
 
     min_frames = 1
@@ -129,15 +136,14 @@ class FieldModel(AsrModel):
         self.fields = tuple(config.fields)
 
     def get_inputs(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return the fields, concatenated at the student's frame times.
+        """Return the fields, aligned to the student's frames and concatenated.
 
         Args:
           batch: with "fields" and "feature_lens", see ``icefall_kd.dataset.dataset``.
         Returns:
-          (N, T, sum of dims) float32 and (N,) int64, frames of 40 ms.
+          (N, T, sum of dims) float32 and its lengths (N,) int64, frames of 40 ms.
         """
-        lens = conv2d_subsampling_lens(batch["feature_lens"])
-        lens = torch.div(lens + 1, 2, rounding_mode="floor").clamp(min=1)
+        lens = encoder_output_lens(batch["feature_lens"]).clamp(min=1)
         aligned: list[Tensor] = []
         for name in self.fields:
             field = batch["fields"][name]
@@ -148,25 +154,31 @@ class FieldModel(AsrModel):
         return x, lens.to(x.device)
 
     def forward_encoder(self, x: Tensor, x_lens: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode :meth:`get_inputs`; see :meth:`AsrModel.forward_encoder`."""
+        """Encode the result of :meth:`get_inputs`.
+
+        Returns:
+          encoder_out (N, T, C) float and its lengths (N,) int64, frames of 40 ms.
+        """
         # torch 1.13 has no layer normalisation in bfloat16 on a CPU.
         with disable_cpu_autocast(x):
             return self.encoder(x, x_lens), x_lens
 
 
-Encoded = Sequence[Tensor]  # (N, T, C) of each model
+Encoded = Sequence[Tensor]  # encoder output (N, T, C) of each model
 
 
 class ModelEnsemble:
-    """The mean of the distributions of one or more transducers of one vocabulary.
+    """Average the distributions of one or more transducers with one vocabulary.
 
-    All models have the student's frame times.  Spikes of CTC heads may be in different
-    frames; at the nodes of one common path there is nothing to align.
+    All models have the student's frame times.  CTC heads may still put a token in
+    different frames, which flattens their mean (`score_ctc`).  At the nodes of a common
+    path the distributions correspond (`score_lattice`, `score_path`).
+
     Source: mean of an ensemble at the nodes of one path, essence knowledge
     distillation, 2019, arXiv:1906.10834.
 
     Attributes:
-      fields: that a batch must contain.
+      fields: names of the fields that a batch must contain.
     """
 
     def __init__(self, models: Sequence[AsrModel]) -> None:
@@ -174,22 +186,24 @@ class ModelEnsemble:
         self.fields = tuple(dict.fromkeys(f for m in models for f in m.fields))
 
     def encode(self, batch: Mapping[str, Any]) -> tuple[list[Tensor], Tensor]:
-        """Return each model's encoder output (N, T, C), and the lengths (N,)."""
+        """Return the encoder output (N, T, C) of each model, and the lengths (N,)."""
         outputs = [
             model.forward_encoder(*model.get_inputs(batch)) for model in self.models
         ]
         return [x for x, _ in outputs], outputs[0][1]
 
     def score_ctc(self, encoded: Encoded) -> Tensor:
-        """Return the mean of the CTC heads, (N, T, V) log-probabilities."""
+        """Return the mean of the CTC heads' distributions, (N, T, V), as logarithms."""
         return _average([m.ctc_output(x) for m, x in zip(self.models, encoded)])
 
     def score_lattice(self, encoded: Encoded, tokens: Sequence[int]) -> Tensor:
-        """Return the mean at every node, (T, U + 1, V) log-probabilities.
+        """Return the mean of the joiners' distributions at every node (t, u).
 
         Args:
           encoded: of one utterance, (1, T, C) of each model.
-          tokens:  its U tokens.
+          tokens:  the U tokens of the utterance.
+        Returns:
+          (T, U + 1, V) log-probabilities.
         """
         labels = torch.tensor([[BLANK_ID, *tokens]], device=encoded[0].device)
         log_probs = []
@@ -200,10 +214,13 @@ class ModelEnsemble:
         return _average(log_probs)
 
     def score_path(self, encoded: Encoded, emitted: Tensor) -> Tensor:
-        """Return the mean at the nodes of paths, (N, T, V) log-probabilities.
+        """Return the mean of the joiners' distributions at the nodes of paths.
 
         Args:
+          encoded: (N, T, C) of each model.
           emitted: (N, T) int64, token of each frame, 0 for the blank.
+        Returns:
+          (N, T, V) log-probabilities.
         """
         logits = [score_path(m, x, emitted)[0] for m, x in zip(self.models, encoded)]
         return _average([each.log_softmax(-1) for each in logits])

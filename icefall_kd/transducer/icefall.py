@@ -1,11 +1,12 @@
-"""Build a model from a checkpoint of icefall, whose shape is read from the weights.
+"""Build a model from a checkpoint of icefall; read its shape from the weights.
 
 ``pretrained.pt`` of icefall's ``export.py`` holds ``{"model": state_dict}`` and no
-configuration.  The shapes of the tensors determine every size except the dimensions of
-a head: tensors hold products of these with the number of heads.  The head dimensions
-come from the caller, a training checkpoint (``epoch-N.pt``) or icefall's defaults, and
-are checked against the tensors.  Options that matter only in training (dropout, feature
-masks, chunk sizes) are not recovered.
+configuration.  The shapes of the tensors determine all sizes except the dimensions of
+attention heads, because a tensor's size is the product of the head dimension and the
+number of heads.  The head dimensions come from the caller, from a training checkpoint
+(``epoch-N.pt``) or from icefall's defaults, and are checked against the tensors.
+Options that matter only in training (dropout, feature masks, chunk sizes) are not in
+the weights and keep the defaults of this project.
 """
 
 import logging
@@ -19,7 +20,7 @@ from icefall_kd import NUM_MEL_BINS
 from icefall_kd.core.config import ModelConfig, ZipformerConfig, to_dict
 from icefall_kd.transducer.model import AsrModel, build_model
 
-PerStack = Union[int, str, Sequence[int]]
+PerStack = Union[int, str, Sequence[int]]  # one value for all stacks, or one for each
 Weights = Mapping[str, Any]  # tensors or arrays by name
 
 HEAD_DIMS = {"query_head_dim": 32, "pos_head_dim": 4, "value_head_dim": 12}  # defaults
@@ -44,18 +45,19 @@ def build_icefall_model(
     heads: Mapping[str, PerStack],
     needed: Sequence[str] = (),
 ) -> tuple[AsrModel, dict[str, Tensor]]:
-    """Return a new model with the shape of icefall's weights, and the weights.
+    """Return a new model with the shape of icefall's weights, and these weights.
 
     A part of the model without tensors (the CTC head, or the transducer) is None.
     Tensors of parts that AsrModel does not have (an attention decoder) are dropped.
 
     Args:
-      checkpoint: the state dict as "model"; ``epoch-N.pt`` also holds the options.
-      heads: any of :data:`HEAD_OPTIONS`, preferred to the file's options; one number,
-        one for each stack, or icefall's form "4,4,8".
+      checkpoint: has the state dict as "model"; ``epoch-N.pt`` also has the options.
+      heads: any of :data:`HEAD_OPTIONS`; they replace the options in the file.  A value
+        is a number, a list with one for each stack, or icefall's form "4,4,8".
       needed: parts that must have tensors.
     Raises:
-      ValueError: if it is no Zipformer, lacks a part, or the heads do not fit.
+      ValueError: if the model is not a Zipformer, if it lacks a part, or if the heads
+        do not fit.
     """
     weights = checkpoint["model"]
     stored = {k: checkpoint[k] for k in HEAD_OPTIONS if k in checkpoint}
@@ -79,8 +81,10 @@ def build_icefall_model(
 def infer_model_config(weights: Weights, heads: Mapping[str, PerStack]) -> ModelConfig:
     """Return the model configuration of ``weights``.
 
+    Args:
+      heads: as of :func:`build_icefall_model`.
     Raises:
-      ValueError: if it is no Zipformer, or the heads do not fit.
+      ValueError: if the model is not a Zipformer, or if the heads do not fit.
     """
     unknown = sorted(set(heads) - set(HEAD_OPTIONS))
     if unknown:
@@ -91,14 +95,14 @@ def infer_model_config(weights: Weights, heads: Mapping[str, PerStack]) -> Model
 def infer_icefall_config(
     checkpoint: Mapping[str, Any], encoder: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the fields of ``ModelConfig`` that the weights of icefall determine.
+    """Return the options of ``ModelConfig`` that the weights of icefall determine.
 
     Args:
       checkpoint: as of :func:`build_icefall_model`.
-      encoder: fields of ``ZipformerConfig`` with the head options, for a file that has
+      encoder: options of ``ZipformerConfig``; its head options are used if the file has
         none.
     Raises:
-      ValueError: if it is no Zipformer, or the heads do not fit.
+      ValueError: if the model is not a Zipformer, or if the heads do not fit.
     """
     weights = checkpoint["model"]
     heads = {k: checkpoint.get(k, encoder[k]) for k in HEAD_OPTIONS if k in encoder}
@@ -124,7 +128,7 @@ def _infer_sizes(weights: Weights) -> dict[str, int]:
 
 
 def infer_frontend(weights: Weights) -> dict[str, Any]:
-    """Return the front end's fields of ``ZipformerConfig``."""
+    """Return the options of ``ZipformerConfig`` for the front end, from its weights."""
     *channels, hidden = (
         _shape(weights, f"encoder_embed.{layer}.weight")[0]
         for layer in ("conv.0", "conv.4", "conv.7", "convnext.pointwise_conv1")
@@ -202,7 +206,7 @@ def _read_stack(weights: Weights, i: int) -> dict[str, Any]:
 def _check_heads(
     stacks: Sequence[Mapping[str, Any]], heads: Mapping[str, PerStack]
 ) -> dict[str, tuple[int, ...]]:
-    """Return the dimensions and the number of heads of each stack.
+    """Return the dimensions of heads and the number of heads, for each stack.
 
     Raises:
       ValueError: if they do not fit the tensors.
@@ -232,9 +236,9 @@ def _check_heads(
                 if rows[name] != expected[name]
             ]
             raise ValueError(
-                f"stack {i} has not {number} heads with query_head_dim {query}, "
+                f"stack {i} does not have {number} heads with query_head_dim {query}, "
                 f"pos_head_dim {pos}, value_head_dim {value}: {'; '.join(wrong)}. Give "
-                "the dimensions of its training; these fit: "
+                "the dimensions of its training. These fit (query, pos, value): "
                 f"{'; '.join(_find_fitting_heads(rows))}"
             )
         num_heads.append(number)

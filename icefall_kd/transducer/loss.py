@@ -1,7 +1,7 @@
-"""Transducer and CTC losses, as icefall's forward_transducer and forward_ctc.
+"""Transducer and CTC losses, as in icefall's forward_transducer and forward_ctc.
 
-They compute in float32 without autocast, because sums of thousands of log-probabilities
-lose small differences in half precision.
+The losses are computed in float32 without autocast, because sums of thousands of
+log-probabilities lose small differences in half precision.
 """
 
 from collections.abc import Sequence
@@ -15,17 +15,21 @@ from icefall_kd.transducer.model import NO_TOKEN, AsrModel
 
 
 def pad_tokens(tokens: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Return token lists as a (N, U) int64 tensor, padded with the blank."""
+    """Return N lists of token ids as a (N, U) int64 tensor, padded with the blank."""
     longest = max((len(t) for t in tokens), default=0)
     rows: list[list[int]] = [list(t) + [BLANK_ID] * (longest - len(t)) for t in tokens]
     return torch.tensor(rows, dtype=torch.int64, device=device).view(-1, longest)
 
 
 def has_alignment(tokens: Sequence[Sequence[int]], lens: Tensor) -> Tensor:
-    """Return which utterances both losses can align, (N,) bool.
+    """Return a (N,) bool mask of the utterances that the transducer losses can align.
 
     An utterance needs a token, and more frames than tokens: k2's pruning needs a frame
     for each token, and the last blank needs one more.
+
+    Args:
+      tokens: N lists of token ids, without blanks.
+      lens:   (N,) int64, frames of the encoder's output.
     """
     counts = torch.tensor([len(t) for t in tokens], device=lens.device)
     return (counts > 0) & (lens > counts)
@@ -45,26 +49,28 @@ def pruned_transducer_loss(
 ) -> tuple[Tensor, Tensor]:
     """Compute the simple and the pruned transducer loss.
 
-    The simple loss, see `smoothed_logprobs`, selects ``prune_range`` labels for each
-    frame.  The pruned loss computes the joiner for these labels alone.
+    The gradient of the simple loss (`smoothed_logprobs`) selects ``prune_range`` labels
+    for each frame.  The pruned loss evaluates the joiner only for these labels.
 
     Source: Kuang et al., Pruned RNN-T for fast, memory-efficient ASR training, 2022,
     arXiv:2206.13236.
 
     Args:
+      model: has predictor, joiner and the projections ``simple_am_proj`` and
+        ``simple_lm_proj``.
       encoder_out:      (N, T, C) float.
-      encoder_out_lens: (N,) int64.
+      encoder_out_lens: (N,) int64, valid frames.
       tokens: N lists of token ids, without blanks.
       prune_range: labels scored at each frame, at least 2.
       am_scale, lm_scale: smoothing of the simple loss.
-      label_mask_prob: probability that a label of the predictor's input becomes
-        `NO_TOKEN`; keeps the predictor from memorising the texts of a small corpus.
+      label_mask_prob: probability that a label in the predictor's input becomes
+        `NO_TOKEN`, so that the predictor does not memorise the texts of a small corpus.
       reduction: "sum" over the batch or "none".
     Returns:
-      (simple, pruned), nats: scalars, or (N,) each when ``reduction`` is "none".
+      (simple, pruned) float32, nats: scalars, or (N,) each if ``reduction`` is "none".
       A value may be infinite or NaN for faulty audio or a diverged model.
     Raises:
-      ValueError: if an utterance has no token, or not more frames than tokens.
+      ValueError: if an utterance has no token, or no more frames than tokens.
     """
     import k2
 
@@ -98,7 +104,7 @@ def pruned_transducer_loss(
     ranges = k2.get_rnnt_prune_ranges(
         px_grad=px_grad, py_grad=py_grad, boundary=boundary, s_range=prune_range
     )
-    # Project before pruning: each frame and label once, not once for each pair.
+    # Project before pruning: once for each frame and label, not for each pair.
     am = model.joiner.encoder_proj(encoder_out).unsqueeze(2)
     lm = select_labels(model.joiner.decoder_proj(decoder_out), ranges)
     logits = model.joiner(am, lm, project_input=False)  # (N, T, R, V)
@@ -119,18 +125,23 @@ def smoothed_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Return the log-probabilities of labels and blanks of the simple joiner.
 
-    The joint probability is the normalised exp(lm + am).  The result is
-    (1 - am_scale - lm_scale) * joint + am_scale * acoustic + lm_scale * language: the
-    language part is normalised alone, the acoustic part with the mean language part.
-    The values are those of k2's ``get_rnnt_logprobs_smoothed`` (arXiv:2206.13236,
-    section 3.2).  This function selects the labels before it pairs them with frames, so
-    that the backward pass fills no (N, U, T, V) zeros: a tenth of a training step on a
-    CPU.
+    The result is (1 - am_scale - lm_scale) * joint + am_scale * acoustic
+    + lm_scale * language, where
+
+    - joint is the log-softmax of lm + am;
+    - language is the log-softmax of lm;
+    - acoustic is the log-softmax of am plus the logarithm of the mean language
+      probabilities.
+
+    The values equal those of k2's ``get_rnnt_logprobs_smoothed`` (arXiv:2206.13236,
+    section 3.2).  This function selects the labels before it pairs them with frames.
+    Its backward pass therefore fills no (N, U, T, V) zeros, which saves a tenth of a
+    training step on a CPU.
 
     Args:
-      lm: (N, U + 1, V) float32.
-      am: (N, T, V) float32.
-      symbols: (N, U) int64.
+      lm: (N, U + 1, V) float32, scores of the predictor.
+      am: (N, T, V) float32, scores of the encoder.
+      symbols: (N, U) int64, labels.
       lm_scale, am_scale: in [0, 1].
     Returns:
       px (N, U, T + 1) of the next label, -inf after the last frame; and
@@ -165,13 +176,13 @@ def smoothed_logprobs(
 
 
 def select_labels(lm: Tensor, ranges: Tensor) -> Tensor:
-    """Return the predictor's states of the labels that each frame scores.
+    """Return the predictor's outputs for the labels that each frame scores.
 
-    This is the language half of k2's ``do_rnnt_pruning``; its backward pass fills no
-    zeros for every pair of frame and label.
+    It computes the second result of k2's ``do_rnnt_pruning``, but its backward pass
+    fills no zeros for every pair of frame and label.
 
     Args:
-      lm: (N, U + 1, C).
+      lm: (N, U + 1, C), output of the predictor.
       ranges: (N, T, R) int64, from ``k2.get_rnnt_prune_ranges``.
     Returns:
       (N, T, R, C).
@@ -197,14 +208,14 @@ def ctc_loss(
       tokens: N lists of token ids, without blanks.
       reduction: "sum" over the batch or "none".
     Returns:
-      scalar, or (N,) when ``reduction`` is "none", in nats; infinite where an
-      utterance has fewer frames than tokens and repetitions.
+      scalar, or (N,) if ``reduction`` is "none", in nats; infinite if an utterance has
+      fewer frames than its tokens plus its pairs of equal neighbours.
     """
     with torch.autocast(log_probs.device.type, enabled=False):
         return F.ctc_loss(
             log_probs.float().transpose(0, 1),  # (N, T, V) -> (T, N, V)
-            # With lengths and targets on the CPU, torch uses its own kernel, which has
-            # no limit on lengths, instead of cuDNN's.
+            # With lengths and targets on the CPU, torch does not use the kernel of
+            # cuDNN, which limits the lengths.
             torch.tensor([t for row in tokens for t in row], dtype=torch.int64),
             lens.cpu(),
             torch.tensor([len(t) for t in tokens], dtype=torch.int64),

@@ -22,7 +22,7 @@ from icefall_kd.zipformer.regularisers import Balancer
 from icefall_kd.zipformer.scaling import scaled_linear
 from icefall_kd.zipformer.subsampling import MIN_FRAMES
 
-NO_TOKEN = -1  # a position without a token; its embedding is zero
+NO_TOKEN = -1  # id of a position without a token; its embedding is zero
 
 
 class Decoder(nn.Module):
@@ -34,8 +34,8 @@ class Decoder(nn.Module):
     Args:
       vocab_size: V, the blank included.
       decoder_dim: D, a multiple of 4.
-      context_size: number of previous tokens that the next token depends on; the
-        convolution is absent when it is 1.
+      context_size: number of previous tokens that the output depends on; with 1 there
+        is no convolution.
     Raises:
       ValueError: if ``context_size`` or ``decoder_dim`` is invalid.
     """
@@ -55,7 +55,7 @@ class Decoder(nn.Module):
         self.vocab_size = vocab_size
         self.context_size = context_size
         self.embedding = nn.Embedding(vocab_size, decoder_dim)
-        # Averaging models works only while the magnitudes do not drift.
+        # If the magnitudes drifted, the average of several checkpoints would be poor.
         limits = dict(min_positive=0.0, max_positive=1.0, min_abs=0.5, max_abs=1.0)
         self.balancer = Balancer(**limits, prob=0.05)
         if context_size > 1:
@@ -71,13 +71,14 @@ class Decoder(nn.Module):
     def forward(self, y: Tensor, need_pad: bool = True) -> Tensor:
         """Embed each position together with the tokens before it.
 
+        Output u depends on the ids u - context_size + 1 ... u.
+
         Args:
           y: (N, U) int64 token ids; negative ids (`NO_TOKEN`) have a zero embedding.
-          need_pad: True in training: position u depends on ids u - context_size + 1 ...
-            u, and the first positions are padded with zeros.  False in decoding: U is
-            ``context_size`` and the output has one position.
+          need_pad: True pads the start with zeros, for training.  False is for
+            decoding: U is ``context_size``, and the output has one position.
         Returns:
-          (N, U, D) float, or (N, 1, D) when ``need_pad`` is False.
+          (N, U, D) float, or (N, 1, D) if ``need_pad`` is False.
         """
         x = self.embedding(y.clamp(min=0)) * (y >= 0).unsqueeze(-1)
         x = self.balancer(x)
@@ -90,13 +91,19 @@ class Decoder(nn.Module):
 
 
 class Joiner(nn.Module):
-    """Scores of tokens: ``output_linear(tanh(encoder_proj(x) + decoder_proj(y)))``."""
+    """Token logits: ``output_linear(tanh(encoder_proj(x) + decoder_proj(y)))``.
+
+    Args:
+      encoder_dim, decoder_dim: C and D, dimensions of the two inputs.
+      joiner_dim: hidden dimension.
+      vocab_size: V, the blank included.
+    """
 
     def __init__(
         self, encoder_dim: int, decoder_dim: int, joiner_dim: int, vocab_size: int
     ) -> None:
         super().__init__()
-        # A small initial scale makes the scores of the first batches nearly uniform.
+        # A small initial scale makes the first distributions nearly uniform.
         self.encoder_proj = scaled_linear(encoder_dim, joiner_dim, initial_scale=0.25)
         self.decoder_proj = scaled_linear(decoder_dim, joiner_dim, initial_scale=0.25)
         self.output_linear = nn.Linear(joiner_dim, vocab_size)
@@ -104,7 +111,7 @@ class Joiner(nn.Module):
     def forward(
         self, encoder_out: Tensor, decoder_out: Tensor, project_input: bool = True
     ) -> Tensor:
-        """Score every token for pairs of encoder and predictor frames.
+        """Compute the logits for pairs of encoder and predictor outputs.
 
         Args:
           encoder_out: (..., C) float, or (..., joiner_dim) if already projected.
@@ -130,15 +137,15 @@ class Joiner(nn.Module):
 class AsrModel(nn.Module):
     """Zipformer transducer with a CTC head.
 
-    ``simple_am_proj`` and ``simple_lm_proj`` serve only the loss that finds the pruning
-    bounds: Kuang et al., Pruned RNN-T, 2022, arXiv:2206.13236.
+    Only the simple loss, which finds the pruning bounds, uses ``simple_am_proj`` and
+    ``simple_lm_proj``: Kuang et al., Pruned RNN-T, 2022, arXiv:2206.13236.
 
     Attributes:
-      encoder_dim: C of the encoder's output.
+      encoder_dim: C, dimension of the encoder's output.
       vocab_size: V, the blank included.
-      fields: Shar fields that the encoder reads; empty if it reads fbank.
-      min_frames: input frames that give one output frame.
-      padding_value: padding of the input.
+      fields: names of the fields that the encoder reads; empty if it reads fbank.
+      min_frames: smallest number of input frames that gives an output frame.
+      padding_value: value of padded input.
     """
 
     fields: tuple[str, ...] = ()
@@ -169,7 +176,13 @@ class AsrModel(nn.Module):
         )
 
     def get_inputs(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return the encoder's input in a batch, and its lengths."""
+        """Return the encoder's input in a batch, and its lengths.
+
+        Args:
+          batch: see ``icefall_kd.dataset.dataset``.
+        Returns:
+          (N, T, F) float32, fbank, and (N,) int64, valid frames of 10 ms.
+        """
         return batch["features"], batch["feature_lens"]
 
     def forward_encoder(self, x: Tensor, x_lens: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,10 +201,13 @@ class AsrModel(nn.Module):
     def forward_stacks(
         self, x: Tensor, x_lens: Tensor
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Encode as :meth:`forward_encoder`, and return the stacks' outputs too.
+        """Encode as :meth:`forward_encoder`; also return the outputs of the stacks.
 
+        Args:
+          x, x_lens: as in :meth:`forward_encoder`.
         Returns:
-          encoder_out, its lengths, and for each stack (N, T50, C_i), frames of 20 ms.
+          encoder_out, its lengths, and the output of each stack, (N, (T - 7) // 2, C_i)
+          in frames of 20 ms.
         """
         x, x_lens = self.encoder_embed(x, x_lens)
         with disable_cpu_autocast(x):
@@ -209,11 +225,11 @@ class AsrModel(nn.Module):
         """Encode one chunk of each stream.
 
         Args:
-          x: (N, T, F) float32, T = 2 * chunk_size + 13; the next chunk starts
+          x: (N, T, F) float32, fbank, T = 2 * chunk_size + 13; the next window starts
             2 * chunk_size frames later.
           states: from :meth:`init_states` or the previous call.
         Returns:
-          encoder_out (N, chunk_size / 2, C), lengths (N,) and the next states.
+          encoder_out (N, chunk_size / 2, C), its lengths (N,), and the next states.
         """
         return streaming.streaming_forward(self.encoder_embed, self.encoder, x, states)
 
@@ -238,7 +254,7 @@ def build_model(config: ModelConfig) -> AsrModel:
         "vocab_size": config.vocab_size,
     }
     if config.field_encoder is not None:
-        # A FieldModel is an AsrModel: its module imports this one.
+        # Not at the top, because that module imports this one.
         from icefall_kd.transducer.field_encoder import FieldModel
 
         return FieldModel(config.field_encoder, **parts)
@@ -262,7 +278,7 @@ def get_stack_dims(
       stacks: indices from 0; negative from the end.
       option: name of the option with these indices, for the error message.
     Raises:
-      ValueError: if there is no such stack, or the encoder has no stacks.
+      ValueError: if a stack does not exist, or the encoder has no stacks.
     """
     if config.field_encoder is not None:
         raise ValueError(
@@ -271,5 +287,8 @@ def get_stack_dims(
     dims = config.encoder.encoder_dim
     for stack in stacks:
         if not -len(dims) <= stack < len(dims):
-            raise ValueError(f"{option}: no stack {stack}, there are {len(dims)}")
+            raise ValueError(
+                f"{option}: no stack {stack}. Available: {-len(dims)} to "
+                f"{len(dims) - 1}."
+            )
     return [dims[stack] for stack in stacks]

@@ -1,8 +1,12 @@
 """Compare our model with the outputs of a reference implementation.
 
-A parity file is an ``.npz`` with the model configuration (``config``, JSON), all
-weights (``param/<name>``), an input (``x``, ``x_lens``, ``decoder_in``, ``y``) and the
-reference's outputs.  Every output in the file is compared.
+A parity file is an ``.npz`` with
+
+- ``config``: options of ModelConfig and ZipformerConfig in one JSON object;
+- ``param/<name>``: all weights;
+- inputs: ``x`` (N, T, F), ``x_lens`` (N,), and for some outputs ``decoder_in`` (N, U)
+  and ``y`` (JSON lists of token ids);
+- outputs of the reference, all of which are compared: see :func:`compute_outputs`.
 """
 
 import dataclasses
@@ -29,7 +33,7 @@ PREFIX = "param/"
 # Fields of ModelConfig; the others are of ZipformerConfig.
 MODEL_FIELDS = ("vocab_size", "decoder_dim", "joiner_dim", "context_size")
 INPUTS = ("config", "x", "x_lens", "decoder_in", "y")
-# Output -> parts besides the encoder that compute it.
+# Output -> parts that compute it, in addition to the encoder.
 PARTS_OF = {
     "decoder_out": ("decoder",),
     "joiner_logits": ("decoder", "joiner"),
@@ -38,7 +42,7 @@ PARTS_OF = {
     "simple_loss": ("decoder", "joiner", "simple_am_proj", "simple_lm_proj"),
     "pruned_loss": ("decoder", "joiner", "simple_am_proj", "simple_lm_proj"),
 }
-PRUNE_RANGE, AM_SCALE, LM_SCALE = 5, 0.0, 0.25  # of the file's transducer losses
+PRUNE_RANGE, AM_SCALE, LM_SCALE = 5, 0.0, 0.25  # options of the transducer losses
 
 
 def load_arrays(path: Pathlike) -> dict[str, np.ndarray]:
@@ -57,12 +61,14 @@ def load_arrays(path: Pathlike) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: not an .npz file ({e})") from e
     missing = [name for name in ("config", "x", "x_lens") if name not in arrays]
     if missing:
-        raise ValueError(f"{path}: not a parity file, it lacks {missing}")
+        raise ValueError(f"{path}: not a parity file: the arrays {missing} are missing")
     return arrays
 
 
 def read_config(arrays: Arrays) -> ModelConfig:
-    """Return the configuration; the front end's sizes come from its weights.
+    """Return the configuration of a parity file.
+
+    The front end's sizes come from its weights if ``config`` does not have them.
 
     Raises:
       ValueError: if ``config`` has an unknown key or sizes that do not fit.
@@ -84,7 +90,7 @@ def _weights(arrays: Arrays) -> dict[str, np.ndarray]:
 
 
 def load_model(arrays: Arrays) -> AsrModel:
-    """Return the model with the file's weights, in evaluation mode.
+    """Return the model with the weights of a parity file, in evaluation mode.
 
     A part without weights, such as the CTC head, is None.
 
@@ -98,17 +104,19 @@ def load_model(arrays: Arrays) -> AsrModel:
     for part in set(PARTS) - present - {"encoder_embed", "encoder"}:
         outputs = [name for name in arrays if part in PARTS_OF.get(name, ())]
         if outputs:
-            raise ValueError(f"the file has {outputs}, but no weights of '{part}'")
+            raise ValueError(
+                f"parity file: it has {outputs}, but no weights of '{part}'; add them"
+            )
         setattr(model, part, None)
     load_weights(model, weights, "parity file")
     return model.eval()
 
 
 class Difference(NamedTuple):
-    """The difference of an output from the reference.
+    """The difference between our output and the reference's.
 
     Attributes:
-      name: of the output.
+      name: name of the output.
       largest: largest absolute difference; infinite if the shapes differ.
       resolution: rounding error of a loss in float32.
     """
@@ -151,7 +159,7 @@ def largest_difference(ours: Optional[Tensor], expected: np.ndarray) -> float:
 
 
 def compute_outputs(model: AsrModel, arrays: Arrays) -> dict[str, Any]:
-    """Return the outputs of our model for the inputs of a file, by name."""
+    """Return name -> output of our model, for the inputs of a parity file."""
     x, x_lens = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["x_lens"])
     embed_out, embed_out_lens = model.encoder_embed(x, x_lens)
     encoder_out, lens = model.forward_encoder(x, x_lens)
@@ -192,7 +200,11 @@ def compute_outputs(model: AsrModel, arrays: Arrays) -> dict[str, Any]:
 
 
 def encode_by_chunks(model: AsrModel, x: Tensor) -> Tensor:
-    """Return the encoder's output for the complete chunks of ``x``, (N, T, F)."""
+    """Return the encoder's output for the complete chunks of a stream.
+
+    Args:
+      x: (N, T, F) float32, fbank.
+    """
     chunk_size = model.encoder.config.chunk_size[0]
     states = model.init_states(x.size(0))
     chunks = []

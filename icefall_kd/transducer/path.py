@@ -1,8 +1,8 @@
 """Viterbi paths of a transducer with at most one token in each frame.
 
-From node (t, u), after u tokens, the blank leads to (t + 1, u) and the next token to
+Node (t, u) is frame t after u tokens.  The blank leads to (t + 1, u), the next token to
 (t + 1, u + 1), as in the searches of ``decoding`` and of sherpa-onnx.  A path has one
-node in each frame, so distributions along it have the axis of time.
+node in each frame, and therefore one distribution in each frame.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def best_path(log_probs: Tensor, tokens: Sequence[int]) -> Tensor:
     """Return the token that the most probable path emits in each frame.
 
     Args:
-      log_probs: (T, U + 1, V) float, of the joiner at every node.
+      log_probs: (T, U + 1, V) float, log-probabilities of the joiner at every node.
       tokens:    the U tokens of the utterance.
     Returns:
       (T,) int64, 0 for the blank.
@@ -84,7 +84,7 @@ def score_path(
     distributions instead of T x U.
 
     Args:
-      model:       has ``decoder`` and ``joiner``.
+      model:       its ``decoder`` and ``joiner`` are used.
       encoder_out: (N, T, C) float.
       emitted:     (N, T) int64, token of each frame, 0 for the blank and padding.
     Returns:
@@ -100,6 +100,12 @@ def score_path(
 
 
 def remove_blanks(emitted: Tensor) -> Tensor:
-    """Return the tokens of paths, (N, max U) int64, padded with 0."""
+    """Return the tokens of paths.
+
+    Args:
+      emitted: (N, T) int64, 0 for the blank.
+    Returns:
+      (N, U) int64, padded with 0.
+    """
     rows: list[Tensor] = [row[row != BLANK_ID] for row in emitted]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

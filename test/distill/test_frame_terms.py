@@ -252,7 +252,7 @@ def test_a_teacher_of_another_rate_or_length_is_refused(student, batch, infos):
     "cls, options, match",
     [
         (InterCtcTerm, InterCtcConfig(final=False), "terms.inter_ctc .*stacks.*final"),
-        (InterCtcTerm, InterCtcConfig(stacks=(2,)), "no stack 2, there are 2"),
+        (InterCtcTerm, InterCtcConfig(stacks=(2,)), "no stack 2. Available: -2 to 1"),
         (InterCtcTerm, InterCtcConfig(delay=-1), "terms.inter_ctc.delay: -1"),
         (OneBestTerm, OneBestConfig(), "terms.one_best.teacher is empty"),
         (

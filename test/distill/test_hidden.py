@@ -195,7 +195,10 @@ def test_frames_at_the_rate_of_the_stacks_are_copied_and_others_averaged():
         ({"losses": {"l2": 0.0}}, "at least one stack and one loss"),
         ({"losses": {"l9": 1.0}}, "terms.hidden.losses: .*l9"),
         ({"delay": -1}, "terms.hidden.delay: -1"),
-        ({"stacks": {2: "near"}, "stack_weights": {}}, "no stack 2, there are 2"),
+        (
+            {"stacks": {2: "near"}, "stack_weights": {}},
+            "no stack 2. Available: -2 to 1",
+        ),
     ],
 )
 def test_invalid_options_are_refused(student, infos, options, match):

@@ -324,7 +324,7 @@ def test_a_missing_or_untrained_head_is_refused(
     path = tmp_path / "ctc.pt"
     save_pretrained(path, weights, students.STUDENT, tokenizer.model_bytes, trained)
     assert list(teacher_of(path, outputs="ctc").outputs) == ["zip_ctc"]
-    with pytest.raises(ValueError, match="ctc.pt: no term of its training"):
+    with pytest.raises(ValueError, match="ctc.pt: no term trained"):
         teacher_of(path, outputs=["ctc", "path"])
 
 

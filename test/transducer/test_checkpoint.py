@@ -1,4 +1,4 @@
-"""Heads that a checkpoint lacks or that no run has trained."""
+"""Heads of a checkpoint that are missing or untrained."""
 
 import pytest
 import torch
@@ -20,8 +20,8 @@ CTC = {"transducer": None, "ctc": {"weight": 0.5}}
 
 
 @pytest.fixture
-def transducer_alone(checkpoint, tmp_path):
-    """A checkpoint without weights of a CTC head."""
+def transducer_only(checkpoint, tmp_path):
+    """A checkpoint without the weights of a CTC head."""
     saved = load_checkpoint(checkpoint)
     saved["model"] = {
         name: value
@@ -33,12 +33,12 @@ def transducer_alone(checkpoint, tmp_path):
 
 
 def test_a_checkpoint_without_a_ctc_head_decodes_with_the_transducer(
-    transducer_alone, waves
+    transducer_only, waves
 ):
-    model, _, info = load_model(transducer_alone)
+    model, _, info = load_model(transducer_only)
     with pytest.raises(ValueError, match=r"a\.pt: the model has no ctc head"):
-        check_head(model, "ctc", info, str(transducer_alone))
-    check_head(model, "transducer", info, str(transducer_alone))
+        check_head(model, "ctc", info, str(transducer_only))
+    check_head(model, "transducer", info, str(transducer_only))
     features = compute_fbank([torch.from_numpy(next(iter(waves.values())))])
     assert decode_full_context(model, features, DecodeOptions())[0].tokens
 
@@ -61,13 +61,13 @@ def test_a_head_that_may_be_trained_is_accepted(student):
 
 
 def test_a_checkpoint_lists_the_parts_that_its_run_trained(student):
-    info = {"config": {"terms": {"a term of the user": {"weight": 1.0}}}}
-    with pytest.raises(ValueError, match="no term"):
+    info = {"config": {"terms": {"term_of_a_user": {"weight": 1.0}}}}
+    with pytest.raises(ValueError, match="no term trained the ctc head"):
         check_head(student, "ctc", info, "x.pt")
     check_head(student, "ctc", {**info, "trained_parts": ["ctc_output"]}, "x.pt")
 
 
-def test_terms_of_a_checkpoint_without_that_list_show_what_was_trained():
+def test_trained_parts_follow_from_the_terms_of_an_older_checkpoint():
     def trained(terms):
         return trained_parts({"config": {"terms": terms}})
 

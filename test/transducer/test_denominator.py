@@ -1,4 +1,4 @@
-"""Bigrams, and denominator graphs against sums over all paths."""
+"""Bigrams, and denominator graphs compared with sums over all paths."""
 
 import itertools
 import math
@@ -31,7 +31,8 @@ def graph():
     return build_denominator(TEXTS, VOCAB)
 
 
-def language_score(tokens):
+def bigram_score(tokens):
+    """Return the log-probability of a text."""
     seen, unigram, backoff = estimate_bigram(TEXTS, VOCAB)
     total, padded = 0.0, [0, *tokens, -1]
     for a, b in zip(padded, padded[1:]):
@@ -40,16 +41,17 @@ def language_score(tokens):
 
 
 def collapse(path):
+    """Merge repeated symbols and drop blanks."""
     kept = [p for p, _ in itertools.groupby(path)]
     return [p for p in kept if p != 0]
 
 
 def slow_total(log_probs):
-    """Return the log-sum over all label sequences of the frames."""
+    """Return the log-sum over all sequences of one symbol for each frame."""
     scores = []
     for path in itertools.product(range(VOCAB), repeat=len(log_probs)):
         acoustic = sum(float(log_probs[t, p]) for t, p in enumerate(path))
-        scores.append(acoustic + language_score(collapse(path)))
+        scores.append(acoustic + bigram_score(collapse(path)))
     return float(torch.tensor(scores, dtype=torch.float64).logsumexp(0))
 
 

@@ -15,14 +15,14 @@ from icefall_kd.transducer.model import build_model
 from icefall_kd.transducer.parity import PREFIX, read_config
 
 DATA = Path(__file__).parents[1] / "zipformer/data"
-# Of both reference models; the other head options are icefall's defaults.
+# Both reference models have these heads; the other options are icefall's defaults.
 HEADS = {"query_head_dim": [8, 16, 8], "value_head_dim": [8, 12, 8]}
+# Options that the weights do not determine.
 TRAINING_ONLY = ("encoder_unmasked_dim", "chunk_size", "left_context_frames")
-TRAINED_WITH = to_dict(ZipformerConfig())
-TRAINED_WITH = {k: TRAINED_WITH[k] for k in (*TRAINING_ONLY[1:], "dropout")}
 
 
 def read(name):
+    """Return the arrays and the weights of a reference model."""
     with np.load(DATA / f"{name}.npz") as file:
         arrays = dict(file)
     weights = {
@@ -35,7 +35,7 @@ def read(name):
 
 @pytest.fixture(params=["causal", "noncausal"])
 def reference(request):
-    """Return arrays and weights of a small model of icefall."""
+    """Arrays and weights of a small model of icefall."""
     return read(request.param)
 
 
@@ -53,13 +53,15 @@ def test_inferred_config_equals_that_of_the_run(reference):
     arrays, weights = reference
     run = to_dict(read_config(arrays))
     found = infer_icefall_config({"model": weights}, run["encoder"])
-    assert found["encoder"].items() <= {**run["encoder"], **TRAINED_WITH}.items()
+    defaults = to_dict(ZipformerConfig())
+    not_inferred = {k: defaults[k] for k in (*TRAINING_ONLY, "dropout")}
+    assert found["encoder"].items() <= {**run["encoder"], **not_inferred}.items()
     assert {k: run[k] for k in found if k != "encoder"} == {
         k: v for k, v in found.items() if k != "encoder"
     }
     assert len(found) == 5
     run["encoder"]["query_head_dim"] = [16, 16, 16]
-    with pytest.raises(ValueError, match="query_head_dim 16.*these fit"):
+    with pytest.raises(ValueError, match="query_head_dim 16.*These fit"):
         infer_icefall_config({"model": weights}, run["encoder"])
 
 
@@ -79,7 +81,7 @@ def test_loaded_model_computes_the_outputs_of_icefall(reference, tmp_path):
     np.testing.assert_allclose(log_probs, arrays["ctc_log_probs"], atol=1e-4)
 
 
-def test_a_training_checkpoint_of_icefall_contains_its_heads(tmp_path):
+def test_the_heads_are_read_from_a_training_checkpoint_of_icefall(tmp_path):
     _, weights = read("noncausal")
     options = {k: ",".join(map(str, v)) for k, v in HEADS.items()}
     options.update(num_heads="2,4,2", pos_head_dim="4", exp_dir=Path("zipformer/exp"))
@@ -116,7 +118,7 @@ def test_wrong_heads_are_refused_with_the_tensor_and_fitting_heads(tmp_path):
     with pytest.raises(ValueError) as e:
         load_model(tmp_path / "a.pt")
     message = str(e.value)
-    assert "a.pt: stack 0 has not 2 heads with query_head_dim 32" in message
+    assert "a.pt: stack 0 does not have 2 heads with query_head_dim 32" in message
     layer = "encoder.encoders.0.layers.0.self_attn_weights"
     assert f"{layer}.in_proj.weight has 40 rows, not 136" in message
     assert "2 heads of 8, 4, 8" in message
@@ -126,7 +128,7 @@ def test_wrong_heads_are_refused_with_the_tensor_and_fitting_heads(tmp_path):
     "heads, message",
     [
         ({**HEADS, "pos_head_dim": 8}, "linear_pos|in_proj"),
-        ({**HEADS, "num_heads": [2, 4, 4]}, "stack 2 has not 4 heads"),
+        ({**HEADS, "num_heads": [2, 4, 4]}, "stack 2 does not have 4 heads"),
         ({**HEADS, "num_heads": [2, 4]}, "num_heads .* each of 3 stacks"),
         ({**HEADS, "head_dim": 8}, r"\['head_dim'\]"),
     ],
@@ -166,17 +168,18 @@ def test_a_transducer_without_a_ctc_head_loads(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "gone", ["encoder.encoders.1", "encoder_embed.conv.4", "encoder.downsample_output"]
+    "missing",
+    ["encoder.encoders.1", "encoder_embed.conv.4", "encoder.downsample_output"],
 )
-def test_other_weights_are_refused(gone, tmp_path):
+def test_incomplete_weights_are_refused(missing, tmp_path):
     _, weights = read("noncausal")
-    rest = {k: v for k, v in weights.items() if not k.startswith(gone)}
+    rest = {k: v for k, v in weights.items() if not k.startswith(missing)}
     torch.save({"model": rest}, tmp_path / "a.pt")
     with pytest.raises(ValueError, match="a.pt: not the weights of a Zipformer"):
         load_model(tmp_path / "a.pt", heads=HEADS)
 
 
-def test_head_options_of_our_checkpoint_are_refused(tmp_path):
+def test_head_options_are_refused_for_a_checkpoint_with_a_configuration(tmp_path):
     torch.save({"model": {}, "model_config": {}}, tmp_path / "a.pt")
     with pytest.raises(ValueError, match=re.escape("leave out ['num_heads']")):
         load_model(tmp_path / "a.pt", heads={"num_heads": 4})

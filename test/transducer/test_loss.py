@@ -36,7 +36,8 @@ def full_sum(log_probs, y):
     """Return -log P(y) by Graves' recursion over the full lattice.
 
     Args:
-      log_probs: (T, U+1, V) float64, ``y``: U ids.
+      log_probs: (T, U + 1, V) float64.
+      y: U token ids.
     """
     frames, labels, _ = log_probs.shape
     alpha = np.full((frames, labels), -math.inf)
@@ -52,7 +53,7 @@ def full_sum(log_probs, y):
 
 
 def joint_log_probs(model, encoder_out, y):
-    """Score all (t, u) of one utterance with the full joiner, float64."""
+    """Return the joiner's log-probabilities at all nodes, (T, U + 1, V) float64."""
     decoder_out = model.decoder(torch.tensor([[0] + y]))
     logits = model.joiner(encoder_out[:, None], decoder_out[0][None])
     return logits.log_softmax(-1).detach().double().numpy()

@@ -1,4 +1,4 @@
-"""The mean of several models, against one node at a time."""
+"""The mean of several models, compared with one node at a time."""
 
 import pytest
 import torch
@@ -48,8 +48,8 @@ def encoded(ensemble):
 
 
 @torch.no_grad()
-def node(ensemble, encoded, t, before):
-    """Return the mean probabilities of the models at frame t after some tokens."""
+def mean_at_node(ensemble, encoded, t, before):
+    """Return the mean of the models' probabilities at frame t after tokens."""
     total = torch.zeros(VOCAB)
     for model, x in zip(ensemble.models, encoded):
         decoder_out = model.decoder(torch.tensor([[0, *before]]))[:, -1]
@@ -58,14 +58,14 @@ def node(ensemble, encoded, t, before):
 
 
 @torch.no_grad()
-def test_every_node_has_the_mean_of_all(ensemble, encoded):
+def test_every_node_has_the_mean_of_all_models(ensemble, encoded):
     lattice = ensemble.score_lattice(encoded, TOKENS)
     assert lattice.shape == (FRAMES, len(TOKENS) + 1, VOCAB)
     emitted = best_path(lattice, TOKENS)
     on_path = ensemble.score_path(encoded, emitted[None])[0]
     for t, u in enumerate(count_emitted(emitted).tolist()):
         for k in range(len(TOKENS) + 1):
-            expected = node(ensemble, encoded, t, TOKENS[:k])
+            expected = mean_at_node(ensemble, encoded, t, TOKENS[:k])
             torch.testing.assert_close(lattice[t, k].exp(), expected)
         torch.testing.assert_close(on_path[t], lattice[t, u])
     ctc = sum(m.ctc_output(x).exp() for m, x in zip(ensemble.models, encoded)) / 2
@@ -74,7 +74,7 @@ def test_every_node_has_the_mean_of_all(ensemble, encoded):
 
 
 @torch.no_grad()
-def test_the_mean_of_one_model_is_its_own_output(ensemble, encoded):
+def test_the_mean_of_one_model_is_its_output(ensemble, encoded):
     model, x = ensemble.models[1], encoded[1]
     alone = ModelEnsemble([model])
     assert torch.equal(alone.score_ctc([x]), model.ctc_output(x))

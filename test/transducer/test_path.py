@@ -1,4 +1,4 @@
-"""One-best paths against all paths, and scores node by node."""
+"""One-best paths compared with all paths, and scores node by node."""
 
 import itertools
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from icefall_kd.transducer.model import AsrModel, Joiner
+from icefall_kd.transducer.model import AsrModel, Decoder, Joiner
 from icefall_kd.transducer.path import best_path, count_emitted, score_path
 
 VOCAB = 7
 
 
-def all_paths(num_frames, tokens):
-    """Every choice of the frames in which the tokens are emitted."""
+def list_paths(num_frames, tokens):
+    """Yield every choice of the frames that emit the tokens."""
     for frames in itertools.combinations(range(num_frames), len(tokens)):
         emitted = [0] * num_frames
         for frame, token in zip(frames, tokens):
@@ -36,7 +36,7 @@ def test_best_path_equals_the_best_of_all_paths(num_frames, num_tokens, seed):
     tokens = torch.randint(1, VOCAB, (num_tokens,)).tolist()
     log_probs = (2 * torch.randn(num_frames, num_tokens + 1, VOCAB)).log_softmax(-1)
     found = best_path(log_probs, tokens).tolist()
-    expected = max(score(log_probs, p) for p in all_paths(num_frames, tokens))
+    expected = max(score(log_probs, p) for p in list_paths(num_frames, tokens))
     assert [t for t in found if t] == tokens
     assert score(log_probs, found) == pytest.approx(expected, rel=1e-5)
 
@@ -52,7 +52,6 @@ def test_count_emitted_counts_the_tokens_before_a_frame():
 
 
 def test_score_path_gives_the_logits_of_each_node():
-    from icefall_kd.transducer.model import Decoder
 
     torch.manual_seed(0)
     model = AsrModel(

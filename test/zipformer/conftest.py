@@ -1,4 +1,4 @@
-"""A small Zipformer, causal or not."""
+"""Fixtures: a small Zipformer, causal or not."""
 
 import dataclasses
 

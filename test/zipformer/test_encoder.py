@@ -4,18 +4,12 @@ import pytest
 import torch
 
 from icefall_kd.core.frames import make_pad_mask
-from icefall_kd.zipformer.encoder import (
-    convert_num_channels,
-    make_chunk_mask,
-)
-from icefall_kd.zipformer.scaling import (
-    ScheduledFloat,
-    find_schedules,
-    set_batch_count,
-)
+from icefall_kd.zipformer.encoder import convert_num_channels, make_chunk_mask
+from icefall_kd.zipformer.scaling import find_schedules, set_batch_count
 
 
 def encode(embed, encoder, x, lens):
+    """Return the encoder's output for fbank, and its lengths."""
     y, lens = embed(x, lens)
     mask = make_pad_mask(lens, y.shape[1])
     y, lens, _ = encoder(y, lens, mask)
@@ -43,7 +37,7 @@ def test_convert_num_channels_cuts_or_pads_with_zeros():
     assert convert_num_channels(x, 5)[0, 0].tolist() == [1, 1, 1, 0, 0]
 
 
-def test_output_has_the_widest_dimension_and_half_the_frames(make_encoder):
+def test_output_has_the_largest_dimension_and_half_the_frames(make_encoder):
     embed, encoder = make_encoder()
     lens = torch.tensor([100, 80])
     with torch.no_grad():
@@ -136,7 +130,7 @@ def test_warmup_batches_stretch_all_schedules(make_encoder):
     embed, encoder = make_encoder(warmup_batches=400.0)
     found = [*find_schedules(embed), *find_schedules(encoder)]
     assert len(found) > 50
-    assert all(isinstance(s, ScheduledFloat) and s.stretch == 0.1 for s in found)
+    assert all(schedule.stretch == 0.1 for schedule in found)
 
 
 @pytest.mark.parametrize(

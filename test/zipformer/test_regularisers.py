@@ -1,4 +1,4 @@
-"""Balancer and Whiten against autograd of their penalties."""
+"""Balancer and Whiten, compared with autograd of their penalties."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from icefall_kd.zipformer.regularisers import (
 
 
 def slow_balancer(x, grad, limits, scale):
-    """Autograd of |m - clip(m)| + |ln(clip(r) / r)|, normalised by channel."""
+    """Add autograd's gradient of |m - clip(m)| + |ln(clip(r) / r)| to ``grad``."""
     low_mean, high_mean, low_rms, high_rms = limits
     x = x.detach().requires_grad_()
     power = (x**2).mean(0)
@@ -27,9 +27,9 @@ def slow_balancer(x, grad, limits, scale):
     return grad + grad.abs() * penalty
 
 
-def frames_of_all_kinds(seed=0) -> torch.Tensor:
-    """(500, 5): within limits, too positive, too negative, too small, too large."""
-    torch.manual_seed(seed)
+def make_channels() -> torch.Tensor:
+    """Return (500, 5) channels within the limits, and beyond each of them."""
+    torch.manual_seed(0)
     spread = torch.tensor([1.0, 1.0, 1.0, 0.01, 50.0], dtype=torch.float64)
     shift = torch.tensor([0.0, 3.0, -3.0, 0.001, 20.0], dtype=torch.float64)
     return torch.randn(500, 5, dtype=torch.float64) * spread + shift
@@ -37,7 +37,7 @@ def frames_of_all_kinds(seed=0) -> torch.Tensor:
 
 def test_balancer_adds_the_gradient_of_its_penalty():
     balancer = Balancer(0.3, 0.7, 0.2, 10.0, prob=1.0)
-    x = frames_of_all_kinds().requires_grad_()
+    x = make_channels().requires_grad_()
     grad = torch.randn_like(x)
     y = balancer(x.view(10, 50, 5))
     assert torch.equal(y.detach().view(500, 5), x.detach())

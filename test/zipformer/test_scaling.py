@@ -1,4 +1,4 @@
-"""The building blocks of the Zipformer against their definitions."""
+"""The building blocks of the Zipformer, compared with their definitions."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_schedule_interpolates_and_is_constant_outside_its_points(batch, value):
     assert float(holder.rate) == pytest.approx(value)
 
 
-def test_schedule_has_its_default_outside_training_and_before_a_batch_count():
+def test_schedule_has_its_default_in_evaluation_and_before_a_batch_count():
     holder = Holder()
     assert float(holder.rate) == 0.5
     set_batch_count(holder, 100)
@@ -70,11 +70,11 @@ def wide_range(dtype) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("swoosh", [swoosh_l, swoosh_r])
-@pytest.mark.parametrize("trains", [False, True])
-def test_swoosh_follows_its_definition(swoosh, trains):
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_swoosh_follows_its_definition(swoosh, needs_grad):
     x = wide_range(torch.float32)
     expected = DEFINITIONS[swoosh](x.double())
-    y = swoosh(x.requires_grad_(trains)).detach().double()
+    y = swoosh(x.requires_grad_(needs_grad)).detach().double()
     torch.testing.assert_close(y, expected, atol=2e-6, rtol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Streaming against the chunk-masked full pass."""
+"""Streaming, compared with a pass over all frames with a chunk mask."""
 
 import pytest
 import torch
@@ -104,7 +104,7 @@ def test_states_have_sherpa_onnx_order_and_shapes(make_encoder):
     assert after[-1].tolist() == [8, 8, 8]
 
 
-def test_set_chunk_replaces_the_chunk_of_the_config(make_encoder):
+def test_set_chunk_replaces_the_chunk_of_the_configuration(make_encoder):
     embed, encoder = make_encoder(**CAUSAL)
     encoder.set_chunk(16, 64)
     assert get_streaming_chunk(encoder) == (16, 64)
