@@ -29,7 +29,6 @@ REMEDIES = {
     "multi_quantization": "pip install 'icefall_kd[cache]'",
     "matplotlib": "pip install 'icefall_kd[cache]'",
     "upath": "pip install 'icefall_kd[cache]'",
-    "jinja2": "pip install jinja2",
 }
 
 

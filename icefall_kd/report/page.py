@@ -10,9 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
+import jinja2
 import numpy as np
+import soundfile
 
 from icefall_kd.core.files import Pathlike, read_text
+from icefall_kd.fields.reader import open_shar
 from icefall_kd.recognition.scoring import NO_WORD, Recognition, align_words
 from icefall_kd.report import charts as charts_module
 from icefall_kd.report.charts import Chart, layout
@@ -44,8 +47,6 @@ def render(
       audio: audio of utterances.
       means: table of the means over seeds.
     """
-    import jinja2  # only the page needs it
-
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -187,8 +188,6 @@ def load_audio(shar_dir: Pathlike, ids: Iterable[str]) -> dict[str, str]:
       FileNotFoundError: if there is no such set.
       ValueError: if the set lacks a cut.
     """
-    from icefall_kd.fields.reader import open_shar
-
     wanted = set(ids)
     found: dict[str, str] = {}
     for cut in open_shar(shar_dir):
@@ -207,8 +206,6 @@ def load_audio(shar_dir: Pathlike, ids: Iterable[str]) -> dict[str, str]:
 
 def encode_flac(cut) -> str:
     """Return a cut's audio as a ``data:`` URI of 16-bit FLAC."""
-    import soundfile
-
     buffer = io.BytesIO()
     samples = np.rint(cut.load_audio().T * 32768)  # (C, S) -> (S, C)
     samples = samples.clip(-32768, 32767).astype(np.int16)

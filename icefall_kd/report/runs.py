@@ -11,6 +11,7 @@ from icefall_kd.core.config import config_differences
 from icefall_kd.core.files import as_path, read_json, read_yaml
 from icefall_kd.recognition.options import training_info
 from icefall_kd.training.metrics import METRICS, read_metrics
+from icefall_kd.transducer.checkpoint import load_checkpoint
 
 # Options that do not change the result of a run.
 IRRELEVANT = ("exp_dir:", "command:", "threads:", "num_threads:", "log_interval:")
@@ -191,8 +192,6 @@ def _find_changes(path: Path, read: Callable[[Path], Any]) -> Iterator[str]:
 
 def _load_counts(checkpoint: Path) -> Mapping[str, int]:
     """Return epoch, avg and step of a checkpoint file; empty if it is missing."""
-    from icefall_kd.transducer.checkpoint import load_checkpoint
-
     if not checkpoint.is_file():
         return {}
     return training_info(load_checkpoint(checkpoint).get("info", {})) or {}
