@@ -4,29 +4,33 @@ A system is one row of a recipe's results.  Its name is::
 
     START[_random][_unlabelled][+PART...][@SEED]
 
-- ``START``: ``baseline`` (random weights), ``student`` (a trained student), or the
-  teachers whose embeddings the encoder is pre-trained on.
+- ``START``: ``baseline`` (random weights), ``student`` (a trained student), or a name
+  of teachers whose embeddings pre-train the encoder.
 - ``_random``: each update draws one teacher for each utterance.
 - ``_unlabelled``: pre-training also reads the unlabelled sets.
-- ``PART``: a file of ``conf/kd`` for fine-tuning.  The part ``pseudo`` adds the
-  unlabelled sets with pseudo-labels to fine-tuning.
+- ``PART``: a file of ``conf/kd`` for fine-tuning.  With the part ``pseudo``,
+  fine-tuning also reads the unlabelled sets with pseudo-labels.
 - ``SEED``: seed of this run.  Runs that differ only in the seed are one system.
 
 For example ``both_unlabelled+pseudo+one_best@43``.
+
+A profile is one size of a recipe (``quick`` or ``full``): its sets, its default systems
+and the lengths of the two training stages.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
+from icefall_kd.core.config import from_dict
 from icefall_kd.core.files import Pathlike, as_path, read_yaml
 
 PROFILES = Path("conf/profiles.yaml")
-OLD_PROFILES = Path("local/profiles.sh")
+OLD_PROFILES = Path("local/profiles.sh")  # of earlier versions
 PSEUDO = "pseudo"
-# Former endings of a system's name or of its parts -> the present ones.
+# Former endings of START and former parts -> the present ones.
 RENAMED = {
     "_pool": "_unlabelled",
     "+inter_ctc_untaught": "+inter_ctc_no_teacher",
@@ -38,12 +42,12 @@ class System:
     """A parsed system name.
 
     Attributes:
-      name: the whole name.
-      start: ``baseline``, ``student`` or the name of the teachers.
-      is_random: each update draws one teacher for each utterance.
-      has_unlabelled: pre-training also reads the unlabelled sets.
+      name: the complete name.
+      start: ``baseline``, ``student`` or a name of teachers.
+      is_random: whether each update draws one teacher for each utterance.
+      has_unlabelled: whether pre-training also reads the unlabelled sets.
       parts: files of ``conf/kd``, without ``.yaml``, in their order.
-      seed: seed of this run; None: the seed of the call.
+      seed: seed of this run; None: that of the option ``--seed``.
     """
 
     name: str
@@ -60,21 +64,24 @@ class System:
 
     @property
     def pretraining(self) -> str:
-        """Name of the system whose pre-trained encoder this one starts from."""
+        """Name without parts; systems with the same one share a pre-training."""
         start, at, seed = self.name.partition("@")
         return start.partition("+")[0] + at + seed
 
     def select(self, table: Mapping[str, float]) -> float:
-        """Return the value of the first entry that applies, see :class:`Schedule`.
+        """Return the value of the first entry whose words all occur in this system.
 
+        Args:
+          table: words joined by ``+`` -> value.  A word is the start, a part,
+            ``random`` or ``unlabelled``; ``default`` applies to every system.
         Raises:
           ValueError: if no entry applies.
         """
-        words = {self.start, *self.parts}
+        words = {"default", self.start, *self.parts}
         words |= {"random"} if self.is_random else set()
         words |= {"unlabelled"} if self.has_unlabelled else set()
         for key, value in table.items():
-            if key == "default" or set(key.split("+")) <= words:
+            if set(key.split("+")) <= words:
                 return value
         raise ValueError(
             f"{PROFILES}: no entry of {dict(table)} applies to system '{self.name}'. "
@@ -82,55 +89,65 @@ class System:
         )
 
 
-def _rename(name: str, names: Mapping[str, str]) -> str:
-    """Replace the endings ``names`` of a system's name and of its parts."""
-    for old, new in names.items():
-        name = re.sub(f"{re.escape(old)}(?=[+@]|$)", new, name)
-    return name
-
-
-def former_name(name: str) -> str:
-    """Return the name that an earlier version gave to a system."""
-    return _rename(name, {new: old for old, new in RENAMED.items()})
-
-
 def parse_system(name: str) -> System:
     """Return a parsed system name.
 
     Raises:
-      ValueError: if the seed is no whole number, a part is empty, or the name is of an
-        earlier version.
+      ValueError: if the seed is not a whole number, a part is empty, or the name is one
+        of an earlier version.
     """
-    stem, at, seed = name.partition("@")
+    unseeded, at, seed = name.partition("@")
     if at and not seed.isdecimal():
         raise ValueError(
-            f"system '{name}': '{seed}' after @ is no seed. Write a whole number, for "
-            f"example {stem}@43"
+            f"system '{name}': the seed '{seed}' is not a whole number. Write for "
+            f"example {unseeded}@43"
         )
-    start, *parts = stem.split("+")
     new_name = _rename(name, RENAMED)
     if new_name != name:
         raise ValueError(
             f"system '{name}': this name is now '{new_name}'. Write the new name in "
             "--systems"
         )
+    start, *parts = unseeded.split("+")
     if not all((start, *parts)):
         raise ValueError(f"system '{name}': empty part. Write for example baseline+kd")
-    teachers, _, ending = start.partition("_unlabelled")
-    base = teachers[: -len("_random")] if teachers.endswith("_random") else teachers
-    if ending or not base:
+    stem, _, ending = start.partition("_unlabelled")
+    teachers = stem[: -len("_random")] if stem.endswith("_random") else stem
+    if ending or not teachers:
         raise ValueError(
             f"system '{name}': '{start}' has an unknown form. Write "
             "TEACHERS[_random][_unlabelled]"
         )
     return System(
         name,
-        base,
-        is_random=base != teachers,
-        has_unlabelled=start != teachers,
+        teachers,
+        is_random=teachers != stem,
+        has_unlabelled=stem != start,
         parts=tuple(parts),
         seed=int(seed) if at else None,
     )
+
+
+def check_run_folder(runs: Path, name: str) -> None:
+    """Check that an earlier version did not name the folder of a system differently.
+
+    Args:
+      runs: folder of the systems, ``exp/<profile>/<variant>``.
+      name: name of the system.
+    Raises:
+      ValueError: if only the folder with the former name exists.
+    """
+    former_name = _rename(name, {new: old for old, new in RENAMED.items()})
+    old, new = runs / former_name, runs / name
+    if old.exists() and not new.exists():
+        raise ValueError(f"{old}: this folder is now {new}. Run: mv {old} {new}")
+
+
+def _rename(name: str, endings: Mapping[str, str]) -> str:
+    """Replace endings of START and parts; both end before ``+``, ``@`` or the end."""
+    for old, new in endings.items():
+        name = re.sub(f"{re.escape(old)}(?=[+@]|$)", new, name)
+    return name
 
 
 @dataclass(frozen=True)
@@ -139,9 +156,9 @@ class Schedule:
 
     Attributes:
       avg: number of last epochs whose weights are averaged.
-      epochs: words of a system, joined by ``+``, -> epochs.  The first entry applies
-        whose words all occur in the system; ``default`` applies to every system.
-      lr_epochs: the same for ``optim.lr_epochs``; empty: as in the conf.
+      epochs: table of the number of epochs, see :meth:`System.select`.
+      lr_epochs: table of ``optim.lr_epochs``, only for pre-training; empty: the value
+        of the conf.
     """
 
     avg: int
@@ -154,7 +171,7 @@ class Profile:
     """One profile of ``conf/profiles.yaml``.
 
     Attributes:
-      name: name of the profile, and of its folders ``conf/<name>`` and ``exp/<name>``.
+      name: key of the profile; its folders are ``conf/<name>`` and ``exp/<name>``.
       variants: default of ``--variants``.
       systems: default of ``--systems``.
       labelled: sets of data/shar with transcripts.
@@ -164,9 +181,9 @@ class Profile:
       test_sets: sets to decode.
       check_sets: sets on which ``export.sh`` compares PyTorch with the exported model.
       pretrain, finetune: lengths of the two stages.
-      teachers: teachers' name in a system -> fields and their weights.
-      teacher_field: field of any other name; ``{}`` stands for the name.
-      jobs: systems that are trained at the same time; None: one a CPU, or one on a GPU.
+      teachers: name of teachers in a system -> their fields -> weights.
+      teacher_field: field of any other START; ``{}`` is replaced by START.
+      jobs: number of systems trained at once; None: 1 on a GPU, else one a CPU.
     """
 
     name: str
@@ -186,26 +203,26 @@ class Profile:
 
     @property
     def pseudo_labelled(self) -> tuple[str, ...]:
-        """The unlabelled sets with pseudo-labels."""
+        """Copies of the unlabelled sets that have pseudo-labels."""
         return tuple(name + self.pseudo_suffix for name in self.unlabelled)
 
     def teacher_weights(self, system: System) -> dict[str, float]:
-        """Return the fields that pre-training reads, with their weights."""
+        """Return field -> weight, of the teachers that pre-train a system."""
         default = {self.teacher_field.format(system.start): 1.0}
         return dict(self.teachers.get(system.start, default))
 
     def pretrain_sets(self, system: System) -> tuple[str, ...]:
-        """Return the sets that pre-training reads."""
+        """Return the training sets of pre-training."""
         more = self.unlabelled if system.has_unlabelled else ()
         return (*self.labelled, *more)
 
     def finetune_sets(self, system: System) -> tuple[str, ...]:
-        """Return the sets that fine-tuning reads."""
+        """Return the training sets of fine-tuning."""
         more = self.pseudo_labelled if PSEUDO in system.parts else ()
         return (*self.labelled, *more)
 
     def check_system(self, system: System) -> None:
-        """Check that the recipe has what a system needs.
+        """Check that the sets, confs, checkpoints and fields of a system exist.
 
         Raises:
           ValueError: if an unlabelled set, a conf or a checkpoint is missing.
@@ -232,7 +249,7 @@ class Profile:
         folder, labelled = Path("data/shar"), self.labelled[0]
         for name in self.teacher_weights(system):
             path = folder / f"{labelled}.fields" / name / f"{name}.json"
-            # Earlier versions wrote the second path; reading the field moves it.
+            # Earlier versions wrote fields into the folder of the set.
             if not path.is_file() and not (folder / labelled / path.name).is_file():
                 raise FileNotFoundError(
                     f"{where}: no field {name} in {folder}/{labelled}.fields. Run "
@@ -246,10 +263,10 @@ def load_profile(name: str = "", path: Pathlike = PROFILES) -> Profile:
 
     Args:
       name: name of the profile; empty: the first one of the file.
-      path: YAML file, profile -> its values.
+      path: YAML file, name of a profile -> attributes of :class:`Profile`.
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if the file has no such profile, or a key is unknown or missing.
+      FileNotFoundError: if the file is missing.
+      ValueError: if the file lacks the profile, or a key is unknown or missing.
     """
     path = as_path(path)
     if not path.is_file():
@@ -259,28 +276,15 @@ def load_profile(name: str = "", path: Pathlike = PROFILES) -> Profile:
                 "egs/asterisk/KD/conf/profiles.yaml does"
             )
         raise FileNotFoundError(
-            f"{path}: no recipe in {Path.cwd()}. Run the script of this name in "
-            "egs/<corpus>/KD"
+            f"{path}: no recipe in {Path.cwd()}. Run the script of the same name in "
+            "egs/<corpus>/KD, which changes to its own folder"
         )
     profiles = read_yaml(path)
     name = name or next(iter(profiles))
     if name not in profiles:
         known = ", ".join(profiles)
         raise ValueError(f"--profile: no '{name}' in {path}. Available: {known}")
-    values = {key: _tuple(value) for key, value in profiles[name].items()}
-    known = {f.name for f in fields(Profile)} - {"name"}
-    if unknown := values.keys() - known:
-        raise ValueError(
-            f"{path}: profile {name} has unknown keys {sorted(unknown)}. Known: "
-            f"{sorted(known)}"
-        )
     try:
-        for stage in ("pretrain", "finetune"):
-            values[stage] = Schedule(**values[stage])
-        return Profile(name=name, **values)
-    except (KeyError, TypeError) as e:
-        raise ValueError(f"{path}: profile {name} is incomplete: {e}") from e
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+        return from_dict(Profile, {**profiles[name], "name": name})
+    except (TypeError, ValueError) as e:  # a missing or an unknown key
+        raise ValueError(f"{path}: wrong keys in profile {name}: {e}") from e
