@@ -29,7 +29,7 @@ from icefall_kd.fields.writer import (
     mean_and_mean_square,
     sums_of_state,
 )
-from icefall_kd.teachers.protocol import Output, Teacher
+from icefall_kd.teachers.base import Output, Teacher
 
 VERSION = 1  # part of the fingerprint; raise it when the stored numbers change
 

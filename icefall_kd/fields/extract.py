@@ -62,7 +62,7 @@ from icefall_kd.fields.run_teachers import (
 )
 from icefall_kd.fields.shards import ShardCuts
 from icefall_kd.fields.writer import sum_frames, write_shard
-from icefall_kd.teachers.protocol import Teacher
+from icefall_kd.teachers.base import Teacher
 
 SINGLE_PROCESS = World(0, 1, torch.device("cpu"))
 

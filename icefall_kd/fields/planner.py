@@ -10,7 +10,7 @@ from icefall_kd.core.files import Pathlike, as_path, is_local
 from icefall_kd.fields.codecs import bytes_per_frame, codec_for_kind
 from icefall_kd.fields.format import cuts_path, shard_ids
 from icefall_kd.fields.join import read_keys
-from icefall_kd.teachers.protocol import Output
+from icefall_kd.teachers.base import Output
 
 # Bytes on disk in addition to the frames.
 _CUT = 512 + 128 + 256 + 1024  # tar header, array header, half a tar block, manifest

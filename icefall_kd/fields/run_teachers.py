@@ -15,7 +15,7 @@ from icefall_kd.data.cuts import load_wave, transcript
 from icefall_kd.fields.format import cuts_path, recording_path, shard_ids
 from icefall_kd.fields.join import read_keys
 from icefall_kd.fields.shards import Shard
-from icefall_kd.teachers.protocol import Teacher
+from icefall_kd.teachers.base import Teacher
 
 Arrays = dict[str, np.ndarray]  # field -> (T, W) float32
 

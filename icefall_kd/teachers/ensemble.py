@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from icefall_kd.core.frames import average_topk, make_pad_mask
-from icefall_kd.teachers.protocol import Output, Teacher, TeacherOutput
+from icefall_kd.teachers.base import Output, Teacher, TeacherOutput
+from icefall_kd.teachers.build import build_teachers
 
 
 class _Part(NamedTuple):
@@ -40,7 +41,8 @@ class Ensemble(Teacher):
 
     Args:
       name:    of the ensemble and its averaged fields.
-      members: two or more teachers, see :func:`icefall_kd.teachers.build_teachers`.
+      members: two or more teachers, see
+               :func:`icefall_kd.teachers.build.build_teachers`.
       weights: member -> positive weight; they are normalised to a sum of 1.
       topk:    tokens in a frame of an averaged "ctc"; None is the members' maximum.
       defaults: options of members that do not set them.
@@ -57,8 +59,6 @@ class Ensemble(Teacher):
         topk: Optional[int] = None,
         **defaults: Any,
     ) -> None:
-        from icefall_kd.teachers import build_teachers
-
         if len(members) < 2:
             raise ValueError(
                 f"members: {len(members)} given. An ensemble needs two or more"

@@ -23,8 +23,7 @@ from torch import Tensor
 
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.core.files import Pathlike
-from icefall_kd.teachers.hugging_face_load import LoadedEncoder, load_encoder
-from icefall_kd.teachers.protocol import (
+from icefall_kd.teachers.base import (
     DTYPES,
     LayerChoice,
     Layers,
@@ -34,6 +33,7 @@ from icefall_kd.teachers.protocol import (
     check_waves,
     choose_layers,
 )
+from icefall_kd.teachers.hugging_face_load import LoadedEncoder, load_encoder
 from icefall_kd.teachers.wave_encoder import WaveEncoder
 from icefall_kd.teachers.whisper_encoder import WhisperEncoder
 from icefall_kd.teachers.windows import (
@@ -56,7 +56,7 @@ class HuggingFace(Teacher):
       model_dir:     a folder written by ``save_pretrained``, a Whisper folder of
                      CTranslate2, or a name on the hub.
       layers:        "last", a number, or several; see
-                     :func:`icefall_kd.teachers.protocol.choose_layers`.  One is the
+                     :func:`icefall_kd.teachers.base.choose_layers`.  One is the
                      field ``name``, several are ``<name>_layer<k>``.
       layer_weights: one for each layer; the field ``name`` is their weighted sum.
       dtype:         "float32", "fp16" (CUDA only) or "bf16".

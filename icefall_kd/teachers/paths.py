@@ -8,7 +8,7 @@ from torch import Tensor
 from icefall_kd.core.frames import make_pad_mask, pack_path, pack_topk
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.decoding import DecodeOptions, decode
-from icefall_kd.teachers.protocol import TeacherOutput
+from icefall_kd.teachers.base import TeacherOutput
 from icefall_kd.transducer.denominator import fuse_bigram
 from icefall_kd.transducer.field_encoder import Encoded, ModelEnsemble
 from icefall_kd.transducer.path import best_path, previous_tokens

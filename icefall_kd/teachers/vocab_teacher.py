@@ -18,8 +18,9 @@ from icefall_kd.core.files import Pathlike, sha256_file
 from icefall_kd.core.frames import make_pad_mask, pack_topk
 from icefall_kd.data.features import num_frames
 from icefall_kd.data.tokens import Tokenizer
+from icefall_kd.teachers.base import Output, Teacher, TeacherOutput, check_waves
+from icefall_kd.teachers.build import build_teachers
 from icefall_kd.teachers.paths import HEAD_OF_KIND, BestPaths
-from icefall_kd.teachers.protocol import Output, Teacher, TeacherOutput, check_waves
 from icefall_kd.transducer.checkpoint import check_head, load_model
 from icefall_kd.transducer.denominator import load_bigram
 from icefall_kd.transducer.field_encoder import FieldModel, ModelEnsemble
@@ -37,7 +38,7 @@ class VocabularyTeacher(Teacher):
       name:      of the teacher.
       model_dir: checkpoint of the recogniser, written by ``bin.average``; or a list.
       members:   teachers of its input fields, see
-                 :func:`icefall_kd.teachers.build_teachers`.
+                 :func:`icefall_kd.teachers.build.build_teachers`.
       topk:      tokens in a frame.
       outputs:   "ctc", "path", or both.
       beam:      hypotheses of the search for paths without transcript.
@@ -67,8 +68,6 @@ class VocabularyTeacher(Teacher):
         device: str = "cpu",
         num_threads: Optional[int] = None,
     ) -> None:
-        from icefall_kd.teachers import build_teachers
-
         files = [model_dir] if isinstance(model_dir, (str, Path)) else model_dir
         paths = [Path(path) for path in files]
         if not paths:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.core.frames import make_pad_mask
-from icefall_kd.teachers.protocol import LayerChoice
+from icefall_kd.teachers.base import LayerChoice
 from icefall_kd.teachers.windows import OVERLAP, Piece
 
 MAX_WINDOW = 40.0  # s; the longest utterance of LibriSpeech has 35 s

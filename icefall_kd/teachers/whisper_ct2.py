@@ -51,7 +51,7 @@ from icefall_kd import SAMPLE_RATE
 from icefall_kd.core.cpu import default_num_threads
 from icefall_kd.core.files import Pathlike
 from icefall_kd.core.weights import cached_sha256
-from icefall_kd.teachers.protocol import Output, Teacher, TeacherOutput, check_waves
+from icefall_kd.teachers.base import Output, Teacher, TeacherOutput, check_waves
 from icefall_kd.teachers.whisper_encoder import FRAME, compute_log_mel
 from icefall_kd.teachers.windows import (
     WINDOW,

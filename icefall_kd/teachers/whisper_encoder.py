@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from icefall_kd import SAMPLE_RATE
-from icefall_kd.teachers.protocol import LayerChoice
+from icefall_kd.teachers.base import LayerChoice
 from icefall_kd.teachers.windows import OVERLAP, Piece, count_padded_samples
 
 N_FFT = 400  # samples, 25 ms

@@ -16,8 +16,7 @@ from icefall_kd.core.files import Pathlike
 from icefall_kd.core.frames import pack_topk
 from icefall_kd.core.weights import sha256_tensors
 from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.teachers.paths import HEAD_OF_KIND, BestPaths
-from icefall_kd.teachers.protocol import (
+from icefall_kd.teachers.base import (
     DTYPES,
     KINDS,
     LayerChoice,
@@ -28,6 +27,7 @@ from icefall_kd.teachers.protocol import (
     check_waves,
     choose_layers,
 )
+from icefall_kd.teachers.paths import HEAD_OF_KIND, BestPaths
 from icefall_kd.teachers.zipformer_frames import (
     STACK_STEP,
     compute_padded_fbank,

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from icefall_kd import LOG_EPS, NUM_MEL_BINS
 from icefall_kd.core.frames import make_pad_mask
 from icefall_kd.data.features import WINDOW, compute_fbank
-from icefall_kd.teachers.protocol import TeacherOutput
+from icefall_kd.teachers.base import TeacherOutput
 from icefall_kd.zipformer.encoder import Zipformer2
 from icefall_kd.zipformer.subsampling import (
     CONVNEXT_CONTEXT,

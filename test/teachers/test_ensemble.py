@@ -16,8 +16,8 @@ from icefall_kd.fields.extract import extract
 from icefall_kd.fields.format import load_field_info
 from icefall_kd.fields.reader import load_field, open_shar
 from icefall_kd.teachers import build_teacher, build_teachers
+from icefall_kd.teachers.base import Output
 from icefall_kd.teachers.ensemble import can_average, shortest_lens
-from icefall_kd.teachers.protocol import Output
 from icefall_kd.transducer.checkpoint import save_pretrained
 
 cuts, waves = students.cuts, students.waves  # fixtures

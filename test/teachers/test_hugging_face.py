@@ -11,8 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from icefall_kd.core.frames import ENCODER_FIRST_CENTRE, align_frames
 from icefall_kd.teachers import build_teacher
+from icefall_kd.teachers.base import choose_layers
 from icefall_kd.teachers.hugging_face_load import load_encoder
-from icefall_kd.teachers.protocol import choose_layers
 from icefall_kd.teachers.wave_encoder import WaveEncoder
 
 DURATIONS = (12.0, 0.03, 0.4, 1.0, 2.71828, 5.3, 5.3, 4.6, 10.1, 1.2, 0.032)  # s

@@ -17,7 +17,7 @@ from icefall_kd.distill import TermsConfig
 from icefall_kd.distill.embedding import EmbeddingConfig
 from icefall_kd.distill.transducer import CtcConfig, TransducerConfig
 from icefall_kd.fields.extract import extract
-from icefall_kd.teachers.protocol import Output, Teacher, TeacherOutput
+from icefall_kd.teachers.base import Output, Teacher, TeacherOutput
 from icefall_kd.training.checkpoint import write_average
 from icefall_kd.training.config import DataConfig, OptimConfig, TrainConfig
 from icefall_kd.training.run import train

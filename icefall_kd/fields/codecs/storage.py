@@ -37,7 +37,7 @@ from icefall_kd.fields.format import (
 )
 from icefall_kd.fields.planner import check_disk, measure_volume, predict_bytes
 from icefall_kd.fields.run_teachers import sample_frames
-from icefall_kd.teachers.protocol import Output, Teacher
+from icefall_kd.teachers.base import Output, Teacher
 
 CODEC_FRAMES = 20_000  # default size of the training sample
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from icefall_kd.teachers.protocol import choose_layers
+from icefall_kd.teachers.base import choose_layers
 
 
 @pytest.mark.parametrize(

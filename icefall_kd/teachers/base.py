@@ -1,4 +1,4 @@
-"""The interface of a teacher, and the choice of the layers of an encoder."""
+"""The base class of teachers, and the choice of the layers of an encoder."""
 
 import abc
 from collections.abc import Mapping, Sequence
