@@ -5,8 +5,9 @@
         --output data/lang_bpe_150/denominator.pt \\
         --bigram data/lang_bpe_150/bigram.pt
 
-Both are estimated from the transcripts.  The graph is the CTC topology composed with
-the bigram.  Teachers of family ``vocab_teacher`` read the bigram as ``lm``.
+The bigram is estimated from the transcripts.  The graph is the CTC topology composed
+with the bigram.  The option ``lm`` of teachers of family ``vocab_teacher`` is the file
+of the bigram.
 """
 
 import argparse
@@ -37,7 +38,7 @@ def get_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--modified",
         action="store_true",
-        help="modified CTC topology, which needs no blank between equal tokens",
+        help="use the modified CTC topology, without a blank between equal tokens",
     )
     return p
 

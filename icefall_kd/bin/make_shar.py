@@ -5,10 +5,10 @@
         --output data/shar/train
 
 Audio is resampled to 16 kHz.  A cut that ends up to 25 ms (400 samples) after its audio
-is shortened to it; <output>.gate.json lists the dropped cuts and their reasons.
+is shortened to its audio.  <output>.gate.json lists the dropped cuts and their reasons.
 
-After a kill, the same command writes the missing shards.  A complete folder is kept,
-and refused if it was made of other cuts or with other options.
+After a kill, the same command writes the missing shards.  A complete folder is kept; it
+is an error if that folder was written from other cuts or with other options.
 """
 
 import argparse
@@ -39,17 +39,21 @@ MIN_CUTS_PER_JOB = 2000  # starting a process takes as long as reading 500
 
 
 def get_parser() -> argparse.ArgumentParser:
+    """Return the command's arguments."""
     parser = create_parser(__doc__)
     parser.add_argument("--manifest", type=Path, required=True, help="manifest of cuts")
     parser.add_argument("--output", type=Path, required=True, help="Shar folder")
     parser.add_argument(
-        "--bpe-model", type=Path, help="of a labelled set; none: unlabelled"
+        "--bpe-model",
+        type=Path,
+        help="bpe.model for the texts of a labelled set; without it, the set is "
+        "unlabelled and texts are not checked",
     )
     parser.add_argument(
         "--max-unknown",
         type=float,
         default=MAX_UNKNOWN,
-        help="maximum share of <unk> among the tokens",
+        help="maximum share of <unk> among the tokens, 0 to 1",
     )
     parser.add_argument(
         "--speeds", type=float, nargs="+", default=[1.0], help="speed factors"
@@ -65,13 +69,14 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--num-jobs",
         type=int,
-        help=f"processes (default: one for each CPU, {MIN_CUTS_PER_JOB} cuts or more)",
+        help="number of processes (default: one for each CPU, at most one for each "
+        f"{MIN_CUTS_PER_JOB} cuts)",
     )
     return parser
 
 
 def describe_input(args: argparse.Namespace, cuts: Sequence[Cut]) -> dict[str, Any]:
-    """Return the options and checksums that determine the folder, without paths."""
+    """Return the options and checksums that determine the content of the folder."""
     return {
         "cuts_sha256": hash_cuts(cuts),
         "bpe_model_sha256": sha256_file(args.bpe_model) if args.bpe_model else None,
@@ -82,24 +87,27 @@ def describe_input(args: argparse.Namespace, cuts: Sequence[Cut]) -> dict[str, A
     }
 
 
-def check_made_of(output: Path, report: Path, made_of: dict[str, Any]) -> None:
-    """Refuse an existing folder that was made of other cuts or with other options.
+def check_inputs(output: Path, report: Path, inputs: dict[str, Any]) -> None:
+    """Compare the inputs of an existing folder with those of this command.
 
+    Args:
+      report: report of the data gate for the existing folder.
+      inputs: see :func:`describe_input`.
     Raises:
-      ValueError: with the differences.
+      ValueError: with the differences, if there are any.
     """
     existing = read_json(report).get("made_of") if report.is_file() else None
     if existing is None:  # written by an earlier version
         return
     differences = [
         f"{key}: {existing.get(key)} -> {value}"
-        for key, value in made_of.items()
+        for key, value in inputs.items()
         if existing.get(key) != value
     ]
     if differences:
         raise ValueError(
-            f"{output} exists and differs ({'; '.join(differences)}); delete it and "
-            f"{fields_dir(output)} to make it again, or choose another --output"
+            f"{output}: exists and differs ({'; '.join(differences)}); delete it and "
+            f"{fields_dir(output)} to write it again, or choose another --output"
         )
 
 
@@ -120,23 +128,28 @@ def count_unknown_letters(
 
 
 def choose_num_jobs(requested: Optional[int], num_cuts: int) -> int:
-    """Return the number of processes for a set."""
+    """Return the number of processes for a set.
+
+    Args:
+      requested: ``--num-jobs``; None chooses by the CPUs and the number of cuts.
+    """
     if requested is not None:
         return requested
     return max(1, min(count_cpus(), num_cuts // MIN_CUTS_PER_JOB))
 
 
 def main() -> None:
+    """Run the command."""
     args = get_parser().parse_args()
     setup_logging()
-    torch.set_num_threads(1)  # a second thread does not speed up speed perturbation
+    torch.set_num_threads(1)  # speed perturbation is not faster with two
     report = args.output.with_name(f"{args.output.name}.gate.json")
     with exit_on_error("make_shar"):
         tokenizer = Tokenizer(args.bpe_model) if args.bpe_model else None
         cuts = read_cuts(args.manifest)
-        made_of = describe_input(args, cuts)
+        inputs = describe_input(args, cuts)
         if args.output.exists():
-            check_made_of(args.output, report, made_of)
+            check_inputs(args.output, report, inputs)
             logging.info("%s is complete: nothing to do", args.output)
             return
         check_absent(args.output)
@@ -150,7 +163,7 @@ def main() -> None:
             description=f"gate {args.output.name}",
             num_jobs=num_jobs,
         )
-        write_gate_report(report, drops, len(cuts), made_of, letters)
+        write_gate_report(report, drops, len(cuts), inputs, letters)
         if not cuts:
             reasons = "; ".join(describe_drops(drops, 1))
             raise ValueError(

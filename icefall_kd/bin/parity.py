@@ -2,9 +2,10 @@
 
     python -m icefall_kd.bin.parity FILE.npz [--tolerance 1e-4]
 
-Loads the weights of a parity file (see ``icefall_kd/transducer/parity.py``), computes
-its outputs and prints a line for each: ``name max_abs_diff``.  The exit status is 1 if
-a difference exceeds the tolerance, and 2 if the file is invalid.
+The command loads the weights of a parity file (see ``icefall_kd/transducer/parity.py``)
+and computes the outputs that the file has.  It prints a line for each output, with its
+name and the largest absolute difference.  The exit status is 1 if a difference exceeds
+the tolerance, and 2 if the file is invalid.
 """
 
 import sys
@@ -17,14 +18,14 @@ from icefall_kd.transducer.parity import compare, load_arrays
 
 
 def main(argv: Optional[list[str]] = None) -> int:
-    """Run the command; return its exit status."""
+    """Run the command; return its exit status, see above."""
     parser = create_parser(__doc__)
     parser.add_argument("file", help="parity file, .npz")
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, help="largest absolute difference"
     )
     args = parser.parse_args(argv)
-    # One thread always adds in one order; another order changes the last bits.
+    # The order of sums depends on the number of threads, and changes the last bits.
     torch.set_num_threads(1)
     within = True
     with exit_on_error("parity"):

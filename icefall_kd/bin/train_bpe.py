@@ -2,6 +2,8 @@
 
     python -m icefall_kd.bin.train_bpe --manifest data/manifests/train.jsonl.gz \\
         --vocab-size 150 --output data/lang_bpe_150
+
+It writes bpe.model, bpe.vocab and tokens.txt into the output folder.
 """
 
 import argparse
@@ -15,6 +17,7 @@ from icefall_kd.data.tokens import count_signs, train_bpe, write_lang
 
 
 def get_parser() -> argparse.ArgumentParser:
+    """Return the command's arguments."""
     parser = create_parser(__doc__)
     parser.add_argument(
         "--manifest", type=Path, required=True, help="manifest of labelled cuts"
@@ -23,15 +26,14 @@ def get_parser() -> argparse.ArgumentParser:
         "--vocab-size",
         type=int,
         default=150,
-        help="tokens, with <blk>, <sos/eos> and <unk>",
+        help="number of tokens, including <blk>, <sos/eos> and <unk>",
     )
-    parser.add_argument(
-        "--output", type=Path, required=True, help="folder for bpe.model"
-    )
+    parser.add_argument("--output", type=Path, required=True, help="output folder")
     return parser
 
 
 def main() -> None:
+    """Run the command."""
     args = get_parser().parse_args()
     setup_logging()
     with exit_on_error("train_bpe"):
@@ -40,8 +42,8 @@ def main() -> None:
         signs = count_signs(texts)
         if signs:
             logging.warning(
-                "%s: %d digits and signs become tokens, and a student will write them: "
-                "%s. Remedy: normalise the texts, numbers as words, ’ as '",
+                "%s: the texts have %d digits and signs, which become tokens: %s. "
+                "Remedy: normalise the texts, with numbers as words and ’ as '",
                 args.manifest,
                 sum(signs.values()),
                 ", ".join(f"{s} (U+{ord(s):04X}) {n}" for s, n in signs.most_common()),

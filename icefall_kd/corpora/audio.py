@@ -21,11 +21,12 @@ class AudioClip:
     """One encoded utterance of a corpus.
 
     Attributes:
-      id: of the cut and the recording; also the name of the flac file.
+      id: id of the cut and of the recording, and name of the flac file.
       source: a file or its bytes.
-      container: FFmpeg's name of the format; None: detected.
+      container: FFmpeg's name of the format; None detects it.
       text: transcript; None for an unlabelled clip.
-      language: stored as ``cut.custom["language"]``.
+      speaker: speaker of the supervision, if ``text`` is given.
+      language: language code, also stored as ``cut.custom["language"]``.
     """
 
     id: str
@@ -39,8 +40,8 @@ class AudioClip:
 def store_clips(clips: Iterable[AudioClip], audio_dir: Path) -> CutSet:
     """Write each clip to ``audio_dir/<id>.flac`` and return the cuts in order.
 
-    The flac's comment is the SHA-256 of the source; a flac with the same comment, or
-    with none, is reused.  Unreadable clips are logged and skipped.
+    The comment of a flac file is the SHA-256 of its source.  A file whose comment is
+    the same or empty is reused.  Unreadable clips are logged and skipped.
 
     Raises:
       ValueError: if two clips have the same id, or no clip is readable.
@@ -70,7 +71,7 @@ def store_clips(clips: Iterable[AudioClip], audio_dir: Path) -> CutSet:
 
 
 def _store_clip(clip: AudioClip, path: Path) -> MonoCut:
-    """Write a clip to ``path``, unless it is up to date, and return its cut."""
+    """Write a clip to ``path``, unless that file is up to date, and return its cut."""
     if isinstance(clip.source, bytes):
         digest = sha256(clip.source).hexdigest()
     else:

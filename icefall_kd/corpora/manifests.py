@@ -17,7 +17,11 @@ EXCLUDED = "excluded"
 
 
 def create_corpus_parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser with the options source, audio, output and name."""
+    """Return the parser of a script that prepares a corpus.
+
+    Args:
+      description: docstring of the script.
+    """
     parser = create_parser(description)
     for option, text in (
         ("--source", "folder of the unpacked release"),
@@ -71,7 +75,9 @@ def read_id_lists(directory: Path) -> dict[str, list[str]]:
     for split in SPLITS:
         path = directory / f"{split}.txt"
         if not path.exists():
-            raise FileNotFoundError(f"{path}: the list of {split} ids is missing")
+            raise FileNotFoundError(
+                f"{path}: the list of {split} ids is missing; write one id a line"
+            )
         lists[split] = read_text(path).split()
         for id in lists[split]:
             if id in split_of:
@@ -83,7 +89,12 @@ def read_id_lists(directory: Path) -> dict[str, list[str]]:
 def write_id_lists(
     lists: Mapping[str, Sequence[str]], directory: Path, reason: str
 ) -> None:
-    """Write ``<split>.txt``, one id a line; ``reason`` follows an excluded id."""
+    """Write ``<split>.txt`` for each split, one id a line.
+
+    Args:
+      lists: split -> ids.
+      reason: why ids are excluded; it follows each id in ``excluded.txt``.
+    """
     for split, ids in lists.items():
         note = f"\t{reason}" if split == EXCLUDED else ""
         write_text(directory / f"{split}.txt", "".join(f"{id}{note}\n" for id in ids))
@@ -98,15 +109,17 @@ def draw_splits(
     max_words: int = 20,
     seed: int = 42,
 ) -> dict[str, list[str]]:
-    """Return sorted ids of train, dev, test and, where the text is empty, excluded.
+    """Draw dev and test utterances at random.
 
-    Dev and test texts have ``min_words`` to ``max_words`` words and are no part of any
-    other text.  Utterances with equal texts stay in one split, so that a split may
-    exceed its size by a few.
+    Dev and test texts have ``min_words`` to ``max_words`` words, and no other text
+    contains them.  Utterances with equal texts are in one split, so dev and test may
+    exceed their sizes by a few utterances.
 
     Args:
       texts: id -> normalised text.
-      num_test, num_dev: utterances.
+      num_test, num_dev: number of utterances.
+    Returns:
+      sorted ids of "train", "dev", "test" and, with an empty text, "excluded".
     Raises:
       ValueError: if too few texts qualify.
     """
@@ -128,8 +141,8 @@ def draw_splits(
             if not candidates:
                 raise ValueError(
                     f"{split}: only {len(ids)} of {size} utterances have a text of "
-                    f"{min_words} to {max_words} words that is in no other text; ask "
-                    "for fewer"
+                    f"{min_words} to {max_words} words that is in no other text; "
+                    f"reduce num_{split}"
                 )
             ids += ids_of.pop(candidates.pop())
         splits[split] = sorted(ids)

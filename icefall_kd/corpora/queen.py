@@ -1,8 +1,8 @@
 """Read the dialogue of Flight of the Amazon Queen: 4.3 hours of English, many actors.
 
-John Passfield and Steven Stamatiadis, 1995, released as freeware with attribution.  The
-data file ``queen.1c`` of the talkie begins with an index of its members; members
-``*.SB`` are MP3 streams of 11.025 kHz, one line of dialogue each.
+The game is by John Passfield and Steven Stamatiadis, 1995, released as freeware with
+attribution.  The data file ``queen.1c`` of its talkie version begins with an index of
+members.  A member ``*.SB`` is one line of dialogue, as MP3 of 11.025 kHz.
 """
 
 import struct
@@ -12,14 +12,16 @@ from typing import Optional
 from icefall_kd.corpora.audio import AudioClip
 
 DATA_FILE = "queen.1c"
-_COUNT_OFFSET = 13  # after the tag, the version and the kind of compression
-_ENTRY = struct.Struct(">12sBII")  # name, bundle, offset, size
+_COUNT_OFFSET = 13  # bytes before the number of members: tag, version, compression
+_ENTRY = struct.Struct(">12sBII")  # entry of the index: name, bundle, offset, size
 _BYTES_PER_MINUTE = 60 * 2000  # MP3 of 16 kbit/s
 
 
 def read_members(data: bytes) -> dict[str, bytes]:
-    """Return the members of the data file, name -> bytes.
+    """Return the members of a data file, name -> bytes.
 
+    Args:
+      data: content of the file.
     Raises:
       ValueError: if the index is missing or damaged.
     """
@@ -42,10 +44,12 @@ def read_members(data: bytes) -> dict[str, bytes]:
 def read_dialogue(
     source_dir: Path, max_minutes: Optional[float] = None
 ) -> list[AudioClip]:
-    """Return the lines of dialogue without text, in the order of the data file.
+    """Return the lines of dialogue, unlabelled, in the order of the data file.
 
     Args:
-      max_minutes: take every k-th line, about this much audio; None: all lines.
+      source_dir: folder that contains ``queen.1c`` at any depth.
+      max_minutes: minutes of audio to take, about, in evenly spaced lines; None takes
+        all lines.
     Raises:
       FileNotFoundError: if there is no ``queen.1c`` below ``source_dir``.
       ValueError: if it is damaged.

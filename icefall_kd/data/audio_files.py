@@ -13,8 +13,11 @@ from icefall_kd import SAMPLE_RATE
 # Suffix -> FFmpeg format.  FFmpeg cannot detect raw G.722, which has no header.
 CONTAINER_FORMATS: dict[str, str] = {".g722": "g722", ".mp3": "mp3", ".ogg": "ogg"}
 # FFmpeg formats whose header has the duration.
-DECLARING = {"flac", "aiff", "au", "mp3", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"}
-TOLERANCE = 0.1  # s that a file may be shorter than declared: codecs use whole frames
+FORMATS_WITH_DURATION = {
+    "flac", "aiff", "au", "mp3", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2",
+}  # fmt: skip
+# s that a file may be shorter than its header declares; codecs store complete frames.
+TOLERANCE = 0.1
 OGG_PAGE = 65307  # bytes, maximum
 OGG_PAGE_HEADER = 27  # bytes, the number of segments included
 BLOCK = SAMPLE_RATE  # samples read at a time
@@ -23,20 +26,21 @@ BLOCK = SAMPLE_RATE  # samples read at a time
 class AudioError(ValueError):
     """An audio file cannot be decoded, is truncated, or has non-finite samples.
 
-    The message has no subject: callers put the name of the file in front.
+    The message is a predicate, such as "has no samples".  Callers put the name of the
+    file in front of it.
     """
 
 
 def read_blocks(
     source: Union[Path, bytes], container: Optional[str] = None
 ) -> Iterator[np.ndarray]:
-    """Decode audio block by block, resampled to 16 kHz, channels averaged.
+    """Decode audio block by block, resample it to 16 kHz and average its channels.
 
     Args:
       source: a file or its bytes.
-      container: FFmpeg format; None: detected from the suffix or the bytes.
+      container: FFmpeg format; None detects it from the suffix or the bytes.
     Yields:
-      (S,) float32, S about :data:`BLOCK`, less in the last block.
+      (S,) float32, in [-1, 1]; S is about :data:`BLOCK`, less in the last block.
     Raises:
       AudioError: if the audio cannot be decoded, is shorter than its header declares,
         is empty, or has non-finite samples.
@@ -50,7 +54,7 @@ def read_blocks(
         container = container or CONTAINER_FORMATS.get(source.suffix.lower())
     seconds, declared = 0.0, None
     try:
-        # Tags may be in any encoding.
+        # "replace", because tags may be in any encoding.
         with av.open(file, format=container, metadata_errors="replace") as stream:
             if not stream.streams.audio:
                 raise AudioError("has no audio stream")
@@ -96,8 +100,10 @@ def read_blocks(
 
 
 def decode(source: Union[Path, bytes], container: Optional[str] = None) -> np.ndarray:
-    """Return audio as (S,) int16, 16 kHz, channels averaged.
+    """Return audio as (S,) int16, 16 kHz, with its channels averaged.
 
+    Args:
+      source, container: as in :func:`read_blocks`.
     Raises:
       AudioError: see :func:`read_blocks`.
     """
@@ -106,15 +112,15 @@ def decode(source: Union[Path, bytes], container: Optional[str] = None) -> np.nd
 
 
 def _resample(stream: Any) -> Iterator[tuple[np.ndarray, float]]:
-    """Yield samples (S,) float32 at 16 kHz and the time in s of their end."""
+    """Yield samples (S,) float32 at 16 kHz, and the time of their end in seconds."""
     import av
 
-    # The resampler's own mix of stereo to mono would be sqrt(2) too loud in floats.
+    # Channels are averaged here: the resampler's mono would be sqrt(2) too loud.
     resampler = av.AudioResampler(format="fltp", rate=SAMPLE_RATE)
     end, decoded = 0.0, 0
     for frame in stream.decode(audio=0):
         decoded += frame.samples
-        # Of a codec that skips pauses, only the frames' times include them.
+        # A codec may skip pauses; then only the times of the frames include them.
         end = max((frame.time or 0.0) + frame.samples / frame.rate, end)
         end = max(end, decoded / frame.rate)
         for resampled in resampler.resample(frame):
@@ -125,16 +131,16 @@ def _resample(stream: Any) -> Iterator[tuple[np.ndarray, float]]:
 
 
 def _read_declared_seconds(stream: Any, source: Union[Path, bytes]) -> Optional[float]:
-    """Return the duration in s that the header declares; None: unknown or estimated.
+    """Return the duration in seconds that the header declares.
 
-    Raw streams and Ogg declare none, MP3 only in LAME's header.  The headers of w64,
-    caf and RF64 are not read.
+    None means unknown or estimated: raw streams and Ogg declare no duration, and MP3
+    only in LAME's header.  The headers of w64, caf and RF64 are not read.
     """
-    if stream.format.name == "wav":  # FFmpeg replaces it by the length of the file
+    if stream.format.name == "wav":  # FFmpeg computes it from the size of the file
         with _open_bytes(source) as file:
             return read_wav_seconds(file)
     audio = stream.streams.audio[0]
-    if stream.format.name not in DECLARING or (
+    if stream.format.name not in FORMATS_WITH_DURATION or (
         stream.format.name == "mp3" and not audio.start_time
     ):
         return None
@@ -146,7 +152,7 @@ def _read_declared_seconds(stream: Any, source: Union[Path, bytes]) -> Optional[
 
 
 def read_wav_seconds(file: BinaryIO) -> Optional[float]:
-    """Return the duration in s that a wav file's header declares; None: unknown."""
+    """Return the duration in seconds that a wav file's header declares, if known."""
     riff, _, wave = struct.unpack("<4sI4s", file.read(12).ljust(12))
     byte_rate = 0
     while riff == b"RIFF" and wave == b"WAVE":

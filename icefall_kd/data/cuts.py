@@ -1,7 +1,7 @@
 """Load the audio and text of cuts, and check the cuts of a Shar set before its use.
 
-A Shar that plain Lhotse wrote may have cuts that the data gate would drop;
-:func:`check_cuts` refuses it by its JSON lines, without reading audio.
+A Shar folder that Lhotse alone wrote may have cuts that the data gate would drop.
+:func:`check_cuts` finds them in the cuts' JSON lines, without reading audio.
 """
 
 import logging
@@ -27,10 +27,11 @@ from icefall_kd.data.gate import (
 from icefall_kd.data.gate_audio import TOLERANCE, Fault, decode_cut, get_tolerance
 from icefall_kd.data.tokens import MAX_UNKNOWN, Tokenizer, UnknownLetters
 
-BLOCK_SECONDS = 60.0  # s of a long cut in memory
+BLOCK_SECONDS = 60.0  # duration of a block of a long cut
 MAX_EXAMPLES = 2  # cuts of each reason in a message
-# Characters without a glyph, as sentencepiece's default normaliser maps them: direction
-# marks, zero-width spaces and byte order marks to spaces, control codes to nothing.
+# Character without a glyph -> replacement by sentencepiece's default normaliser.
+# Direction marks, zero-width spaces and byte order marks become spaces; control codes
+# are removed.
 INVISIBLE = {
     **dict.fromkeys((0x061C, 0x200B, 0x200C, 0x200E, 0x200F, 0xFEFF), " "),
     **dict.fromkeys((*range(0x01, 0x09), 0x0B, *range(0x0E, 0x20), 0x7F), None),
@@ -40,7 +41,7 @@ INVISIBLE = {
 def load_wave(cut: Cut) -> Tensor:
     """Return the samples (S,) float32 in [-1, 1] of a 16 kHz mono cut.
 
-    S may be up to 25 ms less than the manifest declares: nothing is padded.
+    S may be up to 25 ms less than the manifest declares; the wave is not padded.
 
     Raises:
       ValueError: if the cut is not 16 kHz mono, cannot be decoded, or has non-finite
@@ -75,13 +76,13 @@ def load_wave(cut: Cut) -> Tensor:
 def _decode(cut: Cut) -> np.ndarray:
     if not isinstance(cut, DataCut):
         return cut.load_audio()[0]
-    # cut.load_audio() would reflect the audio where up to 0.5 s are missing.
-    whole = cut.start == 0 and math.isclose(
+    # cut.load_audio() pads by reflection if up to 0.5 s are missing.
+    read_all = cut.start == 0 and math.isclose(
         cut.duration, cut.recording.duration, abs_tol=1e-3
     )
-    samples = decode_cut(cut, whole)[0, : cut.num_samples]
+    samples = decode_cut(cut, read_all)[0, : cut.num_samples]
     if cut.num_samples - len(samples) > get_tolerance(cut) * SAMPLE_RATE:
-        raise ValueError(f"{len(samples)} samples of {cut.num_samples}")
+        raise ValueError(f"it has {len(samples)} of {cut.num_samples} samples")
     return samples
 
 
@@ -104,11 +105,11 @@ def load_blocks(cut: Cut) -> Iterator[Tensor]:
         yield load_wave(part)
 
 
-def transcript(cut: Cut) -> str:
-    """Return the text of a cut's supervision, "" if it has none.
+def get_transcript(cut: Cut) -> str:
+    """Return the text of a cut's supervision, "" without a text.
 
-    Accents are composed (NFC) and invisible characters replaced, as sentencepiece does,
-    so that references match tokens and hypotheses.
+    Accents are composed (NFC) and invisible characters are replaced.  sentencepiece
+    does the same, so references match tokens and hypotheses.
 
     Raises:
       ValueError: if several supervisions have text.
@@ -124,7 +125,7 @@ def transcript(cut: Cut) -> str:
 
 
 class HasLines(Protocol):
-    """A shard; see :class:`icefall_kd.fields.shards.Shard`."""
+    """A shard of cuts, such as :class:`icefall_kd.fields.shards.Shard`."""
 
     def lines(self) -> Iterable[Mapping[str, Any]]:
         """Yield every cut as parsed JSON."""
@@ -140,22 +141,24 @@ def check_cuts(
     tokenizer: Optional[Tokenizer] = None,
     max_unknown: float = MAX_UNKNOWN,
 ) -> int:
-    """Refuse a Shar set with cuts that the data gate would drop.
+    """Raise an error if a Shar set has cuts that the data gate would drop.
 
     Cuts without a supervision are accepted.
 
     Args:
-      shards: of the set.
-      name: of the set, for messages.
-      labelled: transcripts are used: at most one supervision for each cut.
-      trained: a student is trained on the set: enough frames for its encoder.
-      tokenizer: of the transcripts that a student is trained on: more frames than
-        tokens.
-      max_unknown: maximum share of ``<unk>`` among the tokens.
+      shards: shards of the set.
+      name: name of the set, for messages.
+      labelled: whether transcripts are used; a cut then has at most one supervision.
+      trained: whether a student is trained on the set; a cut then needs enough frames
+        for the encoder.
+      tokenizer: tokenizer of the transcripts, if a student is trained on them; a cut
+        then needs known tokens, and more frames than tokens.
+      max_unknown: maximum share of ``<unk>`` among the tokens, 0 to 1.
     Returns:
       the number of cuts.
     Raises:
-      ValueError: with the first cuts and the remedy for each reason.
+      ValueError: if the set has unusable cuts, with examples and the remedy for each
+        reason; or if the share of ``<unk>`` is larger than ``max_unknown``.
     """
     letters = UnknownLetters(tokenizer) if tokenizer is not None else None
     seen: set[str] = set()
@@ -197,7 +200,11 @@ def check_cuts(
 
 
 def _check_form(line: Mapping[str, Any], seen: set[str]) -> Fault:
-    """Check id, type, channels, rate and span of a cut's JSON line."""
+    """Check id, type, channels, rate and span of a cut's JSON line.
+
+    Args:
+      seen: ids of earlier cuts.
+    """
     if line.get("id") in seen:
         return "duplicate_id", "seen before"
     if line.get("type") not in ("MonoCut", "MultiCut"):

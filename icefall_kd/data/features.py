@@ -1,9 +1,9 @@
 """Log-mel filter bank features and SpecAugment.
 
-Kaldi's 80-bin fbank, as sherpa-onnx computes it: 25 ms windows every 10 ms, povey
-window, pre-emphasis 0.97, no dither, 20 Hz to 7,600 Hz, ``snip_edges=False``, so that
-S samples give T = (S + 80) // 160 frames.  Computed by lhotse, on CUDA by kaldifeat if
-it is installed.
+The features are Kaldi's 80-bin fbank, as sherpa-onnx computes it: 25 ms windows every
+10 ms, povey window, pre-emphasis 0.97, no dither, 20 Hz to 7,600 Hz.  With
+``snip_edges=False``, S samples give T = (S + 80) // 160 frames.  lhotse computes them,
+or kaldifeat on CUDA if it is installed.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from icefall_kd import FBANK_SHIFT, NUM_MEL_BINS, SAMPLE_RATE
 SHIFT = round(FBANK_SHIFT * SAMPLE_RATE)  # samples between two frames
 WINDOW = 400  # samples, 25 ms
 BLOCK = 6000  # frames of a long wave that are computed at a time
-LOW_FREQ, HIGH_FREQ = 20.0, -400.0  # Hz; negative: below the Nyquist frequency
+LOW_FREQ, HIGH_FREQ = 20.0, -400.0  # Hz; a negative value is added to 8,000 Hz
 
 
 def num_frames(num_samples: int) -> int:
@@ -34,15 +34,16 @@ def num_frames(num_samples: int) -> int:
 def compute_fbank(
     waves: Sequence[Tensor], device: Union[str, torch.device] = "cpu"
 ) -> list[Tensor]:
-    """Compute the log-mel filter bank of each wave on ``device``.
+    """Compute the log-mel filter bank of each wave.
 
-    The result does not depend on the number of threads: batches are equal with and
+    The result does not depend on the number of threads, so batches are equal with and
     without loader workers, which have one thread.
 
     Args:
       waves: each (S,) float32, 16 kHz, in [-1, 1], S >= 400.
+      device: of the computation and of the result.
     Returns:
-      (T, 80) float32 for each wave, natural log.
+      (T, 80) float32 for each wave, natural logarithm.
     Raises:
       ValueError: if a wave is not 1-D, or is shorter than one window.
     """
@@ -61,7 +62,7 @@ def compute_fbank(
 
 
 def _compute_in_blocks(extract: Callable[[Tensor], Tensor], wave: Tensor) -> Tensor:
-    """Return the fbank of a wave; blocks bound the memory of a long one."""
+    """Return the fbank of a wave; blocks limit the memory for a long wave."""
     frames = num_frames(len(wave))
     blocks = []
     for begin in range(0, frames, BLOCK):
@@ -76,8 +77,8 @@ def _compute_in_blocks(extract: Callable[[Tensor], Tensor], wave: Tensor) -> Ten
 def _use_one_thread() -> Iterator[None]:
     """Run the block with one CPU thread.
 
-    Two threads sum the mel filters in another order, which changes features by up to
-    5e-7, and are not faster.
+    With two threads the mel filters are summed in another order, which changes features
+    by up to 5e-7.  Two threads are not faster.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -122,10 +123,12 @@ def _create_kaldifeat(device: torch.device) -> Optional[Callable]:
 
 
 class SpecAugment:
-    """Mask mel bins and frames of each utterance; the same masks for the same seed.
+    """Mask random mel bins and frames of each utterance, with lhotse's SpecAugment.
 
-    Park et al., SpecAugment, 2019, arXiv:1904.08779; lhotse's implementation.  Time
-    warping is off by default, since it would move frames away from a teacher's frames.
+    Time warping is off by default, because it moves frames away from the frames of the
+    teachers.  Equal seeds give equal masks.
+
+    Source: Park et al., SpecAugment, 2019, arXiv:1904.08779.
     """
 
     def __init__(
@@ -142,10 +145,12 @@ class SpecAugment:
         """Set the masks; all defaults except ``time_warp`` are icefall's.
 
         Args:
-          time_warp: maximum shift in frames; 0: off.
-          num_feature_masks, feature_mask_size: masks, and maximum size in mel bins.
-          num_frame_masks, frame_mask_size: masks, and maximum size in frames.
-          max_frames_fraction: maximum share of an utterance's frames that is masked.
+          time_warp: maximum shift in frames; 0 is off.
+          num_feature_masks, feature_mask_size: number of masks of mel bins, and their
+            maximum width in bins.
+          num_frame_masks, frame_mask_size: number of masks of frames, and their maximum
+            width in frames.
+          max_frames_fraction: maximum share of an utterance's frames to mask.
           p: probability that an utterance is augmented.
         """
         self.time_warp = time_warp
@@ -165,9 +170,11 @@ class SpecAugment:
         Args:
           features: (N, T, F) float32.
           lens: (N,) int64, valid frames.
-          seed: of the masks.
+          seed: seed of the masks.
         Returns:
           (N, T, F) float32.
+        Raises:
+          ValueError: if the shapes are different.
         """
         if features.dim() != 3 or lens.shape != features.shape[:1]:
             raise ValueError(
@@ -186,5 +193,10 @@ class SpecAugment:
 
 
 def batch_seed(seed: int, epoch: int, ids: Sequence[str]) -> int:
-    """Return a 32-bit seed for a batch of cuts in an epoch."""
+    """Return a 32-bit seed for a batch.
+
+    Args:
+      seed: seed of the run.
+      ids: ids of the batch's cuts.
+    """
     return zlib.crc32(f"{seed} {epoch} {' '.join(ids)}".encode())

@@ -28,7 +28,7 @@ from icefall_kd.zipformer.subsampling import MIN_FRAMES, encoder_output_lens
 
 Tokenize = Callable[[str], list[int]]
 
-# Reason -> meaning.  A cut is dropped for the first reason that applies.
+# Reason for dropping a cut -> its meaning.
 REASONS: dict[str, str] = {
     "duplicate_id": "another cut of the set has the same id",
     "mixed_cut": "it is mixed, padded or appended, not a part of one recording",
@@ -37,7 +37,7 @@ REASONS: dict[str, str] = {
     "unknown_tokens": "no token of its text is in the vocabulary",
     "not_mono": "its audio has several channels",
     "other_rate": "its sampling rate is not 16 kHz",
-    "outside_recording": "it starts or ends more than 25 ms outside its recording",
+    "outside_recording": "it starts outside its recording, or ends over 25 ms after it",
     "too_long": "it is longer than the limit",
     "too_short": "it has fewer fbank frames than the encoder needs for one output",
     "too_few_frames": "encoder frames < tokens + 1: the loss would be infinite",
@@ -68,7 +68,12 @@ CHUNK = 32  # cuts that a process reads at a time
 
 @dataclass(frozen=True)
 class Drop:
-    """A dropped cut, a key of :data:`REASONS`, and the values that were found."""
+    """A dropped cut.
+
+    Attributes:
+      reason: the first key of :data:`REASONS` that was found.
+      detail: the values that were found.
+    """
 
     cut_id: str
     reason: str
@@ -85,14 +90,15 @@ def filter_cuts(
 ) -> tuple[CutSet, list[Drop]]:
     """Return the usable cuts, and a :class:`Drop` for each other cut.
 
-    Cuts whose audio ends up to :data:`TOLERANCE` early are shortened to it.
+    A cut whose audio ends up to :data:`TOLERANCE` seconds early is shortened to its
+    audio.
 
     Args:
-      tokenize: text -> token ids; None for unlabelled cuts, whose supervisions are not
-        checked.
-      max_duration: in seconds.
-      description: of the progress bar and the log lines.
-      num_jobs: processes that read the audio.
+      tokenize: text -> token ids; None for an unlabelled set, whose supervisions are
+        not checked.
+      max_duration: maximum duration of a cut in seconds.
+      description: text before the progress bar and the log lines.
+      num_jobs: number of processes that read the audio.
     """
     cuts = list(cuts)
     seen: set[str] = set()
@@ -115,7 +121,7 @@ def filter_cuts(
     if missing:
         cut_id = max(missing, key=lambda name: missing[name])
         logging.info(
-            "%s: %d cuts end up to %d samples (%s) after their audio, and are "
+            "%s: %d cuts end after their audio, by up to %d samples (%s), and are "
             "shortened to it; up to %d samples (%g s) are tolerated",
             description,
             len(missing),
@@ -154,18 +160,19 @@ def write_gate_report(
     path: Path,
     drops: Sequence[Drop],
     num_kept: int,
-    made_of: Mapping[str, Any],
+    inputs: Mapping[str, Any],
     letters: Optional[UnknownLetters] = None,
 ) -> None:
     """Write the counts by reason and every dropped cut as JSON.
 
     Args:
-      made_of: options and checksums that the set was made with.
-      letters: unknown to the BPE model; None for an unlabelled set.
+      num_kept: number of cuts that were kept.
+      inputs: options and checksums that determine the set.
+      letters: letters that the BPE model lacks; None for an unlabelled set.
     """
     counts = Counter(drop.reason for drop in drops)
     report = {
-        "made_of": dict(made_of),
+        "made_of": dict(inputs),
         "kept": num_kept,
         "dropped": len(drops),
         "reasons": {
@@ -182,10 +189,17 @@ def write_gate_report(
 def check_text(
     text: str, tokens: Sequence[int], tokenize: Tokenize, unk_id: int
 ) -> Fault:
-    """Return the fault of a text that has no usable token."""
+    """Return the fault of a text without usable tokens.
+
+    Args:
+      tokens: ids of ``text``.
+      tokenize: text -> token ids.
+      unk_id: id of ``<unk>``.
+    """
     if not text.strip() or not tokens:  # invisible characters have no tokens
         return "empty_text", ascii(text)
-    # An unknown word is the token of the space before it and <unk>.
+    # An unknown word, such as this private-use letter, has the tokens of the space
+    # before it and of <unk>.
     if unk_id in tokens and set(tokens) <= set(tokenize("\ue000")):
         difference = describe_case_difference(text, tokenize, unk_id)
         return "unknown_tokens", f"{text}: {difference}" if difference else text
@@ -196,8 +210,8 @@ def check_frames(duration: float, tokens: Optional[Sequence[int]]) -> Fault:
     """Return the fault of a cut with too few frames for the encoder or the loss.
 
     Args:
-      duration: in seconds.
-      tokens: of its text; None if it is unlabelled.
+      duration: duration of the cut in seconds.
+      tokens: ids of its text; None for an unlabelled cut.
     """
     frames = num_frames(round(duration * SAMPLE_RATE))
     if frames < MIN_FRAMES:
@@ -209,7 +223,11 @@ def check_frames(duration: float, tokens: Optional[Sequence[int]]) -> Fault:
 
 
 def _check_manifest(cut: Cut, seen: set[str], tokenize: Optional[Tokenize]) -> Fault:
-    """Check everything but durations; ``seen`` has the ids of earlier cuts."""
+    """Check everything in the manifest except the duration.
+
+    Args:
+      seen: ids of earlier cuts.
+    """
     if cut.id in seen:
         return "duplicate_id", "seen before"
     if not isinstance(cut, DataCut):

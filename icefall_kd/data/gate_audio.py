@@ -23,39 +23,41 @@ from lhotse.utils import compute_num_samples, fastcopy
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.data import audio_files
 
-# s that a manifest and its audio may differ by, 400 samples.  Kaldi's files, and
-# lhotse's import of them, round durations to 1, 10 or 25 ms.
+# Allowed difference between a manifest and its audio in seconds (400 samples).  Kaldi's
+# files, and lhotse's import of them, round durations to 1, 10 or 25 ms.
 TOLERANCE = 0.025
-LONG = 2.0  # a recording more than this many times longer than a cut is read in part
+# Of a recording more than this many times longer than a cut, only the cut is read.
+LONG = 2.0
 ROUNDING = 2  # samples that a resampler may return less than lhotse predicts
 
-Fault = Optional[tuple[str, str]]  # (key of gate.REASONS, detail); None: no fault
+Fault = Optional[tuple[str, str]]  # (key of gate.REASONS, detail), None without fault
 
 
 def check_audio(cut: Cut) -> tuple[Fault, int]:
-    """Return the fault of a cut's audio, and the samples that are missing at its end.
+    """Return the fault of a cut's audio, and the number of samples missing at its end.
 
-    Missing samples within the tolerance are no fault; :func:`shorten_cut` removes them.
+    Missing samples within the tolerance are not a fault; the caller shortens the cut
+    with :func:`shorten_cut`.
     """
     if not cut.has_recording:
         return ("unreadable", "no audio"), 0
     missing_file = _find_missing_file(cut.recording)
     if missing_file:
         return ("unreadable", missing_file), 0
-    whole = cut.recording.duration <= LONG * cut.duration
+    read_all = cut.recording.duration <= LONG * cut.duration
     try:
         found, declared = _read_header_length(cut.recording)
         if _differ(cut, found, declared):
             detail = f"{found} samples in its file, {declared} declared"
             return ("wrong_length", detail), 0
-        if whole and (detail := _find_truncation(cut.recording)):
+        if read_all and (detail := _find_truncation(cut.recording)):
             return ("wrong_length", detail), 0
         with _allow_any_length():
-            samples = decode_cut(cut, whole)
+            samples = decode_cut(cut, read_all)
     except Exception as e:  # decoders raise errors of any type
         line = " ".join(f"{type(e).__name__}: {e}".split())
         return ("unreadable", line if len(line) <= 200 else f"{line[:197]}..."), 0
-    if whole:
+    if read_all:
         found, declared = samples.shape[1], cut.recording.num_samples
         if _differ(cut, found, declared):
             return ("wrong_length", f"{found} samples, {declared} declared"), 0
@@ -73,25 +75,28 @@ def check_audio(cut: Cut) -> tuple[Fault, int]:
 
 
 def get_tolerance(cut: Cut) -> float:
-    """Return the allowed difference between manifest and audio in seconds."""
-    # Divided by the speed, so that a cut passes at all speeds or at none.
+    """Return the allowed difference between manifest and audio in seconds.
+
+    It is inversely proportional to the speed, so that a cut passes at all speeds or at
+    none.
+    """
     speed = (cut.custom or {}).get("speed", 1.0)
     transforms = cut.recording.transforms
     return TOLERANCE / speed + (ROUNDING / SAMPLE_RATE if transforms else 0)
 
 
-def decode_cut(cut: Cut, whole: bool) -> np.ndarray:
-    """Return the samples (channels, S) of a cut that can be decoded.
+def decode_cut(cut: Cut, read_all: bool) -> np.ndarray:
+    """Return the samples (channels, S) that the audio of a cut really has.
 
-    Recording.load_audio pads (by reflection) or trims audio that differs by up to 0.5 s
-    from the manifest; this function keeps its length.
+    Recording.load_audio of lhotse pads (by reflection) or trims audio whose length
+    differs by up to 0.5 s from the manifest.  This function does neither.
 
     Args:
-      whole: decode the whole recording.  False for a recording of many cuts, where
-        decoding all of it for each cut would take quadratic time.
+      read_all: return the complete recording, not only the cut's part.  For a recording
+        with many cuts, reading all of it for each cut would take quadratic time.
     """
     recording: Recording = cut.recording
-    offset, duration = (0.0, None) if whole else (cut.start, cut.duration)
+    offset, duration = (0.0, None) if read_all else (cut.start, cut.duration)
     transforms = _load_transforms(recording)
     for transform in reversed(transforms):
         offset, duration = transform.reverse_timestamps(
@@ -129,7 +134,7 @@ def _differ(cut: Cut, found: int, declared: int) -> bool:
 
 
 def _find_missing_file(recording: Recording) -> str:
-    """Return a description of the recording's first missing file, "" if none is."""
+    """Return a description of the recording's first missing file, else ""."""
     for source in recording.sources:
         if source.type == "file" and not Path(source.source).exists():
             is_relative = not Path(source.source).is_absolute()
@@ -139,10 +144,10 @@ def _find_missing_file(recording: Recording) -> str:
 
 
 def _read_header_length(recording: Recording) -> tuple[int, int]:
-    """Return the number of samples by the file's header and by the manifest.
+    """Return the numbers of samples by the file's header and by the manifest.
 
-    Both at the recording's rate and speed: a header that is wrong at one speed is wrong
-    at all.
+    Both are at the rate and the speed of the recording, so that a wrong header is found
+    at every speed.
     """
     declared = recording.num_samples
     if recording.sources[0].type != "file":
@@ -165,9 +170,9 @@ def _load_transforms(recording: Recording) -> list[AudioTransform]:
 
 
 def _find_truncation(recording: Recording) -> str:
-    """Return how much a wav file lacks of its declared duration, "" if nothing.
+    """Return a description if a wav file is shorter than its header declares, else "".
 
-    libsndfile computes the duration from the size of the file instead.
+    libsndfile does not find this, because it corrects the duration by the file's size.
     """
     if recording.sources[0].type != "file":
         return ""
@@ -182,7 +187,7 @@ def _find_truncation(recording: Recording) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _read_info(path: str) -> Any:
-    """Return lhotse's info of a file, for example ``frames`` and ``duration`` in s."""
+    """Return lhotse's info of a file: ``frames``, ``duration`` in seconds and more."""
     return info(path)
 
 

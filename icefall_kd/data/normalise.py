@@ -1,9 +1,11 @@
 """Normalise transcripts to words and apostrophes in one case.
 
-:func:`normalise_english` also writes English numbers and symbols as words;
-:func:`normalise_text` handles any language.  Styles of numbers: "spoken" as in running
-speech (1842: EIGHTEEN FORTY TWO), "digits" as in telephone prompts (ONE EIGHT FOUR
-TWO), and, except in English, "keep" (1842).
+:func:`normalise_english` is for English, and :func:`normalise_text` for any language.
+Both write numbers as words.  The styles of numbers are
+
+- "spoken", as in running speech: 1842 becomes EIGHTEEN FORTY TWO;
+- "digits", as in telephone prompts: ONE EIGHT FOUR TWO;
+- "keep", which leaves 1842; not for English.
 """
 
 import contextlib
@@ -29,8 +31,8 @@ _DOT_INSIDE = re.compile(r"(?<=[A-Z])\.(?=[A-Z])")  # www.asterisk.org
 _DOT_BEFORE_NUMBER = re.compile(r"(?<=[A-Z])\.(?=\d)")  # H.323
 _PREFIX = re.compile(r"\b(RE|DE|UN)-(?=[A-Z])")  # re-enter is one word
 
-# Signs inside words: the apostrophe, and the zero-width (non-)joiner that Persian and
-# the languages of India are spelled with.
+# Signs inside words: the apostrophe, and the zero-width (non-)joiner of Persian and of
+# the languages of India.
 INSIDE = "'\u200c\u200d"
 _DOTTED_I = ("tr", "az")  # languages with the pairs i/İ and ı/I
 
@@ -44,13 +46,13 @@ ABBREVIATIONS = {
     "ETC": "ET CETERA",
 }
 
-# Numbers of other languages.
+# Numbers in other languages, by num2words' language codes.
 _DECIMAL_POINT = ("bn", "he", "hi", "ja", "kn", "ko", "te", "th", "zh")
 _NO_DECIMALS = ("ar", "cy", "tr", "vi")  # num2words reads 2.5 as 2.50 or 2
 _YEARS_BY_HUNDREDS = ("da", "de", "nl", "no", "sl")
 _NO_SPACES = ("ja", "th", "zh")
 _AS_NUM2WORDS = {"kk": "kz", "nb": "no", "nn": "no"}
-# num2words raises these for numbers that a language lacks.
+# num2words raises these for numbers that it does not support in a language.
 _GAPS = (AttributeError, KeyError, NotImplementedError, OverflowError, TypeError)
 _PERCENT = {
     "cs": "procent", "da": "procent", "de": "Prozent", "es": "por ciento",
@@ -62,14 +64,14 @@ _PERCENT = {
 
 
 def check_style(language: str, numbers: str) -> None:
-    """Raise if a language does not support a style of numbers.
+    """Raise an error if a language does not support a style of numbers.
 
     Args:
       language: Whisper's language code.
       numbers:  one of :data:`STYLES`.
     Raises:
-      ValueError: for another style, "keep" in English, or a language that num2words
-        lacks.
+      ValueError: if the style is unknown, if it is "keep" for English, or if num2words
+        does not support the language.
     """
     if numbers not in STYLES:
         raise ValueError(f"--numbers {numbers}: choose one of {', '.join(STYLES)}")
@@ -80,8 +82,8 @@ def check_style(language: str, numbers: str) -> None:
             )
     elif _AS_NUM2WORDS.get(language, language) not in LANGUAGES:
         raise ValueError(
-            f"--language {language}: num2words cannot write its numbers as words; keep "
-            f"the digits with --numbers keep. It has {', '.join(LANGUAGES)}"
+            f"--language {language}: num2words does not support it; keep the digits "
+            f"with --numbers keep. Supported: {', '.join(LANGUAGES)}"
         )
 
 
@@ -90,25 +92,26 @@ def normalise_english(
 ) -> str:
     """Return English ``text`` as upper-case words, separated by single spaces.
 
-    Removes notes in brackets and punctuation, writes numbers and keypad symbols as
-    words, and separates the letters of abbreviations.  Idempotent.
+    Notes in brackets and punctuation are removed, numbers and keypad symbols become
+    words, and the letters of abbreviations are separated.  A normalised text does not
+    change.
 
     >>> normalise_english("Press 1, then #.  It's 3 P.M. [beep]")
     "PRESS ONE THEN POUND IT'S THREE P M"
 
     Args:
-      words: replacements of a corpus, upper-case word -> upper-case words, for example
-        {"PBX": "P B X"}.
+      words: upper-case word -> its replacement, in addition to :data:`ABBREVIATIONS`,
+        for example {"PBX": "P B X"}.
       numbers: "spoken" or "digits".
     Returns:
-      a string that matches :data:`NORMALISED`; empty if no words remain.
+      a string that matches :data:`NORMALISED`; "" if no words remain.
     Raises:
       ValueError: if ``numbers`` is another style.
     """
     check_style("en", numbers)
     text = text.upper().replace("’", "'").replace("‘", "'")
     if numbers == "spoken":
-        # Before notes are removed: area codes are in brackets, too.
+        # This is before the removal of notes, because area codes may be in brackets.
         text = write_english_numbers(text)
     text = _NOTES.sub(" ", text)
     text = _INITIALS.sub(lambda m: " ".join(m[0].replace(".", " ").split()), text)
@@ -129,9 +132,8 @@ def normalise_text(
 ) -> str:
     """Return ``text`` as words of its language, separated by single spaces.
 
-    English uses :func:`normalise_english`.  Other languages keep their letters and
-    marks (NFC) and apostrophes inside words; notes in brackets and other signs are
-    removed.
+    English uses :func:`normalise_english`.  In other languages, letters, marks (NFC)
+    and apostrophes inside words remain; notes in brackets and other signs are removed.
 
     >>> normalise_text("L’été [rires], à 8 h !", "fr", "lower")
     "l'été à huit h"
@@ -162,8 +164,8 @@ def normalise_text(
 def _write_numbers(text: str, language: str, numbers: str) -> str:
     """Return text of a language other than English with numbers as words.
 
-    Covers cardinals, decimals, years that are read by hundreds, and the per cent sign
-    of some languages, in num2words' default case and gender.
+    It supports cardinals, decimals, years that are read by hundreds, and the per cent
+    sign of some languages, in num2words' default grammatical case and gender.
 
     Args:
       numbers: "spoken", or "digits" for one word for each digit.
@@ -212,7 +214,7 @@ def _remove_signs(text: str) -> str:
         if kind[0] in "LN" or char in INSIDE:
             kept.append(char)
         elif kind[0] == "M":
-            # A mark belongs to a letter; otherwise it is the variant of an emoji.
+            # A mark after anything but a letter selects the variant of an emoji.
             if unicodedata.category(kept[-1])[0] in "LM":
                 kept.append(char)
         elif kind != "Cf":  # soft hyphens and direction marks do not separate words

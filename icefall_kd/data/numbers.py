@@ -1,8 +1,8 @@
 """Write the numbers of English text as words, with num2words.
 
-num2words converts single numbers; :data:`_RULES` finds years, amounts of money, times,
-fractions and the like.  No lightweight package does this: pure Python ones read 1842 as
-a quantity and skip ranges and fractions, the others compile grammars.
+num2words converts single numbers.  :data:`_RULES` finds years, amounts of money, times,
+fractions and similar expressions in a text.  Pure Python packages for this read 1842 as
+a quantity and skip ranges and fractions; the other packages compile grammars.
 """
 
 import re
@@ -74,14 +74,15 @@ def extract_words(text: str) -> str:
 
 
 def read_digits(digits: str) -> str:
-    """Return the digits of a string one by one: "1-2" gives "ONE TWO"."""
+    """Return the digits of a string as words, one by one: "1-2" gives "ONE TWO"."""
     return " ".join(extract_words(num2words(int(d))) for d in digits if d.isdecimal())
 
 
 def spell_number(number: str) -> str:
     """Return a number in upper-case words, as telephone prompts read it.
 
-    Up to two digits are a cardinal, longer numbers are read digit by digit.
+    A number of up to two digits becomes a cardinal; a longer one is read digit by
+    digit.
 
     >>> spell_number("28.8"), spell_number("1234"), spell_number("3RD")
     ('TWENTY EIGHT POINT EIGHT', 'ONE TWO THREE FOUR', 'THIRD')
@@ -102,11 +103,15 @@ def spell_number(number: str) -> str:
     return f"{spoken} POINT {read_digits(fraction)}" if fraction else spoken
 
 
-# The functions below return words for digits, or for the match of a rule.
+# The functions below return words, for digits or for the match of a rule.
 
 
 def _write(digits: str, to: str = "cardinal") -> str:
-    """Return a cardinal, ordinal or year in American English, without "and"."""
+    """Return a number in American English, without "and".
+
+    Args:
+      to: "cardinal", "ordinal" or "year".
+    """
     digits = digits.replace(",", "")
     if len(digits) > MAX_DIGITS:
         return read_digits(digits)
@@ -125,7 +130,7 @@ def _write_quantity(number: str) -> str:
 
 
 def _write_number(number: str) -> str:
-    """Return a number without context: a year, a code or a quantity."""
+    """Return a number without context as a year, a code or a quantity."""
     if not number.isdecimal():
         return _write_quantity(number)
     if len(number) > 1 and number[0] == "0":
@@ -133,7 +138,7 @@ def _write_number(number: str) -> str:
     if len(number) == 4 and 1010 <= int(number) < 2100:
         return _write(number, "year")
     if len(number) > 4 and int(number) % 100:
-        return read_digits(number)  # a post code, an account
+        return read_digits(number)  # such as a post code
     return _write(number)
 
 
@@ -219,10 +224,12 @@ def _any_of(options: Iterable[str]) -> str:
     return "|".join(sorted(map(re.escape, options), key=len, reverse=True))
 
 
-_BEFORE = r"(?<![\w$£€.,:/-])"  # nothing that belongs to the number
+# The number does not continue before or after the match.
+_BEFORE = r"(?<![\w$£€.,:/-])"
 _AFTER = r"(?![\w/]|[.,:-]\d)"
 _SIGN = f"[{''.join(_MONEY)}]"
-# Pattern -> function that writes words.  Each rule reads the output of the rules above.
+# (pattern, function that returns words).  Each rule reads the output of those above it.
+# The comment before a rule has examples.
 _RULES: list[tuple["re.Pattern[str]", Callable[["re.Match[str]"], str]]] = [
     (re.compile(pattern), write)
     for pattern, write in (

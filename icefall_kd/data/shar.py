@@ -21,14 +21,15 @@ from icefall_kd.core.files import Pathlike, as_path, is_local, write_text
 from icefall_kd.core.logs import progress
 from icefall_kd.core.processes import parallel_map
 
-PLAN = "plan.sha256"  # in an incomplete folder: the digest of its cuts and options
+PLAN = "plan.sha256"  # file of an incomplete folder: hash of its cuts and shard size
 FIELDS_SUFFIX = ".fields"
 
 
 def read_cuts(manifest: Path) -> list[Cut]:
-    """Return the cuts of a manifest, resampled to 16 kHz on loading, texts in NFC.
+    """Return the cuts of a manifest, with 16 kHz audio and texts in NFC.
 
-    Resampled cuts and composed texts are counted in the log.
+    Audio is resampled when it is loaded.  The log has the numbers of resampled cuts and
+    changed texts.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -40,9 +41,9 @@ def read_cuts(manifest: Path) -> list[Cut]:
     for cut in CutSet.from_file(manifest) or ():  # None for an empty file
         if not isinstance(cut, Cut):
             raise ValueError(
-                f"{manifest}: has a {type(cut).__name__}, not cuts. Remedy: lhotse "
-                "cut simple -r RECORDINGS -s SUPERVISIONS CUTS, and, of recordings "
-                "with several utterances, lhotse cut trim-to-supervisions CUTS CUTS"
+                f"{manifest}: has a {type(cut).__name__}, not cuts. Remedy: 'lhotse "
+                "cut simple -r RECORDINGS -s SUPERVISIONS CUTS'; if a recording has "
+                "several utterances, also 'lhotse cut trim-to-supervisions CUTS CUTS'"
             )
         if cut.has_recording and cut.sampling_rate != SAMPLE_RATE:
             rates[cut.sampling_rate] += 1
@@ -71,7 +72,7 @@ def read_cuts(manifest: Path) -> list[Cut]:
 
 
 def _compose_accents(cut: Cut) -> Cut:
-    """Return the cut with NFC texts; the cut itself if nothing changes."""
+    """Return the cut with NFC texts; the same object if nothing changes."""
     if not isinstance(cut, DataCut):
         return cut
     texts = [s.text or "" for s in cut.supervisions]
@@ -85,7 +86,7 @@ def _compose_accents(cut: Cut) -> Cut:
 def perturb_speeds(cuts: Iterable[Cut], speeds: Sequence[float]) -> list[Cut]:
     """Return every cut at every speed, with the factor in ``cut.custom["speed"]``.
 
-    The ids at other speeds than 1 end in lhotse's ``_sp<factor>``.
+    At speeds other than 1, ids end in ``_sp<factor>``, as lhotse does it.
     """
     perturbed = []
     for cut in cuts:
@@ -108,12 +109,12 @@ def write_shar(
 ) -> None:
     """Write ``cuts``, shuffled by ``seed``, as a Shar folder with flac audio.
 
-    The folder appears when it is complete.  Until then the shards are in a hidden
-    folder next to it; the same call after a kill writes the missing ones.
+    The shards are first written to a hidden folder next to ``directory``, which is
+    renamed when it is complete.  After a kill, the same call writes the missing shards.
 
     Args:
-      shard_size: cuts.
-      num_jobs: processes.
+      shard_size: cuts in a shard.
+      num_jobs: number of processes.
     Raises:
       ValueError: if there are no cuts, or ``directory`` or its fields exist.
     """
@@ -144,17 +145,18 @@ def write_shar(
 
 
 def check_absent(directory: Path) -> None:
-    """Raise if a Shar folder, or the fields of a deleted one, exist.
+    """Check that neither a Shar folder exists, nor fields of a deleted one.
 
     Raises:
-      ValueError: with the folder to delete.
+      ValueError: if one exists, with the folder to delete.
     """
     if directory.exists():
         raise ValueError(f"{directory}: exists; delete it to write it again")
     fields = fields_dir(directory)
     if fields.exists():
         raise ValueError(
-            f"{fields}: describes fields of {directory}, which is gone; delete it, too"
+            f"{fields}: describes fields of {directory}, which does not exist; delete "
+            "it, too"
         )
 
 
@@ -170,12 +172,16 @@ def _prepare_partial(partial: Path, plan: str) -> None:
 
 
 def _get_file_names(number: int) -> tuple[str, str]:
-    """Return the names of a shard's files; the last one exists if the shard does."""
+    """Return the names of a shard's files; the last one is written last."""
     return f"recording.{number:06d}.tar", f"cuts.{number:06d}.jsonl.gz"
 
 
 def _write_shard(shard: tuple[Path, int, Sequence[Cut]]) -> None:
-    """Write one shard atomically: (folder, number, cuts)."""
+    """Write one shard atomically.
+
+    Args:
+      shard: (folder, number, cuts), one argument for :func:`parallel_map`.
+    """
     folder, number, cuts = shard
     temporary = folder / f".{number:06d}"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -191,7 +197,7 @@ def _write_shard(shard: tuple[Path, int, Sequence[Cut]]) -> None:
 
 
 def hash_cuts(cuts: Iterable[Cut]) -> str:
-    """Return the SHA-256 of ids, spans and texts, in order, without audio paths."""
+    """Return the SHA-256 of the cuts' ids, spans and texts, in order."""
     digest = hashlib.sha256()
     for cut in cuts:
         texts = [s.text for s in cut.supervisions]
@@ -212,9 +218,9 @@ def _hash_plan(cuts: Sequence[Cut], shard_size: int) -> str:
 
 
 def fields_dir(shar_dir: Pathlike) -> Path:
-    """Return the folder of the fields' descriptions, ``<shar_dir>.fields``.
+    """Return the folder with the descriptions of fields, ``<shar_dir>.fields``.
 
-    For a symbolic link, the folder is next to the target of the link.
+    If ``shar_dir`` is a symbolic link, the folder is next to the link's target.
 
     Raises:
       ValueError: if ``shar_dir`` is a root folder.
@@ -224,7 +230,7 @@ def fields_dir(shar_dir: Pathlike) -> Path:
         folder = Path(os.path.realpath(folder))
     if not folder.name:
         raise ValueError(
-            f"{shar_dir}: a Shar folder cannot be the root, since its fields are "
+            f"{shar_dir}: a Shar folder cannot be the root, because its fields are "
             "described in a folder next to it; use a subfolder"
         )
     return folder.with_name(folder.name + FIELDS_SUFFIX)

@@ -23,8 +23,9 @@ MAX_UNKNOWN = 0.01  # share of a set's tokens that may be <unk>
 MAX_SHOWN = 20  # letters in a message
 REMEDY = (
     "write the texts with the letters of the BPE model (numbers as words, ’ as '), or "
-    "train it on texts that have these letters, with icefall_kd.bin.train_bpe"
+    "train another on texts with these letters (icefall_kd.bin.train_bpe)"
 )
+# Change that makes unknown letters known -> description of the difference.
 _CASES: dict[Callable[[str], str], str] = {
     str.upper: "texts are lower case, tokens upper case",
     str.lower: "texts are upper case, tokens lower case",
@@ -37,7 +38,8 @@ def train_bpe(texts: Sequence[str], vocab_size: int) -> bytes:
     Args:
       vocab_size: number of pieces, the three special symbols included.
     Raises:
-      ValueError: if the texts are too few for ``vocab_size``, or have more letters.
+      ValueError: if ``vocab_size`` is too large for the texts, or too small for their
+        letters.
     """
     model = io.BytesIO()
     try:
@@ -64,7 +66,11 @@ def train_bpe(texts: Sequence[str], vocab_size: int) -> bytes:
 
 
 def word_spans(pieces: Iterable[str]) -> list[tuple[int, int]]:
-    """Return the positions of the first and the last piece of each word."""
+    """Return the positions of the first and the last piece of each word.
+
+    A word starts at a piece with :data:`WORD_START`.  A piece that is only a space
+    belongs to a word directly after it.
+    """
     spans: list[tuple[int, int]] = []
     first, empty = 0, True
     for position, piece in enumerate(pieces):
@@ -86,7 +92,7 @@ class Tokenizer:
       blank_id: id of ``<blk>``, 0.
       unk_id: id of ``<unk>``.
       model_bytes: serialised model, stored in checkpoints.
-      sha256: of ``model_bytes``.
+      sha256: SHA-256 of ``model_bytes``, hexadecimal.
     """
 
     def __init__(self, model: Union[str, Path]) -> None:
@@ -105,7 +111,11 @@ class Tokenizer:
 
     @classmethod
     def from_bytes(cls, model_bytes: bytes) -> "Tokenizer":
-        """Return the tokenizer of a serialised model."""
+        """Return the tokenizer of a serialised model.
+
+        Raises:
+          ValueError: as the constructor.
+        """
         tokenizer = cls.__new__(cls)
         tokenizer._load(model_bytes, "the BPE model")
         return tokenizer
@@ -140,7 +150,7 @@ class Tokenizer:
     def word_spans(self, ids: Sequence[int]) -> list[tuple[int, int]]:
         """Return the positions of the first and the last token of each word.
 
-        The words are those of ``decode(ids).split()`` if no token is ``<unk>``.
+        The words equal ``decode(ids).split()`` if no token is ``<unk>``.
         """
         return word_spans(map(self.piece, ids))
 
@@ -152,15 +162,15 @@ class Tokenizer:
         """Return the unigram log-probability of an id."""
         return self._processor.get_score(id)
 
-    def __reduce__(self):  # the processor cannot be pickled for loader workers
+    def __reduce__(self):  # for loader workers; the processor cannot be pickled
         return Tokenizer.from_bytes, (self.model_bytes,)
 
 
 def write_lang(model_bytes: bytes, directory: Path) -> Tokenizer:
     """Write ``bpe.model``, ``bpe.vocab`` and ``tokens.txt`` into ``directory``.
 
-    A line is ``symbol id`` in ``tokens.txt``, which sherpa-onnx reads, and
-    ``piece<TAB>score`` in ``bpe.vocab``.
+    sherpa-onnx reads ``tokens.txt``, with lines ``symbol id``, and ``bpe.vocab``, with
+    lines ``piece<TAB>score``.
     """
     tokenizer = Tokenizer.from_bytes(model_bytes)
     ids = range(tokenizer.vocab_size)
@@ -212,7 +222,7 @@ class UnknownLetters:
         return self.unknown / max(1, self.tokens)
 
     def counts(self) -> dict[str, Any]:
-        """Return the counts for a JSON file."""
+        """Return the counts as they are stored in the gate's report."""
         return {
             "tokens": self.tokens,
             "unk": self.unknown,
@@ -220,7 +230,7 @@ class UnknownLetters:
         }
 
     def describe(self) -> str:
-        """Return share, letters with counts, and a difference in case as one line."""
+        """Return one line with the share, the letters and a difference in case."""
         letters = ", ".join(
             f"{letter} (U+{ord(letter):04X}) {count}"
             for letter, count in self.letters.most_common(MAX_SHOWN)
@@ -240,10 +250,10 @@ class UnknownLetters:
     def check(
         self, name: str, option: str = "", max_unknown: float = MAX_UNKNOWN
     ) -> None:
-        """Log the unknown letters, or refuse the set if there are too many.
+        """Log the unknown letters, or raise an error if there are too many.
 
         Args:
-          name: of the set, for messages.
+          name: name of the set, for messages.
           option: name of the option for ``max_unknown``, for messages.
           max_unknown: maximum share of ``<unk>`` among the tokens.
         Raises:
@@ -261,7 +271,7 @@ class UnknownLetters:
 def describe_case_difference(
     text: str, tokenize: Callable[[str], list[int]], unk_id: int
 ) -> str:
-    """Return how the cases of a text and of the tokens differ; "" if they do not."""
+    """Return how the cases of a text and of the tokens differ, "" if they do not."""
     for change, difference in _CASES.items():
         if unk_id not in tokenize(change(text)):
             return difference

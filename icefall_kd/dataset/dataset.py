@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from icefall_kd import LOG_EPS
 from icefall_kd.core.processes import leave_signals_to_parent
-from icefall_kd.data.cuts import load_wave, transcript
+from icefall_kd.data.cuts import get_transcript, load_wave
 from icefall_kd.data.features import SpecAugment, batch_seed, compute_fbank
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.dataset.fields import (
@@ -78,7 +78,7 @@ class BatchDataset(Dataset):
         if self.spec_augment is not None:
             seed = batch_seed(self.seed, self.epoch, [cut.id for cut in cuts])
             x = self.spec_augment(x, lens, seed)
-        text = [transcript(cut) for cut in cuts]
+        text = [get_transcript(cut) for cut in cuts]
         batch: dict[str, Any] = {"features": x, "feature_lens": lens, "text": text}
         if self.tokenizer is not None:
             batch["tokens"] = [self.tokenizer.encode(t) for t in text]

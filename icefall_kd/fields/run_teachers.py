@@ -11,7 +11,7 @@ from lhotse.cut import Cut
 from icefall_kd import SAMPLE_RATE
 from icefall_kd.core.files import Pathlike
 from icefall_kd.core.processes import prefetch
-from icefall_kd.data.cuts import load_wave, transcript
+from icefall_kd.data.cuts import get_transcript, load_wave
 from icefall_kd.fields.format import cuts_path, recording_path, shard_ids
 from icefall_kd.fields.join import read_keys
 from icefall_kd.fields.shards import Shard
@@ -59,7 +59,7 @@ def _load_utterances(cuts: Iterable[Cut], limit: float) -> Iterator[list[_Uttera
     loaded: list[_Utterance] = []
     seconds = 0.0
     for cut in cuts:
-        loaded.append(_Utterance(cut.id, load_shar_wave(cut), transcript(cut)))
+        loaded.append(_Utterance(cut.id, load_shar_wave(cut), get_transcript(cut)))
         seconds += cut.duration
         if seconds >= limit:
             yield loaded

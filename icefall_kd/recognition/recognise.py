@@ -17,7 +17,7 @@ from icefall_kd import SAMPLE_RATE
 from icefall_kd.core.cpu import release_freed_memory
 from icefall_kd.core.files import Pathlike
 from icefall_kd.core.frames import move_to_device
-from icefall_kd.data.cuts import load_blocks, transcript
+from icefall_kd.data.cuts import get_transcript, load_blocks
 from icefall_kd.data.features import WINDOW, compute_fbank
 from icefall_kd.data.tokens import Tokenizer, UnknownLetters
 from icefall_kd.dataset.dataset import load_batch
@@ -57,7 +57,7 @@ def load_recogniser(
 
 def reference_words(cut: Cut) -> list[str]:
     """Return the words of a cut's transcript; empty without supervision."""
-    return transcript(cut).split()
+    return get_transcript(cut).split()
 
 
 def recognise(
@@ -106,7 +106,7 @@ def recognise(
                 if item.window.start == 0:  # first window of its cut
                     ref = reference_words(item.cut)
                     recognitions.append(Recognition(item.cut.id, ref, []))
-                    letters.add(transcript(item.cut))
+                    letters.add(get_transcript(item.cut))
                     bar.update()
                 pieces = [tokenizer.piece(token) for token in hyp.tokens]
                 selected, times = item.window.select_tokens(pieces, hyp.timestamps)

@@ -28,7 +28,7 @@ import kaldialign
 import torch
 from recipe import load_script
 
-from icefall_kd.data.cuts import transcript
+from icefall_kd.data.cuts import get_transcript
 from icefall_kd.decoding import DecodeOptions
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.export.sherpa import SherpaRecogniser
@@ -47,7 +47,7 @@ def measure(transcribe: Transcribe, cuts: list) -> dict[str, float]:
     errors = words = 0
     seconds = 0.0
     for cut in cuts:
-        wave, reference = load_shar_wave(cut), transcript(cut).split()
+        wave, reference = load_shar_wave(cut), get_transcript(cut).split()
         start = time.process_time()
         text = transcribe(wave)
         seconds += time.process_time() - start

@@ -214,6 +214,6 @@ def test_manifest_of_recordings_is_refused(run, tmp_path, verb):
     recordings = RecordingSet.from_recordings(
         cut.recording for cut in noise_cuts(tmp_path, [1.0])
     )
-    message = "has a Recording, not cuts. Remedy: lhotse cut simple"
+    message = "has a Recording, not cuts. Remedy: 'lhotse cut simple"
     with pytest.raises(SystemExit, match=message):
         run(verb, recordings)

@@ -1,3 +1,5 @@
+"""Storing the audio of a corpus as flac files."""
+
 import numpy as np
 import pytest
 import soundfile

@@ -1,3 +1,5 @@
+"""Splits of a corpus and their lists of ids."""
+
 import pytest
 from dummies import noise_cuts
 

@@ -1,3 +1,5 @@
+"""The dialogue of Flight of the Amazon Queen."""
+
 import struct
 
 import pytest
@@ -7,8 +9,12 @@ from icefall_kd.corpora.queen import read_dialogue, read_members
 from icefall_kd.data.audio_files import decode
 
 
-def data_file(members):
-    """Return a data file of the game with ``members`` name -> bytes."""
+def build_data_file(members):
+    """Return a data file of the game.
+
+    Args:
+      members: name -> bytes.
+    """
     index = b""
     offset = 15 + 21 * len(members)
     for name, content in members.items():
@@ -20,15 +26,15 @@ def data_file(members):
 
 def test_members_have_their_bytes():
     members = {"A.SB": b"abc", "LONGNAME.TXT": b"", "B.SB": b"de"}
-    assert read_members(data_file(members)) == members
+    assert read_members(build_data_file(members)) == members
 
 
 @pytest.mark.parametrize(
     "data, message",
     [
         (b"MZ" + bytes(100), "no QTBL"),
-        (data_file({"A.SB": b"abc"})[:30], "index of 1 members is truncated"),
-        (data_file({"A.SB": b"abc"})[:-1], "A.SB exceeds the file"),
+        (build_data_file({"A.SB": b"abc"})[:30], "index of 1 members is truncated"),
+        (build_data_file({"A.SB": b"abc"})[:-1], "A.SB exceeds the file"),
     ],
 )
 def test_damaged_data_file_is_refused(data, message, tmp_path):

@@ -1,4 +1,4 @@
-"""Check Shar folders that plain Lhotse wrote, without the data gate."""
+"""Shar folders that Lhotse wrote without the data gate, and texts of cuts."""
 
 import dataclasses
 import io
@@ -17,7 +17,7 @@ from shar_faults import rewrite_cuts
 from term_inputs import MODEL
 
 from icefall_kd.bin import make_denominator
-from icefall_kd.data.cuts import INVISIBLE, check_cuts, load_wave, transcript
+from icefall_kd.data.cuts import INVISIBLE, check_cuts, get_transcript, load_wave
 from icefall_kd.dataset.dataset import BatchDataset
 from icefall_kd.distill import TermsConfig
 from icefall_kd.distill.transducer import CtcConfig
@@ -33,12 +33,12 @@ pristine_shar = real_shar.pristine_shar  # fixture
 
 @pytest.fixture(scope="module")
 def prompts(asterisk):
-    """Return test prompts with their audio in memory, as plain Lhotse has them."""
+    """Test prompts with their audio in memory, as Lhotse loads them."""
     cuts = open_shar(asterisk / "data/shar/test")
     return [fastcopy(cut, custom=None) for cut, _ in zip(cuts, range(8))]
 
 
-def foreign(cuts, folder):
+def write_lhotse_shar(cuts, folder):
     """Write a Shar folder with Lhotse alone."""
     folder.mkdir(parents=True)
     CutSet.from_cuts(cuts).to_shar(folder, {"recording": "flac"}, shard_size=3)
@@ -49,23 +49,23 @@ def with_text(cut, text):
     return fastcopy(cut, supervisions=[fastcopy(cut.supervisions[0], text=text)])
 
 
-def twice(cut):
-    halves = [
+def with_two_supervisions(cut):
+    copies = [
         fastcopy(s, id=f"{s.id}-{n}")
         for n, s in enumerate(cut.supervisions + cut.supervisions)
     ]
-    return fastcopy(cut, supervisions=halves)
+    return fastcopy(cut, supervisions=copies)
 
 
-def stereo(cut, path):
+def make_stereo(cut, path):
     audio = cut.load_audio()[0]
     soundfile.write(path, np.stack([audio, audio], axis=1), 16000)
-    whole = Recording.from_file(path, recording_id=cut.recording.id).to_cut()
-    return fastcopy(whole, id=cut.id, supervisions=cut.supervisions)
+    new = Recording.from_file(path, recording_id=cut.recording.id).to_cut()
+    return fastcopy(new, id=cut.id, supervisions=cut.supervisions)
 
 
-def mixed(folder):
-    """Replace the first cut by a padded one."""
+def replace_first_by_mixed(folder):
+    """Replace the first cut of a Shar folder by a mixed cut."""
 
     def change(lines):
         cut = json.loads(lines[0])
@@ -78,12 +78,12 @@ def mixed(folder):
 
 FORMS = {
     "duplicate_id": lambda cut, path: fastcopy(cut, id="same"),
-    "not_mono": stereo,
+    "not_mono": make_stereo,
     "other_rate": lambda cut, path: cut.resample(8000),
-    "mixed_cut": lambda cut, path: cut,  # mixed() edits the Shar
+    "mixed_cut": lambda cut, path: cut,  # see replace_first_by_mixed
 }
 TEXTS = {
-    "two_supervisions": lambda cut, path: twice(cut),
+    "two_supervisions": lambda cut, path: with_two_supervisions(cut),
     "empty_text": lambda cut, path: with_text(cut, None),
     "unknown_tokens": lambda cut, path: with_text(cut, "hello"),
     "too_few_frames": lambda cut, path: with_text(cut, "ONE TWO " * 200),
@@ -92,20 +92,23 @@ TEXTS = {
 
 @pytest.fixture(scope="module")
 def folders(prompts, tmp_path_factory):
-    """Return reason -> Shar folder whose first one or two cuts have this fault."""
+    """Reason -> Shar folder whose first one or two cuts have this fault."""
     root = tmp_path_factory.mktemp("foreign")
     found = {}
     for reason, fault in {**FORMS, **TEXTS}.items():
         count = 2 if reason == "duplicate_id" else 1
         cuts = [fault(cut, root / f"{reason}.wav") for cut in prompts[:count]]
-        found[reason] = foreign([*cuts, *prompts[count:]], root / reason / "train")
+        found[reason] = write_lhotse_shar(
+            [*cuts, *prompts[count:]], root / reason / "train"
+        )
         if reason == "mixed_cut":
-            mixed(found[reason])
-    found["good"] = foreign(prompts, root / "good" / "train")
+            replace_first_by_mixed(found[reason])
+    found["good"] = write_lhotse_shar(prompts, root / "good" / "train")
     return found
 
 
 def train_on(folder, asterisk):
+    """Set up a training on a Shar folder, which checks its cuts."""
     return build_setup(
         TrainConfig(
             exp_dir=str(folder.parent / "exp"),
@@ -141,12 +144,12 @@ def test_extraction_and_pseudo_labelling_refuse_cuts_that_the_gate_drops(
     tiny,  # noqa: F811
     tmp_path,
 ):
-    reader = SimpleNamespace(fingerprint=dict, transcribe=None)  # is not called
+    teacher = SimpleNamespace(fingerprint=dict, transcribe=None)  # is not called
     before = sorted(folders[reason].iterdir())
     with pytest.raises(ValueError, match=f"1 of 8 cuts cannot be used: {reason}"):
         extract(folders[reason], [tiny])
     with pytest.raises(ValueError, match=f"1 of 8 cuts cannot be used: {reason}"):
-        pseudo_label(folders[reason], tmp_path / "out", reader)
+        pseudo_label(folders[reason], tmp_path / "out", teacher)
     assert sorted(folders[reason].iterdir()) == before
 
 
@@ -162,7 +165,7 @@ def test_denominator_graph_refuses_cuts_that_the_gate_drops(folders):
     assert len(make_denominator.read_texts([folders["good"]])) == 8
 
 
-def test_text_is_not_checked_where_it_is_not_used(folders):
+def test_texts_are_not_checked_if_they_are_not_used(folders):
     for reason in TEXTS:
         assert check_cuts(open_shards(folders[reason]), "x") == 8
 
@@ -181,10 +184,10 @@ def test_training_and_scoring_use_the_same_text(prompts, tokenizer):
     assert dataset[CutSet.from_cuts([cut])]["text"] == ["TWO LINES"]
     assert reference_words(cut) == ["TWO", "LINES"]
     with pytest.raises(ValueError, match="has 2 supervisions with text"):
-        dataset[CutSet.from_cuts([twice(cut)])]
+        dataset[CutSet.from_cuts([with_two_supervisions(cut)])]
     with pytest.raises(ValueError, match=f"'{cut.id}' has 2 supervisions with text"):
-        reference_words(twice(cut))
-    assert transcript(fastcopy(cut, supervisions=[])) == ""
+        reference_words(with_two_supervisions(cut))
+    assert get_transcript(fastcopy(cut, supervisions=[])) == ""
 
 
 def test_decomposed_accents_are_scored_as_composed(prompts):
@@ -197,7 +200,7 @@ def test_invisible_characters_are_replaced_in_references_as_in_tokens(
 ):
     cut = with_text(prompts[0], "\ufeffPRESS\u200bONE \u200b")
     assert reference_words(cut) == ["PRESS", "ONE"]
-    assert transcript(with_text(cut, "\u200b")) == ""
+    assert get_transcript(with_text(cut, "\u200b")) == ""
     for code, text in INVISIBLE.items():
         words = f"PRESS{chr(code)}ONE"
         assert tokenizer.decode(tokenizer.encode(words)) == f"PRESS{text or ''}ONE"
@@ -206,7 +209,7 @@ def test_invisible_characters_are_replaced_in_references_as_in_tokens(
 
 def test_remedy_for_stereo_is_not_make_shar(prompts, tmp_path):
     with pytest.raises(ValueError, match="2 channels.*MultiCut.to_mono") as caught:
-        load_wave(stereo(prompts[0], tmp_path / "a.wav"))
+        load_wave(make_stereo(prompts[0], tmp_path / "a.wav"))
     assert "make_shar" not in str(caught.value)
     with pytest.raises(ValueError, match="8000 Hz.*make_shar', which resamples"):
         load_wave(prompts[0].resample(8000))
@@ -217,7 +220,7 @@ def test_unknown_letters_of_a_foreign_set_are_counted_and_refused(
 ):
     texts = [with_text(cut, cut.supervisions[0].text + " Ü’1") for cut in prompts]
     with pytest.raises(ValueError, match="data.max_unknown") as caught:
-        train_on(foreign(texts, tmp_path / "many/train"), asterisk)
+        train_on(write_lhotse_shar(texts, tmp_path / "many/train"), asterisk)
     assert "tokens" in str(caught.value) and "Ü (U+00DC) 8" in str(caught.value)
     long = " ".join(cut.supervisions[0].text for cut in prompts)
     few = [SimpleNamespace(lines=lambda: [_line("a", f"{long} Ü", 60.0)])]
@@ -241,7 +244,7 @@ def _line(cut_id, text, duration):
 
 @pytest.mark.parametrize("lost", [400, 401])
 def test_audio_that_ends_early_is_not_padded(prompts, lost):
-    """Lhotse would pad up to 0.5 s; here up to 25 ms may be missing."""
+    """Lhotse would pad up to 0.5 s.  Up to 25 ms may be missing."""
     cut = prompts[0]
     samples = load_wave(cut).numpy()
     buffer = io.BytesIO()

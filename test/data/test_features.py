@@ -1,3 +1,5 @@
+"""Log-mel features and SpecAugment."""
+
 import random
 
 import numpy as np
@@ -14,7 +16,7 @@ def waves(asterisk):
     return [torch.from_numpy(cut.load_audio()[0]) for cut in cuts]
 
 
-def kaldi_native(wave):
+def compute_kaldi_native(wave):
     """Return the fbank as sherpa-onnx computes it."""
     import kaldi_native_fbank
 
@@ -31,7 +33,7 @@ def kaldi_native(wave):
     return torch.from_numpy(np.stack(frames))
 
 
-def kaldifeat(wave):
+def compute_kaldifeat(wave):
     kaldifeat = pytest.importorskip("kaldifeat")
     options = kaldifeat.FbankOptions()
     options.frame_opts.dither = 0.0
@@ -41,7 +43,7 @@ def kaldifeat(wave):
     return kaldifeat.Fbank(options)(wave)
 
 
-@pytest.mark.parametrize("other", [kaldi_native, kaldifeat])
+@pytest.mark.parametrize("other", [compute_kaldi_native, compute_kaldifeat])
 def test_other_implementations_agree_on_real_speech(waves, other):
     for wave in waves:
         ours, theirs = compute_fbank([wave])[0], other(wave)
@@ -53,7 +55,7 @@ def test_other_implementations_agree_on_real_speech(waves, other):
         assert difference.mean() < 1e-4
 
 
-def test_shape_and_type_are_as_documented():
+def test_features_have_the_documented_shape_and_type():
     for samples in (400, 401, 479, 480, 16000, 16079, 16080):
         (features,) = compute_fbank([torch.randn(samples)])
         assert (
@@ -104,7 +106,7 @@ def features():
     return x
 
 
-def test_padding_does_not_change(features):
+def test_spec_augment_does_not_change_padding(features):
     masked = SpecAugment(p=1.0)(features, LENS, seed=1)
     for i, length in enumerate(LENS):
         assert torch.equal(masked[i, length:], features[i, length:])
@@ -117,14 +119,14 @@ def test_mel_bins_and_frames_are_masked(features):
     assert changed.all(dim=0).any() or changed.all(dim=1).any()
 
 
-def test_masks_depend_on_the_seed_alone(features):
+def test_masks_depend_only_on_the_seed(features):
     augment = SpecAugment(p=1.0)
     first = augment(features, LENS, seed=1)
     assert torch.equal(first, augment(features, LENS, seed=1))
     assert not torch.equal(first, augment(features, LENS, seed=2))
 
 
-def test_random_state_of_the_caller_does_not_change(features):
+def test_spec_augment_keeps_the_random_state_of_its_caller(features):
     torch.manual_seed(5)
     random.seed(5)
     expected = torch.rand(1), random.random()
@@ -134,13 +136,13 @@ def test_random_state_of_the_caller_does_not_change(features):
     assert (torch.rand(1), random.random()) == expected
 
 
-def test_input_does_not_change(features):
+def test_spec_augment_does_not_change_its_input(features):
     before = features.clone()
     SpecAugment(p=1.0)(features, LENS, seed=1)
     assert torch.equal(features, before)
 
 
-def test_probability_zero_changes_nothing(features):
+def test_spec_augment_with_probability_zero_changes_nothing(features):
     assert torch.equal(SpecAugment(p=0.0)(features, LENS, seed=1), features)
 
 

@@ -1,4 +1,4 @@
-"""Put faults into real prompts and check that the data gate finds them."""
+"""Faults in real prompts, which the data gate finds."""
 
 import json
 
@@ -17,10 +17,11 @@ from icefall_kd.zipformer.subsampling import encoder_output_lens
 @pytest.fixture(scope="module")
 def prompts(asterisk):
     cuts = CutSet.from_file(asterisk / "data/manifests/test.jsonl.gz").to_eager()
-    return [_at_home(cut, asterisk) for cut in cuts]
+    return [with_absolute_path(cut, asterisk) for cut in cuts]
 
 
-def _at_home(cut, recipe):
+def with_absolute_path(cut, recipe):
+    """Return the cut with the absolute path of its audio file."""
     source = fastcopy(
         cut.recording.sources[0], source=str(recipe / cut.recording.sources[0].source)
     )
@@ -38,20 +39,21 @@ def with_file(cut, path):
     return fastcopy(cut, recording=fastcopy(cut.recording, sources=[source]))
 
 
-def declared(cut, extra_samples):
+def with_declared_length(cut, extra_samples):
+    """Return the cut of a recording that declares more samples than it has."""
     samples = cut.recording.num_samples + extra_samples
     recording = fastcopy(cut.recording, num_samples=samples, duration=samples / 16000)
     return fastcopy(cut, recording=recording)
 
 
-def whole(cut):
+def complete_cut(cut):
     """Return a cut of the complete recording."""
     duration = cut.recording.duration
     supervision = fastcopy(cut.supervisions[0], duration=duration)
     return fastcopy(cut, duration=duration, supervisions=[supervision])
 
 
-def stored(cut, path, samples):
+def with_samples(cut, path, samples):
     """Return the cut with other samples and their true duration."""
     soundfile.write(path, samples, 16000, subtype="FLOAT")
     recording = Recording.from_file(path, recording_id=cut.recording.id)
@@ -64,26 +66,29 @@ def stored(cut, path, samples):
     )
 
 
-def truncated(cut, path):
-    """Return the cut with a truncated wav file, of the duration libsndfile reads."""
-    whole = stored(cut, path, cut.load_audio()[0])
+def with_truncated_file(cut, path):
+    """Return the cut with a truncated wav file.
+
+    The manifest has the duration that libsndfile reads from it.
+    """
+    complete = with_samples(cut, path, cut.load_audio()[0])
     path.write_bytes(path.read_bytes()[: int(0.8 * path.stat().st_size)])
     recording = Recording.from_file(path, recording_id=cut.recording.id)
-    return fastcopy(whole, recording=recording, duration=recording.duration)
+    return fastcopy(complete, recording=recording, duration=recording.duration)
 
 
 @pytest.fixture(scope="module")
 def faults(prompts, tmp_path_factory):
-    """Return reason -> cuts with this fault and no other."""
+    """Reason -> cuts with this fault and no other."""
     tmp_path = tmp_path_factory.mktemp("faults")
     p = iter(prompts)
 
     def samples(cut):
         return cut.load_audio()[0]
 
-    twice = next(p)
+    repeated = next(p)
     two = next(p)
-    two = fastcopy(two, supervisions=[*two.supervisions, *two.supervisions])
+    two = fastcopy(two, supervisions=two.supervisions * 2)
     none = fastcopy(next(p), supervisions=[])
     glued = next(p)  # a transcript of many lines
     glued = with_text(glued, " ".join([glued.supervisions[0].text] * 20))
@@ -98,55 +103,57 @@ def faults(prompts, tmp_path_factory):
     nan_samples[1000] = np.nan
     inf_samples[-1] = np.inf
     return {
-        "duplicate_id": [twice],
+        "duplicate_id": [repeated],
         "mixed_cut": [next(p).pad(duration=20.0), next(p).append(next(p))],
         "two_supervisions": [two, none],
         "empty_text": [with_text(next(p), text) for text in ("", None, "\u200b")],
         "unknown_tokens": [with_text(next(p), "你好"), with_text(next(p), "你 好")],
-        "not_mono": [stereo(next(p), tmp_path / "stereo.wav")],
+        "not_mono": [make_stereo(next(p), tmp_path / "stereo.wav")],
         "other_rate": [next(p).resample(8000)],
         "outside_recording": [
-            longer(next(p), 0.5),
-            later(next(p)),
+            with_late_end(next(p), 0.5),
+            with_late_start(next(p)),
             fastcopy(next(p), start=-0.5),
         ],
-        "too_long": [stored(loud, tmp_path / "long.wav", np.tile(samples(loud), 30))],
+        "too_long": [
+            with_samples(loud, tmp_path / "long.wav", np.tile(samples(loud), 30))
+        ],
         "too_short": [
-            stored(next(p), tmp_path / f"{n}.wav", np.zeros(n, np.float32))
+            with_samples(next(p), tmp_path / f"{n}.wav", np.zeros(n, np.float32))
             for n in (79, 200, 1359)
         ],
         "too_few_frames": [glued],
         "unreadable": [with_file(next(p), broken), with_file(next(p), "/no/such.flac")],
         "wrong_length": [
-            declared(next(p), 401),
-            whole(declared(next(p), -401)),
-            declared(next(p), 2147483647),
+            with_declared_length(next(p), 401),
+            complete_cut(with_declared_length(next(p), -401)),
+            with_declared_length(next(p), 2147483647),
             with_file(cut_off, half),
-            truncated(next(p), tmp_path / "truncated.wav"),
+            with_truncated_file(next(p), tmp_path / "truncated.wav"),
         ],
         "not_finite": [
-            stored(nan, tmp_path / "nan.wav", nan_samples),
-            stored(inf, tmp_path / "inf.wav", inf_samples),
+            with_samples(nan, tmp_path / "nan.wav", nan_samples),
+            with_samples(inf, tmp_path / "inf.wav", inf_samples),
         ],
     }
 
 
-def longer(cut, seconds):
-    """Return the cut ``seconds`` longer than its recording."""
+def with_late_end(cut, seconds):
+    """Return the cut with an end ``seconds`` after its recording."""
     return fastcopy(cut, duration=round(cut.duration + seconds, 6))
 
 
-def later(cut):
+def with_late_start(cut):
     """Return the cut with a start after the end of its recording."""
     return fastcopy(cut, start=cut.recording.duration + 0.1)
 
 
-def stereo(cut, path):
+def make_stereo(cut, path):
     """Return a two-channel version of the cut."""
     audio = cut.load_audio()[0]
     soundfile.write(path, np.stack([audio, audio], axis=1), 16000)
-    whole = Recording.from_file(path, recording_id=cut.recording.id).to_cut()
-    return fastcopy(whole, id=cut.id, supervisions=cut.supervisions)
+    new = Recording.from_file(path, recording_id=cut.recording.id).to_cut()
+    return fastcopy(new, id=cut.id, supervisions=cut.supervisions)
 
 
 @pytest.mark.parametrize("num_jobs", [1, 2])
@@ -197,13 +204,13 @@ def test_speed_changes_the_number_of_frames(prompts, tokenizer):
 
 
 def test_wrong_length_is_found_at_another_speed(prompts, tokenizer):
-    cuts = perturb_speeds([declared(prompts[0], 4000)], [0.9])
+    cuts = perturb_speeds([with_declared_length(prompts[0], 4000)], [0.9])
     _, drops = filter_cuts(cuts, tokenize=tokenizer.encode)
     assert [drop.reason for drop in drops] == ["wrong_length"]
 
 
 def test_part_of_a_recording_of_wrong_length_is_dropped_at_every_speed(prompts):
-    cut = declared(prompts[0], 8000)
+    cut = with_declared_length(prompts[0], 8000)
     part = fastcopy(cut, duration=cut.duration / 4)
     _, drops = filter_cuts(perturb_speeds([part], [0.9, 1.0, 1.1]))
     assert [drop.reason for drop in drops] == ["wrong_length"] * 3
@@ -213,7 +220,7 @@ def test_part_of_a_recording_of_wrong_length_is_dropped_at_every_speed(prompts):
 @pytest.mark.parametrize("speed", [1.0, 0.9])
 def test_rounded_durations_are_accepted_without_padding(prompts, extra, speed, caplog):
     caplog.set_level("INFO")
-    cut = whole(declared(prompts[0], extra))
+    cut = complete_cut(with_declared_length(prompts[0], extra))
     audio = prompts[0].load_audio()[0]
     kept, drops = filter_cuts(perturb_speeds([cut], [speed]))
     assert not drops
@@ -305,8 +312,10 @@ def test_only_the_part_of_a_long_recording_is_checked(prompts, tmp_path):
     speech[16000 * 7 + 5] = np.nan
     path = tmp_path / "long.wav"
     soundfile.write(path, speech, 16000, subtype="FLOAT")
-    whole = Recording.from_file(path).to_cut()
-    cuts = [fastcopy(whole, id=f"s{n}", start=2.0 * n, duration=2.0) for n in range(10)]
+    complete = Recording.from_file(path).to_cut()
+    cuts = [
+        fastcopy(complete, id=f"s{n}", start=2.0 * n, duration=2.0) for n in range(10)
+    ]
     for speeds in ([1.0], [0.9]):
         kept, drops = filter_cuts(perturb_speeds(cuts, speeds))
         ((dropped, reason),) = [(d.cut_id[:2], d.reason) for d in drops]

@@ -1,3 +1,5 @@
+"""Transcripts as words, in English and other languages."""
+
 from pathlib import Path
 
 import pytest

@@ -1,3 +1,5 @@
+"""Writing of Shar folders, complete, interrupted and repeated."""
+
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ def test_audio_and_text_are_stored(cuts, tmp_path):
         assert np.array_equal(by_id[cut.id].load_audio(), cut.load_audio())
 
 
-def test_order_depends_on_the_seed_alone(cuts, tmp_path):
+def test_order_depends_only_on_the_seed(cuts, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         write_shar(cuts, tmp_path / name, shard_size=2, seed=seed)
     a, b, c = ([cut.id for cut in open_shar(tmp_path / name)] for name in "abc")
@@ -75,8 +77,8 @@ def test_finished_shards_of_a_failed_writing_are_reused(cuts, tmp_path, caplog):
         write_shar(cuts, tmp_path / "train", shard_size=2, num_jobs=1)
 
     caplog.set_level("INFO")
-    write_shar(cuts, tmp_path / "whole", shard_size=2)
-    last = list(open_shar(tmp_path / "whole"))[-1].id
+    write_shar(cuts, tmp_path / "complete", shard_size=2)
+    last = list(open_shar(tmp_path / "complete"))[-1].id
     (audio,) = (c.recording.sources[0].source for c in cuts if c.id == last)
     Path(audio).rename(tmp_path / "away")
     with pytest.raises(Exception, match=Path(audio).name):
@@ -90,9 +92,9 @@ def test_finished_shards_of_a_failed_writing_are_reused(cuts, tmp_path, caplog):
     assert "reusing 2 of 3 shards" in caplog.text
     assert (tmp_path / "train" / first.name).stat().st_mtime_ns == written
     assert sorted(p.name for p in (tmp_path / "train").iterdir()) == sorted(
-        p.name for p in (tmp_path / "whole").iterdir()
+        p.name for p in (tmp_path / "complete").iterdir()
     )
-    assert list(open_shar(tmp_path / "train")) == list(open_shar(tmp_path / "whole"))
+    assert list(open_shar(tmp_path / "train")) == list(open_shar(tmp_path / "complete"))
 
 
 def test_shards_of_other_cuts_are_not_reused(cuts, tmp_path, caplog):

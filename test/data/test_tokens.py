@@ -1,3 +1,5 @@
+"""BPE models: training, files, tokens and words."""
+
 import pickle
 import random
 
