@@ -13,6 +13,9 @@ import pytest
 import torch
 from recipe import locked_recipe
 
+# Fixtures of all folders: a fixture that two conftests import is built twice.
+pytest_plugins = ["students", "real_shar", "real_teachers"]
+
 
 @contextlib.contextmanager
 def restored_state() -> Iterator[None]:

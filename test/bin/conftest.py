@@ -1,20 +1,10 @@
 """Fixtures: real prompts, a small student, its export, and a real teacher's field."""
 
 import pytest
-import real_shar
-import real_teachers
-import students
 from students import call, write_own_words
 
 from icefall_kd.bin import export
 from icefall_kd.data.shar import write_shar
-
-tiny_dir, tiny = real_teachers.tiny_dir, real_teachers.tiny  # fixtures
-pristine_shar = real_shar.pristine_shar
-extracted_shar, extracted = real_shar.extracted_shar, real_shar.extracted
-checkpoint, pristine_student = students.checkpoint, students.pristine_student
-cuts, tokenizer, waves = students.cuts, students.tokenizer, students.waves
-parts = students.parts
 
 
 @pytest.fixture(scope="session")

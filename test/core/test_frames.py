@@ -4,7 +4,6 @@ import io
 
 import numpy as np
 import pytest
-import real_teachers
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +20,6 @@ from icefall_kd.fields.extract import extract
 from icefall_kd.fields.reader import load_field, open_shar
 from icefall_kd.zipformer.subsampling import encoder_output_lens
 
-tiny_dir, tiny = real_teachers.tiny_dir, real_teachers.tiny  # fixtures
 FP16 = make_codec("fp16")
 SHIFTS = st.sampled_from([0.01, 0.02, 0.04])
 

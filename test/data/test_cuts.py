@@ -8,11 +8,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import real_shar
 import soundfile
 from lhotse import AudioSource, CutSet, Recording
 from lhotse.utils import fastcopy
-from real_teachers import tiny, tiny_dir  # noqa: F401  # fixtures
 from shar_faults import rewrite_cuts
 from term_inputs import MODEL
 
@@ -27,8 +25,6 @@ from icefall_kd.pseudo.pseudo_label import pseudo_label
 from icefall_kd.recognition.recognise import reference_words
 from icefall_kd.training.config import DataConfig, TrainConfig
 from icefall_kd.training.setup import build_setup
-
-pristine_shar = real_shar.pristine_shar  # fixture
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import real_teachers
 import torch
 from dummies import noise_cuts
 from lhotse import CutSet
@@ -26,8 +25,6 @@ from icefall_kd.fields.codecs.storage import load_codec
 from icefall_kd.fields.extract import extract
 from icefall_kd.fields.format import load_field_info
 from icefall_kd.fields.reader import load_field
-
-tiny_dir, tiny = real_teachers.tiny_dir, real_teachers.tiny  # fixtures
 
 
 @pytest.fixture(scope="module")

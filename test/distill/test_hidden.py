@@ -30,9 +30,6 @@ from icefall_kd.teachers import build_teacher
 from icefall_kd.training.student import DistilledStudent, build_heads
 from icefall_kd.transducer.model import build_model
 
-cuts, waves, tokenizer = students.cuts, students.waves, students.tokenizer  # fixtures
-pristine_student, checkpoint = students.pristine_student, students.checkpoint
-
 FBANK = [98, 59]  # frames of 10 ms
 FINE = [45, 26]  # of the stacks, 20 ms
 FIELDS = {"near": (5, 0.02, [51, 31]), "far": (7, 0.04, [26, 15])}  # dim, shift, lens

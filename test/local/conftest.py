@@ -7,11 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import real_teachers
 import small_librispeech
 
 librispeech = small_librispeech.librispeech  # fixtures
-tiny_dir = real_teachers.tiny_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = f"""#!/usr/bin/env bash

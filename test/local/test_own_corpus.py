@@ -7,12 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import real_teachers
 import soundfile
 
 from icefall_kd.fields.reader import open_shar
 
-tiny_dir = real_teachers.tiny_dir  # fixture
 ROOT = Path(__file__).resolve().parents[2]
 
 

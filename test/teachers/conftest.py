@@ -1,12 +1,9 @@
 """Real prompts as waves."""
 
 import pytest
-import real_teachers
 import torch
 
 from icefall_kd.fields.reader import open_shar
-
-tiny_dir, tiny = real_teachers.tiny_dir, real_teachers.tiny  # fixtures
 
 
 @pytest.fixture(scope="session")

@@ -20,10 +20,6 @@ from icefall_kd.teachers.base import Output
 from icefall_kd.teachers.ensemble import can_average, shortest_lens
 from icefall_kd.transducer.checkpoint import save_pretrained
 
-cuts, waves = students.cuts, students.waves  # fixtures
-checkpoint, tokenizer = students.checkpoint, students.tokenizer
-pristine_student = students.pristine_student
-
 NARROW = dataclasses.replace(
     students.STUDENT,
     encoder=dataclasses.replace(

@@ -26,10 +26,6 @@ from icefall_kd.transducer.model import build_model
 from icefall_kd.transducer.path import score_path
 from icefall_kd.zipformer.subsampling import encoder_output_lens
 
-cuts, waves = students.cuts, students.waves  # fixtures
-checkpoint, tokenizer = students.checkpoint, students.tokenizer
-pristine_student, student = students.pristine_student, students.student
-
 WHOLE = dataclasses.replace(
     students.STUDENT,
     encoder=dataclasses.replace(

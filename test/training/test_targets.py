@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import ranks
-import real_teachers
 import torch
 from lhotse import CutSet
 from run_metrics import metrics
@@ -27,7 +26,6 @@ from icefall_kd.training.run import train
 from icefall_kd.training.setup import build_setup
 from icefall_kd.transducer.checkpoint import load_checkpoint
 
-tiny_dir, tiny = real_teachers.tiny_dir, real_teachers.tiny  # fixtures
 FIELD = "whisper_tiny_en"
 
 

@@ -28,9 +28,6 @@ from icefall_kd.training.run import train
 from icefall_kd.training.student import DistilledStudent
 from icefall_kd.training.validation import decoding_head, validate
 
-cuts, waves, tokenizer = students.cuts, students.waves, students.tokenizer  # fixtures
-pristine_student, student = students.pristine_student, students.student
-
 CTC = (0.5, CtcTerm(CtcConfig()))
 TRANSDUCER = (1.0, TransducerTerm(TransducerConfig()))
 ONE_BEST = (1.0, OneBestTerm(OneBestConfig(teacher="path")))
