@@ -123,7 +123,7 @@ def positive_float(text: str) -> float:
     """Parse a finite number above 0."""
     value = _parse_float(text)
     if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return value
 
 
@@ -131,7 +131,7 @@ def non_negative_float(text: str) -> float:
     """Parse a finite number of at least 0."""
     value = _parse_float(text)
     if value < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is below 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
     return value
 
 
@@ -192,6 +192,6 @@ def exit_on_error(command: str, *also: type[Exception]) -> Iterator[None]:
 
 
 def _is_raised_by_package(error: Exception) -> bool:
-    """Return whether code of this package raised ``error``, not a library."""
+    """Return whether ``error`` was raised by this package, not by a library."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and Path(frames[-1].filename).is_relative_to(PACKAGE)

@@ -50,8 +50,8 @@ def as_path(path: Pathlike) -> Path:
         return UPath(path)
     except ImportError as e:
         raise ValueError(
-            f"{path} is a URL: pip install universal_pathlib, and the fsspec package "
-            "of its protocol (s3fs, gcsfs, aiohttp)"
+            f"{path}: a URL needs two packages: pip install universal_pathlib, and the "
+            "fsspec package of its protocol (s3fs, gcsfs, aiohttp)"
         ) from e
 
 

@@ -62,10 +62,10 @@ def load_dict(
       ValueError: if its content is not a dict with these keys.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such {kind}; make one with '{command}'")
+        raise FileNotFoundError(f"{path}: no such {kind}; write one with '{command}'")
     saved = load_weights_only(Path(path))
     if not isinstance(saved, dict) or set(saved) != keys:
-        raise ValueError(f"{path}: not a {kind}; make one with '{command}'")
+        raise ValueError(f"{path}: not a {kind}; write one with '{command}'")
     return saved
 
 

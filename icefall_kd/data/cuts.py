@@ -1,6 +1,6 @@
 """Load the audio and text of cuts, and check the cuts of a Shar set before its use.
 
-A Shar folder that Lhotse alone wrote may have cuts that the data gate would drop.
+A Shar folder that Lhotse wrote without the data gate may have cuts that it would drop.
 :func:`check_cuts` finds them in the cuts' JSON lines, without reading audio.
 """
 
@@ -62,8 +62,8 @@ def load_wave(cut: Cut) -> Tensor:
     except Exception as e:  # decoders raise errors of any type
         reason = " ".join(str(e).split())[:300]
         raise ValueError(
-            f"cut '{cut.id}': its audio is damaged, as by a bad disk or copy; copy its "
-            f"shard again, or make it again ({reason})"
+            f"cut '{cut.id}': its audio is damaged ({reason}); copy its shard again, "
+            "or write its Shar again with 'python -m icefall_kd.bin.make_shar'"
         ) from e
     if not torch.isfinite(wave).all():
         raise ValueError(

@@ -193,11 +193,11 @@ def _write_numbers(text: str, language: str, numbers: str) -> str:
             return write_cardinal(re.sub(r"\D", "", number))
         if code in _YEARS_BY_HUNDREDS and re.fullmatch(r"1[1-9]\d\d", number):
             return convert(int(number), to="year")
-        whole, sign, fraction = number.partition(point)
-        is_decimal = sign and whole.isdecimal() and fraction.isdecimal()
+        integer, sign, fraction = number.partition(point)
+        is_decimal = sign and integer.isdecimal() and fraction.isdecimal()
         if is_decimal and code not in _NO_DECIMALS:
             with contextlib.suppress(*_GAPS):
-                return convert(float(f"{int(whole)}.{fraction}"))
+                return convert(float(f"{int(integer)}.{fraction}"))
         return " ".join(map(write_cardinal, re.findall(r"\d+", number)))
 
     pattern = r"\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?!\d)|\d+(?:[.,'’]\d+)*"

@@ -95,11 +95,12 @@ def spell_number(number: str) -> str:
     ordinal = re.fullmatch(r"(\d+)(?:ST|ND|RD|TH)", number)
     if ordinal:
         return extract_words(num2words(int(ordinal[1]), to="ordinal"))
-    whole, _, fraction = number.partition(".")
-    if fraction or (len(whole) <= 2 and not whole.startswith("0")) or whole == "0":
-        spoken = extract_words(num2words(int(whole)))
+    integer, _, fraction = number.partition(".")
+    is_short = len(integer) <= 2 and not integer.startswith("0")
+    if fraction or is_short or integer == "0":
+        spoken = extract_words(num2words(int(integer)))
     else:
-        spoken = read_digits(whole)
+        spoken = read_digits(integer)
     return f"{spoken} POINT {read_digits(fraction)}" if fraction else spoken
 
 
@@ -125,8 +126,8 @@ def _write_minutes(digits: str) -> str:
 
 def _write_quantity(number: str) -> str:
     """Return a count or measure: "ONE THOUSAND", "TWO POINT FIVE"."""
-    whole, _, fraction = number.partition(".")
-    return _write(whole) + (f" POINT {read_digits(fraction)}" if fraction else "")
+    integer, _, fraction = number.partition(".")
+    return _write(integer) + (f" POINT {read_digits(fraction)}" if fraction else "")
 
 
 def _write_number(number: str) -> str:
@@ -163,13 +164,13 @@ def _write_plural(m: "re.Match[str]") -> str:
 def _write_amount(sign: str, number: str, scale: str = "") -> str:
     """Return an amount of money: $5, $3.50, $1.2 billion."""
     singular, plural, cent, cents = _MONEY[sign]
-    whole, _, fraction = number.partition(".")
+    integer, _, fraction = number.partition(".")
     if scale or (fraction and len(fraction) != 2):
         amount = f"{_write_quantity(number)} {_SCALES.get(scale, scale)}".strip()
         return f"{amount} {plural}"
     parts = []
-    if int(whole.replace(",", "")) or not int(fraction or 0):
-        parts.append(f"{_write(whole)} {singular if whole == '1' else plural}")
+    if int(integer.replace(",", "")) or not int(fraction or 0):
+        parts.append(f"{_write(integer)} {singular if integer == '1' else plural}")
     if int(fraction or 0):
         parts.append(f"{_write(fraction)} {cent if int(fraction) == 1 else cents}")
     return " AND ".join(parts)
@@ -198,16 +199,19 @@ def _write_time(m: "re.Match[str]") -> str:
 
 
 def _write_fraction(m: "re.Match[str]") -> str:
-    """Return a fraction: 2/3, 5 1/2; read other numbers around a slash in turn."""
-    whole, over, under = m["whole"], int(m["over"]), int(m["under"])
-    if not 0 < over < under <= 100:
-        parts = [part for part in (whole, m["over"], m["under"]) if part]
+    """Return a fraction: 2/3, 5 1/2.
+
+    Numbers around a slash that are not a proper fraction are read one after another.
+    """
+    integer, top, bottom = m["integer"], int(m["top"]), int(m["bottom"])
+    if not 0 < top < bottom <= 100:
+        parts = [part for part in (integer, m["top"], m["bottom"]) if part]
         return " ".join(_write_number(part) for part in parts)
-    name = {2: "HALF", 4: "QUARTER"}.get(under) or _write(m["under"], "ordinal")
-    if over > 1:
-        name = "HALVES" if under == 2 else f"{name}S"
-    first = "A" if whole and over == 1 and under in (2, 4) else _write(str(over))
-    return f"{_write(whole)} AND {first} {name}" if whole else f"{first} {name}"
+    name = {2: "HALF", 4: "QUARTER"}.get(bottom) or _write(m["bottom"], "ordinal")
+    if top > 1:
+        name = "HALVES" if bottom == 2 else f"{name}S"
+    first = "A" if integer and top == 1 and bottom in (2, 4) else _write(str(top))
+    return f"{_write(integer)} AND {first} {name}" if integer else f"{first} {name}"
 
 
 def _write_measure(m: "re.Match[str]") -> str:
@@ -269,7 +273,7 @@ _RULES: list[tuple["re.Pattern[str]", Callable[["re.Match[str]"], str]]] = [
         (r"(?<![\w)%.])-(?=[$£€]?\.?\d)", lambda m: "MINUS"),
         # 1/2, 5 1/2
         (
-            r"(?<![\d/.,$])(?:(?P<whole>\d{1,3})[ -]+)?(?P<over>\d+)/(?P<under>\d+)"
+            r"(?<![\d/.,$])(?:(?P<integer>\d{1,3})[ -]+)?(?P<top>\d+)/(?P<bottom>\d+)"
             r"(?:TH|RD|ND|ST)?S?(?![\w/])",
             _write_fraction,
         ),

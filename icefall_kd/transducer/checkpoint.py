@@ -29,7 +29,13 @@ TRAINED_BY_TERM = {
 
 
 def check_parts(model: nn.Module, head: str) -> None:
-    """Raise ValueError if the model lacks a part of ``head``."""
+    """Check that a model has all parts of a head.
+
+    Args:
+      head: a key of :data:`HEADS`.
+    Raises:
+      ValueError: if a part is missing.
+    """
     missing = [part for part in HEADS[head] if getattr(model, part, None) is None]
     if missing:
         raise ValueError(
@@ -156,7 +162,10 @@ def load_checkpoint(path: Pathlike) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
+        raise FileNotFoundError(
+            f"{path}: no such checkpoint; give a file of bin.train, bin.average or "
+            "icefall"
+        )
     try:
         checkpoint = load_weights_only(path)
     except Exception as e:  # the type depends on the damage
@@ -266,7 +275,7 @@ def load_model(
 
 
 def read_info(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the information on the run that a checkpoint holds.
+    """Return the information on the run in a checkpoint.
 
     Returns:
       "info" of an averaged model; from a training checkpoint "config", "untrained" and,

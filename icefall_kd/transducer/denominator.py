@@ -119,7 +119,8 @@ def load_bigram(path: Pathlike, vocab_sha256: str) -> Tensor:
     if saved["vocab_sha256"] != vocab_sha256:
         raise ValueError(
             f"{path}: a bigram of the BPE model {saved['vocab_sha256'][:12]}, not of "
-            f"{vocab_sha256[:12]} (SHA-256); make it again with that BPE model"
+            f"{vocab_sha256[:12]} (SHA-256); write one for the second with 'python -m "
+            "icefall_kd.bin.make_denominator --bigram'"
         )
     return saved["log_probs"]
 

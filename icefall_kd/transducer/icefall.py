@@ -82,13 +82,15 @@ def infer_model_config(weights: Weights, heads: Mapping[str, PerStack]) -> Model
     """Return the model configuration of ``weights``.
 
     Args:
-      heads: as of :func:`build_icefall_model`.
+      heads: as in :func:`build_icefall_model`.
     Raises:
       ValueError: if the model is not a Zipformer, or if the heads do not fit.
     """
     unknown = sorted(set(heads) - set(HEAD_OPTIONS))
     if unknown:
-        raise ValueError(f"unknown head options {unknown}; use {HEAD_OPTIONS}")
+        raise ValueError(
+            f"unknown head options {unknown}. Available: {', '.join(HEAD_OPTIONS)}."
+        )
     return ModelConfig(encoder=_infer_encoder(weights, heads), **_infer_sizes(weights))
 
 
@@ -98,7 +100,7 @@ def infer_icefall_config(
     """Return the options of ``ModelConfig`` that the weights of icefall determine.
 
     Args:
-      checkpoint: as of :func:`build_icefall_model`.
+      checkpoint: as in :func:`build_icefall_model`.
       encoder: options of ``ZipformerConfig``; its head options are used if the file has
         none.
     Raises:

@@ -24,8 +24,8 @@ class CompactRelPositionalEncoding(nn.Module):
     """Encode time differences in few dimensions, with more precision for small ones.
 
     A difference t is compressed to sign(t) sqrt(D) ln(1 + |t| / sqrt(D)), and atan maps
-    that to an angle.  The encoding holds cosines and sines of multiples of the angle.
-    The last dimension is 1, for a bias.
+    that to an angle.  The encoding is the cosines and sines of multiples of the angle.
+    Its last dimension is 1, for a bias.
 
     Args:
       dim: D, even.

@@ -50,7 +50,7 @@ def get_streaming_chunk(encoder: Zipformer2) -> tuple[int, int]:
     if chunk_size <= 0 or left_context < slowest:
         raise ValueError(
             f"streaming needs a chunk size > 0 and a left context >= {slowest} frames, "
-            f"got {chunk_size} and {left_context}: set them with set_chunk()"
+            f"got {chunk_size} and {left_context}; set --chunk-size and --left-context"
         )
     for name, value in (("chunk size", chunk_size), ("left context", left_context)):
         if value % slowest:

@@ -8,6 +8,7 @@ from icefall_kd.corpora.audio import AudioClip, store_clips
 
 
 def tone(rate, seconds=0.5):
+    """Return a sine of 440 Hz, (S,) float32."""
     t = np.arange(round(rate * seconds)) / rate
     return (0.3 * np.sin(2 * np.pi * 440 * t)).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""Read audio files of many formats, complete, truncated and damaged."""
+"""Reading audio files of many formats, complete, truncated and damaged."""
 
 import struct
 
@@ -11,6 +11,7 @@ from icefall_kd.data.audio_files import AudioError, decode, read_blocks
 
 
 def tone(rate, seconds=0.5):
+    """Return a sine of 440 Hz, (S,) float32."""
     t = np.arange(round(rate * seconds)) / rate
     return (0.3 * np.sin(2 * np.pi * 440 * t)).astype(np.float32)
 
@@ -23,7 +24,7 @@ def test_any_rate_becomes_16_khz_with_its_duration(tmp_path, rate, suffix):
     soundfile.write(path, tone(rate), rate)
     samples = decode(path)
     assert samples.dtype == np.int16
-    assert abs(samples.size / 16000 - 0.5) < 0.03  # Ogg ends in whole blocks
+    assert abs(samples.size / 16000 - 0.5) < 0.03  # Ogg stores complete blocks
     # 440 Hz is still 440 Hz
     peak = np.abs(np.fft.rfft(samples)).argmax() * 16000 / samples.size
     assert abs(peak - 440) < 5
