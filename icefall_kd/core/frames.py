@@ -13,6 +13,7 @@ transducer emits in this frame, 0 for the blank.  The rest is the joiner's distr
 at the path's node.  Token ids below 2^24 are exact in float32.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
@@ -26,6 +27,17 @@ Batch = Mapping[str, Any]  # see icefall_kd.dataset.dataset
 ENCODER_FIRST_CENTRE = 5.5 * FBANK_SHIFT  # s, centre of the encoder's frame 0
 STACK_SHIFT = 2 * FBANK_SHIFT  # s, between frames of the encoder's stacks
 STACK_FIRST_CENTRE = 4.5 * FBANK_SHIFT  # s, centre of their frame 0
+
+# Frames by which the lengths of audio, teacher and student may differ: a front end
+# without padding loses up to two.
+LENGTH_TOLERANCE = 2
+
+
+def matches_duration(num_frames: int, frame_shift: float, duration: float) -> bool:
+    """Return True if ``duration`` seconds have ``num_frames``, within the tolerance."""
+    expected = duration / frame_shift
+    least = math.floor(expected) - LENGTH_TOLERANCE
+    return least <= num_frames <= math.ceil(expected) + LENGTH_TOLERANCE
 
 
 def make_pad_mask(lens: Tensor, max_len: Optional[int] = None) -> Tensor:

@@ -42,6 +42,7 @@ from icefall_kd.fields.frames import Frames, prefetch
 from icefall_kd.fields.reader import count_frames, find_frames, read_frames
 from icefall_kd.fields.run_teachers import sample_frames
 from icefall_kd.teachers import Output, Teacher, build_teachers
+from icefall_kd.teachers.base import run_teacher
 
 _SECONDS = 60.0  # of padded audio in one call of a teacher, as in the extraction
 _STATISTICS_FRAMES = 20_000  # frames of a live field that its statistics come from
@@ -203,22 +204,27 @@ class LiveTeachers:
         batch = dict(batch)
         waves, lens = batch.pop("waves"), batch.pop("wave_lens")
         durations = [cut.duration for cut in batch["cuts"]]
+        ids = [cut.id for cut in batch["cuts"]]
         batch["fields"] = {}
         for teacher in self.teachers:
             rows: dict[str, list[Tensor]] = {}
             for first, last in _split_batch(lens):
-                texts = (batch["text"][first:last],) if teacher.needs_text else ()
-                width = int(lens[first:last].max())
+                part = slice(first, last)
+                width = int(lens[part].max())
                 with torch.no_grad():
-                    outputs = teacher.forward(
-                        waves[first:last, :width], lens[first:last], *texts
+                    outputs = run_teacher(
+                        teacher,
+                        waves[part, :width],
+                        lens[part],
+                        batch["text"][part],
+                        ids[part],
                     )
                 for name in (n for n in self.names if n in outputs):
                     x, valid = outputs[name].x, outputs[name].lens.tolist()
                     shift = teacher.outputs[name].frame_shift
                     rows.setdefault(name, []).extend(
                         row[: min(n, count_frames(duration, shift))]
-                        for row, n, duration in zip(x, valid, durations[first:last])
+                        for row, n, duration in zip(x, valid, durations[part])
                     )
             for name, frames in rows.items():
                 batch["fields"][name] = {

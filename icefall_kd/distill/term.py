@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from icefall_kd import ENCODER_SHIFT
 from icefall_kd.core.config import ModelConfig
-from icefall_kd.core.frames import Batch
+from icefall_kd.core.frames import LENGTH_TOLERANCE, Batch
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.fields.format import FieldInfo
 from icefall_kd.transducer.model import AsrModel
@@ -31,8 +31,6 @@ NO_TEXT = "no_text"
 TOO_LONG = "text_too_long"  # the transcript has more tokens than the audio has frames
 NO_TARGET = "no_target"
 TOO_SHORT = "too_short"  # no frame is left after the delay
-
-_LENGTH_TOLERANCE = 2  # frames by which teacher and student may differ
 
 
 @dataclass(frozen=True)
@@ -256,7 +254,7 @@ def match_frames(
       an utterance without target.
     Raises:
       ValueError: if the teacher has another rate, or its lengths differ by more than
-        two frames.
+        :data:`~icefall_kd.core.frames.LENGTH_TOLERANCE`.
     """
     if abs(target["frame_shift"] - ENCODER_SHIFT) > 1e-6:
         raise ValueError(
@@ -264,7 +262,7 @@ def match_frames(
             f"every {ENCODER_SHIFT} s. Use a field with the student's frame shift"
         )
     target_lens = target["lens"].to(lens.device)
-    apart = (target_lens - lens).abs() > _LENGTH_TOLERANCE
+    apart = (target_lens - lens).abs() > LENGTH_TOLERANCE
     if (apart & (target_lens > 0)).any():
         raise ValueError(
             f"the teacher has {target_lens.tolist()} frames, the student "

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from icefall_kd.data.cuts import get_transcript, load_wave
 from icefall_kd.fields.format import cuts_path, recording_path, shard_ids
 from icefall_kd.fields.join import read_keys
 from icefall_kd.fields.shards import Shard
-from icefall_kd.teachers.base import Teacher
+from icefall_kd.teachers.base import Teacher, run_teacher
 
 Arrays = dict[str, np.ndarray]  # field -> (T, W) float32
 
@@ -42,14 +42,16 @@ def run_teachers(
       teachers: run on the same batches; the names of their fields must differ.
       max_batch_duration: seconds of padded audio per batch.
     Raises:
-      ValueError: if the audio of a cut has another form; the message names the cut.
+      ValueError: if the audio of a cut has another form, or the outputs of a teacher
+        contradict its description; the message names the cut.
     """
     limit = _BATCHES_IN_MEMORY * max_batch_duration
     for utterances in prefetch(_load_utterances(cuts, limit)):
         results: dict[int, Arrays] = {}
         for batch in _make_batches(utterances, max_batch_duration):
-            _, waves, texts = zip(*(utterances[i] for i in batch))
-            results.update(zip(batch, run_teachers_on_batch(waves, teachers, texts)))
+            ids, waves, texts = zip(*(utterances[i] for i in batch))
+            arrays = run_teachers_on_batch(waves, teachers, texts, ids)
+            results.update(zip(batch, arrays))
         for i, utterance in enumerate(utterances):
             yield utterance.cut_id, results[i]
 
@@ -90,22 +92,24 @@ def _make_batches(
 def run_teachers_on_batch(
     waves: Sequence[torch.Tensor],
     teachers: Sequence[Teacher],
-    texts: Optional[Sequence[str]] = None,
+    texts: Sequence[str] = (),
+    cut_ids: Sequence[str] = (),
 ) -> list[Arrays]:
     """Return the outputs of the teachers for each utterance of a batch.
 
     Args:
       waves: each (S,) float32, 16 kHz.
       texts: transcripts, for teachers that need them; "" for an utterance without.
+      cut_ids: for error messages.
+    Raises:
+      ValueError: if the outputs of a teacher contradict its description.
     """
     padded = torch.nn.utils.rnn.pad_sequence(list(waves), batch_first=True)
     lens = torch.tensor([len(w) for w in waves])
     results: list[Arrays] = [{} for _ in waves]
     for teacher in teachers:
-        arguments = [padded, lens]
-        if teacher.needs_text:
-            arguments.append(list(texts or [""] * len(waves)))
-        for field, output in teacher.forward(*arguments).items():
+        outputs = run_teacher(teacher, padded, lens, texts, cut_ids)
+        for field, output in outputs.items():
             for row, n in enumerate(output.lens.tolist()):
                 results[row][field] = output.x[row, :n].cpu().numpy()
     return results
@@ -170,10 +174,20 @@ def sample_frames(
 
     Returns:
       field -> (F, W) float32.
+    Raises:
+      ValueError: if a value is not finite; the message names field and cut.
     """
     shift = max(o.frame_shift for t in teachers for o in t.outputs.values())
     cuts = sample_cuts(shar_dir, num_frames * shift, seed)
-    results = [arrays for _, arrays in run_teachers(cuts, teachers, max_batch_duration)]
+    results = []
+    for cut_id, arrays in run_teachers(cuts, teachers, max_batch_duration):
+        for field, x in arrays.items():
+            if not np.isfinite(x).all():
+                raise ValueError(
+                    f"field '{field}': the teacher returned NaN or infinity for cut "
+                    f"'{cut_id}' of {shar_dir}. Check its dtype and this cut's audio"
+                )
+        results.append(arrays)
     return {
         field: np.concatenate([arrays[field] for arrays in results])
         for teacher in teachers

@@ -5,7 +5,6 @@ This module also checks their content: that arrays are finite and of their cuts'
 length, and that the recorded statistics are those of the arrays.
 """
 
-import math
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from typing import Any, Optional
 import numpy as np
 
 from icefall_kd.core.files import Pathlike
+from icefall_kd.core.frames import matches_duration
 from icefall_kd.fields.codecs import Codec
 from icefall_kd.fields.codecs.storage import load_codec
 from icefall_kd.fields.format import (
@@ -38,7 +38,6 @@ from icefall_kd.fields.writer import (
 )
 
 TOLERANCE = 1e-6  # of a sum, relative to the mean square: rounding on another machine
-SLACK = 1  # frames that a teacher's padding may add or remove
 _EXAMPLES = 5
 _EXTRACT = "run icefall_kd.bin.extract again"
 _REDO = f"delete the shard (verify --delete-damaged), then {_EXTRACT}"
@@ -277,9 +276,8 @@ def _decode_array(
     if not np.isfinite(x).all():
         count = int((~np.isfinite(x)).any(axis=1).sum())
         return None, ("are not finite", f"in {count} of {len(x)} frames")
-    expected = duration / info.frame_shift
-    if not math.floor(expected) - SLACK <= len(x) <= math.ceil(expected) + SLACK:
-        detail = f"{len(x)} frames, {expected:.1f} expected"
+    if not matches_duration(len(x), info.frame_shift, duration):
+        detail = f"{len(x)} frames, {duration / info.frame_shift:.1f} expected"
         return None, ("are not of their cut's length", detail)
     return x, None
 

@@ -8,6 +8,9 @@ from typing import Any, Optional, Union
 import torch
 from torch import Tensor
 
+from icefall_kd import SAMPLE_RATE
+from icefall_kd.core.frames import matches_duration
+
 KINDS = ("embedding", "ctc", "path")
 # Values of the option ``dtype`` of teachers that run in PyTorch.
 DTYPES = {"float32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -74,6 +77,83 @@ class Teacher(abc.ABC):
         Raises:
           ValueError: if the shapes do not match.
         """
+
+
+def run_teacher(
+    teacher: Teacher,
+    waves: Tensor,
+    wave_lens: Tensor,
+    texts: Sequence[str] = (),
+    cut_ids: Sequence[str] = (),
+) -> Mapping[str, TeacherOutput]:
+    """Return the outputs of a teacher for a batch, checked against its description.
+
+    Args:
+      waves, wave_lens: see :meth:`Teacher.forward`.
+      texts:   N transcripts, passed on if the teacher needs them.
+      cut_ids: N ids for error messages.
+    Raises:
+      ValueError: if the outputs contradict ``teacher.outputs``.
+    """
+    arguments = (list(texts) or [""] * len(waves),) if teacher.needs_text else ()
+    outputs = teacher.forward(waves, wave_lens, *arguments)
+    if not isinstance(outputs, Mapping):
+        raise ValueError(
+            f"teacher '{teacher.name}': forward returned a {type(outputs).__name__}. "
+            "Return a dict, field name -> TeacherOutput"
+        )
+    if set(outputs) != set(teacher.outputs):
+        raise ValueError(
+            f"teacher '{teacher.name}': forward returned the fields {sorted(outputs)}, "
+            f"but outputs describes {sorted(teacher.outputs)}. Use the same names"
+        )
+    for field, output in outputs.items():
+        try:
+            _check_output(output, teacher.outputs[field], field, wave_lens, cut_ids)
+        except ValueError as e:
+            raise ValueError(f"teacher '{teacher.name}', field '{field}': {e}") from e
+    return outputs
+
+
+def _check_output(
+    output: TeacherOutput,
+    described: Output,
+    field: str,
+    wave_lens: Tensor,
+    cut_ids: Sequence[str],
+) -> None:
+    """Check shapes and lengths of one output of a batch."""
+    if not isinstance(output, TeacherOutput):
+        raise ValueError(
+            f"forward returned a {type(output).__name__}. Return a TeacherOutput"
+        )
+    shape, num_waves = tuple(output.x.shape), len(wave_lens)
+    if len(shape) != 3 or shape[0] != num_waves or output.lens.shape != (num_waves,):
+        raise ValueError(
+            f"forward returned x {shape} and lens {tuple(output.lens.shape)} for "
+            f"{num_waves} utterances. Return x (N, T, {described.dim}) and lens (N,)"
+        )
+    names = [f"cut '{i}'" for i in cut_ids] or [
+        f"utterance {n} of the batch" for n in range(num_waves)
+    ]
+    for name, length, samples in zip(names, output.lens.tolist(), wave_lens.tolist()):
+        if shape[2] != described.dim:
+            raise ValueError(
+                f"forward returned {(length, shape[2])} for {name}, but "
+                f"outputs['{field}'] has dim {described.dim}. Correct dim"
+            )
+        if not 1 <= length <= shape[1]:
+            raise ValueError(
+                f"forward returned lens {length} for {name}, but x has {shape[1]} "
+                f"frames. Return lens in 1 .. {shape[1]}"
+            )
+        duration, shift = samples / SAMPLE_RATE, described.frame_shift
+        if not matches_duration(length, shift, duration):
+            raise ValueError(
+                f"forward returned {length} frames for {name} of {duration:.2f} s, but "
+                f"its frame_shift of {shift} s gives {duration / shift:.1f}. Correct "
+                f"frame_shift in outputs['{field}'], or lens"
+            )
 
 
 def check_waves(waves: Tensor, wave_lens: Tensor) -> None:

@@ -3,13 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from lhotse import CutSet
+from lhotse.dataset.collation import collate_audio
+from loudness import Loudness
 from small_encoders import write_small
 
+from icefall_kd.dataset.fields import LiveTeachers
 from icefall_kd.fields.codecs import make_codec
 from icefall_kd.fields.extract import extract
 from icefall_kd.fields.reader import load_field, open_shar
 from icefall_kd.fields.run_teachers import run_teachers
-from icefall_kd.teachers import Teacher, build_teachers
+from icefall_kd.teachers import Teacher, TeacherOutput, build_teachers
 
 FIELD = "whisper_tiny_en"
 
@@ -33,6 +37,8 @@ def test_batches_are_not_longer_than_the_maximum(pristine_shar, tiny):
     shapes = []
 
     class Recorder(Teacher):
+        name, outputs = tiny.name, tiny.outputs
+
         def forward(self, waves, lens):
             shapes.append(waves.shape)
             return tiny.forward(waves, lens)
@@ -90,3 +96,37 @@ def test_existing_layers_are_kept_when_others_are_added(shar, tmp_path):
     teachers = build_teachers({"h": {**hubert, "layers": [2, 3]}})
     _, summary = extract(shar, teachers)
     assert (summary.shards_done, summary.shards_kept) == (4, 4)
+
+
+class Changed(Loudness):
+    """Changes the output ``loudness``."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def forward(self, waves, wave_lens):
+        outputs = super().forward(waves, wave_lens)
+        loudness = outputs["loudness"]
+        return {
+            **outputs,
+            "loudness": TeacherOutput(self.change(loudness.x), loudness.lens),
+        }
+
+
+def test_a_wrong_output_is_refused_in_extraction_and_training(shar):
+    teacher = Changed(lambda x: x[..., :3])
+    expected = r"teacher 'loudness', field 'loudness': .*, 3\) for cut '{}'.* dim 4"
+    cuts = list(open_shar(shar))
+    with pytest.raises(ValueError, match=expected.format("[^']+")):
+        extract(shar, [teacher])
+    waves, lens = collate_audio(CutSet.from_cuts(cuts[:2]))
+    batch = {"waves": waves, "wave_lens": lens, "cuts": cuts[:2], "text": ["", ""]}
+    with pytest.raises(ValueError, match=expected.format(cuts[0].id)):
+        LiveTeachers([teacher], ["loudness"])(batch)
+
+
+def test_statistics_of_a_live_field_refuse_values_that_are_not_finite(shar):
+    teacher = Changed(lambda x: x / 0.0)
+    with pytest.raises(ValueError, match="field 'loudness': .*NaN.* for cut '[^']+'"):
+        LiveTeachers([teacher], ["loudness"]).describe_fields([shar])

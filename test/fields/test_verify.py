@@ -16,6 +16,7 @@ from icefall_kd.fields.extract import extract
 from icefall_kd.fields.format import info_path, state_path
 from icefall_kd.fields.manage import delete_damaged
 from icefall_kd.fields.verify import verify_field
+from icefall_kd.teachers import TeacherOutput
 
 FIELD = "whisper_tiny_en"
 SHARD = "000002"
@@ -41,6 +42,19 @@ def test_intact_field_has_no_fault(extracted, loud):
     assert faults(extracted) == faults(extracted, decode=False) == []
     for field in ("loudness", "loud_ctc"):
         assert faults(loud, field) == []
+
+
+class Unpadded(Loudness):
+    """Loses two frames at the end, as a front end without padding."""
+
+    def forward(self, waves, wave_lens):
+        outputs = super().forward(waves, wave_lens)
+        return {k: TeacherOutput(o.x, o.lens - 2) for k, o in outputs.items()}
+
+
+def test_frames_that_a_front_end_loses_are_no_fault(shar):
+    extract(shar, [Unpadded()])
+    assert faults(shar, "loud_ctc") == []
 
 
 def test_progress_ends_at_the_total_bytes(extracted):

@@ -1,9 +1,15 @@
-"""The choice of an encoder's layers."""
+"""Checked outputs of teachers, and the choice of an encoder's layers."""
 
 import pytest
 import torch
 
-from icefall_kd.teachers.base import choose_layers
+from icefall_kd.teachers.base import (
+    Output,
+    Teacher,
+    TeacherOutput,
+    choose_layers,
+    run_teacher,
+)
 
 
 @pytest.mark.parametrize(
@@ -44,3 +50,45 @@ def test_repeated_layers_and_too_many_weights_are_refused():
         choose_layers([12, -1], None, 12)
     with pytest.raises(ValueError, match="layer_weights: 3 weights for 2 layers"):
         choose_layers([1, 2], [1, 1, 1], 12)
+
+
+class WrongTeacher(Teacher):
+    """Returns 40 values every 20 ms, changed by ``change(x, lens)``."""
+
+    name = "wrong"
+
+    def __init__(self, change, dim=40, frame_shift=0.02):
+        self.change = change
+        self.outputs = {"y": Output("embedding", dim, frame_shift, {})}
+
+    def forward(self, waves, wave_lens):
+        lens = wave_lens // 320
+        return self.change(torch.ones(len(waves), int(lens.max()), 40), lens)
+
+
+def as_field(x, lens):
+    return {"y": TeacherOutput(x, lens)}
+
+
+@pytest.mark.parametrize(
+    "change, described, parts",
+    [
+        (as_field, {"dim": 80}, ["'y'", r"\(119, 40\) for cut 'a'", "dim 80"]),
+        (as_field, {"frame_shift": 0.01}, ["'y'", "119 frames for cut 'a'", "238.0"]),
+        (lambda x, n: as_field(x, n - 5), {}, ["'y'", "114 frames for cut 'a'"]),
+        (lambda x, n: as_field(x, n + 5), {}, ["'y'", "lens 124 for cut 'a'"]),
+        (lambda x, n: as_field(x, n * 0), {}, ["'y'", "lens 0 for cut 'a'"]),
+        (lambda x, n: as_field(x[..., 0], n), {}, ["'y'", r"x \(2, 119\)"]),
+        (lambda x, n: as_field(x, n[:1]), {}, ["'y'", r"lens \(1,\)"]),
+        (lambda x, n: {"y": (x, n)}, {}, ["'y'", "tuple", "TeacherOutput"]),
+        (lambda x, n: (x, n), {}, ["a tuple", "dict"]),
+        (lambda x, n: {"z": TeacherOutput(x, n)}, {}, [r"\['z'\]", r"\['y'\]"]),
+    ],
+    ids="dim shift short long empty 2-D lens pair tuple name".split(),
+)
+def test_outputs_that_contradict_the_description_are_refused(change, described, parts):
+    waves, wave_lens = torch.zeros(2, 119 * 320), torch.tensor([119 * 320, 50 * 320])
+    run_teacher(WrongTeacher(as_field), waves, wave_lens, cut_ids=["a", "b"])
+    teacher = WrongTeacher(change, **described)
+    with pytest.raises(ValueError, match="teacher 'wrong'.*" + ".*".join(parts)):
+        run_teacher(teacher, waves, wave_lens, cut_ids=["a", "b"])
