@@ -10,9 +10,9 @@
 # With --head ctc, stage 1 is CTC greedy search and stage 2 is CTC prefix beam search.
 #
 # A result of the same checkpoint, set, options and code is reused.  Emission delays are
-# measured against the alignment of stage 0.  By default the last system of the profile
-# aligns, so that delays of all systems compare; when it is not trained, the last system
-# of --systems aligns.  Results name the aligner.
+# relative to the alignment of stage 0.  By default the last system of the profile aligns,
+# so that the delays of all systems are comparable; if it is not trained, the last system
+# of --systems aligns.  Each result contains the path of the aligner.
 # --chunk-size "16 32" decodes streaming with chunks of 320 ms and of 640 ms.
 stage=0              # first stage to run
 stop_stage=2         # last stage to run
@@ -24,7 +24,7 @@ head=transducer      # transducer or ctc
 chunk_size=          # streaming chunks in frames of 20 ms (default: the checkpoint's)
 left_context=        # streaming left context in frames of 20 ms (default: the checkpoint's)
 blank_penalty=0      # subtracted from the blank's logit; tune it with --sets dev
-hotwords=            # file of phrases to prefer in stage 2, one a line
+hotwords=            # file of phrases that stage 2 prefers, one per line
 hotwords_score=1.5   # bonus of each token of a hotword, in nats
 aligner=             # checkpoint of stage 0 (default: see above)
 exp=                 # folder of the runs (default: exp/<profile>)
@@ -38,7 +38,8 @@ paths_from_caller hotwords aligner
 sets=${sets:-$test_sets}
 
 if [[ -n $hotwords && $head == ctc ]]; then
-  die "--hotwords needs the transducer's beam search. Leave out --hotwords or --head ctc"
+  die "--hotwords: only --head transducer supports hotwords. Leave out --hotwords or" \
+    "--head ctc"
 fi
 decoding=(decode --sets "$sets" --head "$head" --chunk-size "$chunk_size"
   --left-context "$left_context" --blank-penalty "$blank_penalty")

@@ -8,8 +8,8 @@
 #          bpe.vocab -> exp/<profile>/<variant>/<system>/export/
 #          With --head ctc: one model.onnx instead of the three.
 #          Compares PyTorch, ONNX Runtime and sherpa-onnx token for token on the
-#          check_sets of the profile.  Omits the int8 files when they cost more than
-#          0.3 % absolute WER there.
+#          check_sets of the profile.  Omits the int8 files if they raise the WER on these
+#          sets by more than 0.3 % absolute.
 # Stage 2: decode the test sets with sherpa-onnx, measure the real-time factor of one
 #          thread -> exp/<profile>/<variant>/<system>/sherpa/
 stage=1              # first stage to run
@@ -20,7 +20,7 @@ systems=             # as in train.sh (default: those of the profile)
 sets=                # folders of data/shar for stage 2 (default: the test sets)
 chunk_size=          # streaming chunk in frames of 20 ms (default: the checkpoint's)
 left_context=        # streaming left context in frames of 20 ms (default: the checkpoint's)
-blank_penalty=0      # of stage 2, as in decode.sh; sherpa-onnx has none for CTC
+blank_penalty=0      # of stage 2, as in decode.sh; not with --head ctc
 head=transducer      # transducer or ctc
 exp=                 # folder of the runs (default: exp/<profile>)
 dry_run=false        # print the commands, run nothing
@@ -35,14 +35,14 @@ exporting=(--head "$head" --chunk-size "$chunk_size" --left-context "$left_conte
 export_model() {  # command of bin.export
   local status=0
   "$@" || status=$?
-  if ((status == 3)); then  # int8 costs too much; the float32 files are complete
+  if ((status == 3)); then  # int8 raises the WER too much; the float32 files are complete
     log "omitted the int8 files, see the WER above"
     return 0
   fi
   return "$status"
 }
 
-export_all() {  # export what has changed since the last export
+export_all() {  # skip exports whose checkpoint, check_sets, code and options are the same
   local lines system marker command reads set words
   lines=$(recipe_commands export "${exporting[@]}")
   while IFS=$'\t' read -r -u 3 system marker command; do

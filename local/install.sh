@@ -4,11 +4,11 @@
 # Usage: local/install.sh
 #
 # Creates a virtual environment with Python 3.10 in .venv of the repository (or in
-# $ICEFALL_KD_VENV), installs the pins of requirements.txt and this package in editable
+# $ICEFALL_KD_VENV).  Installs the pins of requirements.txt, and this package in editable
 # mode.  Returns at once if these pins are installed; resumes after an interruption.  pip
 # uses your configuration (index, proxy, cache).
-# An environment with a torch from elsewhere stays as it is, see "Another torch, a GPU" in
-# icefall_kd/README.md.
+# Installs nothing into an environment that has another torch, see "Another torch, a GPU"
+# in icefall_kd/README.md.
 # Takes one to two minutes and 4.2 GB of disk (temporarily 2.5 GB more).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/log.sh"
@@ -18,7 +18,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/parse_options.sh"
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${ICEFALL_KD_VENV:-$root/.venv}
 case $venv in /*) ;; *) venv=$PWD/$venv ;; esac
-# Of the pins and the folder: an environment of another checkout is installed again.
+# The name has a hash of the pins and of the folder of this checkout.
 stamp=$venv/.installed-$(
   { cat "$root"/{requirements.txt,local/k2_wheel.txt,setup.py}; echo "$root"; } |
     sha256sum | cut -c1-16
@@ -35,13 +35,13 @@ check_folder() {  # never write to a folder that is not a virtual environment
   fi
 }
 
-has_module() {  # name: whether the environment has it
+has_module() {  # name: return 0 if the environment has this module
   "$venv/bin/python" -I -c \
     'import importlib.util as u, sys; sys.exit(u.find_spec(sys.argv[1]) is None)' "$1" \
     2>/dev/null
 }
 
-has_other_torch() {
+has_other_torch() {  # return 0 if this script did not install the torch
   if [[ ! -x $venv/bin/python || -f $pip_log ]] || ! has_module torch; then
     return 1
   fi
@@ -65,7 +65,7 @@ make_environment() {
   "$python" -m venv "$venv" || die "$python cannot create an environment in $venv, see above"
 }
 
-remove_partial_packages() {  # pip regards a package with METADATA as installed
+remove_partial_packages() {  # pip would not repeat an interrupted installation
   local info
   for info in "$venv"/lib/python3.10/site-packages/*.dist-info; do
     if [[ -d $info && ! -f $info/RECORD ]]; then
@@ -115,7 +115,7 @@ remedy() {
   fi
 }
 
-install_k2() {  # before requirements.txt, which accepts any wheel of its version
+install_k2() {  # requirements.txt would accept a wheel for another Python
   local wheel=$root/local/k2_wheel.txt version found
   version=$(sed -n 's/^k2==\([^ ]*\).*/\1/p' "$wheel")
   found='import sys, importlib.metadata as m, importlib.util as u
@@ -137,7 +137,7 @@ main() {
   fi
   check_folder
   make_environment
-  if command -v flock >/dev/null; then  # two scripts may start it at once
+  if command -v flock >/dev/null; then  # two scripts may install at the same time
     exec 9>"$venv/.install.lock"
     flock 9
   fi

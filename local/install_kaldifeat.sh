@@ -3,8 +3,8 @@
 #
 # Usage: local/install_kaldifeat.sh
 #
-# Optional: without it lhotse computes features on the CPU, where it is faster than
-# kaldifeat.  Needs a C++ compiler, CMake, network access for pip, and about 3 minutes on 2
+# Optional: without kaldifeat, lhotse computes features on the CPU, where it is the faster
+# one.  Needs a C++ compiler, CMake, network access for pip, and about 3 minutes on 2
 # cores.  Uses the environment of local/install.sh, or $ICEFALL_KD_VENV.
 # Tested with torch 2.13 without CUDA.  A torch built for CUDA, such as 1.13.1 of the
 # package index, also needs that CUDA toolkit; this was not tested.

@@ -1,7 +1,7 @@
 # Log lines, stages and finished steps of recipe scripts.  Source it.
 #
 #   log MESSAGE...             log to stderr with date, time, calling file and line
-#   die MESSAGE...             log "ERROR: MESSAGE" and exit with status 1
+#   die MESSAGE...             log "ERROR: MESSAGE", exit with status 1
 #   in_stage N "DESCRIPTION"   true when stage <= N <= stop_stage; logs the description
 #   run_once [--reads GLOB]... [--code GLOB] [--makes FOLDER] MARKER CMD...
 #                              run CMD and write the file MARKER; skip CMD when MARKER
@@ -12,11 +12,11 @@
 # the user gives --stage.  Without --stage, a second run resumes after the last finished
 # step.
 #
-# --reads names the input files.  --code names files of icefall_kd: when they change, CMD
-# runs again.  Steps that write data name no code, because they take hours and because
-# checkpoints and fields belong to their files.  --makes names the folder that CMD
-# writes: run_once deletes it before CMD runs again, and fails when the folder has
-# teachers' fields.
+# --reads names the input files.  --code names files of icefall_kd, relative to the
+# package.  When one of them changes, CMD runs again.  Steps that write data have no
+# --code: they take hours, and fields and checkpoints depend on the data.  --makes names
+# the folder that CMD writes: run_once deletes it before CMD runs again, and fails if it
+# has teachers' fields.
 #
 #   stage=0        # first stage to run
 #   stop_stage=9   # last stage to run
@@ -68,13 +68,13 @@ _command() {  # record: print its command without options that change no result
   sed -E -e 's/ --num-(jobs|threads) [0-9]+//g' -e 1q <<<"$1"
 }
 
-_difference() {  # marker, record, whether code counts: print why the step runs again
+_difference() {  # marker, record, has --code: print why the step runs again
   local record=$2 before
   before=$(<"$1")
   if [[ $(_command "$before") != "$(_command "$record")" ]]; then
     echo "the last command was: ${before%%$'\n'*}"
   elif [[ $before != *$'\n'* && $record == *$'\n'* ]]; then
-    # Markers of earlier versions have no digests.  Data are reused.
+    # Markers of earlier versions have no digests: reuse data, repeat steps with --code.
     [[ $3 == true ]] && echo "an earlier version wrote the marker"
   elif [[ ${before#*$'\n'} != "${record#*$'\n'}" && $record == *$'\n'* ]]; then
     echo "its input has changed"

@@ -1,8 +1,8 @@
 # Command-line options for a script that sources this file.
 #
-# Every variable that the script assigns at the start of a line before it sources this
-# file is an option: the value is the default, the comment on the line is the help.
-# Option names are lower case; "_" is "-" on the command line:
+# An option is a variable that the script assigns at the start of a line before it
+# sources this file.  Its value is the default, the comment on the line is the help.
+# Names are lower case; "_" becomes "-" on the command line:
 #
 #   #!/usr/bin/env bash
 #   # Purpose of the script: --help prints this header.
@@ -18,11 +18,11 @@
 # with status 2.  Sets repeat=true when --stage is given, else repeat=false (see run_once
 # in log.sh).
 #
-# RENAMED_OPTIONS="--old=--new ..." reports the new name of a former option.
+# RENAMED_OPTIONS="--old=--new ..." lists former options; the error has the new name.
 #
-# paths_from_caller NAME...: make the values of options absolute when the user gave them
-# relative to the folder of the call and they exist there.  A script that changes the
-# folder before it sources this file exports the folder of the call as CALLED_IN.
+# paths_from_caller NAME...: make the paths in these options absolute, if the user gave
+# them and they exist relative to the folder of the call.  A script that changes the folder
+# before it sources this file exports the folder of the call as CALLED_IN.
 
 paths_from_caller() {
   local name

@@ -1,14 +1,15 @@
-# The profile and the commands of a recipe.  Source it after parse_options.sh.
+# Read the profile of a recipe, and print or run its commands.  Source it after
+# parse_options.sh.
 #
-#   recipe_commands KIND [OPTIONS]  print the commands of this call's systems (see
-#                                   python -m icefall_kd.bin.recipe_commands --help)
-#   run_commands KIND [OPTIONS]     run these commands one after the other; with
-#                                   dry_run=true only print them
+#   recipe_commands KIND [OPTIONS]  print the commands of the chosen systems, with their
+#                                   folders: icefall_kd/bin/recipe_commands.py
+#   run_commands KIND [OPTIONS]     run these commands one after the other; if
+#                                   dry_run=true, only print them
 #
-# Reads conf/profiles.yaml in the current folder, the recipe's.  Sets profile, variants,
-# systems and exp where the options left them empty, and the values of the profile:
-# labelled, unlabelled, pseudo_labelled, pseudo_suffix, dev_set, test_sets, check_sets,
-# profile_jobs.
+# Reads conf/profiles.yaml in the current folder, which is the recipe's.  Sets profile,
+# variants, systems and exp if they are empty.  Also sets the values of the
+# profile: labelled, unlabelled, pseudo_labelled, pseudo_suffix, dev_set, test_sets,
+# check_sets and profile_jobs.
 
 recipe_commands() {
   python -m icefall_kd.bin.recipe_commands "$1" --profile "$profile" \
