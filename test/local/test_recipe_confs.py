@@ -21,8 +21,8 @@ def name_of(path):
 
 @pytest.mark.parametrize("path", PARTS, ids=name_of)
 def test_a_part_enables_its_terms(path):
-    below = re.search(r"laid over (\w+)", path.read_text())
-    parts = [path.with_name(f"{below[1]}.yaml")] if below else []
+    base = re.search(r"(?:added to \+|laid over )(\w+)", path.read_text())
+    parts = [path.with_name(f"{base[1]}.yaml")] if base else []
     confs = [path.parents[1] / f"{name}.yaml" for name in ("student", "finetune")]
     arguments = [w for conf in (*confs, *parts, path) for w in ("--config", str(conf))]
     terms = parse_config([*arguments, "--exp-dir", "x"]).terms

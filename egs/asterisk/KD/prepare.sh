@@ -3,7 +3,7 @@
 #
 # Stages:
 #   0  download audio and transcripts                      -> download/
-#   1  convert the audio to 16 kHz flac, normalise texts, split -> data/audio, data/manifests
+#   1  convert audio to 16 kHz flac, normalise texts, split -> data/audio, data/manifests
 #   2  train the BPE model on the training texts           -> data/lang_bpe_<vocab size>
 #   3  data gate and Shar; train at three speeds           -> data/shar
 #   4  denominator graph and bigram of the term lfmmi      -> data/lang_bpe_<vocab size>
@@ -15,11 +15,11 @@ set -euo pipefail
 
 stage=0           # first stage to run
 stop_stage=4      # last stage to run
-unlabelled=quick  # unlabelled audio: none, quick (part of the English), full
-corpus_dir=       # folder with the English prompts and core-sounds-en.txt (default: download)
-unlabelled_dir=   # folder with the unpacked packages of the unlabelled audio (default: download)
-quick_minutes=40  # English unlabelled audio of "quick" in minutes
-vocab_size=150    # BPE tokens, <blk>, <sos/eos> and <unk> included
+unlabelled=quick  # unlabelled audio: none, quick (part of the English one) or full
+corpus_dir=       # folder with the English prompts and core-sounds-en.txt (default: download them)
+unlabelled_dir=   # folder with the unpacked packages of the unlabelled audio (default: download them)
+quick_minutes=40  # duration of unlabelled_en_quick in minutes
+vocab_size=150    # number of BPE tokens, with <blk>, <sos/eos> and <unk>
 speeds="0.9 1.0 1.1"  # speeds of the training audio
 max_duration=30   # longest cut in seconds; 30 is Whisper's window
 RENAMED_OPTIONS="--pool=--unlabelled --pool-dir=--unlabelled-dir"
@@ -39,7 +39,7 @@ if [[ -n $corpus_dir ]]; then  # check the folder before any file is written
   python local/prepare_asterisk.py --source "$corpus_dir" --check
 fi
 
-fetch() {  # name of the corpus, Debian packages
+fetch() {  # name of the corpus, Debian packages: download to $packages
   local name=$1
   shift
   if [[ -z $unlabelled_dir ]]; then

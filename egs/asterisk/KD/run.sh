@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install, prepare, train, decode and export: from a fresh machine to a table of WERs.
+# Run all scripts of this recipe: from a fresh machine to a table of WERs.
 #
 #   bash egs/asterisk/KD/run.sh                  # about 25 minutes on 2 cores
 #   bash egs/asterisk/KD/run.sh --profile full   # the schedules of RESULTS.md
@@ -15,9 +15,9 @@ profile=quick        # quick (one unified student) or full
 variants=            # unified, non_streaming, streaming (default: those of the profile)
 systems=             # as in train.sh (default: those of the profile)
 blank_penalty=0      # as in decode.sh
-corpus_dir=          # folder with the English prompts (default: download)
-unlabelled_dir=      # folder with the packages of the unlabelled audio (default: download)
-from_dir=            # folder with a sub-folder for each teacher (default: download)
+corpus_dir=          # folder with the English prompts (default: download them)
+unlabelled_dir=      # folder with the unpacked packages of the unlabelled audio (default: download them)
+from_dir=            # folder with a sub-folder for each teacher (default: download them)
 
 set -euo pipefail
 RENAMED_OPTIONS="--pool-dir=--unlabelled-dir"

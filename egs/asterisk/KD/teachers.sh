@@ -1,25 +1,26 @@
 #!/usr/bin/env bash
-# Fetch the teachers, and write their outputs on the audio as fields.
+# Fetch the teachers, and write their outputs as fields of the sets.
 #
 #   bash egs/asterisk/KD/teachers.sh [--stop-stage 5] [--profile full]
 #
 # Stage 0: fetch OpenAI Whisper tiny.en and base -> download/teachers/<teacher>/
 # Stage 1: extract their embeddings, 50 Hz       -> data/shar/<set>/<teacher>.*.tar
 #
-# For the parts pseudo, one_best, inter_ctc, lfmmi and essence (--stop-stage 5):
+# For systems with the parts pseudo, one_best, inter_ctc, lfmmi and essence
+# (--stop-stage 5):
 # Stage 2: transcribe the unlabelled audio       -> data/shar/<unlabelled>_whisper_base/
-# Stage 3: train the vocabulary teacher, a recogniser with the student's tokens whose
-#          input are the embeddings              -> exp/vocab_teacher/pretrained.pt
+# Stage 3: train the vocabulary teacher, a recogniser that reads the embeddings and
+#          predicts the student's tokens         -> exp/vocab_teacher/pretrained.pt
 # Stage 4: extract its distributions, 25 Hz      -> data/shar/<set>/vocab_teacher_{ctc,path}.*
-# Stage 5: decode with it                        -> exp/vocab_teacher/decode/
+# Stage 5: compute its WER on dev and test       -> exp/vocab_teacher/decode/
 #
-# For the parts hidden and essence_ensemble:
+# For systems with the parts hidden (6) and essence_ensemble (7, 8):
 # Stage 6: extract a trained student's outputs   -> exp/student/pretrained.pt,
 #          data/shar/<set>/student_{layer<k>,ctc}.*
 # Stage 7: train a vocabulary teacher on the embeddings of each Whisper
 #          -> exp/vocab_teacher_{base,tiny_en}/pretrained.pt
-# Stage 8: extract their distributions, decode   -> data/shar/<set>/vocab_teacher_{base,tiny_en}_ctc.*,
-#          data/shar/<set>/ensemble_path.* (mean of all three)
+# Stage 8: extract their distributions           -> data/shar/<set>/vocab_teacher_{base,tiny_en}_ctc.*,
+#          data/shar/<set>/ensemble_path.* (mean of all three); compute their WERs
 #
 # Each stage writes only files that are missing or damaged.
 stage=0              # first stage to run
@@ -27,18 +28,18 @@ stop_stage=1         # last stage to run
 profile=quick        # quick: 40 minutes of unlabelled audio; full: 277 minutes
 fetch="whisper_tiny_en whisper_base" # teachers of stage 0
 conf=conf/teachers.yaml # teachers of stage 1 and their options
-vocab_teacher_sets=  # training sets of the vocabulary teacher (default: train, those of stage 2)
+vocab_teacher_sets=  # training sets of the vocabulary teacher (default: train and the sets of stage 2)
 vocab_teacher_epochs=12 # epochs of its training
 vocab_teacher_avg=3  # number of last epochs to average
 vocab_teacher_conf=conf/vocab_teacher_fields.yaml # fields of stage 4; conf/vocab_teacher_lm_fields.yaml: with a language model
-target_sets=         # sets of stages 4, 6 and 8 (default: train, dev, those of stage 2)
+target_sets=         # sets of stages 4, 6 and 8 (default: train, dev and the sets of stage 2)
 student=             # checkpoint of stage 6 (default: exp/<profile>/unified/both_unlabelled/finetune/pretrained.pt)
 numbers=spoken       # numbers in pseudo-labels: spoken (dialogue) or digits (prompts)
 seed=42              # seed of the vocabulary teacher
-codec=fp16           # codec of the embeddings; pq16 takes 1/60, see bin.extract --help
+codec=fp16           # codec of the embeddings; pq16 needs 1/60 of the disk, see bin.extract --help
 sets=                # sets of stage 1 (default: train, dev and the unlabelled set)
-from_dir=            # folder with a sub-folder for each teacher (default: download)
-num_threads=         # CPU threads (default: one a CPU)
+from_dir=            # folder with a sub-folder for each teacher (default: download them)
+num_threads=         # CPU threads (default: one per CPU)
 max_batch_duration=60 # audio in one batch of a teacher in seconds
 overwrite=false      # replace fields that were written with other options
 
@@ -75,7 +76,7 @@ extract() {  # conf of the teachers, sets, further options
     "${options[@]}" "${@:3}"
 }
 
-train_vocab_teacher() {  # folder, further options
+train_vocab_teacher() {  # folder of its run, further options
   export OMP_NUM_THREADS=${num_threads:-$OMP_NUM_THREADS}
   export MKL_NUM_THREADS=$OMP_NUM_THREADS
   python -m icefall_kd.bin.train --exp-dir "$1" --config conf/vocab_teacher.yaml \
@@ -86,7 +87,7 @@ train_vocab_teacher() {  # folder, further options
     python -m icefall_kd.bin.average --exp-dir "$1" --avg "$vocab_teacher_avg"
 }
 
-decode_vocab_teacher() {  # folder
+decode_vocab_teacher() {  # folder of its run
   local set
   python -m icefall_kd.bin.extract --shar-dir data/shar/test --teachers "$conf" \
     "${threads[@]}"

@@ -5,9 +5,9 @@
 #
 # Stages:
 #   0  download the parts of the sets, 60 GB            -> download/LibriSpeech
-#   1  manifests; they refer to the audio where it is   -> data/manifests
+#   1  write manifests, which refer to the original audio -> data/manifests
 #   2  train the BPE model on train-clean-100           -> data/lang_bpe_<vocab size>
-#   3  data gate and Shar; labelled at three speeds     -> data/shar
+#   3  data gate and Shar; labelled sets at three speeds -> data/shar
 #   4  denominator graph and bigram of the term lfmmi   -> data/lang_bpe_<vocab size>
 #
 # Sets: the labelled parts, unlabelled_<part> for parts without transcripts, dev and test.
@@ -18,12 +18,12 @@ set -euo pipefail
 stage=0           # first stage to run
 stop_stage=4      # last stage to run
 profile=          # 100h or 960h: hours with transcripts (default: 100h)
-corpus_dir=       # folder that contains LibriSpeech/ (default: download)
+corpus_dir=       # folder that contains LibriSpeech/ (default: download it)
 sets=             # sets of the profile to prepare (default: all)
-vocab_size=500    # BPE tokens, <blk>, <sos/eos> and <unk> included
+vocab_size=500    # number of BPE tokens, with <blk>, <sos/eos> and <unk>
 speeds="0.9 1.0 1.1"  # speeds of the labelled training audio
-num_jobs=         # processes that read and write audio (default: by CPUs and cuts)
-max_duration=30   # longest training cut in seconds; 30 is Whisper's window
+num_jobs=         # processes that convert audio (default: depends on CPUs and cuts)
+max_duration=30   # maximum duration of a training cut in seconds; 30 is Whisper's window
 source "$(dirname "${BASH_SOURCE[0]}")/../../../local/parse_options.sh"
 
 corpus_dir=${corpus_dir:+$(realpath "$corpus_dir")}
@@ -35,7 +35,7 @@ corpus=${corpus_dir:-download}
 evaluated="dev-clean dev-other $test_sets"  # with transcripts, not for training
 sets=${sets:-$labelled $unlabelled $evaluated}
 lang=data/lang_bpe_$vocab_size
-text=${labelled%% *}  # its texts give tokens and graph, the same in all profiles
+text_set=${labelled%% *}  # BPE model and graph are trained on its texts, in all profiles
 
 is_among() {  # name, names
   [[ " $2 " == *" $1 "* ]]
@@ -46,8 +46,8 @@ for set in $sets; do
     die "--sets: no $set in profile $profile. Available: $labelled $unlabelled $evaluated"
   fi
 done
-if ! is_among "$text" "$sets" && [[ ! -f data/manifests/$text.jsonl.gz ]]; then
-  die "--sets: $text is missing, whose texts train the BPE model. Add it to \"$sets\""
+if ! is_among "$text_set" "$sets" && [[ ! -f data/manifests/$text_set.jsonl.gz ]]; then
+  die "--sets: $text_set is missing; its texts train the BPE model. Add it to \"$sets\""
 fi
 
 if in_stage 0 "Download the corpus -> $corpus/LibriSpeech"; then
@@ -58,8 +58,8 @@ if in_stage 0 "Download the corpus -> $corpus/LibriSpeech"; then
     done
     run_once "download/.librispeech.${parts[*]//[^a-z0-9]/_}.done" \
       python local/fetch_librispeech.py download "${parts[@]}" ||
-      die "cannot download LibriSpeech from openslr.org. Run this command again, which" \
-        "resumes the download, or give --corpus-dir FOLDER that contains LibriSpeech/"
+      die "cannot download LibriSpeech from openslr.org. Run this command again to resume" \
+        "the download, or give --corpus-dir FOLDER that contains LibriSpeech/"
   fi
   for set in $sets; do
     if [[ ! -d $corpus/LibriSpeech/${set#unlabelled_} ]]; then
@@ -81,10 +81,10 @@ if in_stage 1 "Manifests -> data/manifests"; then
   done
 fi
 
-if in_stage 2 "Train the BPE model on $text -> $lang"; then
-  run_once --reads "data/manifests/$text.jsonl.gz" "$lang/.done" \
+if in_stage 2 "Train the BPE model on $text_set -> $lang"; then
+  run_once --reads "data/manifests/$text_set.jsonl.gz" "$lang/.done" \
     python -m icefall_kd.bin.train_bpe --vocab-size "$vocab_size" \
-    --manifest "data/manifests/$text.jsonl.gz" --output "$lang"
+    --manifest "data/manifests/$text_set.jsonl.gz" --output "$lang"
 fi
 
 if in_stage 3 "Data gate and Shar -> data/shar"; then
@@ -110,8 +110,8 @@ if in_stage 3 "Data gate and Shar -> data/shar"; then
 fi
 
 if in_stage 4 "Denominator graph and bigram -> $lang/{denominator,bigram}.pt"; then
-  run_once --reads "data/shar/$text/cuts.*" --reads "$lang/bpe.model" \
+  run_once --reads "data/shar/$text_set/cuts.*" --reads "$lang/bpe.model" \
     "$lang/.denominator.done" python -m icefall_kd.bin.make_denominator \
-    --shar-dir "data/shar/$text" --bpe-model "$lang/bpe.model" \
+    --shar-dir "data/shar/$text_set" --bpe-model "$lang/bpe.model" \
     --output "$lang/denominator.pt" --bigram "$lang/bigram.pt"
 fi

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Write the teachers' outputs on the audio as fields.
+# Write the teachers' outputs as fields of the sets.
 #
 #   bash egs/librispeech/KD/teachers.sh [--teachers FILE] [--codec int8]
 #
@@ -8,8 +8,8 @@
 # Stage 3: extract the distributions of a trained Zipformer with the student's tokens
 #          (--stop-stage 3)                       -> data/shar/<set>/zipformer_{ctc,path}.*.tar
 #
-# Three large teachers take 12 GB with pq16 in the profile 100h, 700 GB with int8, 1,400 GB
-# with fp16 (README.md).  Each stage writes only files that are missing or damaged.
+# The three large teachers need 12 GB of disk with pq16 in the profile 100h, 700 GB with
+# int8, 1,400 GB with fp16 (README.md).  Each stage writes only files that are missing or damaged.
 stage=1              # first stage to run
 stop_stage=2         # last stage to run
 profile=             # 100h or 960h (default: 100h)
@@ -21,8 +21,8 @@ compute_type=float16 # number format of stage 2; int8 on a CPU
 zipformer=conf/zipformer_teacher.yaml # teacher of stage 3
 numbers=spoken       # numbers in pseudo-labels: spoken or digits
 device=cuda          # cuda or cpu
-num_processes=1      # processes of each stage, each on its own GPU; they share the shards
-num_threads=         # CPU threads of a process (default: its share of the CPUs)
+num_processes=1      # processes of each stage, each on its own GPU and with a part of the shards
+num_threads=         # CPU threads per process (default: number of CPUs / processes)
 max_batch_duration=240 # audio in one batch of a teacher in seconds
 overwrite=false      # replace fields that were written with other options
 
@@ -55,7 +55,7 @@ extract() {  # conf of the teachers, sets, further options
 }
 
 if in_stage 1 "Extract embeddings -> data/shar/{${sets// /,}}/<teacher>.*"; then
-  # All sets share the codecs of the first labelled set, also when a later call adds sets.
+  # All sets share the codecs of the first labelled set, also if a later call adds sets.
   extract "$teachers" "$sets" --codec "$codec" --codec-from "data/shar/${labelled%% *}"
 fi
 

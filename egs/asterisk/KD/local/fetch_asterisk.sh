@@ -4,8 +4,8 @@
 # Usage: local/fetch_asterisk.sh LANGUAGE DIR
 #
 # Tries the Debian packages asterisk-core-sounds-LANGUAGE and -LANGUAGE-g722, then the site
-# of the Asterisk project.  CC BY-SA 3.0: cite it when you use it.
-# Skips files that are in DIR already.
+# of the Asterisk project.  Skips files that exist in DIR.  CC BY-SA 3.0: cite the corpus
+# when you use it.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../../.." && pwd)
 source "$root/local/log.sh"
@@ -28,7 +28,7 @@ if [[ ! -f $into/$archive ]]; then
   if ! curl -fL --retry 3 --connect-timeout 30 -C - \
     -o "$into/$archive.partial" "$site/$archive"; then
     die "cannot download the Asterisk prompts ($language). Check the network, or unpack" \
-      "$archive and give its folder as --corpus-dir (English) or copy it to $into"
+      "$archive and give its folder with --corpus-dir (English), or copy $archive to $into"
   fi
   gzip -t "$into/$archive.partial" || {
     rm "$into/$archive.partial"

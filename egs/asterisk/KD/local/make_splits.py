@@ -1,4 +1,4 @@
-"""Draw train, dev and test of the Asterisk prompts: the lists in ``splits/``.
+"""Draw the train, dev and test sets of the Asterisk prompts, the lists in ``splits/``.
 
 python local/make_splits.py --source download/asterisk --output splits
 """

@@ -6,12 +6,12 @@
         --source download/asterisk_es --audio data/audio/asterisk \\
         --output data/manifests
 
---splits writes labelled train, dev and test sets; --name writes one unlabelled set
-without tones and silence; --check only checks that audio and transcripts exist.
+--splits writes the labelled sets train, dev and test.  --name writes one unlabelled set
+without tones and silence.  --check only checks that audio and transcripts exist.
 
 Asterisk core sounds: one professional speaker per language, Allison Smith in English;
 CC BY-SA 3.0, Digium/Sangoma and contributors,
-https://downloads.asterisk.org/pub/telephony/sounds/.  The audio is 16 kHz G.722, the
+https://downloads.asterisk.org/pub/telephony/sounds/.  The audio is 16 kHz G.722.  The
 transcripts are lines ``name: text`` of ``core-sounds-<language>.txt``.
 """
 
@@ -29,7 +29,7 @@ from icefall_kd.data.normalise import normalise_english, normalise_text
 
 AUDIO_SUFFIXES = (".g722", ".sln16", ".wav", ".flac")  # in order of preference
 FOLDERS = ("dictate", "digits", "followme", "letters", "phonetic", "silence")
-# Initials to separate and spelling mistakes of the English transcripts.
+# Replacements in the English transcripts: initialisms and spelling mistakes.
 WORDS = {
     "PBX": "P B X",
     "IVR": "I V R",
@@ -84,7 +84,7 @@ def find_audio(source_dir: Path) -> dict[str, Path]:
     """Return prompt ("digits/1") -> audio file, sorted by prompt.
 
     Raises:
-      FileNotFoundError: if there is no audio.
+      FileNotFoundError: if the folder has no audio.
     """
     prompts: dict[str, Path] = {}
     for suffix in AUDIO_SUFFIXES:
@@ -102,9 +102,12 @@ def find_audio(source_dir: Path) -> dict[str, Path]:
 def find_labelled(
     source_dir: Path, language: str = "en"
 ) -> tuple[dict[str, Path], dict[str, str]]:
-    """Return prompt -> audio file and prompt -> transcript, of prompts with both.
+    """Return the audio and the transcripts of a release.
 
-    The release lists prompts without audio, and the reverse; their number is logged.
+    Logs the prompts that lack one of the two: no release is complete.
+
+    Returns:
+      prompt -> audio file, of prompts with a transcript; prompt -> transcript, of all.
     """
     texts, audio = read_transcripts(source_dir, language), find_audio(source_dir)
     for problem, names in (
@@ -117,7 +120,7 @@ def find_labelled(
 
 
 def normalise_prompt(text: str, language: str = "en") -> str:
-    """Return a transcript as words; numbers digit by digit, as the speaker reads."""
+    """Return the words of a transcript; the speakers read numbers digit by digit."""
     if language == "en":
         return normalise_english(text, WORDS, numbers="digits")
     return normalise_text(text, language, numbers="digits")
@@ -129,7 +132,14 @@ def get_cut_id(prompt: str, language: str) -> str:
 
 
 def find_clips(source_dir: Path, language: str, *, labelled: bool) -> list[AudioClip]:
-    """Return the prompts with normalised text, or all with speech, unlabelled."""
+    """Return the prompts of a release.
+
+    Args:
+      source_dir: folder of the unpacked release.
+      language: language code.
+      labelled: True: prompts with a transcript, and their normalised texts; False: all
+        prompts but tones and silence, without text.
+    """
     if labelled:
         audio, texts = find_labelled(source_dir, language)
         texts = {prompt: normalise_prompt(texts[prompt], language) for prompt in audio}
@@ -160,8 +170,8 @@ def get_parser() -> argparse.ArgumentParser:
     action.add_argument(
         "--splits", type=Path, help="folder of <split>.txt, lists of ids"
     )
-    action.add_argument("--name", help="name of the unlabelled set")
-    action.add_argument("--check", action="store_true", help="write nothing")
+    action.add_argument("--name", help="name of an unlabelled set to write")
+    action.add_argument("--check", action="store_true", help="check, write nothing")
     return parser
 
 

@@ -24,7 +24,7 @@ def find_clips(
     """Return the files ``sound/<level>/<language>/<line>.ogg``.
 
     Raises:
-      FileNotFoundError: if there are none.
+      FileNotFoundError: if no file is found.
     """
     clips = []
     for path in sorted(source_dir.rglob("*.ogg")):
@@ -42,7 +42,9 @@ def find_clips(
 
 def main() -> None:
     parser = create_corpus_parser(__doc__)
-    parser.add_argument("--languages", nargs="+", default=LANGUAGES, help="codes")
+    parser.add_argument(
+        "--languages", nargs="+", default=LANGUAGES, help="language codes"
+    )
     args = parser.parse_args()
     setup_logging()
     with exit_on_error("prepare_fillets"):

@@ -1,10 +1,11 @@
-"""Write a manifest of Tux Paint's spoken descriptions, a dozen languages, without text.
+"""Write a manifest of Tux Paint's spoken descriptions in many languages, without text.
 
     python local/prepare_tuxpaint.py --source download/pool \\
         --audio data/audio/tuxpaint --name unlabelled_tuxpaint --output data/manifests
 
 The Tux Paint contributors; the Debian package ``tuxpaint-stamps-default`` has the
-licence of each stamp.  Files ``*_desc_<language>.ogg``; English has no language code.
+licence of each stamp.  The files are ``*_desc_<language>.ogg``, in English
+``*_desc.ogg``.
 """
 
 import re
@@ -20,10 +21,14 @@ NAME = re.compile(r"(?P<stamp>.+?)_desc(?:_(?P<language>[A-Za-z_@]+))?\.ogg\Z")
 
 
 def find_clips(source_dir: Path, languages: Collection[str] = ()) -> list[AudioClip]:
-    """Return the descriptions in ``languages`` ("en", "pt_BR"), by default in all.
+    """Return the files ``*_desc_<language>.ogg``.
+
+    Args:
+      source_dir: folder of the unpacked package.
+      languages: language codes such as "en" or "pt_BR"; empty: all languages.
 
     Raises:
-      FileNotFoundError: if there are none.
+      FileNotFoundError: if no file is found.
     """
     clips = []
     for path in sorted(source_dir.rglob("*_desc*.ogg")):
@@ -50,7 +55,7 @@ def find_clips(source_dir: Path, languages: Collection[str] = ()) -> list[AudioC
 def main() -> None:
     parser = create_corpus_parser(__doc__)
     parser.add_argument(
-        "--languages", nargs="+", default=(), help="codes (default: all)"
+        "--languages", nargs="+", default=(), help="language codes (default: all)"
     )
     args = parser.parse_args()
     setup_logging()

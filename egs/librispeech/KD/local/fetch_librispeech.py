@@ -2,7 +2,7 @@
 
     python local/fetch_librispeech.py FOLDER PART...
 
-Existing parts are kept; an interrupted download is resumed.
+Skips existing parts, and resumes an interrupted download.
 """
 
 from pathlib import Path
@@ -14,11 +14,11 @@ from icefall_kd.core.cli import create_parser, exit_on_error
 
 def main() -> None:
     parser = create_parser(__doc__)
-    parser.add_argument("folder", type=Path, help="parent of LibriSpeech/")
+    parser.add_argument("folder", type=Path, help="parent folder of LibriSpeech/")
     parser.add_argument("parts", nargs="+", choices=sorted(LIBRISPEECH))
     args = parser.parse_args()
-    # lhotse deletes a part without its own completion mark.  A part without its archive
-    # was not unpacked by lhotse: keep it.
+    # lhotse deletes a part that lacks its completion marker.  Skip a part without its
+    # archive: the user unpacked it.
     parts = [
         part
         for part in args.parts

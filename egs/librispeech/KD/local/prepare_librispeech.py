@@ -1,4 +1,4 @@
-"""Write a manifest of parts of LibriSpeech; the audio stays where it is.
+"""Write a manifest of parts of LibriSpeech that refers to the original audio.
 
     python local/prepare_librispeech.py --source download --parts train-clean-100 \\
         --labelled --name train-clean-100 --output data/manifests
@@ -19,7 +19,7 @@ from icefall_kd.core.cpu import count_cpus
 from icefall_kd.core.logs import setup_logging
 from icefall_kd.corpora.manifests import write_manifest
 
-# Part -> utterances of the release, to find parts that were not unpacked completely.
+# Part -> utterances in the release, to find parts that are not completely unpacked.
 PARTS = {
     "train-clean-100": 28539,
     "train-clean-360": 104014,
@@ -32,7 +32,7 @@ PARTS = {
 
 
 def find_corpus(source_dir: Path, parts: Sequence[str]) -> Path:
-    """Return the folder that holds ``parts``: ``source_dir`` or its LibriSpeech/.
+    """Return the folder of ``parts``: ``source_dir`` or its sub-folder LibriSpeech/.
 
     Raises:
       FileNotFoundError: if a part is missing, or has no transcripts or no audio.
@@ -50,7 +50,13 @@ def find_corpus(source_dir: Path, parts: Sequence[str]) -> Path:
 
 
 def read_cuts(source_dir: Path, parts: Sequence[str], *, labelled: bool) -> CutSet:
-    """Return the utterances of ``parts``, sorted by id."""
+    """Return the utterances of ``parts``, sorted by id.
+
+    Args:
+      source_dir: see :func:`find_corpus`.
+      parts: names such as "dev-other".
+      labelled: whether the cuts have supervisions.
+    """
     corpus = find_corpus(source_dir, parts)
     manifests = prepare_librispeech(
         corpus, dataset_parts=list(parts), num_jobs=count_cpus()
@@ -78,7 +84,7 @@ def read_cuts(source_dir: Path, parts: Sequence[str], *, labelled: bool) -> CutS
 def main() -> None:
     parser = create_parser(__doc__)
     parser.add_argument(
-        "--source", type=Path, required=True, help="folder of LibriSpeech/"
+        "--source", type=Path, required=True, help="LibriSpeech/ or its parent folder"
     )
     parser.add_argument(
         "--parts", nargs="+", required=True, help="train-clean-100, dev-other, ..."
