@@ -1,4 +1,7 @@
-"""Terms of the training loss.  To add one, see :mod:`icefall_kd.distill.term`."""
+"""Terms of the training loss.
+
+To add a term, see :mod:`icefall_kd.distill.term`.
+"""
 
 import dataclasses
 import inspect
@@ -36,21 +39,20 @@ TermsConfig = dataclasses.make_dataclass(
     [(name, Optional[term.options], None) for name, term in TERMS.items()],
     frozen=True,
     namespace={
-        "__doc__": "Terms of the loss; null turns a term off.\n\nAttributes:\n"
+        "__doc__": "Options of the terms; null turns a term off.\n\nAttributes:\n"
         + "".join(f"  {name}: {_summarise(term)}.\n" for name, term in TERMS.items())
     },
 )
 
 
 def build_terms(config: Any) -> list[tuple[float, Term]]:
-    """Return (weight, term) of every term that is on.
-
-    A term of weight 0 is off: it is not computed and has no head.
+    """Return (weight, term) of every term with a weight above 0.
 
     Args:
       config: ``TermsConfig``.
     Raises:
-      ValueError: if no term is on, a weight is negative, or an option is wrong.
+      ValueError: if no term has a weight above 0, a weight is negative, or an option is
+        invalid.
     """
     terms = []
     for name, term in TERMS.items():
@@ -68,6 +70,7 @@ def build_terms(config: Any) -> list[tuple[float, Term]]:
         terms.append((options.weight, term(options)))
     if not terms:
         raise ValueError(
-            f"terms: none is on. Give one a weight. Available: {', '.join(TERMS)}"
+            "terms: no term has a weight above 0. Set terms.<name>.weight. Available: "
+            f"{', '.join(TERMS)}"
         )
     return terms

@@ -2,14 +2,14 @@
 
     sum_m w_m * sum_k v_k * loss_k(P_m h, (e_m - mean_m) / std_m)
 
-h is the encoder's output, e_m the embeddings of teacher m at the student's frame times,
-P_m a linear projection.  Mean and std over the training set make teachers of different
-scale comparable.  The term needs no transcripts.
+h is the encoder's output, e_m are the embeddings of teacher m at the student's frame
+times, and P_m is a linear projection.  mean_m and std_m over the field's set make
+teachers of different scale comparable.  The term needs no transcripts.
 
 ``choose: random`` draws one teacher for each utterance with probability proportional to
-w_m; evaluation uses all teachers.  ``choose: average`` regresses the weighted mean of
-the normalised embeddings with one projection.  In both cases the loss has the weight of
-all teachers together, the sum of w_m.
+w_m; evaluation uses all teachers.  ``choose: average`` has one projection, which
+predicts the weighted mean of the normalised embeddings.  The losses of both are
+multiplied by the sum of all w_m, so all three choices have the same scale.
 
 Source: Yang et al., Knowledge distillation from multiple foundation models for
 end-to-end speech recognition, 2023, arXiv:2303.10917 (pre-training by regression, and
@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from icefall_kd.core.config import ModelConfig
 from icefall_kd.core.frames import Batch, align_frames, make_pad_mask
 from icefall_kd.distill.regression import (
+    RegressionHead,
     TargetPair,
-    TeacherHead,
     regress,
     select_losses,
 )
@@ -50,9 +50,10 @@ class EmbeddingConfig:
       weight: weight of the term in the loss; 0 turns it off.
       teachers: Shar field -> weight of this teacher; 0 turns it off.
       losses: weight of each frame loss: l1, l2, cosine.
-      delay: lag of the student in batches with chunks, frames of 40 ms.
-      choose: "all" teachers, one drawn at "random" for each utterance, or their
-        "average", which needs embeddings of equal dimension.
+      delay: frames of 40 ms by which the student lags behind the teachers in batches
+        with chunks.
+      choose: "all" predicts every teacher, "random" one drawn for each utterance,
+        "average" the mean of teachers of equal dimension.
     """
 
     weight: float = 1.0
@@ -75,15 +76,16 @@ class EmbeddingTerm(Term):
         self.teachers = {k: w for k, w in config.teachers.items() if w != 0}
         if not self.teachers or not self.losses:
             raise ValueError(
-                "terms.embedding needs at least one teacher and one loss with a "
-                f"weight, got teachers {config.teachers} and losses {config.losses}. "
-                "Remove the term to train without it"
+                "terms.embedding needs at least one teacher and one loss with a weight "
+                f"other than 0, got teachers {config.teachers} and losses "
+                f"{config.losses}. Remove the term to train without it"
             )
         check_not_negative(config, "terms.embedding", "delay")
         if config.choose != "all" and min(self.teachers.values()) < 0:
             raise ValueError(
                 f"terms.embedding.teachers: {config.teachers} has a negative weight, "
-                f"which choose: {config.choose} does not allow"
+                f"which terms.embedding.choose: {config.choose} does not allow. Use "
+                "weights above 0"
             )
         super().__init__(config)
         self.delay, self.choose = config.delay, config.choose
@@ -92,9 +94,9 @@ class EmbeddingTerm(Term):
     def build_heads(
         self, model_config: ModelConfig, field_infos: Mapping[str, Any]
     ) -> nn.Module:
-        """Return a :class:`TeacherHead` for each teacher.
+        """Return a :class:`RegressionHead` for each teacher.
 
-        With ``choose: average`` only the first one projects the student.
+        With ``choose: average`` only the head of the first teacher has a projection.
         """
         dim = get_encoder_dim(model_config)
         infos = {name: field_infos[name] for name in self.teachers}
@@ -106,7 +108,7 @@ class EmbeddingTerm(Term):
             )
         return nn.ModuleDict(
             {
-                name: TeacherHead(
+                name: RegressionHead(
                     dim,
                     info.mean,
                     info.std,
@@ -119,18 +121,18 @@ class EmbeddingTerm(Term):
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
         """Sum the losses over valid student frames of utterances with a target."""
         lens = (student.lens - student.lag(self.delay)).clamp(min=0)
-        by_teacher = {
+        has_target = {
             name: find_targets(batch["fields"][name], lens.device)
             for name in self.teachers
         }
-        has_target = torch.stack(list(by_teacher.values())).any(dim=0)
+        has_any = torch.stack(list(has_target.values())).any(dim=0)
         pairs: Iterable[TargetPair] = ()
-        if lens.max() > 0 and has_target.any():
+        if lens.max() > 0 and has_any.any():
             if self.choose == "average":
-                pairs = [self._average_pair(student, batch, lens, by_teacher)]
+                pairs = [self._make_average_pair(student, batch, lens, has_target)]
             else:
-                pairs = self._make_pairs(student, batch, lens, by_teacher, step)
-        return regress(pairs, self.losses, lens, has_target)
+                pairs = self._make_pairs(student, batch, lens, has_target, step)
+        return regress(pairs, self.losses, lens, has_any)
 
     def _make_pairs(
         self,
@@ -163,14 +165,18 @@ class EmbeddingTerm(Term):
                     mask=make_pad_mask(lens * is_used, encoder_out.size(1)),
                 )
 
-    def _average_pair(
+    def _make_average_pair(
         self,
         student: StudentOutput,
         batch: Batch,
         lens: Tensor,
         has_target: Mapping[str, Tensor],
     ) -> TargetPair:
-        """Return the pair of the weighted mean over the teachers with a target."""
+        """Return the pair of the weighted mean, over the teachers with a target.
+
+        Args:
+          as of :meth:`_make_pairs`.
+        """
         encoder_out = student.encoder_out[:, student.lag(self.delay) :]
         total, norm = torch.zeros(()), torch.zeros(())
         for name, weight in self.teachers.items():
@@ -205,7 +211,7 @@ def draw_teachers(
     ids: Sequence[str],
     step: int,
 ) -> dict[str, Tensor]:
-    """Draw one of its teachers for each utterance.
+    """Draw for each utterance one of the teachers with a target.
 
     The draw depends only on step and utterance, not on the rest of the batch, the
     process, or an interruption of the run.
@@ -214,6 +220,7 @@ def draw_teachers(
       has_target: teacher -> (N,) bool.
       weights:    teacher -> a number proportional to its probability.
       ids:        N cut ids.
+      step:       number of updates so far.
     Returns:
       teacher -> (N,) bool, True where it is drawn.
     """
@@ -224,7 +231,8 @@ def draw_teachers(
         [[_hash_to_uniform(f"{step} {i}")] for i in ids], dtype=torch.float64
     )
     ends = shares.cumsum(dim=1)  # (N, teachers)
-    # The first teacher whose interval ends after the draw; without target it is empty.
+    # The first teacher whose interval ends after the draw.  A teacher without target
+    # has an empty interval.
     drawn = (draws * ends[:, -1:] < ends).cumsum(dim=1) == 1
     return {
         name: drawn[:, k].to(has_target[name].device) for k, name in enumerate(names)

@@ -1,14 +1,15 @@
 """Term ``essence``: cross-entropy to the best tokens of an ensemble, frame by frame.
 
-    - sum_t w_t * sum_{k in E_t} q~_t[k] * log p_student[t, k]
+    -sum_t w_t * sum_{k in E_t} q~_t[k] * log p_student[t, k]
 
 q_t is the mean of the teachers' CTC distributions.  E_t contains its most probable
 tokens: at most ``size``, and of these the fewest that reach ``mass``.  q~_t is q_t
-renormalised over E_t.  ``size`` 1 is a pseudo-label for each frame, all tokens is
-classic distillation.
+renormalised over E_t.  w_t is ``token_weight`` if the best token is not the blank,
+else 1.  With ``size`` 1 the target of a frame is one token; with all tokens the term is
+ordinary distillation.
 
 Source: essence knowledge distillation, 2019, arXiv:1906.10834; the two selection rules
-and the weight of non-blank frames are ours.
+and w_t are ours.
 """
 
 from collections.abc import Mapping
@@ -47,12 +48,14 @@ class EssenceConfig:
 
     Attributes:
       weight: weight of the term in the loss; 0 turns it off.
-      teachers: Shar fields of kind ``ctc`` with one vocabulary; the ensemble.
-      size: maximum number of tokens in a frame; None is all that the fields hold.
-      mass: probability to reach, 0 to 1; None selects ``size`` tokens.
+      teachers: Shar fields of kind ``ctc`` over one vocabulary; the ensemble.
+      size: maximum number of tokens in a frame; None is all that the fields store.
+      mass: total probability that the tokens must reach, 0 to 1; None selects ``size``
+        tokens.
       temperature: above 1 flattens the teachers' distribution.
-      token_weight: of frames whose best token is not blank; other frames have 1.
-      delay: lag of the student in batches with chunks, frames of 40 ms.
+      token_weight: weight of frames whose best token is not the blank; others have 1.
+      delay: frames of 40 ms by which the student lags behind the teachers in batches
+        with chunks.
     """
 
     weight: float = 0.5
@@ -75,10 +78,12 @@ class EssenceTerm(Term):
     def __init__(self, config: EssenceConfig) -> None:
         """Check the options."""
         if not config.teachers:
-            raise ValueError("terms.essence.teachers is empty. Name fields of kind ctc")
+            raise ValueError("terms.essence.teachers is empty. Give fields of kind ctc")
         check_not_negative(config, "terms.essence", "delay", "token_weight")
         if config.size is not None and config.size < 1:
-            raise ValueError(f"terms.essence.size: {config.size} is below 1")
+            raise ValueError(
+                f"terms.essence.size: {config.size} is below 1. Use 1 or more"
+            )
         try:
             frame = torch.zeros(1, config.size or 1)
             select_essence(frame, config.size, config.mass, config.temperature)
@@ -92,18 +97,18 @@ class EssenceTerm(Term):
         self, model_config: ModelConfig, field_infos: Mapping[str, Any]
     ) -> None:
         """Check the fields."""
-        held = 0
+        num_stored = 0
         for name in self.fields:
             check_kind("terms.essence.teachers", field_infos[name], "ctc")
-            held += field_infos[name].dim // 2
-        if self.config.size is not None and self.config.size > held:
+            num_stored += field_infos[name].dim // 2
+        if self.config.size is not None and self.config.size > num_stored:
             raise ValueError(
                 f"terms.essence.size is {self.config.size}, but the fields "
-                f"{list(self.fields)} hold {held} tokens for each frame. Reduce it"
+                f"{list(self.fields)} store {num_stored} tokens in a frame. Reduce it"
             )
 
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
-        """Sum the cross-entropy over the frames that all teachers have."""
+        """Sum the cross-entropy over utterances with a target of every teacher."""
         device, config = student.lens.device, self.config
         has_target = torch.stack(
             [find_targets(batch["fields"][name], device) for name in self.fields]
@@ -131,15 +136,18 @@ class EssenceTerm(Term):
     def _average_teachers(
         self, log_probs: Tensor, lens: Tensor, batch: Batch, delay: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the frames of the student and of the mean of the teachers.
+        """Return the frames to compare, of the student and the teachers' mean.
 
+        Args:
+          log_probs: (N, T, V) float, the student's.
+          lens:      (N,) int64, valid frames.
+          delay:     in frames.
         Returns:
-          the student's (N, K, V) log-probabilities, the ensemble's ids (N, K, k) and
+          the student's (N, K, V) log-probabilities, the mean's ids (N, K, k) and
           log-probabilities (N, K, k), and the valid frames (N,).
         """
         matched = [
-            match_frames(log_probs, lens, batch["fields"][name], delay)
-            for name in self.fields
+            match_frames(log_probs, lens, batch, name, delay) for name in self.fields
         ]
         common = torch.stack([valid for _, _, valid in matched]).amin(dim=0)
         count = int(common.max())
@@ -147,8 +155,10 @@ class EssenceTerm(Term):
         mean = frames[0]
         if len(frames) > 1:
             weights = [1.0 / len(frames)] * len(frames)
-            held = sum(x.size(-1) // 2 for x in frames)  # if no token is held twice
+            # The mean has at most as many tokens as all teachers store.
+            num_stored = sum(x.size(-1) // 2 for x in frames)
             vocab_size = log_probs.size(-1)
-            mean = average_topk(frames, weights, vocab_size, min(held, vocab_size))
+            num_tokens = min(num_stored, vocab_size)
+            mean = average_topk(frames, weights, vocab_size, num_tokens)
         ids, values, _ = unpack_topk(mean)
         return matched[0][0][:, :count], ids, values, common

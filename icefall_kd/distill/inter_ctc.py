@@ -2,9 +2,9 @@
 
     sum_i a_i * ( L_ctc(p_i, y) + lambda * sum_t d(p_teacher[t], p_i[t]) )
 
-over heads i on stacks of the encoder, and the model's own CTC head with ``final``.  a_i
-is 1 for the final head and 1 / (number of stacks) for the others.  Only training uses
-the heads on stacks.
+The heads i are on stacks of the encoder; ``final`` adds the model's CTC head.  a_i is 1
+for the final head and 1 / (number of stacks) for the others.  Only training uses the
+heads on stacks.
 
 Source: Inter-KD, 2022, arXiv:2211.15075 (the teacher's softmax as the target of every
 head, squared distance, lambda 0.25; the weights a_i are ours).  Without a teacher:
@@ -51,11 +51,12 @@ class InterCtcConfig:
       weight: weight of the term in the loss; 0 turns it off.
       stacks: stacks of the encoder with a head, counted from 0, or negative from the
         end.
-      final: whether the model's own CTC head is one of the heads.
+      final: whether the model's CTC head is one of the heads.
       teacher: Shar field of kind ``ctc``; None trains the heads without a teacher.
       kd_weight: lambda, weight of the distance to the teacher.
-      distance: "l2" of probabilities, or "kl".
-      delay: lag of the student in batches with chunks, frames of 40 ms.
+      distance: "l2" (squared distance of probabilities) or "kl" (divergence).
+      delay: frames of 40 ms by which the student lags behind the teacher in batches
+        with chunks.
     """
 
     weight: float = 1.0
@@ -78,7 +79,7 @@ class InterCtcTerm(Term):
     def __init__(self, config: InterCtcConfig) -> None:
         """Check the options."""
         if not config.stacks and not config.final:
-            raise ValueError("terms.inter_ctc has no head. Set stacks, or final: true")
+            raise ValueError("terms.inter_ctc has no head. Set stacks or final: true")
         check_not_negative(config, "terms.inter_ctc", "delay", "kd_weight")
         super().__init__(config)
         self.delay = config.delay
@@ -93,7 +94,7 @@ class InterCtcTerm(Term):
     def build_heads(
         self, model_config: ModelConfig, field_infos: Mapping[str, Any]
     ) -> Optional[nn.Module]:
-        """Return a CTC head for each of the stacks."""
+        """Return a CTC head for each stack."""
         for name in self.fields:
             check_kind("terms.inter_ctc.teacher", field_infos[name], "ctc")
         if not self.config.stacks:
@@ -113,17 +114,20 @@ class InterCtcTerm(Term):
         )
 
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
-        """Sum the losses of all heads; the CTC part needs a transcript."""
+        """Sum the losses of all heads.
+
+        The CTC loss is over utterances with a transcript that fits the audio, the
+        distance over utterances with a target.
+        """
         config, lens = self.config, student.lens
         is_used = select_ctc_rows(batch["tokens"], lens)
         rows = is_used.nonzero().flatten()
         texts = [batch["tokens"][i] for i in rows.tolist()]
-        target, delay = None, student.lag(self.delay)
+        has_targets, delay = False, student.lag(self.delay)
         if config.teacher and config.kd_weight:
             has_target = find_targets(batch["fields"][config.teacher], lens.device)
-            if has_target.any():
-                target = batch["fields"][config.teacher]
-                is_used = is_used | (has_target & (lens > delay))
+            has_targets = bool(has_target.any())
+            is_used = is_used | (has_target & (lens > delay))
         total, extras = zero_output(student).sum, {}
         suspects: set[int] = set()
         for name, (scale, log_probs) in self._compute_heads(student).items():
@@ -132,8 +136,8 @@ class InterCtcTerm(Term):
                 total = total + scale * losses.sum()
                 suspects.update(rows[find_non_finite(losses)].tolist())
                 extras[f"{name}_ctc"] = (losses.detach().sum(), int(lens[rows].sum()))
-            if target is not None:
-                value, count = self._distance(log_probs, lens, target, delay)
+            if has_targets:
+                value, count = self._sum_distance(log_probs, lens, batch, delay)
                 total = total + scale * config.kd_weight * value
                 extras[f"{name}_kd"] = (value.detach(), count)
         skipped = list_skipped_texts(batch["tokens"], ~is_used)
@@ -142,7 +146,7 @@ class InterCtcTerm(Term):
         )
 
     def _compute_heads(self, student: StudentOutput) -> dict[str, tuple[float, Tensor]]:
-        """Return name -> (a_i, log-probabilities (N, T, V)) of each head."""
+        """Return head -> (a_i, log-probabilities (N, T, V))."""
         heads: dict[str, tuple[float, Tensor]] = {}
         if self.config.final:
             heads["final"] = (1.0, student.model.ctc_output(student.encoder_out))
@@ -153,11 +157,13 @@ class InterCtcTerm(Term):
             heads[f"stack{stack}"] = (1.0 / len(self.config.stacks), log_probs)
         return heads
 
-    def _distance(
-        self, log_probs: Tensor, lens: Tensor, target: Mapping[str, Any], delay: int
+    def _sum_distance(
+        self, log_probs: Tensor, lens: Tensor, batch: Batch, delay: int
     ) -> tuple[Tensor, int]:
-        """Return the summed distance to the teacher and the number of frames."""
-        log_probs, x, lens = match_frames(log_probs, lens, target, delay)
+        """Return the sum of the distance to the teacher, and the number of frames."""
+        log_probs, x, lens = match_frames(
+            log_probs, lens, batch, self.config.teacher, delay
+        )
         per_frame = DISTANCES[self.config.distance](log_probs, *unpack_topk(x))
         mask = make_pad_mask(lens, x.size(1))
         return per_frame.masked_fill(mask, 0.0).sum(), int(lens.sum())

@@ -1,11 +1,11 @@
-"""Term ``lfmmi``: divergence of whole label sequences, from teacher to student.
+"""Term ``lfmmi``: divergence of label sequences, from teacher to student.
 
     KL( P_teacher(pi | X) || P_student(pi | X) )
         = ( tot(s) - <gamma, s> ) - ( tot(t) - <gamma, t> ),  gamma = d tot(t) / d t
 
 over the paths pi of a denominator graph.  s and t are the CTC log-probabilities of
-student and teacher, tot is the log-sum over all paths, gamma are the teacher's
-occupancies.  The term needs no transcripts.
+student and teacher.  tot is the log-sum of the scores of all paths.  gamma is the
+teacher's occupancy of each token in each frame.  The term needs no transcripts.
 
 Source: the prediction layer of DistillW2V2, 2023, arXiv:2303.09278 (modified LF-MMI);
 the divergence on a lattice-free graph after Manohar et al., teacher-student training
@@ -35,7 +35,7 @@ from icefall_kd.distill.term import (
 )
 from icefall_kd.transducer.denominator import compute_total_scores, load_denominator
 
-_MIN_PROB = 1e-8  # of a token outside the teacher's k best
+_MIN_PROB = 1e-8  # minimum probability of a token outside the teacher's k best
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,10 @@ class LfmmiConfig:
       weight: weight of the term in the loss; 0 turns it off.
       teacher: Shar field of kind ``ctc``.
       graph: file written by ``icefall_kd.bin.make_denominator``.
-      scale: of both log-probabilities on the graph; below 1 softens the occupancies.
+      scale: factor of both log-probabilities; below 1 flattens the occupancies.
       output_beam: pruning beam; paths worse than the best by more are left out.
-      delay: lag of the student in batches with chunks, frames of 40 ms.
+      delay: frames of 40 ms by which the student lags behind the teacher in batches
+        with chunks.
     """
 
     weight: float = 0.5
@@ -60,13 +61,15 @@ class LfmmiConfig:
 
 
 def make_dense_log_probs(frames: Tensor, vocab_size: int) -> Tensor:
-    """Return a teacher's distribution over all tokens; the tail is spread evenly.
+    """Return a teacher's distribution over all tokens, (..., V) float32.
+
+    The tokens outside the k best share the tail equally.
 
     Args:
-      frames: (..., 2 k + 1) float, of kind ``ctc``.
+      frames:     (..., 2 k + 1) float, of kind ``ctc``.
       vocab_size: V.
     Returns:
-      (..., V) float32, log-probabilities.
+      normalised log-probabilities.
     """
     ids, values, tail = unpack_topk(frames)
     others = max(1, vocab_size - ids.size(-1))
@@ -75,16 +78,16 @@ def make_dense_log_probs(frames: Tensor, vocab_size: int) -> Tensor:
     return dense.scatter(-1, ids, values).log_softmax(dim=-1)
 
 
-def sequence_divergence(
+def compute_sequence_divergence(
     student: Tensor, teacher: Tensor, lens: Tensor, graph: Any, output_beam: float
 ) -> Tensor:
     """Return KL(teacher || student) over the paths of a graph, (N,) float64 in nats.
 
     Args:
       student: (N, T, V) float, log-probabilities.
-      teacher: (N, T, V) float, log-probabilities; no gradient flows to them.
+      teacher: (N, T, V) float, log-probabilities; they receive no gradient.
       lens:    (N,) int64, valid frames, at least 1.
-      graph:   of :func:`icefall_kd.transducer.denominator.build_denominator`.
+      graph:   from :func:`icefall_kd.transducer.denominator.build_denominator`.
       output_beam: pruning beam; paths worse than the best by more are left out.
     """
     mask = make_pad_mask(lens, student.size(1)).unsqueeze(-1)
@@ -114,12 +117,14 @@ class LfmmiTerm(Term):
             ("graph", "a file written by icefall_kd.bin.make_denominator"),
         ):
             if not getattr(config, option):
-                raise ValueError(f"terms.lfmmi.{option} is empty. Name {content}")
+                raise ValueError(f"terms.lfmmi.{option} is empty. Give {content}")
         check_not_negative(config, "terms.lfmmi", "delay")
         for option in ("scale", "output_beam"):
             value = getattr(config, option)
             if value <= 0:
-                raise ValueError(f"terms.lfmmi.{option}: {value} is not positive")
+                raise ValueError(
+                    f"terms.lfmmi.{option}: {value} is invalid. Use a value above 0"
+                )
         super().__init__(config)
         self.delay = config.delay
         self.graph, self.vocab_size = load_denominator(config.graph)
@@ -133,25 +138,25 @@ class LfmmiTerm(Term):
         if self.vocab_size != model_config.vocab_size:
             raise ValueError(
                 f"terms.lfmmi.graph: {self.config.graph} has {self.vocab_size} tokens, "
-                f"the student {model_config.vocab_size}. Make the graph with the "
-                "student's bpe.model"
+                f"the student {model_config.vocab_size}. Write the graph again with "
+                "the student's bpe.model"
             )
 
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
-        """Sum the divergence over the utterances."""
-        target = batch["fields"][self.config.teacher]
-        has_target = find_targets(target, student.lens.device)
+        """Sum the divergence over the utterances with a target."""
+        field = self.config.teacher
+        has_target = find_targets(batch["fields"][field], student.lens.device)
         if not has_target.any():
             return zero_output(student)
         log_probs = student.model.ctc_output(student.encoder_out)
         log_probs, x, lens = match_frames(
-            log_probs, student.lens, target, student.lag(self.delay)
+            log_probs, student.lens, batch, field, student.lag(self.delay)
         )
         skipped = list_skipped_targets(has_target, lens)
         rows = (lens > 0).nonzero().flatten()
         if len(rows) == 0:
             return zero_output(student, skipped)
-        values = sequence_divergence(
+        values = compute_sequence_divergence(
             self.config.scale * log_probs[rows],
             self.config.scale * make_dense_log_probs(x[rows], self.vocab_size),
             lens[rows],

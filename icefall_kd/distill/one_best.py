@@ -3,8 +3,9 @@
     sum_t KL( p_teacher(. | t, u_t) || p_student(. | t + shift, u_t) )
 
 over the nodes (t, u_t) of the teacher's most probable path, one in each frame.  The
-path spells the transcript, or the teacher's hypothesis for audio without transcript.
-A student with chunks recognises a word later than its teacher: ``shift`` allows this.
+path emits the tokens of the transcript, or of the teacher's hypothesis for audio
+without transcript.  A student with chunks emits a token later than its teacher;
+``shift`` compares later frames of the student.
 
 Source: one-best path distillation for RNN-T, 2021, arXiv:2110.03334; one node in each
 frame (``transducer.path``) and the tail as one token are ours.
@@ -39,8 +40,9 @@ class OneBestConfig:
     Attributes:
       weight: weight of the term in the loss; 0 turns it off.
       teacher: Shar field of kind ``path``.
-      shift: lag of the student in batches with chunks, frames of 40 ms.
-      warm_steps: updates over which the term's weight rises from 0.
+      shift: frames of 40 ms by which the student lags behind the teacher in batches
+        with chunks.
+      warm_steps: updates over which the weight rises linearly from 0 to ``weight``.
     """
 
     weight: float = 1.0
@@ -62,7 +64,7 @@ class OneBestTerm(Term):
         """Check the options."""
         if not config.teacher:
             raise ValueError(
-                "terms.one_best.teacher is empty. Name a field of kind path"
+                "terms.one_best.teacher is empty. Give a field of kind path"
             )
         check_not_negative(config, "terms.one_best", "shift", "warm_steps")
         super().__init__(config)
@@ -77,16 +79,16 @@ class OneBestTerm(Term):
 
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
         """Sum the divergence over the nodes of the paths."""
-        target = batch["fields"][self.config.teacher]
-        has_target = find_targets(target, student.lens.device)
+        field = self.config.teacher
+        has_target = find_targets(batch["fields"][field], student.lens.device)
         if not has_target.any():
             return zero_output(student)
         encoder_out, x, lens = match_frames(
-            student.encoder_out, student.lens, target, student.lag(self.delay)
+            student.encoder_out, student.lens, batch, field, student.lag(self.delay)
         )
         mask = make_pad_mask(lens, x.size(1))
         emitted, frames = unpack_path(x)
-        # Frames after the student's last one have no nodes.
+        # Frames that are not compared must not emit tokens.
         logits, _ = score_path(student.model, encoder_out, emitted.masked_fill(mask, 0))
         log_probs = logits.float().log_softmax(dim=-1)
         per_frame = divergence(log_probs, *unpack_topk(frames)).masked_fill(mask, 0.0)

@@ -1,4 +1,4 @@
-"""Regression of a teacher's normalised embeddings, shared by several terms."""
+"""Regression heads and their losses, for the terms ``embedding`` and ``hidden``."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +13,13 @@ from icefall_kd.zipformer.scaling import scaled_linear
 _MIN_STD = 1e-5  # avoids a division by zero for constant dimensions
 
 
-class TeacherHead(nn.Module):
-    """Maps student and teacher to the teacher's space, normalised by its statistics.
+class RegressionHead(nn.Module):
+    """Predicts a teacher's normalised embeddings from the student's frames.
 
-    Normalisation makes teachers and layers of different scale comparable.  The student
-    is projected linearly.  Without projection it is normalised like the teacher, so a
-    student with the teacher's weights has no loss.
+    Normalisation makes teachers and layers of different scale comparable.  The
+    prediction is a linear projection of the student's frames.  Without projection, the
+    student's frames are normalised like the teacher's, so a student with the teacher's
+    weights has no loss.
     """
 
     def __init__(
@@ -32,15 +33,15 @@ class TeacherHead(nn.Module):
         """Build the head.
 
         Args:
-          dim: dimension of the student's frames.
-          mean, std: D numbers each, over the teacher's set.
-          project: whether to project the student; otherwise ``dim`` must be D.
-          min_std_share: minimum of a dimension's std, relative to the mean std.
+          dim: C, dimension of the student's frames.
+          mean, std: of the D dimensions of the teacher's field.
+          project: whether to project the student's frames; if not, C must be D.
+          min_std_share: minimum std of a dimension, relative to the mean std.
         """
         super().__init__()
         std = torch.tensor(std, dtype=torch.float32)
         min_std = max(_MIN_STD, min_std_share * float(std.mean()))
-        # Small weights: predictions start near the targets' mean, zero.
+        # With small weights, predictions start near the mean of the targets, zero.
         self.proj = (
             scaled_linear(dim, len(mean), initial_scale=0.25) if project else None
         )
@@ -61,8 +62,8 @@ class TargetPair:
     """A student's prediction and the teacher's embeddings that it should match.
 
     Attributes:
-      name:       in the logs.
-      weight:     of its losses.
+      name:       prefix of the metrics in the logs.
+      weight:     factor of all losses of the pair.
       prediction: (N, T, D) float.
       target:     (N, T, D) float.
       mask:       (N, T) bool, True where the frames are not compared.
@@ -82,12 +83,14 @@ def regress(
     has_target: Tensor,
     scale: float = 1.0,
 ) -> TermOutput:
-    """Return the weighted losses of all pairs; extras are "<pair>_<loss>".
+    """Return the weighted sum of the losses of all pairs.
+
+    The extras are "<pair>_<loss>", without weights.
 
     Args:
-      losses:     name -> weight of each frame loss.
+      losses:     frame loss -> weight.
       lens:       (N,) int64, student frames of 40 ms that the term compares.
-      has_target: (N,) bool, whether any pair compares the utterance.
+      has_target: (N,) bool, whether the utterance has a target in any pair.
       scale:      factor of the sum.
     """
     total = torch.zeros((), device=lens.device)

@@ -1,4 +1,4 @@
-"""The interface of a term of the training loss, and helpers for terms.
+"""The base class of the terms of the training loss, and helpers for terms.
 
 To add a term:
 
@@ -6,9 +6,9 @@ To add a term:
    :class:`Term`, in a new module of this folder.
 2. Add the class to ``TERMS`` in ``icefall_kd/distill/__init__.py``.
 
-The options are then read from ``terms.<name>`` of the configuration.  The loss of a
-batch is the sum of ``weight * output.sum / (student frames)`` over all terms; metrics
-have the name of the term.
+Training then reads the options from ``terms.<name>`` of the configuration, and logs the
+metrics ``<name>`` and ``<name>.<extra>``.  The loss of a batch is the sum of
+``weight * output.sum / (student frames)`` over all terms.
 """
 
 import abc
@@ -28,22 +28,22 @@ from icefall_kd.transducer.model import AsrModel
 
 # Reasons for which a term skips an utterance.
 NO_TEXT = "no_text"
-TOO_LONG = "text_too_long"  # the transcript has more tokens than the audio has frames
+TOO_LONG = "text_too_long"  # the transcript needs more frames than the audio has
 NO_TARGET = "no_target"
-TOO_SHORT = "too_short"  # no frame is left after the delay
+TOO_SHORT = "too_short"  # the delay is at least as long as the audio
 
 
 @dataclass(frozen=True)
 class StudentOutput:
-    """The encoder's output for a batch, and the model for the parts after it.
+    """The student and the output of its encoder for a batch.
 
     Attributes:
-      encoder_out: (N, T, C) float.
-      lens:        (N,) int64, valid frames of 40 ms.
-      model:       the student.
-      heads:       term name -> the module that its ``build_heads`` returned.
-      chunk_size:  of the encoder in this batch, frames of 20 ms; -1 is full context.
-      stacks:      output of each encoder stack, (N, T50, C_i) float, frames of 20 ms;
+      encoder_out: (N, T, C) float, frames of 40 ms.
+      lens:        (N,) int64, valid frames of ``encoder_out``.
+      model:       the student; terms call its predictor, joiner and CTC head.
+      heads:       name of a term -> the module that its ``build_heads`` returned.
+      chunk_size:  of the encoder in this batch, in frames of 20 ms; -1 is full context.
+      stacks:      output of each encoder stack, (N, T', C_i) float, frames of 20 ms;
                    empty unless a term sets ``needs_stacks``.
     """
 
@@ -55,9 +55,9 @@ class StudentOutput:
     stacks: tuple[Tensor, ...] = ()
 
     def lag(self, delay: int) -> int:
-        """Return the delay that applies to this batch, in frames.
+        """Return ``delay`` for a batch with chunks, and 0 for one with full context.
 
-        With full context the student sees as much future as its teacher: no delay.
+        With full context the student has as much future context as its teacher.
         """
         return delay if self.chunk_size > 0 else 0
 
@@ -68,10 +68,10 @@ class TermOutput:
 
     Attributes:
       sum:      scalar float32 with gradient, summed over frames or utterances.
-      count:    number of these frames or utterances.
+      count:    number of these frames or utterances; sum / count is logged.
       extras:   name -> (sum, count) of further metrics to log.
-      suspects: indexes of utterances whose loss is not finite.
-      skipped:  reason -> indexes of utterances that the term does not use.
+      suspects: batch indexes of the utterances whose loss is not finite.
+      skipped:  reason -> batch indexes of the utterances that the term does not use.
     """
 
     sum: Tensor
@@ -84,8 +84,8 @@ class TermOutput:
 class Term(abc.ABC):
     """A weighted part of the loss.
 
-    A class sets ``name``, ``options`` and ``frame_targets``.  Other attributes have
-    defaults; the constructor may set them from the options.
+    A subclass sets ``name``, ``options`` and ``frame_targets``.  The other attributes
+    have defaults; the constructor may set them from the options.
 
     Attributes:
       name:          key in ``TERMS``, in the configuration and in the logs.
@@ -95,12 +95,13 @@ class Term(abc.ABC):
       needs_text:    True if the term reads ``batch["tokens"]``.
       needs_stacks:  True if the term reads ``StudentOutput.stacks``.
       fields:        Shar fields that the term reads from ``batch["fields"]``.
-      trains:        attributes of the model that receive its gradient, without the
-                     encoder.  Training freezes parts that no term lists.
-      delay:         lag of the student in batches with chunks, frames of 40 ms.
+      trains:        parts of the model besides the encoder that receive a gradient,
+                     for example "joiner".  Training freezes parts that no term lists.
+      delay:         frames of 40 ms by which the student lags behind the teacher in
+                     batches with chunks.
       packages:      optional packages that the term imports.
-      teacher_extra: name of the extra that is the teacher's part of the loss, where the
-                     sum contains more or is warmed up; "" for the sum.
+      teacher_extra: key in ``TermOutput.extras`` of the teacher's part of the loss, if
+                     ``TermOutput.sum`` contains other parts or is warmed up, else "".
     """
 
     name: str
@@ -115,16 +116,15 @@ class Term(abc.ABC):
     teacher_extra: str = ""
 
     def __init_subclass__(cls) -> None:
-        """Require a declaration of ``frame_targets``: a wrong default spoils training.
-
+        """Require that a class sets ``frame_targets``: a wrong value spoils training.
         Raises:
-          TypeError: if the class inherits it.
+          TypeError: if the class only inherits it.
         """
         super().__init_subclass__()
         if not isinstance(vars(cls).get("frame_targets"), bool):
             raise TypeError(
                 f"class {cls.__name__} does not set frame_targets. Set it to True if "
-                "the targets are frames of the audio, else to False"
+                "targets belong to frames of the audio, else to False"
             )
 
     def __init__(self, config: Any) -> None:
@@ -139,7 +139,7 @@ class Term(abc.ABC):
 
     @property
     def teacher_metric(self) -> str:
-        """Return the name of the metric that shows learning from the teacher."""
+        """Return the logged metric that shows how closely the student follows."""
         return f"{self.name}.{self.teacher_extra}" if self.teacher_extra else self.name
 
     def build_heads(
@@ -150,7 +150,8 @@ class Term(abc.ABC):
         Training calls it once, before the first batch.
 
         Args:
-          field_infos: ``FieldInfo`` of each field in :attr:`fields`.
+          model_config: shape of the student.
+          field_infos:  field -> ``FieldInfo``, for all of :attr:`fields`.
         Raises:
           ValueError: if a field or the model does not suit the term.
         """
@@ -158,21 +159,21 @@ class Term(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
-        """Return the value of the term.
+        """Return the value of the term for a batch.
 
         Args:
           batch: see :mod:`icefall_kd.dataset.dataset`; on the student's device.
-          step:  number of updates so far, for schedules.
+          step:  number of updates so far, for warm-ups and random choices.
         """
 
 
 def zero_output(
     student: StudentOutput, skipped: Optional[dict[str, list[int]]] = None
 ) -> TermOutput:
-    """Return the output for a batch without an utterance that the term can use.
+    """Return the output for a batch in which the term can use no utterance.
 
     Args:
-      skipped: reason -> indexes; None if no utterance has a target.
+      skipped: reason -> batch indexes; None means that no utterance has a target.
     """
     zero = student.encoder_out.new_zeros((), dtype=torch.float32)
     if skipped is None:
@@ -192,11 +193,11 @@ def check_not_negative(config: Any, group: str, *options: str) -> None:
     for option in options:
         value = getattr(config, option)
         if value < 0:
-            raise ValueError(f"{group}.{option}: {value} is negative")
+            raise ValueError(f"{group}.{option}: {value} is negative. Use 0 or more")
 
 
 def find_non_finite(values: Tensor) -> list[int]:
-    """Return the indexes n for which ``values[n]`` is not finite throughout."""
+    """Return the indexes n for which ``values[n]`` contains NaN or infinity."""
     finite = torch.isfinite(values.detach())
     if finite.dim() > 1:
         finite = finite.flatten(1).all(dim=1)
@@ -209,8 +210,8 @@ def list_skipped_texts(
     """Return reason -> indexes of the utterances that a term on transcripts skips.
 
     Args:
-      tokens:  N lists of token ids, empty without transcript.
-      skipped: (N,) bool.
+      tokens:  N lists of token ids, empty for an utterance without transcript.
+      skipped: (N,) bool, True for the skipped utterances.
     """
     empty = torch.tensor([not t for t in tokens], device=skipped.device)
     return _list_indexes({NO_TEXT: skipped & empty, TOO_LONG: skipped & ~empty})
@@ -220,7 +221,7 @@ def list_skipped_targets(has_target: Tensor, lens: Tensor) -> dict[str, list[int
     """Return reason -> indexes of the utterances that a term on fields skips.
 
     Args:
-      has_target: (N,) bool.
+      has_target: (N,) bool, from :func:`find_targets`.
       lens:       (N,) int64, student frames that the term compares.
     """
     return _list_indexes({NO_TARGET: ~has_target, TOO_SHORT: has_target & (lens == 0)})
@@ -231,13 +232,17 @@ def _list_indexes(reasons: Mapping[str, Tensor]) -> dict[str, list[int]]:
     return {reason: rows for reason, rows in found.items() if rows}
 
 
-def find_targets(target: Mapping[str, Any], device: torch.device) -> Tensor:
-    """Return which utterances have a target in a field of a batch, (N,) bool."""
-    return (target["lens"] > 0).to(device)
+def find_targets(field: Mapping[str, Any], device: torch.device) -> Tensor:
+    """Return whether each utterance has a target, (N,) bool.
+
+    Args:
+      field: an entry of ``batch["fields"]``.
+    """
+    return (field["lens"] > 0).to(device)
 
 
 def match_frames(
-    student: Tensor, lens: Tensor, target: Mapping[str, Any], delay: int
+    student: Tensor, lens: Tensor, batch: Batch, name: str, delay: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the frames of student and teacher that a term compares.
 
@@ -247,7 +252,7 @@ def match_frames(
     Args:
       student: (N, T, ...) float.
       lens:    (N,) int64, valid frames of the student.
-      target:  field of a batch: "x" (N, T', W), "lens" (N,), "frame_shift" in seconds.
+      name:    of the field in the batch.
       delay:   in frames.
     Returns:
       student (N, K, ...), teacher (N, K, W), and the valid frames of both (N,), 0 for
@@ -256,17 +261,18 @@ def match_frames(
       ValueError: if the teacher has another rate, or its lengths differ by more than
         :data:`~icefall_kd.core.frames.LENGTH_TOLERANCE`.
     """
+    target = batch["fields"][name]
     if abs(target["frame_shift"] - ENCODER_SHIFT) > 1e-6:
         raise ValueError(
-            f"the teacher has a frame every {target['frame_shift']} s, the student "
+            f"field '{name}' has a frame every {target['frame_shift']} s, the student "
             f"every {ENCODER_SHIFT} s. Use a field with the student's frame shift"
         )
     target_lens = target["lens"].to(lens.device)
     apart = (target_lens - lens).abs() > LENGTH_TOLERANCE
     if (apart & (target_lens > 0)).any():
         raise ValueError(
-            f"the teacher has {target_lens.tolist()} frames, the student "
-            f"{lens.tolist()}. Extract the field again from this audio"
+            f"field '{name}' has {target_lens.tolist()} frames in this batch, the "
+            f"student {lens.tolist()}. Extract the field again from this audio"
         )
     both = torch.minimum(target_lens, (lens - delay).clamp(min=0))
     count = int(both.max())
@@ -277,19 +283,24 @@ def match_frames(
 def check_kind(option: str, info: Any, kind: str) -> None:
     """Check the kind of a field.
 
+    Args:
+      option: that contains the field, for the error message.
+      info:   ``FieldInfo`` of the field.
+      kind:   that the term needs.
     Raises:
-      ValueError: naming the option, the field and both kinds.
+      ValueError: if the field is of another kind.
     """
     if info.kind != kind:
         raise ValueError(
-            f"{option}: field '{info.name}' is of kind '{info.kind}', not '{kind}'"
+            f"{option}: field '{info.name}' is of kind '{info.kind}', not '{kind}'. "
+            f"Give a field of kind '{kind}'"
         )
 
 
 def check_vocabulary(info: FieldInfo, tokenizer: Optional[Tokenizer]) -> None:
     """Check that a field of token distributions has the student's vocabulary.
 
-    Equal sizes do not suffice: two BPE models of 500 pieces number different pieces.
+    Equal sizes do not suffice: two BPE models may have the same number of pieces.
 
     Args:
       info:      of a field of kind "ctc" or "path".

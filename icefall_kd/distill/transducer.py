@@ -57,13 +57,13 @@ class CtcTerm(Term):
 
 
 def select_ctc_rows(tokens: Sequence[Sequence[int]], lens: Tensor) -> Tensor:
-    """Return which utterances have a transcript that CTC can align, (N,) bool.
+    """Return whether each transcript can be aligned by CTC, (N,) bool.
 
     Args:
-      tokens: N lists of token ids, empty without transcript.
+      tokens: N lists of token ids, empty for an utterance without transcript.
       lens:   (N,) int64, valid frames.
     """
-    # Two equal tokens in a row need a blank between them, and so one more frame.
+    # Two equal tokens in a row need a frame of blank between them.
     needed = [len(t) + sum(a == b for a, b in zip(t, t[1:])) for t in tokens]
     fits = lens >= torch.tensor(needed, device=lens.device)
     return has_alignment(tokens, lens) & fits
@@ -75,13 +75,13 @@ class TransducerConfig:
 
     Attributes:
       weight: weight of the term in the loss; 0 turns it off.
-      prune_range: number of labels scored in each frame, at least 2.
+      prune_range: number of label positions scored in each frame, at least 2.
       am_scale: share of the acoustic part in the simple loss, 0 to 1.
       lm_scale: share of the language part in the simple loss, 0 to 1.
       simple_scale: weight of the simple loss after the warm-up.
-      warm_steps: updates over which the weight of the simple loss goes from 1 to
-        simple_scale and that of the pruned loss from 0.1 to 1, since early pruning
-        bounds are noise.
+      warm_steps: updates over which the weight of the simple loss changes from 1 to
+        simple_scale, and that of the pruned loss from 0.1 to 1.  Early pruning bounds
+        are random.
       label_mask_prob: probability of masking a label for the predictor in training.
     """
 
@@ -108,13 +108,13 @@ class TransducerTerm(Term):
         """Check the options."""
         if config.prune_range < 2:
             raise ValueError(
-                f"terms.transducer.prune_range: {config.prune_range} is below 2, the "
-                "labels of a step from one token to the next"
+                f"terms.transducer.prune_range: {config.prune_range} is below 2, so a "
+                "path cannot emit a token. Use 2 or more"
             )
         super().__init__(config)
 
     def scales(self, step: int) -> tuple[float, float]:
-        """Return the weights of simple and pruned loss after ``step`` updates."""
+        """Return the weights of the simple and the pruned loss after some updates."""
         done = min(1.0, step / max(1, self.config.warm_steps))
         return 1.0 - done * (1.0 - self.config.simple_scale), 0.1 + 0.9 * done
 

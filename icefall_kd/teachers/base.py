@@ -22,11 +22,12 @@ class Output:
 
     Attributes:
       kind:        one of :data:`KINDS`: "embedding" is (T, D); "ctc" is (T, 2 k + 1),
-                   the k best tokens, see :mod:`icefall_kd.core.frames`; "path" is
-                   (T, 2 k + 2), the same on the one-best path of a transducer.
-      dim:         values of a frame: D, 2 k + 1, or 2 k + 2.
-      frame_shift: in seconds.
-      fingerprint: identifies the values: model hash, layer, precision, context.
+                   the k best tokens of the CTC head; "path" is (T, 2 k + 2), the k best
+                   tokens of the joiner on the one-best path.  The layout of "ctc" and
+                   "path" is described in :mod:`icefall_kd.core.frames`.
+      dim:         number of values in a frame: D, 2 k + 1, or 2 k + 2.
+      frame_shift: seconds from one frame to the next.
+      fingerprint: all that determines the values: model hash, layer, precision, ...
     """
 
     kind: str
@@ -51,12 +52,12 @@ class TeacherOutput:
 class Teacher(abc.ABC):
     """A frozen model that computes targets from audio.
 
-    The output for an utterance does not depend on the other utterances of its batch, so
-    a stored target does not depend on how it was extracted.
+    The output for an utterance must not depend on the other utterances of its batch.
+    Then a field does not depend on the batches of its extraction.
 
     Attributes:
-      name:       for messages.
-      outputs:    field name -> description.  A single output has the teacher's name.
+      name:       of the teacher; its fields are called ``<name>`` or ``<name>_...``.
+      outputs:    field name -> description.
       needs_text: True if ``forward`` needs the transcripts.
     """
 
@@ -73,7 +74,8 @@ class Teacher(abc.ABC):
         Args:
           waves:     (N, S) float32, 16 kHz, in [-1, 1], zero-padded.
           wave_lens: (N,) int64, valid samples, 1 <= wave_lens <= S.
-          texts:     N transcripts, "" without one; given if ``needs_text``.
+          texts:     N transcripts, "" for an utterance without one; the caller passes
+                     them if ``needs_text``.
         Raises:
           ValueError: if the shapes do not match.
         """
@@ -183,8 +185,9 @@ class LayerChoice:
     """Layers of an encoder that a teacher outputs; see :func:`choose_layers`.
 
     Attributes:
-      layers:  their numbers, not negative, in the given order.
-      weights: of their sum; None stores each layer as a field.
+      layers:  numbers of the layers, from 0, in the order of the option.
+      weights: one for each layer, to sum them into one field; None makes each layer a
+               field.
     """
 
     layers: tuple[int, ...]
@@ -192,14 +195,14 @@ class LayerChoice:
 
     @property
     def highest(self) -> int:
-        """Return the number of blocks to run."""
+        """Return the highest layer, which is also the number of blocks to run."""
         return max(self.layers)
 
     def describe_fields(self, name: str) -> dict[str, dict[str, Any]]:
-        """Return field name -> the layers' part of its fingerprint.
+        """Return field name -> entries of its fingerprint on the layers.
 
-        A sum and a single layer are the field ``name``; several layers are
-        ``<name>_layer<k>`` each.
+        A sum or a single layer is the field ``name``; several layers are the fields
+        ``<name>_layer<k>``.
         """
         if self.weights is not None or len(self.layers) == 1:
             weights = list(self.weights) if self.weights is not None else None
@@ -210,10 +213,11 @@ class LayerChoice:
         }
 
     def select(self, name: str, hidden: Mapping[int, Tensor]) -> dict[str, Tensor]:
-        """Return field name -> its values.
+        """Return field name -> (N, T, D).
 
         Args:
-          hidden: layer -> (N, T, D), of all layers in the choice.
+          name:   of the teacher.
+          hidden: layer -> (N, T, D), for all layers of the choice.
         """
         if self.weights is None:
             values = (hidden[k] for k in self.layers)
@@ -227,12 +231,12 @@ def choose_layers(
 ) -> LayerChoice:
     """Parse the options ``layers`` and ``layer_weights``.
 
-    Layer k is the input of block k: 0 is the input of the first block, ``num_layers``
-    is the encoder's output.  Negative numbers count from the end; -1 is the output.
+    Layer k is the input of block k, counted from 0.  Layer ``num_layers`` is the
+    encoder's output.  Negative numbers count from the end; -1 is the output.
 
     Args:
       layers:        "last", a number, or several.
-      layer_weights: of the sum of several layers, not normalised.
+      layer_weights: one for each layer, to sum them; used as given, not normalised.
       num_layers:    number of blocks.
     Raises:
       ValueError: if a layer does not exist or is repeated, or the weights do not match
@@ -253,7 +257,7 @@ def choose_layers(
         )
     chosen = tuple(k if k >= 0 else num_layers + 1 + k for k in wanted)
     if len(set(chosen)) != len(chosen):
-        raise ValueError(f"layers: {wanted} contains a layer twice")
+        raise ValueError(f"layers: {wanted} contains a layer twice. Remove one")
     if layer_weights is None:
         return LayerChoice(chosen)
     if len(layer_weights) != len(chosen):

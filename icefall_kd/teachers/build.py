@@ -29,10 +29,10 @@ def build_teacher(
 
     Args:
       family:    key of :data:`TEACHERS`.
-      model_dir: folder of the model, for some families a file or a list; None for
-                 families without a model of their own.
-      name:      of the teacher and its fields; the family's when None.
-      options:   of the family, for example ``compute_type`` and ``num_threads``.
+      model_dir: folder of the model; for some families a file or a list of files; None
+                 for ensembles, which have no model.
+      name:      of the teacher and its fields; None is ``family``.
+      options:   arguments of the family's class, for example ``num_threads``.
     Raises:
       ValueError: if the family is unknown, an option is missing or invalid, or the
         device does not exist.
@@ -42,7 +42,7 @@ def build_teacher(
     family = RENAMED_FAMILIES.get(family, family)
     if family not in TEACHERS:
         raise ValueError(
-            f"family: unknown teacher '{family}'. Available: "
+            f"family: unknown family of teachers '{family}'. Available: "
             f"{', '.join(sorted(TEACHERS))}"
         )
     check_device(str(options.get("device", "cpu")))
@@ -56,16 +56,16 @@ def build_teacher(
 
 
 def build_teachers(descriptions: Mapping[str, Mapping[str, Any]]) -> list[Teacher]:
-    """Return several teachers.
+    """Return the teachers of a YAML file, or the members of a teacher.
 
     Args:
       descriptions: name -> arguments of :func:`build_teacher`; ``family`` defaults to
         the name.
     Raises:
-      ValueError, FileNotFoundError: as :func:`build_teacher`; a ValueError names the
-        teacher.
+      ValueError, FileNotFoundError: as :func:`build_teacher`; the message of a
+        ValueError contains the teacher's name.
     """
-    for description in descriptions.values():  # before a model is loaded
+    for description in descriptions.values():  # all of them, before a model is loaded
         check_device(str(description.get("device", "cpu")))
     teachers = []
     for name, description in descriptions.items():

@@ -1,18 +1,19 @@
 """Several teachers as one: the average of corresponding outputs.
 
 Outputs correspond if their names differ only in the member's name: ``a`` and ``b``,
-``a_layer2`` and ``b_layer2``, ``a_ctc`` and ``b_ctc``.  The ensemble averages outputs
-of all members with one kind and frame shift into one field with its own name:
+``a_layer2`` and ``b_layer2``, ``a_ctc`` and ``b_ctc``.  They are averaged if every
+member has one, and if they agree in kind and frame shift:
 
-- embeddings of one dimension: the weighted mean of the values, without normalisation
-  (a member with larger values dominates);
+- embeddings of one dimension: the weighted mean of the values.  They are not
+  normalised, so a member with larger values dominates;
 - CTC distributions over one vocabulary: the weighted mean of the probabilities.  A
-  member has k tokens and a tail; each token outside its k best gets an equal share of
-  the tail.  So the mean is a distribution, and its best tokens come from the members'
-  best tokens.
+  member stores its k best tokens and the probability of all others, the tail; each of
+  the others gets an equal share of the tail.
 
-Other outputs stay fields of the members.  CTC distributions over different vocabularies
-cannot be averaged: their token ids mean different tokens.
+The average is one field, named after the ensemble: ``<ensemble>``,
+``<ensemble>_layer2``, ``<ensemble>_ctc``.  All other outputs remain fields of the
+members, for example CTC distributions over different vocabularies, where one id means
+different tokens.
 """
 
 import logging
@@ -29,11 +30,11 @@ from icefall_kd.teachers.build import build_teachers
 
 
 class _Part(NamedTuple):
-    """One member's part of an average."""
+    """Output of a member that goes into an average."""
 
     field: str
     output: Output
-    weight: float
+    weight: float  # the weights of an average sum to 1
 
 
 class Ensemble(Teacher):
@@ -43,12 +44,14 @@ class Ensemble(Teacher):
       name:    of the ensemble and its averaged fields.
       members: two or more teachers, see
                :func:`icefall_kd.teachers.build.build_teachers`.
-      weights: member -> positive weight; they are normalised to a sum of 1.
+      weights: member -> positive weight, normalised to a sum of 1; None weights all
+               members equally.
       topk:    tokens in a frame of an averaged "ctc"; None is the members' maximum.
-      defaults: options of members that do not set them.
+      defaults: options for all members; a member's description overrides them.
     Raises:
-      ValueError: if there are too few members, the weights do not match them or have
-        nothing to average, or two fields have one name.
+      ValueError: if there are fewer than two members, the weights do not match the
+        members, weights are given but no outputs can be averaged, or two fields have
+        one name.
     """
 
     def __init__(
@@ -61,7 +64,8 @@ class Ensemble(Teacher):
     ) -> None:
         if len(members) < 2:
             raise ValueError(
-                f"members: {len(members)} given. An ensemble needs two or more"
+                f"members: {len(members)} given, but an ensemble needs two or more. "
+                "Add a member, or use it without the ensemble"
             )
         self.name = name
         self._members = build_teachers(
@@ -112,7 +116,9 @@ class Ensemble(Teacher):
         vocab_size = first.fingerprint["vocab_size"]
         topk = self._topk or max(p.output.dim // 2 for p in parts)
         if topk > vocab_size:
-            raise ValueError(f"topk: {topk} is above the {vocab_size} tokens")
+            raise ValueError(
+                f"topk: {topk} exceeds the vocabulary of {vocab_size} tokens. Reduce it"
+            )
         fingerprint["topk"] = topk
         for key in ("vocab_sha256", "vocab_size"):
             fingerprint[key] = first.fingerprint[key]
@@ -125,8 +131,8 @@ class Ensemble(Teacher):
         """Return all outputs; see :meth:`Teacher.forward`.
 
         Raises:
-          ValueError: if members differ in the frames of an utterance by more than one,
-            or as a member.
+          ValueError: if averaged members differ by more than one frame in the length of
+            an utterance, or if a member raises it.
         """
         results: dict[str, TeacherOutput] = {}
         for member in self._members:
@@ -158,23 +164,36 @@ class Ensemble(Teacher):
 def normalise_weights(
     names: Sequence[str], weights: Optional[Mapping[str, float]]
 ) -> list[float]:
-    """Return the members' weights in their order, with sum 1.
+    """Return the weights in the order of the members, with sum 1.
 
+    Args:
+      names:   of the members.
+      weights: member -> weight; None weights all members equally.
     Raises:
-      ValueError: if they name other members, or one is not positive and finite.
+      ValueError: if the weights are not for these members, or one is not positive and
+        finite.
     """
     if weights is None:
         return [1.0 / len(names)] * len(names)
     if set(weights) != set(names):
-        raise ValueError(f"weights: {sorted(weights)} are not members {sorted(names)}")
+        raise ValueError(
+            f"weights: {sorted(weights)} given for the members {sorted(names)}. Give "
+            "one weight for each member"
+        )
     if not all(w > 0 and math.isfinite(w) for w in weights.values()):
-        raise ValueError(f"weights: {dict(weights)} must be positive")
+        raise ValueError(
+            f"weights: {dict(weights)} is invalid. Weights must be positive and finite"
+        )
     total = sum(weights.values())
     return [weights[name] / total for name in names]
 
 
 def can_average(outputs: Sequence[Output]) -> bool:
-    """Return whether outputs can be averaged."""
+    """Return whether corresponding outputs can be averaged, see the module's docstring.
+
+    Args:
+      outputs: one of each member.
+    """
     first = outputs[0]
     if first.kind == "ctc" and "vocab_sha256" not in first.fingerprint:
         return False  # the vocabulary is unknown
@@ -184,8 +203,9 @@ def can_average(outputs: Sequence[Output]) -> bool:
 
 
 def _signature(output: Output) -> tuple[Any, ...]:
-    """Return the properties that averaged outputs have in common."""
-    # CTC distributions may have different numbers of tokens.
+    """Return the properties in which averaged outputs must agree."""
+    # CTC distributions agree in their vocabulary; the number of stored tokens, and with
+    # it ``dim``, may differ.
     is_ctc = output.kind == "ctc"
     dim = output.fingerprint.get("vocab_sha256") if is_ctc else output.dim
     return output.kind, dim, output.frame_shift
@@ -194,7 +214,7 @@ def _signature(output: Output) -> tuple[Any, ...]:
 def _group_outputs(
     members: Sequence[Teacher], shares: Sequence[float]
 ) -> dict[str, list[_Part]]:
-    """Return name without the member's name -> outputs of that name."""
+    """Return field name without the member's name -> corresponding outputs."""
     groups: dict[str, list[_Part]] = {}
     for member, share in zip(members, shares):
         for field, output in member.outputs.items():
@@ -207,8 +227,11 @@ def _group_outputs(
 def shortest_lens(fields: Sequence[str], lens: Sequence[Tensor]) -> Tensor:
     """Return the minimum number of frames of each utterance, (N,) int64 on the CPU.
 
+    Args:
+      fields: names of the averaged outputs, for the message.
+      lens:   (N,) int64 of each output, valid frames.
     Raises:
-      ValueError: if members differ by more than one frame.
+      ValueError: if outputs differ by more than one frame.
     """
     table = torch.stack([n.cpu() for n in lens])  # (members, N)
     apart = table.amax(dim=0) - table.amin(dim=0)
@@ -218,6 +241,6 @@ def shortest_lens(fields: Sequence[str], lens: Sequence[Tensor]) -> Tensor:
         raise ValueError(
             f"utterance {n} of the batch has {table[longest, n]} frames in "
             f"'{fields[longest]}' and {table[shortest, n]} in '{fields[shortest]}'. "
-            "Averaged members may differ by one frame"
+            "Averaged outputs may differ by one frame. Remove a member"
         )
     return table.amin(dim=0)

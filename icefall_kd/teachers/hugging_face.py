@@ -4,12 +4,12 @@
 
 Layer k is ``hidden_states[k]`` of ``transformers``: 0 is the input of the first block,
 "last" and -1 are ``last_hidden_state``.  Whisper and models with
-``do_stable_layer_norm`` (the large ones) normalise the output of the last block only,
-so their last layer has another scale than those before it.  Blocks above the highest
-chosen layer are not run.
+``do_stable_layer_norm`` (the large ones) normalise only the output of the last block,
+so the last layer differs in scale from the layers before it.  Blocks above the highest
+chosen layer are removed.
 
-A Whisper folder of CTranslate2, whose own library returns the last layer only, works
-too:
+A Whisper folder for CTranslate2 works too.  CTranslate2 itself returns only the last
+layer, see :mod:`icefall_kd.teachers.whisper_ct2`:
 
     whisper_base: {family: hugging_face, model_dir: download/teachers/whisper_base,
                    layers: [4, 5]}
@@ -48,31 +48,31 @@ from icefall_kd.teachers.windows import (
 class HuggingFace(Teacher):
     """Layers of a speech encoder, 50 Hz with the usual strides.
 
-    An utterance alone and in any batch has the same embeddings: within 1e-4 in float32,
-    within the precision of the type in fp16 and bf16.
+    The embeddings of an utterance do not depend on its batch: they agree within 1e-4 in
+    float32, and within the precision of the type in fp16 and bf16.
 
     Args:
       name:          of the teacher.
-      model_dir:     a folder written by ``save_pretrained``, a Whisper folder of
+      model_dir:     a folder written by ``save_pretrained``, a Whisper folder for
                      CTranslate2, or a name on the hub.
       layers:        "last", a number, or several; see
                      :func:`icefall_kd.teachers.base.choose_layers`.  One is the
                      field ``name``, several are ``<name>_layer<k>``.
-      layer_weights: one for each layer; the field ``name`` is their weighted sum.
+      layer_weights: one for each layer; the field ``name`` is the weighted sum.
       dtype:         "float32", "fp16" (CUDA only) or "bf16".
       device:        "cpu", "cuda" or "cuda:1".
       num_threads:   not used: PyTorch has one number of threads for all models.
       revision:      branch, tag or commit on the hub.
-      max_window:    seconds encoded at once; memory grows with the square.  Longer
-                     utterances are split into windows with an overlap of 2 s.  None is
-                     40, or for Whisper its number of positions (30 s).
-      max_batch:     maximum seconds of padded audio in a call of the model.
+      max_window:    maximum input of the model in seconds; memory grows with its
+                     square.  Longer utterances are split into windows with an overlap
+                     of 2 s.  None is 40 s, or the positions of a Whisper (30 s).
+      max_batch:     maximum seconds of audio, with padding, in a call of the model.
       context, bucket: of Whisper only, as in
                      :class:`~icefall_kd.teachers.whisper_ct2.WhisperCt2`.
     Raises:
       FileNotFoundError: if the folder or the name does not exist, or lacks a file.
-      ValueError: if the model is no speech encoder or is incomplete, or an option does
-        not suit it.
+      ValueError: if the model is not a speech encoder or is incomplete, or an option
+        does not suit it.
     """
 
     def __init__(
@@ -142,14 +142,14 @@ class HuggingFace(Teacher):
         pieces = split_pieces(wave_lens, encoder.window, encoder.overlap)
         limit = int(self.max_batch * SAMPLE_RATE)
         length = encoder.count_padded_samples
-        for batch in batch_pieces(pieces, length, limit, encoder.equal):
+        for batch in batch_pieces(pieces, length, limit, encoder.needs_equal_lengths):
             self._encode(waves, batch, out)
         return {field: TeacherOutput(x, lens) for field, x in out.items()}
 
     def _encode(
         self, waves: Tensor, batch: list[Piece], out: dict[str, Tensor]
     ) -> None:
-        """Encode pieces and write their frames to ``out``."""
+        """Encode pieces, and write their frames to ``out``, field -> (N, T, D)."""
         encoder = self._encoder
         longest = max(encoder.count_padded_samples(piece) for piece in batch)
         samples = torch.tensor([piece.samples for piece in batch])

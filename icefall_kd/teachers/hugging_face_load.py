@@ -1,8 +1,8 @@
 """Load speech encoders for ``transformers`` from a folder or the hub.
 
-Weights that a checkpoint lacks are an error; ``transformers`` would initialise them at
-random with a warning.  No code of a repository is run, and ``.bin`` files are read as
-weights only.
+Weights that are missing in a checkpoint raise an error, where ``transformers`` only
+warns and initialises them randomly.  No code of a repository is run, and ``.bin`` files
+are read as weights only.
 """
 
 import contextlib
@@ -23,9 +23,14 @@ from icefall_kd.teachers.whisper_encoder import load_ct2_encoder
 WAVE_TYPES = ("wav2vec2", "hubert", "wavlm", "data2vec-audio")
 MODEL_TYPES = (*WAVE_TYPES, "whisper")
 
-# Keys of a configuration that do not change the output.
-_NOTES = {"_name_or_path", "architectures", "torch_dtype", "transformers_version"}
-_SMALL_FILES = ["config.json", "preprocessor_config.json"]
+# Keys of config.json that do not change the output.
+_IRRELEVANT_KEYS = {
+    "_name_or_path",
+    "architectures",
+    "torch_dtype",
+    "transformers_version",
+}
+_CONFIG_FILES = ["config.json", "preprocessor_config.json"]
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in order of preference
 _CT2_FILE = "model.bin"
 _REMEDY = (
@@ -39,11 +44,11 @@ class LoadedEncoder:
     """A speech encoder and its configuration.
 
     Attributes:
-      model:      the encoder of a Whisper, otherwise the base model; eval, float32.
+      model:      the encoder of a Whisper, else the base model; float32, in eval mode.
       config:     of ``transformers``.
       model_type: one of :data:`MODEL_TYPES`.
       normalise:  whether the feature extractor normalises each utterance.
-      identity:   part of the fingerprint; contains no path.
+      identity:   entries of the fingerprint; they contain no path.
     """
 
     model: nn.Module
@@ -63,7 +68,7 @@ def load_encoder(model_dir: Pathlike, revision: Optional[str] = None) -> LoadedE
       revision:  branch, tag or commit on the hub; the main branch when None.
     Raises:
       FileNotFoundError: if the folder or the name does not exist, or lacks a file.
-      ValueError: if the model is no speech encoder, its weights are incomplete or
+      ValueError: if the model is not a speech encoder, its weights are incomplete or
         damaged, or ``transformers`` is not installed.
     """
     try:
@@ -83,7 +88,7 @@ def load_encoder(model_dir: Pathlike, revision: Optional[str] = None) -> LoadedE
         model_type = _read_model_type(folder)
         weights = _find_weights(folder)
         config = transformers.AutoConfig.from_pretrained(str(folder))
-        config.add_adapter = False  # it comes after the encoder
+        config.add_adapter = False  # its layers follow the encoder
         extractor = _load_extractor(transformers, folder, config)
         with _suppress_log(transformers):
             model = _load_model(transformers, folder, config, weights)
@@ -101,13 +106,13 @@ def load_encoder(model_dir: Pathlike, revision: Optional[str] = None) -> LoadedE
 def _find_folder(
     model_dir: Pathlike, revision: Optional[str]
 ) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of the files, and their name and commit on the hub."""
+    """Return the model's folder, and its name and commit if it is from the hub."""
     name, folder = str(model_dir), Path(model_dir).expanduser()
     if folder.is_dir():
         if revision is not None:
             raise ValueError(
-                f"revision: {folder} is a folder without revisions. Leave the option "
-                "out"
+                f"revision: {folder} is a local folder and has no revisions. Leave the "
+                "option out"
             )
         return folder, {}
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
@@ -116,7 +121,7 @@ def _find_folder(
 
     for file in _WEIGHT_FILES:
         stem, suffix = file.split(".")
-        wanted = [*_SMALL_FILES, file, f"{file}.index.json", f"{stem}-*.{suffix}"]
+        wanted = [*_CONFIG_FILES, file, f"{file}.index.json", f"{stem}-*.{suffix}"]
         try:
             found = snapshot_download(name, revision=revision, allow_patterns=wanted)
         except (OSError, ValueError) as e:  # of requests and huggingface_hub
@@ -132,7 +137,7 @@ def _find_folder(
 
 
 def _read_model_type(folder: Path) -> str:
-    for file in _SMALL_FILES:
+    for file in _CONFIG_FILES:
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder / file} is missing. {_REMEDY}")
     model_type = read_json(folder / "config.json").get("model_type")
@@ -170,8 +175,8 @@ def _load_extractor(transformers: Any, folder: Path, config: Any) -> Any:
     found = {key: getattr(extractor, key, None) for key in supported}
     if found != supported:
         raise ValueError(
-            f"{folder / 'preprocessor_config.json'}: {found} is not supported, only "
-            f"{supported}"
+            f"{folder / 'preprocessor_config.json'}: {found} is not supported. Use a "
+            f"model with {supported}"
         )
     return extractor
 
@@ -196,7 +201,7 @@ def _load_model(
     missing = [
         k[len(prefix) :] if k.startswith(prefix) else k for k in info["missing_keys"]
     ]
-    # Only pre-training masks frames.
+    # Only pre-training uses masked_spec_embed.
     missing = sorted(name for name in missing if name != "masked_spec_embed")
     if config.model_type == "whisper":
         missing = [k for k in missing if k.startswith("encoder.")]
@@ -211,7 +216,7 @@ def _load_model(
 
 @contextlib.contextmanager
 def _suppress_log(transformers: Any) -> Iterator[None]:
-    """Suppress warnings on missing weights, which :func:`_load_model` checks."""
+    """Suppress warnings about missing weights, which :func:`_load_model` checks."""
     log = transformers.utils.logging
     before, bar = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
@@ -225,7 +230,7 @@ def _suppress_log(transformers: Any) -> Iterator[None]:
 
 
 def _hash_weights(paths: list[Path]) -> str:
-    """Return the SHA-256 of the weights; of several files, of their checksums."""
+    """Return the SHA-256 of the file, or of the joined checksums of several files."""
     sums = [cached_sha256(path) for path in paths]
     if len(sums) == 1:
         return sums[0]
@@ -234,5 +239,5 @@ def _hash_weights(paths: list[Path]) -> str:
 
 def _hash_config(folder: Path) -> str:
     config = read_json(folder / "config.json")
-    relevant = {k: v for k, v in config.items() if k not in _NOTES}
+    relevant = {k: v for k, v in config.items() if k not in _IRRELEVANT_KEYS}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()

@@ -13,24 +13,24 @@ from icefall_kd.transducer.denominator import fuse_bigram
 from icefall_kd.transducer.field_encoder import Encoded, ModelEnsemble
 from icefall_kd.transducer.path import best_path, previous_tokens
 
-# Kind of an output -> the head of the model that computes it.
+# Kind of an output -> head of the model that computes it.
 HEAD_OF_KIND = {"ctc": "ctc", "path": "transducer"}
 
 
 class BestPaths:
-    """Computes the output "path" of a teacher.
+    """Computes the outputs of kind "path" of a teacher.
 
-    The path is the most probable alignment of the transcript.  Without a transcript, or
-    if it has more tokens than there are frames, the path is that of the hypothesis of
-    the first model's beam search.
+    The path is the most probable alignment of the transcript.  If an utterance has no
+    transcript, or one with more tokens than the audio has frames, the path is the most
+    probable alignment of a hypothesis: the best one of the first model's beam search.
 
     Args:
-      models:    one or more transducers of one vocabulary.
+      models:    one or more transducers over one vocabulary.
       tokenizer: of that vocabulary.
-      topk:      tokens in a frame.
-      beam:      hypotheses of the search.
-      lm:        (V, V) log-probabilities of a bigram, fused into the distributions and
-                 not into the search; see
+      topk:      number of tokens to store in a frame, k.
+      beam:      number of hypotheses in the search.
+      lm:        (V, V) log-probabilities of a bigram, or None.  It is fused into the
+                 distributions on the path, not into the search; see
                  :func:`icefall_kd.transducer.denominator.fuse_bigram`.
       lm_scale:  weight of the bigram.
     """
@@ -55,19 +55,19 @@ class BestPaths:
     def __call__(
         self, encoded: Encoded, lens: Tensor, texts: Sequence[str]
     ) -> TeacherOutput:
-        """Return (N, T, 2 k + 2) float32, see :func:`icefall_kd.core.frames.pack_path`.
+        """Return frames of kind "path", (N, T, 2 k + 2) float32.
 
         Args:
-          encoded: (N, T, C) float32 of each model.
+          encoded: (N, T, C) float32, encoder output of each model.
           lens:    (N,) int64, valid frames.
-          texts:   N transcripts, "" without one.
+          texts:   N transcripts, "" for an utterance without one.
         Raises:
-          ValueError: if there is not one transcript for each utterance.
+          ValueError: if the numbers of transcripts and utterances differ.
         """
         if len(texts) != len(lens):
             raise ValueError(
                 f"{len(texts)} transcripts for {len(lens)} utterances. Give one for "
-                'each, "" without one'
+                'each utterance, "" if it has none'
             )
         emitted = self._find_paths(encoded, lens, texts)
         log_probs = self.models.score_path(encoded, emitted)
@@ -85,12 +85,12 @@ class BestPaths:
         """Return the token emitted in each frame, (N, T) int64, 0 for the blank."""
         emitted = lens.new_zeros(encoded[0].shape[:2])
         for n, (frames, text) in enumerate(zip(lens.tolist(), texts)):
-            own = [x[n : n + 1, :frames] for x in encoded]
+            one = [x[n : n + 1, :frames] for x in encoded]
             tokens = self.tokenizer.encode(text) if text else []
             if not tokens or len(tokens) > frames:
                 model = self.models.models[0]
-                found = decode(model, own[0], lens[n : n + 1], self.search)
+                found = decode(model, one[0], lens[n : n + 1], self.search)
                 tokens = found[0].tokens
-            lattice = self.models.score_lattice(own, tokens)
+            lattice = self.models.score_lattice(one, tokens)
             emitted[n, :frames] = best_path(lattice, tokens)
         return emitted

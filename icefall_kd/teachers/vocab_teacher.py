@@ -2,8 +2,8 @@
 
 Foundation models do not have the student's tokens.  A small recogniser over their
 embeddings, a :class:`~icefall_kd.transducer.field_encoder.FieldModel`, computes
-distributions over these tokens at the student's frame times.  Members are the teachers
-that compute its input.
+distributions over these tokens at the student's frame times.  The foundation models are
+the members of the vocabulary teacher.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,28 +29,29 @@ from icefall_kd.transducer.field_encoder import FieldModel, ModelEnsemble
 class VocabularyTeacher(Teacher):
     """Token distributions of a recogniser over other teachers' embeddings.
 
-    The outputs are ``<name>_ctc``, the distributions of the CTC head, and
-    ``<name>_path``, those of the joiner on the one-best path; see
-    :class:`icefall_kd.teachers.paths.BestPaths`.  Several recognisers give the mean of
-    their distributions, on the best path of that mean.
+    The output ``<name>_ctc`` contains the distributions of the CTC head,
+    ``<name>_path`` those of the joiner on the one-best path; see
+    :class:`icefall_kd.teachers.paths.BestPaths`.  With several recognisers, the outputs
+    are means of their distributions, and the path is the best one of the mean.
 
     Args:
       name:      of the teacher.
       model_dir: checkpoint of the recogniser, written by ``bin.average``; or a list.
-      members:   teachers of its input fields, see
+      members:   teachers whose embeddings the recogniser reads, see
                  :func:`icefall_kd.teachers.build.build_teachers`.
-      topk:      tokens in a frame.
+      topk:      number of tokens to store in a frame.
       outputs:   "ctc", "path", or both.
-      beam:      hypotheses of the search for paths without transcript.
-      lm:        bigram of tokens, written by ``bin.make_denominator --bigram``; it is
+      beam:      number of hypotheses in the search for the path of an utterance without
+                 transcript.
+      lm:        bigram of tokens, written by ``bin.make_denominator --bigram``.  It is
                  fused into the distributions on paths, not into the search.
       lm_scale:  weight of the bigram.
       device:    "cpu" or "cuda".
       num_threads: CPU threads of the members; None is this process's share.
     Raises:
       FileNotFoundError: if a checkpoint or the bigram does not exist.
-      ValueError: if a checkpoint is no vocabulary teacher, the members do not compute
-        its fields, vocabularies differ, or an option is invalid.
+      ValueError: if a checkpoint is not a vocabulary teacher, the members do not
+        compute its fields, vocabularies differ, or an option is invalid.
     """
 
     needs_text = True
@@ -71,11 +72,12 @@ class VocabularyTeacher(Teacher):
         files = [model_dir] if isinstance(model_dir, (str, Path)) else model_dir
         paths = [Path(path) for path in files]
         if not paths:
-            raise ValueError("model_dir is an empty list. Name a checkpoint")
+            raise ValueError("model_dir: the list is empty. Give a checkpoint")
         for path in paths:
             if not path.is_file():
                 raise FileNotFoundError(
-                    f"{path}: no such checkpoint of a vocabulary teacher"
+                    f"{path}: no such checkpoint of a vocabulary teacher. Set "
+                    "model_dir to a file that bin.average wrote"
                 )
         if not outputs or not set(outputs) <= set(HEAD_OF_KIND):
             raise ValueError(
@@ -84,8 +86,8 @@ class VocabularyTeacher(Teacher):
             )
         if lm is not None and ("path" not in outputs or lm_scale < 0):
             raise ValueError(
-                "lm: a bigram needs the output path and an lm_scale of at least 0, got "
-                f"outputs {list(outputs)} and lm_scale {lm_scale}"
+                f"lm: invalid with outputs {list(outputs)} and lm_scale {lm_scale}. "
+                "Add 'path' to outputs, and set lm_scale to at least 0"
             )
         self.name = name
         self.topk = topk
@@ -98,13 +100,16 @@ class VocabularyTeacher(Teacher):
         self.model, self.tokenizer = models[0]
         for path, (_, tokenizer) in zip(paths, models):
             if tokenizer.sha256 != self.tokenizer.sha256:
-                raise ValueError(f"{path} has other tokens than {paths[0]}")
+                raise ValueError(
+                    f"{path} has other tokens than {paths[0]}. Give checkpoints that "
+                    "were trained with one bpe.model"
+                )
         self.ensemble = ModelEnsemble([model for model, _ in models])
         self._frame_shifts = {f: o.frame_shift for f, o in inputs.items()}
         hashes = [sha256_file(path) for path in paths]
         fingerprint = {
             "teacher": name,
-            "family": "adapter",  # the former name: fields on disk contain it
+            "family": "adapter",  # the former name, so that stored fields stay valid
             "model_sha256": hashes[0] if len(hashes) == 1 else hashes,
             "topk": topk,
             "members": {f: inputs[f].fingerprint for f in self.ensemble.fields},
@@ -132,7 +137,7 @@ class VocabularyTeacher(Teacher):
     def forward(
         self, waves: Tensor, wave_lens: Tensor, texts: Sequence[str]
     ) -> dict[str, TeacherOutput]:
-        """Return the k best tokens of each frame of 40 ms."""
+        """Return the outputs of a batch, frames of 40 ms."""
         check_waves(waves, wave_lens)
         encoded, lens = self.ensemble.encode(self.compute_inputs(waves, wave_lens))
         outputs = {}
@@ -145,7 +150,12 @@ class VocabularyTeacher(Teacher):
         return outputs
 
     def compute_inputs(self, waves: Tensor, wave_lens: Tensor) -> dict[str, Any]:
-        """Return the members' outputs in the form of a batch with stored fields."""
+        """Return a batch for :meth:`FieldModel.get_inputs` from the members' outputs.
+
+        Args:
+          waves:     (N, S) float32, 16 kHz, in [-1, 1].
+          wave_lens: (N,) int64, valid samples.
+        """
         device = next(self.model.parameters()).device
         fields: dict[str, dict[str, Any]] = {}
         for member in self.members:
@@ -164,14 +174,18 @@ def _load_recogniser(
 ) -> tuple[FieldModel, Tokenizer]:
     """Load a recogniser and its tokenizer, and check them.
 
+    Args:
+      inputs:  outputs of the members, by field name.
+      outputs: kinds of distributions to compute.
     Raises:
       ValueError: as :class:`VocabularyTeacher`.
     """
     model, tokenizer, info = load_model(path, device)
     if not model.fields or not set(model.fields) <= set(inputs):
         raise ValueError(
-            f"{path} reads the fields {list(model.fields)}, its members compute "
-            f"{sorted(inputs)}. Give the members of its training"
+            f"{path} reads the fields {list(model.fields)}, but the members compute "
+            f"{sorted(inputs)}. Give the members that computed the fields of its "
+            "training"
         )
     if tokenizer is None:
         raise ValueError(

@@ -1,14 +1,14 @@
 """Encoders of waveforms: wav2vec 2.0, HuBERT, WavLM and data2vec-audio.
 
-An utterance has the same output alone and in a padded batch, so padding costs time
-only.  The models' attention mask does not suffice for this:
+An utterance has the same output alone and in a padded batch.  The models' attention
+mask does not suffice for this:
 
-- Models with ``feat_extract_norm: group`` (wav2vec2-base, hubert-base, wavlm-base)
-  normalise the output of the first convolution over time, padding included; they were
-  trained without a mask.  Here the statistics are over each utterance's valid frames.
+- Models with ``feat_extract_norm: group`` (wav2vec2-base, hubert-base, wavlm-base) were
+  trained without a mask, and normalise the output of the first convolution over time,
+  padding included.  Here the statistics are over the valid frames of each utterance.
 - The positional convolutions of data2vec follow each other, and one variant of HuBERT
-  applies batch normalisation before them, so padding is no longer zero.  Here each
-  convolution gets zeros after the end, as at the end of a tensor.
+  has a batch normalisation before them, so padding is no longer zero.  Here padding is
+  set to zero before each of these convolutions, which equals their own zero padding.
 """
 
 import math
@@ -28,25 +28,26 @@ MAX_WINDOW = 40.0  # s; the longest utterance of LibriSpeech has 35 s
 class WaveEncoder:
     """The blocks of a model up to the highest chosen layer.
 
-    Frame k covers samples 320 k to 320 k + 400 (the usual strides), so its centre is at
-    20 k + 12.5 ms.  :mod:`icefall_kd.core.frames` assumes 20 k + 10 ms; the difference
-    is a sixteenth of the student's frame.
+    With the usual strides, frame k covers samples 320 k to 320 k + 400, so its centre
+    is at 20 k + 12.5 ms.  :mod:`icefall_kd.core.frames` assumes 20 k + 10 ms; the
+    difference is a sixteenth of the student's frame.
 
     Args:
-      model:      the base model, in float32; higher blocks are removed from it.
+      model:      the base model, in float32; its higher blocks are removed.
       config:     of the model.
       normalise:  whether each utterance gets zero mean and unit variance.
-      choice:     the layers.
-      max_window: seconds encoded at once; longer utterances are split into windows.
+      choice:     layers to compute.
+      max_window: maximum input in seconds; longer utterances are split into windows.
+                  None is :data:`MAX_WINDOW`.
     Attributes:
       frame:   samples from one frame to the next.
-      window:  samples encoded at once.
+      window:  maximum input in samples.
       overlap: samples shared by two windows.
-      equal:   whether all pieces of a batch must have one length.
-      options: part of the fingerprint.
+      needs_equal_lengths: whether the pieces of a batch must have one padded length.
+      options: entries of the fingerprint.
     """
 
-    equal = False
+    needs_equal_lengths = False
 
     def __init__(
         self,
@@ -62,8 +63,8 @@ class WaveEncoder:
         self.window = int(max_window * SAMPLE_RATE) // self.frame * self.frame
         if self.window <= 2 * self.overlap:
             raise ValueError(
-                f"max_window: {max_window} s is too short for windows with an overlap "
-                f"of {self.overlap / SAMPLE_RATE} s. Give more than twice the overlap"
+                f"max_window: {max_window} s is too short for windows that overlap by "
+                f"{self.overlap / SAMPLE_RATE} s. Give more than twice the overlap"
             )
         self.options = {"max_window": float(max_window), "normalise": normalise}
         self._normalise = normalise
@@ -72,7 +73,7 @@ class WaveEncoder:
             config.conv_kernel, config.conv_stride
         )
         self._kernel, self._stride = config.conv_kernel[0], config.conv_stride[0]
-        # State of the current batch, for the hooks.
+        # State of the current batch, which the hooks read.
         self._first_lens: list[int] = []  # valid frames after the first convolution
         self._mask: Optional[Tensor] = None  # (N, T) bool, after the last convolution
         self._model = model
@@ -81,7 +82,7 @@ class WaveEncoder:
 
     def _remove_blocks(self, config: Any) -> None:
         encoder, highest = self._model.encoder, self._choice.highest
-        # The large models normalise the output of the last block, and no other.
+        # The large models normalise only the output of the last block.
         is_stable = getattr(config, "do_stable_layer_norm", False)
         if highest < len(encoder.layers) and is_stable:
             encoder.layer_norm = nn.Identity()
@@ -100,11 +101,11 @@ class WaveEncoder:
         return (x.masked_fill(self._mask.unsqueeze(1), 0.0),)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move the model; call it once.
+        """Move the model to a device and dtype; call it only once.
 
-        On a CPU the positional convolutions stay in float32: for grouped convolutions
-        in bfloat16, oneDNN of torch 2.13 returns wrong values (cosine -0.03 to float32,
-        on a processor with AMX).
+        On a CPU the positional convolutions stay in float32.  In bfloat16, oneDNN of
+        torch 2.13 computes wrong values for grouped convolutions (cosine -0.03 to
+        float32, on a processor with AMX).
         """
         self._model.to(device=device, dtype=dtype)
         self._device, self._dtype = device, dtype
@@ -116,10 +117,11 @@ class WaveEncoder:
                     module.register_forward_hook(lambda _, x, y: y.to(dtype))
 
     def prepare(self, waves: Tensor, wave_lens: Tensor) -> Tensor:
-        """Return the model's input for whole utterances, zero at padding.
+        """Return the waves, normalised if the model needs it, and zero at padding.
 
-        Normalises as ``Wav2Vec2FeatureExtractor``: (x - mean) / sqrt(variance + 1e-7)
-        over the utterance, before it is split into windows.
+        The normalisation is that of ``Wav2Vec2FeatureExtractor``:
+        (x - mean) / sqrt(variance + 1e-7), over the utterance before it is split into
+        windows.
         """
         out = torch.zeros_like(waves)
         for row, wave, n in zip(out, waves, wave_lens.tolist()):
@@ -131,11 +133,11 @@ class WaveEncoder:
         return out
 
     def count_padded_samples(self, piece: Piece) -> int:
-        """Return the input length of a piece in samples, at least one frame."""
+        """Return the input length of a piece in samples, at least that of one frame."""
         return max(piece.samples, self._min_samples)
 
     def count_frames(self, num_samples: Tensor) -> Tensor:
-        """Return the number of frames of each piece, at least 1; int64 to int64."""
+        """Return the number of frames, at least 1: (N,) int64 to (N,) int64."""
         padded = num_samples.clamp(min=self._min_samples)
         return self._model._get_feat_extract_output_lengths(padded).to(torch.int64)
 
@@ -143,7 +145,8 @@ class WaveEncoder:
         """Return layer -> (N, T, D), valid up to ``count_frames(wave_lens)``.
 
         Args:
-          waves:     (N, S) float32, prepared; S is the longest padded length.
+          waves:     (N, S) float32, from :meth:`prepare`; S is the maximum of
+                     :meth:`count_padded_samples`.
           wave_lens: (N,) int64, valid samples.
         """
         device, num_samples = self._device, waves.shape[1]
@@ -165,8 +168,8 @@ class _ValidGroupNorm(nn.Module):
     """Group normalisation over the valid frames of each utterance.
 
     Args:
-      norm: the model's own.
-      lens: valid frames of each utterance; the encoder updates it for each batch.
+      norm: the model's normalisation.
+      lens: valid frames of each utterance; the encoder updates the list in each batch.
     """
 
     def __init__(self, norm: nn.GroupNorm, lens: list[int]) -> None:

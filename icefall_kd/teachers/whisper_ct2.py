@@ -1,11 +1,11 @@
 """OpenAI Whisper in CTranslate2, on CPU or CUDA: embeddings and transcripts.
 
-Whisper was trained on windows of 30 s.  Padding a short clip to 30 s wastes ten times
-the work for prompts of 3 s, so here a clip is followed by little silence.  The table
-shows the mean cosine to the embeddings of the padded window, over the 130 dev and test
-prompts of the Asterisk recipe (403 s), for all frames and for each prompt's last 0.5 s;
-and CPU seconds for a second of audio, on one thread of an AMD EPYC (40 prompts).
-Source: ``test/bench/whisper_context.py``.
+Embeddings.  Whisper was trained on windows of 30 s.  Padding a clip of 3 s to 30 s
+costs ten times the work, so here only a short silence, the context, follows a clip.
+The table shows the mean cosine to the embeddings of the 30 s window, for all frames and
+for the last 0.5 s of each clip.  The clips are the 130 dev and test prompts of the
+Asterisk recipe (403 s).  The table also shows CPU seconds for a second of audio, on one
+thread of an AMD EPYC (40 prompts).  Source: ``test/bench/whisper_context.py``.
 
                             tiny.en                          base
     context         all  last 0.5 s  CPU s         all  last 0.5 s  CPU s
@@ -18,23 +18,24 @@ Source: ``test/bench/whisper_context.py``.
     to 30 s       1        1        0.172        1        1        0.387
     1 s, int8     0.986    0.966    0.007        0.975    0.953    0.015
 
-The default is 1 s: the end of the clip gains most up to there, at a twelfth of the cost
-of padding.  int8 halves the cost and changes the cosine by 0.0005.
+The default context is 1 s, at a twelfth of the cost of padding to 30 s; a longer one
+improves the end of a clip little.  int8 halves the cost and changes the cosine by
+0.0005.
 
-On a CPU, two calls with one thread each take a fifth less time than one call with two
-threads, and a batch of long utterances is as slow as a call for each.  So batches are
-small and run in parallel (``test/bench/extract.py``).
+Whisper has no mask, so padding changes its output.  The padded length of a clip is its
+duration plus the context, rounded up to a multiple of the bucket.  A call contains only
+clips of one padded length, so an embedding does not depend on the other clips.
 
-Whisper has no mask, so padding changes its output.  The padded length of an utterance
-is its duration plus the context, rounded up to the bucket; a call contains only pieces
-of equal padded length.  So an embedding depends on its utterance only.
+Speed.  On a CPU, two calls with one thread each take a fifth less time than one call
+with two threads, and a batch of long utterances takes as long as one call for each.  So
+batches are small and run in parallel (``test/bench/extract.py``).
 
-Transcripts.  The decoder was trained on encodings of 30 s and repeats itself on short
-ones: on the 30 dev prompts of the Asterisk recipe, base has a WER of 38.9 % with 1 s of
-silence after the prompt, 2.4 % with silence up to 30 s (beam 5).  The encoding of
-silence hardly depends on the speech before it.  So it is computed once, and its end
-completes the encoding of every utterance: 2.8 %, at a quarter of the cost of the
-padding (``test/bench/whisper_text.py``).
+Transcripts.  The decoder was trained on encodings of 30 s and repeats itself on shorter
+ones: base has a WER of 38.9 % with a context of 1 s, and of 2.4 % with silence up to
+30 s (beam 5, the 30 dev prompts of the Asterisk recipe).  The encoding of silence
+hardly depends on the speech before it.  So 30 s of silence are encoded once, and the
+end of this encoding is appended to the encoding of every clip.  This gives 2.8 % at a
+quarter of the cost of padding (``test/bench/whisper_text.py``).
 """
 
 from collections.abc import Iterable, Sequence
@@ -63,7 +64,7 @@ from icefall_kd.teachers.windows import (
     stitch_frames,
 )
 
-TOKENS_PER_SECOND = 8.0  # more than speech has; stops a decoder that repeats itself
+TOKENS_PER_SECOND = 8.0  # limit, above that of speech; stops a decoder that repeats
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -78,17 +79,17 @@ class WhisperCt2(Teacher):
       name:         of the teacher.
       model_dir:    CTranslate2 folder: model.bin, config.json.
       context:      seconds of silence after each utterance.
-      bucket:       seconds; the padded length is rounded up to a multiple of it, so
+      bucket:       the padded length is rounded up to a multiple of it, in seconds, so
                     that utterances of similar length share a batch.
       compute_type: "float32", "int8" or another type of CTranslate2.
       num_threads:  parallel calls on a CPU, with one thread each; None is this
                     process's share of the CPUs.
       device:       "cpu", "cuda", or "cuda:1" for the second GPU.
-      max_batch:    maximum seconds of padded audio in a call; None is 30 on a CPU and
-                    60 on a GPU.
+      max_batch:    maximum seconds of audio, with padding, in a call; None is 30 on a
+                    CPU and 60 on a GPU.
     Attributes:
-      model:       CTranslate2's Whisper.
-      storage:     CTranslate2's class of arrays.
+      model:       ``ctranslate2.models.Whisper``.
+      storage:     ``ctranslate2.StorageView``.
       num_workers: number of parallel calls.
     Raises:
       FileNotFoundError: if the folder does not contain a model.
@@ -158,7 +159,7 @@ class WhisperCt2(Teacher):
 
         limit = int(self.max_batch * SAMPLE_RATE)
         pieces = split_pieces(wave_lens)
-        batches = batch_pieces(pieces, padded_length, limit, equal=True)
+        batches = batch_pieces(pieces, padded_length, limit, equal_lengths=True)
         for batch, encoded in zip(batches, self.map_parallel(encode, batches)):
             valid = [-(-piece.samples // FRAME) for piece in batch]
             stitch_frames(encoded, valid, batch, FRAME, out)
@@ -167,7 +168,7 @@ class WhisperCt2(Teacher):
     def map_parallel(
         self, function: Callable[[Item], Result], items: Iterable[Item]
     ) -> Iterable[Result]:
-        """Call ``function`` on every item, in ``num_workers`` threads.
+        """Return the results of ``function``, which ``num_workers`` threads call.
 
         CTranslate2 releases Python's global lock while it computes.
         """
@@ -182,7 +183,13 @@ class WhisperCt2(Teacher):
         return count_padded_samples(num_samples, self.context, self.bucket, FRAME)
 
     def encode(self, waves: Tensor) -> Tensor:
-        """(N, S) float32, S a multiple of 320 -> (N, S // 320, D) float32."""
+        """Return the embeddings of padded audio.
+
+        Args:
+          waves: (N, S) float32, S a multiple of 320.
+        Returns:
+          (N, S // 320, D) float32 on the CPU.
+        """
         mel = compute_log_mel(waves, self.model.n_mels).cpu().numpy()
         features = self.storage.from_array(np.ascontiguousarray(mel))
         encoded = self.model.encode(features, to_cpu=True)
@@ -194,8 +201,8 @@ class Transcript:
     """A hypothesis of Whisper.
 
     Attributes:
-      text: as Whisper writes it, with case and punctuation.
-      confidence: mean log-probability of its tokens, nats; 0 is certain.
+      text:       with Whisper's case and punctuation.
+      confidence: mean log-probability of the tokens in nats; 0 is certain.
     """
 
     text: str
@@ -203,13 +210,13 @@ class Transcript:
 
 
 class WhisperText:
-    """Recognises utterances of at most 30 s.
+    """Transcribes utterances of at most 30 s.
 
     Args:
       model_dir: CTranslate2 folder with tokenizer.json.
       language:  code of the audio's language, for a multilingual model.
-      beam:      hypotheses of the search; 1 is greedy.
-      options:   of :class:`WhisperCt2`.
+      beam:      number of hypotheses in the search; 1 is greedy.
+      options:   arguments of :class:`WhisperCt2`.
     Attributes:
       silence: (1500, D) float32, the encoding of 30 s of silence.
     Raises:
@@ -238,7 +245,7 @@ class WhisperText:
         self.silence = self.encoder.encode(torch.zeros(1, WINDOW))[0].numpy()
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what identifies the transcripts."""
+        """Return model, precision, context and beam; the caller adds the language."""
         (output,) = self.encoder.outputs.values()
         return {**output.fingerprint, "teacher": "whisper_text", "beam": self.beam}
 
@@ -262,8 +269,12 @@ class WhisperText:
         Raises:
           ValueError: if one is longer.
         """
-        if any(len(w) > WINDOW for w in waves):
-            raise ValueError("an utterance is longer than Whisper's 30 s. Split it")
+        for n, wave in enumerate(waves):
+            if len(wave) > WINDOW:
+                raise ValueError(
+                    f"utterance {n} has {len(wave) / SAMPLE_RATE:.1f} s, more than "
+                    f"Whisper's {WINDOW // SAMPLE_RATE} s. Split it"
+                )
         if not waves:
             return []
         encoded = list(self.encoder.map_parallel(self._encode, waves))
@@ -276,7 +287,11 @@ class WhisperText:
         return [t for found in self.encoder.map_parallel(decode, parts) for t in found]
 
     def _decode(self, encoded: np.ndarray, waves: Sequence[Tensor]) -> list[Transcript]:
-        """Decode the encodings (N, 1500, D) of the waves."""
+        """Return the best hypothesis of each wave.
+
+        Args:
+          encoded: (N, 1500, D) float32, encodings of the waves.
+        """
         seconds = max(len(w) for w in waves) / SAMPLE_RATE
         results = self.encoder.model.generate(
             self.encoder.storage.from_array(encoded),
@@ -293,7 +308,7 @@ class WhisperText:
         ]
 
     def _encode(self, wave: Tensor) -> np.ndarray:
-        """Return the encoding of one utterance, completed by silence, (1500, D)."""
+        """Return the encoding of an utterance and of silence after it, (1500, D)."""
         padded = torch.zeros(1, self.encoder.count_padded_samples(len(wave)))
         padded[0, : len(wave)] = wave
         encoded = self.encoder.encode(padded)[0].numpy()

@@ -1,7 +1,7 @@
 """Whisper's encoder in PyTorch: features, layers, and weights of CTranslate2.
 
-The encoder is that of ``transformers`` without the padding to 30 s; see
-:mod:`icefall_kd.teachers.whisper_ct2` for the silence after a clip.
+The encoder is that of ``transformers`` without the padding to 30 s.
+:mod:`icefall_kd.teachers.whisper_ct2` explains the silence after each clip.
 """
 
 import functools
@@ -30,10 +30,11 @@ LOG_STEP = math.log(6.4) / 27.0  # change of ln(frequency) in a mel
 
 @functools.lru_cache(maxsize=None)
 def make_mel_filters(num_mels: int) -> Tensor:
-    """Return the (N_FFT // 2 + 1, num_mels) float32 Slaney filter bank, 0 to 8 kHz.
+    """Return the Slaney filter bank, (N_FFT // 2 + 1, num_mels) float32, 0 to 8 kHz.
 
-    Triangles of unit area, equally spaced on the mel scale: Slaney, Auditory Toolbox,
-    1998.  We have our own because torchaudio has no release for every torch.
+    The filters are triangles of unit area, equally spaced on the mel scale.
+    Source: Slaney, Auditory Toolbox, 1998.  torchaudio has them too, but it has no
+    release for every version of torch.
     """
     top = LINEAR_MELS + math.log(SAMPLE_RATE / 2 / LINEAR_HZ) / LOG_STEP
     mels = torch.linspace(0.0, top, num_mels + 2, dtype=torch.float64)
@@ -48,17 +49,17 @@ def make_mel_filters(num_mels: int) -> Tensor:
 
 
 def compute_log_mel(waves: Tensor, num_mels: int) -> Tensor:
-    """Return Whisper's features; each row is normalised by its own maximum.
+    """Return Whisper's features.
 
-    Hann window of 25 ms, hop 10 ms, power spectrum, mel filters, log10 with a floor of
-    8 below the maximum, then (x + 4) / 4.
+    The steps are: Hann window of 25 ms, hop 10 ms, power spectrum, mel filters, log10,
+    a floor of 8 below the maximum of the row (an utterance), and (x + 4) / 4.
     Source: Radford et al., Robust speech recognition via large-scale weak supervision,
     2022, arXiv:2212.04356, section 2.2.
 
     Args:
-      waves:    (N, S) float32, 16 kHz, in [-1, 1]; S > N_FFT // 2 for the reflected
-                border.
-      num_mels: F, 80, or 128 for large-v3.
+      waves:    (N, S) float32, 16 kHz, in [-1, 1]; S > N_FFT // 2, because the borders
+                are reflected.
+      num_mels: F, number of filters: 80, or 128 for large-v3.
     Returns:
       (N, F, S // HOP) float32.
     """
@@ -81,24 +82,25 @@ def compute_log_mel(waves: Tensor, num_mels: int) -> Tensor:
 class WhisperEncoder:
     """The blocks of Whisper's encoder up to the highest chosen layer.
 
+    The methods and attributes are those of
+    :class:`~icefall_kd.teachers.wave_encoder.WaveEncoder`.
+
     The convolutions of frame k cover samples 320 k - 520 to 320 k + 520, so its centre
     is at 20 k ms.  :mod:`icefall_kd.core.frames` assumes 20 k + 10 ms; the difference
     is a quarter of the student's frame.
 
     Args:
-      model:      ``transformers``' WhisperEncoder, in float32; higher blocks are
-                  removed from it.
+      model:      ``transformers``' WhisperEncoder, in float32; its higher blocks are
+                  removed.
       config:     of the model.
-      choice:     the layers.
-      max_window: seconds encoded at once, at most the model's positions (30 s); longer
-                  utterances are split into windows.
+      choice:     layers to compute.
+      max_window: maximum input in seconds, at most the model's positions (30 s); longer
+                  utterances are split into windows.  None is the maximum.
       context:    seconds of silence after each piece.
-      bucket:     seconds; the padded length is rounded up to a multiple of it.
-    Attributes:
-      as :class:`~icefall_kd.teachers.wave_encoder.WaveEncoder`.
+      bucket:     the padded length is rounded up to a multiple of it, in seconds.
     """
 
-    equal = True  # without a mask, padding changes the output
+    needs_equal_lengths = True  # without a mask, padding changes the output
     frame = FRAME
     overlap = OVERLAP
 
@@ -132,12 +134,12 @@ class WhisperEncoder:
         model.layers = model.layers[: choice.highest]
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move the model."""
+        """Move the model to a device and dtype."""
         self._model.to(device=device, dtype=dtype)
         self._device, self._dtype = device, dtype
 
     def prepare(self, waves: Tensor, wave_lens: Tensor) -> Tensor:
-        """Return the waves unchanged: features are normalised for each piece."""
+        """Return the waves unchanged; :func:`compute_log_mel` normalises each piece."""
         return waves
 
     def count_padded_samples(self, piece: Piece) -> int:
@@ -151,17 +153,17 @@ class WhisperEncoder:
         )
 
     def count_frames(self, num_samples: Tensor) -> Tensor:
-        """Return the number of frames of each piece, rounded up; int64 to int64."""
+        """Return the number of frames, rounded up: (N,) int64 to (N,) int64."""
         return torch.div(
             num_samples + self.frame - 1, self.frame, rounding_mode="floor"
         )
 
     def encode(self, waves: Tensor, wave_lens: Tensor) -> dict[int, Tensor]:
-        """Return layer -> (N, S // 320, D), with the positions of S samples.
+        """Return layer -> (N, S // 320, D).
 
         Args:
-          waves:     (N, S) float32, S a multiple of 320.
-          wave_lens: (N,) int64, valid samples; not used, the rest is silence.
+          waves:     (N, S) float32, S a multiple of 320, followed by silence.
+          wave_lens: (N,) int64, valid samples; not used, because Whisper has no mask.
         """
         model = self._model
         mel = compute_log_mel(waves.to(self._device), self._num_mels).to(self._dtype)
@@ -177,10 +179,10 @@ class WhisperEncoder:
         return hidden
 
 
-_CT2_VERSIONS = (4, 5, 6)  # of the file format; since 4, variables have types
+_CT2_VERSIONS = (4, 5, 6)  # of the file format; variables have types since version 4
 _CT2_TYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 _CT2_POSITIONS = "encoder/position_encodings/encodings"
-# CTranslate2's name of a module in a block -> that of transformers.
+# CTranslate2's name of a module in a block -> its name in transformers.
 _CT2_MODULES = {
     "self_attention/layer_norm": "self_attn_layer_norm",
     "self_attention/linear_1": "self_attn.out_proj",
@@ -192,10 +194,10 @@ _CT2_PARAMETERS = {"gamma": "weight", "beta": "bias"}
 
 
 def load_ct2_encoder(transformers: Any, path: Path) -> tuple[nn.Module, Any]:
-    """Load the encoder of a CTranslate2 Whisper, whose library returns one layer only.
+    """Load the encoder of a Whisper for CTranslate2 into ``transformers``.
 
     Args:
-      transformers: the library.
+      transformers: the package; it is optional, so this module does not import it.
       path:         model.bin of a Whisper, with weights of 16 or 32 bits.
     Returns:
       ``transformers``' WhisperEncoder in float32, and its configuration.
@@ -237,7 +239,7 @@ def _read_ct2_encoder(path: Path) -> dict[str, np.ndarray]:
             if version not in _CT2_VERSIONS:
                 raise ValueError(
                     f"{path} is not a CTranslate2 model, or its version {version} is "
-                    f"unknown. Supported: {_CT2_VERSIONS}"
+                    f"not supported. Supported: {', '.join(map(str, _CT2_VERSIONS))}"
                 )
             spec = _read_string(f)
             if spec != "WhisperSpec":
@@ -257,7 +259,7 @@ def _read_ct2_encoder(path: Path) -> dict[str, np.ndarray]:
                 is_float = dtype in (np.float32, np.float16)
                 if not is_float and not name.endswith("num_heads"):
                     raise ValueError(
-                        f"{path}: {name} is quantised, or of an unknown type. Convert "
+                        f"{path}: {name} is quantised or of an unknown type. Convert "
                         "the model with '--quantization float16', or without the option"
                     )
                 values[name] = np.frombuffer(data, dtype).reshape(shape)
@@ -290,7 +292,7 @@ def _rename_ct2_values(values: dict[str, np.ndarray]) -> dict[str, Tensor]:
             if not key.endswith("k_proj.bias"):
                 state[key] = chunk
             elif chunk.any():
-                raise ValueError(f"{name} has a bias of keys; Whisper has none")
+                raise ValueError(f"{name}: the keys have a bias, which Whisper lacks")
     return state
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from icefall_kd import SAMPLE_RATE
 
 WINDOW = 30 * SAMPLE_RATE  # samples, the longest input in Whisper's training
-OVERLAP = 2 * SAMPLE_RATE  # samples shared by two windows of a longer utterance
-MAX_LENGTH_RATIO = 1.25  # of the longest to the shortest piece of a batch
+OVERLAP = 2 * SAMPLE_RATE  # samples shared by two consecutive windows
+MAX_LENGTH_RATIO = 1.25  # longest to shortest piece of a batch
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Piece:
     """A part of an utterance that a model encodes in one call.
 
     Attributes:
-      row:        of the utterance in its batch.
-      start, end: samples [start, end) of the utterance.
-      total:      samples of the utterance.
+      row:        index of the utterance in its batch.
+      start, end: the piece is samples [start, end) of the utterance.
+      total:      number of samples of the utterance.
     """
 
     row: int
@@ -38,8 +38,7 @@ class Piece:
 def split_windows(
     num_samples: int, window: int = WINDOW, overlap: int = OVERLAP
 ) -> list[tuple[int, int]]:
-    """Return overlapping windows that cover [0, num_samples).
-
+    """Return the (start, end) of overlapping windows that cover [0, num_samples).
     >>> split_windows(40 * 16000)
     [(0, 480000), (448000, 640000)]
     """
@@ -57,6 +56,8 @@ def split_pieces(
 
     Args:
       wave_lens: (N,) int64, valid samples.
+      window:    maximum number of samples of a piece.
+      overlap:   samples shared by two consecutive pieces.
     """
     return [
         Piece(row, start, end, total)
@@ -69,20 +70,21 @@ def batch_pieces(
     pieces: Sequence[Piece],
     length: Callable[[Piece], int],
     max_samples: int,
-    equal: bool = False,
+    equal_lengths: bool = False,
 ) -> list[list[Piece]]:
     """Return batches of pieces of similar length, the shortest first.
 
     Args:
-      length:      returns the samples of a piece with its padding.
+      length:      function that returns the padded length of a piece in samples.
       max_samples: maximum of a batch, with padding; a single piece may exceed it.
-      equal:       whether all pieces of a batch must have one length; otherwise lengths
-                   may differ by a quarter.
+      equal_lengths: whether all pieces of a batch must have the same padded length;
+                   otherwise lengths may differ by a quarter.
     """
     batches: list[list[Piece]] = []
+    ratio = 1.0 if equal_lengths else MAX_LENGTH_RATIO
     for piece in sorted(pieces, key=length):
         last = batches[-1] if batches else []
-        limit = length(last[0]) * (1.0 if equal else MAX_LENGTH_RATIO) if last else 0
+        limit = ratio * length(last[0]) if last else 0
         if length(piece) <= min(limit, max_samples / (len(last) + 1)):
             last.append(piece)
         else:
@@ -91,7 +93,11 @@ def batch_pieces(
 
 
 def gather_audio(waves: Tensor, pieces: Sequence[Piece], samples: int) -> Tensor:
-    """Return the audio of pieces, (len(pieces), samples), zero-padded."""
+    """Return the audio of pieces, (len(pieces), samples) float32, zero-padded.
+
+    Args:
+      waves: (N, S) float32, utterances of the batch.
+    """
     batch = torch.zeros(len(pieces), samples, device=waves.device)
     for row, piece in enumerate(pieces):
         batch[row, : piece.samples] = waves[piece.row, piece.start : piece.end]
@@ -108,13 +114,14 @@ def stitch_frames(
 ) -> None:
     """Write the frames of pieces to their positions in the utterances.
 
-    In an overlap, each window provides the half that is farther from its end.
+    An overlap of two pieces is split in the middle: the first half is written from the
+    earlier piece, the second half from the later one.
 
     Args:
       x:     (len(pieces), T, D), frames of the pieces.
       lens:  valid frames of each piece.
       frame: samples from one frame to the next; divides the start of every piece.
-      out:   (N, T', D), frames of the utterances; written to.
+      out:   (N, T', D), frames of the utterances, modified in place.
     """
     x = x.to(out.device, out.dtype)
     half = overlap // 2 // frame
@@ -130,15 +137,15 @@ def count_padded_samples(
 ) -> int:
     """Return the input length of Whisper for a clip, in samples.
 
-    Whisper has no mask.  A clip is followed by some silence and rounded up to a
-    multiple of the bucket, so that clips of similar length share a batch.  The result
-    depends only on the clip.
+    It is the clip plus the context, rounded up to a multiple of the bucket, so that
+    clips of similar length share a batch.
 
     Args:
+      num_samples: of the clip.
       context: silence after the clip, in seconds.
-      bucket:  in seconds; rounded down to whole frames.
-      frame:   samples of a frame.
-      window:  maximum number of samples.
+      bucket:  in seconds; rounded down to a multiple of the frame, at least one frame.
+      frame:   samples from one frame to the next.
+      window:  maximum of the result, in samples.
     """
     step = max(frame, round(bucket * SAMPLE_RATE) // frame * frame)
     wanted = num_samples + round(context * SAMPLE_RATE)

@@ -1,7 +1,7 @@
 """Zipformers as teachers, trained by this project or by icefall.
 
-The output for an utterance depends on that utterance only, and its frames match the
-frames of a field: see :mod:`icefall_kd.teachers.zipformer_frames`.
+:mod:`icefall_kd.teachers.zipformer_frames` pads each utterance so that its output does
+not depend on the batch, and shifts the output to the frame times of a field.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def find_checkpoint(model_dir: Pathlike) -> Path:
     """Return the checkpoint: ``model_dir`` itself, or ``pretrained.pt`` in it.
 
     Raises:
-      FileNotFoundError: if it is a folder without ``pretrained.pt``.
+      FileNotFoundError: if ``model_dir`` is a folder without ``pretrained.pt``.
     """
     path = Path(model_dir)
     if not path.is_dir():
@@ -69,13 +69,16 @@ def load_tokenizer(
 ) -> Tokenizer:
     """Return the tokenizer of a checkpoint.
 
-    It is ``bpe_model``, or that in the checkpoint, or ``bpe.model`` in its folder.
+    It is the first that exists of: ``bpe_model``, ``saved``, and the file ``bpe.model``
+    in the folder of the checkpoint.
 
     Args:
-      path:  of the checkpoint.
-      saved: the tokenizer in the checkpoint, if any.
+      path:       of the checkpoint.
+      saved:      tokenizer that the checkpoint contains, if any.
+      bpe_model:  the option of the teacher.
+      vocab_size: of the checkpoint.
     Raises:
-      ValueError: if there is no BPE model, it has another number of tokens than the
+      ValueError: if no BPE model exists, it has another number of tokens than the
         checkpoint, or ``bpe_model`` has other tokens than ``saved``.
     """
     neighbour = path.with_name(BPE_MODEL)
@@ -91,13 +94,13 @@ def load_tokenizer(
         tokenizer = Tokenizer(neighbour)
     if tokenizer is None:
         raise ValueError(
-            f"{path} contains no BPE model, so its tokens are unknown. Give the option "
-            f"bpe_model, or put {BPE_MODEL} into its folder"
+            f"{path} contains no BPE model, so its tokens are unknown. Set the option "
+            f"bpe_model, or copy {BPE_MODEL} into its folder"
         )
     if tokenizer.vocab_size != vocab_size:
         raise ValueError(
             f"{path} has {vocab_size} tokens, its BPE model {tokenizer.vocab_size}. "
-            "Give the BPE model of its training"
+            "Set the option bpe_model to the BPE model of its training"
         )
     return tokenizer
 
@@ -110,29 +113,30 @@ class ZipformerTeacher(Teacher):
     """Encoder output, stacks, and token distributions of a Zipformer.
 
     Args:
-      name:      of the teacher; its fields are ``<name>``, ``<name>_layer<k>`` for
-                 several stacks, ``<name>_ctc`` and ``<name>_path``.
+      name:      of the teacher; its fields are ``<name>``, or ``<name>_layer<k>`` for
+                 each of several stacks, ``<name>_ctc`` and ``<name>_path``.
       model_dir: a checkpoint, ours or icefall's, or a folder with ``pretrained.pt``.
       outputs:   any of "embedding", "ctc" and "path"; see
                  :class:`icefall_kd.teachers.paths.BestPaths`.
-      layers:    "last" is the encoder's output at 25 Hz.  Numbers are stacks, counted
-                 from 0, or negative from the end; their output has 50 Hz, as the input
-                 of the next stack.  One is the field ``<name>``, several are one field
-                 each.
-      layer_weights: one for each stack; the field ``<name>`` is their weighted sum.
-      topk:      tokens in a frame of "ctc" or "path".
-      beam:      hypotheses of the search for paths without transcript.
-      chunk_size: in 50 Hz frames, for a causal model; -1 is full context.
-      left_context: of chunks, in 50 Hz frames; -1 is unlimited.
-      bpe_model: file, for "ctc" or "path" of a checkpoint without BPE model
-                 (icefall's).
-      dtype:     of autocast on CUDA; "float32" on a CPU.
+      layers:    "last" is the encoder's output at 25 Hz.  Layer k is the output of
+                 stack k at 50 Hz, counted from 0, or negative from the end.  One is the
+                 field ``<name>``, several are one field each.
+      layer_weights: one for each stack; the field ``<name>`` is the weighted sum.
+      topk:      number of tokens to store in a frame of "ctc" or "path".
+      beam:      number of hypotheses in the search for the path of an utterance without
+                 transcript.
+      chunk_size: of a causal model, in frames of 20 ms; -1 is full context.
+      left_context: of chunks, in frames of 20 ms; -1 is unlimited.
+      bpe_model: file of the tokens, for "ctc" or "path" of a checkpoint that does not
+                 contain them (icefall's).
+      dtype:     "fp16" and "bf16" use autocast, only on CUDA; "float32" does not.
       device:    "cpu" or "cuda".
       num_threads: not used: PyTorch has one number of threads for all models.
-      heads:     of a model of icefall, see :mod:`icefall_kd.transducer.icefall`.
+      heads:     number and dimensions of attention heads for a checkpoint of icefall:
+                 :data:`icefall_kd.transducer.icefall.HEAD_OPTIONS`.
     Raises:
-      FileNotFoundError: if there is no checkpoint.
-      ValueError: if the file is no checkpoint, or an option does not suit the model.
+      FileNotFoundError: if the checkpoint does not exist.
+      ValueError: if the file is not a checkpoint, or an option does not suit the model.
     """
 
     def __init__(
@@ -208,12 +212,13 @@ class ZipformerTeacher(Teacher):
             if weights is not None and len(set(stack_dims)) > 1:
                 raise ValueError(
                     f"layer_weights: layers {list(self._stacks.layers)} have "
-                    f"{stack_dims} channels and no sum. Leave the option out to get "
-                    "one field for each"
+                    f"{stack_dims} channels and cannot be summed. Leave the option out "
+                    "to get one field for each"
                 )
         elif weights is not None:
             raise ValueError(
-                "layer_weights: layers 'last' has no sum. Give numbers as layers"
+                "layer_weights: needs numbers of stacks, but layers is 'last'. Leave "
+                "the option out, or set layers"
             )
         fingerprint = {**self._fingerprint, "model_sha256": self._hash_parts()}
         for field, choice in chosen.items():
@@ -240,7 +245,7 @@ class ZipformerTeacher(Teacher):
         self.outputs[f"{self.name}_{kind}"] = Output(kind, dim, shift, fingerprint)
 
     def _hash_parts(self, *heads: str) -> str:
-        """Return the hash of the weights of the encoder and of ``heads``."""
+        """Return the SHA-256 of the weights of the encoder and of ``heads``."""
         parts = (*ENCODER, *heads)
         weights = self._model.state_dict()
         return sha256_tensors(
@@ -253,8 +258,9 @@ class ZipformerTeacher(Teacher):
     ) -> dict[str, TeacherOutput]:
         """Return the outputs of a batch, on the model's device.
 
-        T of an embedding is ceil(samples / samples of a frame).  T of "ctc" and "path"
-        is that of the model, ((F - 7) // 2 + 1) // 2 for F frames of fbank.
+        T of an embedding is ceil(samples / 640) for the encoder's output at 25 Hz and
+        ceil(samples / 320) for stacks.  T of "ctc" and "path" is that of the model,
+        ((F - 7) // 2 + 1) // 2 for F frames of fbank.
         """
         check_waves(waves, wave_lens)
         model, wave_lens = self._model, wave_lens.to(self._device)
@@ -296,14 +302,19 @@ def _check_options(
             f"outputs: {list(outputs)} is invalid. Available: {', '.join(KINDS)}"
         )
     if set(heads) - set(HEAD_OPTIONS):
-        raise ValueError(f"family 'zipformer' has no option {sorted(heads)}")
+        raise ValueError(
+            f"family 'zipformer' has no option {sorted(heads)}. For a checkpoint of "
+            f"icefall, available: {', '.join(HEAD_OPTIONS)}"
+        )
     if dtype not in DTYPES:
         raise ValueError(f"dtype: unknown '{dtype}'. Available: {', '.join(DTYPES)}")
     kind = torch.device(device).type
     if kind == "cpu" and dtype != "float32":
         raise ValueError(f"dtype: {dtype} needs device cuda. Use float32 on a CPU")
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: '{device}' does not exist, torch finds no CUDA GPU")
+        raise ValueError(
+            f"device: '{device}' does not exist, torch finds no CUDA GPU. Use cpu"
+        )
     if chunk_size == -1 and left_context != -1:
         raise ValueError(
             f"left_context: {left_context} needs a chunk_size. Set it, or leave "

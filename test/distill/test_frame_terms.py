@@ -244,7 +244,7 @@ def test_a_teacher_of_another_rate_or_length_is_refused(student, batch, infos):
     with pytest.raises(ValueError, match="every 0.02 s, the student every 0.04 s"):
         term(student, batch, 0)
     batch["fields"]["first"] = ctc_field(1, lens=[19, 13])
-    with pytest.raises(ValueError, match="the teacher has .19, 13. frames"):
+    with pytest.raises(ValueError, match="field 'first' has .19, 13. frames"):
         term(student, batch, 0)
 
 

@@ -10,8 +10,8 @@ from term_inputs import LENS, VOCAB, build, distribution_batch, distribution_inf
 from icefall_kd.distill.lfmmi import (
     LfmmiConfig,
     LfmmiTerm,
+    compute_sequence_divergence,
     make_dense_log_probs,
-    sequence_divergence,
 )
 from icefall_kd.transducer.denominator import build_denominator, save_denominator
 
@@ -40,7 +40,9 @@ def test_it_is_the_divergence_of_label_sequences(student, batch, infos, lfmmi):
     lens = [3, 2]
     log_probs = student.model.ctc_output(student.encoder_out[:, :3]).detach()
     teacher = make_dense_log_probs(batch["fields"]["first"]["x"][:, :3], VOCAB)
-    found = sequence_divergence(log_probs, teacher, torch.tensor(lens), term.graph, 100)
+    found = compute_sequence_divergence(
+        log_probs, teacher, torch.tensor(lens), term.graph, 100
+    )
     for n, frames in enumerate(lens):
         paths = list(itertools.product(range(VOCAB), repeat=frames))
         language = torch.tensor([language_score(term.graph, p) for p in paths])
@@ -73,7 +75,9 @@ def test_a_student_like_its_teacher_has_no_loss(student, batch, infos, lfmmi):
     term, _ = build(LfmmiTerm(lfmmi), student, infos)
     teacher = make_dense_log_probs(batch["fields"]["first"]["x"], VOCAB)
     same = teacher.clone().requires_grad_()
-    found = sequence_divergence(same, teacher, torch.tensor(LENS), term.graph, 100)
+    found = compute_sequence_divergence(
+        same, teacher, torch.tensor(LENS), term.graph, 100
+    )
     torch.testing.assert_close(found, torch.zeros(2).double(), atol=1e-3, rtol=0)
     found.sum().backward()
     assert same.grad.abs().max() < 1e-3

@@ -66,7 +66,7 @@ def test_terms_of_weight_zero_are_off():
     assert [(weight, term.name) for weight, term in terms] == [(0.3, "ctc")]
     with pytest.raises(ValueError, match=r"terms\.ctc\.weight: -1\.0"):
         build_terms(TermsConfig(ctc=CtcConfig(weight=-1.0)))
-    with pytest.raises(ValueError, match="terms: none is on.*embedding"):
+    with pytest.raises(ValueError, match="terms: no term .*embedding"):
         build_terms(TermsConfig())
 
 

@@ -222,7 +222,7 @@ def test_a_vocabulary_teacher_without_its_members_is_refused(
     ):
         build_teachers(describe(tmp_path / "none.pt", tiny_dir))
     described["vocab"]["model_dir"] = []
-    with pytest.raises(ValueError, match="'vocab': model_dir .*empty"):
+    with pytest.raises(ValueError, match="'vocab': model_dir: .*empty"):
         build_teachers(described)
 
 
