@@ -82,9 +82,9 @@ def _normalise_arguments(
     Raises:
       ValueError: if an option is unknown or a YAML file is missing or invalid.
     """
-    found: list[str] = []
+    normalised: list[str] = []
     files: dict[str, Any] = {}
-    name, kind = "", None  # of the option that waits for its value
+    name, kind = "", None  # name and type of the option whose value comes next
     for argument in arguments:
         prefix, value = "", argument
         if argument.startswith("--"):
@@ -93,16 +93,16 @@ def _normalise_arguments(
             kind = _argument_type(cls, name)
             prefix = f"--{name}{equals}"
             if not equals:
-                found.append(prefix)
+                normalised.append(prefix)
                 continue
         if name == "config":
             files[value] = _read_options(cls, value)
             value = yaml.safe_dump(files[value], sort_keys=False)
         elif _is_tuple(kind) and not value.startswith("["):
             value = f"[{value}]"
-        found.append(f"{prefix}{value}")
+        normalised.append(f"{prefix}{value}")
         name, kind = "", None
-    return found, files
+    return normalised, files
 
 
 def _argument_type(cls: type, name: str) -> Any:
@@ -136,7 +136,7 @@ def _normalise_values(
     Args:
       prefix: group of ``values`` in ``cls``, for example "optim.".
     """
-    found = {}
+    normalised = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
         try:
@@ -148,8 +148,8 @@ def _normalise_values(
             value = _normalise_values(cls, value, path, f"{name}.")
         elif _is_tuple(kind) and isinstance(value, (str, int, float)):
             value = [value]
-        found[key] = value
-    return found
+        normalised[key] = value
+    return normalised
 
 
 def _option_names(cls: type, prefix: str = "") -> Iterator[str]:

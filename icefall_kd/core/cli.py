@@ -63,17 +63,18 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **options: Any) -> None:
         options.setdefault("formatter_class", _HelpFormatter)
         super().__init__(*args, **options)
-        self._words: Sequence[str] = ()
+        self._arguments: Sequence[str] = ()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        self._words = sys.argv[1:] if args is None else args
+        """Parse ``args``, and keep them for the error message."""
+        self._arguments = sys.argv[1:] if args is None else args
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         known = tuple(self._option_string_actions)
         if message.startswith("the following arguments are required:"):
             # argparse does not report unknown options in this case.
-            names = (str(word).partition("=")[0] for word in self._words)
+            names = (str(word).partition("=")[0] for word in self._arguments)
             unknown = [
                 name
                 for name in names
@@ -158,7 +159,7 @@ def _parse_float(text: str) -> float:
 
 
 @contextlib.contextmanager
-def exit_on_error(command: str, *also: type[Exception]) -> Iterator[None]:
+def exit_on_error(command: str, *expected: type[Exception]) -> Iterator[None]:
     """Exit with one line on stderr for an expected error; others keep their traceback.
 
     Expected errors are an ``OSError``, a ``ValueError`` that code of this package
@@ -166,7 +167,7 @@ def exit_on_error(command: str, *also: type[Exception]) -> Iterator[None]:
 
     Args:
       command: name of the command; the line begins with it.
-      also: further exceptions that are expected.
+      expected: further expected exceptions.
     Raises:
       SystemExit: for an expected error, with exit status 1; 130 after Ctrl-C, as in
         shells.
@@ -183,7 +184,7 @@ def exit_on_error(command: str, *also: type[Exception]) -> Iterator[None]:
             raise
         message = f"the package '{e.name}' cannot be imported ({e}); remedy: {remedy}"
         raise SystemExit(f"{command}: {message}") from e
-    except (OSError, *also) as e:
+    except (OSError, *expected) as e:
         raise SystemExit(f"{command}: {e}") from e
     except ValueError as e:
         if not _is_raised_by_package(e):

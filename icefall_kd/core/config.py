@@ -1,7 +1,7 @@
 """Shape of the student as frozen dataclasses, and conversion to plain dictionaries.
 
-Every checkpoint holds its :class:`ModelConfig`, so decoding and export need no other
-configuration.  ``icefall_kd.training.config`` has the options of a training run.
+A checkpoint contains its :class:`ModelConfig`, so decoding and export need no other
+configuration.  The options of a training run are in ``icefall_kd.training.config``.
 """
 
 import dataclasses
@@ -146,14 +146,14 @@ class ModelConfig:
 def to_dict(config: Any) -> dict:
     """Return a dataclass as dicts and lists, for JSON, YAML and checkpoints."""
 
-    def plain(value: Any) -> Any:
+    def convert(value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
+            return {k: convert(v) for k, v in value.items()}
         if isinstance(value, (tuple, list)):
-            return [plain(v) for v in value]
+            return [convert(v) for v in value]
         return value
 
-    return plain(dataclasses.asdict(config))
+    return convert(dataclasses.asdict(config))
 
 
 def rename_option(name: str) -> str:

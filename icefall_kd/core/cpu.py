@@ -132,7 +132,10 @@ def keep_freed_memory(one_arena: bool = False) -> None:
 
 
 def release_freed_memory() -> None:
-    """Make glibc return freed memory to the system; many block sizes fragment it."""
+    """Make glibc, if it is the C library, return freed memory to the system.
+
+    After :func:`keep_freed_memory`, blocks of many sizes fragment the memory.
+    """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 

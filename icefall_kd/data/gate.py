@@ -46,7 +46,7 @@ REASONS: dict[str, str] = {
     "not_finite": "its audio has NaN or infinite samples",
 }
 REMEDIES: dict[str, str] = {
-    "duplicate_id": "give each cut its own id",
+    "duplicate_id": "give each cut a unique id",
     "mixed_cut": "write such cuts to files with lhotse's CutSet.save_audios",
     "two_supervisions": "split such cuts with lhotse's CutSet.trim_to_supervisions, or "
     "join their supervisions with CutSet.merge_supervisions; give no BPE model for an "
@@ -62,7 +62,7 @@ REMEDIES: dict[str, str] = {
     "wrong_length": "make the manifest from the audio files: lhotse's "
     "Recording.from_file, or 'lhotse kaldi import' without a file reco2dur",
 }
-MAX_EXAMPLES = 5  # cuts logged for each reason; the report has all
+MAX_EXAMPLES = 5  # cuts logged for each reason; the report lists all
 CHUNK = 32  # cuts that a process reads at a time
 
 

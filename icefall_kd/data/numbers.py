@@ -187,7 +187,7 @@ def _write_money(m: "re.Match[str]") -> str:
 
 def _write_time(m: "re.Match[str]") -> str:
     """Return a time of day: 3:05 p.m., 15:00, 7 p.m."""
-    hour, minute, half = m["hour"], m["minute"], m["half"]
+    hour, minute, half = m["hour"], m["minute"], m["half"]  # half of the day: A or P
     words = [_write(hour)]
     if minute and (minute != "00" or m["second"]):
         words.append(_write_minutes(minute))

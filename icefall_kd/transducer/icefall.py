@@ -5,8 +5,8 @@ configuration.  The shapes of the tensors determine all sizes except the dimensi
 attention heads, because a tensor's size is the product of the head dimension and the
 number of heads.  The head dimensions come from the caller, from a training checkpoint
 (``epoch-N.pt``) or from icefall's defaults, and are checked against the tensors.
-Options that matter only in training (dropout, feature masks, chunk sizes) are not in
-the weights and keep the defaults of this project.
+Options that matter only in training are not in the weights.  Feature masks are off,
+dropout and chunk sizes have the defaults of this project.
 """
 
 import logging

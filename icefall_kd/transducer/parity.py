@@ -132,7 +132,10 @@ class Difference(NamedTuple):
 
 @torch.no_grad()
 def compare(arrays: Arrays) -> Iterator[Difference]:
-    """Yield the difference of each output in the file; infinite for an unknown one."""
+    """Yield the difference of each output in a parity file.
+
+    It is infinite if our model does not compute an output of that name.
+    """
     ours = compute_outputs(load_model(arrays), arrays)
     for name, expected in arrays.items():
         if name.startswith(PREFIX) or name in INPUTS:

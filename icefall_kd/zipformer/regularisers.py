@@ -22,7 +22,7 @@ DEAD_POWER = 1e-14  # a channel with less power gets no gradient
 
 
 def is_idle(module: nn.Module, x: Tensor) -> bool:
-    """Return whether a regulariser is off: in evaluation, tracing, without gradient."""
+    """Return whether a regulariser has no effect: evaluation, tracing, no gradient."""
     return not module.training or not x.requires_grad or torch.jit.is_tracing()
 
 
