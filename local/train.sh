@@ -70,7 +70,7 @@ run_command() {  # folder of the stage, command of bin.train or bin.average
   # bin.train skips a finished training, run_once skips a finished averaging.
   if [[ $* == *icefall_kd.bin.average* ]]; then
     run_once --reads "$1/done" --reads "$1/metrics.jsonl" \
-      --code training/averaging.py "$1/.averaged" "${@:2}"
+      --code training/checkpoint.py "$1/.averaged" "${@:2}"
   else
     "${@:2}"
   fi

@@ -83,7 +83,7 @@ train_vocab_teacher() {  # folder of its run, further options
     --data.train "[${vocab_teacher_sets// /, }]" --num-epochs "$vocab_teacher_epochs" \
     --seed "$seed" "${@:2}"
   run_once --reads "$1/done" --reads "$1/metrics.jsonl" \
-    --code training/averaging.py "$1/.averaged" \
+    --code training/checkpoint.py "$1/.averaged" \
     python -m icefall_kd.bin.average --exp-dir "$1" --avg "$vocab_teacher_avg"
 }
 
