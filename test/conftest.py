@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from recipe import locked_recipe
+from recipe import ROOT, locked_recipe
 
 # Fixtures of all folders: a fixture that two conftests import is built twice.
 pytest_plugins = ["students", "real_shar", "real_teachers"]
@@ -65,9 +65,13 @@ def pytest_fixture_setup(fixturedef, request):
         yield
 
 
-def prepare(*options: str) -> Path:
-    """Run the recipe's own stages; what is done already takes no time."""
-    with locked_recipe() as folder:
+def prepare(*options: str, corpus: str = "asterisk") -> Path:
+    """Run stages of prepare.sh and return the recipe's folder.
+
+    Stages that are done already take no time.
+    """
+    folder = ROOT / "egs" / corpus / "KD"
+    with locked_recipe():
         command = ["bash", str(folder / "prepare.sh"), *options]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
@@ -85,3 +89,15 @@ def asterisk() -> Path:
 def asterisk_unlabelled() -> Path:
     """The recipe's folder with the quick unlabelled set too."""
     return prepare("--unlabelled", "quick")
+
+
+@pytest.fixture(scope="session")
+def adventure_packages() -> Path:
+    """The folder of the unpacked packages of the adventure corpus."""
+    return prepare("--stop-stage", "0", corpus="adventure") / "download/packages"
+
+
+@pytest.fixture(scope="session")
+def adventure() -> Path:
+    """The recipe's folder with its manifests; the first time takes minutes."""
+    return prepare("--stop-stage", "1", corpus="adventure")

@@ -5,6 +5,7 @@ import logging
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 from lhotse import CutSet
@@ -41,14 +42,36 @@ def write_manifest(cuts: CutSet, path: Path) -> None:
     logging.info("wrote %s: %d cuts, %.2f h", path, len(cuts), hours)
 
 
-def write_splits(cuts: CutSet, splits_dir: Path, output: Path) -> None:
+def check_release(
+    texts: Mapping[str, str], num_texts: int, digest: str, release: str
+) -> None:
+    """Check that the texts of a corpus are those of the release that a recipe reads.
+
+    Args:
+      texts: name -> text, not normalised.
+      digest: SHA-256 of the sorted lines ``name<TAB>text``, joined by newlines.
+      release: for the message.
+    Raises:
+      ValueError: if a text differs.
+    """
+    lines = "\n".join(sorted(f"{name}\t{text}" for name, text in texts.items()))
+    if len(texts) != num_texts or sha256(lines.encode()).hexdigest() != digest:
+        raise ValueError(
+            f"{len(texts)} clips with text, which are not the {num_texts} of the "
+            f"release; use {release}"
+        )
+
+
+def write_splits(
+    cuts: CutSet, splits_dir: Path, output: Path, splits: Sequence[str] = SPLITS
+) -> None:
     """Write ``<output>/<split>.jsonl.gz`` for each list of ids in ``splits_dir``.
 
     Raises:
       FileNotFoundError: if a list is missing.
       ValueError: if an id is listed twice or is not in ``cuts``.
     """
-    lists = read_id_lists(splits_dir)
+    lists = read_id_lists(splits_dir, splits)
     by_id = {cut.id: cut for cut in cuts}
     for split, ids in lists.items():
         missing = [id for id in ids if id not in by_id]
@@ -63,8 +86,10 @@ def write_splits(cuts: CutSet, splits_dir: Path, output: Path) -> None:
         write_manifest(chosen, output / f"{split}.jsonl.gz")
 
 
-def read_id_lists(directory: Path) -> dict[str, list[str]]:
-    """Return split -> ids of ``train.txt``, ``dev.txt`` and ``test.txt``.
+def read_id_lists(
+    directory: Path, splits: Sequence[str] = SPLITS
+) -> dict[str, list[str]]:
+    """Return split -> ids of ``<split>.txt``.
 
     Raises:
       FileNotFoundError: if a list is missing.
@@ -72,7 +97,7 @@ def read_id_lists(directory: Path) -> dict[str, list[str]]:
     """
     lists: dict[str, list[str]] = {}
     split_of: dict[str, str] = {}
-    for split in SPLITS:
+    for split in splits:
         path = directory / f"{split}.txt"
         if not path.exists():
             raise FileNotFoundError(

@@ -1,9 +1,12 @@
 """Splits of a corpus and their lists of ids."""
 
+from hashlib import sha256
+
 import pytest
 from dummies import noise_cuts
 
 from icefall_kd.corpora.manifests import (
+    check_release,
     draw_splits,
     read_id_lists,
     write_id_lists,
@@ -50,3 +53,13 @@ def test_listed_id_without_audio_is_reported_before_anything_is_written(tmp_path
     with pytest.raises(ValueError, match=r"dev.txt: 2 of 2 ids .*\(x, y\)"):
         write_splits(cuts, tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "texts", [{"a": "One.", "b": "two"}, {"a": "One."}, {"a": "Two", "b": "One."}]
+)
+def test_texts_of_another_release_are_refused(texts):
+    digest = sha256(b"a\tOne.\nb\tTwo").hexdigest()
+    check_release({"b": "Two", "a": "One."}, 2, digest, "the release")
+    with pytest.raises(ValueError, match=f"{len(texts)} clips.* 2 .*use the release"):
+        check_release(texts, 2, digest, "the release")

@@ -1,11 +1,17 @@
 """The dialogue of Flight of the Amazon Queen."""
 
 import struct
+from collections import Counter
 
 import pytest
 
 from icefall_kd.corpora.audio import store_clips
-from icefall_kd.corpora.queen import read_dialogue, read_members
+from icefall_kd.corpora.queen import (
+    read_data_file,
+    read_dialogue,
+    read_members,
+    read_texts,
+)
 from icefall_kd.data.audio_files import decode
 
 
@@ -59,3 +65,33 @@ def test_the_game_has_its_dialogue(asterisk_unlabelled, tmp_path):
     cuts = store_clips(read_dialogue(source, max_minutes=1.0), tmp_path)
     assert 0.7 < sum(cut.duration for cut in cuts) / 60 < 1.3
     assert all(cut.sampling_rate == 16000 and not cut.supervisions for cut in cuts)
+
+
+@pytest.fixture(scope="module")
+def texts(adventure_packages):
+    return read_texts(read_data_file(adventure_packages))
+
+
+def test_every_text_of_the_game_has_source_and_speaker(texts):
+    sources = Counter(text.source for text in texts.values())
+    assert sources == {"DOG": 3983, "CUT": 2040, "JAS": 564}
+    speakers = Counter(text.speaker for text in texts.values())
+    assert speakers["joe"] == 1930 and speakers["cut"] == 2040
+    assert len(speakers) == 31
+
+
+@pytest.mark.parametrize(
+    "name, text, speaker",
+    [
+        # Commands are removed.
+        ("020006J1", "At least I don't look like I need to wear one.", "joe"),
+        ("29001FJ2", "It's his birthday you see.", "joe"),  # second segment
+        # The first of two texts.
+        ("290020P2", "Sorry, but you've picked the wrong building.", "laris"),
+        ("C63K_081", "Birth marks don't count!", "cut"),
+        ("JOE02551", "Hmmm...", "joe"),
+    ],
+)
+def test_clip_has_its_text(texts, name, text, speaker):
+    found = texts[f"{name}.SB"]
+    assert (found.text, found.speaker) == (text, speaker)

@@ -137,6 +137,14 @@ def test_failed_download_is_reported_with_the_remedy(tmp_path, without_apt):
             "asterisk/prepare_queen.py --source . --name q --audio a --output x",
             "no queen.1c",
         ),
+        (
+            "adventure/prepare_queen.py --source . --name q --audio a --output x",
+            "no queen.1c",
+        ),
+        (
+            "adventure/prepare_sky.py --source . --name s --audio a --output x",
+            "no sky.dnr",
+        ),
         ("asterisk/prepare_asterisk.py --source . --check", "core-sounds-en.txt"),
         (
             "asterisk/prepare_asterisk.py --source . --name x",
