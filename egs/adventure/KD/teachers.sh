@@ -1,0 +1,120 @@
+#!/usr/bin/env bash
+# Fetch the teachers, and write their outputs on the audio as fields.
+#
+#   bash egs/adventure/KD/teachers.sh [--stop-stage 5] [--profile 6h]
+#
+# Stage 0: fetch OpenAI Whisper tiny.en and base -> download/teachers/<teacher>/
+# Stage 1: extract their embeddings, 50 Hz       -> data/shar/<set>/<teacher>.*.tar
+# Stage 2: transcribe the unlabelled audio       -> data/shar/<unlabelled>_whisper_base/
+#
+# For the parts one_best, inter_ctc, lfmmi and essence (--stop-stage 5):
+# Stage 3: train the vocabulary teacher, a recogniser with the student's tokens whose
+#          input are the embeddings              -> exp/vocab_teacher/pretrained.pt
+# Stage 4: extract its distributions, 25 Hz      -> data/shar/<set>/vocab_teacher_{ctc,path}.*
+# Stage 5: decode with it                        -> exp/vocab_teacher/decode/
+#
+# For the part hidden:
+# Stage 6: extract a trained student's outputs   -> exp/student/pretrained.pt,
+#          data/shar/<set>/student_{layer<k>,ctc}.*
+#
+# Each stage writes only files that are missing or damaged.
+stage=0              # first stage to run
+stop_stage=2         # last stage to run
+profile=             # 45min or 6h: duration of the audio with transcripts
+fetch="whisper_tiny_en whisper_base" # teachers of stage 0
+conf=conf/teachers.yaml # teachers of stage 1 and their options
+codec=pq16           # codec of the embeddings; fp16 takes 60 times the space, see bin.extract --help
+sets=                # sets of stage 1 (default: labelled, unlabelled and dev of the profile)
+numbers=spoken       # numbers in pseudo-labels: spoken or digits
+vocab_teacher_sets=train # training sets of the vocabulary teacher
+vocab_teacher_epochs=12 # epochs of its training
+vocab_teacher_avg=3  # number of last epochs to average
+target_sets=         # sets of stages 4 and 6 (default: labelled, dev, those of stage 2)
+student=             # checkpoint of stage 6 (default: exp/<profile>/unified/both_unlabelled+pseudo/finetune/pretrained.pt)
+seed=42              # seed of the vocabulary teacher
+from_dir=            # folder with a sub-folder for each teacher (default: download)
+num_threads=         # CPU threads (default: one a CPU)
+max_batch_duration=60 # audio in one batch of a teacher in seconds
+overwrite=false      # replace fields that were written with other options
+
+set -euo pipefail
+export CALLED_IN=$PWD
+cd "$(dirname "${BASH_SOURCE[0]}")"
+source ../../../local/env.sh
+source ../../../local/parse_options.sh
+paths_from_caller conf student from_dir
+source ../../../local/recipe.sh
+
+sets=${sets:-$labelled $unlabelled $dev_set}
+target_sets=${target_sets:-$labelled $dev_set $pseudo_labelled}
+student=${student:-exp/$profile/unified/both_unlabelled+pseudo/finetune/pretrained.pt}
+threads=(${num_threads:+--num-threads "$num_threads"})
+vocab_teacher=exp/vocab_teacher
+
+extract() {  # conf of the teachers, sets, further options
+  local set folders=() options=("${threads[@]}")
+  for set in $2; do
+    folders+=("data/shar/$set")
+  done
+  if [[ $overwrite == true ]]; then
+    options+=(--overwrite)
+  fi
+  python -m icefall_kd.bin.extract --shar-dir "${folders[@]}" --teachers "$1" \
+    "${options[@]}" "${@:3}"
+}
+
+extract_embeddings() {  # sets; all sets share the codecs of train
+  extract "$conf" "$1" --codec "$codec" --codec-from data/shar/train \
+    --max-batch-duration "$max_batch_duration"
+}
+
+if in_stage 0 "Fetch the teachers -> download/teachers"; then
+  for teacher in $fetch; do
+    python -m icefall_kd.bin.fetch_teacher --teacher "$teacher" \
+      --out-dir "download/teachers/$teacher" \
+      ${from_dir:+--from-dir "$from_dir/$teacher"}
+  done
+fi
+
+if in_stage 1 "Extract embeddings -> data/shar/{${sets// /,}}/<teacher>.*"; then
+  extract_embeddings "$sets"
+fi
+
+if in_stage 2 "Transcribe with Whisper base -> data/shar/{${pseudo_labelled// /,}}"; then
+  for set in $unlabelled; do
+    python -m icefall_kd.bin.pseudo_label --shar-dir "data/shar/$set" \
+      --model-dir download/teachers/whisper_base "${threads[@]}" \
+      --numbers "$numbers" --output "data/shar/$set$pseudo_suffix"
+  done
+fi
+
+if in_stage 3 "Train the vocabulary teacher -> $vocab_teacher"; then
+  OMP_NUM_THREADS=${num_threads:-$OMP_NUM_THREADS} \
+    MKL_NUM_THREADS=${num_threads:-$OMP_NUM_THREADS} \
+    python -m icefall_kd.bin.train --exp-dir "$vocab_teacher" \
+    --config conf/vocab_teacher.yaml --data.train "[${vocab_teacher_sets// /, }]" \
+    --num-epochs "$vocab_teacher_epochs" --seed "$seed"
+  run_once --reads "$vocab_teacher/done" --reads "$vocab_teacher/metrics.jsonl" \
+    --code training/checkpoint.py "$vocab_teacher/.averaged" \
+    python -m icefall_kd.bin.average --exp-dir "$vocab_teacher" \
+    --avg "$vocab_teacher_avg"
+fi
+
+if in_stage 4 "Extract its distributions -> data/shar/{${target_sets// /,}}"; then
+  extract conf/vocab_teacher_fields.yaml "$target_sets"
+fi
+
+if in_stage 5 "Decode with the vocabulary teacher -> $vocab_teacher/decode"; then
+  extract_embeddings "$test_sets"
+  for set in $dev_set $test_sets; do
+    python -m icefall_kd.bin.decode --method modified_beam_search \
+      --shar-dir "data/shar/$set" --checkpoint "$vocab_teacher/pretrained.pt" \
+      --out-dir "$vocab_teacher/decode"
+  done
+fi
+
+if in_stage 6 "Extract a student's outputs -> data/shar/{${target_sets// /,}}"; then
+  mkdir -p exp/student
+  cp "$student" exp/student/pretrained.pt
+  extract conf/student_teacher.yaml "$target_sets"
+fi
