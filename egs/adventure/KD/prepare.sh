@@ -17,7 +17,7 @@ set -euo pipefail
 
 stage=0           # first stage to run
 stop_stage=4      # last stage to run
-profile=          # 45min or 6h: duration of the audio with transcripts
+profile=          # 45min or 6h of audio with transcripts (default: 45min)
 corpus_dir=       # folder with queen.1c, sky.dnr and sky.dsk, or the unpacked packages (default: download)
 vocab_size=250    # BPE tokens, <blk>, <sos/eos> and <unk> included
 speeds="0.9 1.0 1.1"  # speeds of the labelled training audio

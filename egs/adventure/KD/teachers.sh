@@ -20,7 +20,7 @@
 # Each stage writes only files that are missing or damaged.
 stage=0              # first stage to run
 stop_stage=2         # last stage to run
-profile=             # 45min or 6h: duration of the audio with transcripts
+profile=             # 45min or 6h of audio with transcripts (default: 45min)
 fetch="whisper_tiny_en whisper_base" # teachers of stage 0
 conf=conf/teachers.yaml # teachers of stage 1 and their options
 codec=pq16           # codec of the embeddings; fp16 takes 60 times the space, see bin.extract --help
