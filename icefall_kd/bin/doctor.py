@@ -18,7 +18,7 @@ from icefall_kd.doctor.packages import PACKAGES, import_packages, k2_built_for
 
 
 def describe(name: str, findings: Findings) -> str:
-    """Return the remark on one package: its purpose or its properties."""
+    """Return the purpose of a package, or the properties of torch and k2."""
     finding, package = findings[name], PACKAGES[name]
     if name == "torch" and finding.is_working:
         info = finding.info
@@ -42,7 +42,7 @@ def print_report(findings: Findings, problems: list[Problem]) -> None:
         elif finding.is_working:
             state = "ok"
         else:
-            # Optional, or the consequence of another package's problem.
+            # Not installed, or broken because of another package's problem.
             state = "absent" if finding.error is None else "see below"
         version = finding.version or "-"
         remark = describe(name, findings)
@@ -55,7 +55,7 @@ def print_report(findings: Findings, problems: list[Problem]) -> None:
 
 
 def main(argv: Optional[list[str]] = None) -> int:
-    """Print the report; returns the exit status."""
+    """Print the report, and return the exit status."""
     parser = create_parser(__doc__)
     parser.add_argument(
         "--json", action="store_true", help="print JSON instead of a table"

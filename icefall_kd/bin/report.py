@@ -1,4 +1,4 @@
-"""Write the results of several runs into a table and a page.
+"""Write a table and a page with the results of several systems.
 
     python -m icefall_kd.bin.report --exp exp/full/unified --baseline baseline \\
       --set test --out exp/full/unified/summary.md \\
@@ -10,10 +10,10 @@ page shows the training curves of runs next to the results.
 
 A gain is the relative WER reduction, with the share of bootstrap test sets on which the
 system has fewer errors than the baseline.  It needs a result of the baseline with the
-same decoding on the same utterances.  The bootstrap draws utterances: with one run of
-each system it does not cover training noise.  Systems whose names differ in @SEED are
-runs of one system.  A second table has their means; its intervals and gains also cover
-training noise.
+same decoding on the same utterances.  The bootstrap draws utterances: if each system
+has one run, intervals do not cover training noise.  Systems whose names differ only in
+@SEED are runs of one system.  A second table has the means over runs; its intervals and
+gains also cover training noise.
 
 The page is one HTML file that refers to no other file.
 """
@@ -28,7 +28,7 @@ from icefall_kd.core.cli import create_parser, exit_on_error, non_negative_int
 from icefall_kd.core.files import write_text
 from icefall_kd.core.logs import setup_logging
 from icefall_kd.report.charts import make_charts
-from icefall_kd.report.page import hardest_utterances, load_audio, render
+from icefall_kd.report.page import find_hardest_utterances, load_audio, render
 from icefall_kd.report.results import (
     Result,
     average_over_seeds,
@@ -49,7 +49,7 @@ def get_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=PATH",
-        help="name of a system and folder of its results; repeatable",
+        help="name of a system, and its folder of results or one result; repeatable",
     )
     p.add_argument(
         "--exp",
@@ -57,7 +57,7 @@ def get_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FOLDER",
-        help="folder whose sub-folders are systems; repeatable",
+        help="folder of systems; repeatable",
     )
     p.add_argument("--baseline", metavar="NAME", help="system to compare with")
     p.add_argument("--set", help="name of the only set to report")
@@ -68,7 +68,7 @@ def get_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME",
-        help="training metric of the page; repeatable (default: loss and its terms)",
+        help="training metric of the page; repeatable (default: WERs, loss and terms)",
     )
     p.add_argument(
         "--shar-dir",
@@ -76,13 +76,13 @@ def get_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FOLDER",
-        help="folder of a decoded set, whose audio the page embeds; repeatable",
+        help="decoded Shar folder whose audio the page embeds; repeatable",
     )
     p.add_argument(
         "--max-audio",
         type=non_negative_int,
         default=30,
-        help="number of utterances of each set with audio",
+        help="utterances with audio per set, those with the most errors first",
     )
     return p
 
@@ -143,13 +143,13 @@ def load_hardest_audio(
                 f"--shar-dir {shar_dir}: no result of set '{name}'. Available: "
                 f"{', '.join(sorted(sets))}"
             )
-        ids = hardest_utterances(results, name, args.max_audio)
+        ids = find_hardest_utterances(results, name, args.max_audio)
         audio[name] = load_audio(shar_dir, ids)
     return audio
 
 
 def run(args: argparse.Namespace) -> str:
-    """Write the files, and return the tables as text."""
+    """Write --out and --html, and return the tables as text."""
     results = load_results(args)
     runs = find_runs(results)
     table = make_table(results, args.baseline, runs)

@@ -23,10 +23,10 @@ class Problem:
 
     Attributes:
       subject: name of the package in the package index.
-      what: end of the sentence that starts with the subject.
+      what: description; the rest of a sentence that starts with the subject.
       remedy: command that solves the problem.
-      required: False if only an optional part fails.
-      taints: other packages that cannot be checked before this problem is solved.
+      required: False if only an optional feature fails.
+      taints: other packages whose checks are skipped until this problem is solved.
     """
 
     subject: str
@@ -36,10 +36,10 @@ class Problem:
     taints: tuple[str, ...] = ()
 
 
-def numbers(version: Optional[str]) -> tuple[int, ...]:
-    """Return the leading numbers of a version.
+def parse_version(version: Optional[str]) -> tuple[int, ...]:
+    """Return the leading numbers of a version; empty if it is not installed.
 
-    >>> numbers("1.24.4.dev2+cu")
+    >>> parse_version("1.24.4.dev2+cu")
     (1, 24, 4)
     """
     parts = []
@@ -68,40 +68,40 @@ def install_pinned_k2() -> str:
     return f"{sys.executable} -m pip install {flags} -r local/k2_wheel.txt"
 
 
-def find_k2_wheel(findings: Findings) -> str:
-    """Return the instruction to install the wheel of k2 for the installed torch."""
+def describe_k2_wheel(findings: Findings) -> str:
+    """Return an instruction to install the wheel of k2 for the installed torch."""
     torch = findings["torch"]
     page = K2_WHEELS.format("cuda" if torch.info.get("cuda") else "cpu")
     return f"install the k2 wheel whose name ends in torch{torch.version} from {page}"
 
 
-def fix_k2_and_torch(findings: Findings, built: str) -> str:
-    """Return the command that makes k2 and torch agree.
+def match_k2_and_torch(findings: Findings, built: str) -> str:
+    """Return the command that installs a k2 and a torch that match.
 
     Args:
-      findings: of all packages.
-      built: version of torch that the installed k2 was built for.
+      findings: findings of all packages.
+      built: version of torch for which the installed k2 was built.
     """
     pin = PACKAGES["torch"].pin
     if findings["torch"].version == pin:
         return install_pinned_k2()
     if built.split("+")[0] == pin:
         return pip_install(pinned("torch"), pinned("torchaudio"))
-    return find_k2_wheel(findings)
+    return describe_k2_wheel(findings)
 
 
 def is_torch_1(findings: Findings) -> bool:
     """Return whether torch is 1.x, for which the package index has a wheel of k2."""
-    return numbers(findings["torch"].version)[:1] == (1,)
+    return parse_version(findings["torch"].version)[:1] == (1,)
 
 
 def is_missing(finding: Finding) -> bool:
-    """Return whether a package is not installed at all, rather than broken."""
+    """Return whether a package is not installed; a broken one is not missing."""
     return not finding.is_installed and finding.error is None
 
 
 def check_environment(findings: Findings) -> Optional[Problem]:
-    """Check that anything is installed for the running Python."""
+    """Check that this Python has any of the main packages."""
     if not all(is_missing(findings[name]) for name in ("numpy", "torch", "lhotse")):
         return None
     remedy = "bash local/install.sh; .venv/bin/python -m icefall_kd.bin.doctor"
@@ -116,7 +116,7 @@ def check_python(findings: Findings) -> Optional[Problem]:
     if version < (3, 9):
         return Problem("python", f"is {text}, but must be 3.9 or newer", remedy)
     wheel, k2 = PACKAGES["k2"].pin, findings["k2"].version
-    is_torch_2 = numbers(findings["torch"].version) >= (2,)
+    is_torch_2 = parse_version(findings["torch"].version) >= (2,)
     if version != (3, 10) and (k2 == wheel or (k2 is None and not is_torch_2)):
         what = f"is {text}, but the wheel of k2 {wheel} needs 3.10"
         return Problem("python", what, remedy, taints=("k2",))
@@ -124,9 +124,9 @@ def check_python(findings: Findings) -> Optional[Problem]:
 
 
 def check_numpy(findings: Findings) -> Optional[Problem]:
-    """Check that torch before 2.3 has numpy 1, for which it was built."""
+    """Check that numpy is 1.x if torch is older than 2.3, which was built for it."""
     torch, numpy = findings["torch"].version, findings["numpy"].version
-    if torch and numbers(torch) < (2, 3) and numbers(numpy) >= (2,):
+    if torch and parse_version(torch) < (2, 3) and parse_version(numpy) >= (2,):
         what = f"is {numpy}, but torch {torch} was built for numpy 1"
         return Problem("numpy", what, pip_install(pinned("numpy")))
     return None
@@ -135,7 +135,7 @@ def check_numpy(findings: Findings) -> Optional[Problem]:
 def check_torch(findings: Findings) -> Optional[Problem]:
     """Check that torch is at least 1.13.1."""
     version = findings["torch"].version
-    if version and numbers(version) < (1, 13, 1):
+    if version and parse_version(version) < (1, 13, 1):
         what = f"is {version}, but must be 1.13.1 or newer"
         fix = pip_install(pinned("torch"), pinned("torchaudio"))
         return Problem("torch", what, fix)
@@ -143,7 +143,7 @@ def check_torch(findings: Findings) -> Optional[Problem]:
 
 
 def check_gpu(findings: Findings) -> Optional[Problem]:
-    """Check that torch was compiled for the GPU of this machine."""
+    """Check that torch has code for the GPU of this machine."""
     info = findings["torch"].info
     if not info.get("gpu"):
         return None
@@ -165,7 +165,7 @@ def check_k2_torch(findings: Findings) -> Optional[Problem]:
     built = k2_built_for("torch")
     if not k2.is_installed or not torch.is_installed or built is None:
         return None
-    fix = fix_k2_and_torch(findings, built)
+    fix = match_k2_and_torch(findings, built)
     if built.split("+")[0] != torch.version:
         what = f"{k2.version} was built for torch {built}, but torch is {torch.version}"
         return Problem("k2", what, fix, taints=("torch",))
@@ -177,22 +177,22 @@ def check_k2_torch(findings: Findings) -> Optional[Problem]:
 
 
 def check_k2_cuda(findings: Findings) -> Optional[Problem]:
-    """Check that k2 has CUDA on a machine with a GPU."""
+    """Check that k2 was compiled with CUDA if the machine has a GPU."""
     k2, gpu = findings["k2"], findings["torch"].info.get("gpu")
     if not gpu or not k2.is_working or k2.info.get("with_cuda"):
         return None
     what = f"{k2.version} was compiled without CUDA, but the machine has {gpu}"
-    return Problem("k2", what, find_k2_wheel(findings))
+    return Problem("k2", what, describe_k2_wheel(findings))
 
 
 def check_torchaudio(findings: Findings) -> Optional[Problem]:
-    """Check that torchaudio has torch's release: 0.13 for 1.13, 2.x for 2.x."""
+    """Check that torchaudio has the release of torch: 0.13 for 1.13, 2.x for 2.x."""
     torch, audio = findings["torch"].version, findings["torchaudio"].version
-    if not torch or not audio or numbers(torch) >= (2, 9):
+    if not torch or not audio or parse_version(torch) >= (2, 9):
         return None
-    major, minor = (*numbers(torch), 0, 0)[:2]
+    major, minor = (*parse_version(torch), 0, 0)[:2]
     wanted = (0, minor) if major == 1 else (major, minor)
-    if numbers(audio)[:2] == wanted:
+    if parse_version(audio)[:2] == wanted:
         return None
     release = f"torchaudio=={major}.{minor}.*"
     if is_torch_1(findings):
@@ -202,14 +202,14 @@ def check_torchaudio(findings: Findings) -> Optional[Problem]:
 
 
 def check_lhotse(findings: Findings) -> Optional[Problem]:
-    """Check that lhotse is the pin, or newer if torch is newer than 1.x."""
+    """Check that lhotse is the pinned version, or with torch 2 at least that one."""
     version, torch = findings["lhotse"].version, findings["torch"].version
     pin = PACKAGES["lhotse"].pin
-    if not numbers(version):
+    if not parse_version(version):
         return None
-    if numbers(version) < numbers(pin):
+    if parse_version(version) < parse_version(pin):
         what = f"is {version}, but must be {pin} or newer"
-    elif is_torch_1(findings) and numbers(version) > numbers(pin):
+    elif is_torch_1(findings) and parse_version(version) > parse_version(pin):
         what = f"is {version}, whose samplers fail with torch {torch}"
     else:
         return None
@@ -217,18 +217,28 @@ def check_lhotse(findings: Findings) -> Optional[Problem]:
 
 
 def check_protobuf(findings: Findings) -> Optional[Problem]:
-    """Check that onnx before 1.18 has a protobuf before 5."""
+    """Check that protobuf is older than 5 if onnx is older than 1.18."""
     protobuf, onnx = findings["google.protobuf"].version, findings["onnx"].version
-    if protobuf and onnx and numbers(protobuf) >= (5,) and numbers(onnx) < (1, 18):
+    if (
+        protobuf
+        and onnx
+        and parse_version(protobuf) >= (5,)
+        and parse_version(onnx) < (1, 18)
+    ):
         what = f"is {protobuf}, too new for onnx {onnx}"
         return Problem("protobuf", what, pip_install(pinned("google.protobuf")))
     return None
 
 
 def check_onnx(findings: Findings) -> Optional[Problem]:
-    """Check that numpy 1 has an onnx before 1.18."""
+    """Check that onnx is older than 1.18 if numpy is 1.x."""
     numpy, onnx = findings["numpy"].version, findings["onnx"].version
-    if onnx and numpy and numbers(onnx) >= (1, 18) and numbers(numpy) < (2,):
+    if (
+        onnx
+        and numpy
+        and parse_version(onnx) >= (1, 18)
+        and parse_version(numpy) < (2,)
+    ):
         what = f"is {onnx}, which needs numpy 2 and a newer protobuf"
         fix = pip_install(pinned("onnx"), pinned("google.protobuf"))
         return Problem("onnx", what, fix)
@@ -236,9 +246,9 @@ def check_onnx(findings: Findings) -> Optional[Problem]:
 
 
 def check_transformers(findings: Findings) -> Optional[Problem]:
-    """Check that torch 1.x has transformers up to 4.48."""
+    """Check that transformers is at most 4.48 if torch is 1.x."""
     version, torch = findings["transformers"].version, findings["torch"].version
-    if version and is_torch_1(findings) and numbers(version) >= (4, 49):
+    if version and is_torch_1(findings) and parse_version(version) >= (4, 49):
         what = f"is {version}, too new for torch {torch}"
         fix = pip_install("transformers==4.48.3")
         return Problem("transformers", what, fix, required=False)
@@ -254,7 +264,7 @@ def check_presence(package: Package, findings: Findings) -> Optional[Problem]:
         return None
     remedy = pip_install(pinned(package.module))
     if package.dist == "k2":
-        remedy = find_k2_wheel(findings) if is_torch_2 else install_pinned_k2()
+        remedy = describe_k2_wheel(findings) if is_torch_2 else install_pinned_k2()
     what = f"is missing (needed for: {package.purpose})"
     return Problem(package.dist, what, remedy)
 
@@ -281,9 +291,9 @@ class Check:
     """A check of one package.
 
     Attributes:
-      subject: name of the package.
+      subject: name of the package in the package index.
       run: the check.
-      needs: packages that must have no problem; otherwise the check is skipped.
+      needs: other packages; the check is skipped if one of them has a problem.
     """
 
     subject: str

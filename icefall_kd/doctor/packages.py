@@ -1,6 +1,6 @@
-"""List the packages that the doctor checks, and import them.
+"""List the packages to check, and import each in a child process.
 
-Imports run in a child process, since a broken package may abort it.
+A broken package may abort the process that imports it.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from typing import Any, Optional
 
 @dataclass(frozen=True)
 class Package:
-    """One package.
+    """A package to check.
 
     Attributes:
       module: name of the module to import.
@@ -27,7 +27,8 @@ class Package:
       pin: version in requirements.txt, for Python 3.10 and torch 1.13.1; None for
         optional packages.
       purpose: feature that needs it.
-      needs: modules that it imports; if one of them fails, this one is not checked.
+      needs: modules that it imports; if one of them has a problem, its import is not
+        checked.
       torch_1_only: whether it is optional with torch 2.
     """
 
@@ -40,7 +41,7 @@ class Package:
 
     @property
     def is_required(self) -> bool:
-        """Whether the recipe needs it."""
+        """Whether the recipes need it."""
         return self.pin is not None
 
 
@@ -70,7 +71,7 @@ PACKAGES: dict[str, Package] = {
             "kaldi_native_fbank",
             "kaldi-native-fbank",
             "1.22.5",
-            "features as deployed",
+            "fbank as in sherpa-onnx",
             ("numpy",),
         ),
         Package("kaldialign", "kaldialign", "0.12.0", "scoring"),
@@ -91,7 +92,7 @@ PACKAGES: dict[str, Package] = {
         ),
         Package("ctranslate2", "ctranslate2", "4.8.5", "Whisper teachers", ("numpy",)),
         Package("onnx", "onnx", "1.17.0", "export", ("numpy", "google.protobuf")),
-        Package("onnxruntime", "onnxruntime", "1.23.2", "checked export", ("numpy",)),
+        Package("onnxruntime", "onnxruntime", "1.23.2", "check of exports", ("numpy",)),
         Package("sherpa_onnx", "sherpa-onnx", "2.0.1", "deployment", ("numpy",)),
         Package(
             "faster_whisper",
@@ -104,13 +105,13 @@ PACKAGES: dict[str, Package] = {
         Package("transformers", "transformers", None, "Hugging Face teachers", _TORCH),
         Package("faiss", "faiss-cpu", None, "codec pq", ("numpy",)),
         Package("multi_quantization", "multi_quantization", None, "codec mvq", _TORCH),
-        Package("upath", "universal_pathlib", None, "fields behind a URL"),
+        Package("upath", "universal_pathlib", None, "fields at a URL"),
         Package("matplotlib", "matplotlib", None, "plots of fields", ("numpy",)),
     ]
 }
 
-_MARK = "@@finding "  # marks our lines: packages may print on import
-_TIMEOUT = 120  # s, for all imports of a child process
+_MARK = "@@finding "  # start of our lines; packages may print during their import
+_TIMEOUT = 120  # seconds for all imports of a child process
 
 
 @dataclass
@@ -120,7 +121,8 @@ class Finding:
     Attributes:
       version: installed version without a local part such as "+cu117"; None if absent.
       error: reason of a failed import, in one line; None without a failure.
-      info: further properties (torch: CUDA and GPU; k2: whether it has CUDA).
+      info: further properties.  torch: ``cuda`` and ``gpu``, with a GPU also ``arch``
+        and ``arch_list``; k2: ``with_cuda``.
     """
 
     version: Optional[str] = None
@@ -139,7 +141,7 @@ class Finding:
 
 
 def import_packages(modules: Iterable[str]) -> dict[str, Finding]:
-    """Import modules one after the other; a crash starts another child process.
+    """Import modules one after the other; after a crash, continue in another process.
 
     Args:
       modules: keys of PACKAGES.
@@ -155,7 +157,7 @@ def import_packages(modules: Iterable[str]) -> dict[str, Finding]:
 
 
 def _run_child(modules: Iterable[str]) -> dict[str, Finding]:
-    """Import modules in one child process; returns the findings until it ends."""
+    """Import modules in one child process; return the findings until it ends."""
     modules = list(modules)
     command = [sys.executable, "-m", __name__, *modules]
     try:

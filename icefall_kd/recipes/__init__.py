@@ -1,1 +1,1 @@
-"""Recipes in ``egs/``: system names, profiles, and the commands that they stand for."""
+"""Names of systems, profiles and commands of the recipes in ``egs/``."""

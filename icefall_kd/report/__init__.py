@@ -1,5 +1,6 @@
 """Report the results of runs: a table in Markdown or text, and an HTML page.
 
-results.py and runs.py read what decoding and training wrote, table.py compares systems,
-charts.py draws training metrics, page.py renders the page.
+``results.py`` reads the results of decoding, ``runs.py`` those of training.
+``table.py`` compares systems, ``charts.py`` draws training metrics, ``page.py`` renders
+the page.
 """

@@ -1,4 +1,4 @@
-"""Charts of the training metrics: choose the curves, compute their positions in SVG."""
+"""Select the curves of the training metrics, and compute their positions in SVG."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,10 +7,11 @@ from typing import Any, Optional
 
 from icefall_kd.report.runs import Run, Stage, stage_names
 
-WIDTH, HEIGHT = 440, 280  # of the SVG
-LEFT, RIGHT, TOP, BOTTOM = 56, 12, 10, 40  # margins of the axes
+# Size and margins of a chart in the units of its SVG.
+WIDTH, HEIGHT = 440, 280
+LEFT, RIGHT, TOP, BOTTOM = 56, 12, 10, 40
 MAX_TICKS = 6
-MIN_LOG_RATIO = 4.0  # largest to smallest value of a logarithmic axis
+MIN_LOG_RATIO = 4.0  # of the largest to the smallest value; below, the axis is linear
 KINDS = ("train", "dev")
 WER = "wer_"  # prefix of the word error rates on dev
 TITLES = {
@@ -36,7 +37,7 @@ class Chart:
     curves: Mapping[tuple[str, str], Points]
 
     def last_value(self, system: str) -> Optional[float]:
-        """Return the last value of a system on dev, None without one."""
+        """Return the last value of a system on dev; None if it has none."""
         points = self.curves.get((system, "dev"))
         return points[-1][1] if points else None
 
@@ -47,7 +48,7 @@ class Axis:
 
     Attributes:
       low, high: values at its ends.
-      begin, end: positions of its ends.
+      begin, end: positions of its ends in the SVG.
       is_log: whether it is logarithmic.
     """
 
@@ -62,8 +63,8 @@ class Axis:
         low, high, value = (
             (math.log(x) if self.is_log else x) for x in (self.low, self.high, value)
         )
-        share = (value - low) / (high - low) if high > low else 0.5
-        return self.begin + share * (self.end - self.begin)
+        fraction = (value - low) / (high - low) if high > low else 0.5
+        return self.begin + fraction * (self.end - self.begin)
 
     def ticks(self) -> list[float]:
         """Return round values within the axis."""
@@ -97,7 +98,7 @@ def make_charts(runs: Mapping[str, Run], metrics: Sequence[str] = ()) -> list[Ch
 
     Args:
       runs: system -> its training.
-      metrics: names; empty: those of :func:`default_metrics`.
+      metrics: names of metrics; empty: those of :func:`default_metrics`.
     Raises:
       ValueError: if no run has one of ``metrics``.
     """
@@ -128,9 +129,9 @@ def make_charts(runs: Mapping[str, Run], metrics: Sequence[str] = ()) -> list[Ch
 
 
 def default_metrics(stages: Iterable[Stage]) -> list[str]:
-    """Return the word error rates on dev, the loss and its terms.
+    """Return the names of the WERs on dev, of the loss and of its terms.
 
-    The loss is left out if it has only one term.
+    Omits the loss if it has only one term.
     """
     names = dict.fromkeys(
         key
@@ -149,12 +150,12 @@ def layout(chart: Chart, systems: Sequence[str]) -> dict[str, Any]:
     """Return the positions of a chart for the template of the page.
 
     Args:
-      chart: what to draw.
+      chart: the chart.
       systems: all systems of the page; their order gives the colours.
     Returns:
-      title; x_ticks, y_ticks: (position, text); curves: for each curve the system's
-      index, the kind, the points of the polyline, and a dot (x, y, text) for each value
-      on dev.
+      ``title``; ``x_ticks``, ``y_ticks``: (position, text) pairs; ``curves``: for each
+      curve ``index`` of the system, ``kind``, ``points`` of the polyline, and ``dots``,
+      (x, y, text) of each value on dev.
     """
     steps = [x for points in chart.curves.values() for x, _ in points]
     values = [y for points in chart.curves.values() for _, y in points]

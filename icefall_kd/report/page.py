@@ -24,10 +24,10 @@ from icefall_kd.report.runs import Run, stage_names
 from icefall_kd.report.table import Table
 
 HERE = Path(__file__).parent
-NUM_COLOURS = 8  # of the style sheet
-BAR_WIDTH, BAR_HEIGHT, BAR_MARGIN = 120, 10, 4  # drawing of a WER with its interval
+NUM_COLOURS = 8  # colours c0 to c7 of page.css
+BAR_WIDTH, BAR_HEIGHT, BAR_MARGIN = 120, 10, 4  # SVG of a WER with its interval
 
-Word = Union[str, tuple[str, str]]
+Word = Union[str, tuple[str, str]]  # a correct word, or (reference, hypothesis)
 Audio = Mapping[str, Mapping[str, str]]  # set -> id -> data URI
 
 
@@ -38,14 +38,14 @@ def render(
     audio: Optional[Audio] = None,
     means: Optional[Table] = None,
 ) -> str:
-    """Return the page.
+    """Return the HTML of the page.
 
     Args:
       table: table of all results.
       runs: system -> its training; the order gives the colours.
       charts: charts of the training metrics.
-      audio: audio of utterances.
-      means: table of the means over seeds.
+      audio: set -> id of an utterance -> its audio, see :func:`load_audio`.
+      means: table of the means over seeds; None: not shown.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
@@ -65,9 +65,9 @@ def render(
         policy=_content_policy(style, script),
         systems=systems,
         colours={s: f"c{i % NUM_COLOURS}" for i, s in enumerate(systems)},
-        sets=_set_sizes(results),
+        sets=_count_utterances(results),
         table=table,
-        bars=[_bar(row.result, max_wer) for row in table.rows],
+        bars=[_place_bar(row.result, max_wer) for row in table.rows],
         bar_size=(BAR_WIDTH, BAR_HEIGHT),
         means=means,
         trainings=_describe_trainings(runs),
@@ -97,7 +97,7 @@ def _content_policy(style: str, script: str) -> str:
     )
 
 
-def _set_sizes(results: Sequence[Result]) -> dict[str, tuple[int, int]]:
+def _count_utterances(results: Sequence[Result]) -> dict[str, tuple[int, int]]:
     """Return set -> (number of utterances, number of reference words)."""
     by_set = {r.facts["set"]: r.recognitions for r in results}
     return {
@@ -107,7 +107,7 @@ def _set_sizes(results: Sequence[Result]) -> dict[str, tuple[int, int]]:
 
 
 def _describe_trainings(runs: Mapping[str, Run]) -> list[list[str]]:
-    """Return the table of the trainings, the header first."""
+    """Return the cells of the table of trainings, the header first."""
     names = stage_names(runs.values())
     rows = [["system", *names, "seed", "commit"]]
     for system, run in runs.items():
@@ -119,8 +119,8 @@ def _describe_trainings(runs: Mapping[str, Run]) -> list[list[str]]:
     return rows
 
 
-def _bar(result: Result, max_wer: float) -> tuple[str, str, str]:
-    """Return the positions of interval and WER on a scale from 0 to ``max_wer``."""
+def _place_bar(result: Result, max_wer: float) -> tuple[str, str, str]:
+    """Return x of the interval's ends and of the WER, on a scale to ``max_wer``."""
     scale = (BAR_WIDTH - 2 * BAR_MARGIN) / max(max_wer, 1e-9)
     low, high = result.facts["interval"]
     values = (low, high, result.facts["wer"])
@@ -163,10 +163,10 @@ def align_utterance(recognition: Recognition) -> list[Word]:
     ]
 
 
-def hardest_utterances(
+def find_hardest_utterances(
     results: Sequence[Result], set_name: str, count: int
 ) -> list[str]:
-    """Return the ids of the utterances with the most errors over all systems."""
+    """Return the ids of ``count`` utterances with the most errors over all results."""
     errors: dict[str, int] = {}
     for r in results:
         if r.facts["set"] == set_name:
@@ -177,15 +177,15 @@ def hardest_utterances(
 
 
 def load_audio(shar_dir: Pathlike, ids: Iterable[str]) -> dict[str, str]:
-    """Return the audio of cuts as ``data:`` URIs.
+    """Return the audio of cuts.
 
     Args:
       shar_dir: folder of the set.
       ids: ids of the cuts.
     Returns:
-      id -> 16-bit FLAC.
+      id -> ``data:`` URI of 16-bit FLAC.
     Raises:
-      FileNotFoundError: if there is no such set.
+      FileNotFoundError: if the set is missing.
       ValueError: if the set lacks a cut.
     """
     wanted = set(ids)
@@ -199,7 +199,7 @@ def load_audio(shar_dir: Pathlike, ids: Iterable[str]) -> dict[str, str]:
     if missing:
         raise ValueError(
             f"--shar-dir {shar_dir}: {len(missing)} utterances of the results are "
-            f"missing, for example {missing[:5]}. Give the folder that was decoded"
+            f"missing, for example {missing[:5]}. Give the folder of the decoded set"
         )
     return found
 

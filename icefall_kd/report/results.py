@@ -45,8 +45,8 @@ class Result:
       system: name of the system.
       path: the result JSON.
       facts: its content.
-      recognitions: references and hypotheses.
-      runs: results of single runs, if this one is their mean; ``path`` and
+      recognitions: reference and hypothesis of each utterance.
+      runs: results of single runs, if this result is their mean; then ``path`` and
         ``recognitions`` are those of the first run.
     """
 
@@ -58,12 +58,12 @@ class Result:
 
     @property
     def decodings(self) -> list[tuple[Recognition, ...]]:
-        """Recognitions of every run."""
+        """Recognitions of each run."""
         return [r.recognitions for r in self.runs or (self,)]
 
     @property
     def group(self) -> tuple[str, str]:
-        """Set and suffix: only results with the same ones are compared."""
+        """Set and suffix; only results of the same group are compared."""
         return self.facts["set"], self.facts["suffix"]
 
     @property
@@ -97,7 +97,7 @@ def load_result(system: str, path: Pathlike) -> Result:
 
     Raises:
       FileNotFoundError: if the recogs file is missing.
-      ValueError: if a key is missing, or the two files differ in their counts.
+      ValueError: if a key is missing, or the numbers of errors or utterances differ.
     """
     path = as_path(path)
     facts = read_json(path)
@@ -110,7 +110,7 @@ def load_result(system: str, path: Pathlike) -> Result:
     recogs = path.parent / facts["recogs"]
     if not recogs.is_file():
         raise FileNotFoundError(
-            f"{recogs}: missing, {path} refers to it. Run bin.decode --force"
+            f"{recogs} is missing, but {path} refers to it. Run bin.decode --force"
         )
     found = read_recogs(recogs)
     errors, ids = count_errors(found).errors, {r.cut_id for r in found}
@@ -130,9 +130,9 @@ def find_results(system: str, path: Pathlike) -> list[Result]:
 
     Args:
       system: its name.
-      path: a result JSON, a folder of them, or a folder of such folders.
+      path: a result JSON, the folder of several, or the parent of such folders.
     Raises:
-      FileNotFoundError: if there is none.
+      FileNotFoundError: if no result is found.
       ValueError: if one cannot be read, see :func:`load_result`.
     """
     path = as_path(path)
@@ -153,7 +153,7 @@ def find_systems(exp_dir: Pathlike) -> dict[str, Path]:
     name is its path relative to ``exp_dir``.
 
     Raises:
-      FileNotFoundError: if there is none.
+      FileNotFoundError: if no result is found.
     """
     exp_dir = as_path(exp_dir)
     systems = {}

@@ -1,4 +1,4 @@
-"""Read what training wrote: metrics, configuration, environment and lengths."""
+"""Read the metrics, configuration, environment and lengths of training runs."""
 
 import math
 import re
@@ -15,7 +15,7 @@ from icefall_kd.transducer.checkpoint import load_checkpoint
 
 # Options that do not change the result of a run.
 IRRELEVANT = ("exp_dir:", "command:", "threads:", "num_threads:", "log_interval:")
-TOLERANCE = 0.05  # relative difference of updates that random batches explain
+TOLERANCE = 0.05  # of the number of updates, which differs since batches are random
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Stage:
       lines: lines of metrics.jsonl.
       config: content of config.yaml; empty if the file is missing.
       environment: content of environment.json; empty if the file is missing.
-      checkpoint: epoch, avg and step of the checkpoint that was decoded; empty if
-        unknown: then ``updates`` and ``epochs`` count the whole run.
-      changes: options that changed within the run, with their update.
+      checkpoint: ``epoch``, ``avg`` and ``step`` of the decoded checkpoint; empty if
+        unknown, then ``updates`` and ``epochs`` count the complete run.
+      changes: options that changed when the run was resumed, with the update.
     """
 
     name: str
@@ -41,14 +41,14 @@ class Stage:
 
     @property
     def updates(self) -> int:
-        """Updates before the checkpoint, or the last one that its average includes."""
+        """Number of updates before the checkpoint, or before the last averaged one."""
         if "step" in self.checkpoint:
             return self.checkpoint["step"]
         return max((line["step"] for line in self.lines), default=0)
 
     @property
     def epochs(self) -> int:
-        """Complete epochs before the checkpoint."""
+        """Number of complete epochs before the checkpoint."""
         if "epoch" in self.checkpoint:
             return self.checkpoint["epoch"]
         dev = [line["epoch"] for line in self.lines if line["kind"] == "dev"]
@@ -56,13 +56,13 @@ class Stage:
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """Training sets, and mixed-in sets with their share."""
+        """Training sets, then the sets of ``data.mix`` with their shares."""
         data = self.config.get("data", {})
         mixed = [f"{name} ({share:g})" for name, share in data.get("mix", {}).items()]
         return (*data.get("train", ()), *mixed)
 
     def describe(self) -> str:
-        """Return lengths, sets and averaging of the run as a text."""
+        """Return a text with the length, sets and averaging of the run."""
         planned = self.config.get("num_epochs")
         epochs = str(self.epochs)
         if planned not in (None, self.epochs):
@@ -76,7 +76,7 @@ class Stage:
         if "avg" in self.checkpoint:
             text += f"; weights averaged over the last {self.checkpoint['avg']} epochs"
         elif not self.checkpoint:
-            text += "; counts of the whole run, those of the checkpoint are unknown"
+            text += "; counts of the complete run, those of the checkpoint are unknown"
         return "; ".join([text, *self.changes])
 
     def points(self, kind: str, metric: str) -> list[tuple[int, float]]:
@@ -123,13 +123,13 @@ def find_run(
     """Return the training that produced a result.
 
     Args:
-      result_path: the result JSON, in ``<system>/decode`` with ``<system>/finetune``
-        next to it, or in a folder below the run's.
-      checkpoint: path of the decoded checkpoint.  The checkpoints that its run started
-        from give the earlier stages.
-      training: epoch, avg and step of the checkpoint, from the result.
+      result_path: the result JSON in ``<system>/decode``; the run is
+        ``<system>/finetune`` or ``<system>`` itself.
+      checkpoint: path of the decoded checkpoint.  Earlier stages are the runs of its
+        ``init_encoder`` or ``init_model``.
+      training: ``epoch``, ``avg`` and ``step`` of the checkpoint, from the result.
     Returns:
-      the run; without stages if the training folder is missing.
+      the run; it has no stages if the training folder is missing.
     """
     folder = _find_stage_dir(checkpoint, result_path.parent.parent)
     counts: Mapping[str, int] = training or {}
@@ -151,9 +151,9 @@ def _find_stage_dir(checkpoint: Optional[str], near: Path) -> Optional[Path]:
     """Return the folder of the run that wrote a checkpoint, None if it is missing.
 
     Args:
-      checkpoint: path relative to the folder in which its command ran.
-      near: folder of the system, where the run is found if it was moved or if this
-        command runs in another folder.
+      checkpoint: absolute path, or relative to the folder of the training command.
+      near: folder of the system, searched if the run was moved or the current folder is
+        another one.
     """
     if not checkpoint:
         return None
@@ -197,11 +197,10 @@ def _load_counts(checkpoint: Path) -> Mapping[str, int]:
     return training_info(load_checkpoint(checkpoint).get("info", {})) or {}
 
 
-def budget_differences(ours: Run, theirs: Run) -> list[str]:
-    """Return the differences between the last stages of two systems.
+def compare_budgets(ours: Run, theirs: Run) -> list[str]:
+    """Return the differences in sets, epochs and updates of the last stages.
 
-    Compares sets, epochs and updates.  Numbers of updates within 5 % are equal, since
-    batches are random.
+    Updates may differ by 5 %, since batches are random.
     """
     a, b = ours.last_stage, theirs.last_stage
     if a is None or b is None:

@@ -1,4 +1,4 @@
-"""Table of results: one row a result, with its gain over the baseline."""
+"""Compare the results with those of a baseline, in a table with one row per result."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Callable, Optional
 
 from icefall_kd.recognition.scoring import PairedDifference, compare_systems
 from icefall_kd.report.results import Result, check_comparable
-from icefall_kd.report.runs import Run, budget_differences
+from icefall_kd.report.runs import Run, compare_budgets
 
 
 @dataclass(frozen=True)
@@ -15,11 +15,11 @@ class Row:
 
     Attributes:
       result: the result.
-      paired: difference from the baseline; None for the baseline, and if the baseline
-        has no result with this decoding.
+      paired: difference from the baseline's result with the same decoding; None for the
+        baseline itself, or if that result is missing.
       werr: relative WER reduction in percent; positive is better.
       is_baseline: whether the system is the baseline.
-      notes: numbers of the table's notes, from 1.
+      notes: numbers of the notes in the table, from 1.
     """
 
     result: Result
@@ -31,12 +31,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """All rows, their notes and remarks.
+    """Rows, notes and remarks.
 
     Attributes:
-      rows: the rows.
+      rows: the rows; each lists the numbers of its notes.
       notes: notes on single rows.
-      baseline: name of the baseline, if any.
+      baseline: name of the baseline; None: no gains.
       remarks: notes on the whole table, printed above it.
     """
 
@@ -47,7 +47,7 @@ class Table:
 
     @property
     def columns(self) -> list["Column"]:
-        """The columns that are not empty."""
+        """The columns with a text in at least one row."""
         return [c for c in COLUMNS if any(c.text(row) for row in self.rows)]
 
     @property
@@ -64,12 +64,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Column:
-    """A column.
+    """A column of the table.
 
     Attributes:
-      name: its header.
-      text: text of a row's cell.
-      value: number by which the column is sorted; None: by its text.
+      name: header.
+      text: function that returns the text of a row.
+      value: function that returns the number by which the page sorts the row; None:
+        rows are sorted by text.
     """
 
     name: str
@@ -151,7 +152,7 @@ def make_table(
     baseline: Optional[str] = None,
     runs: Optional[Mapping[str, Run]] = None,
 ) -> Table:
-    """Compare all results with those of the baseline on the same set and decoding.
+    """Compare each result with that of the baseline on the same set and decoding.
 
     Args:
       results: results of all systems, in the order of the rows within a group.
@@ -185,14 +186,14 @@ def make_table(
         in_group = [r for r in results if r.group == group]
         reference = of_baseline.get(group, None if baseline else in_group[0])
         for r in in_group:
-            notes = _notes(r, reference, baseline, runs)
+            notes = _list_differences(r, reference, baseline, runs)
             notes += _checkpoint_note(r, first[r.system])
             found = tuple(numbers.setdefault(n, len(numbers) + 1) for n in notes)
-            rows.append(_row(r, of_baseline.get(group), baseline, found))
-    return Table(tuple(rows), tuple(numbers), baseline, _remarks(rows))
+            rows.append(_make_row(r, of_baseline.get(group), baseline, found))
+    return Table(tuple(rows), tuple(numbers), baseline, _make_remarks(rows))
 
 
-def _row(
+def _make_row(
     result: Result,
     of_baseline: Optional[Result],
     baseline: Optional[str],
@@ -208,7 +209,7 @@ def _row(
     return Row(result, paired, werr, notes=notes)
 
 
-def _remarks(rows: Sequence[Row]) -> tuple[str, ...]:
+def _make_remarks(rows: Sequence[Row]) -> tuple[str, ...]:
     """Return the remarks on training noise and on the aligners."""
     remarks = []
     runs = {row.result.system: len(row.result.decodings) for row in rows}
@@ -226,14 +227,16 @@ def _remarks(rows: Sequence[Row]) -> tuple[str, ...]:
             f"ONE TRAINING RUN of {', '.join(single)}: {what} of these systems do not "
             "cover training noise."
         )
-    aligners = filter(None, dict.fromkeys(_aligner(row.result) for row in rows))
+    aligners = filter(
+        None, dict.fromkeys(_describe_aligner(row.result) for row in rows)
+    )
     if names := "; ".join(aligners):
         remarks.append(f"Delays are relative to the ends of words, aligned by {names}.")
     return tuple(remarks)
 
 
-def _aligner(result: Result) -> Optional[str]:
-    """Return the name of the aligner from which delays are measured."""
+def _describe_aligner(result: Result) -> Optional[str]:
+    """Return the name of the aligner to which delays are relative."""
     facts = result.facts
     if not facts.get("alignment_sha256"):
         return None
@@ -244,7 +247,7 @@ def _aligner(result: Result) -> Optional[str]:
 
 def _checkpoint_note(result: Result, first: Result) -> list[str]:
     """Return a note if the checkpoint is not that of the system's first result."""
-    if not _differ("checkpoint_sha256", result, first):
+    if not _is_different("checkpoint_sha256", result, first):
         return []
     return [
         f"Different checkpoints of {result.system}: {result.decoding}, {result.engine} "
@@ -252,19 +255,19 @@ def _checkpoint_note(result: Result, first: Result) -> list[str]:
     ]
 
 
-def _differ(key: str, a: Result, b: Result) -> bool:
+def _is_different(key: str, a: Result, b: Result) -> bool:
     """Return whether both results have a key, with different values."""
     values = [r.facts.get(key) for r in (a, b)]
     return all(values) and values[0] != values[1]
 
 
-def _notes(
+def _list_differences(
     result: Result,
     reference: Optional[Result],
     baseline: Optional[str],
     runs: Optional[Mapping[str, Run]],
 ) -> list[str]:
-    """Return the differences from the reference that bias a comparison."""
+    """Return notes on differences from the reference that bias a comparison."""
     stages = runs[result.system].stages if runs is not None else ()
     notes = [f"{result.system}, {s.name}: {c}." for s in stages for c in s.changes]
     set_name = result.facts["set"]
@@ -280,17 +283,17 @@ def _notes(
         notes.append(
             f"Different sizes: {name}, {sizes[0]:,} against {sizes[1]:,} parameters."
         )
-    if _differ("alignment_sha256", result, reference):
+    if _is_different("alignment_sha256", result, reference):
         notes.append(
-            f"Delays from different alignments: {name}, {_aligner(result)} against "
-            f"{_aligner(reference)}."
+            f"Delays from different alignments: {name}, {_describe_aligner(result)} "
+            f"against {_describe_aligner(reference)}."
         )
-    if _differ("set_sha256", result, reference):
+    if _is_different("set_sha256", result, reference):
         notes.append(
             f"Different files of set {set_name}: {name}; the references are the same."
         )
     if runs is not None and result.system != reference.system:
-        budget = budget_differences(runs[result.system], runs[reference.system])
+        budget = compare_budgets(runs[result.system], runs[reference.system])
         if budget:
             notes.append(f"Different fine-tuning: {name}, {'; '.join(budget)}.")
     return notes

@@ -7,7 +7,7 @@ import pytest
 from pinned import pinned_only
 
 from icefall_kd.doctor import checks
-from icefall_kd.doctor.checks import diagnose, numbers
+from icefall_kd.doctor.checks import diagnose, parse_version
 from icefall_kd.doctor.packages import PACKAGES, Finding
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,5 +125,5 @@ def test_the_pins_are_those_of_requirements_txt():
     "text, expected",
     [("1.24.4.dev2+cu", (1, 24, 4)), ("2.0.1+cpu", (2, 0, 1)), (None, ())],
 )
-def test_numbers_stop_at_the_first_word(text, expected):
-    assert numbers(text) == expected
+def test_a_version_is_parsed_up_to_the_first_word(text, expected):
+    assert parse_version(text) == expected

@@ -6,7 +6,7 @@ import pytest
 from reported import decoded, train_set, trained
 
 from icefall_kd.core.config import ModelConfig
-from icefall_kd.report.runs import Run, budget_differences, find_run
+from icefall_kd.report.runs import Run, compare_budgets, find_run
 from icefall_kd.training.metrics import read_metrics
 from icefall_kd.transducer.checkpoint import save_pretrained
 
@@ -25,7 +25,7 @@ def test_all_stages_of_a_checkpoint_are_found(exp):
     assert run_of(exp / "kd").last_stage == finetune
     assert pretrain.sets == ("train", "unlabelled")
     assert finetune.describe() == (
-        "3 epochs, 300 updates of at most 200 s on train; counts of the whole run, "
+        "3 epochs, 300 updates of at most 200 s on train; counts of the complete run, "
         "those of the checkpoint are unknown"
     )
     assert finetune.points("dev", "loss") == [(100, 1.25), (200, 0.75), (300, 0.5)]
@@ -46,7 +46,7 @@ def test_updates_are_those_before_the_checkpoint(exp, tmp_path):
     assert finetune.describe().startswith("3 of 5 epochs, 300 updates of at most 200 s")
     assert finetune.describe().endswith("; weights averaged over the last 2 epochs")
     assert (pretrain.epochs, pretrain.updates) == (2, 200)
-    assert budget_differences(run_of(folder), run_of(exp / "baseline"))[1:] == []
+    assert compare_budgets(run_of(folder), run_of(exp / "baseline"))[1:] == []
 
 
 def test_the_training_of_a_moved_experiment_is_found(exp, tmp_path):
@@ -97,17 +97,17 @@ def test_values_that_are_not_finite_are_skipped(tmp_path):
 
 def test_different_budgets_are_described(exp, tmp_path):
     kd, baseline = run_of(exp / "kd"), run_of(exp / "baseline")
-    assert budget_differences(kd, baseline) == []
+    assert compare_budgets(kd, baseline) == []
     other = tmp_path / "long"
     trained(other / "finetune", [1.0] * 4, data=train_set("train", "more"))
     decoded(other / "decode", 1)
-    assert budget_differences(run_of(other), baseline) == [
+    assert compare_budgets(run_of(other), baseline) == [
         "sets train, more against train",
         "4 epochs against 3",
         "400 updates against 300",
     ]
-    assert budget_differences(Run(), Run()) == []
-    assert "unknown" in budget_differences(Run(), baseline)[0]
+    assert compare_budgets(Run(), Run()) == []
+    assert "unknown" in compare_budgets(Run(), baseline)[0]
 
 
 def test_an_unfinished_training_has_its_planned_epochs(tmp_path):
