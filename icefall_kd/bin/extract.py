@@ -189,11 +189,9 @@ def load_teachers(args: argparse.Namespace) -> list[Teacher]:
     common = {"num_threads": args.num_threads, "device": args.device}
     if (args.teachers is None) == (args.teacher is None):
         raise ValueError(
-            "give either --teachers FILE or --teacher NAME --model-dir DIR"
+            "give either --teachers FILE or --teacher NAME [--model-dir DIR]"
         )
     if args.teacher is not None:
-        if args.model_dir is None:
-            raise ValueError("--teacher requires --model-dir")
         options = {**common, **dict(args.option)}
         return [build_teacher(args.teacher, args.model_dir, args.field, **options)]
     described = read_yaml(args.teachers)

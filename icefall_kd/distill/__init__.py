@@ -27,6 +27,11 @@ TERMS: dict[str, type[Term]] = {
     "one_best": OneBestTerm,
     "lfmmi": LfmmiTerm,
 }
+for _name, _term in TERMS.items():
+    if _term.name != _name:
+        raise ValueError(
+            f"TERMS['{_name}']: {_term.__name__}.name is '{_term.name}'. Use its key"
+        )
 
 
 def _summarise(term: type[Term]) -> str:

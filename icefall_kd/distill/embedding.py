@@ -69,6 +69,7 @@ class EmbeddingTerm(Term):
     name = "embedding"
     options = EmbeddingConfig
     frame_targets = True
+    trains = ()
 
     def __init__(self, config: EmbeddingConfig) -> None:
         """Check the options."""

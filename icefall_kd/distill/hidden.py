@@ -78,6 +78,7 @@ class HiddenTerm(Term):
     name = "hidden"
     options = HiddenConfig
     frame_targets = True
+    trains = ()
     needs_stacks = True
 
     def __init__(self, config: HiddenConfig) -> None:

@@ -74,6 +74,7 @@ class InterCtcTerm(Term):
     name = "inter_ctc"
     options = InterCtcConfig
     frame_targets = True  # an instance without a teacher sets it to False
+    trains = ("ctc_output",)  # () for an instance with final: false
     needs_text = True
 
     def __init__(self, config: InterCtcConfig) -> None:
@@ -84,7 +85,8 @@ class InterCtcTerm(Term):
         super().__init__(config)
         self.delay = config.delay
         self.needs_stacks = bool(config.stacks)
-        self.trains = ("ctc_output",) if config.final else ()
+        if not config.final:
+            self.trains = ()
         self.frame_targets = bool(config.teacher)
         if config.teacher:
             self.fields = (config.teacher,)

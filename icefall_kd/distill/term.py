@@ -3,12 +3,22 @@
 To add a term:
 
 1. Write a frozen dataclass of its options, with ``weight``, and a subclass of
-   :class:`Term`, in a new module of this folder.
+   :class:`Term`, in a new module of this folder.  Every option has a default.  The
+   section "Attributes:" of the dataclass is its ``--help``.
 2. Add the class to ``TERMS`` in ``icefall_kd/distill/__init__.py``.
 
 Training then reads the options from ``terms.<name>`` of the configuration, and logs the
 metrics ``<name>`` and ``<name>.<extra>``.  The loss of a batch is the sum of
 ``weight * output.sum / (student frames)`` over all terms.
+
+:mod:`icefall_kd.distill.essence` is a short model of a term.  Terms use
+
+- :func:`check_kind` and :func:`check_not_negative` to check fields and options;
+- :func:`match_frames` to cut student and teacher to the same frames;
+- :func:`icefall_kd.core.frames.unpack_topk` to read distributions of kind "ctc", and
+  :func:`icefall_kd.core.frames.align_frames` to change the rate of embeddings;
+- :func:`zero_output`, :func:`find_targets`, :func:`list_skipped_targets` and
+  :func:`find_non_finite` to report utterances without a target or with NaN.
 """
 
 import abc
@@ -67,8 +77,9 @@ class TermOutput:
     """Value of a term over a batch.
 
     Attributes:
-      sum:      scalar float32 with gradient, summed over frames or utterances.
-      count:    number of these frames or utterances; sum / count is logged.
+      sum:      scalar float32 with gradient, summed over frames, not averaged: training
+                divides it by the student frames of the batch.
+      count:    number of frames or utterances in ``sum``, for the logged mean only.
       extras:   name -> (sum, count) of further metrics to log.
       suspects: batch indexes of the utterances whose loss is not finite.
       skipped:  reason -> batch indexes of the utterances that the term does not use.
@@ -84,8 +95,8 @@ class TermOutput:
 class Term(abc.ABC):
     """A weighted part of the loss.
 
-    A subclass sets ``name``, ``options`` and ``frame_targets``.  The other attributes
-    have defaults; the constructor may set them from the options.
+    A subclass sets ``name``, ``options``, ``frame_targets`` and ``trains``.  The
+    other attributes have defaults; the constructor may set them from the options.
 
     Attributes:
       name:          key in ``TERMS``, in the configuration and in the logs.
@@ -96,9 +107,11 @@ class Term(abc.ABC):
       needs_stacks:  True if the term reads ``StudentOutput.stacks``.
       fields:        Shar fields that the term reads from ``batch["fields"]``.
       trains:        parts of the model besides the encoder that receive a gradient,
-                     for example "joiner".  Training freezes parts that no term lists.
+                     for example ("joiner",); () if none.  Training freezes parts that
+                     no term lists.
       delay:         frames of 40 ms by which the student lags behind the teacher in
-                     batches with chunks.
+                     batches with chunks; from an option ``delay`` or ``shift``.
+                     Training without chunks requires 0.
       packages:      optional packages that the term imports.
       teacher_extra: key in ``TermOutput.extras`` of the teacher's part of the loss, if
                      ``TermOutput.sum`` contains other parts or is warmed up, else "".
@@ -110,22 +123,38 @@ class Term(abc.ABC):
     needs_text: bool = False
     needs_stacks: bool = False
     fields: tuple[str, ...] = ()
-    trains: tuple[str, ...] = ()
+    trains: tuple[str, ...]
     delay: int = 0
     packages: tuple[str, ...] = ()
     teacher_extra: str = ""
 
     def __init_subclass__(cls) -> None:
-        """Require that a class sets ``frame_targets``: a wrong value spoils training.
+        """Check the attributes of a new term.
+
+        A class must not inherit ``frame_targets`` and ``trains``: a wrong value spoils
+        training without an error.
+
         Raises:
-          TypeError: if the class only inherits it.
+          TypeError: if an attribute is missing or of a wrong type.
         """
         super().__init_subclass__()
-        if not isinstance(vars(cls).get("frame_targets"), bool):
-            raise TypeError(
-                f"class {cls.__name__} does not set frame_targets. Set it to True if "
-                "targets belong to frames of the audio, else to False"
-            )
+        own, options = vars(cls), getattr(cls, "options", None)
+        needed = {
+            "name, the key in TERMS": isinstance(getattr(cls, "name", None), str),
+            "options, a dataclass with weight": (
+                "weight" in getattr(options, "__dataclass_fields__", ())
+            ),
+            "frame_targets, True if the targets are frames of the audio": (
+                isinstance(own.get("frame_targets"), bool)
+            ),
+            "trains, a tuple of parts of the model, () if it trains none": (
+                isinstance(own.get("trains"), tuple)
+            ),
+            "fields, a tuple of Shar fields": isinstance(cls.fields, tuple),
+        }
+        wrong = [attribute for attribute, is_set in needed.items() if not is_set]
+        if wrong:
+            raise TypeError(f"class {cls.__name__} must set {'; '.join(wrong)}")
 
     def __init__(self, config: Any) -> None:
         """Store the options; a subclass checks them.
@@ -312,7 +341,8 @@ def check_vocabulary(info: FieldInfo, tokenizer: Optional[Tokenizer]) -> None:
     if sha256 is None:
         raise ValueError(
             f"field '{info.name}' of kind '{info.kind}' has no vocabulary. Use a field "
-            "of kind 'ctc' or 'path' that bin.extract wrote"
+            "of kind 'ctc' or 'path'; its teacher must put vocab_sha256 and vocab_size "
+            "into Output.fingerprint"
         )
     if tokenizer is None:
         raise ValueError(

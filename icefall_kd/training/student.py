@@ -35,13 +35,22 @@ class DistilledStudent(nn.Module):
         Args:
           terms: (weight, term) pairs.
           heads: by term name, see :func:`build_heads`.
+        Raises:
+          ValueError: if a term trains a part that the model does not have.
         """
         super().__init__()
         self.model = model
         self.heads = heads
         self.terms = list(terms)
         trained = set(ENCODER)
-        trained.update(part for _, term in terms for part in term.trains)
+        for _, term in terms:
+            for part in term.trains:
+                if not hasattr(model, part):
+                    raise ValueError(
+                        f"terms.{term.name} trains '{part}', but the model has no such "
+                        f"part. Correct trains of {type(term).__name__}"
+                    )
+            trained.update(term.trains)
         for name, part in model.named_children():
             part.requires_grad_(name in trained)
 

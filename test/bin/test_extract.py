@@ -3,8 +3,10 @@
 import re
 
 import pytest
+from loudness import Loudness
 
 from icefall_kd.bin import extract
+from icefall_kd.teachers import TEACHERS
 
 
 @pytest.fixture
@@ -83,3 +85,12 @@ def test_option_without_value_is_refused(fail, teacher, capsys):
 def test_options_that_exclude_each_other_are_refused(fail, options, named):
     text = fail(*options)
     assert all(name in text for name in named), text
+
+
+def test_a_family_without_a_model_needs_no_folder(monkeypatch):
+    monkeypatch.setitem(TEACHERS, "loudness", lambda name, **_: Loudness())
+    parse = extract.get_parser().parse_args
+    (teacher,) = extract.load_teachers(parse(["--teacher", "loudness"]))
+    assert teacher.name == "loudness"
+    with pytest.raises(ValueError, match="'whisper_base': .*missing.*'model_dir'"):
+        extract.load_teachers(parse(["--teacher", "whisper_base"]))

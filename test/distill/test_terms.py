@@ -8,8 +8,14 @@ from term_inputs import LENS, TOKENS
 
 from icefall_kd.distill import TERMS, TermsConfig, build_terms
 from icefall_kd.distill.term import Term, TermOutput
-from icefall_kd.distill.transducer import CtcConfig, TransducerConfig, TransducerTerm
+from icefall_kd.distill.transducer import (
+    CtcConfig,
+    CtcTerm,
+    TransducerConfig,
+    TransducerTerm,
+)
 from icefall_kd.training.config import parse_config
+from icefall_kd.training.student import DistilledStudent
 
 
 @pytest.fixture
@@ -17,18 +23,51 @@ def batch():
     return {"tokens": list(TOKENS), "fields": {}}
 
 
-def test_every_term_declares_whether_its_targets_are_frames():
-    with_frames = {name for name, term in TERMS.items() if term.frame_targets}
-    assert with_frames == set(TERMS) - {"ctc", "transducer"}
-    with pytest.raises(TypeError, match="class Forgetful does not set frame_targets"):
-        type("Forgetful", (TERMS["essence"],), {})  # inherited is not declared
+DECLARED = {"name": "a", "options": CtcConfig, "frame_targets": False, "trains": ()}
+
+
+@pytest.mark.parametrize(
+    "attribute, wrong",
+    [
+        ("name", 3),
+        ("options", dict),
+        ("options", Term),
+        ("frame_targets", None),
+        ("trains", "ctc_output"),
+        ("fields", "teacher"),
+    ],
+)
+def test_a_term_with_a_wrong_attribute_is_refused(attribute, wrong):
+    type("Complete", (Term,), dict(DECLARED))
+    with pytest.raises(TypeError, match=f"class Wrong.*{attribute}"):
+        type("Wrong", (Term,), {**DECLARED, attribute: wrong})
+
+
+@pytest.mark.parametrize("attribute", DECLARED)
+def test_a_term_without_a_needed_attribute_is_refused(attribute):
+    declared = {k: v for k, v in DECLARED.items() if k != attribute}
+    with pytest.raises(TypeError, match=f"class Forgetful.*{attribute}"):
+        type("Forgetful", (Term,), declared)
+
+
+@pytest.mark.parametrize("attribute", ["frame_targets", "trains"])
+def test_a_term_must_not_inherit_what_spoils_training(attribute):
+    declared = {k: v for k, v in DECLARED.items() if k != attribute}
+    with pytest.raises(TypeError, match=f"class Heir must set {attribute}"):
+        type("Heir", (TERMS["essence"],), declared)
+
+
+def test_a_term_that_trains_an_unknown_part_is_refused(student):
+    term = type("Typo", (CtcTerm,), {**DECLARED, "trains": ("ctc_out",)})(CtcConfig())
+    with pytest.raises(ValueError, match=r"terms\.a trains 'ctc_out'.*Typo"):
+        DistilledStudent(student.model, [(1.0, term)], student.heads)
 
 
 def test_a_new_term_needs_a_name_options_and_a_value_alone(student, batch):
     class Energy(Term):
         """Mean energy of the encoder's output."""
 
-        name, options, frame_targets = "energy", CtcConfig, False
+        name, options, frame_targets, trains = "energy", CtcConfig, False, ()
 
         def __call__(self, student, batch, step):
             return TermOutput(student.encoder_out.square().sum(), len(student.lens))
