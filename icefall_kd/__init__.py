@@ -1,6 +1,7 @@
 """icefall_kd: distil large speech models into small Zipformer transducers.
 
-Teachers write Shar fields and the terms of a loss read them; no other code knows both.
+Teachers write Shar fields, and the terms of a loss read them.  Neither depends on the
+other.
 
 Axis letters in all docstrings:
 

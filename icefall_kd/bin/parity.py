@@ -18,7 +18,7 @@ from icefall_kd.transducer.parity import compare, load_arrays
 
 
 def main(argv: Optional[list[str]] = None) -> int:
-    """Run the command; return its exit status, see above."""
+    """Run the command; return its exit status."""
     parser = create_parser(__doc__)
     parser.add_argument("file", help="parity file, .npz")
     parser.add_argument(

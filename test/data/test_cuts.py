@@ -72,6 +72,8 @@ def replace_first_by_mixed(folder):
     rewrite_cuts(folder, "000000", change)
 
 
+# Reason -> function that returns a cut with this fault.  Every command checks FORMS;
+# commands that use transcripts also check TEXTS.
 FORMS = {
     "duplicate_id": lambda cut, path: fastcopy(cut, id="same"),
     "not_mono": make_stereo,
@@ -89,7 +91,7 @@ TEXTS = {
 @pytest.fixture(scope="module")
 def folders(prompts, tmp_path_factory):
     """Reason -> Shar folder whose first one or two cuts have this fault."""
-    root = tmp_path_factory.mktemp("foreign")
+    root = tmp_path_factory.mktemp("unchecked")
     found = {}
     for reason, fault in {**FORMS, **TEXTS}.items():
         count = 2 if reason == "duplicate_id" else 1
@@ -211,7 +213,7 @@ def test_remedy_for_stereo_is_not_make_shar(prompts, tmp_path):
         load_wave(prompts[0].resample(8000))
 
 
-def test_unknown_letters_of_a_foreign_set_are_counted_and_refused(
+def test_unknown_letters_of_an_unchecked_set_are_counted_and_refused(
     prompts, asterisk, tokenizer, tmp_path, caplog
 ):
     texts = [with_text(cut, cut.supervisions[0].text + " Ü’1") for cut in prompts]

@@ -81,7 +81,7 @@ def with_truncated_file(cut, path):
 def faults(prompts, tmp_path_factory):
     """Reason -> cuts with this fault and no other."""
     tmp_path = tmp_path_factory.mktemp("faults")
-    p = iter(prompts)
+    p = iter(prompts)  # each fault gets another prompt
 
     def samples(cut):
         return cut.load_audio()[0]
