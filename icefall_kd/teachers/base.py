@@ -26,14 +26,26 @@ class Output:
                    tokens of the joiner on the one-best path.  The layout of "ctc" and
                    "path" is described in :mod:`icefall_kd.core.frames`.
       dim:         number of values in a frame: D, 2 k + 1, or 2 k + 2.
-      frame_shift: seconds from one frame to the next.
+      frame_shift: seconds; frame k covers k * frame_shift to (k + 1) * frame_shift.
       fingerprint: all that determines the values: model hash, layer, precision, ...
+                   Extraction skips a stored field with the same fingerprint.  Kinds
+                   "ctc" and "path" need ``vocab_size`` and ``vocab_sha256``, that of
+                   :class:`icefall_kd.data.tokens.Tokenizer`.
+    Raises:
+      ValueError: if the kind is unknown.
     """
 
     kind: str
     dim: int
     frame_shift: float
     fingerprint: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        """Check the kind."""
+        if self.kind not in KINDS:
+            raise ValueError(
+                f"Output.kind: unknown '{self.kind}'. Available: {', '.join(KINDS)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,10 @@ class Teacher(abc.ABC):
 
     The output for an utterance must not depend on the other utterances of its batch.
     Then a field does not depend on the batches of its extraction.
+
+    The first argument of the constructor is ``name``.  The commands always pass
+    ``device`` ("cpu" or "cuda:<number>") and ``num_threads`` too, and ``model_dir`` if
+    the user gives one.  Other arguments are options in the file of teachers.
 
     Attributes:
       name:       of the teacher; its fields are called ``<name>`` or ``<name>_...``.

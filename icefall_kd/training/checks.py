@@ -94,7 +94,7 @@ def _vocabulary_problems(
 
 
 def _field_problems(config: TrainConfig, fields: Sequence[str]) -> list[str]:
-    """Check where the fields come from; ``build_live`` checks the teachers."""
+    """Check the source of the fields; ``build_live_teachers`` checks the teachers."""
     problems, data = [], config.data
     if data.cache == "none" and fields and not data.teachers:
         problems.append(

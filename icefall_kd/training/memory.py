@@ -66,9 +66,11 @@ def describe_batch(batch: Mapping[str, Any]) -> str:
     lens = batch["feature_lens"].tolist()
     seconds = [n * FBANK_SHIFT for n in lens]
     padded = len(lens) * max(seconds)
+    shortest, longest = f"{min(seconds):.2f}", f"{max(seconds):.2f}"
+    span = longest if shortest == longest else f"{shortest} to {longest}"
     return (
-        f"{padded:.1f} s with padding: {len(lens)} cuts of {min(seconds):.2f} to "
-        f"{max(seconds):.2f} s, the longest {batch['cuts'][0].id}"
+        f"{padded:.1f} s with padding: {len(lens)} cut{'s' if len(lens) > 1 else ''} "
+        f"of {span} s, the longest {batch['cuts'][0].id}"
     )
 
 

@@ -238,9 +238,10 @@ class Reporter:
             self._writer.close()
 
     def log(self, message: str) -> None:
-        """Log a line on rank 0."""
+        """Log a line on rank 0, with file and line of the caller."""
         if self.world.is_main:
-            logging.info("%s", message)
+            # Before Python 3.11, logging.info would count itself as a caller.
+            logging.getLogger().info("%s", message, stacklevel=2)
 
     def report_progress(self, state: TrainState, lr: float) -> None:
         """Write the means since the last call, with the remaining time.

@@ -66,6 +66,11 @@ class WrongTeacher(Teacher):
         return self.change(torch.ones(len(waves), int(lens.max()), 40), lens)
 
 
+def test_an_unknown_kind_is_refused_with_the_available_ones():
+    with pytest.raises(ValueError, match="kind.*'logits'.*embedding, ctc, path"):
+        Output("logits", 4, 0.02, {})
+
+
 def as_field(x, lens):
     return {"y": TeacherOutput(x, lens)}
 

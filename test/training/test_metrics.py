@@ -91,6 +91,12 @@ def test_the_remaining_time_follows_from_the_recent_speed(config, caplog):
     assert metrics(config) == [{"kind": "train", "step": 10, "epoch": 1, "lr": 0.01}]
 
 
+def test_a_line_of_the_log_has_the_file_of_its_caller(config, caplog):
+    caplog.set_level(logging.INFO)
+    Reporter(config, ALONE, 100.0).log("wrote a checkpoint")
+    assert caplog.records[-1].pathname == __file__
+
+
 def test_no_remaining_time_is_given_for_data_of_unknown_length(config, caplog):
     caplog.set_level(logging.INFO)
     report = Reporter(config, ALONE, 0.0)
