@@ -1,4 +1,4 @@
-"""The Asterisk recipe's folder, which all tests share, and the scripts of recipes."""
+"""Lock the folder of the Asterisk recipe, and load the local scripts of recipes."""
 
 import contextlib
 import fcntl
@@ -22,7 +22,7 @@ def load_script(name: str, corpus: str = "asterisk") -> ModuleType:
 
 @contextlib.contextmanager
 def locked_recipe() -> Iterator[Path]:
-    """Yield the folder to one process at a time."""
+    """Yield the folder of the recipe to one process at a time; tests write to it."""
     lock = RECIPE / "data/.tests.lock"
     lock.parent.mkdir(exist_ok=True)
     with open(lock, "w", encoding="utf-8") as f:

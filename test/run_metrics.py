@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def metrics(config, kind="train"):
-    """Return the lines of one kind, without the speed of the machine."""
+    """Return the lines of one kind, without the values that depend on the machine."""
     lines = (Path(config.exp_dir) / "metrics.jsonl").read_text().splitlines()
     lines = [json.loads(line) for line in lines]
     return [

@@ -1,4 +1,4 @@
-"""A small corpus in the layout of LibriSpeech, with Asterisk prompts."""
+"""Write a small corpus of Asterisk prompts in the layout of LibriSpeech."""
 
 import shutil
 from pathlib import Path
@@ -14,7 +14,7 @@ SPEAKERS = {
     "dev-other": (116,),
     "test-clean": (61,),
 }
-UTTERANCES = 6  # of each speaker
+UTTERANCES = 6  # per speaker
 
 
 def write_corpus(recipe: Path, folder: Path) -> Path:

@@ -12,7 +12,7 @@ import torch
 from encoded_audio import encoded
 from lhotse import Recording, SupervisionSegment
 from lhotse.supervision import AlignmentItem
-from reported import Page
+from report_files import Page
 from students import STREAMING, call, call_decode
 
 from icefall_kd.bin import decode, export, report, transcribe

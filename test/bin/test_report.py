@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from reported import Page, decoded, trained
+from report_files import Page, write_result, write_training
 
 from icefall_kd.bin.report import MEANS
 
@@ -13,8 +13,8 @@ from icefall_kd.bin.report import MEANS
 @pytest.fixture
 def exp(tmp_path):
     for name, wrong in (("baseline", 32), ("baseline@43", 28), ("kd", 16)):
-        decoded(tmp_path / name / "decode", wrong)
-        trained(tmp_path / name / "finetune", [1.5, 1.25])
+        write_result(tmp_path / name / "decode", wrong)
+        write_training(tmp_path / name / "finetune", [1.5, 1.25])
     return tmp_path
 
 

@@ -1,4 +1,4 @@
-"""Checks of versions and of GPUs, with made-up findings."""
+"""Checks of versions and GPUs, on artificial findings."""
 
 import re
 from pathlib import Path
@@ -15,6 +15,7 @@ pytestmark = pinned_only
 
 
 def working() -> dict:
+    """Return findings of the pinned versions, without a problem."""
     findings = {n: Finding(p.pin) for n, p in PACKAGES.items()}
     findings["torch"].info = {"cuda": "11.7", "gpu": None}
     findings["k2"].info = {"with_cuda": True}
@@ -22,6 +23,7 @@ def working() -> dict:
 
 
 def with_gpu(arch: str, arch_list: list) -> dict:
+    """Return findings of a torch with code for ``arch_list`` on a GPU ``arch``."""
     findings = working()
     info = {"gpu": "a GPU", "arch": arch, "arch_list": arch_list}
     findings["torch"].info.update(info)

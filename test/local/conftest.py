@@ -1,4 +1,4 @@
-"""Copies of the recipes whose Python records commands instead of running them."""
+"""Copies of the recipes in which Python records commands instead of running them."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""local/debian_packages.sh with a package file, without network."""
+"""local/debian_packages.sh on a package file, without network."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def run_script(tmp_path: Path, *names: str) -> subprocess.CompletedProcess:
-    """Run the script with an apt without sources and package lists."""
+    """Run the script with an apt that has no sources and no package lists."""
     (tmp_path / "apt/lists/partial").mkdir(parents=True, exist_ok=True)
     config = tmp_path / "apt.conf"
     config.write_text(
@@ -37,6 +37,7 @@ def run_script(tmp_path: Path, *names: str) -> subprocess.CompletedProcess:
 
 
 def write_package(tmp_path: Path) -> Path:
+    """Return a package file with one file, in the folder of the script's output."""
     tree = tmp_path / "tree"
     (tree / "DEBIAN").mkdir(parents=True)
     (tree / "DEBIAN/control").write_text(CONTROL)

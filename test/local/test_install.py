@@ -1,4 +1,4 @@
-"""local/install.sh with a few packages and pip, without network."""
+"""local/install.sh with few packages, without network."""
 
 import hashlib
 import importlib.metadata
@@ -78,7 +78,7 @@ def test_a_missing_python_310_is_reported(tmp_path):
     assert not (tmp_path / "venv").exists()
 
 
-def test_a_failing_shim_is_skipped_for_pyenv(tmp_path):
+def test_a_python_of_pyenv_is_found_after_a_failing_shim(tmp_path):
     env = clean_env(tmp_path)
     script(tmp_path / "tools/python3.10", "echo 'command not found' >&2; exit 127")
     done = find_python(env)
@@ -118,7 +118,7 @@ def test_without_network_nothing_changes(tmp_path):
     assert not list((tmp_path / "venv").glob(".installed-*"))
 
 
-def test_a_folder_that_is_not_an_environment_stays(tmp_path):
+def test_a_folder_that_is_not_an_environment_is_not_changed(tmp_path):
     env = clean_env(tmp_path)
     (tmp_path / "venv").mkdir()
     (tmp_path / "venv/thesis.txt").write_text("mine")
@@ -128,7 +128,7 @@ def test_a_folder_that_is_not_an_environment_stays(tmp_path):
     assert [p.name for p in (tmp_path / "venv").iterdir()] == ["thesis.txt"]
 
 
-def test_an_environment_of_another_python_stays(tmp_path):
+def test_an_environment_of_another_python_is_not_changed(tmp_path):
     env = clean_env(tmp_path)
     (tmp_path / "venv/bin").mkdir(parents=True)
     (tmp_path / "venv/pyvenv.cfg").write_text("version = 3.12.1\n")
@@ -159,7 +159,7 @@ def test_a_torch_from_elsewhere_is_not_replaced(tmp_path):
 
 
 def wheel_of(dist: str, path: Path, without: str = "") -> Path:
-    """Pack an installed package into a wheel, without one module."""
+    """Write a wheel of an installed package, less paths that start with ``without``."""
     with zipfile.ZipFile(path, "w") as wheel:
         for file in importlib.metadata.distribution(dist).files:
             inside = ".." not in file.parts and "__pycache__" not in file.parts
@@ -174,7 +174,7 @@ def pin_of(dist: str) -> str:
 
 
 def wheels_of_k2(folder: Path) -> str:
-    """Write several wheels of k2 that all match; returns the pin of the right one."""
+    """Write wheels of k2 for several Pythons, and return the pin of that for 3.10."""
     name = pin_of("k2").replace("==", "-")
     for other in ("py3.7", "py3.8", "py3.9", "py3.11"):
         wheel_of("k2", folder / f"{name}-{other}-none-any.whl", without="_k2.")
@@ -220,7 +220,7 @@ def test_an_installation_is_skipped_or_resumed(small_repository, tmp_path):
     assert done.returncode == 0 and "already installed" in done.stderr
     assert time.monotonic() - start < 2
 
-    # Killed while pip wrote a package: neither RECORD nor stamp.
+    # As if killed while pip wrote a package: neither RECORD nor stamp exist.
     (stamp,) = venv.glob(".installed-*")
     stamp.unlink()
     next(packages.glob("wheel-*.dist-info/RECORD")).unlink()
@@ -230,7 +230,7 @@ def test_an_installation_is_skipped_or_resumed(small_repository, tmp_path):
     assert "after an interruption" in done.stderr
     assert (packages / "wheel/__init__.py").exists() and stamp.exists()
 
-    # New pins replace the old ones, and k2 a wheel of another Python.
+    # New pins are installed, and the pinned k2 replaces a wheel of another Python.
     k2.rename(k2.with_name("_k2.cpython-39-x86_64-linux-gnu.so"))
     with open(root / "requirements.txt", "a") as pins:
         pins.write("# changed\n")

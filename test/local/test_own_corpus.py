@@ -30,7 +30,7 @@ def set_variable(commands: str, name: str, value: object) -> str:
 
 @pytest.fixture
 def kaldi(asterisk, tmp_path):
-    """Write Kaldi data directories of real prompts, two segments a recording."""
+    """Write Kaldi data directories of real prompts, two segments per recording."""
     for name, count in (("train", 20), ("dev", 4), ("test", 4)):
         cuts = open_shar(asterisk / f"data/shar/{name}")
         # A BPE model of twenty texts may lack the apostrophe.

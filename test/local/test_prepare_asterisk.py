@@ -31,7 +31,7 @@ def texts(asterisk):
 
 @pytest.fixture(scope="module")
 def normalised(texts):
-    """Cut id -> words."""
+    """Return the id of each cut -> its words."""
     return {script.get_cut_id(p, "en"): normalise_prompt(t) for p, t in texts.items()}
 
 

@@ -1,4 +1,4 @@
-"""prepare.sh and its commands, on copies of the recipe and on wrong input."""
+"""prepare.sh and its commands, in copies of the recipe and with invalid input."""
 
 import json
 import os
@@ -79,7 +79,7 @@ def test_given_folder_gives_the_same_corpus(asterisk, tmp_path):
 
 @pytest.fixture
 def without_apt(tmp_path):
-    """A PATH on which everything but apt-get and dpkg can be found."""
+    """Return a PATH with all tools except apt* and dpkg*."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for source in ("/bin", "/usr/bin"):

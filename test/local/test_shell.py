@@ -1,4 +1,4 @@
-"""Options, stages and finished steps of recipe scripts."""
+"""Options, stages and markers of finished steps of recipe scripts."""
 
 import gzip
 import os
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = f"""#!/usr/bin/env bash
-# Shows a recipe.
+# Example of a recipe.
 set -euo pipefail
 stage=0         # first stage to run
 stop_stage=9    # last stage to run
@@ -19,7 +19,7 @@ jobs=1          # processes
 RENAMED_OPTIONS="--mode=--profile"
 source {ROOT}/local/log.sh
 source {ROOT}/local/parse_options.sh
-late=1          # assigned later: not an option
+late=1          # assigned after parse_options.sh: not an option
 if in_stage 2 "Work"; then
   run_once --reads 'input*' done/.work \\
     bash -c 'echo worked; exit "${{WORK_STATUS:-0}}"' \\
@@ -84,7 +84,7 @@ def test_a_wrong_option_is_reported_with_the_known_ones(recipe, args, named):
 def test_help_prints_the_header_and_the_options(recipe):
     done = recipe("--help")
     assert done.returncode == 0
-    assert done.stdout.startswith("Shows a recipe.\n")
+    assert done.stdout.startswith("Example of a recipe.\n")
     assert "--stop-stage" in done.stdout and "last stage to run" in done.stdout
 
 

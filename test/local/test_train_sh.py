@@ -1,4 +1,4 @@
-"""The commands of train.sh."""
+"""The commands that train.sh runs, their order and their interruption."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from torch.distributed.run import parse_args
 
 @pytest.fixture
 def train_sh(run_script):
-    """``train_sh("student+hidden")`` returns the run and the trainings in order."""
+    """``train_sh(systems, *options)`` returns the process and its trainings."""
     run_script.add_fields("train", "whisper_tiny_en", "whisper_base")
 
     def run(systems, *options):

@@ -1,14 +1,10 @@
-"""Names of systems, and the profiles of the recipes."""
+"""Parse names of systems, and read the profiles of the recipes."""
 
 from pathlib import Path
 
 import pytest
 
-from icefall_kd.recipes.systems import (
-    System,
-    load_profile,
-    parse_system,
-)
+from icefall_kd.recipes.systems import System, load_profile, parse_system
 
 EGS = Path(__file__).resolve().parents[2] / "egs"
 
@@ -46,7 +42,7 @@ def test_a_name_is_parsed(name, system):
     "name",
     ["baseline@x", "both@", "", "both+", "+pseudo", "_random", "both_unlabelled_x"],
 )
-def test_a_wrong_name_is_reported(name):
+def test_an_invalid_name_is_reported(name):
     with pytest.raises(ValueError, match=f"system '{name}'".replace("+", r"\+")):
         parse_system(name)
 
@@ -97,12 +93,13 @@ def test_a_table_without_an_entry_for_a_system_is_reported():
         parse_system("baseline").select({"student": 3})
 
 
-@pytest.mark.parametrize("corpus", ["asterisk", "librispeech"])
-def test_every_profile_has_valid_systems(corpus):
+@pytest.mark.parametrize(
+    "corpus, names",
+    [("asterisk", ("quick", "full")), ("librispeech", ("100h", "960h"))],
+)
+def test_every_profile_has_valid_systems(corpus, names):
     path = EGS / corpus / "KD/conf/profiles.yaml"
-    for name in {"asterisk": ("quick", "full"), "librispeech": ("100h", "960h")}[
-        corpus
-    ]:
+    for name in names:
         profile = load_profile(name, path)
         assert profile.name == name
         for system in map(parse_system, profile.systems):

@@ -1,7 +1,7 @@
 """A baseline and a distilled system with results and trainings."""
 
 import pytest
-from reported import CHUNKS, decoded, train_set, trained
+from report_files import CHUNKS, make_data_config, write_result, write_training
 
 
 @pytest.fixture
@@ -12,22 +12,22 @@ def exp(tmp_path):
         ("baseline", 32, [1.5, 1.25, 1.125]),
         ("kd", 16, [1.25, 0.75, 0.5]),
     ):
-        decoded(folder / name / "decode", wrong)
-        decoded(folder / name / "decode", wrong + 4, chunking=CHUNKS)
+        write_result(folder / name / "decode", wrong)
+        write_result(folder / name / "decode", wrong + 4, chunking=CHUNKS)
         origin = folder / name / "pretrain/pretrained.pt" if name == "kd" else None
-        trained(
+        write_training(
             folder / name / "finetune",
             losses,
             init_encoder=origin and str(origin),
-            data=train_set("train"),
+            data=make_data_config("train"),
         )
-    trained(
+    write_training(
         folder / "kd/pretrain",
         [0.9, 0.8],
-        data=train_set("train", "unlabelled"),
+        data=make_data_config("train", "unlabelled"),
         seed=7,
     )
-    decoded(
+    write_result(
         folder / "kd/sherpa",
         16,
         prefix="sherpa-",

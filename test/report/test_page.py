@@ -1,4 +1,4 @@
-"""The report page: its content, and that it refers to no other file."""
+"""The report page: content, safety, and independence of other files."""
 
 import base64
 import hashlib
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 from dummies import noise_cuts
-from reported import Page, decoded
+from report_files import Page, write_result
 
 from icefall_kd.data.shar import write_shar
 from icefall_kd.fields.reader import open_shar
@@ -31,7 +31,12 @@ HOSTILE = "<script>alert(1)</script>"
 
 
 def write(systems, baseline=None, audio=None):
-    """Return the page as text, parsed, and the table of {system: folder}."""
+    """Return the source of a page, the parsed page, and its table.
+
+    Args:
+      systems: name of a system -> folder of its results.
+      baseline, audio: of :func:`make_table` and :func:`render`.
+    """
     results = [r for name, path in systems.items() for r in find_results(name, path)]
     runs = {r.system: find_run(r.path, r.facts["checkpoint"]) for r in results}
     table = make_table(results, baseline, runs)
@@ -129,7 +134,7 @@ def test_the_page_refers_to_no_other_file(written):
     assert not re.search(r"url\(|@import", "".join(page.styles))
 
 
-def test_the_policy_allows_only_the_own_script_and_style(written):
+def test_the_policy_allows_only_the_script_and_style_of_the_page(written):
     _, page, _ = written
     (policy,) = [
         a["content"]
@@ -142,11 +147,11 @@ def test_the_policy_allows_only_the_own_script_and_style(written):
         assert f"{kind}-src 'sha256-{digest}'" in policy
 
 
-def test_hostile_text_stays_text(tmp_path):
+def test_markup_in_names_and_words_is_shown_as_text(tmp_path):
     name, cut = f"a{HOSTILE}", f'"><img src=x onerror=alert(1)>{HOSTILE}'
     words = [HOSTILE, "</script>", "&amp;", "<!--", "']]>"]
     found = [Recognition(cut, ["FINE", *words], words)]
-    folder = decoded(tmp_path, 1)
+    folder = write_result(tmp_path, 1)
     facts = json.loads(next(folder.glob("result-*.json")).read_text())
     for old in folder.iterdir():
         old.unlink()

@@ -1,11 +1,11 @@
-"""Find the results of decoding, check that they can be compared, and average runs."""
+"""Find results of decoding, check that they are comparable, and average runs."""
 
 import dataclasses
 import json
 
 import pytest
 import torch
-from reported import CHUNKS, REFS, decoded
+from report_files import CHUNKS, REFS, write_result
 
 from icefall_kd.decoding import DecodeOptions
 from icefall_kd.decoding.hotwords import Hotwords
@@ -21,7 +21,7 @@ from icefall_kd.report.table import make_table
 
 
 def test_systems_are_found_below_a_folder(exp):
-    decoded(exp / "seed43/kd/decode", 3)
+    write_result(exp / "seed43/kd/decode", 3)
     assert find_systems(exp) == {
         "baseline": exp / "baseline",
         "kd": exp / "kd",
@@ -48,14 +48,14 @@ def test_a_folder_without_results_is_reported(tmp_path):
 
 def test_decoding_and_engine_have_labels(tmp_path):
     beam = DecodeOptions("modified_beam_search", 4, 1.5)
-    decoded(tmp_path, 1, options=beam, chunking=CHUNKS)
-    decoded(tmp_path, 1, prefix="x-", method="ctc_greedy_search", int8=True)
-    decoded(tmp_path, 1, prefix="y-", method="attention")
+    write_result(tmp_path, 1, options=beam, chunking=CHUNKS)
+    write_result(tmp_path, 1, prefix="x-", method="ctc_greedy_search", int8=True)
+    write_result(tmp_path, 1, prefix="y-", method="attention")
     names = Hotwords(*torch.zeros(3, 1, 4), tmp_path / "names.txt", "", 2.0, "12345678")
     with_hotwords = dataclasses.replace(beam, blank_penalty=0.0, hotwords=names)
-    decoded(tmp_path, 1, options=with_hotwords)
+    write_result(tmp_path, 1, options=with_hotwords)
     short = dataclasses.replace(CHUNKS, left_context=64)
-    decoded(tmp_path, 1, options=beam, chunking=short)
+    write_result(tmp_path, 1, options=beam, chunking=short)
     labels = {r.decoding: r.engine for r in find_results("a", tmp_path)}
     assert labels == {
         "streaming 320 ms, left context 1280 ms, beam 4, blank penalty 1.5": "pytorch",
@@ -88,11 +88,11 @@ def test_recogs_that_differ_from_the_json_are_reported(exp):
         find_results("kd", folder)
 
 
-def test_other_utterances_or_references_are_reported(exp, tmp_path):
+def test_different_utterances_or_references_are_reported(exp, tmp_path):
     results = find_results("kd", exp / "kd/decode/result-test-greedy_search.json")
-    fewer = find_results("fewer", decoded(tmp_path / "a", 3, refs=REFS[:-1]))
+    fewer = find_results("fewer", write_result(tmp_path / "a", 3, refs=REFS[:-1]))
     other = [*REFS[:-1], ["OTHER"]]
-    changed = find_results("changed", decoded(tmp_path / "b", 3, refs=other))
+    changed = find_results("changed", write_result(tmp_path / "b", 3, refs=other))
     check_comparable(results)
     with pytest.raises(ValueError, match="kd and fewer.*set test.*1 only in .*: u39"):
         check_comparable(results + fewer)
@@ -102,7 +102,7 @@ def test_other_utterances_or_references_are_reported(exp, tmp_path):
 
 def test_results_of_different_sets_may_differ(exp, tmp_path):
     results = find_results("kd", exp / "kd")
-    other = decoded(tmp_path / "dev", 1, refs=REFS[:3], set_name="dev")
+    other = write_result(tmp_path / "dev", 1, refs=REFS[:3], set_name="dev")
     check_comparable(results + find_results("kd", other))
 
 
@@ -121,7 +121,7 @@ def runs(tmp_path):
         for number, errors in enumerate(wrong):
             name = f"{system}@{42 + number}" if number else system
             folder = tmp_path / name / "decode"
-            decoded(folder, errors, **options)
+            write_result(folder, errors, **options)
             results += find_results(name, folder)
         return results
 
@@ -152,7 +152,7 @@ def test_runs_are_averaged(runs):
 def test_decodings_are_averaged_separately(runs):
     greedy = runs("kd", 8, 16)
     streaming = find_results(
-        "kd@43", decoded(greedy[1].path.parent.parent / "s", 20, chunking=CHUNKS)
+        "kd@43", write_result(greedy[1].path.parent.parent / "s", 20, chunking=CHUNKS)
     )
     means = average_over_seeds(greedy + streaming)
     assert [len(m.runs) for m in means] == [2, 1]
@@ -175,7 +175,7 @@ def test_single_runs_are_not_averaged(runs):
     assert average_over_seeds(runs("baseline", 32) + runs("kd", 8)) == []
 
 
-def test_runs_on_other_utterances_are_reported(runs):
+def test_runs_on_different_utterances_are_reported(runs):
     other = runs("kd", 8) + runs("kd", 8, 16, refs=REFS[:-1])[1:]
     with pytest.raises(ValueError, match="same utterances"):
         average_over_seeds(other)

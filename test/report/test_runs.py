@@ -1,9 +1,9 @@
-"""The training of a system, from the files of its runs."""
+"""Find the training of a system in the files of its runs."""
 
 import json
 
 import pytest
-from reported import decoded, train_set, trained
+from report_files import make_data_config, write_result, write_training
 
 from icefall_kd.core.config import ModelConfig
 from icefall_kd.report.runs import Run, compare_budgets, find_run
@@ -33,14 +33,14 @@ def test_all_stages_of_a_checkpoint_are_found(exp):
     assert [s.name for s in run_of(exp / "baseline").stages] == ["finetune"]
 
 
-def test_updates_are_those_before_the_checkpoint(exp, tmp_path):
+def test_epochs_and_updates_are_counted_up_to_the_checkpoint(exp, tmp_path):
     folder = tmp_path / "more"
     for name in ("pretrain", "finetune"):
         init = name == "finetune" and str(folder / "pretrain/pretrained.pt")
-        trained(folder / name, [1.0] * 5, init_encoder=init or None)
+        write_training(folder / name, [1.0] * 5, init_encoder=init or None)
     averaged = {"epoch": 2, "avg": 1, "step": 200}
     save_pretrained(folder / "pretrain/pretrained.pt", {}, ModelConfig(), b"", averaged)
-    decoded(folder / "decode", 1, training={"epoch": 3, "avg": 2, "step": 300})
+    write_result(folder / "decode", 1, training={"epoch": 3, "avg": 2, "step": 300})
     pretrain, finetune = run_of(folder).stages
     assert (finetune.epochs, finetune.updates) == (3, 300)
     assert finetune.describe().startswith("3 of 5 epochs, 300 updates of at most 200 s")
@@ -55,20 +55,20 @@ def test_the_training_of_a_moved_experiment_is_found(exp, tmp_path):
     assert [s.name for s in stages] == ["pretrain", "finetune"]
 
 
-def test_a_run_above_its_results_is_found(tmp_path):
-    trained(tmp_path / "a", [1.0])
-    trained(tmp_path / "b", [1.0])
-    decoded(tmp_path / "a/decode", 1, checkpoint=str(tmp_path / "a/pretrained.pt"))
+def test_a_run_in_the_parent_folder_of_its_results_is_found(tmp_path):
+    write_training(tmp_path / "a", [1.0])
+    write_training(tmp_path / "b", [1.0])
+    write_result(tmp_path / "a/decode", 1, checkpoint=str(tmp_path / "a/pretrained.pt"))
     assert [s.name for s in run_of(tmp_path / "a").stages] == ["a"]
-    decoded(tmp_path / "c/decode", 1, checkpoint=str(tmp_path / "c/pretrained.pt"))
+    write_result(tmp_path / "c/decode", 1, checkpoint=str(tmp_path / "c/pretrained.pt"))
     assert run_of(tmp_path / "c") == Run()
 
 
 def test_two_stages_of_one_name_are_named_by_their_system(tmp_path):
     origin = tmp_path / "stage1/finetune"
-    trained(origin, [2.0])
-    decoded(tmp_path / "stage2/decode", 1)
-    trained(
+    write_training(origin, [2.0])
+    write_result(tmp_path / "stage2/decode", 1)
+    write_training(
         tmp_path / "stage2/finetune", [1.0], init_model=str(origin / "pretrained.pt")
     )
     assert [s.name for s in run_of(tmp_path / "stage2").stages] == [
@@ -89,8 +89,8 @@ def test_an_incomplete_last_line_of_the_metrics_is_skipped(exp):
 
 
 def test_values_that_are_not_finite_are_skipped(tmp_path):
-    trained(tmp_path / "finetune", [1.0, float("nan"), 0.5])
-    decoded(tmp_path / "decode", 1)
+    write_training(tmp_path / "finetune", [1.0, float("nan"), 0.5])
+    write_result(tmp_path / "decode", 1)
     (stage,) = run_of(tmp_path).stages
     assert stage.points("dev", "loss") == [(100, 1.0), (300, 0.5)]
 
@@ -99,8 +99,10 @@ def test_different_budgets_are_described(exp, tmp_path):
     kd, baseline = run_of(exp / "kd"), run_of(exp / "baseline")
     assert compare_budgets(kd, baseline) == []
     other = tmp_path / "long"
-    trained(other / "finetune", [1.0] * 4, data=train_set("train", "more"))
-    decoded(other / "decode", 1)
+    write_training(
+        other / "finetune", [1.0] * 4, data=make_data_config("train", "more")
+    )
+    write_result(other / "decode", 1)
     assert compare_budgets(run_of(other), baseline) == [
         "sets train, more against train",
         "4 epochs against 3",
@@ -111,6 +113,6 @@ def test_different_budgets_are_described(exp, tmp_path):
 
 
 def test_an_unfinished_training_has_its_planned_epochs(tmp_path):
-    trained(tmp_path / "finetune", [1.0, 0.9], epochs=12)
-    decoded(tmp_path / "decode", 1)
+    write_training(tmp_path / "finetune", [1.0, 0.9], epochs=12)
+    write_result(tmp_path / "decode", 1)
     assert run_of(tmp_path).stages[0].describe().startswith("2 of 12 epochs, 200")

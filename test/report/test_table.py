@@ -1,8 +1,8 @@
-"""The table of results, its gains and notes."""
+"""The table of results: gains, notes, remarks and formats."""
 
 import pytest
 import yaml
-from reported import CHUNKS, REFS, decoded, train_set, trained
+from report_files import CHUNKS, REFS, make_data_config, write_result, write_training
 
 from icefall_kd.report.results import find_results
 from icefall_kd.report.runs import find_run
@@ -11,8 +11,7 @@ from icefall_kd.report.table import format_markdown, format_text, make_table
 
 @pytest.fixture
 def results(exp):
-    found = [r for name in ("baseline", "kd") for r in find_results(name, exp / name)]
-    return found
+    return [r for name in ("baseline", "kd") for r in find_results(name, exp / name)]
 
 
 def row_of(table, system, suffix):
@@ -41,7 +40,7 @@ def test_rows_of_one_decoding_are_adjacent(results):
     assert dict(zip(header, rows[2]))["WERR"] == "baseline"
 
 
-def test_a_result_without_a_baseline_has_no_gain(results):
+def test_a_result_without_one_of_the_baseline_has_no_gain(results):
     table = make_table(results, "baseline")
     row = row_of(table, "kd", "sherpa-greedy_search")
     assert (row.paired, row.werr, row.notes) == (None, None, (1,))
@@ -89,8 +88,8 @@ def test_a_baseline_without_a_common_decoding_is_reported(exp):
         make_table(pair, "baseline")
 
 
-def test_a_baseline_on_other_utterances_is_reported(results, tmp_path):
-    other = find_results("other", decoded(tmp_path / "o", 3, refs=REFS[:-1]))
+def test_a_baseline_on_different_utterances_is_reported(results, tmp_path):
+    other = find_results("other", write_result(tmp_path / "o", 3, refs=REFS[:-1]))
     with pytest.raises(ValueError, match="set test.*u39"):
         make_table(results + other, "other")
 
@@ -103,16 +102,16 @@ def test_a_worse_system_has_a_negative_gain(results):
 
 
 def test_a_baseline_without_errors_has_no_relative_gain(tmp_path):
-    perfect = find_results("perfect", decoded(tmp_path / "a", 0))
-    worse = find_results("worse", decoded(tmp_path / "b", 4))
+    perfect = find_results("perfect", write_result(tmp_path / "a", 0))
+    worse = find_results("worse", write_result(tmp_path / "b", 4))
     row = make_table(perfect + worse, "perfect").rows[1]
     assert row.werr is None and row.paired.difference == pytest.approx(2.5)
 
 
-def test_other_sizes_and_other_budgets_are_noted(exp, results):
+def test_different_sizes_and_budgets_are_noted(exp, results):
     folder = exp / "large"
-    decoded(folder / "decode", 8, parameters=5_000_000)
-    trained(folder / "finetune", [1.0] * 6, data=train_set("train"))
+    write_result(folder / "decode", 8, parameters=5_000_000)
+    write_training(folder / "finetune", [1.0] * 6, data=make_data_config("train"))
     results = results + find_results("large", folder)
     runs = {r.system: find_run(r.path, r.facts["checkpoint"]) for r in results}
     table = make_table(results, "baseline", runs)
@@ -129,9 +128,9 @@ def test_delays_of_results_are_shown(results, tmp_path):
     names = ["emission delay ms, mean / 90 %", "latency ms, mean / 90 %"]
     assert set(names).isdisjoint(make_table(results).cells()[0])
     delays = {"emission_delay_mean_ms": -12.4, "emission_delay_p90_ms": 33.3}
-    full = decoded(tmp_path / "full/decode", 20, **delays)
+    full = write_result(tmp_path / "full/decode", 20, **delays)
     delays.update(latency_mean_ms=212.4, latency_p90_ms=333.3)
-    slow = decoded(tmp_path / "slow/decode", 20, chunking=CHUNKS, **delays)
+    slow = write_result(tmp_path / "slow/decode", 20, chunking=CHUNKS, **delays)
     found = find_results("full", full) + find_results("slow", slow)
     header, *rows = make_table(results + found).cells()
     columns = [header.index(name) for name in names]
@@ -147,7 +146,7 @@ def test_delays_of_different_alignments_are_noted(tmp_path):
         facts = {"alignment_sha256": digest, "alignment": "x.ctm"} if digest else {}
         if digest == "1":
             facts.update(aligner="exp/best.pt", aligner_sha256="abcdef0123456789")
-        systems += find_results(name, decoded(tmp_path / name, 1, **facts))
+        systems += find_results(name, write_result(tmp_path / name, 1, **facts))
     table = make_table(systems, "a")
     (note,) = table.notes
     assert "c against a" in note
@@ -158,7 +157,7 @@ def test_delays_of_different_alignments_are_noted(tmp_path):
 
 def test_a_result_without_correct_words_has_no_delay(tmp_path):
     nothing = dict.fromkeys(("emission_delay_mean_ms", "emission_delay_p90_ms"))
-    found = find_results("mute", decoded(tmp_path, 1, **nothing, delay_words=0))
+    found = find_results("mute", write_result(tmp_path, 1, **nothing, delay_words=0))
     assert not any("delay" in name for name in make_table(found).cells()[0])
 
 
@@ -176,7 +175,7 @@ def test_the_table_is_formatted_as_text_and_markdown(results):
     assert notes == f"1. {table.notes[0]}\n"
 
 
-def test_single_training_runs_are_remarked(results):
+def test_a_remark_reports_single_training_runs(results):
     (remark,) = make_table(results, "baseline").remarks
     assert remark.startswith("Each row is ONE TRAINING RUN: P(better) and the 95 % int")
     assert "training noise" in remark
@@ -187,9 +186,9 @@ def test_single_training_runs_are_remarked(results):
 
 def test_different_checkpoints_or_set_files_are_noted(tmp_path):
     a, b = tmp_path / "a", tmp_path / "b"
-    decoded(a, 1, checkpoint_sha256="1", set_sha256="1")
-    decoded(a, 1, checkpoint_sha256="2", set_sha256="1", chunking=CHUNKS)
-    decoded(b, 1, checkpoint_sha256="3", set_sha256="2")
+    write_result(a, 1, checkpoint_sha256="1", set_sha256="1")
+    write_result(a, 1, checkpoint_sha256="2", set_sha256="1", chunking=CHUNKS)
+    write_result(b, 1, checkpoint_sha256="3", set_sha256="2")
     results = find_results("a", a) + find_results("b", b)
     table = make_table(results, "a")
     full, streaming, other = (
@@ -207,7 +206,7 @@ def test_different_checkpoints_or_set_files_are_noted(tmp_path):
 
 
 def test_names_are_escaped_in_markdown(tmp_path):
-    found = find_results("a|b\n<b>&", decoded(tmp_path, 1))
+    found = find_results("a|b\n<b>&", write_result(tmp_path, 1))
     header, _, row, *_ = format_markdown(make_table(found)).splitlines()
     assert row.startswith("| a\\|b &lt;b>&amp; | test |")
     assert row.replace("\\|", "").count("|") == header.count("|")

@@ -1,4 +1,4 @@
-"""Write the files of decoded and trained systems, and parse the report page."""
+"""Write the files of decoding and training that a report reads, and parse its page."""
 
 from collections.abc import Sequence
 from html.parser import HTMLParser
@@ -22,7 +22,7 @@ CHUNKS = Chunking(16, 128)
 VOID = {"meta", "input", "line", "circle", "polyline"}
 
 
-def decoded(
+def write_result(
     folder: Path,
     wrong: int,
     *,
@@ -36,13 +36,16 @@ def decoded(
     """Write a result in which the first ``wrong`` utterances lack their last word.
 
     Args:
-      folder: folder of the result; its checkpoint is in ``finetune`` next to it.
+      folder: folder of the result; the path of its checkpoint is
+        ``../finetune/pretrained.pt``.
       wrong: number of utterances with one error.
-      options, chunking: of decoding.
+      options, chunking: options of decoding.
       refs: words of each utterance.
-      prefix: of the suffix in the file names.
+      prefix: start of the suffix in the file names.
       set_name: name of the set.
       more: further keys of the JSON.
+    Returns:
+      ``folder``.
     """
     found = [
         Recognition(f"u{i}", list(ref), list(ref[:-1] if i < wrong else ref))
@@ -61,7 +64,7 @@ def decoded(
     return folder
 
 
-def trained(
+def write_training(
     folder: Path, losses: Sequence[float], epochs: int = 0, **config
 ) -> list[dict]:
     """Write the files of a training run.
@@ -72,7 +75,7 @@ def trained(
       epochs: planned epochs; 0: the number of losses.
       config: further options of training.
     Returns:
-      the lines of metrics.jsonl for dev.
+      the values on dev in metrics.jsonl, without the terms' parts.
     """
     folder.mkdir(parents=True)
     config = TrainConfig(str(folder), num_epochs=epochs or len(losses), **config)
@@ -89,8 +92,8 @@ def trained(
     return dev
 
 
-def train_set(*names: str) -> DataConfig:
-    """Return the configuration of data with these training sets."""
+def make_data_config(*names: str) -> DataConfig:
+    """Return a configuration of data with these training sets."""
     return DataConfig(train=names)
 
 
