@@ -1,4 +1,4 @@
-"""Shapes and helpers of the tests of terms."""
+"""Shapes, fields and batches for the tests of terms."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -12,9 +12,9 @@ from icefall_kd.core.frames import pack_path, pack_topk
 
 LENS = [23, 13]  # student frames of two utterances of 1 s and 0.6 s
 STACKS = (4, 5)  # dimensions of the stacks
-DIM = max(STACKS)  # of the encoder's output
+DIM = max(STACKS)  # dimension of the encoder's output
 VOCAB = 9
-K = 4  # tokens kept in a frame of a distribution
+K = 4  # tokens stored in a frame of a distribution
 TOKENS = [[3, 1, 4], [5, 5]]
 MODEL = ModelConfig(
     encoder=ZipformerConfig(
@@ -36,7 +36,7 @@ SLOW_LOSSES = {
 
 
 def build(term, student, infos):
-    """Return the term, and the student with the term's heads."""
+    """Return the term, and a copy of the student that has the term's heads."""
     torch.manual_seed(2)
     head = term.build_heads(MODEL, infos)
     heads = nn.ModuleDict({term.name: head} if head is not None else {}).eval()
@@ -58,25 +58,25 @@ def embedding_infos(dims):
 
 
 def embedding_field(dim, frame_shift, lens):
-    """Return random embeddings of two utterances as a batch holds them."""
+    """Return random embeddings of two utterances, as in a batch."""
     x = torch.randn(2, max(lens), dim)
     x[1, lens[1] :] = 0
     return {"x": x, "lens": torch.tensor(lens), "frame_shift": frame_shift}
 
 
 def remove_target(field, row):
-    """Change a field of a batch to hold no target for utterance ``row``."""
+    """Remove the target of utterance ``row`` from a field of a batch, in place."""
     field["lens"][row] = 0
     field["x"][row] = 0.0
 
 
 def without_targets(fields):
-    """Return the fields of a batch in which no utterance has a target."""
+    """Return fields of these names for a batch in which no utterance has a target."""
     empty = {"x": torch.zeros(2, 0, 0), "lens": torch.zeros(2).long()}
     return {name: {**empty, "frame_shift": 0.0} for name in fields}
 
 
-def flip(student, batch):
+def reverse_batch(student, batch):
     """Return student and batch with the utterances in reverse order."""
     fields = {
         name: {**f, "x": f["x"].flip(0), "lens": f["lens"].flip(0)}
@@ -97,7 +97,7 @@ def flip(student, batch):
 
 
 def ctc_field(seed, lens=LENS):
-    """Return CTC distributions of two utterances as a batch holds them."""
+    """Return random CTC distributions of two utterances, as in a batch."""
     torch.manual_seed(seed)
     x = pack_topk((3 * torch.randn(2, max(lens), VOCAB)).log_softmax(-1), K)
     for n, frames in enumerate(lens):

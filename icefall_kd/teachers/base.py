@@ -1,4 +1,4 @@
-"""The base class of teachers, and the choice of the layers of an encoder."""
+"""The base class of teachers, checks of their outputs, and the choice of layers."""
 
 import abc
 from collections.abc import Mapping, Sequence

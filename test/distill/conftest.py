@@ -1,4 +1,4 @@
-"""Inputs of the terms: the smallest student with two stacks, after its encoder."""
+"""Fixtures: encoder output of a small student, and options of the ``lfmmi`` term."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from icefall_kd.transducer.denominator import build_denominator, save_denominato
 
 @pytest.fixture
 def student():
-    """Random encoder output of two utterances; predictor, joiner and CTC are real."""
+    """Random encoder output of two utterances; predictor, joiner and CTC head."""
     torch.manual_seed(1)
     return StudentOutput(
         torch.randn(2, max(LENS), DIM, requires_grad=True),

@@ -13,8 +13,8 @@ from term_inputs import (
     build,
     embedding_field,
     embedding_infos,
-    flip,
     remove_target,
+    reverse_batch,
     without_targets,
 )
 
@@ -45,7 +45,7 @@ def make(student, infos, **options):
 
 
 def slow_value(term, student, batch, infos, delay=0):
-    """Sum the loss frame by frame, without any padding."""
+    """Return the loss, summed frame by frame and without padding."""
     total = 0.0
     for name, weight in term.teachers.items():
         field, info = batch["fields"][name], infos[name]
@@ -67,7 +67,7 @@ def slow_value(term, student, batch, infos, delay=0):
 
 @pytest.mark.parametrize("losses", [{"l1": 1.0}, {"l2": 0.5, "cosine": 2.0}])
 @pytest.mark.parametrize("delay", [0, 3])
-def test_it_equals_the_slow_reference(student, infos, batch, losses, delay):
+def test_the_value_equals_the_slow_reference(student, infos, batch, losses, delay):
     term, student = make(student, infos, losses=losses, delay=delay)
     output = term(student, batch, 0)
     slow = slow_value(term, student, batch, infos, delay)
@@ -91,7 +91,7 @@ def test_padding_is_ignored(student, infos, batch):
 def test_the_order_of_the_batch_does_not_matter(student, infos, batch):
     term, student = make(student, infos)
     before = float(term(student, batch, 0).sum)
-    assert float(term(*flip(student, batch), 0).sum) == pytest.approx(before)
+    assert float(term(*reverse_batch(student, batch), 0).sum) == pytest.approx(before)
 
 
 def test_a_perfect_student_has_no_loss(student, infos, batch):
@@ -158,7 +158,7 @@ def test_a_batch_without_any_target_counts_nothing(student, infos, batch):
 
 
 @pytest.mark.parametrize("choose", ["all", "average"])
-def test_there_is_no_delay_with_full_context(student, infos, batch, choose):
+def test_a_delay_does_not_apply_with_full_context(student, infos, batch, choose):
     student = dataclasses.replace(student, chunk_size=-1)
     options = {"choose": choose, "teachers": {"wise": 1.0}}
     plain, late = (
@@ -198,7 +198,7 @@ def test_invalid_options_are_refused(options, match):
 
 
 def test_a_random_teacher_is_used_for_each_utterance(student, infos, batch):
-    """It has its own head, and the weight of all teachers together."""
+    """Each teacher has a head; the loss has the weight of all teachers together."""
     student.model.train()
     weights = {"wise": 0.9, "old": 0.3}
     term, student = make(student, infos, choose="random", teachers=weights)
@@ -217,7 +217,7 @@ def test_a_random_teacher_is_used_for_each_utterance(student, infos, batch):
         assert float(output.sum) == pytest.approx(expected, rel=1e-5)
         assert output.count == sum(LENS) and output.skipped == {}
         seen.add(tuple(drawn["wise"].tolist()))
-    assert len(seen) >= 3  # both, either, and seldom none
+    assert len(seen) >= 3  # "wise" for both utterances, for one of them, or for none
 
 
 def test_the_draw_depends_on_step_and_utterance_only():
@@ -225,7 +225,8 @@ def test_the_draw_depends_on_step_and_utterance_only():
     ids = [f"cut-{i}" for i in range(2000)]
     weights = {"wise": 0.5, "old": 0.2, "far": 0.1}
     drawn = draw_teachers(has_target, weights, ids, 7)
-    assert torch.equal(sum(c.long() for c in drawn.values()), torch.ones(2000).long())
+    per_utterance = sum(is_drawn.long() for is_drawn in drawn.values())
+    assert torch.equal(per_utterance, torch.ones(2000).long())
     shares = [float(drawn[name].double().mean()) for name in weights]
     assert shares == pytest.approx([0.625, 0.25, 0.125], abs=0.04)
     again = draw_teachers(has_target, weights, ids[::-1], 7)
@@ -248,7 +249,7 @@ def test_the_draw_is_among_the_teachers_with_a_target():
     assert not any(is_drawn.any() for is_drawn in drawn.values())
 
 
-def test_evaluation_uses_all_teachers_in_place_of_a_random_one(student, infos, batch):
+def test_evaluation_uses_all_teachers_instead_of_a_random_one(student, infos, batch):
     term, random = make(student, infos, choose="random")
     every, other = make(student, infos)
     expected = float(every(other, batch, 0).sum)
@@ -257,7 +258,7 @@ def test_evaluation_uses_all_teachers_in_place_of_a_random_one(student, infos, b
 
 
 def test_the_average_of_teachers_has_one_projection(student, infos, batch):
-    infos["old"] = infos["wise"]  # of one dimension
+    infos["old"] = infos["wise"]  # the same dimension
     torch.manual_seed(4)
     batch["fields"]["old"] = embedding_field(5, 0.04, [25, 15])
     term, student = make(student, infos, choose="average", losses={"l2": 1.0})

@@ -1,4 +1,7 @@
-"""Terms on token distributions: slow references, padding, order, delay, options."""
+"""Terms on token distributions: slow references, padding, order, delay, options.
+
+``lfmmi`` is in test_lfmmi.py, except for the tests that all these terms share.
+"""
 
 import dataclasses
 
@@ -12,7 +15,7 @@ from term_inputs import (
     ctc_field,
     distribution_batch,
     distribution_infos,
-    flip,
+    reverse_batch,
     without_targets,
 )
 
@@ -45,7 +48,7 @@ TERMS = [(InterCtcTerm, INTER), (EssenceTerm, ESSENCE), (OneBestTerm, ONE_BEST)]
 
 
 def slow_ctc(log_probs, tokens):
-    """Return the CTC loss of an utterance by the forward recursion in floats."""
+    """Return the CTC loss of an utterance, by the forward recursion."""
     states = [0]
     for token in tokens:
         states += [token, 0]
@@ -133,8 +136,8 @@ def test_one_best_equals_the_slow_reference(student, batch, infos, shift):
     assert output.count == sum(LENS) - 2 * shift
 
 
-def test_essence_reads_all_tokens_of_an_ensemble(student, batch, infos):
-    """Two teachers without a common token: the mean has twice as many tokens."""
+def test_essence_uses_all_tokens_of_an_ensemble(student, batch, infos):
+    """If two teachers have no token in common, their mean has twice as many tokens."""
     for name, ids in (("first", range(K)), ("second", range(K, 2 * K))):
         probs = torch.full((2, max(LENS), VOCAB), 1e-9)
         probs[..., list(ids)] = 1 / K
@@ -171,7 +174,7 @@ def test_padding_is_ignored(student, batch, infos, cls, options):
         for stack in student.stacks:
             stack[1, 2 * LENS[1] :] = 50.0
     for field in batch["fields"].values():
-        field["x"][1, LENS[1] :] = 1.0  # token 1 on a path
+        field["x"][1, LENS[1] :] = 1.0  # as if a path emitted token 1
     assert float(term(student, batch, 0).sum) == pytest.approx(float(before.sum))
 
 
@@ -179,7 +182,7 @@ def test_padding_is_ignored(student, batch, infos, cls, options):
 def test_the_order_of_the_batch_does_not_matter(student, batch, infos, cls, options):
     term, student = build(cls(options), student, infos)
     before = float(term(student, batch, 0).sum)
-    after = float(term(*flip(student, batch), 0).sum)
+    after = float(term(*reverse_batch(student, batch), 0).sum)
     assert after == pytest.approx(before, rel=1e-5)
 
 
@@ -232,9 +235,9 @@ def test_a_delay_applies_in_chunks_and_not_with_full_context(
             lagging = build(cls(late), drawn, infos)
             values = [float(t(s, batch, 0).sum) for t, s in (plain, lagging)]
             assert (values[0] != values[1]) == applies, (cls, chunk_size)
-        everything = dataclasses.replace(options, **{option: 40})
+        longer = dataclasses.replace(options, **{option: 40})  # than the audio
         if cls is not InterCtcTerm:
-            term, drawn = build(cls(everything), student, infos)
+            term, drawn = build(cls(longer), student, infos)
             assert term(drawn, batch, 0).skipped == {"too_short": [0, 1]}
 
 

@@ -1,4 +1,4 @@
-"""The ``hidden`` term: slow reference, padding, order, a student like its teacher."""
+"""The ``hidden`` term: slow reference, padding, order, a copy of the teacher."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from term_inputs import (
     build,
     embedding_field,
     embedding_infos,
-    flip,
+    reverse_batch,
     without_targets,
 )
 
@@ -53,7 +53,7 @@ def make(options, student, infos):
 
 
 def slow_value(term, student, batch, infos, delay):
-    """Sum the loss frame by frame, without any padding."""
+    """Return the loss, summed frame by frame and without padding."""
     total = 0.0
     for stack, share in term.shares.items():
         name = term.config.stacks[stack]
@@ -82,12 +82,14 @@ def slow_value(term, student, batch, infos, delay):
 @pytest.mark.parametrize("losses", [{"l2": 1.0}, {"l2": 0.5, "cosine": 2.0}])
 @pytest.mark.parametrize("delay", [0, 3])
 @pytest.mark.parametrize("project", ["auto", "always"])
-def test_it_equals_the_slow_reference(student, infos, batch, losses, delay, project):
+def test_the_value_equals_the_slow_reference(
+    student, infos, batch, losses, delay, project
+):
     options = dataclasses.replace(BOTH, losses=losses, delay=delay, project=project)
     term, student = make(options, student, infos)
     assert term.shares == {0: 0.75, -1: 0.25}
-    mapped = [head.proj is not None for head in student.heads["hidden"].values()]
-    assert mapped == [True, project == "always"]
+    projected = [head.proj is not None for head in student.heads["hidden"].values()]
+    assert projected == [True, project == "always"]
     output = term(student, batch, 0)
     slow = slow_value(term, student, batch, infos, delay)
     assert float(output.sum) == pytest.approx(slow, rel=1e-4)
@@ -113,7 +115,7 @@ def test_padding_is_ignored(student, infos, batch):
 def test_the_order_of_the_batch_does_not_matter(student, infos, batch):
     term, student = make(BOTH, student, infos)
     before = float(term(student, batch, 0).sum)
-    after = float(term(*flip(student, batch), 0).sum)
+    after = float(term(*reverse_batch(student, batch), 0).sum)
     assert after == pytest.approx(before, rel=1e-5)
 
 
@@ -164,18 +166,19 @@ def test_utterances_that_are_not_finite_are_listed(student, infos, batch):
 def test_a_constant_dimension_of_the_teacher_does_not_dominate(student, infos, batch):
     term, student = make(HiddenConfig(stacks={1: "near"}), student, infos)
     infos["near"].std[2] = 0.0
-    _, still = make(HiddenConfig(stacks={1: "near"}), student, infos)
+    _, constant = make(HiddenConfig(stacks={1: "near"}), student, infos)
     least = 0.01 * np.mean(infos["near"].std)
-    assert float(still.heads["hidden"]["1"].std[2]) == pytest.approx(least, rel=1e-5)
-    assert float(term(still, batch, 0).sum) < 1e5 * float(term(student, batch, 0).sum)
+    assert float(constant.heads["hidden"]["1"].std[2]) == pytest.approx(least, rel=1e-5)
+    usual = float(term(student, batch, 0).sum)
+    assert float(term(constant, batch, 0).sum) < 1e5 * usual
 
 
 def test_frames_at_the_rate_of_the_stacks_are_copied_and_others_averaged():
     x = torch.arange(60.0).reshape(1, 60, 1)
     lens, out_lens = torch.tensor([60]), torch.tensor([50])
     same = align_to_stack(x, lens, 0.02, out_lens)[0, :, 0]
-    # Frame j at 20 j + 45 ms belongs to frame j + 2;
-    # the first and the last include what remains.
+    # Frame j of a stack is centred at 20 j + 45 ms, in input frame j + 2.  The first
+    # and the last output frame also average the remaining input frames.
     torch.testing.assert_close(same[1:49], torch.arange(3.0, 51.0))
     other = align_to_stack(x, lens, 0.01, torch.tensor([20]))
     expected = align_frames(x, lens, 0.01, torch.tensor([20]), 0.02, 0.045)
@@ -203,7 +206,7 @@ def test_invalid_options_are_refused(student, infos, options, match):
         make(dataclasses.replace(BOTH, **options), student, infos)
 
 
-def test_another_kind_of_field_and_a_model_without_stacks_are_refused(infos):
+def test_a_field_of_another_kind_and_a_model_without_stacks_are_refused(infos):
     term = HiddenTerm(BOTH)
     config = ModelConfig(field_encoder=FieldEncoderConfig(fields=("near",)))
     with pytest.raises(ValueError, match="no stacks"):
@@ -242,10 +245,10 @@ def loss_of(model, own_layers, chunk_size=16, **options):
 def test_a_copy_of_the_teacher_has_no_loss_and_another_student_has(
     pristine_student, own_layers
 ):
-    """The rest of the loss is the field's half precision, and the last frames."""
+    """The remaining loss is from the field's half precision and the last frames."""
     assert loss_of(pristine_student, own_layers) < 0.01
     assert loss_of(pristine_student, own_layers, delay=1) > 0.1
-    # There is no delay with full context.
+    # A delay does not apply with full context.
     plain = loss_of(pristine_student, own_layers, chunk_size=-1)
     assert loss_of(pristine_student, own_layers, chunk_size=-1, delay=1) == plain
     torch.manual_seed(5)

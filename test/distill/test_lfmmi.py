@@ -5,7 +5,14 @@ import itertools
 
 import pytest
 import torch
-from term_inputs import LENS, VOCAB, build, distribution_batch, distribution_infos, flip
+from term_inputs import (
+    LENS,
+    VOCAB,
+    build,
+    distribution_batch,
+    distribution_infos,
+    reverse_batch,
+)
 
 from icefall_kd.distill.lfmmi import (
     LfmmiConfig,
@@ -27,7 +34,7 @@ def infos():
 
 
 def score_all_sequences(student, teacher):
-    """Return the scores of all label sequences of a few frames, one by one."""
+    """Return the score of each label sequence, of the student and of the teacher."""
     of_student, of_teacher = [], []
     for path in itertools.product(range(VOCAB), repeat=len(student)):
         for log_probs, scores in ((student, of_student), (teacher, of_teacher)):
@@ -35,7 +42,7 @@ def score_all_sequences(student, teacher):
     return torch.tensor(of_student).double(), torch.tensor(of_teacher).double()
 
 
-def test_it_is_the_divergence_of_label_sequences(student, batch, infos, lfmmi):
+def test_the_value_is_the_divergence_of_label_sequences(student, batch, infos, lfmmi):
     term, student = build(LfmmiTerm(lfmmi), student, infos)
     lens = [3, 2]
     log_probs = student.model.ctc_output(student.encoder_out[:, :3]).detach()
@@ -45,14 +52,14 @@ def test_it_is_the_divergence_of_label_sequences(student, batch, infos, lfmmi):
     )
     for n, frames in enumerate(lens):
         paths = list(itertools.product(range(VOCAB), repeat=frames))
-        language = torch.tensor([language_score(term.graph, p) for p in paths])
+        language = torch.tensor([score_in_graph(term.graph, p) for p in paths])
         s, t = score_all_sequences(log_probs[n, :frames], teacher[n, :frames])
         p, q = ((x + language).log_softmax(0) for x in (s, t))
         expected = (q.exp() * (q - p)).sum()
         assert float(found[n]) == pytest.approx(float(expected), abs=1e-3)
 
 
-def language_score(graph, path):
+def score_in_graph(graph, path):
     """Return the graph's score of a label sequence."""
     arcs = graph.arcs.values()[:, :3].tolist()
     scores = graph.scores.tolist()
@@ -71,7 +78,7 @@ def language_score(graph, path):
     return sum(total.values())
 
 
-def test_a_student_like_its_teacher_has_no_loss(student, batch, infos, lfmmi):
+def test_a_copy_of_the_teacher_has_no_loss(student, batch, infos, lfmmi):
     term, _ = build(LfmmiTerm(lfmmi), student, infos)
     teacher = make_dense_log_probs(batch["fields"]["first"]["x"], VOCAB)
     same = teacher.clone().requires_grad_()
@@ -94,7 +101,7 @@ def test_padding_and_order_are_ignored(student, batch, infos, lfmmi, delay):
     batch["fields"]["first"]["x"][1, LENS[1] :] = 1.0
     with torch.no_grad():
         student.encoder_out[1, LENS[1] :] = 50.0
-    after = float(term(*flip(student, batch), 0).sum)
+    after = float(term(*reverse_batch(student, batch), 0).sum)
     assert after == pytest.approx(float(before.sum), rel=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Losses of frames: distances to truncated distributions against dense ones."""
+"""Losses of single frames, compared with slow versions on dense distributions."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_divergence_treats_the_tail_as_one_token(frames):
 
 
 @pytest.mark.parametrize("distance", [squared_distance, divergence])
-def test_an_equal_student_is_at_the_minimum(frames, distance):
+def test_a_distance_is_minimal_for_a_copy_of_the_teacher(frames, distance):
     _, teacher = frames
     ids, values, tail = unpack_topk(pack_topk(teacher, VOCAB))
     same = teacher.clone().requires_grad_()
@@ -69,7 +69,7 @@ def test_an_equal_student_is_at_the_minimum(frames, distance):
     assert logits.grad.abs().max() < 1e-4
 
 
-def test_the_essence_holds_the_best_tokens_renormalised(frames):
+def test_the_essence_is_the_renormalised_best_tokens(frames):
     _, teacher = frames
     values = unpack_topk(pack_topk(teacher, 8))[1]
     weights = select_essence(values, size=3)
@@ -83,7 +83,7 @@ def test_the_essence_holds_the_best_tokens_renormalised(frames):
 
 
 @pytest.mark.parametrize("mass", [0.5, 0.9, 1.0])
-def test_the_essence_by_mass_holds_the_fewest_tokens_that_reach_it(frames, mass):
+def test_the_essence_by_mass_is_the_fewest_tokens_that_reach_it(frames, mass):
     _, teacher = frames
     probs = unpack_topk(pack_topk(teacher, VOCAB))[1].exp()
     kept = select_essence(probs.log(), mass=mass) > 0

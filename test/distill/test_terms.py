@@ -1,4 +1,4 @@
-"""The interface and the registry of terms, and the terms on transcripts."""
+"""The base class and the registry of terms, and the terms on transcripts."""
 
 import dataclasses
 
@@ -63,7 +63,7 @@ def test_a_term_that_trains_an_unknown_part_is_refused(student):
         DistilledStudent(student.model, [(1.0, term)], student.heads)
 
 
-def test_a_new_term_needs_a_name_options_and_a_value_alone(student, batch):
+def test_a_new_term_needs_only_its_attributes_and_a_value(student, batch):
     class Energy(Term):
         """Mean energy of the encoder's output."""
 
@@ -110,7 +110,9 @@ def test_terms_of_weight_zero_are_off():
 
 
 @pytest.mark.parametrize("name", ["transducer", "ctc"])
-def test_text_terms_use_utterances_whose_transcript_fits(student, batch, name):
+def test_terms_on_transcripts_use_utterances_whose_transcript_fits(
+    student, batch, name
+):
     term = TERMS[name](TERMS[name].options())
     both = term(student, batch, 0)
     assert both.count == sum(LENS) and both.skipped == {}
@@ -124,7 +126,7 @@ def test_text_terms_use_utterances_whose_transcript_fits(student, batch, name):
 
 
 @pytest.mark.parametrize("name", ["transducer", "ctc"])
-def test_text_terms_list_utterances_that_are_not_finite(student, batch, name):
+def test_terms_on_transcripts_list_utterances_that_are_not_finite(student, batch, name):
     with torch.no_grad():
         student.encoder_out[1, 2] = float("nan")
     assert TERMS[name](TERMS[name].options())(student, batch, 0).suspects == (1,)

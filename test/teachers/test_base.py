@@ -34,7 +34,7 @@ def test_several_layers_are_one_field_each_and_a_sum_is_one_field():
 
 
 @pytest.mark.parametrize("layers", ["first", "3", 1.5, [], [1.0], True, None, [[1]]])
-def test_values_that_are_no_numbers_are_refused(layers):
+def test_layers_that_are_not_numbers_are_refused(layers):
     with pytest.raises(ValueError, match="layers: .*'last'.*number"):
         choose_layers(layers, None, 12)
 

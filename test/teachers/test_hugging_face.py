@@ -1,4 +1,4 @@
-"""Speech encoders of transformers as teachers, with small random weights."""
+"""Hugging Face teachers: small speech encoders with random weights."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def run(teacher, waves):
 
 
 def embed(teacher, waves):
-    """Field -> list of (T, D), valid frames only."""
+    """Return field -> list of (T, D), valid frames only."""
     return {
         field: [x[:n] for x, n in zip(output.x, output.lens.tolist())]
         for field, output in run(teacher, waves).items()
@@ -52,7 +52,7 @@ def embed(teacher, waves):
 
 
 def reference(folder, wave):
-    """Return all hidden states of transformers, (T, D) each, of a wave alone."""
+    """Return all hidden states (T, D) that transformers computes for one wave."""
     import transformers
 
     extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
@@ -69,7 +69,7 @@ def reference(folder, wave):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_layer_equals_that_of_transformers(kind, folders, waves):
-    whisper = {"context": 6.0} if kind == "whisper" else {}  # all its positions
+    whisper = {"context": 6.0} if kind == "whisper" else {}  # fills all positions
     teacher = build(folders[kind], layers=EVERY, **whisper)
     for wave in (waves[2], waves[5]):
         found = embed(teacher, [wave])
@@ -107,8 +107,8 @@ def test_the_number_of_frames_follows_from_the_strides(kind, folders, samples):
     teacher = build(folders[kind])
     output = run(teacher, [torch.randn(samples)])["t"]
     rounded_up = -(-samples // 320)
-    whole = max(1, (samples - 400) // 320 + 1)
-    expected = rounded_up if kind == "whisper" else whole
+    complete = max(1, (samples - 400) // 320 + 1)
+    expected = rounded_up if kind == "whisper" else complete
     assert output.lens.tolist() == [expected] and output.lens.dtype == torch.int64
     assert output.x.shape == (1, expected, 32) and output.x.dtype == torch.float32
     assert output.x.isfinite().all()
@@ -140,7 +140,9 @@ def test_waves_are_normalised_as_by_the_feature_extractor(kind, folders, waves):
 
 @pytest.mark.parametrize("kind", ["wav2vec2_large", "hubert_base", "wavlm_large"])
 @pytest.mark.parametrize("layers", [0, 2, 3])
-def test_fewer_blocks_give_the_same_numbers(kind, layers, folders, waves):
+def test_a_lower_layer_is_the_same_without_the_higher_blocks(
+    kind, layers, folders, waves
+):
     teacher = build(folders[kind], layers=layers)
     assert len(teacher._encoder._model.encoder.layers) == layers
     (found,) = embed(teacher, waves[5:6])["t"]
@@ -169,11 +171,11 @@ def test_windows_of_a_long_utterance_are_joined_without_a_seam(kind, folders, wa
     teacher = build(folders[kind], max_window=6.0, layers=[1, 3])
     spans = [(0, 96000), (64000, 160000), (128000, 192000)]
     pieces = embed(teacher, [waves[0][start:end] for start, end in spans])
-    for field, (whole,) in embed(teacher, waves[:1]).items():
+    for field, (joined,) in embed(teacher, waves[:1]).items():
         first, second, third = pieces[field]
         expected = torch.cat([first[:250], second[50:250], third[50:]])
-        assert len(whole) == (600 if kind == "whisper" else 599)
-        torch.testing.assert_close(whole, expected, atol=1e-4, rtol=0)
+        assert len(joined) == (600 if kind == "whisper" else 599)
+        torch.testing.assert_close(joined, expected, atol=1e-4, rtol=0)
 
 
 def test_an_utterance_is_normalised_before_it_is_split(folders, waves, tmp_path):
@@ -198,8 +200,8 @@ def test_invalid_windows_and_options_are_refused(folders):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_click_lands_within_one_frame_of_the_student(kind, folders):
-    """Both waves have a click, so that statistics over time are equal."""
+def test_a_click_is_aligned_within_one_frame_of_the_student(kind, folders):
+    """Both waves have a click, so that their statistics over time are equal."""
     teacher = build(folders[kind], layers=0)  # convolutions only
 
     def aligned(time):

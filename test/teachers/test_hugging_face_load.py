@@ -19,7 +19,7 @@ NOISE = torch.randn(1, 8000, generator=torch.Generator().manual_seed(0)) * 0.1
 
 @pytest.fixture
 def folder(tmp_path):
-    """A small WavLM, to be damaged."""
+    """A small WavLM that a test may damage."""
     return write_small(tmp_path / "model", "wavlm_base")
 
 
@@ -64,14 +64,14 @@ def test_a_checkpoint_with_a_head_equals_the_base_model(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", ["wav2vec2_large", "data2vec", "whisper"])
 def test_sharded_and_bin_weights_equal_one_safetensors_file(kind, tmp_path):
-    whole = write_small(tmp_path / "whole", kind)
-    sharded = Path(shutil.copytree(whole, tmp_path / "sharded"))
+    single = write_small(tmp_path / "single", kind)
+    sharded = Path(shutil.copytree(single, tmp_path / "sharded"))
     (sharded / "model.safetensors").unlink()
     small_model(kind).save_pretrained(sharded, max_shard_size="50KB")
     assert len(list(sharded.glob("model-*.safetensors"))) > 1
-    pickled = Path(shutil.copytree(whole, tmp_path / "bin"))
+    pickled = Path(shutil.copytree(single, tmp_path / "bin"))
     save_bin(pickled, small_model(kind).state_dict())
-    expected = embed(build(whole))
+    expected = embed(build(single))
     for other in (sharded, pickled):
         torch.testing.assert_close(embed(build(other)), expected)
 
@@ -141,7 +141,7 @@ def test_weights_of_another_shape_and_damaged_files_are_refused(folder):
         build(folder)
 
 
-class Intruder:
+class FolderMaker:
     """Makes a folder when it is unpickled."""
 
     def __init__(self, path):
@@ -152,12 +152,12 @@ class Intruder:
 
 
 def test_a_bin_that_would_run_code_is_refused(folder, tmp_path):
-    save_bin(folder, {"x": Intruder(tmp_path / "intruded")})
+    save_bin(folder, {"x": FolderMaker(tmp_path / "made")})
     with pytest.raises(ValueError, match="cannot load"):
         build(folder)
-    assert not (tmp_path / "intruded").exists()
-    pickle.loads(pickle.dumps(Intruder(tmp_path / "intruded")))
-    assert (tmp_path / "intruded").exists(), "the file would have run code"
+    assert not (tmp_path / "made").exists()
+    pickle.loads(pickle.dumps(FolderMaker(tmp_path / "made")))
+    assert (tmp_path / "made").exists(), "the file would have run code"
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_a_path_is_not_downloaded_from_the_hub(tmp_path):
             build(name)
 
 
-def cached(hub, name, commit, branch="main", **options):
+def write_to_cache(hub, name, commit, branch="main", **options):
     """Write a small model into the cache of huggingface_hub."""
     repository = hub / f"models--{name.replace('/', '--')}"
     (repository / "refs").mkdir(parents=True, exist_ok=True)
@@ -243,8 +243,8 @@ def cached(hub, name, commit, branch="main", **options):
 
 def test_the_fingerprint_of_a_hub_model_has_its_name_and_commit(no_network):
     first, second = "1" * 40, "2" * 40
-    folder = cached(no_network, "someone/a-model", first)
-    cached(no_network, "someone/a-model", second, branch="fixed", seed=1)
+    folder = write_to_cache(no_network, "someone/a-model", first)
+    write_to_cache(no_network, "someone/a-model", second, branch="fixed", seed=1)
     teacher = build("someone/a-model")
     assert fingerprint(teacher)["hub_name"] == "someone/a-model"
     assert fingerprint(teacher)["commit"] == first

@@ -51,7 +51,7 @@ def describe(checkpoint, tiny_dir, **options):
     return {"vocab": {"members": members, "topk": 5, **options}}
 
 
-def test_its_outputs_equal_those_of_the_model_on_stored_fields(
+def test_the_outputs_equal_those_of_the_model_on_stored_fields(
     checkpoint, tiny_dir, tiny, asterisk, tmp_path
 ):
     cuts = [c for c in open_shar(asterisk / "data/shar/test") if c.duration < 3][:5]
@@ -78,9 +78,7 @@ def test_its_outputs_equal_those_of_the_model_on_stored_fields(
         assert (tail[row, :n] - rest).abs()[: n - 1].max() < 0.02
 
 
-def test_its_paths_spell_the_transcript_or_the_hypothesis(
-    checkpoint, tiny_dir, asterisk
-):
+def test_paths_emit_the_transcript_or_the_hypothesis(checkpoint, tiny_dir, asterisk):
     described = describe(checkpoint, tiny_dir, outputs=["path"])
     (teacher,) = build_teachers(described)
     cuts = [c for c in open_shar(asterisk / "data/shar/test") if c.duration < 3][:3]

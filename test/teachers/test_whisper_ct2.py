@@ -1,4 +1,4 @@
-"""Whisper tiny.en in CTranslate2 as a teacher of real prompts."""
+"""The teacher Whisper tiny.en in CTranslate2, on real prompts."""
 
 import pytest
 import torch
@@ -86,7 +86,7 @@ def test_parallel_calls_equal_sequential_calls(tiny_dir, prompts):
 
 
 def test_frames_follow_the_audio_in_time(tiny, prompts):
-    """Speech 0.4 s later is most similar 20 frames later."""
+    """After a delay of 0.4 s, the embeddings are most similar 20 frames later."""
     late = [torch.cat([torch.zeros(6400), w]) for w in prompts]
     now, then = embed(tiny, prompts), embed(tiny, late)
     cosine = {
@@ -102,11 +102,11 @@ def test_frames_follow_the_audio_in_time(tiny, prompts):
 def test_windows_of_a_long_utterance_are_joined_without_a_seam(tiny, prompts):
     speech = torch.cat(prompts * 2)[: 40 * 16000]
     assert len(speech) == 40 * 16000
-    whole = embed(tiny, [speech])[0]
-    assert whole.shape == (2000, 384)
+    joined = embed(tiny, [speech])[0]
+    assert joined.shape == (2000, 384)
     head, tail = embed(tiny, [speech[: 30 * 16000], speech[28 * 16000 :]])
-    torch.testing.assert_close(whole[:1450], head[:1450], atol=1e-3, rtol=1e-3)
-    torch.testing.assert_close(whole[1450:], tail[50:], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(joined[:1450], head[:1450], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(joined[1450:], tail[50:], atol=1e-3, rtol=1e-3)
 
 
 def test_a_wrong_shape_is_refused_with_the_shapes(tiny):

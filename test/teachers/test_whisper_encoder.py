@@ -91,11 +91,15 @@ def test_lower_layers_differ_from_the_last(tiny_dir, prompts):
     torch.testing.assert_close(outputs["tiny_layer4"].x, last.x)
     assert not torch.allclose(outputs["tiny_layer3"].x, last.x, atol=0.1)
     cosine = torch.cosine_similarity(outputs["tiny_layer0"].x, last.x, dim=-1)
-    assert cosine.mean() < 0.5  # only positions and features
+    assert cosine.mean() < 0.5  # layer 0 contains only positions and features
 
 
 def variable(name, kind, data):
-    """Return a one-dimensional variable in CTranslate2's format."""
+    """Return a one-dimensional variable in CTranslate2's format.
+
+    Args:
+      kind: 0 for float32, 1 for int8.
+    """
     head = struct.pack("<H", len(name) + 1) + name.encode() + b"\0"
     items = len(data) // {0: 4, 1: 1}[kind]
     return head + struct.pack("<BIBI", 1, items, kind, len(data)) + data

@@ -1,4 +1,4 @@
-"""Windows of long utterances and batches of pieces."""
+"""Windows over long utterances, and batches of pieces."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_a_piece_above_the_limit_is_a_batch():
 
 
 def test_frames_of_pieces_are_stitched_to_those_of_the_utterance():
-    """With a model whose frame is the mean of 10 samples."""
+    """The model is a mean: a frame is the mean of 10 samples."""
     lens = torch.tensor([777, 60, 1000, 5])
     waves = torch.randn(4, 1000)
     expected = torch.zeros(4, 100, 1)

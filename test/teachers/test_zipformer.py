@@ -1,4 +1,4 @@
-"""Zipformers with random weights as teachers of real prompts."""
+"""Zipformer teachers with random weights, on real prompts."""
 
 import dataclasses
 import hashlib
@@ -26,7 +26,7 @@ from icefall_kd.transducer.model import build_model
 from icefall_kd.transducer.path import score_path
 from icefall_kd.zipformer.subsampling import encoder_output_lens
 
-WHOLE = dataclasses.replace(
+FULL_CONTEXT = dataclasses.replace(
     students.STUDENT,
     encoder=dataclasses.replace(
         students.STUDENT.encoder,
@@ -40,25 +40,27 @@ CHUNKS = {"chunk_size": 16, "left_context": 32}
 
 
 @pytest.fixture(scope="module")
-def whole_student(waves):
-    """A model with full context."""
+def full_context_student(waves):
+    """A model that is not causal."""
     some = [torch.from_numpy(w) for w in list(waves.values())[:4]]
-    return students.random_student(WHOLE, some, seed=1)
+    return students.random_student(FULL_CONTEXT, some, seed=1)
 
 
 @pytest.fixture(scope="module")
-def whole(whole_student, tokenizer, tmp_path_factory):
-    """The checkpoint of ``whole_student``."""
-    path = tmp_path_factory.mktemp("whole") / "pretrained.pt"
+def full_context(full_context_student, tokenizer, tmp_path_factory):
+    """The checkpoint of ``full_context_student``."""
+    path = tmp_path_factory.mktemp("full_context") / "pretrained.pt"
     bpe_model = tokenizer.model_bytes
-    save_pretrained(path, whole_student.state_dict(), WHOLE, bpe_model, {})
+    save_pretrained(
+        path, full_context_student.state_dict(), FULL_CONTEXT, bpe_model, {}
+    )
     return path
 
 
-@pytest.fixture(params=["whole", "causal", "chunks"])
-def model(request, whole, checkpoint):
+@pytest.fixture(params=["full_context", "causal", "chunks"])
+def model(request, full_context, checkpoint):
     """Checkpoint and options of a teacher: full context, causal, causal with chunks."""
-    path = whole if request.param == "whole" else checkpoint
+    path = full_context if request.param == "full_context" else checkpoint
     return path, CHUNKS if request.param == "chunks" else {}
 
 
@@ -100,18 +102,19 @@ def test_audio_after_the_end_of_an_utterance_has_no_influence(model, prompts):
 
 
 def test_the_embedding_equals_the_encoder_output_in_a_training_batch(
-    model, prompts, whole_student, student
+    model, prompts, full_context_student, student
 ):
     """For the shorter of two utterances that differ by 3 s."""
     path, options = model
-    own = whole_student if path.parent.name.startswith("whole") else student
-    own.encoder.set_chunk(*(options.values() or (-1, -1)))
+    is_causal = not path.parent.name.startswith("full_context")
+    encoder_model = student if is_causal else full_context_student
+    encoder_model.encoder.set_chunk(*(options.values() or (-1, -1)))
     short = prompts[0][:24000]
     longer = torch.cat([short, *prompts])[: 24000 + 3 * 16000]
     features = compute_fbank([short, longer])
     x = pad_sequence(features, batch_first=True, padding_value=LOG_EPS)
     with torch.no_grad():
-        y, y_lens, stacks = own.forward_stacks(
+        y, y_lens, stacks = encoder_model.forward_stacks(
             x, torch.tensor([len(f) for f in features])
         )
     n = int(y_lens[0])
@@ -124,15 +127,17 @@ def test_the_embedding_equals_the_encoder_output_in_a_training_batch(
 
 
 @pytest.mark.parametrize("samples", [1, 399, 400, 640, 641, 1440, 6400, 15999, 16001])
-def test_frames_cover_exactly_the_utterance(whole, samples):
-    teacher = teacher_of(whole, outputs=["embedding", "ctc"], layers=[0, -1], topk=3)
+def test_frames_cover_exactly_the_utterance(full_context, samples):
+    teacher = teacher_of(
+        full_context, outputs=["embedding", "ctc"], layers=[0, -1], topk=3
+    )
     lens = torch.tensor([samples])
     outputs = teacher.forward(torch.randn(1, samples) * 0.1, lens)
     steps = {"zip_layer0": (320, 32), "zip_layer2": (320, 64), "zip_ctc": (640, 7)}
     assert set(outputs) == set(teacher.outputs) == set(steps)
     for field, (step, width) in steps.items():
         expected = -(-samples // step)
-        if field == "zip_ctc":  # frame by frame as a student has them
+        if field == "zip_ctc":  # as many frames as a student has
             expected = max(1, encoder_output_lens((samples + 80) // 160))
         assert outputs[field].lens.tolist() == [expected]
         assert outputs[field].lens.dtype == torch.int64
@@ -143,32 +148,34 @@ def test_frames_cover_exactly_the_utterance(whole, samples):
         assert described.kind == ("ctc" if field == "zip_ctc" else "embedding")
 
 
-def test_frames_beyond_the_valid_ones_are_zero(whole, prompts):
+def test_frames_beyond_the_valid_ones_are_zero(full_context, prompts):
     batch = pad_sequence([prompts[0][:16000], prompts[1][:19200]], batch_first=True)
-    output = teacher_of(whole).forward(batch, torch.tensor([16000, 19200]))["zip"]
+    output = teacher_of(full_context).forward(batch, torch.tensor([16000, 19200]))[
+        "zip"
+    ]
     assert output.lens.tolist() == [25, 30]
     assert output.x[0, 25:].abs().sum() == 0 and output.x[0, 24].abs().sum() > 0
 
 
-def test_the_field_has_the_teacher_s_frame_at_the_time_of_the_student_s(
-    whole, whole_student, prompts
+def test_the_field_contains_the_teacher_s_frame_i_at_the_time_of_the_student_s(
+    full_context, full_context_student, prompts
 ):
-    wave, teacher = prompts[0], teacher_of(whole)
+    wave, teacher = prompts[0], teacher_of(full_context)
     (found,) = run(teacher, [wave])["zip"]
     x, lens = compute_padded_fbank(
-        wave[None], torch.tensor([len(wave)]), whole_student.encoder, "cpu"
+        wave[None], torch.tensor([len(wave)]), full_context_student.encoder, "cpu"
     )
     with torch.no_grad():
-        y, y_lens = whole_student.forward_encoder(x, lens)
+        y, y_lens = full_context_student.forward_encoder(x, lens)
     shift = teacher.outputs["zip"].frame_shift
     for i in range(int(y_lens[0])):
         k = int((ENCODER_FIRST_CENTRE + 0.04 * i) / shift)
         torch.testing.assert_close(found[k], y[0, i], atol=1e-5, rtol=1e-5)
 
 
-def test_frames_follow_the_audio_in_time(whole, prompts):
+def test_frames_follow_the_audio_in_time(full_context, prompts):
     """Speech 0.4 s later is most similar 10 frames later."""
-    teacher = teacher_of(whole)
+    teacher = teacher_of(full_context)
     now = run(teacher, prompts[:6])["zip"]
     then = run(teacher, [torch.cat([torch.zeros(6400), w]) for w in prompts[:6]])
     apart = {}
@@ -181,14 +188,20 @@ def test_frames_follow_the_audio_in_time(whole, prompts):
     assert min(apart, key=apart.get) == 10, apart
 
 
-def test_ctc_contains_the_best_tokens_of_the_softmax(whole, whole_student, prompts):
-    teacher = teacher_of(whole, outputs="ctc", topk=6)
+def test_ctc_contains_the_best_tokens_of_the_softmax(
+    full_context, full_context_student, prompts
+):
+    teacher = teacher_of(full_context, outputs="ctc", topk=6)
     (found,) = run(teacher, prompts[:1])["zip_ctc"]
     lens = torch.tensor([len(prompts[0])])
-    x, lens = compute_padded_fbank(prompts[0][None], lens, whole_student.encoder, "cpu")
+    x, lens = compute_padded_fbank(
+        prompts[0][None], lens, full_context_student.encoder, "cpu"
+    )
     with torch.no_grad():
-        y, y_lens = whole_student.forward_encoder(x, lens)
-        probs = whole_student.ctc_output[1](y).softmax(dim=-1)[0, : int(y_lens[0])]
+        y, y_lens = full_context_student.forward_encoder(x, lens)
+        probs = full_context_student.ctc_output[1](y).softmax(dim=-1)[
+            0, : int(y_lens[0])
+        ]
     ids, log_probs, tail = unpack_topk(found)
     best, expected = probs.topk(6, dim=-1)
     assert torch.equal(ids, expected)
@@ -197,8 +210,8 @@ def test_ctc_contains_the_best_tokens_of_the_softmax(whole, whole_student, promp
 
 
 def test_a_weighted_sum_of_stacks_is_one_field(tmp_path, prompts):
-    encoder = dataclasses.replace(WHOLE.encoder, encoder_dim=(48, 48, 64))
-    config = dataclasses.replace(WHOLE, encoder=encoder)
+    encoder = dataclasses.replace(FULL_CONTEXT.encoder, encoder_dim=(48, 48, 64))
+    config = dataclasses.replace(FULL_CONTEXT, encoder=encoder)
     weights = build_model(config).state_dict()
     save_pretrained(tmp_path / "pretrained.pt", weights, config, None, {})
     layers = {"layers": [0, -2], "layer_weights": [0.25, 0.75]}
@@ -231,7 +244,9 @@ def test_a_checkpoint_of_icefall_gives_the_same_outputs(
             assert torch.equal(x, y)
 
 
-def test_options_and_weights_change_the_fingerprint(checkpoint, whole, tokenizer):
+def test_options_and_weights_change_the_fingerprint(
+    checkpoint, full_context, tokenizer
+):
     every = {"outputs": ["embedding", "ctc"]}
     found = [
         teacher_of(path, **options).outputs["zip"].fingerprint
@@ -241,7 +256,7 @@ def test_options_and_weights_change_the_fingerprint(checkpoint, whole, tokenizer
             (checkpoint, {**CHUNKS, "left_context": 64}),
             (checkpoint, {"layers": 0}),
             (checkpoint, {"layers": 1}),
-            (whole, {}),
+            (full_context, {}),
         ]
     ]
     assert all(a != b for i, a in enumerate(found) for b in found[:i])
@@ -276,13 +291,13 @@ def test_the_path_does_not_change_the_fingerprint(checkpoint, tmp_path):
         ({"layer": 1}, r"no option \['layer'\]"),
     ],
 )
-def test_invalid_options_are_refused(whole, options, message):
+def test_invalid_options_are_refused(full_context, options, message):
     with pytest.raises(ValueError, match=message):
-        teacher_of(whole, **options)
+        teacher_of(full_context, **options)
 
 
-def test_ctc_needs_a_head_and_its_tokens(
-    pristine_student, tokenizer, cuts, whole, tmp_path
+def test_ctc_needs_a_head_and_the_tokens_of_its_training(
+    pristine_student, tokenizer, cuts, full_context, tmp_path
 ):
     heads = {"query_head_dim": 8, "value_head_dim": [8, 4, 8], "outputs": "ctc"}
     weights = pristine_student.state_dict()
@@ -300,7 +315,7 @@ def test_ctc_needs_a_head_and_its_tokens(
     same_size = train_bpe(texts, tokenizer.vocab_size)
     (tmp_path / "same_size.model").write_bytes(same_size)
     with pytest.raises(ValueError, match="same_size.model has other tokens than"):
-        teacher_of(whole, outputs="ctc", bpe_model=tmp_path / "same_size.model")
+        teacher_of(full_context, outputs="ctc", bpe_model=tmp_path / "same_size.model")
     bare = {k: v for k, v in weights.items() if not k.startswith("ctc_output")}
     torch.save({"model": bare}, tmp_path / "b.pt")
     with pytest.raises(ValueError, match="b.pt: the model has no ctc head"):
@@ -324,11 +339,11 @@ def test_a_missing_or_untrained_head_is_refused(
         teacher_of(path, outputs=["ctc", "path"])
 
 
-def test_paths_spell_the_transcript_or_the_hypothesis(
-    whole, whole_student, cuts, tokenizer
+def test_paths_emit_the_transcript_or_the_hypothesis(
+    full_context, full_context_student, cuts, tokenizer
 ):
-    teacher = teacher_of(whole, outputs="path", topk=7)
-    assert teacher.needs_text and not teacher_of(whole).needs_text
+    teacher = teacher_of(full_context, outputs="path", topk=7)
+    assert teacher.needs_text and not teacher_of(full_context).needs_text
     some = [c for c in cuts if c.duration < 3][:3]
     waves = [torch.from_numpy(c.load_audio()[0]) for c in some]
     texts = [some[0].supervisions[0].text, "", "A" * 999]
@@ -340,16 +355,20 @@ def test_paths_spell_the_transcript_or_the_hypothesis(
     emitted, frames = unpack_path(output.x)
     for i, wave in enumerate(waves):
         x, x_lens = compute_padded_fbank(
-            wave[None], lens[i : i + 1], whole_student.encoder, "cpu"
+            wave[None], lens[i : i + 1], full_context_student.encoder, "cpu"
         )
         with torch.no_grad():
-            y, y_lens = whole_student.forward_encoder(x, x_lens)
+            y, y_lens = full_context_student.forward_encoder(x, x_lens)
             n = int(y_lens[0])
             tokens = tokenizer.encode(texts[i])
-            if i > 0:  # no transcript, and one without a path
+            if i > 0:  # no transcript, or one with more tokens than frames
                 options = DecodeOptions("modified_beam_search", 4, unk_id=2)
-                tokens = decode(whole_student, y[:, :n], y_lens, options)[0].tokens
-            logits, _ = score_path(whole_student, y[:, :n], emitted[i : i + 1, :n])
+                tokens = decode(full_context_student, y[:, :n], y_lens, options)[
+                    0
+                ].tokens
+            logits, _ = score_path(
+                full_context_student, y[:, :n], emitted[i : i + 1, :n]
+            )
         assert int(output.lens[i]) == n and output.x[i, n:].abs().sum() == 0
         assert tokens and [t for t in emitted[i].tolist() if t] == tokens
         ids, log_probs, _ = unpack_topk(frames[i, :n])
@@ -361,7 +380,7 @@ def test_paths_spell_the_transcript_or_the_hypothesis(
 
 
 def test_beam_and_transducer_weights_change_the_fingerprint_of_a_path(
-    checkpoint, whole
+    checkpoint, full_context
 ):
     found = [
         teacher_of(path, outputs="path", **options).outputs["zip_path"].fingerprint
@@ -369,7 +388,7 @@ def test_beam_and_transducer_weights_change_the_fingerprint_of_a_path(
             (checkpoint, {}),
             (checkpoint, {"beam": 8}),
             (checkpoint, {"topk": 5}),
-            (whole, {}),
+            (full_context, {}),
         ]
     ]
     assert all(a != b for i, a in enumerate(found) for b in found[:i])
@@ -387,12 +406,10 @@ def test_a_folder_without_pretrained_is_refused_with_its_checkpoints(tmp_path):
         build_teacher("zipformer")
 
 
-def test_embedding_and_ctc_are_extracted_in_one_pass_and_read_back(
-    whole, cuts, tmp_path
-):
+def test_extraction_writes_embedding_and_ctc_in_one_pass(full_context, cuts, tmp_path):
     folder = tmp_path / "shar"
     write_shar([c for c in cuts if 1.0 < c.duration < 3.0][:6], folder, shard_size=4)
-    teacher = teacher_of(whole, outputs=["embedding", "ctc"], topk=4)
+    teacher = teacher_of(full_context, outputs=["embedding", "ctc"], topk=4)
     infos, report = extract(folder, [teacher])
     assert report.shards_done == 4 and set(infos) == {"zip", "zip_ctc"}
     assert (infos["zip_ctc"].kind, infos["zip_ctc"].codec) == ("ctc", "topk")
@@ -415,12 +432,12 @@ def test_embedding_and_ctc_are_extracted_in_one_pass_and_read_back(
 
 
 @pytest.mark.gpu
-def test_cuda_equals_the_cpu(whole, prompts):
-    expected = run(teacher_of(whole), prompts[:3])
-    exact = run(teacher_of(whole, device="cuda"), prompts[:3])
+def test_cuda_equals_the_cpu(full_context, prompts):
+    expected = run(teacher_of(full_context), prompts[:3])
+    exact = run(teacher_of(full_context, device="cuda"), prompts[:3])
     for x, y in zip(exact["zip"], expected["zip"]):
         torch.testing.assert_close(x.cpu(), y, atol=1e-2, rtol=1e-2)
-    half = teacher_of(whole, device="cuda", dtype="fp16")
+    half = teacher_of(full_context, device="cuda", dtype="fp16")
     for x, y in zip(run(half, prompts[:3])["zip"], expected["zip"]):
         assert torch.cosine_similarity(x.cpu(), y).mean() > 0.99
     assert half.outputs["zip"].fingerprint["dtype"] == "fp16"

@@ -35,7 +35,7 @@ def field_config(only):
     return dataclasses.replace(config, model=model, data=data)
 
 
-def test_input_frames_are_the_fields_at_the_student_s_times(field_config, config):
+def test_input_frames_are_the_fields_at_the_times_of_the_student(field_config, config):
     setup, student = build_setup(field_config), build_setup(config)
     assert setup.config.model.field_encoder.dims == (6, 3)
     cuts = list(setup.train_stream)[:4]
@@ -81,7 +81,7 @@ def test_masks_have_the_given_share_of_frames():
     assert (draw_time_mask(torch.tensor([9]), 9, 0.0, 5) == 1).all()
 
 
-def test_it_trains_resumes_and_is_decoded_from_fields(field_config, data_dir, tmp_path):
+def test_a_field_model_trains_resumes_and_decodes(field_config, data_dir, tmp_path):
     train(dataclasses.replace(field_config, num_epochs=1))
     train(field_config)  # resumes
     assert (tmp_path / "exp/epoch-2.pt").is_file()
@@ -99,13 +99,13 @@ def test_it_trains_resumes_and_is_decoded_from_fields(field_config, data_dir, tm
         run(get_parser().parse_args([*options, "--out-dir", "o", "--streaming"]))
 
 
-def test_cuts_without_its_fields_may_not_be_skipped(field_config):
+def test_cuts_without_the_fields_of_the_model_may_not_be_skipped(field_config):
     data = dataclasses.replace(field_config.data, missing="skip")
     with pytest.raises(ValueError, match="data.missing is skip.*field_encoder"):
         build_setup(dataclasses.replace(field_config, data=data))
 
 
-def test_it_trains_in_bfloat16(field_config):
+def test_a_field_model_trains_in_bfloat16(field_config):
     train(dataclasses.replace(field_config, num_epochs=1, amp="bf16"))
 
 
@@ -120,7 +120,7 @@ def test_a_missing_field_is_named(field_config):
         build_setup(dataclasses.replace(field_config, model=model))
 
 
-def test_options_under_their_former_name_are_read(tmp_path):
+def test_options_under_the_former_name_adapter_are_read(tmp_path):
     file = tmp_path / "adapter.yaml"
     file.write_text("model: {adapter: {fields: [near], dim: 16}}\nterms: {ctc: {}}\n")
     arguments = ["--exp-dir", "x", "--config", str(file)]
