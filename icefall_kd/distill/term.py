@@ -168,7 +168,7 @@ class Term(abc.ABC):
 
     @property
     def teacher_metric(self) -> str:
-        """Return the logged metric that shows how closely the student follows."""
+        """Return the name of the metric that shows how well the student imitates."""
         return f"{self.name}.{self.teacher_extra}" if self.teacher_extra else self.name
 
     def build_heads(

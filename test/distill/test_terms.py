@@ -46,15 +46,15 @@ def test_a_term_with_a_wrong_attribute_is_refused(attribute, wrong):
 @pytest.mark.parametrize("attribute", DECLARED)
 def test_a_term_without_a_needed_attribute_is_refused(attribute):
     declared = {k: v for k, v in DECLARED.items() if k != attribute}
-    with pytest.raises(TypeError, match=f"class Forgetful.*{attribute}"):
-        type("Forgetful", (Term,), declared)
+    with pytest.raises(TypeError, match=f"class Incomplete.*{attribute}"):
+        type("Incomplete", (Term,), declared)
 
 
 @pytest.mark.parametrize("attribute", ["frame_targets", "trains"])
-def test_a_term_must_not_inherit_what_spoils_training(attribute):
+def test_a_term_must_not_inherit_frame_targets_or_trains(attribute):
     declared = {k: v for k, v in DECLARED.items() if k != attribute}
-    with pytest.raises(TypeError, match=f"class Heir must set {attribute}"):
-        type("Heir", (TERMS["essence"],), declared)
+    with pytest.raises(TypeError, match=f"class Inheriting must set {attribute}"):
+        type("Inheriting", (TERMS["essence"],), declared)
 
 
 def test_a_term_that_trains_an_unknown_part_is_refused(student):
