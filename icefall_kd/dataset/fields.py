@@ -38,7 +38,7 @@ from icefall_kd.fields.format import (
     info_path,
     load_field_info,
 )
-from icefall_kd.fields.frames import Frames, prefetch
+from icefall_kd.fields.frames import Frames, prefetch_frames
 from icefall_kd.fields.reader import count_frames, find_frames, read_frames
 from icefall_kd.fields.run_teachers import sample_frames
 from icefall_kd.teachers import Output, Teacher, build_teachers
@@ -170,7 +170,7 @@ def prefetch_fields(cuts: CutSet, names: Collection[str]) -> None:
     for cut in cuts:
         for name in names:
             if isinstance(cut, DataCut) and cut.has_custom(name):
-                prefetch(cut.custom[name].array)
+                prefetch_frames(cut.custom[name].array)
 
 
 def drop_fields(cuts: CutSet, names: Collection[str]) -> CutSet:

@@ -1,4 +1,4 @@
-"""Build a field: skip finished shards, remove stale files, describe the result."""
+"""Build a field: skip finished shards, remove stale files, write the description."""
 
 import logging
 import time
@@ -54,10 +54,10 @@ def collect_outputs(teachers: Sequence[Teacher]) -> dict[str, Output]:
 
 
 def check_foreign_arrays(shar_dir: Pathlike, fields: Iterable[str]) -> None:
-    """Check that the arrays of the fields, if any, were written by this package.
+    """Check that no other program wrote arrays under the names of the fields.
 
     Raises:
-      ValueError: if a field has arrays but no folder with its description.
+      ValueError: if a field has arrays in the Shar folder, but no folder of its own.
     """
     for field in fields:
         folder = field_dir(shar_dir, field)
@@ -67,7 +67,8 @@ def check_foreign_arrays(shar_dir: Pathlike, fields: Iterable[str]) -> None:
             raise ValueError(
                 f"{shar_dir}: field '{field}' has arrays but no description in "
                 f"{folder}: another program wrote them, or the folder was not copied. "
-                "Copy it, give another --field, or --overwrite to replace the arrays"
+                "Copy the folder, give another --field, or give --overwrite to replace "
+                "the arrays"
             )
 
 
@@ -75,17 +76,17 @@ class FieldBuilder:
     """State of a field during an extraction.
 
     Attributes:
-      name: of the field.
-      output: of the teacher that it stores.
-      codec: of its arrays.
-      fingerprint: of the output and the codec.
-      finished: shards of this process that are complete.
+      name: name of the field.
+      output: teacher's output that the field stores.
+      codec: codec that compresses the arrays.
+      fingerprint: identity of output and codec; shards of two fingerprints do not mix.
+      finished: complete shards of this process, which the extraction skips.
     """
 
     def __init__(
         self, shar_dir: Pathlike, name: str, output: Output, codec: Codec
     ) -> None:
-        """Compute the fingerprint; read and write nothing.
+        """Compute the fingerprint, without access to any file.
 
         Raises:
           ValueError: if the codec cannot store the output.
@@ -113,12 +114,12 @@ class FieldBuilder:
         """Verify existing shards, and mark the complete ones as finished.
 
         Args:
-          shards: of this process.
-          full: False skips the SHA-256.
-          num_threads: for the SHA-256.
-          overwrite: replace shards of another fingerprint.
+          shards: shards of this process.
+          full: check the SHA-256 of the arrays; False checks only their size.
+          num_threads: number of threads that compute the SHA-256.
+          overwrite: extract shards of another fingerprint again.
         Raises:
-          ValueError: if a shard has another fingerprint, unless ``overwrite``.
+          ValueError: if a shard has another fingerprint and ``overwrite`` is False.
         """
         sizes: list[int] = []
         start = time.perf_counter()
@@ -134,8 +135,8 @@ class FieldBuilder:
                 )
                 raise ValueError(
                     f"{self._shar_dir}: field '{self.name}' has another fingerprint: "
-                    f"{'; '.join(differences)}. Give another --field, or --overwrite "
-                    "to replace it"
+                    f"{'; '.join(differences)}. Give another --field, or give "
+                    "--overwrite to replace it"
                 )
         if sizes:
             megabytes, elapsed = sum(sizes) / 1e6, time.perf_counter() - start
@@ -152,9 +153,9 @@ class FieldBuilder:
     def remove_stale_files(self, shards: Sequence[str]) -> None:
         """Remove the description, and the states and staged arrays of ``shards``.
 
-        The files of other shards remain, since other processes may be writing them.
-        Arrays in the Shar folder remain until all new ones are complete, since Lhotse
-        may be reading them.
+        Other shards keep their files, since other processes may be writing them.  The
+        Shar folder keeps its arrays until all new ones are complete, since Lhotse may
+        be reading them.
         """
         folder = field_dir(self._shar_dir, self.name)
         info_path(self._shar_dir, self.name).unlink(missing_ok=True)
@@ -167,22 +168,22 @@ class FieldBuilder:
                 remove_stale_temporaries(folder, file.name)
 
     def finish(self, shards: Sequence[str]) -> int:
-        """Publish and describe the field if all its shards are complete.
+        """Publish the field and write its description if all shards are complete.
 
-        The shards of other processes are checked by size, not by checksum.  The
-        description depends only on the shards, not on the process that writes it.
+        Checks shards by size, not by checksum.  The description depends only on the
+        shards, not on the process that writes it.
 
         Args:
           shards: all shards of the Shar folder.
         Returns:
-          the number of missing shards.
+          number of missing shards; 0 if the field is finished.
         """
         folder = field_dir(self._shar_dir, self.name)
         files = {p.name for p in folder.glob(f"{self.name}.*.json")}
         names = [state_path(self._shar_dir, self.name, shard).name for shard in shards]
-        if not files.issuperset(names):  # saves reading the states
+        if not files.issuperset(names):  # the states need not be read
             return sum(name not in files for name in names)
-        # The states are too large to keep all of them in memory.
+        # Together, the states are too large for the memory.
         entries: list[dict[str, Any]] = []
         foreign: list[str] = []
         sums = 0, np.zeros(()), np.zeros(())
@@ -205,7 +206,7 @@ class FieldBuilder:
         if foreign:
             logging.warning(
                 "%s: %d shards of field '%s' have another fingerprint (%s): a job with "
-                "other options wrote them; give --overwrite to extract them again",
+                "other options wrote them. Give --overwrite to extract them again",
                 self._shar_dir,
                 len(foreign),
                 self.name,
@@ -220,8 +221,8 @@ class FieldBuilder:
         """Return the description of the field.
 
         Args:
-          entries: one per shard, see :class:`FieldInfo`.
-          sums: over all frames.
+          entries: one per shard, see ``shards`` of :class:`FieldInfo`.
+          sums: sums over all frames of the field.
         """
         mean, mean_square = mean_and_mean_square([sums])
         return FieldInfo(

@@ -1,7 +1,7 @@
 """Run teachers over a Shar folder and write their outputs as fields, shard by shard.
 
-An extraction that is killed and started again repeats only the shard that was being
-written: a shard is finished when its state exists and its checksum matches.
+A shard is finished when its state exists and its checksum matches.  After a kill, the
+same command repeats only the shard that was being written.
 
 Several processes share the shards without communication.  The one that finishes last
 finds all shards complete and writes the field's description.
@@ -21,10 +21,7 @@ from lhotse.cut import Cut
 from icefall_kd.core.distributed import World
 from icefall_kd.core.files import Pathlike
 from icefall_kd.data.cuts import check_cuts
-from icefall_kd.fields.builder import (
-    FieldBuilder,
-    collect_outputs,
-)
+from icefall_kd.fields.builder import FieldBuilder, collect_outputs
 from icefall_kd.fields.codecs import (
     Codec,
     codec_for_kind,
@@ -66,10 +63,10 @@ from icefall_kd.teachers.base import Teacher
 
 SINGLE_PROCESS = World(0, 1, torch.device("cpu"))
 
-Progress = Callable[[float, float], None]  # seconds of audio: done, in total
+Progress = Callable[[float, float], None]  # (seconds of audio done, seconds in total)
 
-_WARM_UP_CUTS = 4  # processed before a measurement
-_SLOW_TO_TRAIN = ("mvq",)  # codecs that a measurement does not train: it takes minutes
+_WARM_UP_CUTS = 4  # cuts processed before a measurement
+_SLOW_TO_TRAIN = ("mvq",)  # codecs whose training takes minutes: not timed untrained
 
 
 @dataclass
@@ -77,10 +74,11 @@ class ExtractionSummary:
     """Counts of one call of :func:`extract`.
 
     Attributes:
-      shards_done, shards_kept: shards of all fields that were written, skipped.
-      seconds: of audio that the teachers processed.
-      missing: field -> shards that other processes have not written yet; finished
-        fields are absent.
+      shards_done: shards that were written, summed over the fields.
+      shards_kept: finished shards that were skipped, summed over the fields.
+      seconds: duration of the audio that the teachers processed.
+      missing: field -> number of shards that other processes have not written yet;
+        finished fields have no entry.
     """
 
     shards_done: int = 0
@@ -110,32 +108,34 @@ def extract(
     Args:
       shar_dir: folder with cuts.*.jsonl.gz and recording.*.tar.
       teachers: see :class:`icefall_kd.teachers.Teacher`.
-      codec: spec for the embeddings, see :mod:`icefall_kd.fields.codecs`; "ctc" and
-        "path" outputs are always stored as "topk".
-      codec_dir: another Shar folder to copy trained codecs from: the sets of one
-        training must share a codec.
-      codec_frames: frames that a missing codec is trained on.
-      codec_options: of that training, for example ``iterations`` of "mvq8".
+      codec: codec of the embeddings, for example "pq16", see
+        :mod:`icefall_kd.fields.codecs`; "ctc" and "path" outputs always use "topk".
+      codec_dir: another Shar folder to copy trained codecs from, since all sets of a
+        training run must share a codec.
+      codec_frames: number of frames to train a missing codec on.
+      codec_options: options of this training, for example ``iterations`` for "mvq8".
       max_batch_duration: seconds of padded audio per batch.
       shards: selection for this job, see
         :func:`icefall_kd.fields.planner.select_shards`; None is all.
-      world: processes that share the selection: each takes every ``world.size``-th.
-      verify: "full" checks the SHA-256 of existing shards; "size" does not, and misses
-        flipped bits.
-      num_threads: for the SHA-256 of existing shards.
+      world: processes that share the selection; each takes every ``world.size``-th
+        shard.
+      verify: check of existing shards: "full" compares size and SHA-256, "size" only
+        the size, which misses flipped bits.
+      num_threads: number of threads that compute these SHA-256.
       overwrite: replace fields of another fingerprint.
-      progress: called after each cut.
+      progress: function called after each cut.
     Returns:
-      the descriptions of the finished fields, by field, and counts.
+      field -> description, for the finished fields; and counts.
     Raises:
       ValueError: if a field exists with another fingerprint or codec, two teachers
         write the same field, or cuts are invalid, see
         :func:`icefall_kd.data.cuts.check_cuts`.
-      FileNotFoundError: if audio is missing, or the codec for a job with ``shards``.
+      FileNotFoundError: if audio is missing, or if ``shards`` is given and the codec
+        must be trained first.
       OSError: if the disk is or becomes too full.
     """
     if verify not in ("full", "size"):
-        raise ValueError(f"verify is '{verify}'; it can be full or size")
+        raise ValueError(f"verify is '{verify}'. Available: full or size")
     all_shards = shard_ids(shar_dir)
     own = select_shards(all_shards, shards)[world.rank :: world.size]
     outputs = collect_outputs(teachers)
@@ -195,10 +195,10 @@ def _prepare_disk(
     volumes: Mapping[str, Volume],
     world: World,
 ) -> None:
-    """Check the disk space for the shards to write, and remove their stale files.
+    """Check the disk space for the unfinished shards, and remove their stale files.
 
     Args:
-      volumes: of this process's shards that a field lacks.
+      volumes: shard -> amount of audio, for the unfinished shards of this process.
     """
     predicted: dict[str, int] = {}
     for builder in builders:
@@ -229,7 +229,7 @@ def _write_fields(
     recording = recording_path(shar_dir, shard)
     if not recording.is_file():
         raise FileNotFoundError(
-            f"{recording} is missing; copy it, or make the Shar again with "
+            f"{recording} is missing. Copy it, or write the Shar again with "
             "'python -m icefall_kd.bin.make_shar'"
         )
     names = {b.name for b in builders}
@@ -288,11 +288,11 @@ def measure_speed(
     seconds: float = 240.0,
     seed: int = 0,
 ) -> Speed:
-    """Time teachers and codecs on random cuts.
+    """Measure the speed of teachers and codecs on random cuts.
 
     Args:
-      codecs: specs for the embeddings.
-      seconds: of audio; the whole set if it has less.
+      codecs: codecs of the embeddings, for example ["fp16", "pq16"].
+      seconds: duration of the audio to measure on; at most the whole set.
     """
     cuts = list(sample_cuts(shar_dir, seconds, seed))
     total = sum(cut.duration for cut in cuts)
@@ -325,7 +325,10 @@ def _time_teachers(
 def _get_codec_to_time(
     shar_dir: Pathlike, name: str, spec: str, frames: list[np.ndarray]
 ) -> Optional[Codec]:
-    """Return the field's codec, or one trained on ``frames``; None if neither works."""
+    """Return the stored codec of a field, or one trained on ``frames``.
+
+    Returns None if the training takes minutes or is impossible.
+    """
     cls, _ = find_codec(spec)
     if not cls.trained:
         return make_codec(spec)

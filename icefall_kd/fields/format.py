@@ -1,15 +1,15 @@
 """Files of a field: shards in the Shar folder, JSON files in a folder next to it.
 
-lhotse takes every file of a Shar folder for a shard, hidden files too.  So the Shar
-folder ``train`` gets only the arrays of a finished field:
+lhotse takes every file of a Shar folder, hidden ones too, for a shard.  The Shar folder
+``train`` therefore holds only the arrays of finished fields:
 
     train/<field>.000000.tar    arrays in the order of the cuts, as lhotse writes them
 
 All other files are in ``train.fields/<field>/``:
 
-    <field>.000000.tar    the arrays, until all shards of the field are complete
-    <field>.000000.json   :class:`ShardState`, with the keys of the join; written last,
-                          so that a shard is complete if this file exists
+    <field>.000000.tar    staged arrays, moved to ``train`` when all shards are complete
+    <field>.000000.json   :class:`ShardState`, with the keys of the cuts; written after
+                          the arrays, so that a shard with this file is complete
     <field>.json          :class:`FieldInfo`, written when all shards are complete
     <field>.codec.npz     state of the codec, if it was trained
 
@@ -37,14 +37,14 @@ class ShardState:
     """A complete shard of a field.
 
     Attributes:
-      tar:         file name of the arrays.
-      sha256, bytes: of that file.
-      num_cuts, num_frames: in the shard.
-      sum, sum_squares: over the decompressed frames, D values each.
-      cuts_sha256: of the manifest of cuts; while it is the same, the cuts join.
-      keys:        of the cuts, see :mod:`icefall_kd.fields.join`.
-      fingerprint: of the teacher's output and the codec.
-      codec:       of the arrays.
+      tar: name of the file with the arrays.
+      sha256, bytes: checksum and size of this file.
+      num_cuts, num_frames: numbers of cuts and frames in the shard.
+      sum, sum_squares: sums over the decompressed frames, D values each.
+      cuts_sha256: checksum of the manifest of cuts; if it is unchanged, the cuts join.
+      keys: key of each cut, see :mod:`icefall_kd.fields.join`.
+      fingerprint: fingerprint of the teacher's output and the codec.
+      codec: codec of the arrays, for example "pq16".
     """
 
     tar: str
@@ -65,17 +65,17 @@ class FieldInfo:
     """Description of a finished field.
 
     Attributes:
-      name:        attribute of a cut, ``cut.<name>``.
-      kind:        of a frame, see :class:`icefall_kd.teachers.Output`.
-      dim:         values of a decompressed frame.
-      frame_shift: seconds.
-      codec:       as :func:`icefall_kd.fields.codecs.find_codec` reads it.
-      fingerprint: of the teacher's output and the codec.
-      mean, std:   of each dimension over all frames of the set.
-      num_cuts, num_frames: in the set.
-      content_sha256: over the checksums of all shards.
-      shards:      {name, sha256, num_cuts, bytes, cuts_sha256} of each shard.
-      codec_sha256: of the codec's state; None for an untrained codec.
+      name: name of the field, which is also the attribute of a cut: ``cut.<name>``.
+      kind: kind of output, see :class:`icefall_kd.teachers.Output`.
+      dim: number of values in a decompressed frame.
+      frame_shift: time between two frames in seconds.
+      codec: codec of the arrays, for example "pq16".
+      fingerprint: fingerprint of the teacher's output and the codec.
+      mean, std: statistics of each dimension over all frames of the set.
+      num_cuts, num_frames: numbers of cuts and frames in the set.
+      content_sha256: checksum over the checksums of all shards.
+      shards: {name, sha256, num_cuts, bytes, cuts_sha256} of each shard.
+      codec_sha256: checksum of the codec's state; None for a codec without training.
     """
 
     name: str
@@ -94,15 +94,15 @@ class FieldInfo:
 
 
 def check_field_name(field: str) -> None:
-    """Refuse a name that cannot be an attribute of a cut.
+    """Check that a field may have this name.
 
     Raises:
-      ValueError: if the name is not an identifier, or reserved by Shar.
+      ValueError: if the name is not an identifier, or is reserved by Shar.
     """
     if not _FIELD_NAME.fullmatch(field) or field in RESERVED:
         raise ValueError(
-            f"'{field}' cannot name a field. Use letters, digits and '_'; {RESERVED} "
-            "are reserved"
+            f"'{field}' cannot name a field. Use letters, digits and '_'. "
+            f"{', '.join(RESERVED)} are reserved"
         )
 
 
@@ -124,7 +124,7 @@ def shard_ids(shar_dir: Pathlike) -> list[str]:
     """Return the sorted numbers of the shards of cuts, ["000000", ...].
 
     Raises:
-      FileNotFoundError: if there are none.
+      FileNotFoundError: if the folder does not exist or has no cuts.
     """
     matches = [_CUTS.fullmatch(path.name) for path in list_shar(shar_dir)]
     ids = sorted(match.group(1) for match in matches if match is not None)
@@ -137,7 +137,7 @@ def shard_ids(shar_dir: Pathlike) -> list[str]:
 
 
 def _name_sets(folder: Path) -> str:
-    """Return the sets that bin.make_shar wrote into a folder, for a message."""
+    """Return the end of a message: the sets that bin.make_shar wrote to a folder."""
     names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     sets = [name for name in names if f"{name}.gate.json" in names]
     return f"; sets in {folder}: {', '.join(sets)}" if sets else ""
@@ -167,7 +167,7 @@ def tar_path(shar_dir: Pathlike, field: str, shard: str) -> Path:
 
 
 def field_dir(shar_dir: Pathlike, field: str) -> Path:
-    """Return the folder of a field's files, except the tars of a finished field."""
+    """Return the folder of a field's files, except its published tars."""
     return fields_dir(shar_dir) / field
 
 
@@ -193,9 +193,10 @@ def find_tar(shar_dir: Pathlike, field: str, shard: str) -> Path:
 
 
 def publish_tars(shar_dir: Pathlike, field: str, shards: Sequence[str]) -> None:
-    """Move the arrays of a field with complete shards into the Shar folder.
+    """Move the staged arrays of a field into the Shar folder.
 
-    All at once: lhotse cannot open a Shar folder while a shard of a field is missing.
+    Call it when all shards are complete: lhotse cannot open a Shar folder in which a
+    field lacks a shard.
     """
     for shard in shards:
         staged = staged_path(shar_dir, field, shard)
@@ -214,14 +215,14 @@ def load_field_info(shar_dir: Pathlike, field: str) -> FieldInfo:
     path = info_path(shar_dir, field)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{shar_dir}: field '{field}' {_describe_unfinished(shar_dir, field)}; "
-            f"finished fields: {list_fields(shar_dir) or 'none'}"
+            f"{shar_dir}: field '{field}' {_describe_unfinished(shar_dir, field)}. "
+            f"Finished fields: {', '.join(list_fields(shar_dir)) or 'none'}"
         )
     return _load(FieldInfo, path)
 
 
 def _describe_unfinished(shar_dir: Pathlike, field: str) -> str:
-    """Return state and remedy of a field without a description."""
+    """Return the end of a message: state and remedy of a field without description."""
     folder = field_dir(shar_dir, field)
     names = {p.name for p in list_shar(shar_dir)}
     extract = f"Run '{_EXTRACT} --shar-dir {shar_dir} --field {field} ...'"
@@ -273,10 +274,10 @@ def save(obj: Any, path: Pathlike) -> None:
 def fingerprint_differences(
     wanted: Mapping[str, Any], found: Mapping[str, Any], only_wanted: bool = False
 ) -> list[str]:
-    """Return one text for each key whose value differs.
+    """Return one line for each key whose value differs.
 
     Args:
-      only_wanted: ignore other keys than those of ``wanted``.
+      only_wanted: compare only the keys of ``wanted``.
     """
     names = set(wanted) if only_wanted else set(wanted) | set(found)
     return [

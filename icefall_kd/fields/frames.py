@@ -1,7 +1,7 @@
-"""Stored frames that a cut points to in a file, instead of holding them in memory.
+"""Frames of a field that stay in their file until a batch needs them.
 
-A cut that waits in a bucket of the sampler stays light; its frames are read once,
-directly into the batch.
+A cut holds only the position of its frames.  It needs little memory while it waits in a
+bucket of the sampler, and the loader reads its frames directly into the batch.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import numpy as np
 from lhotse.array import Array
 from lhotse.features.io import FeaturesReader, register_reader
 
-_NPY = re.compile(  # a header that np.save writes: dtype, then shape
+_NPY = re.compile(  # header of np.save; groups: dtype, shape
     rb"\x93NUMPY\x01\x00..\{'descr': '([<|]\w\d+)', 'fortran_order': False, "
     rb"'shape': \(([\d, ]+)\), \} *\n",
     re.DOTALL,
@@ -26,7 +26,9 @@ class Frames(NamedTuple):
     """Frames in a file or in memory; the first axis is time.
 
     Attributes:
-      path, offset: file, and byte of the first frame; unused with ``array``.
+      dtype, shape: dtype and shape of the frames.
+      path, offset: file, and position of the first frame in bytes; unused with
+        ``array``.
       array: the frames, if they are in memory.
     """
 
@@ -53,7 +55,7 @@ class Frames(NamedTuple):
         return out
 
     def read_into(self, out: np.ndarray) -> None:
-        """Copy the frames to ``out``, a contiguous array of their shape and dtype.
+        """Copy the frames to ``out``, a contiguous array of the same shape and dtype.
 
         Raises:
           OSError, EOFError: if the file cannot be read or is too short.
@@ -69,7 +71,7 @@ class Frames(NamedTuple):
 
 @register_reader
 class FramesInFile(FeaturesReader):
-    """Let lhotse read :class:`Frames`.
+    """Reader of :class:`Frames` for lhotse.
 
     The storage key of an array is "<offset> <dtype> <size of each axis>".
     """
@@ -99,10 +101,10 @@ class FramesInFile(FeaturesReader):
 
 
 def locate_frames(array: Array) -> Frames:
-    """Return the frames of a lhotse array; frames in a file are not read.
+    """Return the frames of a lhotse array, without reading those in a file.
 
     Raises:
-      ValueError, EOFError, OSError: if the array is stored elsewhere and cannot be
+      ValueError, EOFError, OSError: if the array has another storage type and cannot be
         loaded.
     """
     if array.storage_type == FramesInFile.name:
@@ -117,8 +119,8 @@ def locate_frames(array: Array) -> Frames:
     return Frames(frames.dtype, frames.shape, array=frames)
 
 
-def prefetch(array: Array) -> None:
-    """Ask the operating system to read the frames of an array ahead, if it can."""
+def prefetch_frames(array: Array) -> None:
+    """Let the operating system read the frames of an array in advance, if it can."""
     if array.storage_type != FramesInFile.name or not hasattr(os, "posix_fadvise"):
         return
     frames = locate_frames(array)
@@ -128,13 +130,14 @@ def prefetch(array: Array) -> None:
 
 
 def point_to_file(array: Array, path: str, offset: int, size: int, head: bytes) -> bool:
-    """Point ``array`` to a ``.npy`` within a file, if its header is a plain one.
+    """Point ``array`` to a ``.npy`` within a file.
 
     Args:
-      offset, size: of the ``.npy`` in the file ``path``, in bytes.
+      path: file that contains the ``.npy``, for example a tar.
+      offset, size: position and size of the ``.npy`` in the file, in bytes.
       head: first 128 bytes of the ``.npy``.
     Returns:
-      False if the header is another one; ``array`` is then unchanged.
+      False if the header is not as np.save writes it; ``array`` is then unchanged.
     """
     header = _parse_npy_header(head)
     if header is None:
@@ -149,10 +152,10 @@ def point_to_file(array: Array, path: str, offset: int, size: int, head: bytes) 
 
 
 def _parse_npy_header(data: bytes) -> Optional[tuple[str, list[int], int]]:
-    """Return dtype, shape and length of a plain ``.npy`` header, None for another.
+    """Return dtype, shape and length of a ``.npy`` header of np.save; else None.
 
-    np.load evaluates the header as a Python expression, which takes as long as
-    everything else that is done with the array of a short cut.
+    np.load evaluates the header as a Python expression.  For a short cut, this takes as
+    long as all other work on its array.
     """
     match = _NPY.match(data)
     if match is None:

@@ -1,8 +1,7 @@
 """Check which files a field has, and whether each of its shards is complete.
 
 A shard is complete if its state can be read, its tar has the recorded size (and
-SHA-256, unless skipped) and its keys join the cuts.  Extraction, reading, copying,
-``fields ls`` and ``fields verify`` all use these checks.
+SHA-256, unless skipped) and its keys join the cuts.
 """
 
 import functools
@@ -42,18 +41,18 @@ _NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\.(?:(\d+)\.(tar|json)|(json|codec\
 
 
 def check_tar(tar: Path, num_bytes: int, sha256: Optional[str] = None) -> str:
-    """Return the fault of a tar, "" if it is complete.
+    """Return the fault of a tar, for example "missing"; "" if it is complete.
 
     Args:
-      num_bytes: recorded size.
-      sha256: recorded checksum; None skips it.
+      num_bytes: recorded size in bytes.
+      sha256: recorded checksum; None checks only the size.
     """
     try:
         size = tar.stat().st_size
         if size != num_bytes:
             return f"damaged, {size} bytes instead of {num_bytes}"
         if sha256 is not None and sha256_file(tar) != sha256:
-            return "damaged, another SHA-256 than when it was written"
+            return "damaged, another SHA-256 than the recorded one"
     except FileNotFoundError:
         return "missing"
     return ""
@@ -62,7 +61,7 @@ def check_tar(tar: Path, num_bytes: int, sha256: Optional[str] = None) -> str:
 def check_join(cuts_file: Path, state: ShardState) -> Problems:
     """Return the problems that prevent a shard from joining its cuts.
 
-    An unchanged manifest of cuts needs no comparison of each key.
+    The keys are compared only if the manifest of cuts has changed.
     """
     if sha256_file(cuts_file) == state.cuts_sha256:
         return {}
@@ -74,10 +73,10 @@ def load_complete_state(
 ) -> Optional[ShardState]:
     """Return the state of a shard if it is complete, None otherwise.
 
-    Logs a warning for an incomplete shard that has a state.
+    Logs a warning for a shard that has a state, but is damaged or does not join.
 
     Args:
-      full: False skips the SHA-256, which does not find flipped bits.
+      full: check the SHA-256; False checks only the size, which misses flipped bits.
     """
     path = state_path(shar_dir, field, shard)
     if not path.is_file():
@@ -116,11 +115,12 @@ def find_complete_shards(
     full: bool = True,
     num_threads: int = 1,
 ) -> Iterator[tuple[str, ShardState]]:
-    """Yield (shard, state) of the complete ones of ``shards``.
+    """Yield (shard, state) of each complete shard.
 
     Args:
-      full: False skips the SHA-256.
-      num_threads: that hash in parallel.
+      shards: shards to check.
+      full: check the SHA-256; False checks only the size.
+      num_threads: number of threads that compute the SHA-256.
     """
     load = functools.partial(load_complete_state, shar_dir, field, full=full)
     with ThreadPoolExecutor(num_threads) as pool:
@@ -134,7 +134,11 @@ class FieldFiles:
     """Files of one field, see :mod:`icefall_kd.fields.format`.
 
     Attributes:
-      tars, states: shard -> file; a staged tar has precedence over a published one.
+      name: name of the field.
+      info: description; None for an unfinished field.
+      codec: state of the codec; None for a codec without training.
+      tars: shard -> tar; the staged one if there is a published one too.
+      states: shard -> state.
       partial: temporary files of running or killed processes, and published tars that
         staged ones will replace.
     """
@@ -148,14 +152,14 @@ class FieldFiles:
 
     @property
     def is_ours(self) -> bool:
-        """True if this package wrote the field; otherwise it is a lhotse series."""
+        """True if this package wrote the field, False if another program did."""
         return bool(self.info or self.states or self.partial or self.codec)
 
     def paths(self) -> list[Path]:
         """Return all files in a safe order of deletion.
 
-        The description is first and then the states, so that an interrupted deletion
-        leaves an unfinished field.
+        The description is first and the states are next: an interrupted deletion leaves
+        an unfinished field.
         """
         first = [self.info] if self.info else []
         last = [self.codec] if self.codec else []
@@ -166,7 +170,7 @@ class FieldFiles:
         """Return the shards that are missing, of another size, or without cuts.
 
         Args:
-          ids: numbers of the shards of cuts.
+          ids: shards of cuts.
         """
         entries = {s["name"]: s for s in info.shards}
         problems: Problems = {}
@@ -183,7 +187,7 @@ class FieldFiles:
         return problems
 
     def load_state(self, shard: str) -> Optional[ShardState]:
-        """Return the state of a shard; None if that or the tar is missing."""
+        """Return the state of a shard; None if it is damaged, or it or the tar is missing."""
         if shard not in self.tars or shard not in self.states:
             return None
         try:
@@ -214,8 +218,8 @@ class FieldFiles:
 def find_fields(shar_dir: Pathlike) -> dict[str, FieldFiles]:
     """Return the files of all fields, by name, sorted.
 
-    Includes series of tars of other programs, see :attr:`FieldFiles.is_ours`.  A JSON
-    file without other files counts if it describes a field.
+    Includes tars of other programs, see :attr:`FieldFiles.is_ours`.  A JSON file
+    without other files is included only if it is a :class:`FieldInfo`.
 
     Raises:
       FileNotFoundError: if the folder does not exist.

@@ -1,8 +1,8 @@
 """Join the stored targets of a field with the cuts of its folder.
 
-A target belongs to a cut if recording, start, duration (within 1 ms) and speed agree;
-the position in a file is not enough.  The key of a cut is
-[cut id, recording id, start, duration, speed].
+A target belongs to a cut if recording, start, duration and speed agree, within 1 ms.
+The position in a file does not decide.  The key of a cut is
+[cut id, recording id, start in s, duration in s, speed factor].
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any, Optional
 from icefall_kd.core.files import Pathlike, open_text
 from icefall_kd.data.gate import REMEDIES
 
-Problems = dict[str, list[str]]  # kind of problem -> one text for each case
+Problems = dict[str, list[str]]  # kind of problem -> one line for each case
 
 TOLERANCE = 1e-3  # s
 _SPEED = re.compile(r"_sp(\d+(?:\.\d+)?)$")
@@ -23,7 +23,8 @@ _EXAMPLES = 5
 def read_keys(cuts_file: Pathlike) -> list[list]:
     """Return the key of each cut, in order.
 
-    Parses plain JSON without lhotse's objects, since every training run does this.
+    Parses plain JSON instead of building lhotse's objects, which would delay the start
+    of every training run.
 
     Raises:
       ValueError: if a line is not a cut with one recording.
@@ -51,11 +52,14 @@ def read_keys(cuts_file: Pathlike) -> list[list]:
 
 
 def read_speed(cut: Mapping[str, Any]) -> float:
-    """Return the speed factor of a cut in JSON; 1.0 by default.
+    """Return the speed factor of a cut; 1.0 if the cut does not have one.
 
-    lhotse drops the transform when it writes audio at the new speed to Shar.  What
-    remains is ``custom["speed"]``, which we write, or lhotse's suffix of the recording
-    id, for example ``_sp0.9``.
+    lhotse drops the speed transform when it writes the audio to Shar.  The factor is
+    then in ``custom["speed"]``, which bin.make_shar writes, or in lhotse's suffix of
+    the recording id, for example ``_sp0.9``.
+
+    Args:
+      cut: cut as JSON.
     """
     speed = (cut.get("custom") or {}).get("speed")
     if speed is not None:
@@ -68,10 +72,10 @@ def compare_keys(cuts: Sequence[list], stored: Sequence[list]) -> Problems:
     """Return the problems that prevent stored targets from joining the cuts.
 
     Args:
-      cuts:   current keys of the cuts of a shard, see :func:`read_keys`.
-      stored: their keys when the targets were written.
+      cuts: current keys of a shard's cuts, see :func:`read_keys`.
+      stored: keys of the cuts when the targets were written.
     Returns:
-      problems; empty when all cuts join.
+      the problems; empty if all cuts join.
     """
     problems: Problems = {}
     by_id = {key[0]: key for key in stored}
@@ -100,16 +104,17 @@ def compare_keys(cuts: Sequence[list], stored: Sequence[list]) -> Problems:
 def match_keys(
     cuts: Sequence[list], stored: Sequence[list]
 ) -> dict[str, Optional[str]]:
-    """Return the cuts whose target is not stored under their own id.
+    """Return the exceptions: cuts whose target is missing or has another id.
 
-    A renamed cut gets the only target of its audio, unless another cut has its id.
-    Targets are read in the order of the tar, so a target before the previous one
-    counts as missing.
+    A renamed cut gets the target of its audio if there is exactly one, and no other cut
+    has that target's id.  Targets are read in the order of the tar: a target that comes
+    before that of the previous cut counts as missing.
 
     Args:
       cuts, stored: see :func:`compare_keys`.
     Returns:
-      cut id -> id of its stored target, None for a cut without a target.
+      cut id -> id of its target, None for a cut without a target; cuts whose target has
+      their own id are absent.
     """
     positions = {key[0]: n for n, key in enumerate(stored)}
     by_audio: dict[tuple, list[str]] = {}
@@ -135,13 +140,13 @@ def match_keys(
 
 
 def add_problems(problems: Problems, found: Problems) -> None:
-    """Add the cases of ``found``, for example of one shard, to ``problems``."""
+    """Add the cases of ``found``, for example those of one shard, to ``problems``."""
     for kind, cases in found.items():
         problems.setdefault(kind, []).extend(cases)
 
 
 def describe_problems(problems: Mapping[str, Sequence[str]]) -> str:
-    """Return one line for each kind of problem: its count and five examples."""
+    """Return one line for each kind of problem: the number of cases, five examples."""
     return "\n".join(
         f"  {kind}: {len(cases)}, for example {'; '.join(cases[:_EXAMPLES])}"
         for kind, cases in sorted(problems.items())

@@ -54,7 +54,13 @@ Progress = Callable[[int, int], None]  # (bytes copied, bytes to copy)
 
 @dataclasses.dataclass(frozen=True)
 class CopyResult:
-    """Description of the copied field, and the numbers of copied and kept shards."""
+    """Result of :func:`copy_field`.
+
+    Attributes:
+      info: description of the field in the target folder.
+      shards_done: number of shards that were copied.
+      shards_kept: number of shards that the target already had.
+    """
 
     info: FieldInfo
     shards_done: int
@@ -62,7 +68,7 @@ class CopyResult:
 
 
 def list_removable(shar_dir: Pathlike, field: str) -> list[Path]:
-    """Return a field's files in a safe order of deletion.
+    """Return a field's files in the order in which to delete them.
 
     Raises:
       FileNotFoundError: if the folder or the field does not exist.
@@ -71,14 +77,18 @@ def list_removable(shar_dir: Pathlike, field: str) -> list[Path]:
     files = get_field_files(shar_dir, field)
     if not files.is_ours:
         raise ValueError(
-            f"{shar_dir}: field '{field}' has no description, so that "
-            "icefall_kd.bin.extract did not write it. Delete its files by hand"
+            f"{shar_dir}: field '{field}' has no description: another program wrote "
+            "it. Delete its files by hand"
         )
     return files.paths()
 
 
 def remove_field(shar_dir: Pathlike, field: str) -> list[Path]:
-    """Delete the files of a field and return them; raises as :func:`list_removable`."""
+    """Delete the files of a field and return them.
+
+    Raises:
+      FileNotFoundError, ValueError: as :func:`list_removable`.
+    """
     paths = list_removable(shar_dir, field)
     for path in paths:
         path.unlink(missing_ok=True)
@@ -91,9 +101,9 @@ def remove_field(shar_dir: Pathlike, field: str) -> list[Path]:
 
 
 def delete_damaged(faults: Iterable[Fault]) -> list[Path]:
-    """Delete the damaged files of faults and return them.
+    """Delete the damaged files that the faults list, and return them.
 
-    The field is then unfinished, and the next extraction completes it.
+    The field is then unfinished; the next extraction completes it.
     """
     paths = list(dict.fromkeys(p for fault in faults for p in fault.damaged))
     for path in paths:
@@ -111,21 +121,23 @@ def copy_field(
 ) -> CopyResult:
     """Copy a finished field to another Shar folder of the same cuts.
 
-    Writes each shard to a temporary file, hashes it and renames it.  The shards enter
-    the Shar folder together, and the description is last.  A copy that was killed
-    keeps its complete shards when it runs again.
+    Copies each shard to a temporary file, compares its SHA-256 and renames it.  Moves
+    the arrays to the Shar folder when all are complete, then writes the description.
+    After a kill, the same call skips complete shards.
 
     Args:
-      overwrite: replace a field of another fingerprint.
+      overwrite: replace a field of another fingerprint in the target.
+      progress: function called after each copied shard.
     Raises:
-      FileNotFoundError: if a folder or the field does not exist, or is unfinished.
+      FileNotFoundError: if a folder or the field does not exist, or the field is
+        unfinished.
       ValueError: if the field does not join the cuts of both folders, a shard of the
         source is damaged, or the target has a field of another fingerprint.
       OSError: if the disk of the target is too full, before anything is written.
     """
     if as_path(source) == as_path(target):
         raise ValueError(
-            f"{source}: source and target of a copy are one folder. Name another target"
+            f"{source}: source and target are one folder. Give another target folder"
         )
     info = check_field(source, field)
     codec = load_codec(source, info)
@@ -141,7 +153,7 @@ def copy_field(
         info_path(target, field).unlink(missing_ok=True)  # marks it unfinished
     origin = read_origin(source, field) if codec.state() else None
     _prepare_target(target, field, codec, origin)
-    # The target may compress the same cuts differently, so it has its own checksums.
+    # The target may compress the same cuts differently, which changes their checksum.
     states = {
         s: dataclasses.replace(x, cuts_sha256=sha256_file(cuts_path(target, s)))
         for s, x in states.items()
@@ -163,17 +175,17 @@ def _load_state(source: Pathlike, field: str, shard: str) -> ShardState:
     path = state_path(source, field, shard)
     if not path.is_file():
         raise ValueError(
-            f"{path}: missing, the state of a shard. Run icefall_kd.bin.extract, which "
-            "writes the shard again"
+            f"{path}: the state of a shard is missing. Run icefall_kd.bin.extract, "
+            "which writes the shard again"
         )
     return load_shard_state(path)
 
 
 def _check_cuts(target: Pathlike, states: Mapping[str, ShardState]) -> None:
-    """Check that the cuts of the target are those of the field.
+    """Check that the field joins the cuts of the target.
 
     Raises:
-      ValueError: with counts and five examples of each problem.
+      ValueError: if it does not; the message has counts and examples of each problem.
     """
     ids = shard_ids(target)
     problems: Problems = {}
@@ -184,17 +196,17 @@ def _check_cuts(target: Pathlike, states: Mapping[str, ShardState]) -> None:
         add_problems(problems, check_join(cuts_path(target, shard), states[shard]))
     if problems:
         raise ValueError(
-            f"{target}: its cuts are not those of the field:\n"
+            f"{target}: its cuts differ from those of the field:\n"
             f"{describe_problems(problems)}\nCopy cuts and audio too, or extract the "
             "field there"
         )
 
 
 def _check_target(target: Pathlike, info: FieldInfo) -> None:
-    """Refuse to replace the field of another teacher, layer or codec.
+    """Check that the copy replaces no field of another teacher, layer or codec.
 
     Raises:
-      ValueError: naming the differences.
+      ValueError: if it would; the message lists the differences.
     """
     files = find_fields(target).get(info.name)
     if files is None:
@@ -203,7 +215,7 @@ def _check_target(target: Pathlike, info: FieldInfo) -> None:
     for path in files.states.values():
         try:
             found: dict[str, Any] = load_shard_state(path).fingerprint
-        except ValueError:  # a damaged state, whose shard is copied again
+        except ValueError:  # damaged; its shard is copied again
             continue
         differences = fingerprint_differences(info.fingerprint, found)
         if differences:
@@ -221,7 +233,7 @@ def _check_target(target: Pathlike, info: FieldInfo) -> None:
 
 
 def _is_copied(target: Pathlike, field: str, shard: str, state: ShardState) -> bool:
-    """Return True if a shard of the target has the bytes of the source."""
+    """Return whether the target has an equal and complete copy of a shard."""
     copied = load_complete_state(target, field, shard)
     return copied is not None and (
         (copied.sha256, copied.fingerprint) == (state.sha256, state.fingerprint)
@@ -231,7 +243,7 @@ def _is_copied(target: Pathlike, field: str, shard: str, state: ShardState) -> b
 def _prepare_target(
     target: Pathlike, field: str, codec: Codec, origin: Optional[Mapping[str, Any]]
 ) -> None:
-    """Write the codec before the arrays that need it; remove abandoned files."""
+    """Write the codec, which the arrays need; remove stale temporary files."""
     remove_stale_temporaries(field_dir(target, field), f"{field}.*")
     if codec.state():
         save_codec(codec, target, field, origin)
@@ -245,7 +257,7 @@ def _copy_shard(
     """Copy the arrays of one shard, then write its state.
 
     Raises:
-      ValueError: if the checksum is not that of the state.
+      ValueError: if the arrays do not have the checksum of the state.
     """
     old, new = tar_path(source, field, shard), staged_path(target, field, shard)
     path = state_path(target, field, shard)
@@ -256,10 +268,10 @@ def _copy_shard(
         if sha256_file(temporary) != state.sha256:
             raise ValueError(
                 f"{old}: damaged, another SHA-256 than in its {path.name}. Run "
-                "'python -m icefall_kd.bin.fields verify' on the source"
+                "'python -m icefall_kd.bin.fields verify' on the source folder"
             )
     # A store may truncate an upload; a local file was hashed before its rename.
     if not is_local(new) and sha256_file(new) != state.sha256:
         new.unlink()
-        raise ValueError(f"{new}: damaged by the upload to the store. Copy it again")
+        raise ValueError(f"{new}: damaged by the upload. Run the copy again")
     save(state, path)

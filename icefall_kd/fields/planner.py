@@ -12,26 +12,26 @@ from icefall_kd.fields.format import cuts_path, shard_ids
 from icefall_kd.fields.join import read_keys
 from icefall_kd.teachers.base import Output
 
-# Bytes on disk in addition to the frames.
+# Bytes on disk in addition to the frames, per cut, shard or dimension.
 _CUT = 512 + 128 + 256 + 1024  # tar header, array header, half a tar block, manifest
-_CUT_STATE = 220  # a cut's key as indented JSON
-_SHARD = 1024 + 10240 // 2  # end of a tar, padded to its record size
-_VALUE_STATE = 2 * 24  # a dimension's two sums as JSON
-_SHARD_SIZE = 1000  # cuts per shard of a corpus that is not on this machine
-_MARGIN = 1.1  # free bytes required per predicted byte
+_CUT_STATE = 220  # key of a cut as indented JSON
+_SHARD = 1024 + 10240 // 2  # end of a tar, and mean padding to its record size
+_VALUE_STATE = 2 * 24  # two sums of a dimension as JSON
+_SHARD_SIZE = 1000  # cuts per shard of a corpus on another machine
+_MARGIN = 1.1  # required free bytes per predicted byte
 
 _DIMS = re.compile(r"([A-Za-z_]\w*)=(\d+)@(\d+(?:\.\d+)?)")
 
 
 def select_shards(ids: Sequence[str], selection: Optional[str]) -> list[str]:
-    """Return the shards that ``selection`` names, sorted and without repetition.
+    """Return the shards of a selection, sorted, each once.
 
     Args:
       ids: sorted ids of all shards.
-      selection: comma-separated indices into ``ids``: each an index from 0, or
-        START:END[:STEP] as a Python slice.  None selects all.
+      selection: comma-separated parts; each is an index into ``ids``, or a Python
+        slice START:END[:STEP].  None selects all.
     Raises:
-      ValueError: if a part cannot be parsed, or no shard is selected.
+      ValueError: if a part is invalid, or no shard is selected.
 
     >>> select_shards(["000000", "000001", "000002", "000003"], "::2,3")
     ['000000', '000002', '000003']
@@ -48,13 +48,13 @@ def select_shards(ids: Sequence[str], selection: Optional[str]) -> list[str]:
                 indices.add(range(len(ids)).index(numbers[0]))
         except (TypeError, ValueError) as e:
             raise ValueError(
-                f"--shards {selection}: '{part.strip()}' does not select from "
-                f"{len(ids)} shards; give indices from 0, for example 0:100, ::4 or "
+                f"--shards {selection}: '{part.strip()}' is no selection from "
+                f"{len(ids)} shards. Give indices from 0, for example 0:100, ::4 or "
                 "3,7,10:20"
             ) from e
     if not indices:
         raise ValueError(
-            f"--shards {selection} selects none of the {len(ids)} shards; give indices "
+            f"--shards {selection} selects none of the {len(ids)} shards. Give indices "
             f"in 0:{len(ids)}"
         )
     return [ids[n] for n in sorted(indices)]
@@ -62,11 +62,11 @@ def select_shards(ids: Sequence[str], selection: Optional[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Volume:
-    """The amount of audio to extract.
+    """Amount of audio to extract.
 
     Attributes:
       num_cuts: number of cuts.
-      seconds: their total duration.
+      seconds: total duration of the cuts.
       num_shards: number of shards.
     """
 
@@ -89,9 +89,10 @@ class Volume:
 
     @classmethod
     def of_corpus(cls, hours: float, cut_duration: float) -> "Volume":
-        """Return the volume of a corpus that is not on this machine.
+        """Return the volume of a corpus on another machine.
 
         Args:
+          hours: total duration of the corpus in hours.
           cut_duration: mean duration of a cut in seconds.
         """
         num_cuts = max(1, round(hours * 3600 / cut_duration))
@@ -115,13 +116,13 @@ def measure_volume(
 
 
 def predict_bytes(volume: Volume, output: Output, per_frame: float) -> int:
-    """Return the size of a field on disk in bytes, its JSON files included.
+    """Return the predicted size of a field on disk in bytes, with its JSON files.
 
     Args:
       per_frame: bytes per stored frame, see
         :func:`icefall_kd.fields.codecs.bytes_per_frame`.
     """
-    # Frames of a cut are rounded up: half a frame more on average.
+    # A teacher rounds the frames of a cut up, by half a frame on average.
     frames = volume.seconds / output.frame_shift + volume.num_cuts / 2
     return int(
         frames * per_frame
@@ -134,10 +135,10 @@ def check_disk(shar_dir: Pathlike, predicted: Mapping[str, int]) -> None:
     """Check that the disk can hold 1.1 times the predicted bytes.
 
     Args:
-      shar_dir: a URL is not checked.
-      predicted: bytes of each field.
+      shar_dir: folder on this disk; a URL is not checked.
+      predicted: field -> predicted bytes.
     Raises:
-      OSError: if the disk is too full; the message gives the bytes needed and free.
+      OSError: if the disk is too full; the message has the needed and the free bytes.
     """
     free = free_bytes(shar_dir)
     needed = int(_MARGIN * sum(predicted.values()))
@@ -145,7 +146,7 @@ def check_disk(shar_dir: Pathlike, predicted: Mapping[str, int]) -> None:
         parts = ", ".join(f"{f} {b / 1e6:.1f} MB" for f, b in predicted.items())
         raise OSError(
             f"{shar_dir}: {needed / 1e6:.1f} MB needed ({parts}, plus 10 %), "
-            f"{free / 1e6:.1f} MB free; nothing was written. Free some space, move the "
+            f"{free / 1e6:.1f} MB free. Nothing was written. Free some space, move the "
             "Shar to another disk, or give a --codec with fewer bytes per frame"
         )
 
@@ -157,13 +158,14 @@ def free_bytes(shar_dir: Pathlike) -> Optional[int]:
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds that one process spends per second of audio.
+    """Measured time of one process, in seconds per second of audio.
 
     Attributes:
-      reading: reading and decoding the audio.
-      teachers: forward pass of each teacher, by name.
-      codecs: (field, codec) -> encoding and statistics; None if not measured.
-      seconds: duration of the audio used for the measurement.
+      reading: time to read and decode the audio.
+      teachers: name of a teacher -> time of its forward pass.
+      codecs: (field, codec) -> time to encode frames and sum them up; None if not
+        measured.
+      seconds: duration of the audio of the measurement, in seconds.
     """
 
     reading: float
@@ -173,10 +175,10 @@ class Speed:
 
 
 def parse_outputs(texts: Sequence[str]) -> dict[str, Output]:
-    """Return the embeddings that NAME=VALUES@HZ texts describe, by field.
+    """Return field -> embedding output, parsed from NAME=VALUES@HZ.
 
     Raises:
-      ValueError: if a text has another form.
+      ValueError: if a text does not have this form.
 
     >>> parse_outputs(["wavlm_large=1024@50"])["wavlm_large"].frame_shift
     0.02
@@ -204,15 +206,18 @@ def forecast(
     """Predict the disk space and the time of an extraction, for each codec.
 
     Args:
-      outputs: of the teachers, by field.
-      codecs: specs for the embeddings, to compare.
-      free: free bytes on the disk, if known.
-      speed: None leaves out the hours.
+      outputs: field -> teacher's output.
+      codecs: codecs of the embeddings to compare, for example ["fp16", "pq16"].
+      free: free bytes on the disk; None if unknown.
+      speed: measured speed; None omits the hours.
     Returns:
-      "hours_of_audio", "cuts", "shards", "free_bytes"; "fields": {field, codec, dim,
-      rate_hz, bytes_per_frame, bytes} each; "totals": {codec, bytes, needed_bytes,
-      fits, hours} for each codec; and, with a speed, "hours": {reading, teachers,
-      codecs} of one process.
+      {
+          "hours_of_audio", "cuts", "shards", "free_bytes": numbers,
+          "fields": list of {field, codec, dim, rate_hz, bytes_per_frame, bytes},
+          "totals": {codec, bytes, needed_bytes, fits, hours} of each codec,
+          "hours": {probed_s, reading, teachers, codecs} of one process (only with
+                   ``speed``),
+      }
     """
     specs = {
         (field, codec): codec_for_kind(output.kind, codec)

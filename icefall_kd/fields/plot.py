@@ -1,7 +1,8 @@
 """Draw one cut with its fields on a common time axis.
 
-Fbank frame f covers f * 10 ms .. (f + 1) * 10 ms, and frame k of a teacher
-k * shift .. (k + 1) * shift, as in :mod:`icefall_kd.core.frames`; nothing is resampled.
+Frame k covers the time from k * shift to (k + 1) * shift, as in
+:mod:`icefall_kd.core.frames`.  The shift is 10 ms for fbank and that of the field for a
+teacher's frames; no frames are resampled.
 """
 
 import difflib
@@ -26,14 +27,19 @@ from icefall_kd.fields.shards import Shard
 
 _COMPONENTS = 3  # red, green and blue
 _CLIPPED = 0.02  # share of the frames at either end that get the extreme colour
-_MAX_CANDIDATES = 100_000  # ids among which similar ones are searched
+_MAX_CANDIDATES = 100_000  # cut ids that are compared with an unknown one
 
 FormatToken = Callable[[int], str]
 
 
 @dataclass(frozen=True)
 class CutWithFields:
-    """One cut with its audio, and (description, (T, W) float32 frames) of fields."""
+    """One cut with its audio and its fields.
+
+    Attributes:
+      cut: cut with its audio.
+      frames: field -> (description, (T, W) float32 frames).
+    """
 
     cut: Cut
     frames: dict[str, tuple[FieldInfo, np.ndarray]]
@@ -43,14 +49,14 @@ def read_cut(shar_dir: Pathlike, cut_id: str, fields: Sequence[str]) -> CutWithF
     """Read the audio and the frames of one cut.
 
     Raises:
-      FileNotFoundError: if the folder, a field or the cut does not exist; the message
-        has similar ids.
+      FileNotFoundError: if the folder, a field or the cut does not exist; for a cut,
+        the message has similar ids.
       ValueError: if a file is damaged, or a field does not join the cuts.
     """
     codecs = load_codecs(shar_dir, fields)
     shard, index = _find_cut(shar_dir, open_shards(shar_dir, fields), cut_id)
     cut = next(cut for _, cut in shard.read(wanted=(index,)))
-    # The whole array: loaded through the cut, it is truncated to its duration.
+    # The complete array: cut.load_<field>() would truncate it to the cut's duration.
     arrays = {f: codec.decode(getattr(cut, f).load()) for f, codec in codecs.items()}
     return CutWithFields(
         cut, {f: (load_field_info(shar_dir, f), x) for f, x in arrays.items()}
@@ -71,7 +77,7 @@ def _find_cut(
     similar = [i for i in ids if cut_id in i] + difflib.get_close_matches(cut_id, ids)
     similar = list(dict.fromkeys(similar))[:5]
     raise FileNotFoundError(
-        f"{shar_dir}: no cut '{cut_id}'; similar ids: {', '.join(similar) or 'none'}"
+        f"{shar_dir}: no cut '{cut_id}'. Similar ids: {', '.join(similar) or 'none'}"
     )
 
 
@@ -87,11 +93,13 @@ def save_figure(figure: Any, path: Pathlike) -> None:
         figure.savefig(temporary, dpi=120)
 
 
-def draw(read: CutWithFields, format_token: FormatToken = str) -> Any:
+def draw(data: CutWithFields, format_token: FormatToken = str) -> Any:
     """Return a matplotlib Figure: the log-mel features, and two panels for each field.
 
     Args:
-      format_token: returns the label of a token id in fields of kind "ctc".
+      data: cut to draw.
+      format_token: function that returns the label of a token id, for fields of kind
+        "ctc".
     Raises:
       ValueError: if matplotlib is missing, or a field's kind cannot be drawn.
     """
@@ -102,8 +110,8 @@ def draw(read: CutWithFields, format_token: FormatToken = str) -> Any:
         raise ValueError(
             "fields plot needs matplotlib. Run 'pip install matplotlib'"
         ) from e
-    cut = read.cut
-    heights = [3.0] + [1.5, 1.0] * len(read.frames)
+    cut = data.cut
+    heights = [3.0] + [1.5, 1.0] * len(data.frames)
     width = min(30.0, max(8.0, 3.0 * cut.duration))
     figure = Figure(figsize=(width, 1.0 + sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -111,7 +119,7 @@ def draw(read: CutWithFields, format_token: FormatToken = str) -> Any:
         len(heights), 1, sharex=True, squeeze=False, height_ratios=heights
     )[:, 0]
     _draw_fbank(axes[0], cut)
-    for n, (field, (info, x)) in enumerate(read.frames.items()):
+    for n, (field, (info, x)) in enumerate(data.frames.items()):
         panels = axes[1 + 2 * n], axes[2 + 2 * n]
         if info.kind not in _DRAW:
             raise ValueError(
@@ -134,8 +142,8 @@ def frame_edges(num_frames: int, frame_shift: float) -> np.ndarray:
 def project(x: np.ndarray, std: np.ndarray) -> np.ndarray:
     """Return the first three principal components of frames, each scaled to 0 .. 1.
 
-    Each dimension is divided by its standard deviation over the field, since a few are
-    a hundred times larger than the others.
+    Divides each dimension by its standard deviation over the field, since a few
+    dimensions are a hundred times larger than the others.
 
     Args:
       x:   (T, D) float32.
@@ -159,7 +167,9 @@ def project(x: np.ndarray, std: np.ndarray) -> np.ndarray:
 
 
 def best_tokens(x: np.ndarray) -> list[tuple[int, int, int]]:
-    """Return (token, first frame, frames) of each run of a best token, without blanks.
+    """Return (token, first frame, number of frames) of each run of one best token.
+
+    Runs of the blank are omitted.
 
     Args:
       x: (T, 2 k + 1) float32, see :mod:`icefall_kd.core.frames`.
@@ -175,7 +185,9 @@ def best_tokens(x: np.ndarray) -> list[tuple[int, int, int]]:
 
 
 def blank_probability(x: np.ndarray) -> np.ndarray:
-    """Return (T,) float32, the blank's probability; 0 if not among the k best.
+    """Return the blank's probability in each frame, (T,) float32.
+
+    The probability is 0 if the blank is not among the k best tokens.
 
     Args:
       x: (T, 2 k + 1) float32, see :mod:`icefall_kd.core.frames`.

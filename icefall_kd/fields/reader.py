@@ -1,6 +1,6 @@
 """Open Shar folders with fields, and read the frames of single cuts.
 
-``open_shar`` joins each field with the cuts before the first batch, see
+``open_shar`` joins each field with the cuts before it returns, see
 :mod:`icefall_kd.fields.join`.  The join reads no arrays.
 """
 
@@ -40,22 +40,22 @@ from icefall_kd.fields.join import (
 )
 from icefall_kd.fields.shards import Shard, ShardCuts, read_ids
 
-Expectation = Mapping[str, Mapping[str, Any]]
-MISSING = ("error", "skip")  # options for cuts without a target
+Expectation = Mapping[str, Mapping[str, Any]]  # field -> part of its fingerprint
+MISSING = ("error", "skip")  # ways to handle cuts without a target
 _TIME_TRANSFORMS = {"Speed", "Tempo"}  # lhotse's transforms of a recording
 _EXAMPLES = 5
 
 
 @dataclass
 class Join:
-    """Cuts of a folder that have a target in a field, and the id of the target.
+    """Result of joining a field with the cuts of a folder.
 
     Attributes:
-      problems: empty when all cuts join.
+      problems: problems of all shards; empty if all cuts join.
       stored_as: shard -> its exceptions, see
         :func:`icefall_kd.fields.join.match_keys`; None for a shard without targets.
-        Shards that join are absent.
-      num_cuts: in the folder.
+        Shards without exceptions are absent.
+      num_cuts: number of cuts in the folder.
       missing: ids of the cuts without a target.
     """
 
@@ -73,7 +73,7 @@ class Join:
         problems: Problems,
         stored_as: Optional[dict[str, Optional[str]]],
     ) -> None:
-        """Add a shard with problems."""
+        """Add a shard with problems; arguments as the attributes."""
         add_problems(self.problems, problems)
         self.stored_as[shard] = stored_as
         self.num_cuts += len(cut_ids)
@@ -85,8 +85,10 @@ class Join:
 def check_field(
     shar_dir: Pathlike, name: str, expected: Optional[Mapping[str, Any]] = None
 ) -> FieldInfo:
-    """Return the description of a field that joins every cut of its folder.
+    """Check that a field has a target for every cut, and return its description.
 
+    Args:
+      expected: see :func:`join_field`.
     Raises:
       FileNotFoundError: if the field is missing or unfinished.
       ValueError: if a cut has no target, or the fingerprint is not the expected one.
@@ -107,10 +109,10 @@ def join_field(
 ) -> Join:
     """Find the target of every cut of a folder.
 
-    An unchanged manifest of cuts needs no comparison of each key.
+    The keys of a shard are compared only if its manifest of cuts has changed.
 
     Args:
-      expected: the part of the fingerprint that the field must have.
+      expected: keys and values that the fingerprint must have; other keys are ignored.
     Raises:
       FileNotFoundError: if the field is missing or unfinished.
       ValueError: if the fingerprint is not the expected one.
@@ -121,7 +123,7 @@ def join_field(
     )
     if differences:
         raise ValueError(
-            f"{shar_dir}: field '{name}' is not what data.expect has: "
+            f"{shar_dir}: field '{name}' differs from data.expect: "
             + "; ".join(differences)
             + ". Correct the configuration, or extract the field again with --overwrite"
         )
@@ -172,7 +174,7 @@ def _join_shard(
 def _join_partly(
     shar_dir: Pathlike, name: str, expected: Optional[Mapping[str, Any]]
 ) -> Join:
-    """Join a field as :func:`join_field`, and log the cuts without a target."""
+    """Join a field, which may be missing, and log the cuts without a target."""
     try:
         join = join_field(shar_dir, name, expected)
     except FileNotFoundError as e:
@@ -203,16 +205,14 @@ def open_shar(
 ) -> CutSet:
     """Return the cuts of a Shar folder with audio and the named fields.
 
-    Checks all fields before the first cut is read.
-
     Args:
       shar_dir: folder or URL with cuts.*.jsonl.gz, recording.*.tar, <field>.*.tar; the
         folder <shar_dir>.fields describes the fields.
-      fields:  names of the fields to read.
-      expect:  field -> the part of its fingerprint that it must have, for example
-               {"whisper_base": {"layer": "last"}}.
+      fields: names of the fields to read.
+      expect: field -> keys and values that its fingerprint must have, for example
+        {"whisper_base": {"layer": "last"}}.
       missing: "error" requires a target for every cut; "skip" logs the cuts without a
-               target, and finds the target of a renamed cut by its audio.
+        target, and finds the target of a renamed cut by its audio.
     Returns:
       a lazy CutSet; ``load_field(cut, name, codec)`` returns the frames of a cut.
     Raises:
@@ -231,7 +231,7 @@ def open_shards(
     expect: Optional[Expectation] = None,
     missing: str = "error",
 ) -> tuple[Shard, ...]:
-    """Return the shards of a Shar folder in order; see :func:`open_shar`."""
+    """Return the shards of a Shar folder in order; arguments as :func:`open_shar`."""
     if missing not in MISSING:
         raise ValueError(f"missing is '{missing}'. Available: {', '.join(MISSING)}")
     ids = shard_ids(shar_dir)
@@ -249,7 +249,7 @@ def open_shards(
     if absent:
         raise FileNotFoundError(
             f"{len(absent)} shards of audio are missing, for example "
-            f"{absent[:_EXAMPLES]}. Copy them, or write the set again with "
+            f"{', '.join(absent[:_EXAMPLES])}. Copy them, or write the set again with "
             "icefall_kd.bin.make_shar"
         )
     return shards
@@ -269,12 +269,14 @@ def _make_shard(shar_dir: Pathlike, shard: str, joins: Mapping[str, Join]) -> Sh
 
 
 def load_field(cut: Cut, name: str, codec: Codec) -> np.ndarray:
-    """Return the frames of a field under a cut, (T, W) float32, T >= 1.
+    """Return the decoded frames of a cut in a field, (T, W) float32, T >= 1.
 
-    A truncated cut gets the frames of its own time span.
+    For a truncated cut, returns the frames of its time span.
 
     Args:
-      codec: of the field, see :func:`icefall_kd.fields.codecs.storage.load_codec`.
+      name: name of the field.
+      codec: codec of the field, see
+        :func:`icefall_kd.fields.codecs.storage.load_codec`.
     Raises:
       ValueError: see :func:`find_frames` and :func:`read_frames`.
     """
@@ -285,11 +287,11 @@ def load_field(cut: Cut, name: str, codec: Codec) -> np.ndarray:
 
 
 def find_frames(cut: Cut, name: str) -> Frames:
-    """Return the location of the compressed frames of a field under a cut.
+    """Return the location of a cut's compressed frames in a field.
 
     Raises:
-      ValueError: if the cut has no such field, a damaged one, or one of audio at
-        another speed; the message names the cut.
+      ValueError: if the cut does not have the field, the field is damaged, or the speed
+        of the cut was changed after the extraction; the message names the cut.
     """
     if not isinstance(cut, DataCut):
         raise ValueError(
@@ -299,15 +301,15 @@ def find_frames(cut: Cut, name: str) -> Frames:
         )
     if not cut.has_custom(name):
         raise ValueError(
-            f"cut '{cut.id}' carries no field '{name}'. Name it in open_shar(...)"
+            f"cut '{cut.id}' has no field '{name}'. Name the field in open_shar(...)"
         )
     transforms = (cut.recording.transforms if cut.has_recording else None) or ()
     names = [t["name"] if isinstance(t, dict) else type(t).__name__ for t in transforms]
     changed = [n for n in names if n in _TIME_TRANSFORMS]
     if changed:
         raise ValueError(
-            f"cut '{cut.id}': field '{name}' is of its audio before {changed[0]}. "
-            "Change the speed in bin.make_shar, and extract the field after that"
+            f"cut '{cut.id}': {changed[0]} changed its audio after field '{name}' was "
+            "extracted. Change the speed with bin.make_shar, then extract the field"
         )
     array = cut.custom[name]
     try:
@@ -317,16 +319,19 @@ def find_frames(cut: Cut, name: str) -> Frames:
     total, offset = frames.shape[0], cut.start - array.start
     if offset < -1e-5 or not total:
         raise ValueError(
-            f"cut '{cut.id}' starts at {cut.start} s, where field '{name}' has no "
-            f"frames: it has {total} from {array.start} s on. Extract the field again"
+            f"cut '{cut.id}' starts at {cut.start} s, but field '{name}' has {total} "
+            f"frames from {array.start} s on. Extract the field again"
         )
     first = min(_nearest_frame(max(0.0, offset), array.frame_shift), total - 1)
     return frames.part(first, count_frames(cut.duration, array.frame_shift))
 
 
 def read_frames(cut: Cut, name: str, frames: Frames, out: np.ndarray) -> None:
-    """Read the frames of :func:`find_frames` into ``out``, of their shape and dtype.
+    """Read the frames of a cut into ``out``.
 
+    Args:
+      frames: location of the frames, see :func:`find_frames`.
+      out: contiguous array of the shape and dtype of the frames.
     Raises:
       ValueError: if the file is damaged; the message names the cut.
     """
@@ -348,6 +353,6 @@ def _nearest_frame(seconds: float, frame_shift: float) -> int:
 
 def _damaged(cut: Cut, name: str, error: Exception) -> ValueError:
     return ValueError(
-        f"cut '{cut.id}': its field '{name}' is damaged ({error}). Extract it again "
-        "with 'python -m icefall_kd.bin.extract'"
+        f"cut '{cut.id}': its field '{name}' is damaged ({error}). Extract the field "
+        "again with 'python -m icefall_kd.bin.extract'"
     )

@@ -19,8 +19,8 @@ from icefall_kd.teachers.base import Teacher, run_teacher
 
 Arrays = dict[str, np.ndarray]  # field -> (T, W) float32
 
-_BATCHES_IN_MEMORY = 4  # sorted by duration together
-_SAMPLE_SHARDS = 50  # most shards that a sample opens, whatever the size of the set
+_BATCHES_IN_MEMORY = 4  # number of batches whose utterances are sorted by duration
+_SAMPLE_SHARDS = 50  # maximum number of shards that a sample opens
 
 
 class _Utterance(NamedTuple):
@@ -34,15 +34,15 @@ def run_teachers(
 ) -> Iterator[tuple[str, Arrays]]:
     """Yield (cut id, field -> (T, W) float32) in the order of the cuts.
 
-    The batches depend only on the cuts, so an extraction is reproducible.  A thread
-    decodes the audio of the next batches meanwhile.
+    The batches depend only on the cuts and their maximum duration, so an extraction is
+    reproducible.  A thread decodes the audio of the next batches.
 
     Args:
-      cuts: with audio, 16 kHz mono, each starting at 0 s of its recording.
-      teachers: run on the same batches; the names of their fields must differ.
-      max_batch_duration: seconds of padded audio per batch.
+      cuts: cuts with audio, 16 kHz mono; each starts at 0 s of its recording.
+      teachers: all run on the same batches; the names of their fields must differ.
+      max_batch_duration: maximum duration of a batch in seconds, padding included.
     Raises:
-      ValueError: if the audio of a cut has another form, or the outputs of a teacher
+      ValueError: if the audio of a cut is not of this form, or a teacher's outputs
         contradict its description; the message names the cut.
     """
     limit = _BATCHES_IN_MEMORY * max_batch_duration
@@ -57,7 +57,7 @@ def run_teachers(
 
 
 def _load_utterances(cuts: Iterable[Cut], limit: float) -> Iterator[list[_Utterance]]:
-    """Yield lists of successive utterances, each of at least ``limit`` seconds."""
+    """Yield lists of successive utterances, ``limit`` seconds or a little more each."""
     loaded: list[_Utterance] = []
     seconds = 0.0
     for cut in cuts:
@@ -80,7 +80,7 @@ def _make_batches(
         range(len(utterances)),
         key=lambda i: (len(utterances[i].wave), utterances[i].cut_id),
     ):
-        # The utterances are sorted: this one determines the padded length.
+        # The utterances are sorted, so the last one determines the padded length.
         if batch and (len(batch) + 1) * len(utterances[i].wave) > limit:
             yield batch
             batch = []
@@ -98,11 +98,11 @@ def run_teachers_on_batch(
     """Return the outputs of the teachers for each utterance of a batch.
 
     Args:
-      waves: each (S,) float32, 16 kHz.
-      texts: transcripts, for teachers that need them; "" for an utterance without.
-      cut_ids: for error messages.
+      waves: samples of each utterance, (S,) float32, 16 kHz.
+      texts: transcripts for teachers that need them; "" if an utterance has none.
+      cut_ids: ids of the cuts for error messages.
     Raises:
-      ValueError: if the outputs of a teacher contradict its description.
+      ValueError: if a teacher's outputs contradict its description.
     """
     padded = torch.nn.utils.rnn.pad_sequence(list(waves), batch_first=True)
     lens = torch.tensor([len(w) for w in waves])
@@ -124,8 +124,8 @@ def load_shar_wave(cut: Cut) -> torch.Tensor:
     """
     if abs(cut.start) > 1e-6:
         raise ValueError(
-            f"cut '{cut.id}' starts at {cut.start} s of its recording; write the Shar "
-            "with Lhotse's SharWriter, which stores the audio of each cut alone"
+            f"cut '{cut.id}' starts at {cut.start} s of its recording. Write the Shar "
+            "with Lhotse's SharWriter, which stores the audio of each cut separately"
         )
     return load_wave(cut)
 
@@ -138,7 +138,7 @@ def audio_shard(shar_dir: Pathlike, shard: str) -> Shard:
 
 
 def sample_cuts(shar_dir: Pathlike, seconds: float, seed: int = 0) -> Iterator[Cut]:
-    """Yield random cuts with audio, ``seconds`` of them, from at most 50 shards."""
+    """Yield about ``seconds`` of random cuts with audio, from at most 50 shards."""
     rng = random.Random(seed)
     shards = shard_ids(shar_dir)
     rng.shuffle(shards)
@@ -169,8 +169,8 @@ def sample_frames(
 ) -> dict[str, np.ndarray]:
     """Return about ``num_frames`` frames of each output, from random cuts.
 
-    The audio suffices for the output with the lowest frame rate; the others get more
-    frames, and all get fewer if the set is small.
+    The output with the lowest frame rate determines the amount of audio, so outputs at
+    higher rates get more frames.  A small set gives fewer frames.
 
     Returns:
       field -> (F, W) float32.

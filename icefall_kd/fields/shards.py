@@ -1,9 +1,8 @@
-"""Read one shard of a Shar set from any cut on, or single cuts of it.
+"""Read the cuts of one shard of a Shar set, from any position or single ones.
 
-lhotse's reader reads every byte of a shard up to the wanted cut, and ends a shard
-silently where one of its files is truncated.  This reader seeks past unwanted data and
-raises an error that names a damaged file.  The frames of a field stay in the file until
-a batch is made of their cut.
+lhotse's reader reads every byte of a shard up to the wanted cut, and silently ends a
+shard at a truncated file.  This reader seeks past unwanted data, and its errors name
+the damaged file.  The frames of a field stay in the file until a batch needs them.
 """
 
 import contextlib
@@ -27,8 +26,8 @@ from icefall_kd.fields.frames import point_to_file
 REMEDY = "copy it again, or write it again with icefall_kd.bin.make_shar or bin.extract"
 
 _BLOCK = 512
-_HEAD = 128  # bytes, the header of a .npy
-# Holds a description, its header and the start of the next member.
+_HEAD = 128  # bytes of the header of a .npy
+# Holds a JSON description, its tar header and the start of the next member.
 _BUFFER = 4 * _BLOCK
 
 
@@ -37,10 +36,10 @@ class Shard:
     """Files of one shard.
 
     Attributes:
-      cuts: JSON lines, compressed or not.
-      tars: field -> tar of its data, in the order of the cuts; "recording" is one.
-      stored_as: field -> {cut id: id in the tar, None without data}, for fields whose
-        tar does not hold exactly these cuts; see
+      cuts: manifest of the cuts, JSON lines, compressed or not.
+      tars: "recording" and fields -> tar with their data, in the order of the cuts.
+      stored_as: field -> {cut id: id in the tar, or None for a cut without data}, for
+        fields whose tar does not have exactly these cuts; see
         :func:`icefall_kd.fields.join.match_keys`.
     """
 
@@ -52,7 +51,7 @@ class Shard:
         """Yield every cut as JSON, without data.
 
         Raises:
-          ValueError: if the file is damaged; the message names it and the line.
+          ValueError: if the manifest is damaged; the message names file and line.
         """
         number = 0
         try:
@@ -75,7 +74,7 @@ class Shard:
     ) -> Iterator[tuple[int, Cut]]:
         """Yield (index in the shard, cut with its data).
 
-        Audio is in memory; the frames of a local file stay there.  Arguments and
+        The audio is in memory; the frames of fields stay in local files.  Arguments and
         errors are those of :meth:`find`.
         """
         for index, stored in self.find(start, wanted, labelled):
@@ -89,16 +88,16 @@ class Shard:
     ) -> Iterator[tuple[int, "StoredCut"]]:
         """Yield (index in the shard, cut whose data are not read yet).
 
-        Only the headers of local tars are read.  Data behind a URL are read and kept,
-        since a second request would take longer.
+        Reads only the headers of local tars.  If a tar is at a URL, reads and keeps the
+        data too, since a second request would take longer.
 
         Args:
           start: index of the first cut.
-          wanted: indices; None for all from ``start`` on.
+          wanted: indices of the cuts to yield; None for all from ``start`` on.
           labelled: skip cuts without a supervision.
         Raises:
-          ValueError: if a file is damaged, or a tar does not hold the data of these
-            cuts; the message names the file and the cut.
+          ValueError: if a file is damaged, or a tar has the data of other cuts; the
+            message names the file and the cut.
         """
         entries = {name: _read_entries(tar) for name, tar in self.tars.items()}
         local = all(is_local(tar) for tar in self.tars.values())
@@ -119,7 +118,7 @@ class Shard:
     def _next_entry(
         self, name: str, entries: Iterator["_Entry"], cut_id: str
     ) -> Optional["_Entry"]:
-        """Return the next entry of a tar, which must be that of the cut."""
+        """Return the cut's entry, the next one of the tar; None if it has no data."""
         exceptions = self.stored_as.get(name)
         stored_id = cut_id if exceptions is None else exceptions.get(cut_id, cut_id)
         if stored_id is None:
@@ -131,8 +130,8 @@ class Shard:
         if entry is None or entry.key != stored_id:
             raise ValueError(
                 f"{self.tars[name]}: has {f'cut {entry.key!r}' if entry else 'no more'}"
-                f" where {self.cuts.name} has cut '{cut_id}': it is truncated or of "
-                f"other cuts; {REMEDY}"
+                f" where {self.cuts.name} has cut '{cut_id}': the tar is truncated, or "
+                f"has other cuts; {REMEDY}"
             )
         return entry
 
@@ -141,18 +140,18 @@ class StoredCut:
     """A cut whose data are in the tars of a shard.
 
     Attributes:
-      id: of the cut.
-      duration: in seconds.
+      id: id of the cut.
+      duration: duration of the cut in seconds.
     """
 
     def __init__(
         self, line: dict[str, Any], entries: Mapping[str, Optional["_Entry"]]
     ) -> None:
-        """Store the parts; nothing is read.
+        """Store the parts, without reading any data.
 
         Args:
-          line: the cut as JSON.
-          entries: field -> its data; None without data.
+          line: cut as JSON.
+          entries: field -> entry with its data, None for a cut without data.
         """
         self.id: str = line["id"]
         self.duration: float = line["duration"]
@@ -191,7 +190,7 @@ class ShardCuts:
 
 
 def read_ids(tar: Path) -> list[str]:
-    """Return the ids of the cuts that a tar has data of, up to any damage."""
+    """Return the ids of the cuts with data in a tar, up to the first damaged entry."""
     ids = []
     with contextlib.suppress(ValueError):
         ids.extend(entry.key for entry in _read_entries(tar) if not entry.is_empty)
@@ -202,7 +201,8 @@ class Member(NamedTuple):
     """A file in a tar.
 
     Attributes:
-      offset, size: of its data in the tar, in bytes.
+      name: name of the file.
+      offset, size: position and size of its data in the tar, in bytes.
       head: first 128 bytes of its data.
     """
 
@@ -227,7 +227,7 @@ class _Entry:
     def read(self) -> Any:
         """Return lhotse's manifest of the data, None without data.
 
-        Audio is read; frames in a local file are pointed to.
+        Audio is read into memory; frames in a local file stay there.
         """
         if self.is_empty:
             return None
@@ -249,7 +249,7 @@ class _Entry:
         return manifest
 
     def _open(self) -> contextlib.AbstractContextManager[BinaryIO]:
-        """Return the tar, reopened if the iteration over its entries has ended."""
+        """Return the open tar; open it again if the iteration over it has ended."""
         if self._file.closed:
             return _open_seekable(self.path)
         return contextlib.nullcontext(self._file)
@@ -284,7 +284,7 @@ def _read_member(f: BinaryIO, member: Member) -> bytes:
 
 @contextlib.contextmanager
 def _open_seekable(path: Path) -> Iterator[BinaryIO]:
-    """Open a file; in memory if its store returns it only as a stream."""
+    """Open a file; read it into memory first if its store can only stream it."""
     if is_local(path):
         with path.open("rb", buffering=_BUFFER) as f:
             yield f
@@ -296,9 +296,9 @@ def _open_seekable(path: Path) -> Iterator[BinaryIO]:
 def read_members(f: BinaryIO) -> Iterator[Member]:
     """Yield the files of an uncompressed tar in order; seek past their data.
 
-    A tenth of the time of tarfile, whose 24 us for each of two members a cut would
-    be most of what a field costs the loader (AMD EPYC).  The caller may read elsewhere
-    in ``f`` between two members.
+    Takes a tenth of the time of tarfile, which needs 24 us for each of a cut's two
+    members (AMD EPYC), more than all other work of the loader on a field.  The caller
+    may read elsewhere in ``f`` between two members.
 
     Raises:
       tarfile.TarError: if a header is damaged or data are truncated.
@@ -317,7 +317,7 @@ def read_members(f: BinaryIO) -> Iterator[Member]:
 
 
 def _parse_plain_header(block: bytes, position: int) -> Optional[Member]:
-    """Return the member of an intact header of one block, None for another header.
+    """Return the member of a plain, intact header; None if tarfile must read it.
 
     Source: POSIX.1-1988 (ustar).
     """
@@ -327,8 +327,8 @@ def _parse_plain_header(block: bytes, position: int) -> Optional[Member]:
         size, checksum = int(block[124:136].rstrip(b" \0"), 8), int(block[148:154], 8)
     except ValueError:
         return None
-    # The checksum is the sum of the bytes, with spaces for its own.  The lower half of
-    # Adler-32 is 1 plus the sum, modulo 65521, in one call.
+    # The checksum is the sum of all bytes, with spaces instead of its own 8.  The lower
+    # half of Adler-32 is 1 plus the sum, modulo 65521, in one fast call.
     total = zlib.adler32(block[156:_BLOCK], zlib.adler32(block[:148])) & 0xFFFF
     if (total - 1 + 8 * ord(" ") - checksum) % 65521:
         return None
@@ -337,7 +337,7 @@ def _parse_plain_header(block: bytes, position: int) -> Optional[Member]:
 
 
 def _read_header(f: BinaryIO, position: int) -> Member:
-    """Read any header by tarfile, for example one with a long name."""
+    """Read any header with tarfile, for example one with a long name."""
     f.seek(position)
     info = tarfile.TarFile(fileobj=f).firstmember
     if info is None:

@@ -1,4 +1,4 @@
-"""Summaries of fields, for ``bin.fields ls`` and ``show``; no arrays are read."""
+"""Summarize fields for ``bin.fields ls`` and ``show``, without reading arrays."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from icefall_kd.fields.format import FieldInfo, load_field_info, shard_ids
 from icefall_kd.fields.integrity import FieldFiles, find_fields, get_field_files
 from icefall_kd.fields.join import Problems, describe_problems
 
-OUTLIER = 10.0  # an outlier's root mean square, in medians of all dimensions
+OUTLIER = 10.0  # smallest root mean square of an outlier, in medians over dimensions
 
 # Title of each column, and whether its values are aligned right.
 _COLUMNS = (
@@ -42,15 +42,16 @@ class Summary:
     """Summary of one field.
 
     Attributes:
+      name: name of the field.
       state: "complete" (all tars have the recorded size), "unfinished", "damaged",
-             "orphan" (shards without cuts) or "foreign" (tars of another program).
-      note:  problems, empty without any.
+        "orphan" (shards without cuts) or "foreign" (tars of another program).
+      note: problems; empty if there are none.
       kind, dim, frame_shift, codec: see :class:`~icefall_kd.fields.format.FieldInfo`;
-             None if unknown.
-      bytes: of all tars.
-      num_cuts, num_frames: in the complete shards.
-      shards_done, shards: complete shards, and shards of cuts.
-      fingerprint: of the teacher's output; empty if unknown.
+        None if unknown.
+      bytes: size of all tars.
+      num_cuts, num_frames: numbers of cuts and frames in the complete shards.
+      shards_done, shards: numbers of complete shards, and of shards of cuts.
+      fingerprint: fingerprint of output and codec; empty if unknown.
     """
 
     name: str
@@ -69,7 +70,7 @@ class Summary:
 
     @property
     def bytes_per_frame(self) -> Optional[float]:
-        """Bytes of the tars, headers included, per frame; None without frames."""
+        """Size of the tars divided by the number of frames; None without frames."""
         return self.bytes / self.num_frames if self.num_frames else None
 
     @property
@@ -167,7 +168,7 @@ def _count_bytes(files: FieldFiles) -> int:
 
 
 def _get_kind(codec: str) -> Optional[str]:
-    """Return the kinds that a codec can store; None for an unknown codec."""
+    """Return the kinds that a codec can store, as "ctc/path"; None if unknown."""
     try:
         return "/".join(find_codec(codec)[0].kinds)
     except ValueError:
@@ -190,7 +191,8 @@ def describe_field(shar_dir: Pathlike, field: str) -> tuple[str, bool]:
     """Return a description of a field, and whether it is complete.
 
     Returns:
-      text; True if all tars have the recorded size and all cuts have their targets.
+      description of several lines; True if all tars have the recorded size and all cuts
+      have a target.
     Raises:
       FileNotFoundError: if the folder or the field does not exist.
     """
@@ -206,7 +208,7 @@ def describe_field(shar_dir: Pathlike, field: str) -> tuple[str, bool]:
     joined, total, problems = files.count_targets(shar_dir, ids)
     try:
         info = load_field_info(shar_dir, field)
-    except (FileNotFoundError, ValueError):  # the summary has the reason
+    except (FileNotFoundError, ValueError):  # the state of the summary has the reason
         info = None
     if info is not None:
         lines += _describe_statistics(info)
@@ -258,9 +260,9 @@ class OutlierDims:
     """Extreme dimensions of an embedding, the most extreme first.
 
     Attributes:
-      largest_mean, largest_std, smallest_std: a few dimensions each.
+      largest_mean, largest_std, smallest_std: indices of a few dimensions each.
       outliers: dimensions whose root mean square is above 10 times the median.
-      energy: share of the outliers in the mean squared norm.
+      energy: share of the outliers in the mean squared norm, 0 .. 1.
     """
 
     largest_mean: list[int]
@@ -273,11 +275,11 @@ class OutlierDims:
 def find_outlier_dims(info: FieldInfo, count: int = 5) -> OutlierDims:
     """Find the dimensions that dominate a mean squared error.
 
-    Whisper and similar teachers have a few that are a hundred times larger than the
-    rest.
+    Whisper and similar teachers have a few dimensions that are a hundred times larger
+    than the rest.
 
     Args:
-      count: dimensions in each list of the largest and smallest.
+      count: number of dimensions in each list of the largest and smallest.
     """
     mean, std = np.array(info.mean), np.array(info.std)
     square = mean**2 + std**2

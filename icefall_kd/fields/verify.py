@@ -1,8 +1,8 @@
-"""Verify a field down to every array, for ``bin.fields verify``.
+"""Verify every file and every array of a field, for ``bin.fields verify``.
 
-:mod:`icefall_kd.fields.integrity` checks whether files are those that were written.
-This module also checks their content: that arrays are finite and of their cuts'
-length, and that the recorded statistics are those of the arrays.
+:mod:`icefall_kd.fields.integrity` compares files with their recorded checksums.  This
+module also decodes the arrays: they must be finite, have the length of their cuts, and
+have the recorded statistics.
 """
 
 import tarfile
@@ -37,11 +37,12 @@ from icefall_kd.fields.writer import (
     sums_of_state,
 )
 
-TOLERANCE = 1e-6  # of a sum, relative to the mean square: rounding on another machine
+# Of statistics, relative to the mean square; covers rounding on another machine.
+TOLERANCE = 1e-6
 _EXAMPLES = 5
 _EXTRACT = "run icefall_kd.bin.extract again"
 _REDO = f"delete the shard (verify --delete-damaged), then {_EXTRACT}"
-_REWRITE = f"delete it (verify --delete-damaged), then {_EXTRACT}: it keeps the shards"
+_REWRITE = f"delete it (verify --delete-damaged), then {_EXTRACT}; shards are kept"
 
 Progress = Callable[[int, int], None]  # (bytes verified, bytes in all)
 
@@ -51,8 +52,8 @@ class Fault:
     """A fault of a field.
 
     Attributes:
-      message: file, fault and remedy.
-      damaged: files to delete, so that the next extraction writes them again.
+      message: file, fault and remedy in one line.
+      damaged: files to delete; the next extraction writes them again.
     """
 
     message: str
@@ -66,12 +67,14 @@ def verify_field(
     decode: bool = True,
     progress: Optional[Progress] = None,
 ) -> Iterator[Fault]:
-    """Yield every fault of a field; none if it is complete and correct.
+    """Yield every fault of a field; nothing if the field is complete and correct.
 
-    The shards of an unfinished field are hashed and joined, but not decoded.
+    The shards of an unfinished field are verified without decoding.
 
     Args:
-      decode: False verifies only checksums, keys, the codec and the members of tars.
+      decode: decode all arrays; False verifies only checksums, keys, the codec and the
+        members of tars.
+      progress: function called after each shard.
     Raises:
       FileNotFoundError: if the folder or the field does not exist.
     """
@@ -125,12 +128,12 @@ def _verify_files(
         return
     if info.name != files.name:
         yield Fault(
-            f"{files.info}: describes a field '{info.name}'; rename its files to that, "
-            f"or remove '{files.name}' with 'fields rm'"
+            f"{files.info}: describes field '{info.name}'; rename the files to that "
+            f"name, or remove '{files.name}' with 'fields rm'"
         )
     problems = files.check_tars(info, ids)
     remedies = {
-        "missing shards": f"copy them from where the field was made, or {_EXTRACT}",
+        "missing shards": f"copy them from the original folder, or {_EXTRACT}",
         "shards without cuts": "copy the cuts too, or remove them",
     }
     for kind, remedy in remedies.items():
@@ -210,7 +213,7 @@ def _compare_with_info(
 
 
 def _check_members(shard: Shard, num_cuts: int) -> list[str]:
-    """Return why the members of a shard's only tar are not its cuts in order."""
+    """Return a problem if a shard's only tar does not have its cuts in order."""
     try:
         for _ in shard.read(wanted=()):
             pass
@@ -225,9 +228,9 @@ def _check_arrays(
     """Decode every array of a shard's only tar.
 
     Args:
-      keys: of the shard's cuts.
+      keys: keys of the shard's cuts.
     Returns:
-      one text for each kind of problem, and the sums over the correct arrays.
+      one line for each kind of problem, and the sums over the correct arrays.
     """
     name = next(iter(shard.tars))
     wrong: dict[str, list[str]] = {}
@@ -259,8 +262,8 @@ def _decode_array(
     """Decode one array.
 
     Args:
-      stored:   lhotse's TemporalArray with its data, or None.
-      duration: of the cut, seconds.
+      stored: lhotse's TemporalArray with its data, or None.
+      duration: duration of the cut in seconds.
     Returns:
       (T, W) float32 and None; or None and (kind of problem, detail).
     """
@@ -283,7 +286,7 @@ def _decode_array(
 
 
 def _count_members(shard: Shard, num_cuts: int) -> list[str]:
-    """Return a problem if the tar has another number of members than its cuts."""
+    """Return a problem if a shard's only tar does not have two members per cut."""
     tar = next(iter(shard.tars.values()))
     wanted = 2 * num_cuts  # data and description
     with tar.open("rb") as f:
@@ -294,7 +297,7 @@ def _count_members(shard: Shard, num_cuts: int) -> list[str]:
 
 
 def _strip_message(shard: Shard, error: ValueError) -> str:
-    """Return the message of a Shard without file and remedy."""
+    """Return the message of an error of Shard, without file and remedy."""
     tar = next(iter(shard.tars.values()))
     return str(error).removeprefix(f"{tar}: ").removesuffix(f"; {REMEDY}")
 
@@ -307,7 +310,7 @@ def _compare_sums(state: ShardState, sums: Sums) -> list[str]:
         return [f"has {num_frames} frames, its state has {frames}"]
     if not total.shape == squares.shape == array_total.shape:
         return [f"has {len(array_total)} dimensions, its state has {len(total)}"]
-    # |sum| <= sqrt(frames * sum of squares), by Cauchy and Schwarz.
+    # Cauchy-Schwarz: |sum| <= sqrt(frames * sum of squares).
     tolerance = TOLERANCE * np.sqrt(num_frames * array_squares)
     correct = np.abs(total - array_total) <= tolerance  # False for NaN
     correct &= np.abs(squares - array_squares) <= TOLERANCE * array_squares
@@ -340,7 +343,11 @@ def _verify_totals(
 def _compare_statistics(
     info: FieldInfo, mean: np.ndarray, square: np.ndarray
 ) -> list[str]:
-    """Return the differences to the mean and the mean square of the frames, (D,)."""
+    """Return the differences between the description and the frames.
+
+    Args:
+      mean, square: mean and mean square of the frames, (D,) each.
+    """
     info_mean, info_std = np.array(info.mean), np.array(info.std)
     if not info_mean.shape == info_std.shape == mean.shape == (info.dim,):
         return [f"mean and std do not have {info.dim} dimensions"]
@@ -350,7 +357,7 @@ def _compare_statistics(
         "std": ~(np.abs(info_std**2 - variance) <= TOLERANCE * square),
     }
     return [
-        f"{name} differs from its frames in {_list_dimensions(where)}"
+        f"{name} differs from that of the frames in {_list_dimensions(where)}"
         for name, where in wrong.items()
         if where.any()
     ]

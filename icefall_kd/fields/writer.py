@@ -30,8 +30,8 @@ class ShardWriter:
     """Write the arrays of one shard, cut by cut; see :func:`write_shard`.
 
     Attributes:
-      num_arrays, num_frames: written so far.
-      sum, sum_squares: over the decoded frames, (W,) float64.
+      num_arrays, num_frames: numbers of arrays and frames written so far.
+      sum, sum_squares: sums over the decoded frames, (W,) float64.
     """
 
     def __init__(
@@ -42,6 +42,12 @@ class ShardWriter:
         frame_shift: float,
         codec: Codec,
     ) -> None:
+        """Store the parts; arguments as :func:`write_shard`.
+
+        Args:
+          path: final path of the tar, for messages.
+          tar: writer of the temporary file.
+        """
         self.num_arrays = self.num_frames = 0
         self.sum = self.sum_squares = np.zeros(())
         self._path, self._tar, self._keys = path, tar, keys
@@ -83,14 +89,18 @@ def write_shard(
     codec: Codec,
     fingerprint: dict[str, Any],
 ) -> Iterator[ShardWriter]:
-    """Write a shard's arrays in the block, then the state that marks it complete.
+    """Write the arrays of a shard in a with block, then its state.
 
-    The bytes depend only on the arrays: the tar contains no time, user or path.  If the
-    block raises, no file of the shard remains.
+    The state marks the shard as complete.  The bytes depend only on the arrays: the tar
+    contains no time, user or path.  If the block raises, no file of the shard remains.
 
     Args:
-      keys: of the shard's cuts, see :func:`icefall_kd.fields.join.read_keys`; the block
-        writes their arrays in this order.
+      keys: keys of the shard's cuts, see :func:`icefall_kd.fields.join.read_keys`; the
+        block writes the arrays in this order.
+      frame_shift: time between two frames in seconds.
+      fingerprint: fingerprint of the teacher's output and the codec.
+    Yields:
+      a writer for the arrays.
     Raises:
       ValueError: if the arrays are not those of the cuts, in order.
       OSError: if the disk is full; the message names the file.
@@ -133,7 +143,7 @@ def _name_full_disk(path: Path) -> Iterator[None]:
         if e.errno not in _DISK_ERRORS:
             raise
         raise OSError(
-            f"{path}: could not be written ({e}); finished shards are kept: free some "
+            f"{path}: could not be written ({e}). Finished shards are kept. Free some "
             "space and run the same command again"
         ) from e
 
@@ -148,7 +158,7 @@ def _manifest(stored: np.ndarray, frame_shift: float) -> TemporalArray:
         ),
         temporal_dim=0,
         frame_shift=frame_shift,
-        start=0.0,  # the cuts of a Shar start at 0
+        start=0.0,  # the audio of each cut is a separate recording
     )
 
 
@@ -159,12 +169,16 @@ def sum_frames(codec: Codec, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def sums_of_state(state: ShardState) -> Sums:
-    """Return the sums that a shard's state stores."""
+    """Return the number of frames and the sums that a shard's state stores."""
     return state.num_frames, np.array(state.sum), np.array(state.sum_squares)
 
 
 def mean_and_mean_square(sums: Sequence[Sums]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean and the mean square of each dimension, (D,), over all frames."""
+    """Return the mean and the mean square of the frames, (D,) each.
+
+    Args:
+      sums: sums of each shard.
+    """
     frames = sum(n for n, _, _ in sums)
     total = np.sum([s for _, s, _ in sums], axis=0)
     squares = np.sum([q for _, _, q in sums], axis=0)
@@ -172,5 +186,5 @@ def mean_and_mean_square(sums: Sequence[Sums]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def content_sha256(tar_sha256s: Sequence[str]) -> str:
-    """Return the SHA-256 of a field: of the checksums of its tars, in order."""
+    """Return the SHA-256 over the checksums of a field's tars, in order."""
     return hashlib.sha256("".join(tar_sha256s).encode()).hexdigest()

@@ -328,7 +328,7 @@ def test_cuts_without_a_target_have_length_zero(
     assert any((b["fields"]["whisper_tiny_en"]["lens"] == 0).all() for b in batches)
     assert "rank 0: 19 of 24 utterances had no target in field 'whisper" in caplog.text
     assert "rank 0: 5 of 24 utterances had no target in field 'eight'" in caplog.text
-    with pytest.raises(ValueError, match="carries no field"):
+    with pytest.raises(ValueError, match="has no field"):
         list(Loader(stream, codecs=codecs, shuffle=False))
 
 

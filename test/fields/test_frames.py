@@ -13,7 +13,7 @@ from icefall_kd.fields.frames import (
     FramesInFile,
     locate_frames,
     point_to_file,
-    prefetch,
+    prefetch_frames,
 )
 from icefall_kd.fields.reader import load_field, open_shar
 
@@ -96,19 +96,19 @@ def test_error_for_missing_frames_names_the_cut(extracted):
     tar.unlink()
     with pytest.raises(ValueError, match=f"cut '{cut.id}': its field .*No such file"):
         load_field(cut, FIELD, make_codec("fp16"))
-    prefetch(cut.custom[FIELD].array)  # a hint only
+    prefetch_frames(cut.custom[FIELD].array)
 
 
 def test_prefetch_changes_no_file(extracted):
     before = digest(extracted)
     for cut in open_shar(extracted, [FIELD]):
-        prefetch(cut.custom[FIELD].array)
+        prefetch_frames(cut.custom[FIELD].array)
     assert digest(extracted) == before
 
 
 def test_prefetch_ignores_frames_in_memory():
     damaged = empty()
     damaged.storage_type, damaged.storage_key = "memory_npy", b"no array"
-    prefetch(damaged)
+    prefetch_frames(damaged)
     with pytest.raises(ValueError):
         locate_frames(damaged)

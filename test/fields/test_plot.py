@@ -180,7 +180,7 @@ def test_error_for_an_unknown_cut_lists_similar_ids(extracted):
     cuts = [cut.id for cut in open_shar(extracted)]
     with pytest.raises(FileNotFoundError, match=f"no cut '{cuts[3]}x'.*{cuts[3]}"):
         read_cut(extracted, cuts[3] + "x", [])
-    with pytest.raises(FileNotFoundError, match="similar ids: none"):
+    with pytest.raises(FileNotFoundError, match="Similar ids: none"):
         read_cut(extracted, "%%%", [])
 
 

@@ -192,8 +192,8 @@ def lose_std(info):
 @pytest.mark.parametrize(
     "change, fault",
     [
-        (double_mean, r"mean differs from its frames in 1 dimensions.*\[7\]"),
-        (lose_std, r"std differs from its frames in 1 dimensions.*\[7\]"),
+        (double_mean, r"mean differs .* 1 dimensions.*\[7\]"),
+        (lose_std, r"std differs .* 1 dimensions.*\[7\]"),
         (
             lambda i: i.update(content_sha256="0"),
             "content_sha256 is 0, its shards",
