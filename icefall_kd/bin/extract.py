@@ -7,16 +7,16 @@ Describe several teachers in a YAML file; one pass over the audio runs all of th
 
     python -m icefall_kd.bin.extract --shar-dir data/shar/train --teachers conf.yaml
 
-    # conf.yaml: field name -> family, folder and options
+    # conf.yaml: field -> options; the default family is the field's name
     whisper_base: {model_dir: download/teachers/whisper_base, compute_type: int8}
     tiny: {family: whisper_tiny_en, model_dir: download/teachers/whisper_tiny_en}
 
 After a crash, the same command continues with the shard that was being written.  A
-trained codec is trained on the first folder and copied to the others.
+codec that needs training is trained on the first folder and copied to the others.
 
-Several processes can share the shards: those of torchrun (with --device cuda each uses
-its own GPU), or independent jobs with --shards.  The last one writes the field's
-description.  Independent jobs need a codec that was trained before:
+Several processes can share the shards.  The processes of torchrun use one GPU each
+with --device cuda.  Independent jobs select shards with --shards; a codec that needs
+training must be trained before them.  The last process writes the description:
 
     torchrun --nproc_per_node 8 -m icefall_kd.bin.extract --device cuda ...
     python -m icefall_kd.bin.extract --codec pq16 --train-codec-only ...
@@ -64,7 +64,7 @@ from icefall_kd.fields.planner import (
 )
 from icefall_kd.teachers import TEACHERS, Teacher, build_teacher, build_teachers
 
-CODEC_TIMEOUT = 6 * 3600  # s that processes wait for rank 0 to train a codec
+CODEC_TIMEOUT = 6 * 3600  # s, the longest training of a codec by rank 0
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -84,39 +84,55 @@ def get_parser() -> argparse.ArgumentParser:
     add("--teacher", help=f"family of one teacher: {', '.join(sorted(TEACHERS))}")
     add("--model-dir", help="folder with the weights of --teacher")
     add("--field", help="field name of --teacher (default: the family)")
-    add("--option", **pairs, help="options of --teacher, as compute_type=int8")
+    add("--option", **pairs, help="options of --teacher, for example compute_type=int8")
 
     add = parser.add_argument_group("codec of embeddings").add_argument
     known = f"{', '.join(codecs)}; several with --dry-run"
     add("--codec", nargs="+", default=["fp16"], help=known)
     source = "Shar folder to copy trained codecs from (default: the first --shar-dir)"
     add("--codec-from", help=source)
-    add("--codec-frames", type=int, default=CODEC_FRAMES, help="frames to train it on")
-    add("--codec-option", **pairs, help="training options, as iterations=20000")
-    add("--train-codec-only", action="store_true", help="train it, extract nothing")
+    add(
+        "--codec-frames",
+        type=int,
+        default=CODEC_FRAMES,
+        help="frames to train a codec on",
+    )
+    add(
+        "--codec-option",
+        **pairs,
+        help="options of its training, for example iterations=20000",
+    )
+    add(
+        "--train-codec-only",
+        action="store_true",
+        help="train the codec, extract nothing",
+    )
 
     add = parser.add_argument_group("extraction").add_argument
-    add("--shards", help="shards of this job by index, as 0:100, ::4 or 3,7,10:20")
+    shards = "indices of this job's shards, for example 0:100, ::4 or 3,7,10:20"
+    add("--shards", help=shards)
     overwrite = "replace fields of other teachers, options or codecs"
     add("--overwrite", action="store_true", help=overwrite)
     batch = "padded audio per batch in seconds"
     add("--max-batch-duration", type=float, default=60.0, help=batch)
-    check = "check of existing shards: size and SHA-256 (full), or size only"
+    check = (
+        "check of existing shards: full compares size and SHA-256, size only the size"
+    )
     add("--verify", choices=("full", "size"), default="full", help=check)
     add("--device", default="cpu", help="cpu, cuda or cuda:<number>")
     threads = "CPU threads (default: this process's share of the CPUs)"
     add("--num-threads", type=int, default=default_num_threads(), help=threads)
 
     add = parser.add_argument_group("prediction").add_argument
-    dry_run = "predict disk space and time, write nothing"
+    dry_run = "predict disk space and time, and write nothing"
     add("--dry-run", action="store_true", help=dry_run)
     add("--json", action="store_true", help="print JSON instead of a table")
-    probe = "audio to measure the speed on in seconds"
+    probe = "duration in seconds of the audio to measure the speed on"
     add("--probe", type=float, default=240.0, help=probe)
-    add("--hours", type=float, help="hours of audio of a corpus that is not here")
+    add("--hours", type=float, help="hours of audio of a corpus on another machine")
     duration = "mean duration of its cuts in seconds"
     add("--cut-duration", type=float, default=12.0, help=duration)
-    dims = "values per frame and frame rate of teachers that are not here"
+    dims = "values per frame and frame rate of teachers on another machine"
     add("--dims", nargs="+", metavar="NAME=VALUES@HZ", help=dims)
     return parser
 
@@ -155,7 +171,8 @@ def check_options(args: argparse.Namespace) -> None:
     """Check the options before a teacher is loaded.
 
     Raises:
-      ValueError: if options exclude or require each other, or a value is invalid.
+      ValueError: if two options exclude each other, an option lacks another one that it
+        requires, or a value is invalid.
       ImportError: if a package of the codec is missing.
     """
     check_device(args.device)
@@ -165,7 +182,7 @@ def check_options(args: argparse.Namespace) -> None:
         training_options(codec, dict(args.codec_option))  # raises for unknown options
     if not args.shar_dir and not (args.dry_run and args.dims and args.hours):
         raise ValueError(
-            "--shar-dir is missing; it is optional only with --dry-run, --dims and "
+            "--shar-dir is missing. It is optional only with --dry-run, --dims and "
             "--hours"
         )
     if not args.dry_run and (args.dims or args.hours or len(args.codec) > 1):
@@ -175,7 +192,7 @@ def check_options(args: argparse.Namespace) -> None:
     if args.train_codec_only and args.shards is not None:
         raise ValueError(
             "--train-codec-only and --shards exclude each other: all jobs share one "
-            "codec; omit --shards"
+            "codec. Omit --shards"
         )
 
 
@@ -189,7 +206,7 @@ def load_teachers(args: argparse.Namespace) -> list[Teacher]:
     common = {"num_threads": args.num_threads, "device": args.device}
     if (args.teachers is None) == (args.teacher is None):
         raise ValueError(
-            "give either --teachers FILE or --teacher NAME [--model-dir DIR]"
+            "give either --teachers FILE, or --teacher NAME [--model-dir DIR]"
         )
     if args.teacher is not None:
         options = {**common, **dict(args.option)}
@@ -211,7 +228,7 @@ def load_teachers(args: argparse.Namespace) -> list[Teacher]:
 def extract_folder(
     shar_dir: str, teachers: list[Teacher], args: argparse.Namespace, world: World
 ) -> None:
-    """Extract the fields of one folder, or train its codecs; log the result."""
+    """Extract the fields of one folder and log the result, or only train its codecs."""
     codec_arguments = {
         "codec": args.codec[0],
         "codec_dir": args.codec_from or args.shar_dir[0],

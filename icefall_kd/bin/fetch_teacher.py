@@ -18,7 +18,7 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--teacher", required=True, help=f"one of {', '.join(sorted(SOURCES))}")
     add("--out-dir", required=True, help="folder for the model's files")
-    add("--from-dir", help="folder of a CTranslate2 Whisper to copy; needs no network")
+    add("--from-dir", help="folder of a CTranslate2 Whisper to copy, without network")
     return parser
 
 

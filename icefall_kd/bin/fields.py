@@ -8,8 +8,8 @@
     python -m icefall_kd.bin.fields copy SOURCE TARGET FIELD ... [--overwrite]
     python -m icefall_kd.bin.fields plot data/shar/dev CUT_ID FIELD ... --out cut.png
 
-A folder may be a URL.  Exit status: 1 if a field has a fault, 2 if the folder, the
-field or the cut does not exist or the command line is invalid.
+A folder may be a URL.  The exit status is 1 if a field has a fault or a command was
+refused, and 2 if a folder, field or cut does not exist or the command line is invalid.
 """
 
 import argparse
@@ -65,14 +65,14 @@ def get_parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print JSON instead of a table")
     verb("show", "describe one field", "DIR", "FIELD")
     add = verb("verify", "check every shard and every array", "DIR", "FIELD*")
-    add("--quick", action="store_true", help="checksums and keys only, no arrays")
+    add("--quick", action="store_true", help="check checksums and keys, but no arrays")
     add(
         "--delete-damaged",
         action="store_true",
         help="delete damaged files, which bin.extract then writes again",
     )
     add = verb("rm", "remove the files of a field", "DIR", "FIELD")
-    add("--yes", action="store_true", help="remove without a question")
+    add("--yes", action="store_true", help="remove without asking")
     add("--dry-run", action="store_true", help="only list the files")
     add = verb(
         "copy", "copy fields to a folder of the same cuts", "SOURCE", "TARGET", "FIELD+"
@@ -84,7 +84,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add = verb("plot", "draw one cut with its fields", "DIR", "CUT_ID", "FIELD+")
     add("--out", required=True, metavar="FILE.png", help="file to write")
-    add("--bpe-model", help="labels the tokens of fields of kind ctc (default: ids)")
+    add("--bpe-model", help="BPE model to label tokens of kind ctc (default: ids)")
     return parser
 
 
@@ -121,14 +121,14 @@ def run_ls(args: argparse.Namespace) -> int:
 
 
 def run_show(args: argparse.Namespace) -> int:
-    """Print the description; status 1 if the field is incomplete or does not join."""
+    """Print the description; return 1 if the field is incomplete or does not join."""
     text, is_complete = describe_field(args.dir, args.field)
     print(text)
     return 0 if is_complete else 1
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    """Print one line for each fault and each field; status 1 with faults."""
+    """Print one line for each fault and each field; return 1 if there is a fault."""
     for name in args.field:
         get_field_files(args.dir, name)  # raises for a missing field, before any check
     names = args.field or [n for n, f in find_fields(args.dir).items() if f.is_ours]
@@ -180,7 +180,7 @@ def run_copy(args: argparse.Namespace) -> int:
                 progress=progress,
             )
         logging.info(
-            "%s: field '%s' is complete, %d shards copied, %d existed",
+            "%s: field '%s' is complete: %d shards copied, %d existed already",
             args.target,
             field,
             result.shards_done,
@@ -190,7 +190,7 @@ def run_copy(args: argparse.Namespace) -> int:
 
 
 def run_plot(args: argparse.Namespace) -> int:
-    """Draw the cut into a file."""
+    """Write the plot of a cut."""
     from icefall_kd.fields.plot import draw, read_cut, save_figure
 
     format_token = str
@@ -216,7 +216,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 @contextlib.contextmanager
 def _show_bytes(description: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function that draws a progress bar from (bytes done, bytes in all)."""
+    """Yield a function that updates a progress bar with (bytes done, bytes in all)."""
     interval = 0.5 if sys.stderr.isatty() else 10.0
     with tqdm(
         desc=description, total=0, unit="B", unit_scale=True, mininterval=interval

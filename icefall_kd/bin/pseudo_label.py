@@ -5,9 +5,9 @@
         --output data/shar/unlabelled_en_whisper_base
 
 The output is a Shar folder with the same cuts and their pseudo-labels; audio and fields
-are links to the input.  A cut gets no supervision if its transcript is empty, has a low
-confidence or too many words, or if it is longer than 30 s.  Loss terms that need text
-skip it.
+are links to the input.  A cut gets no supervision if it is longer than 30 s, or if its
+transcript is empty, has a low confidence or has too many words.  Loss terms that need
+text skip this cut.
 
 The texts are normalised to --case and to the letters of --language.  --numbers is the
 style of numbers: EIGHTEEN FORTY TWO (spoken), ONE EIGHT FOUR TWO (digits, as in
@@ -17,9 +17,9 @@ transcripts with unknown tokens are rejected too:
     python -m icefall_kd.bin.pseudo_label --language fr --case lower \\
         --bpe-model own/lang/bpe.model ...
 
-The processes of torchrun share the shards (with --device cuda each uses its own GPU);
-the last one logs the counts.  After a crash, the same command with any number of
-processes continues with the shards that were being written:
+The processes of torchrun share the shards; with --device cuda each uses its own GPU.
+The process that finishes last logs the counts.  After a crash, the same command with
+any number of processes continues with the shards that were being written:
 
     torchrun --nproc_per_node 8 -m icefall_kd.bin.pseudo_label --device cuda ...
 """
@@ -71,9 +71,9 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("transcripts").add_argument
     add("--case", choices=CASES, default="upper", help="case of the texts")
     add("--numbers", choices=STYLES, default="spoken", help="style of numbers")
-    bpe_model = "the student's BPE model; rejects transcripts with unknown tokens"
+    bpe_model = "BPE model of the student, to reject transcripts with unknown tokens"
     add("--bpe-model", metavar="FILE", help=bpe_model)
-    confidence = "least mean log-probability of a transcript's tokens in nats"
+    confidence = "minimum mean log-probability of a transcript's tokens in nats"
     add("--min-confidence", type=float, default=-0.7, help=confidence)
     words = "maximum number of words per second of audio"
     add("--max-words-per-second", type=float, default=6.0, help=words)
@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def transcribe(args: argparse.Namespace, world: World) -> PseudoLabelSummary:
-    """Transcribe this process's shards."""
+    """Transcribe this process's shards, and return the counts of all processes."""
     transcript_filter = TranscriptFilter(
         args.min_confidence,
         args.max_words_per_second,
@@ -128,8 +128,8 @@ def log_summary(output: str, summary: PseudoLabelSummary) -> None:
     """Log the counts of all cuts, or the number of missing shards."""
     if summary.missing:
         logging.info(
-            "%s: not complete, other processes have to finish %d shards; the last one "
-            "logs the counts",
+            "%s: not complete, other processes have to finish %d shards; the last "
+            "process logs the counts",
             output,
             summary.missing,
         )

@@ -26,7 +26,7 @@ from icefall_kd.dataset.sampler import BucketSampler, SamplerState, bucket_edges
 from icefall_kd.dataset.stream import CutStream
 from icefall_kd.fields.codecs import Codec
 
-# Cuts behind a URL hold their data while they wait: 50 kB of audio for 2.5 s.
+# Waiting cuts.  Those from a URL hold their data meanwhile, 20 kB per second of audio.
 BUFFER_SIZE = 8000
 
 
@@ -34,7 +34,7 @@ class BatchDataset(Dataset):
     """Compute the features, texts and tokens of batches; runs in workers.
 
     Attributes:
-      epoch: seeds the masks of SpecAugment; :class:`Loader` sets it.
+      epoch: epoch of the masks of SpecAugment; :class:`Loader` sets it.
     """
 
     def __init__(
@@ -48,6 +48,9 @@ class BatchDataset(Dataset):
         """Store the options.
 
         Args:
+          tokenizer: encodes the texts; None omits "tokens".
+          spec_augment: masks the features; None leaves them unchanged.
+          seed: seed of the masks.
           needs_waves: add the audio to the batch, for live teachers.
         """
         self.tokenizer = tokenizer
@@ -95,8 +98,8 @@ class Loader:
     the masks of SpecAugment depend on the seed and the epoch only, so that an epoch
     resumes exactly from ``state_dict()``.
 
-    All ranks get the same number of batches and no cut twice; up to ``world_size - 1``
-    cuts are left out at the end of an epoch.
+    All ranks get the same number of batches, and no cut is in two batches.  An epoch
+    may leave out its last cuts, at most ``world_size - 1``.
 
     A batch is
 
@@ -104,7 +107,7 @@ class Loader:
             "features", "feature_lens", "text", "tokens": see :class:`BatchDataset`,
             "fields": dict, name -> {
                 "x":           (N, T', W) float32, zero-padded,
-                "lens":        (N,) int64; 0 for a cut without a target,
+                "lens":        (N,) int64, valid frames; 0 for a cut without a target,
                 "frame_shift": float, seconds,
             },
             "cuts":   CutSet in the order of the batch, longest first, without data,
@@ -134,21 +137,27 @@ class Loader:
         live: Optional[LiveTeachers] = None,
         device: Union[str, torch.device] = "cpu",
     ) -> None:
-        """Store the options; reads the durations of the stream for the buckets.
+        """Store the options, and read durations from the stream for the buckets.
 
         Args:
-          codecs: name -> codec of the fields that a batch gets.
+          stream: cuts to read.
+          codecs: name -> codec, for each stored field that a batch gets.
           tokenizer: encodes the texts; None for unlabelled cuts.
           max_duration: maximum duration of a batch in seconds, padding included; a
             longer cut is a batch alone.
           shuffle: draw batches of similar durations at random; False keeps the order.
-          num_workers: processes that compute features; 0 for this process.
-          num_buckets: groups of cuts of similar duration.
-          buffer_size: cuts in memory that a batch is drawn from.
-          start_method: of workers, "fork" or "spawn"; None for the system's default.
+          seed: seed of the order and of the masks.
+          epoch: first epoch, from 0.
+          rank, world_size: this process, and the number of processes.
+          num_workers: number of processes that compute features; 0 uses this process.
+          num_buckets: number of buckets of cuts with similar durations.
+          spec_augment: masks the features; None leaves them unchanged.
+          buffer_size: number of waiting cuts to draw batches from.
+          start_method: start method of the workers, "fork" or "spawn"; None is the
+            default of the system.
           missing: "error", or "skip" to allow cuts without a target.
           live: teachers that compute the fields in this process, instead of ``codecs``.
-          device: where stored fields are decompressed, and stay.
+          device: device that decompresses stored fields and holds them.
         Raises:
           ValueError: if ``rank`` is not below ``world_size``.
         """
@@ -181,15 +190,15 @@ class Loader:
         self._state: Optional[SamplerState] = None
 
     def load(self, cuts: CutSet) -> dict[str, Any]:
-        """Return the batch of ``cuts``, longest first, computed in this process."""
+        """Return the batch of ``cuts``, longest first, without using workers."""
         cuts = cuts.sort_by_duration(ascending=False)
         bare = drop_fields(cuts, self.codecs)
         return self._add_fields(self.dataset[bare], cuts, bare, Counter())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state after the last batch that was yielded.
+        """Return the state after the last yielded batch.
 
-        The sampler is ahead of it when workers prefetch batches.
+        The state of the sampler itself is later if workers prefetch batches.
         """
         return self.sampler.state_dict(self._state)
 
@@ -230,11 +239,11 @@ class Loader:
     def _add_fields(
         self, batch: Mapping[str, Any], cuts: CutSet, bare: CutSet, missing: Counter
     ) -> dict[str, Any]:
-        """Return the batch with "fields" and "cuts".
+        """Return the batch with "fields" and "cuts" added.
 
         Args:
           bare: ``cuts`` without their fields.
-          missing: field -> utterances without a target; increased.
+          missing: field -> number of utterances without a target; updated in place.
         """
         batch = {**batch, "cuts": bare.drop_in_memory_data()}
         if self.live is not None:
@@ -248,11 +257,12 @@ class Loader:
 class _PrefetchSampler:
     """Pass the cuts of each batch to workers, and keep them until the batch returns.
 
-    Workers get cuts without fields.  This process reads the frames, which is cheaper
-    than to send them to workers and back; the operating system prefetches them.
+    Workers get cuts without fields.  This process reads the frames, since passing them
+    between processes takes longer; the operating system prefetches them.
 
     Attributes:
-      pending: (state of the sampler after the batch, cuts, cuts without fields).
+      pending: (state of the sampler after the batch, cuts, cuts without fields) of each
+        batch that workers are computing.
     """
 
     def __init__(
@@ -280,11 +290,11 @@ def load_batch(
     """Return the batch of ``cuts``, longest first, without augmentation.
 
     Args:
-      codecs: of the fields that the batch gets.
-      device: of the fields.
-      tokenizer: encodes the texts.
+      codecs: name -> codec, for each field that the batch gets.
+      device: device that decompresses the fields and holds them.
+      tokenizer: encodes the texts; None omits "tokens".
     Returns:
-      see :class:`Loader`.
+      batch, see :class:`Loader`.
     """
     cuts = cuts.sort_by_duration(ascending=False)
     codecs = codecs or {}

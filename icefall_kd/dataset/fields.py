@@ -8,8 +8,8 @@ In both cases a field of a batch is
         "frame_shift": float, seconds,
     }
 
-Stored fields are collated in their compressed form, which is small; the frames are
-decompressed on the device that trains on them.
+Stored fields are collated in their compressed form and decompressed on the training
+device, so that fewer bytes are copied.
 """
 
 import json
@@ -44,8 +44,8 @@ from icefall_kd.fields.run_teachers import sample_frames
 from icefall_kd.teachers import Output, Teacher, build_teachers
 from icefall_kd.teachers.base import run_teacher
 
-_SECONDS = 60.0  # of padded audio in one call of a teacher, as in the extraction
-_STATISTICS_FRAMES = 20_000  # frames of a live field that its statistics come from
+_SECONDS = 60.0  # maximum padded audio of a teacher's batch, as in the extraction
+_STATISTICS_FRAMES = 20_000  # size of the sample for the statistics of a live field
 
 
 def open_fields(
@@ -54,13 +54,16 @@ def open_fields(
     fields: Sequence[str],
     missing: str = "error",
 ) -> tuple[dict[str, FieldInfo], dict[str, Codec]]:
-    """Return description and codec of each field, from the first training set.
+    """Return the description and the codec of each field.
+
+    They come from the first training set that has the field.
 
     Args:
-      missing: "skip" allows a set without a field, but not all training sets.
+      missing: "error", or "skip" to allow sets without a field, as long as one training
+        set has it.
     Raises:
-      FileNotFoundError: if a set has no such field, or a codec's state is missing.
-      ValueError: if the field of two sets comes from different teachers or codecs.
+      FileNotFoundError: if a set lacks the field, or the state of a codec is missing.
+      ValueError: if two sets have a field from different teachers or codecs.
     """
     infos, codecs = {}, {}
     for field in fields:
@@ -83,13 +86,13 @@ def _check_same_source(field: str, first: Path, info: FieldInfo, other: Path) ->
         return
     if all(d.startswith("codec_sha256 ") for d in differences):
         raise ValueError(
-            f"field '{field}': {first} and {other} have codecs that were trained "
-            "apart. Extract it again with the codec of the first: python -m "
+            f"field '{field}': the codecs of {first} and {other} were trained "
+            "separately. Extract it again with the codec of the first: python -m "
             f"icefall_kd.bin.extract --shar-dir {other} --codec-from {first} "
             "--overwrite ..."
         )
     raise ValueError(
-        f"field '{field}': {other} is not from the teacher of {first}: "
+        f"field '{field}': {other} and {first} are from different teachers: "
         + "; ".join(differences)
         + ". Extract both sets with the same options"
     )
@@ -101,8 +104,12 @@ def collate_field(cuts: CutSet, name: str, missing: str = "error") -> dict[str, 
     Args:
       missing: "error", or "skip" to allow cuts without a target.
     Returns:
-      "compressed": (N, T, ...) of the codec's dtype with arbitrary padding, (N, 0, 0)
-      if no cut has a target; "lens": list of N ints; "frame_shift": seconds.
+      {
+          "compressed":  (N, T, ...) of the codec's dtype, arbitrary padding; (N, 0, 0)
+                         if no cut has a target,
+          "lens":        list of N ints, valid frames,
+          "frame_shift": float, seconds; 0 if no cut has a target,
+      }
     Raises:
       ValueError: if a cut has no target and ``missing`` is "error", or frame shift,
         shape or dtype differ between the cuts.
@@ -117,13 +124,13 @@ def collate_field(cuts: CutSet, name: str, missing: str = "error") -> dict[str, 
         shifts.add(cut.custom[name].frame_shift)
     if len(shifts) > 1:
         raise ValueError(
-            f"field '{name}': the sets have several frame shifts, {sorted(shifts)}. "
+            f"field '{name}': the sets have different frame shifts, {sorted(shifts)}. "
             "Extract it with one teacher for all sets"
         )
     kinds = {(f.dtype, f.shape[1:]) for f in found if f is not None}
     if len(kinds) > 1:
         raise ValueError(
-            f"field '{name}': the sets have several types and shapes of a frame, "
+            f"field '{name}': the sets have different dtypes or shapes of a frame, "
             f"{kinds}. Extract it with one codec for all sets"
         )
     dtype, shape = kinds.pop() if kinds else (np.dtype(np.float32), (0,))
@@ -147,14 +154,15 @@ def decompress_fields(
     """Return the decompressed fields of a batch, on ``device``.
 
     Args:
-      fields: name -> see :func:`collate_field`.
+      fields: name -> field, see :func:`collate_field`.
+      codecs: name -> codec.
     """
     decompressed = {}
     for name, field in fields.items():
         x, lens = field["compressed"].to(device), field["lens"]
         if x.numel():
             x = codecs[name].decode_tensor(x)
-            for row, length in zip(x, lens):  # cheaper than a mask over all frames
+            for row, length in zip(x, lens):  # faster than a mask over all frames
                 if length < len(row):
                     row[length:] = 0.0
         decompressed[name] = {
@@ -166,7 +174,7 @@ def decompress_fields(
 
 
 def prefetch_fields(cuts: CutSet, names: Collection[str]) -> None:
-    """Ask the operating system to read the frames of the cuts ahead."""
+    """Let the operating system read the frames of the cuts in advance."""
     for cut in cuts:
         for name in names:
             if isinstance(cut, DataCut) and cut.has_custom(name):
@@ -186,13 +194,13 @@ def drop_fields(cuts: CutSet, names: Collection[str]) -> CutSet:
 
 
 class LiveTeachers:
-    """Teachers that compute the fields of each batch, where none are stored.
+    """Teachers that compute the fields of each batch during training.
 
-    The fields have the form and the length of stored ones.
+    The fields have the same form and length as stored ones.
 
     Attributes:
-      teachers: each of them runs on every batch.
-      names: of the fields that a batch gets.
+      teachers: teachers that run on every batch.
+      names: names of the fields that a batch gets.
     """
 
     def __init__(self, teachers: Sequence[Teacher], names: Sequence[str]) -> None:
@@ -235,10 +243,13 @@ class LiveTeachers:
         return batch
 
     def describe_fields(self, dirs: Sequence[Path]) -> dict[str, FieldInfo]:
-        """Return a description of each field, with the statistics that normalise it.
+        """Return a description of each field, with the statistics to normalise it.
 
-        The statistics are those of a stored field with the same fingerprint if a set
-        of ``dirs`` has one; otherwise those of a sample of frames of the first set.
+        If a set has a stored field with the same fingerprint, its statistics are used;
+        otherwise, the statistics of a sample of frames from the first set.
+
+        Args:
+          dirs: Shar folders of the training sets.
         """
         outputs = _outputs(self.teachers)
         infos = {n: _find_stored_info(n, outputs[n], dirs) for n in self.names}
@@ -268,10 +279,11 @@ def build_live_teachers(
     """Return the teachers that compute ``fields`` in this process.
 
     Args:
-      descriptions: name -> options of a teacher, as in the file of teachers.
-      expect: field -> the part of its fingerprint that it must have.
+      descriptions: field -> options of its teacher, as in the YAML file of bin.extract.
+      fields: names of the fields to compute.
+      expect: field -> keys and values that its fingerprint must have.
       device: "auto", "cpu" or "cuda".
-      num_threads: of a teacher on the CPU; 0 for those of PyTorch.
+      num_threads: number of threads of a teacher on the CPU; 0 for that of PyTorch.
     Raises:
       ValueError, FileNotFoundError: if a teacher cannot be built, its fingerprint
         differs from ``expect``, or no teacher computes a field.
@@ -296,9 +308,9 @@ def build_live_teachers(
         )
         if differences:
             raise ValueError(
-                f"data.teachers: '{field}' is not what data.expect has: "
+                f"data.teachers: field '{field}' differs from data.expect: "
                 + "; ".join(differences)
-                + ". Correct one of the two"
+                + ". Correct one of the two options"
             )
     return LiveTeachers([t for t in teachers if set(fields) & set(t.outputs)], fields)
 
@@ -340,7 +352,7 @@ def _describe_sample(field: str, output: Output, frames: np.ndarray) -> FieldInf
 
 
 def _split_batch(lens: Tensor) -> Iterator[tuple[int, int]]:
-    """Yield (first, last + 1) of the utterances of each call of a teacher."""
+    """Yield (first, last + 1) of the utterances in each batch of a teacher."""
     first, count = 0, len(lens)
     while first < count:
         longest = int(lens[first:].max())

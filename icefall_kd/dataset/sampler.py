@@ -1,13 +1,13 @@
-"""Draw batches of similar durations from a stream, with an exact and cheap resume.
+"""Draw batches of similar durations from a stream, with an exact and fast resume.
 
 Cuts wait in buckets by duration.  Each draw takes a random batch from one bucket, and
-the stream refills the buckets.  A draw depends on the seed, the epoch, its number and
-the waiting cuts, so that the state of the sampler is the position of each waiting cut,
-a few numbers.  To resume costs the same for a set of any size.  (lhotse's samplers
-draw the epoch again up to the state.)
+the stream refills the buckets.  A draw depends on the seed, the epoch, the number of
+the draw and the waiting cuts.  The state of the sampler is therefore the position of
+each waiting cut, a few numbers, and a resume takes the same time for a set of any size.
+(lhotse's samplers draw the epoch again up to the state.)
 
-All ranks draw the batches of all ranks, which needs no audio, and read the data of
-their own batches.
+Every rank draws the batches of all ranks, which needs no audio, and reads the data of
+its own batches only.
 """
 
 import random
@@ -28,7 +28,15 @@ Item = tuple[Key, StoredCut]
 
 @dataclass(frozen=True)
 class SamplerState:
-    """State of a sampler: the waiting cuts, and the position in the stream."""
+    """State of a sampler: the waiting cuts, and the position in the stream.
+
+    Attributes:
+      epoch: epoch of the order of the cuts.
+      draws: number of draws so far in this epoch.
+      edges: durations between the buckets in seconds.
+      buckets: waiting cuts of each bucket.
+      position: position of the next cut, see :meth:`StreamReader.position`.
+    """
 
     epoch: int
     draws: int
@@ -52,12 +60,12 @@ class SamplerState:
 class BucketSampler:
     """Iterate over the batches of one rank; a second iteration repeats the epoch.
 
-    All ranks get the same number of batches and no cut twice; up to ``world_size - 1``
-    cuts are left out at the end of an epoch.
+    All ranks get the same number of batches, and no cut is in two batches.  An epoch
+    may leave out its last cuts, at most ``world_size - 1``.
 
     Attributes:
-      epoch: of the order of the cuts.
-      state: after the last batch that was yielded.
+      epoch: epoch of the order of the cuts.
+      state: state after the last yielded batch.
     """
 
     def __init__(
@@ -71,14 +79,17 @@ class BucketSampler:
         world_size: int = 1,
         buffer_size: int = 8000,
     ) -> None:
-        """Store the options; nothing is read yet.
+        """Store the options, without reading the stream.
 
         Args:
+          stream: cuts to read.
           max_duration: maximum duration of a batch in seconds, padding included; a
             longer cut is a batch alone.
-          edges: durations between two buckets in seconds, ascending; None for no
-            buckets, which keeps the order of the stream.
-          buffer_size: waiting cuts that a batch is drawn from.
+          edges: durations between the buckets in seconds, ascending; None for one
+            bucket that keeps the order of the stream.
+          seed: seed of the draws.
+          rank, world_size: this process, and the number of processes.
+          buffer_size: number of waiting cuts to draw batches from.
         Raises:
           ValueError: if ``rank`` is not below ``world_size``.
         """
@@ -133,7 +144,7 @@ class BucketSampler:
 
 
 class _Buckets:
-    """The waiting cuts of one epoch, from which the batches of all ranks are drawn."""
+    """Waiting cuts of one epoch; draws the batches of all ranks from them."""
 
     def __init__(
         self, sampler: BucketSampler, epoch: int, resume: Optional[Mapping[str, Any]]
@@ -153,7 +164,7 @@ class _Buckets:
             self.buckets = [
                 [next(items) for _ in range(size)] for size in resume["sizes"]
             ]
-        # In whole ms: sums of floats would depend on their order, hence on a resume.
+        # Integer ms: a sum of floats would depend on the order, which a resume changes.
         self.durations = [sum(_ms(cut) for _, cut in b) for b in self.buckets]
 
     def state(self) -> SamplerState:
@@ -164,7 +175,7 @@ class _Buckets:
         )
 
     def draw_batches(self) -> list[list[Item]]:
-        """Return one batch for each rank, [] at the end of the epoch."""
+        """Return one batch for each rank; [] at the end of the epoch."""
         self._fill()
         size = self.sampler.world_size
         seed = f"{self.sampler.seed} {self.epoch} {self.draws}"
@@ -188,7 +199,7 @@ class _Buckets:
         """Read cuts from the stream until enough are waiting."""
         sampler = self.sampler
         waiting, held = sum(map(len, self.buckets)), sum(self.durations)
-        # Without buckets, the cuts of the next batches are enough.
+        # Without buckets, about two batches per rank are enough.
         enough = 2000 * sampler.max_duration * sampler.world_size
         while (
             waiting < sampler.buffer_size
@@ -204,7 +215,7 @@ class _Buckets:
             waiting, held = waiting + 1, held + _ms(item[1])
 
     def _choose_bucket(self, rng: Optional[random.Random]) -> int:
-        """Return a bucket with a full batch for each rank; any if none has."""
+        """Return a bucket that has a full batch for each rank, else one with cuts."""
         if rng is None:
             return 0
         enough = 1000 * self.sampler.max_duration * self.sampler.world_size
@@ -221,7 +232,7 @@ class _Buckets:
             longest = max(longest, cut.duration)
             if batch and longest * (len(batch) + 1) > self.sampler.max_duration:
                 break
-            if rng:  # swap with the last one, which pops in constant time
+            if rng:  # swap with the last cut, since popping that takes constant time
                 waiting[n], waiting[-1] = waiting[-1], waiting[n]
                 n = -1
             batch.append(waiting.pop(n))
@@ -234,7 +245,12 @@ def _ms(cut: StoredCut) -> int:
 
 
 def bucket_edges(durations: Sequence[float], num_buckets: int) -> list[float]:
-    """Return the durations that divide the sum of all into ``num_buckets`` parts.
+    """Return the edges of buckets that have equal sums of durations.
+
+    Args:
+      durations: durations of cuts in seconds.
+    Returns:
+      up to ``num_buckets - 1`` durations in seconds, ascending.
 
     >>> bucket_edges([1.0, 1.0, 1.0, 1.0, 2.0, 2.0], 2)
     [2.0]

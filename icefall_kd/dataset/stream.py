@@ -1,10 +1,10 @@
 """Read the cuts of several Shar sets in one order, from any position in it.
 
-The order depends on the seed and the epoch only.  A position is a few numbers, and to
-resume from it opens only the shards that are concerned.
+The order depends on the seed and the epoch only.  A position is a few numbers, and a
+resume opens only the shards at the position and those of waiting cuts.
 
-Every process iterates over the same cuts.  The data of a cut are read when its batch is
-made, so each process reads those of its own batches (of all batches from a URL).
+Every process iterates over the same cuts.  It reads the data of a cut when it makes the
+cut's batch, thus only those of its own batches.  From a URL it reads all data.
 """
 
 import functools
@@ -20,8 +20,8 @@ from icefall_kd.core.files import Pathlike, as_path
 from icefall_kd.fields.reader import Expectation, open_shards
 from icefall_kd.fields.shards import Shard, StoredCut
 
-SAMPLED_SHARDS = 50  # shards of each set that its durations are estimated from
-Key = tuple[int, int, int]  # set, shard of the set, cut of the shard
+SAMPLED_SHARDS = 50  # number of shards of each set to estimate durations from
+Key = tuple[int, int, int]  # indices: set, shard in the set, cut in the shard
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Source:
     """A Shar set of a stream.
 
     Attributes:
-      name: of its folder.
-      shards: in the order of their numbers.
+      name: name of the folder.
+      shards: shards in the order of their numbers.
       share: 0 reads each cut once an epoch.  Above 0, this share of the epoch's cuts
-        comes from the set, which restarts when it ends.
+        comes from the set; after its last cut, the set starts again.
     """
 
     name: str
@@ -60,20 +60,22 @@ class CutStream:
         shuffle: bool = False,
         labelled: bool = False,
     ) -> None:
-        """Store the sets; nothing is read yet.
+        """Store the sets, without reading cuts.
 
         Args:
+          sources: sets to read.
+          seed: seed of the order.
           shuffle: shuffle the shards of each set, differently in each epoch.
           labelled: skip cuts without a supervision.
         Raises:
-          ValueError: if all sets have a share, or the shares are not in 0..1 or do
-            not sum to less than 1.
+          ValueError: if all sets have a share, a share is negative, or the sum of the
+            shares is not below 1.
         """
         shares = {s.name: s.share for s in sources if s.share}
         if len(shares) == len(sources):
             raise ValueError(
-                "data.train: no Shar set is given that an epoch reads once. Name at "
-                "least one set that is not in data.mix"
+                "data.train: no Shar set without a share in data.mix. Name at least "
+                "one set in data.train that is not in data.mix"
             )
         if any(s < 0 for s in shares.values()) or sum(shares.values()) >= 1:
             raise ValueError(
@@ -93,7 +95,11 @@ class CutStream:
     def read(
         self, epoch: int, position: Optional[Mapping[str, Any]] = None
     ) -> "StreamReader":
-        """Return a reader of an epoch, from the start or from a reader's position."""
+        """Return a reader of an epoch, from its start or from ``position``.
+
+        Args:
+          position: value of :meth:`StreamReader.position`.
+        """
         return StreamReader(self, epoch, position)
 
     def fetch(self, keys: Sequence[Key]) -> list[Cut]:
@@ -124,16 +130,20 @@ class CutStream:
         return [cuts[n] for n in range(len(keys))]
 
     def identity(self) -> list[list]:
-        """Return what a saved position is valid for: name, shards, size and share."""
+        """Return name, number of shards, size and share of each set.
+
+        A saved position is valid only for the same values.
+        """
         return [
             [source.name, len(source.shards), size, source.share]
             for source, size in zip(self.sources, self.sizes)
         ]
 
     def first_position(self, source: int, epoch: int) -> list[int]:
-        """Return [turn, nth shard, cut] where a set starts in ``epoch``.
+        """Return [turn, nth shard, cut], the position where a set starts in ``epoch``.
 
-        A set with a share may never be read to its end, so it starts anywhere.
+        A set with a share starts at a random position when shuffled, since an epoch may
+        end before the set does.
         """
         if not self.shuffle or not self.sources[source].share:
             return [0, 0, 0]
@@ -146,7 +156,7 @@ class CutStream:
         """Return the numbers of a set's shards in the order of reading.
 
         Args:
-          turn: how many times the epoch has read the set to its end.
+          turn: number of times that the epoch has read the complete set.
         """
         numbers = list(range(len(self.sources[source].shards)))
         if self.shuffle:
@@ -156,7 +166,7 @@ class CutStream:
 
     @functools.cached_property
     def _sampled(self) -> list[list[tuple[float, bool]]]:
-        """(seconds, accepted) of the cuts in the first shards of each set."""
+        """(seconds, is accepted) of the cuts in the first 50 shards of each set."""
         return [
             [
                 (line["duration"], self._accepts(line))
@@ -172,14 +182,14 @@ class CutStream:
         return [[s for s, accepted in cuts if accepted] for cuts in self._sampled]
 
     def counts(self) -> tuple[int, int]:
-        """Return the numbers of accepted and of all cuts in the sampled shards."""
+        """Return the numbers of accepted and of all cuts in the first 50 shards."""
         return sum(map(len, self.durations)), sum(map(len, self._sampled))
 
     def _accepts(self, line: Mapping[str, Any]) -> bool:
         return not self.labelled or bool(line.get("supervisions"))
 
     def seconds(self) -> float:
-        """Return the duration of an epoch in seconds; large sets are estimated."""
+        """Return the duration of an epoch in seconds, estimated for large sets."""
         once = sum(
             sum(durations) * max(1.0, len(source.shards) / SAMPLED_SHARDS)
             for source, durations in zip(self.sources, self.durations)
@@ -191,7 +201,7 @@ class CutStream:
         """Return (seconds, key) of the ``count`` longest cuts; reads all manifests.
 
         Args:
-          labelled: only cuts with a supervision, even if the stream accepts others.
+          labelled: skip cuts without a supervision, even if the stream accepts them.
         """
         candidates = (
             (line["duration"], (s, n, index))
@@ -222,7 +232,7 @@ class StreamReader:
         self._unfinished = [i for i, share in enumerate(self._shares) if not share]
 
     def position(self) -> dict[str, Any]:
-        """Return the position of the next cut, in plain numbers."""
+        """Return the position of the next cut as plain numbers."""
         return {
             "taken": list(self._taken),
             "sets": [s.position() for s in self._sets],
@@ -242,7 +252,7 @@ class StreamReader:
         raise StopIteration
 
     def _choose_set(self) -> int:
-        """Return the set whose number of cuts is furthest below its share."""
+        """Return the index of the set that lags furthest behind its share of cuts."""
         source = min(
             self._unfinished, key=lambda i: (self._taken[i] + 1) / self._sizes[i]
         )
@@ -288,7 +298,7 @@ class _SetReader:
                 return
             if not found and self._turn:
                 raise ValueError(
-                    f"data.mix: the set '{source.name}' has no cuts. Remove it"
+                    f"data.mix: set '{source.name}' has no cuts. Remove the set"
                 )
             self._turn, self._nth = self._turn + 1, 0
 
@@ -309,7 +319,8 @@ def open_stream(
     Args:
       shar_dirs, fields, expect, missing: see
         :func:`icefall_kd.fields.reader.open_shar`.
-      shares: name of a folder -> its share of the cuts; other sets are read once.
+      shares: name of a folder -> its share of the cuts; an epoch reads each cut of the
+        other sets once.
       seed, shuffle, labelled: see :class:`CutStream`.
     Raises:
       FileNotFoundError, ValueError: see ``open_shar`` and :class:`CutStream`.

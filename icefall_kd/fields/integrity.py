@@ -187,7 +187,7 @@ class FieldFiles:
         return problems
 
     def load_state(self, shard: str) -> Optional[ShardState]:
-        """Return the state of a shard; None if it is damaged, or it or the tar is missing."""
+        """Return the state of a shard; None if it is damaged, or a file is missing."""
         if shard not in self.tars or shard not in self.states:
             return None
         try:

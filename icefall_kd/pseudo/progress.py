@@ -1,7 +1,7 @@
-"""Verdicts and confidences of pseudo-labels, stored shard by shard.
+"""Store which shards of pseudo-labels are finished, with counts of their verdicts.
 
-A confidence is the mean log-probability of a transcript's tokens in nats, counted in
-steps of 0.1.
+A confidence is the mean log-probability of a transcript's tokens in nats.  Confidences
+are counted in steps of 0.1 nats.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from icefall_kd.fields.join import compare_keys, read_keys
 
 TOTALS = "pseudo_labels.json"
 PART = "pseudo_labels-"
-STEPS = 20  # of 0.1 nats; the last one has all lower confidences
+STEPS = 20  # steps of 0.1 nats; the last one includes all lower confidences
 
 
 class LabelCounts(NamedTuple):
@@ -33,16 +33,16 @@ class LabelCounts(NamedTuple):
 
 
 class LabelProgress:
-    """Finished shards of an output of pseudo-labels, with their counts.
+    """Finished shards of an output folder, with their counts.
 
-    Two kinds of JSON files in ``<output>.fields`` hold the counts: while shards are
-    missing, ``pseudo_labels-<shard>.json`` of each finished shard; afterwards
-    ``pseudo_labels.json`` of all shards.  Earlier versions wrote unfinished counts to
-    the latter, which is still read.
+    The counts are in JSON files in ``<output>.fields``.  While shards are missing, each
+    finished shard has a file ``pseudo_labels-<shard>.json``.  When all are finished,
+    ``pseudo_labels.json`` replaces these files.  Earlier versions also wrote the counts
+    of unfinished outputs to ``pseudo_labels.json``; these are read too.
 
     Args:
-      shar_dir: the input.
-      output: the new Shar folder.
+      shar_dir: Shar folder with the audio.
+      output: new Shar folder with pseudo-labels.
       identity: teacher and options; shards of another identity are not reused.
     Raises:
       ValueError: if the output has transcripts of another identity.
@@ -51,7 +51,7 @@ class LabelProgress:
     def __init__(self, shar_dir: Path, output: Path, identity: dict[str, Any]) -> None:
         self._shar_dir, self._output, self._identity = shar_dir, output, identity
         self._folder = fields_dir(output)
-        self._current: set[str] = set()  # shards whose cuts were compared
+        self._current: set[str] = set()  # shards whose cuts are known to be unchanged
         if (output / TOTALS).is_file():
             raise ValueError(
                 f"{output}: has the layout of an earlier version. Run 'mkdir -p "
@@ -62,7 +62,8 @@ class LabelProgress:
     def read_finished(self) -> dict[str, LabelCounts]:
         """Return the counts of the finished shards."""
         found: dict[str, LabelCounts] = {}
-        # Read before the totals: a process that completes them deletes these later.
+        # Read parts before totals: another process deletes parts after it has written
+        # the totals.
         for path in self._folder.glob(f"{PART}*.json"):
             with contextlib.suppress(FileNotFoundError):
                 part = read_json(path)
@@ -78,7 +79,7 @@ class LabelProgress:
         return {shard: c for shard, c in found.items() if self._is_current(shard)}
 
     def _is_current(self, shard: str) -> bool:
-        """Return whether a shard exists, with the cuts that the input has now."""
+        """Return whether the output has a shard with the present cuts of the input."""
         if shard not in self._current:
             source = cuts_path(self._shar_dir, shard)
             labelled = labelled_path(self._output, shard)
@@ -90,11 +91,11 @@ class LabelProgress:
         return True
 
     def start(self, shards: Sequence[str]) -> list[str]:
-        """Return the unfinished ones of ``shards``; remove their temporary files."""
+        """Return the unfinished shards of ``shards``; remove their temporary files."""
         finished = self.read_finished()
         todo = [shard for shard in shards if shard not in finished]
-        # Record the identity, so that a process with other options fails.  No process
-        # completes the totals at the same time: it would lack the shards of ``todo``.
+        # Record the identity, so that a process with other options fails.  No other
+        # process writes complete totals now, since the shards of ``todo`` are missing.
         if todo and not self._read_totals():
             write_json(self._folder / TOTALS, {**self._identity, "counts": {}})
         for shard in todo:
@@ -153,16 +154,19 @@ def labelled_path(output: Path, shard: str) -> Path:
 
 
 def confidence_step(confidence: float) -> str:
-    """Return the lower end of the step of a confidence: "-0.3" for -0.25."""
+    """Return the lower end of a confidence's step, for example "-0.3" for -0.25."""
     step = math.ceil(-10 * confidence) if math.isfinite(confidence) else STEPS
     return f"{-min(STEPS, max(1, step)) / 10:.1f}"
 
 
 def format_histogram(confidences: Mapping[str, int]) -> str:
-    """Return one line per step: number of cuts, and share of cuts from it upwards.
+    """Return a text histogram, one line for each step.
+
+    A line has the step, its number of cuts, and the share of cuts with at least this
+    confidence.
 
     Args:
-      confidences: as :class:`LabelCounts`; not empty.
+      confidences: see :class:`LabelCounts`; not empty.
     """
     total, most = sum(confidences.values()), max(confidences.values(), default=1)
     cumulative, lines = 0, []

@@ -1,8 +1,8 @@
 """Transcribe a Shar folder with a teacher, and keep the transcripts that pass a filter.
 
-Several processes share the shards without communication.  Each writes the counts of its
-shards to files; the one that finishes last merges them.  After a kill, any number of
-processes can continue: they repeat only the shards that were being written.
+Several processes share the shards without communication.  Each process writes the
+counts of its shards to files; the last process merges them.  After a kill, any number
+of processes can continue; they repeat only the shards that were being written.
 """
 
 import dataclasses
@@ -44,14 +44,20 @@ LABELLED, UNKNOWN_TOKENS = "labelled", "unknown tokens"  # verdicts
 
 
 class Transcriber(Protocol):
-    """See :class:`icefall_kd.teachers.whisper_ct2.WhisperText`."""
+    """Interface of a transcribing teacher, for example
+    :class:`icefall_kd.teachers.whisper_ct2.WhisperText`.
+    """
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the model and the options that determine the transcripts."""
         ...
 
     def transcribe(self, waves: Sequence[Tensor]) -> list[Any]:
-        """Return an object with ``text`` and ``confidence`` for each wave."""
+        """Return an object with ``text`` and ``confidence`` for each wave.
+
+        Args:
+          waves: samples of each utterance, (S,) float32, 16 kHz.
+        """
         ...
 
 
@@ -60,11 +66,11 @@ class TranscriptFilter:
     """Normalise transcripts, and decide which become pseudo-labels.
 
     Attributes:
-      min_confidence: least mean log-probability of a transcript's tokens, in nats.
-      max_words_per_second: largest number of words per second of audio.
+      min_confidence: minimum mean log-probability of a transcript's tokens in nats.
+      max_words_per_second: maximum number of words per second of audio.
       language, case, numbers: see :func:`icefall_kd.data.normalise.normalise_text`.
-      tokenizer: of the student; transcripts with ``<unk>`` are rejected.  None accepts
-        all.
+      tokenizer: the student's tokenizer; transcripts with ``<unk>`` are rejected.  None
+        skips this check.
     """
 
     min_confidence: float = -0.7
@@ -76,14 +82,15 @@ class TranscriptFilter:
 
     @functools.cached_property
     def letters(self) -> UnknownLetters:
-        """Counts of the letters that the tokenizer does not have."""
+        """Counter of the letters that the tokenizer lacks."""
         return UnknownLetters(self.tokenizer)
 
     def identity(self) -> dict[str, Any]:
         """Return the options that determine the pseudo-labels.
 
-        Earlier versions wrote neither the defaults nor ``numbers``: they wrote all
-        numbers digit by digit, so their transcripts must not be reused.
+        Default values of language and case are omitted, as in earlier versions.  These
+        versions had no ``numbers``: they wrote all numbers digit by digit, so their
+        transcripts must not be reused.
         """
         identity: dict[str, Any] = {
             "min_confidence": self.min_confidence,
@@ -99,15 +106,15 @@ class TranscriptFilter:
         return identity
 
     def normalise(self, text: str) -> str:
-        """Return a transcript in the spelling of the training texts."""
+        """Return a transcript normalised like the training texts."""
         return normalise_text(text, self.language, self.case, self.numbers)
 
     def verdict(self, text: str, confidence: float, duration: float) -> str:
         """Return "labelled", or the reason for rejecting a normalised transcript.
 
         Args:
-          confidence: mean log-probability of the tokens, in nats.
-          duration: of the audio, in seconds.
+          confidence: mean log-probability of the tokens in nats.
+          duration: duration of the audio in seconds.
         """
         if not text:
             return "empty"
@@ -123,11 +130,11 @@ class TranscriptFilter:
 
 @dataclasses.dataclass(frozen=True)
 class PseudoLabelSummary:
-    """Counts over the finished shards of an output, of all processes.
+    """Counts over all finished shards of an output.
 
     Attributes:
       counts: verdict -> number of cuts.
-      missing: shards that other processes have not finished yet.
+      missing: number of shards that other processes have not finished yet.
       confidences: lower end of a step of 0.1 nats -> number of transcripts, rejected
         ones included.
     """
@@ -149,18 +156,22 @@ def pseudo_label(
 ) -> PseudoLabelSummary:
     """Write a Shar folder with the cuts of ``shar_dir`` and pseudo-labels.
 
-    Audio and fields are links to the input.  Finished shards are skipped.
+    Audio and fields of the output are links to the input.  Finished shards are skipped.
 
     Args:
-      transcript_filter: None is one with the defaults.
-      batch_size: utterances per call of the transcriber.
-      world: processes that share the shards: each takes every ``world.size``-th.
-      progress: called after each batch with the seconds of audio of this process, done
-        and in total.
+      shar_dir: Shar folder to transcribe.
+      output: new Shar folder.
+      transcriber: teacher that transcribes the audio.
+      transcript_filter: decides which transcripts are kept; None uses the defaults.
+      batch_size: number of utterances per call of the transcriber.
+      world: processes that share the shards; each takes every ``world.size``-th shard.
+      progress: function called after each batch with (seconds of audio done, seconds in
+        total) of this process.
     Raises:
       FileNotFoundError: if ``shar_dir`` is not a Shar folder.
-      ValueError: if ``output`` has transcripts of another teacher or options, or of
-        other cuts; if the case, or the language's style of numbers, is unknown.
+      ValueError: if ``output`` has transcripts of another teacher, of other options or
+        of other cuts; if the case is unknown, or the style of numbers is not available
+        in the language.
     """
     shar_dir, output = Path(shar_dir), Path(output)
     transcript_filter = transcript_filter or TranscriptFilter()
@@ -170,8 +181,8 @@ def pseudo_label(
     foreign = sorted({p.name for p in output.glob("cuts.*.jsonl.gz")} - names)
     if foreign:
         raise ValueError(
-            f"{output} has {', '.join(foreign[:3])}, but {shar_dir} does not: it "
-            "belongs to another set. Delete it, or give another --output"
+            f"{output} has {', '.join(foreign[:3])}, but {shar_dir} does not: the "
+            "output is of another set. Delete it, or give another --output"
         )
     identity = {
         "of": shar_dir.name,
@@ -230,11 +241,11 @@ def _label_shard(
     batch_size: int,
     add_seconds: Callable[[float], None],
 ) -> LabelCounts:
-    """Write one shard of cuts with pseudo-labels."""
+    """Write one shard of cuts with pseudo-labels, and return its counts."""
     cuts = (cut for _, cut in source.read())
     transcripts = dict(_transcribe(cuts, transcriber, batch_size, add_seconds))
     verdicts, confidences = Counter(), Counter()  # type: Counter, Counter
-    # Not in the output itself, which Lhotse may be reading.
+    # The temporary file is not in the output folder, which Lhotse may be reading.
     staged = fields_dir(target.parent) / target.name
     with write_atomically(staged) as temporary:
         with gzip.open(temporary, "wt", encoding="utf-8") as f:
@@ -266,11 +277,11 @@ def _transcribe(
     batch_size: int,
     add_seconds: Callable[[float], None],
 ) -> Iterator[tuple[str, Any]]:
-    """Yield (cut id, transcript) of the cuts that are not too long."""
+    """Yield (cut id, transcript) of each cut up to 30 s."""
     waves = [
         (cut.id, load_shar_wave(cut)) for cut in cuts if cut.duration <= MAX_SECONDS
     ]
-    waves.sort(key=lambda pair: len(pair[1]))  # the longest of a batch sets its cost
+    waves.sort(key=lambda pair: len(pair[1]))  # the longest one sets a batch's cost
     for k in range(0, len(waves), batch_size):
         ids, batch = zip(*waves[k : k + batch_size])
         yield from zip(ids, transcriber.transcribe(batch))
@@ -305,9 +316,9 @@ def _finish(
         accepted = verdicts[LABELLED] + verdicts[UNKNOWN_TOKENS]
         if 2 * verdicts[UNKNOWN_TOKENS] > accepted:
             logging.warning(
-                "%s: %d of %d transcripts were rejected, since the BPE model does not "
-                "have their tokens: it was trained on another spelling. Give --case "
-                "and --language of its training texts, and another --output",
+                "%s: %d of %d transcripts were rejected, since the BPE model lacks "
+                "their letters: it was trained on texts of another spelling. Give the "
+                "--case and --language of these texts, and another --output",
                 output,
                 verdicts[UNKNOWN_TOKENS],
                 accepted,
@@ -316,7 +327,7 @@ def _finish(
 
 
 def _link_other_files(shar_dir: Path, output: Path) -> None:
-    """Link audio and finished fields to those of the input, by relative paths."""
+    """Write relative links to the audio and the finished fields of the input."""
     links = {
         output / path.name: path
         for path in list_shar(shar_dir)
@@ -325,7 +336,8 @@ def _link_other_files(shar_dir: Path, output: Path) -> None:
     for name, files in find_fields(shar_dir).items():
         if files.is_ours and files.info is None:
             logging.warning(
-                "%s: field '%s' of %s is unfinished, and was not linked",
+                "%s: field '%s' of %s is unfinished and was not linked. Extract it, "
+                "then run the same command again",
                 output,
                 name,
                 shar_dir,
@@ -346,8 +358,7 @@ def _link_other_files(shar_dir: Path, output: Path) -> None:
         except FileExistsError:  # of another process, or a broken link
             if os.readlink(link) != target:
                 raise FileExistsError(
-                    f"{link} is a broken link; delete it, and run the same command "
-                    "again"
+                    f"{link} is a broken link. Delete it and run the same command again"
                 ) from None
         linked += 1
     logging.info("%s: %d files are links to %s", output, linked, shar_dir)

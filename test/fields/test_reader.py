@@ -141,8 +141,8 @@ def test_another_duration_does_not_join(extracted):
     [
         (lambda cut: cut.pad(duration=9.0), "MixedCut"),
         (lambda cut: cut.append(cut), "MixedCut"),
-        (lambda cut: cut.perturb_speed(1.1), "before Speed"),
-        (lambda cut: cut.perturb_tempo(0.9), "before Tempo"),
+        (lambda cut: cut.perturb_speed(1.1), "Speed"),
+        (lambda cut: cut.perturb_tempo(0.9), "Tempo"),
     ],
 )
 def test_error_names_a_cut_of_changed_time(extracted_shar, change, kind):

@@ -204,7 +204,7 @@ def lose_std(info):
             f"describe {TAR}: sha256",
         ),
         (lambda i: i["fingerprint"].update(layer=3), "does not describe .*layer is 3"),
-        (lambda i: i.update(name="x"), "describes a field 'x'"),
+        (lambda i: i.update(name="x"), "describes field 'x'"),
     ],
     ids=["mean", "std", "content", "frames", "checksum", "fingerprint", "name"],
 )

@@ -63,7 +63,7 @@ def test_sets_of_different_teachers_are_rejected(config, data_dir, tmp_path):
     info["fingerprint"]["teacher"] = "older"
     path.write_text(json.dumps(info))
     config = change(config, data={"shar_dir": str(shar), "train": ("train", "pool")})
-    assert_rejected(config, "field 'old': .*pool is not from the teacher.*older")
+    assert_rejected(config, "field 'old': .*pool.* different teachers: .*older")
 
 
 def test_no_term_and_unknown_losses_are_rejected(config):

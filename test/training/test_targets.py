@@ -286,5 +286,5 @@ def test_unusable_teachers_are_refused_before_data_is_read(live, tmp_path):
     )
     assert_refused_before_data(
         with_data(live, expect={FIELD: {"layer": 3}}),
-        f"'{FIELD}' is not what data.expect has: layer is 'last', wanted 3",
+        f"'{FIELD}' differs from data.expect: layer is 'last', wanted 3",
     )
