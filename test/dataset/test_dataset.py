@@ -188,7 +188,7 @@ def assert_same_batches(some, others):
     ],
 )
 def test_workers_change_nothing(extracted, num_workers, start_method):
-    torch.set_num_threads(2)  # a worker has one
+    torch.set_num_threads(2)  # workers use one
     alone = batches_of(extracted)
     assert max(float(b["fields"]["eight"]["x"].abs().max()) for b in alone) > 1
     options = {"num_workers": num_workers, "start_method": start_method}

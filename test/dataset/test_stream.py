@@ -11,7 +11,7 @@ from icefall_kd.dataset.stream import open_stream
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Sets new, more (labelled alike) and old, of 18, 9 and 30 cuts in shards of 4."""
+    """Sets new, more and old with 18, 9 and 30 cuts, in shards of 4."""
     root = tmp_path_factory.mktemp("sets")
     for name, count in (("new", 18), ("more", 9), ("old", 30)):
         (root / f"audio-{name}").mkdir()

@@ -28,7 +28,7 @@ FIELD = "whisper_tiny_en"
 
 @pytest.fixture(scope="session")
 def pq_shar(pristine_shar, tiny, tmp_path_factory):
-    """The small Shar with the field in codec pq16; not to be written to."""
+    """The small Shar with the field in codec pq16; tests must not change it."""
     folder = tmp_path_factory.mktemp("pq") / "shar"
     copy_shar(pristine_shar, folder)
     extract(folder, [tiny], codec="pq16", codec_frames=1000)
@@ -125,7 +125,7 @@ def test_codecs_of_two_sets_are_not_mixed(shar, tiny, tmp_path):
     assert here.read_bytes() == there.read_bytes()
 
 
-def test_killed_between_shards_an_extraction_keeps_its_codec(pq_shar, tmp_path, tiny):
+def test_extraction_killed_between_shards_keeps_its_codec(pq_shar, tmp_path, tiny):
     folder = copy_shar(pq_shar, tmp_path / "part")
     info_path(folder, FIELD).unlink()
     for shard in ("000001", "000003"):
@@ -137,7 +137,7 @@ def test_killed_between_shards_an_extraction_keeps_its_codec(pq_shar, tmp_path, 
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_killed_before_the_first_shard_an_extraction_keeps_its_codec(
+def test_extraction_killed_before_its_first_shard_keeps_its_codec(
     extracted, shar, tiny, monkeypatch, num_trainings, overwrite
 ):
     folder = extracted if overwrite else shar

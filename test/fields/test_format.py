@@ -1,3 +1,5 @@
+"""Descriptions and states of fields, and the names of their files."""
+
 import json
 
 import pytest

@@ -1,3 +1,5 @@
+"""The join of cuts and stored targets by their keys."""
+
 import gzip
 import json
 
@@ -52,13 +54,13 @@ def test_another_order_is_reported():
 
 
 def test_extra_targets_are_reported():
-    # Arrays are read in step with the cuts, so nothing may stand between.
+    # Arrays are read in the order of the cuts, so a tar may not have others.
     assert "cut1" in compare_keys(KEYS[:1], KEYS)["out of order"][0]
 
 
 def test_equal_keys_match_without_exceptions():
     assert match_keys(KEYS, KEYS) == {}
-    assert match_keys(KEYS[2:5], KEYS) == {}, "targets left over are passed over"
+    assert match_keys(KEYS[2:5], KEYS) == {}, "unused targets are skipped"
 
 
 def test_cut_of_other_audio_has_no_target():
@@ -69,7 +71,7 @@ def test_cut_of_other_audio_has_no_target():
 def test_renamed_cut_keeps_its_target():
     assert match_keys(changed(3, 0, "new"), KEYS) == {"new": "cut3"}
     swapped = changed(3, 0, "cut4")
-    swapped[4][0] = "cut3"  # the ids tell of other audio: neither is trusted
+    swapped[4][0] = "cut3"  # both ids belong to other audio
     assert match_keys(swapped, KEYS) == {"cut4": None, "cut3": None}
 
 
@@ -77,7 +79,7 @@ def test_renamed_cut_with_ambiguous_audio_has_no_target():
     twins = [*KEYS[:3], ["twin", *KEYS[2][1:]], *KEYS[3:]]
     assert match_keys(changed(2, 0, "new"), twins) == {"new": None}
     copy = [*KEYS, ["copy", *KEYS[9][1:]]]
-    assert match_keys(copy, KEYS) == {"copy": None}, "cut9 has the target already"
+    assert match_keys(copy, KEYS) == {"copy": None}, "cut9 already has the target"
 
 
 def test_target_before_the_previous_one_is_missing():

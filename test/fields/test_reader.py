@@ -1,3 +1,5 @@
+"""Shar folders with fields: the join at opening, and the frames of cuts."""
+
 import os
 
 import numpy as np

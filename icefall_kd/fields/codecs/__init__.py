@@ -31,7 +31,9 @@ CODECS: dict[str, type[Codec]] = {c.name: c for c in (Fp16, Int8, Pq, Mvq, TopK)
 
 
 def find_codec(spec: str) -> tuple[type[Codec], Optional[int]]:
-    """Return the class and the size (None without one) of a spec such as "pq16".
+    """Return the class and the size of a spec, for example (Pq, 16) for "pq16".
+
+    The size is None for a codec without one.
 
     Raises:
       ValueError: if the codec is unknown; the message lists the known ones.
@@ -42,16 +44,16 @@ def find_codec(spec: str) -> tuple[type[Codec], Optional[int]]:
     if match and match.group(1) in CODECS and CODECS[match.group(1)].sized:
         return CODECS[match.group(1)], int(match.group(2))
     known = [name + ("<bytes>" if c.sized else "") for name, c in CODECS.items()]
-    raise ValueError(f"unknown codec '{spec}'; known are {sorted(known)}")
+    raise ValueError(f"unknown codec '{spec}'. Available: {', '.join(sorted(known))}")
 
 
 def codec_for_kind(kind: str, codec: str) -> str:
-    """Return the spec for an output: ``codec`` for embeddings, "topk" for the rest."""
+    """Return the spec of an output: ``codec`` for embeddings, else "topk"."""
     return codec if kind == "embedding" else "topk"
 
 
 def bytes_per_frame(spec: str, dim: int) -> float:
-    """Return the bytes of a stored frame of ``dim`` values; needs no training.
+    """Return the bytes of a stored frame of ``dim`` values, without a trained codec.
 
     Raises:
       ValueError: if the codec is unknown or cannot have this size.
@@ -64,7 +66,7 @@ def make_codec(spec: str, state: Optional[Mapping[str, np.ndarray]] = None) -> C
     """Return the codec ``spec``.
 
     Args:
-      state: from :meth:`Codec.state`; required by codecs that are trained.
+      state: arrays of :meth:`Codec.state`; codecs with training require them.
     Raises:
       ValueError: if the codec is unknown, or its state is missing.
     """
@@ -84,16 +86,17 @@ def training_options(spec: str, given: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(given) - set(cls.options))
     if unknown:
         raise ValueError(
-            f"codec '{spec}' has no options {unknown}; it has {sorted(cls.options)}"
+            f"codec '{spec}' has no options {unknown}. Available: {sorted(cls.options)}"
         )
     return {**cls.options, **given}
 
 
 def train_codec(spec: str, frames: np.ndarray, seed: int = 0, **options: Any) -> Codec:
-    """Train the codec ``spec``.
+    """Return the codec ``spec``, trained on frames.
 
     Args:
-      frames: (F, W) float32.
+      frames: (F, W) float32, frames of a teacher.
+      seed: seed of the training.
       options: see :func:`training_options`.
     Raises:
       ValueError: if an option is unknown, the frames are too few or not finite, or the

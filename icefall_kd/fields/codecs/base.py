@@ -1,4 +1,4 @@
-"""The interface of codecs, and checks that several of them share."""
+"""The interface of codecs, and functions that several codecs share."""
 
 import hashlib
 import importlib
@@ -16,7 +16,7 @@ _PIP_NAMES = {"faiss": "faiss-cpu"}
 class Codec:
     """Encode a teacher's frames for storage, and decode them.
 
-    Decoding needs only numpy and torch, so that training needs no encoder's package.
+    Decoding needs only numpy and torch, so that a training run needs no other package.
     It accepts any slice of the stored array in time, on any device.  A pickled codec
     contains its size and its state.
 
@@ -25,8 +25,8 @@ class Codec:
       sized: True if a spec is the name and a number of bytes per frame.
       trained: True if the codec has a state that is trained on frames.
       packages: packages that training and encoding import.
-      kinds: kinds of teacher output that it can store.
-      bytes_per_value: of codecs without a size.
+      kinds: kinds of teacher output that the codec can store.
+      bytes_per_value: bytes of a stored value, for codecs without a size.
       options: training options and their defaults.
     """
 
@@ -39,12 +39,18 @@ class Codec:
     options: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, size: Optional[int], state: Mapping[str, np.ndarray]) -> None:
+        """Store size and state.
+
+        Args:
+          size: bytes per frame of the spec; None for a codec without a size.
+          state: arrays of the training, see :meth:`train`; empty without training.
+        """
         self.size = size
         self._state = dict(state)
         self._on_device: dict[torch.device, dict[str, Tensor]] = {}
 
     def __reduce__(self) -> tuple:
-        # Other attributes may be large, on a GPU, or objects that cannot be pickled.
+        # Other attributes may be large or on a GPU, or cannot be pickled.
         return type(self), (self.size, self._state)
 
     @property
@@ -53,11 +59,11 @@ class Codec:
         return self.name + (str(self.size) if self.sized else "")
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return the arrays that restore this codec; empty if it is not trained."""
+        """Return the arrays that restore this codec; empty without training."""
         return dict(self._state)
 
     def sha256(self) -> Optional[str]:
-        """Return the SHA-256 of spec and state; None if it is not trained."""
+        """Return the SHA-256 of spec and state; None for a codec without training."""
         if not self._state:
             return None
         digest = hashlib.sha256(self.spec.encode())
@@ -71,10 +77,13 @@ class Codec:
     def train(
         cls, size: Optional[int], frames: np.ndarray, seed: int, **options: Any
     ) -> dict[str, np.ndarray]:
-        """Return the state trained on ``frames``, (F, W) float32.
+        """Return the state trained on frames.
 
         Args:
-          options: values of all :attr:`options`.
+          size: bytes per frame; None for a codec without a size.
+          frames: (F, W) float32.
+          seed: seed of the training.
+          options: value of each of :attr:`options`.
         """
         raise NotImplementedError(f"codec '{cls.name}' is not trained")
 
@@ -95,11 +104,13 @@ class Codec:
             ) from e
 
     def encode(self, x: np.ndarray) -> np.ndarray:
-        """Return frames, (T, W) float32, as stored; the first axis is time.
+        """Return the compressed frames; the first axis is time.
 
+        Args:
+          x: (T, W) float32.
         Raises:
-          ValueError: if a value is not finite or out of range, W is not the dimension
-            of the training, or a package is not installed.
+          ValueError: if a value is not finite or out of range, the codec was trained
+            on frames of another dimension, or a package is not installed.
         """
         raise NotImplementedError
 
@@ -138,7 +149,7 @@ class Codec:
         return float(self.size) if self.sized else self.bytes_per_value * dim
 
     def check_frames(self, x: np.ndarray) -> None:
-        """Raise ValueError if ``x`` is not finite, or W is not that of the training."""
+        """Raise ValueError if ``x`` is not finite, or has not the trained dimension."""
         if not np.isfinite(x).all():
             raise ValueError(
                 "the teacher's output has a value that is not finite; "

@@ -6,15 +6,14 @@ Source: Guo et al., Predicting multi-codebook vector quantization indexes for kn
 distillation, 2022, arXiv:2211.00508; the authors' package ``multi_quantization`` trains
 and encodes.
 
-The stored array is what icefall's recipes call ``codebook_indexes``: (T, codebooks)
-uint8, in Lhotse a TemporalArray.  Rename the field, here ``hubert``, for icefall's
-``--enable-distillation`` to find it in the cuts of
-:func:`icefall_kd.fields.reader.open_shar`:
+The stored array is the ``codebook_indexes`` of icefall's recipes: (T, codebooks) uint8,
+a TemporalArray of Lhotse.  For icefall's ``--enable-distillation``, rename the field,
+here ``hubert``, in the cuts of :func:`icefall_kd.fields.reader.open_shar`:
 
     cut.codebook_indexes = cut.custom.pop("hubert")
 
-The codebooks are of frames normalised in each dimension.  Those recipes are not
-affected: they predict the indexes and never decode them.
+The codebooks quantise frames normalised in each dimension.  This does not affect
+icefall's recipes, which predict the indexes and never decode them.
 """
 
 import logging
@@ -31,7 +30,7 @@ from torch.nn.functional import embedding
 from icefall_kd.fields.codecs.base import Codec, check_num_frames, mean_and_std
 
 CODEBOOK_SIZE = 256
-SIZES = (1, 2, 4, 8, 16, 32)  # numbers of codebooks that the package can train
+SIZES = (1, 2, 4, 8, 16, 32)  # possible numbers of codebooks
 _BATCH = 512  # frames of a training step, as in icefall
 _CHUNK = 256  # frames encoded at once, which bounds the memory
 _LOG_INTERVAL = 30.0  # s
@@ -49,7 +48,7 @@ class Mvq(Codec):
     sized = True
     trained = True
     packages = ("multi_quantization",)
-    # icefall trains 20,000, on a GPU.
+    # icefall uses 20,000, on a GPU.
     options = {"iterations": 1000}
 
     def __init__(self, size: Optional[int], state: Mapping[str, np.ndarray]) -> None:
@@ -69,8 +68,8 @@ class Mvq(Codec):
         """Train, on CUDA if available; see :class:`Codec`.
 
         Args:
-          options: ``iterations`` of 512 frames each.  The first half trains 2 C
-            codebooks of 16 centres, which the package then multiplies in pairs.
+          options: ``iterations``, the number of batches of 512 frames.  The first half
+            trains 2 C codebooks of 16 centres; the package combines them in pairs.
         Raises:
           ValueError: if there are fewer frames than centres in a codebook, or
             ``iterations`` is not an integer of at least 2.

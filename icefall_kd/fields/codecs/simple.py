@@ -19,7 +19,7 @@ class Fp16(Codec):
     bytes_per_value = 2.0
 
     def encode(self, x: np.ndarray) -> np.ndarray:
-        """See :class:`Codec`; values beyond 65504 are out of range."""
+        """See :meth:`Codec.encode`; values beyond 65504 are out of range."""
         with np.errstate(over="ignore"):  # checked below
             stored = x.astype(np.float16)
         if not np.isfinite(stored).all():
@@ -76,9 +76,9 @@ class Int8(Codec):
 class TopK(Codec):
     """Token ids as uint16; log-probabilities and the tail's mass in half precision.
 
-    :mod:`icefall_kd.core.frames` defines the frames: of W values the first W // 2 are
-    ids.  A stored frame is the bytes of the ids as uint16 and of the other values as
-    float16, little-endian.
+    :mod:`icefall_kd.core.frames` defines the frames: the first W // 2 of W values are
+    ids.  A stored frame has the bytes of the ids as uint16, then those of the other
+    values as float16, little-endian.
     """
 
     name = "topk"
@@ -86,7 +86,7 @@ class TopK(Codec):
     bytes_per_value = 2.0
 
     def encode(self, x: np.ndarray) -> np.ndarray:
-        """See :class:`Codec`; ids above 65535 are out of range."""
+        """See :meth:`Codec.encode`; ids above 65535 are out of range."""
         self.check_frames(x)
         k = x.shape[1] // 2
         ids, values = x[:, :k], x[:, k:]

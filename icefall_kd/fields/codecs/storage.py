@@ -1,4 +1,4 @@
-"""Stored states of trained codecs, and the choice of each field's codec.
+"""Store the states of trained codecs, and choose the codec of each field.
 
 ``<field>.codec.npz`` holds a codec's state and its origin: the teacher's output that it
 was trained on, the number of frames and the training options.  The origin decides
@@ -39,9 +39,9 @@ from icefall_kd.fields.planner import check_disk, measure_volume, predict_bytes
 from icefall_kd.fields.run_teachers import sample_frames
 from icefall_kd.teachers.base import Output, Teacher
 
-CODEC_FRAMES = 20_000  # default size of the training sample
+CODEC_FRAMES = 20_000  # default number of frames to train a codec on
 
-_SPEC, _ORIGIN = "spec", "origin"  # entries of the file next to the state's arrays
+_SPEC, _ORIGIN = "spec", "origin"  # entries of the file in addition to the state
 
 
 def codec_path(shar_dir: Pathlike, field: str) -> Path:
@@ -82,8 +82,8 @@ def read_origin(shar_dir: Pathlike, field: str) -> dict[str, Any]:
     """Read the description of a codec's training.
 
     Returns:
-      {"output": fingerprint of the teacher's output, "frames": frames asked for,
-      "options": training options}; empty if the codec was saved without.
+      {"output": fingerprint of the teacher's output, "frames": requested number of
+      frames, "options": training options}; empty if the codec was saved without origin.
     Raises:
       FileNotFoundError, ValueError: as :func:`read_codec`.
     """
@@ -163,25 +163,26 @@ def get_codecs(
     may_train: bool = True,
     overwrite: bool = False,
 ) -> dict[str, Codec]:
-    """Return the codec of each field; copy or train those that are missing.
+    """Return the codec of each field; copy or train the missing ones.
 
     Rank 0 copies and trains, and writes the states to ``shar_dir``; the other processes
-    wait for it.
+    wait.
 
     Args:
-      teachers: whose outputs are stored.
-      codec: spec for the embeddings, for example "pq16".
+      teachers: teachers whose outputs are stored.
+      codec: codec of the embeddings, for example "pq16".
+      world: processes of the job.
       codec_dir: another Shar folder to copy trained codecs from.
-      codec_frames: size of the training sample.
+      codec_frames: number of frames to train a missing codec on.
       codec_options: see :func:`icefall_kd.fields.codecs.training_options`.
-      may_train: False raises instead of training: independent jobs on the same Shar
-        must not train one codec each.
+      may_train: train missing codecs.  False raises an error instead, since independent
+        jobs on one Shar must not train one codec each.
       overwrite: replace a codec with another origin.
     Raises:
-      ValueError: if the stored codec does not fit, an option is unknown, or another
-        program wrote arrays of a field.
-      FileNotFoundError: if a codec is missing and ``may_train`` is False, or shards
-        were written with a codec that is missing.
+      ValueError: if the stored codec is of another spec or teacher, an option is
+        unknown, or another program wrote arrays of a field.
+      FileNotFoundError: if a codec is missing and ``may_train`` is False, or finished
+        shards need a missing codec.
       OSError: if the disk cannot hold the field, or rank 0 failed.
     """
     outputs = collect_outputs(teachers)
@@ -197,7 +198,7 @@ def get_codecs(
                 "frames": codec_frames,
                 "options": training_options(spec, codec_options or {}),
             }
-            # As it is read back: JSON turns tuples into lists.
+            # Comparable with a stored origin: JSON turns tuples into lists.
             wanted[name] = _Wanted(spec, output, json.loads(json.dumps(origin)))
         else:
             codecs[name] = make_codec(spec)
@@ -212,8 +213,8 @@ def get_codecs(
         world.barrier()
     except RuntimeError as e:  # torch raises it for a timeout and for a dead process
         raise OSError(
-            "rank 0 did not finish training the codec: see its own error message; "
-            f"without one, it took too long ({e})"
+            "rank 0 did not finish training the codec. See its error message; without "
+            f"one, the training took too long ({e})"
         ) from e
     for name in wanted:
         codecs[name], _ = _read_fitting(shar_dir, name, wanted[name])
@@ -221,7 +222,7 @@ def get_codecs(
 
 
 class _Wanted(NamedTuple):
-    """The trained codec that a field needs; ``origin`` as :func:`read_origin`."""
+    """The trained codec that a field needs; for ``origin`` see :func:`read_origin`."""
 
     spec: str
     output: Output
@@ -231,7 +232,11 @@ class _Wanted(NamedTuple):
 def _read_fitting(
     shar_dir: Pathlike, field: str, wanted: _Wanted
 ) -> tuple[Codec, dict[str, Any]]:
-    """Read a codec and its origin; raise ValueError if it does not fit the field."""
+    """Return a stored codec and its origin.
+
+    Raises:
+      ValueError: if the spec or the teacher's output is not the wanted one.
+    """
     codec, origin = _read(shar_dir, field)
     path = codec_path(shar_dir, field)
     if codec.spec != wanted.spec:
@@ -256,7 +261,7 @@ def _copy_codecs(
     wanted: Mapping[str, _Wanted],
     overwrite: bool,
 ) -> None:
-    """Copy another set's codecs to ``shar_dir``."""
+    """Copy the codecs of another set to ``shar_dir``."""
     found = {name: _read_fitting(source, name, wanted[name]) for name in wanted}
     for name, (codec, origin) in found.items():
         path = codec_path(shar_dir, name)
@@ -276,7 +281,7 @@ def _train_missing(
     may_train: bool,
     overwrite: bool,
 ) -> None:
-    """Train and save the codecs that are missing, all on the same sample of audio."""
+    """Train and save the missing codecs, all on the same sample of audio."""
     missing = [
         name
         for name in wanted
@@ -307,9 +312,10 @@ def _train_missing(
 def _is_reusable(
     shar_dir: Pathlike, field: str, wanted: _Wanted, overwrite: bool
 ) -> bool:
-    """Return whether a stored codec need not be trained again.
+    """Return whether a stored codec can be used instead of training one.
 
-    With ``overwrite``, only that of a killed run with the same options is reused.
+    With ``overwrite``, its spec and its origin must be the wanted ones, as after a
+    killed run with the same options.
     """
     if not overwrite:
         return codec_path(shar_dir, field).is_file()
@@ -323,10 +329,10 @@ def _is_reusable(
 def _check_training(
     shar_dir: Pathlike, field: str, wanted: _Wanted, overwrite: bool
 ) -> None:
-    """Check that a codec can be trained and used, before minutes are spent on it.
+    """Check that a codec can be trained and used, since its training takes minutes.
 
-    The disk is checked too: if it were too full for the new shards, the old ones could
-    not be decoded any more without their codec.
+    Checks the disk too: if it were too full for new shards, the old shards would have
+    lost their codec.
 
     Raises:
       ValueError: if the field has shards of another codec, unless ``overwrite``; if
