@@ -57,7 +57,7 @@ def run_teachers(
 
 
 def _load_utterances(cuts: Iterable[Cut], limit: float) -> Iterator[list[_Utterance]]:
-    """Yield lists of successive utterances, ``limit`` seconds or a little more each."""
+    """Yield lists of successive utterances, each but the last of ``limit`` seconds."""
     loaded: list[_Utterance] = []
     seconds = 0.0
     for cut in cuts:

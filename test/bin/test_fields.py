@@ -31,9 +31,8 @@ def run(capsys):
 
 
 def test_ls_lists_the_fields_of_each_folder(run, extracted, pristine_shar):
-    report = extracted.with_name(
-        "extracted.gate.json"
-    )  # next to the folder, as bin.make_shar writes it
+    # bin.make_shar writes the report of the data gate next to the folder.
+    report = extracted.with_name("extracted.gate.json")
     report.write_text("{}")
     status, out, _ = run("ls", extracted, report, pristine_shar)
     assert status == 0
@@ -114,10 +113,10 @@ def test_rm_lists_the_files_and_asks(run, extracted, monkeypatch):
 
 
 def test_rm_without_a_terminal_removes_nothing(run, extracted, monkeypatch):
-    def nobody(question):
+    def end_of_input(question):
         raise EOFError
 
-    monkeypatch.setattr("builtins.input", nobody)
+    monkeypatch.setattr("builtins.input", end_of_input)
     assert "nothing was removed" in run("rm", extracted, FIELD)[1]
     assert info_path(extracted, FIELD).is_file()
 
@@ -168,4 +167,4 @@ def test_missing_folders_fields_and_cuts_have_status_2(
 
 def test_refused_copy_has_status_1(run, extracted):
     status, _, err = run("copy", extracted, extracted, FIELD)
-    assert status == 1 and "source and target of a copy are one folder" in err
+    assert status == 1 and "source and target are one folder" in err

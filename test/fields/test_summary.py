@@ -125,9 +125,9 @@ def test_sizes_are_powers_of_1000(num_bytes, expected):
 
 
 def test_description_of_a_field_has_fingerprint_targets_and_statistics(extracted):
-    text, sound = describe_field(extracted, FIELD)
+    text, is_complete = describe_field(extracted, FIELD)
     info = load_field_info(extracted, FIELD)
-    assert sound
+    assert is_complete
     assert info.fingerprint["model_sha256"] in text
     assert "targets: 18 of 18 cuts" in text
     assert "files: 4 of 4 shards have" in text
@@ -152,8 +152,8 @@ def test_cuts_without_target_are_counted_with_five_examples(extracted):
     text = gzip.decompress(path.read_bytes()).decode()
     new = text.replace("asterisk", "stranger")
     path.write_bytes(gzip.compress((text + new).encode()))
-    text, sound = describe_field(extracted, FIELD)
-    assert not sound
+    text, is_complete = describe_field(extracted, FIELD)
+    assert not is_complete
     assert "targets: 18 of 23 cuts" in text
     assert "missing: 5, for example stranger" in text
     assert text.count("stranger") == 5
@@ -161,12 +161,12 @@ def test_cuts_without_target_are_counted_with_five_examples(extracted):
 
 def test_description_of_a_ctc_field_has_probabilities(shar):
     extract(shar, [Loudness()])
-    text, sound = describe_field(shar, "loud_ctc")
-    assert sound and "log-probability of the best token  -0.0" in text
+    text, is_complete = describe_field(shar, "loud_ctc")
+    assert is_complete and "log-probability of the best token  -0.0" in text
     assert "mass beyond the 3 best tokens" in text
     edit(info_path(shar, "loud_ctc"), lambda info: info.update(codec="lzma"))
-    text, sound = describe_field(shar, "loud_ctc")
-    assert not sound and "unknown codec 'lzma'" in text
+    text, is_complete = describe_field(shar, "loud_ctc")
+    assert not is_complete and "unknown codec 'lzma'" in text
 
 
 def test_missing_folders_and_fields_are_named(extracted, tmp_path):

@@ -30,10 +30,10 @@ def memory(pristine_shar):
 
 
 def test_field_is_written_to_a_url_and_read_back(memory, tiny, extracted_shar):
-    infos, report = extract(memory, [tiny], shards="0:2")
-    assert (infos, report.missing) == ({}, {FIELD: 2})
-    infos, report = extract(memory, [tiny])
-    assert (report.shards_done, report.shards_kept) == (2, 2)
+    infos, summary = extract(memory, [tiny], shards="0:2")
+    assert (infos, summary.missing) == ({}, {FIELD: 2})
+    infos, summary = extract(memory, [tiny])
+    assert (summary.shards_done, summary.shards_kept) == (2, 2)
     assert digest(as_path(memory)) == digest(extracted_shar)
     codec = load_codec(memory, infos[FIELD])
     pairs = zip(open_shar(memory, [FIELD]), open_shar(extracted_shar, [FIELD]))

@@ -248,8 +248,8 @@ def test_extraction_writes_deleted_files_again(extracted, tiny):
     assert len(found) == 1 and cut in found[0].message
     deleted = {path.name for path in delete_damaged(found)}
     assert deleted == {TAR, f"{FIELD}.{SHARD}.json", f"{FIELD}.json"}
-    _, report = extract(extracted, [tiny])
-    assert (report.shards_done, report.shards_kept) == (1, 3)
+    _, summary = extract(extracted, [tiny])
+    assert (summary.shards_done, summary.shards_kept) == (1, 3)
     assert digest(extracted) == before
 
 
@@ -257,6 +257,6 @@ def test_edited_description_is_written_again_without_the_teacher(extracted, tiny
     before = digest(extracted)
     edit(info_path(extracted, FIELD), double_mean)
     delete_damaged(verify_field(extracted, FIELD))
-    _, report = extract(extracted, [tiny])
-    assert (report.shards_done, report.shards_kept) == (0, 4)
+    _, summary = extract(extracted, [tiny])
+    assert (summary.shards_done, summary.shards_kept) == (0, 4)
     assert digest(extracted) == before

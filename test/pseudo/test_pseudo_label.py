@@ -462,7 +462,7 @@ def test_broken_link_is_named(shar, tmp_path):
     output.mkdir()
     link = output / "recording.000002.tar"
     link.symlink_to("moved/recording.000002.tar")
-    with pytest.raises(FileExistsError, match=f"{re.escape(str(link))}.*delete it"):
+    with pytest.raises(FileExistsError, match=f"{re.escape(str(link))}.*Delete it"):
         pseudo_label(shar, output, FakeTranscriber())
     link.unlink()
     transcriber = FakeTranscriber()
