@@ -47,6 +47,7 @@ training=(train --student "$student" --seed "$seed" --epochs "$epochs" --avg "$a
   --num-processes "$num_processes" --stage "$stage" --stop-stage "$stop_stage")
 
 if [[ $dry_run == true ]]; then
+  # awk: print a pre-training that systems share once.
   run_commands "${training[@]}" --dry-run -- "${further[@]}" | awk '!seen[$0]++'
   exit
 fi
