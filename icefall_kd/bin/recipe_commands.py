@@ -39,14 +39,14 @@ OPTIONS = {
     "seed": ("42", "seed of the systems without @SEED"),
     "epochs": ("", "epochs of each stage (default: those of the profile)"),
     "avg": ("", "number of epochs to average (default: that of the profile)"),
-    "num_processes": ("1", "processes of each training"),
+    "num_processes": ("1", "number of processes of each training"),
     "stage": ("1", "first stage of training"),
     "stop_stage": ("2", "last stage of training"),
     "sets": ("", "folders of data/shar (default: the test sets)"),
     "aligner": ("", "checkpoint that aligns (default: a system of the profile)"),
-    "chunk_size": ("", "frames of 20 ms (default: those of the checkpoint)"),
-    "left_context": ("", "frames of 20 ms (default: those of the checkpoint)"),
-    "blank_penalty": ("0", "subtracted from the blank's logit"),
+    "chunk_size": ("", "chunk in frames of 20 ms (default: the checkpoint's)"),
+    "left_context": ("", "left context in frames of 20 ms (default: the checkpoint's)"),
+    "blank_penalty": ("0", "number subtracted from the blank's logit"),
 }
 
 
@@ -57,7 +57,7 @@ def get_parser() -> argparse.ArgumentParser:
         p.add_argument(f"--{name.replace('_', '-')}", default=default, help=text)
     p.add_argument("--head", choices=METHODS, default="transducer", help="head to use")
     p.add_argument(
-        "--search", choices=("greedy", "beam"), default="greedy", help="search"
+        "--search", choices=("greedy", "beam"), default="greedy", help="kind of search"
     )
     p.add_argument("--dry-run", action="store_true", help="only warn of missing files")
     return p

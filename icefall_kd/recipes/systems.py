@@ -183,7 +183,7 @@ class Profile:
       pretrain, finetune: lengths of the two stages.
       teachers: name of teachers in a system -> their fields -> weights.
       teacher_field: field of any other START; ``{}`` is replaced by START.
-      jobs: number of systems trained at once; None: 1 on a GPU, else one a CPU.
+      jobs: number of systems trained at once; None: 1 on a GPU, else one per CPU.
     """
 
     name: str
@@ -222,10 +222,11 @@ class Profile:
         return (*self.labelled, *more)
 
     def check_system(self, system: System) -> None:
-        """Check that the sets, confs, checkpoints and fields of a system exist.
+        """Check that the profile and the files of the recipe suffice for a system.
 
         Raises:
-          ValueError: if an unlabelled set, a conf or a checkpoint is missing.
+          ValueError: if the profile has no unlabelled set, or a conf or a checkpoint is
+            missing.
           FileNotFoundError: if a teacher's field is missing.
         """
         where = f"system '{system.name}'"
@@ -242,7 +243,8 @@ class Profile:
         checkpoint = Path("exp/student/pretrained.pt")
         if system.start == "student" and not checkpoint.is_file():
             raise ValueError(
-                f"{where}: no {checkpoint}. teachers.sh writes it (see its --help)"
+                f"{where}: no {checkpoint}. Run the stage of teachers.sh that extracts a "
+                "student's outputs (see teachers.sh --help)"
             )
         if not system.is_pretrained:
             return
@@ -287,4 +289,8 @@ def load_profile(name: str = "", path: Pathlike = PROFILES) -> Profile:
     try:
         return from_dict(Profile, {**profiles[name], "name": name})
     except (TypeError, ValueError) as e:  # a missing or an unknown key
-        raise ValueError(f"{path}: wrong keys in profile {name}: {e}") from e
+        problem = str(e).rstrip(".")
+        raise ValueError(
+            f"{path}, profile {name}: {problem}. The class Profile in "
+            "icefall_kd/recipes/systems.py describes the keys"
+        ) from e
