@@ -19,7 +19,7 @@ from typing import Any, Optional, TypeVar
 import yaml
 
 from icefall_kd.core.config import rename_option, rename_options
-from icefall_kd.core.files import read_yaml
+from icefall_kd.core.files import as_path, read_yaml
 
 T = TypeVar("T")
 
@@ -98,6 +98,8 @@ def _normalise_arguments(
         if name == "config":
             files[value] = _read_options(cls, value)
             value = yaml.safe_dump(files[value], sort_keys=False)
+        elif _group_of(kind) is not None and not name.endswith(".help"):
+            value = _parse_group(cls, name, kind, value)
         elif _is_tuple(kind) and not value.startswith("["):
             value = f"[{value}]"
         normalised.append(f"{prefix}{value}")
@@ -115,6 +117,21 @@ def _argument_type(cls: type, name: str) -> Any:
         raise ValueError(message) from e
 
 
+def _parse_group(cls: type, name: str, kind: Any, text: str) -> str:
+    """Check the value of a group on the command line; return it for jsonargparse."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        raise ValueError(f"--{name}: {text!r} is not YAML") from e
+    if isinstance(value, str) and as_path(value).is_file():
+        return text  # jsonargparse reads the file
+    if not _check_group(f"--{name}", kind, value):
+        return text
+    values = rename_options(value, f"{name}.")
+    values = _normalise_values(cls, values, f"--{name}", f"{name}.")
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=True)
+
+
 def _read_options(cls: type, path: str) -> dict[str, Any]:
     try:
         values = read_yaml(path)
@@ -128,12 +145,13 @@ def _read_options(cls: type, path: str) -> dict[str, Any]:
 def _normalise_values(
     cls: type, values: Mapping[str, Any], path: str, prefix: str = ""
 ) -> dict[str, Any]:
-    """Check the names in a YAML file, and convert single values for tuples to lists.
+    """Check the names and groups, and convert single values for tuples to lists.
 
     jsonargparse does not reject an unknown key with an empty mapping, such as the
     misspelt term ``ctcc: {}``.
 
     Args:
+      path: YAML file or option that has the values, for error messages.
       prefix: group of ``values`` in ``cls``, for example "optim.".
     """
     normalised = {}
@@ -144,7 +162,7 @@ def _normalise_values(
         except KeyError as e:
             message = f"{path}: unknown option {name}{_suggest(cls, name)}"
             raise ValueError(message) from e
-        if _group_of(kind) is not None and isinstance(value, Mapping):
+        if _group_of(kind) is not None and _check_group(f"{path}: {name}", kind, value):
             value = _normalise_values(cls, value, path, f"{name}.")
         elif _is_tuple(kind) and isinstance(value, (str, int, float)):
             value = [value]
@@ -184,6 +202,26 @@ def _group_of(kind: Any) -> Optional[type]:
     return None
 
 
+def _check_group(where: str, kind: Any, value: Any) -> bool:
+    """Return True for a mapping, False for the null of an optional group.
+
+    Args:
+      where: option, with its file if any, for the error message.
+      kind: type of the option.
+    Raises:
+      ValueError: if the value is something else.
+    """
+    group = _group_of(kind)
+    if isinstance(value, Mapping) or (value is None and kind is not group):
+        return value is not None
+    first = dataclasses.fields(group)[0]
+    example = "..." if _group_of(first.type) is not None else json.dumps(first.default)
+    raise ValueError(
+        f"{where}: expected a mapping, for example {{{first.name}: {example}}}, got "
+        f"{json.dumps(value)}"
+    )
+
+
 def _is_tuple(kind: Any) -> bool:
     return any(typing.get_origin(k) is tuple for k in (kind, *typing.get_args(kind)))
 
@@ -191,19 +229,26 @@ def _is_tuple(kind: Any) -> bool:
 def _suggest(cls: type, name: str, dashes: str = "") -> str:
     """Return "; did you mean ...?" with the options nearest to an unknown name.
 
+    Only the first unknown part of the name is compared.
+
     Args:
       dashes: prefix of an option in the text.
     """
-    group, _, leaf = name.rpartition(".")
-    known = list(_option_names(cls))
+    known, parts = list(_option_names(cls)), name.split(".")
+    depth = 0
+    while ".".join(parts[: depth + 1]) in known:
+        depth += 1
+    group, wrong, rest = ".".join(parts[:depth]), parts[depth], parts[depth + 1 :]
     siblings = [k for k in known if k.rpartition(".")[0] == group]
-    for options in (siblings, known):
+    for options in [siblings] if rest else [siblings, known]:
         leaves = [k.rpartition(".")[2] for k in options]
-        near = difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.6)
-        found = [k for k, other in zip(options, leaves) if other in near]
+        near = difflib.get_close_matches(wrong, leaves, n=1, cutoff=0.6)
+        found = [k for k, other in zip(options, leaves) if other in near][:3]
         if found:
-            return f"; did you mean {' or '.join(dashes + k for k in found[:3])}?"
-    return f"; known: {', '.join(dashes + k for k in siblings or known)}"
+            complete = (".".join([k, *rest]) for k in found)
+            found = [c if c in known else k for c, k in zip(complete, found)]
+            return f"; did you mean {' or '.join(dashes + k for k in found)}?"
+    return f"; known: {', '.join(dashes + k for k in siblings)}"
 
 
 def _explain_error(error: Exception, arguments: Sequence[str], files: Mapping) -> str:

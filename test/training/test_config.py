@@ -75,6 +75,12 @@ def test_unknown_keys_and_wrong_types_are_named(tmp_path, text, name):
         ("optim: {base_lr: fast}\n", 'optim.base_lr: expected a number, got "fast"'),
         ("terms: {ctc: {weight: x}}\n", "terms.ctc.weight: expected a number, got"),
         ("data: {mix: 3}\n", "data.mix: expected a mapping such as"),
+        (
+            "terms: {ctc: 0.3}\n",
+            "terms.ctc: expected a mapping, for example {weight: 0.2}",
+        ),
+        ("terms: 0.3\n", "terms: expected a mapping"),
+        ("model: {encoder: [1]}\n", "model.encoder: expected a mapping"),
         ("- a\n", "not a mapping of options to values"),
     ],
 )
@@ -101,12 +107,37 @@ def test_a_typo_in_yaml_names_the_file_and_the_nearest_option(tmp_path, text, me
         (["--terms.ctc.wait", "1"], "did you mean --terms.ctc.weight?"),
         (["--terms.ctc.weight", "x"], '--terms.ctc.weight: expected a number, got "x"'),
         (["--num-epoch", "3"], "did you mean --num_epochs?"),
+        (["--terms.esence.weight", "1"], "did you mean --terms.essence.weight?"),
+        (["--terms.xyzzy.weight", "1"], "known: --terms.embedding, --terms.hidden,"),
+        (["--model.encdoer.num_heads", "4"], "mean --model.encoder.num_heads?"),
+        (
+            ["--terms.ctc", "{wait: 1}"],
+            "--terms.ctc: unknown option terms.ctc.wait; did",
+        ),
+        (
+            ["--terms", "{ctc: {wait: 1}}"],
+            "--terms: unknown option terms.ctc.wait; did",
+        ),
+        (
+            ["--terms.ctc", "0.3"],
+            "--terms.ctc: expected a mapping, for example {weight:",
+        ),
+        (["--optim", "null"], "--optim: expected a mapping, for example {base_lr:"),
+        (["--terms.ctc", "{"], "--terms.ctc: '{' is not YAML"),
     ],
 )
 def test_a_typo_on_the_command_line_names_the_nearest_option(arguments, message):
     with pytest.raises(ValueError) as e:
         parse_config(["--exp-dir", "x", *arguments])
     assert message in str(e.value)
+
+
+def test_a_group_is_a_mapping_on_the_command_line_or_a_file(tmp_path):
+    path = write(tmp_path, "base_lr: 0.5\n")
+    hidden = ["--terms.hidden", "{stacks: {0: a, -1: b}, losses: {l1: 1}}"]
+    config = parse_config(["--exp-dir", "x", *hidden, "--optim", path])
+    assert config.terms.hidden.stacks == {0: "a", -1: "b"}
+    assert config.optim.base_lr == 0.5
 
 
 def test_a_single_value_is_a_list_of_one(tmp_path):
