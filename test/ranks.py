@@ -1,7 +1,7 @@
 """Processes of a distributed job, for tests that kill some of them.
 
-They are forked from a server that has imported the training modules, because importing
-takes every new process seconds.  The server itself computes nothing.
+They are forked from a server that has imported the training modules, because the
+import takes seconds.
 """
 
 import json
@@ -20,7 +20,7 @@ from icefall_kd.dataset.dataset import Loader
 from icefall_kd.training import loop
 from icefall_kd.training.interruptions import PeerWatch
 
-# Without this module: before Python 3.12 the server does not know the tests' path.
+# Not this module: before Python 3.12 the server cannot import from test/.
 PRELOAD = ["icefall_kd.bin.train", "icefall_kd.transducer.loss", "kaldi_native_fbank"]
 
 
@@ -103,7 +103,7 @@ def run_command(config: str) -> None:
 
 
 def run_unequal(config: str, folder: str) -> None:
-    """Train with two batches fewer on rank 1, and write the cuts of every batch."""
+    """Train with two batches less on rank 1; write the cuts of each batch to a file."""
     rank = int(os.environ["RANK"])
     batches, train_batch = Loader.__iter__, loop.Trainer._train_batch
 

@@ -28,7 +28,7 @@ def final(config):
 
 
 class Stop(Exception):
-    """Ends a run like a power cut: without a checkpoint."""
+    """Ends a run without a checkpoint, like a power cut."""
 
 
 def stop_after(monkeypatch, batches):
@@ -46,11 +46,12 @@ def stop_after(monkeypatch, batches):
 
 
 def modification_times(folder):
+    """Return the times of all files in a folder, by path."""
     return {p: p.stat().st_mtime_ns for p in Path(folder).rglob("*")}
 
 
 def assert_rejected(config, match, error=ValueError):
-    """Training raises ``error`` and changes no file."""
+    """Assert that training raises ``error`` and changes no file."""
     before = modification_times(config.exp_dir)
     with pytest.raises(error, match=match):
         train(config)

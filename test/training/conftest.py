@@ -75,20 +75,23 @@ def sentence(i: int) -> str:
 
 @pytest.fixture(scope="session")
 def energy_teachers():
-    """Return two teachers, with the fields wise and old."""
-    return [EnergyTeacher("wise", 6), EnergyTeacher("old", 3)]
+    """Return two teachers, whose fields are teacher_a and teacher_b."""
+    return [EnergyTeacher("teacher_a", 6), EnergyTeacher("teacher_b", 3)]
 
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory, energy_teachers) -> Path:
-    """Return shar/{train,dev,pool}, where pool is unlabelled, and lang/bpe.model."""
+    """Return a folder with shar/{train,dev,unlabelled} and lang/bpe.model.
+
+    train has 12 cuts, dev 4; the 6 cuts of unlabelled have no transcript.
+    """
     root = tmp_path_factory.mktemp("training")
     texts = [sentence(i) for i in range(len(DURATIONS))]
-    for name, given in (("train", texts), ("dev", texts[:4]), ("pool", None)):
+    for name, count, seed in (("train", 12, 5), ("dev", 4, 3), ("unlabelled", 6, 4)):
         audio = root / f"audio-{name}"
         audio.mkdir()
-        durations = DURATIONS[: len(given)] if given else DURATIONS[:6]
-        cuts = noise_cuts(audio, durations, given, seed=len(name))
+        given = None if name == "unlabelled" else texts[:count]
+        cuts = noise_cuts(audio, DURATIONS[:count], given, seed=seed)
         cuts = cuts.modify_ids(lambda i, name=name: f"{name}-{i}")
         write_shar(cuts, root / "shar" / name, shard_size=5)
         extract(root / "shar" / name, energy_teachers)
@@ -110,7 +113,8 @@ def session_config(data_dir, tmp_path_factory) -> TrainConfig:
         ),
         terms=TermsConfig(
             embedding=EmbeddingConfig(
-                teachers={"wise": 0.5, "old": 0.5}, losses={"l1": 1.0, "cosine": 1.0}
+                teachers={"teacher_a": 0.5, "teacher_b": 0.5},
+                losses={"l1": 1.0, "cosine": 1.0},
             ),
             transducer=TransducerConfig(warm_steps=10),
             ctc=CtcConfig(),
@@ -156,7 +160,7 @@ def pretrained(finished, tmp_path) -> Path:
 
 @pytest.fixture
 def new_run(config, pretrained, tmp_path):
-    """Return a run of one epoch that has not started; ``pretrained`` is trained."""
+    """Return a run of one epoch in an empty folder; ``pretrained`` exists."""
     return change(config, num_epochs=1, exp_dir=str(tmp_path / "new"))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoint files: content, damage, full disks."""
+"""Content of checkpoints; damaged files and full disks."""
 
 import dataclasses
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_the_checkpoint_before_a_damaged_one_is_loaded(finished, caplog):
 
 
 def test_flipped_bits_are_detected(tmp_path, caplog):
-    """torch loads damaged weights without an error."""
+    """torch.load reads damaged weights without an error."""
     for epoch in (1, 2):
         save_checkpoint(
             tmp_path / f"epoch-{epoch}.pt",
@@ -65,22 +65,22 @@ def test_flipped_bits_are_detected(tmp_path, caplog):
             },
         )
     path = tmp_path / "epoch-2.pt"
-    whole, right = path.read_bytes(), load_checkpoint(path)
-    weights = whole.index(torch.arange(9.0, 19.0).numpy().tobytes())
+    intact, expected = path.read_bytes(), load_checkpoint(path)
+    weights = intact.index(torch.arange(9.0, 19.0).numpy().tobytes())
     found = 0
-    for position in (weights, *range(0, len(whole), 61)):
-        flipped = bytearray(whole)
+    for position in (weights, *range(0, len(intact), 61)):
+        flipped = bytearray(intact)
         flipped[position] ^= 0x04
         path.write_bytes(flipped)
         try:  # some bits, such as a date, change nothing that is read
             read = load_checkpoint(path)
-            assert torch.equal(read["model"]["w"], right["model"]["w"]), position
-            assert read["state"] == right["state"], position
+            assert torch.equal(read["model"]["w"], expected["model"]["w"]), position
+            assert read["state"] == expected["state"], position
         except ValueError:
             found += 1
             assert load_newest_checkpoint(tmp_path)["state"]["step"] == 10
             assert "epoch-2.pt: damaged" in caplog.text
-    assert found > 0.9 * len(whole) / 61
+    assert found > 0.9 * len(intact) / 61
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.9, 0.999])
@@ -102,7 +102,7 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path, num_bytes):
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
 
 
-def test_a_run_that_met_a_full_disk_resumes_when_there_is_room(finished):
+def test_a_run_stopped_by_a_full_disk_resumes_after_space_is_freed(finished):
     config, exp_dir = dataclasses.replace(finished, num_epochs=2), finished.exp_dir
     leftover = Path(exp_dir) / ".77.partial.epoch-2.pt"  # of a killed process
     leftover.write_bytes(b"x")

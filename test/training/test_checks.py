@@ -37,13 +37,13 @@ def test_a_missing_bpe_model_is_named(config, tmp_path):
 
 
 @pytest.fixture
-def framed(config, tmp_path):
-    """Return the options, with a delay, of each term whose targets are frames."""
+def delayed_terms(config, tmp_path):
+    """Return each term whose targets are frames, with a delay of 2 frames."""
     graph = tmp_path / "denominator.pt"
     save_denominator(build_denominator([[1, 2], [3]], 24), 24, graph)
     return {
         "embedding": dataclasses.replace(config.terms.embedding, delay=2),
-        "hidden": HiddenConfig(stacks={0: "wise"}, delay=2),
+        "hidden": HiddenConfig(stacks={0: "teacher_a"}, delay=2),
         "one_best": OneBestConfig(teacher="big_path", shift=2),
         "essence": EssenceConfig(teachers=("big_ctc",), delay=2),
         "inter_ctc": InterCtcConfig(teacher="big_ctc", delay=2),
@@ -51,10 +51,12 @@ def framed(config, tmp_path):
     }
 
 
-def test_time_warp_is_rejected_for_terms_whose_targets_are_frames(config, only, framed):
-    assert all(TERMS[name].frame_targets for name in framed)
+def test_time_warp_is_rejected_for_terms_whose_targets_are_frames(
+    config, only, delayed_terms
+):
+    assert all(TERMS[name].frame_targets for name in delayed_terms)
     warped = {"data": {"time_warp_factor": 80}}
-    for name, options in framed.items():
+    for name, options in delayed_terms.items():
         one = dataclasses.replace(config, terms=TermsConfig(**{name: options}))
         with pytest.raises(ValueError, match=rf"factor is 80.*terms.{name} are.*to 0"):
             train(change(one, **warped))
@@ -63,12 +65,12 @@ def test_time_warp_is_rejected_for_terms_whose_targets_are_frames(config, only, 
     build_setup(change(only("transducer", "ctc"), **warped))  # baselines may warp
 
 
-def test_a_delay_without_chunks_is_rejected(config, framed):
+def test_a_delay_without_chunks_is_rejected(config, delayed_terms):
     encoder = dataclasses.replace(
         config.model.encoder, causal=False, chunk_size=(-1,), left_context_frames=(-1,)
     )
     config = change(config, model={"encoder": encoder})
-    for name, options in framed.items():
+    for name, options in delayed_terms.items():
         one = dataclasses.replace(config, terms=TermsConfig(**{name: options}))
         match = rf"terms.{name} has a delay.* 2 frames.*full context"
         with pytest.raises(ValueError, match=match):
@@ -125,7 +127,7 @@ def test_an_encoder_of_another_shape_is_rejected(pretrained, new_run):
 
 
 def test_all_problems_of_fine_tuning_are_in_one_error(pretrained, new_run, tmp_path):
-    """The error is raised before data is read, of which there is none."""
+    """The error is raised before data is read: the data folder does not exist."""
     write_other_lang(tmp_path / "lang")
     tokens = tmp_path / "lang/tokens.txt"
     tokens.write_text(tokens.read_text().replace("<unk> 2", "<oov> 2"))

@@ -27,12 +27,12 @@ def test_the_command_line_overrides_yaml_and_yaml_overrides_defaults(tmp_path):
     config = parse_config(
         ["--config", first, "--config", second, "--exp-dir", "x", "--seed=4"]
         + ["--terms.transducer.warm-steps", "5", "--terms.embedding.teachers"]
-        + ['{"wise": 0.5}', "--data.train", "[a, b]"]
+        + ['{"teacher_a": 0.5}', "--data.train", "[a, b]"]
     )
     assert config.optim.base_lr == 0.01 and config.optim.lr_epochs == 7
     assert config.seed == 4 and config.optim.clipping_scale == 2.0
     assert config.terms.ctc.weight == 0.5 and config.terms.transducer.warm_steps == 5
-    assert config.terms.embedding.teachers == {"wise": 0.5}
+    assert config.terms.embedding.teachers == {"teacher_a": 0.5}
     assert config.data.train == ("a", "b")
 
 

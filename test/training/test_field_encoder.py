@@ -21,7 +21,9 @@ from icefall_kd.transducer.checkpoint import load_model
 from icefall_kd.transducer.field_encoder import draw_time_mask
 from icefall_kd.transducer.model import build_model
 
-FIELD_ENCODER = FieldEncoderConfig(fields=("wise", "old"), dim=16, num_layers=2)
+FIELD_ENCODER = FieldEncoderConfig(
+    fields=("teacher_a", "teacher_b"), dim=16, num_layers=2
+)
 
 
 @pytest.fixture
@@ -46,8 +48,8 @@ def test_input_frames_are_the_fields_at_the_times_of_the_student(field_config, c
     )
     assert lens.tolist() == expected.tolist()
     assert x.shape == (4, int(lens.max()), 9)
-    wise = batch["fields"]["wise"]
-    aligned = align_frames(wise["x"], wise["lens"], 0.02, lens)
+    teacher_a = batch["fields"]["teacher_a"]
+    aligned = align_frames(teacher_a["x"], teacher_a["lens"], 0.02, lens)
     torch.testing.assert_close(x[:, :, :6], aligned)
 
 
@@ -55,7 +57,10 @@ def test_the_fields_are_normalised_by_their_statistics(field_config):
     setup = build_setup(field_config)
     encoder = setup.student.model.encoder
     assert encoder.mean.shape == (9,) and encoder.std.min() > 0
-    frames = [load_field(c, "wise", setup.codecs["wise"]) for c in setup.train_stream]
+    frames = [
+        load_field(c, "teacher_a", setup.codecs["teacher_a"])
+        for c in setup.train_stream
+    ]
     expected = torch.from_numpy(np.concatenate(frames))
     torch.testing.assert_close(encoder.mean[:6], expected.mean(0), atol=1e-4, rtol=1e-3)
 
@@ -88,7 +93,7 @@ def test_a_field_model_trains_resumes_and_decodes(field_config, data_dir, tmp_pa
     path = tmp_path / "pretrained.pt"
     write_average(tmp_path / "exp", 0, 1, path)
     model, tokenizer, _ = load_model(path)
-    assert model.fields == ("wise", "old") and tokenizer is not None
+    assert model.fields == ("teacher_a", "teacher_b") and tokenizer is not None
     options = ["--checkpoint", str(path), "--shar-dir", str(data_dir / "shar/dev")]
     result = run(get_parser().parse_args([*options, "--out-dir", str(tmp_path / "o")]))
     assert result["utterances"] == 4
@@ -110,9 +115,9 @@ def test_a_field_model_trains_in_bfloat16(field_config):
 
 
 def test_a_missing_field_is_named(field_config):
-    encoder = dataclasses.replace(FIELD_ENCODER, fields=("nobody",))
+    encoder = dataclasses.replace(FIELD_ENCODER, fields=("absent",))
     model = dataclasses.replace(field_config.model, field_encoder=encoder)
-    with pytest.raises(FileNotFoundError, match="'nobody' does not exist"):
+    with pytest.raises(FileNotFoundError, match="'absent' does not exist"):
         build_setup(dataclasses.replace(field_config, model=model))
     encoder = dataclasses.replace(FIELD_ENCODER, fields=())
     model = dataclasses.replace(field_config.model, field_encoder=encoder)
@@ -122,8 +127,10 @@ def test_a_missing_field_is_named(field_config):
 
 def test_options_under_the_former_name_adapter_are_read(tmp_path):
     file = tmp_path / "adapter.yaml"
-    file.write_text("model: {adapter: {fields: [near], dim: 16}}\nterms: {ctc: {}}\n")
+    file.write_text(
+        "model: {adapter: {fields: [teacher_a], dim: 16}}\nterms: {ctc: {}}\n"
+    )
     arguments = ["--exp-dir", "x", "--config", str(file)]
     config = parse_config([*arguments, "--model.adapter.num_layers", "3"])
-    expected = FieldEncoderConfig(fields=("near",), dim=16, num_layers=3)
+    expected = FieldEncoderConfig(fields=("teacher_a",), dim=16, num_layers=3)
     assert config.model.field_encoder == expected

@@ -1,4 +1,4 @@
-"""Stop requests by signals, and jobs that lose a process."""
+"""Runs stopped by signals, and jobs that lose a process."""
 
 import dataclasses
 import os
@@ -101,8 +101,10 @@ def test_a_copy_of_the_signal_by_torchrun_or_a_script_is_the_same_request(
 def test_a_signal_during_validation_stops_at_once_and_resumes_exactly(
     only, monkeypatch
 ):
-    whole = change(only("ctc"), data=dict(max_duration=2.0))  # several dev batches
-    train(whole)
+    uninterrupted = change(
+        only("ctc"), data=dict(max_duration=2.0)
+    )  # several dev batches
+    train(uninterrupted)
     original = student.DistilledStudent.eval
 
     def eval_and_terminate(self):
@@ -110,7 +112,9 @@ def test_a_signal_during_validation_stops_at_once_and_resumes_exactly(
         return original(self)
 
     for times in (1, 2):  # the second time in the validation of the resumed run
-        config = dataclasses.replace(whole, exp_dir=f"{whole.exp_dir}-{times}")
+        config = dataclasses.replace(
+            uninterrupted, exp_dir=f"{uninterrupted.exp_dir}-{times}"
+        )
         with monkeypatch.context() as m:
             m.setattr(student.DistilledStudent, "eval", eval_and_terminate)
             for _ in range(times):
@@ -121,10 +125,10 @@ def test_a_signal_during_validation_stops_at_once_and_resumes_exactly(
         assert saved["epoch"] == 0 and saved["batch"] > 0 and saved["validating"]
         train(config)
         for kind in ("train", "dev"):
-            assert metrics(config, kind) == metrics(whole, kind)
-        for name, value in final(whole)["model_avg"].items():
+            assert metrics(config, kind) == metrics(uninterrupted, kind)
+        for name, value in final(uninterrupted)["model_avg"].items():
             assert torch.equal(value, final(config)["model_avg"][name]), name
-        rng = [final(c)["rng"][0]["torch"] for c in (whole, config)]
+        rng = [final(c)["rng"][0]["torch"] for c in (uninterrupted, config)]
         assert torch.equal(*rng)
 
 
@@ -214,8 +218,8 @@ def signal_at(process, config, step, number):
 
 @pytest.mark.slow
 def test_a_run_stopped_by_signals_equals_the_uninterrupted_run(long, tmp_path):
-    _, log = (whole := start(long)).communicate(timeout=240)
-    assert whole.returncode == 0, log[-3000:]
+    _, log = (uninterrupted := start(long)).communicate(timeout=240)
+    assert uninterrupted.returncode == 0, log[-3000:]
     stopped = dataclasses.replace(long, exp_dir=str(tmp_path / "stopped"))
 
     last = 2
@@ -261,7 +265,7 @@ def test_a_process_ends_and_names_a_lost_process(tmp_path, lost, number):
 
 
 def test_a_job_that_is_frozen_as_a_whole_continues(tmp_path):
-    """It still detects a lost process afterwards."""
+    """The watch still detects a lost process afterwards."""
     with ranks.Job(ranks.run_sums, (*QUICK, -1, ""), tmp_path) as job:
         job.wait_for(lambda: "adding" in job.log(0) and "adding" in job.log(1))
         pids = [process.pid for process in job.processes]

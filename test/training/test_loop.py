@@ -35,7 +35,13 @@ def test_all_terms_train_and_the_loss_falls(config):
     train(config)
     lines = metrics(config)
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
-    for name in ("loss", "embedding", "transducer.pruned", "ctc", "embedding.wise_l1"):
+    for name in (
+        "loss",
+        "embedding",
+        "transducer.pruned",
+        "ctc",
+        "embedding.teacher_a_l1",
+    ):
         assert all(math.isfinite(line[name]) for line in lines)
     dev = [line["loss"] for line in metrics(config, "dev")]
     assert len(dev) == 4 and dev[-1] < dev[0]
@@ -63,13 +69,13 @@ def taken(monkeypatch):
     return runs
 
 
-@pytest.mark.parametrize("stops, mix", [((3, 6, 9), {}), ((5,), {"pool": 0.25})])
+@pytest.mark.parametrize("stops, mix", [((3, 6, 9), {}), ((5,), {"unlabelled": 0.25})])
 def test_resume_equals_uninterrupted(config, tmp_path, monkeypatch, taken, stops, mix):
     config = change(config, save_every_n=2, data=dict(mix=mix))
     train(config)
-    whole = taken.pop()
+    uninterrupted = taken.pop()
     for epoch in range(2):
-        ids = [i for e, ids in whole if e == epoch for i in ids]
+        ids = [i for e, ids in uninterrupted if e == epoch for i in ids]
         new = sorted(id for id in ids if id.startswith("train"))
         assert new == sorted(f"train-noise-{i}" for i in range(12))
         assert len(ids) - len(new) == (4 if mix else 0)  # a quarter of all
@@ -81,8 +87,9 @@ def test_resume_equals_uninterrupted(config, tmp_path, monkeypatch, taken, stops
                 train(stopped)
         train(stopped)
         rest, first = taken.pop(), taken.pop()
-        assert first == whole[: len(first)] and rest == whole[-len(rest) :]
-        repeated = len(first) + len(rest) - len(whole)
+        assert first == uninterrupted[: len(first)]
+        assert rest == uninterrupted[-len(rest) :]
+        repeated = len(first) + len(rest) - len(uninterrupted)
         assert 0 <= repeated < config.save_every_n
         assert metrics(stopped) == metrics(config)
         assert metrics(stopped, "dev") == metrics(config, "dev")
@@ -116,9 +123,9 @@ def test_a_term_of_weight_zero_is_the_baseline(only, tmp_path):
     assert_same_weights(final(baseline)["model"], final(with_zero)["model"])
 
 
-def test_pretraining_needs_no_text_and_moves_only_the_encoder(only, tmp_path):
+def test_pretraining_needs_no_text_and_trains_only_the_encoder(only, tmp_path):
     config = only("embedding", num_epochs=1)
-    config = change(config, data=dict(train=("train", "pool"), bpe_model=None))
+    config = change(config, data=dict(train=("train", "unlabelled"), bpe_model=None))
     train(config)
     trained = final(config)
     assert trained["bpe_model"] is None
@@ -198,19 +205,19 @@ def test_a_run_resumed_with_a_thawed_encoder_equals_the_uninterrupted_run(
 ):
     config = only("transducer", "ctc", init_encoder=str(pretrained))
     optim = dict(frozen_batches=2, encoder_lr_scale=0.5)
-    whole = change(config, optim=optim, exp_dir=str(tmp_path / "whole"))
-    train(whole)
-    parts = change(whole, exp_dir=str(tmp_path / "parts"))
-    train(change(parts, num_epochs=1))
-    train(parts)
-    assert_same_weights(final(whole)["model"], final(parts)["model"])
-    moved = moved_parameters(whole, load_checkpoint(pretrained)["model"])
+    at_once = change(config, optim=optim, exp_dir=str(tmp_path / "at_once"))
+    train(at_once)
+    resumed = change(at_once, exp_dir=str(tmp_path / "resumed"))
+    train(change(resumed, num_epochs=1))
+    train(resumed)
+    assert_same_weights(final(at_once)["model"], final(resumed)["model"])
+    moved = moved_parameters(at_once, load_checkpoint(pretrained)["model"])
     assert any(name.startswith("encoder.") for name in moved)
 
 
 def test_text_terms_skip_unlabelled_cuts(only):
     config = only("transducer", "embedding", num_epochs=1)
-    train(change(config, data=dict(train=("train", "pool"))))
+    train(change(config, data=dict(train=("train", "unlabelled"))))
     (line,) = metrics(config, "epoch")
     assert line["cuts"] == 18 and "embedding.skipped.unlabelled" not in line
     assert line["transducer.skipped.unlabelled"] == pytest.approx(6 / 18)

@@ -33,7 +33,7 @@ def second(only, config, data_dir, tmp_path):
     shar = Path(shutil.copytree(data_dir / "shar", tmp_path / "shar"))
     options = {"outputs": ["embedding", "ctc"], "layers": [0, 1], "topk": 4}
     teacher = build_teacher("zipformer", path, "student", **options)
-    for name in ("train", "dev", "pool"):
+    for name in ("train", "dev", "unlabelled"):
         extract(shar / name, [teacher])
     graph = build_denominator([[1, 2, 3]], config.model.vocab_size)
     save_denominator(graph, config.model.vocab_size, tmp_path / "den.pt")
@@ -82,7 +82,7 @@ def test_the_second_stage_starts_from_its_teacher_and_resumes_exactly(second, tm
 
 def test_unlabelled_audio_trains_heads_with_a_teacher(second):
     terms = TermsConfig(inter_ctc=InterCtcConfig(stacks=(0,), teacher="student_ctc"))
-    data = dict(train=("pool",), dev=None)
+    data = dict(train=("unlabelled",), dev=None)
     config = change(second, terms=terms, num_epochs=1, data=data)
     train(config)
     for line in metrics(config):

@@ -29,17 +29,19 @@ def test_an_unknown_field_error_lists_the_available_fields(config):
         config,
         terms={
             "embedding": dataclasses.replace(
-                config.terms.embedding, teachers={"nobody": 1.0}
+                config.terms.embedding, teachers={"absent": 1.0}
             )
         },
     )
-    assert_rejected(config, r"'nobody' does not exist.*old.*wise", FileNotFoundError)
+    assert_rejected(
+        config, r"'absent' does not exist.*teacher_a.*teacher_b", FileNotFoundError
+    )
 
 
 def test_a_missing_set_error_lists_the_available_sets(config, data_dir, monkeypatch):
     config = change(config, data={"train": ("trian",)})
     assert_rejected(
-        config, "train: no set 'trian'.*dev, pool, train", FileNotFoundError
+        config, "train: no set 'trian'.*dev, train, unlabelled", FileNotFoundError
     )
     nowhere = change(config, data={"shar_dir": "data/nowhere"})
     message = r"data.train: no set 'trian' in data/nowhere.*no such folder in /"
@@ -51,19 +53,21 @@ def test_a_missing_set_error_lists_the_available_sets(config, data_dir, monkeypa
 
 
 def test_a_field_of_an_unexpected_teacher_is_rejected(config):
-    config = change(config, data={"expect": {"wise": {"teacher": "wiser"}}})
-    assert_rejected(config, "wise.*data.expect.*wiser")
+    config = change(config, data={"expect": {"teacher_a": {"teacher": "another"}}})
+    assert_rejected(config, "teacher_a.*data.expect.*another")
 
 
 def test_sets_of_different_teachers_are_rejected(config, data_dir, tmp_path):
     shar = tmp_path / "shar"
     shutil.copytree(data_dir / "shar", shar)
-    path = info_path(shar / "pool", "old")
+    path = info_path(shar / "unlabelled", "teacher_b")
     info = json.loads(path.read_text())
-    info["fingerprint"]["teacher"] = "older"
+    info["fingerprint"]["teacher"] = "another"
     path.write_text(json.dumps(info))
-    config = change(config, data={"shar_dir": str(shar), "train": ("train", "pool")})
-    assert_rejected(config, "field 'old': .*pool.* different teachers: .*older")
+    sets = ("train", "unlabelled")
+    config = change(config, data={"shar_dir": str(shar), "train": sets})
+    match = "field 'teacher_b': .*unlabelled.* different teachers: .*another"
+    assert_rejected(config, match)
 
 
 def test_no_term_and_unknown_losses_are_rejected(config):
@@ -178,12 +182,16 @@ def test_decoding_rejects_a_head_that_stayed_random(icefall_run, only, tmp_path)
 
 def test_wrong_shares_and_names_in_mix_are_rejected(config):
     for share in (0.0, -0.2, 1.0):
-        with pytest.raises(ValueError, match=r"mix is {'pool'.*above 0 .* below 1"):
-            change(config, data={"mix": {"pool": share}})
+        with pytest.raises(
+            ValueError, match=r"mix is {'unlabelled'.*above 0 .* below 1"
+        ):
+            change(config, data={"mix": {"unlabelled": share}})
     with pytest.raises(ValueError, match=r"both name \['train'\]"):
         change(config, data={"mix": {"train": 0.5}})
-    missing = change(config, data={"mix": {"old": 0.2}})
-    assert_rejected(missing, r"data.mix: no set 'old'.*pool", FileNotFoundError)
+    missing = change(config, data={"mix": {"absent": 0.2}})
+    assert_rejected(
+        missing, r"data.mix: no set 'absent'.*unlabelled", FileNotFoundError
+    )
 
 
 def test_heads_do_not_change_the_initial_weights_of_the_student(config, only):
@@ -197,7 +205,7 @@ def test_the_audio_in_an_epoch_is_that_of_its_cuts(config, data_dir):
 
 
 def test_unlabelled_cuts_are_left_out_if_every_term_needs_text(config, only, caplog):
-    both = {"data": {"train": ("train", "pool")}}
+    both = {"data": {"train": ("train", "unlabelled")}}
     assert build_setup(change(config, **both)).train_stream.counts() == (18, 18)
     caplog.set_level(logging.INFO)
     stream = build_setup(change(only("transducer", "ctc"), **both)).train_stream
@@ -212,8 +220,10 @@ def test_unlabelled_cuts_are_left_out_if_every_term_needs_text(config, only, cap
         c.id for c in taken[5:]
     ]
     assert all(key[0] == 0 for _, key in stream.longest(100))
-    pool_only = change(only("ctc"), data={"train": ("pool",)})
-    assert_rejected(pool_only, r"\['pool'\]: none of 6 cuts has a transcript")
+    unlabelled_only = change(only("ctc"), data={"train": ("unlabelled",)})
+    assert_rejected(
+        unlabelled_only, r"\['unlabelled'\]: none of 6 cuts has a transcript"
+    )
 
 
 def test_minus_one_worker_uses_the_other_cpus(config, monkeypatch):

@@ -63,7 +63,7 @@ def test_a_cut_with_nan_features_is_skipped_and_named(config, monkeypatch):
 def test_a_cut_with_a_nan_target_is_skipped_and_named(only, data_dir, tmp_path):
     """A flipped bit in a float16 shard has this effect."""
     shar = Path(shutil.copytree(data_dir / "shar", tmp_path / "shar"))
-    tar = shar / "train/wise.000001.tar"
+    tar = shar / "train/teacher_a.000001.tar"
     with tarfile.open(tar) as file:
         member = next(m for m in file if m.name.endswith(".npy"))
         position = member.offset_data + member.size - 20
@@ -127,7 +127,7 @@ def test_a_term_that_used_no_cut_stops_the_run(only):
     config = only("embedding", "ctc", num_epochs=1)
     message = "term 'ctc' skipped 6 of 6 cuts.*unlabelled: 6.*leave the term out"
     with pytest.raises(TrainingStoppedError, match=message):
-        train(change(config, data=dict(train=("pool",), dev=None)))
+        train(change(config, data=dict(train=("unlabelled",), dev=None)))
     assert not list(Path(config.exp_dir).glob("*.pt"))
 
 
@@ -136,7 +136,7 @@ def test_shares_of_skipped_cuts_are_logged_by_reason_and_survive_a_stop(
 ):
     config = only("embedding", "ctc", num_epochs=1, save_every_n=1)
     config = change(
-        config, data=dict(train=("train", "pool"), dev=None, max_duration=1.6)
+        config, data=dict(train=("train", "unlabelled"), dev=None, max_duration=1.6)
     )
     with monkeypatch.context() as m:
         stop_after(m, 4)
@@ -145,7 +145,7 @@ def test_shares_of_skipped_cuts_are_logged_by_reason_and_survive_a_stop(
     caplog.set_level("INFO")
     train(config)
     (line,) = metrics(config, "epoch")
-    assert line["cuts"] == 12 + 6  # of train and of pool, without text
+    assert line["cuts"] == 12 + 6  # of train and of unlabelled, without text
     assert line["ctc.skipped.unlabelled"] == pytest.approx(6 / 18)
     assert "embedding.skipped.unlabelled" not in line
     assert "epoch 1: 18 cuts, ctc.skipped.unlabelled 33.3 %" in caplog.text

@@ -11,6 +11,7 @@ import torch
 from lhotse import CutSet
 from run_metrics import metrics
 from shar_faults import rename_cuts, rewrite_cuts, rewrite_tar
+from training_runs import Stop, assert_rejected, change, final, stop_after
 
 from icefall_kd.bin import train as command
 from icefall_kd.data.shar import fields_dir, write_shar
@@ -20,7 +21,6 @@ from icefall_kd.fields.extract import extract
 from icefall_kd.fields.format import info_path
 from icefall_kd.fields.manage import remove_field
 from icefall_kd.fields.reader import open_shar
-from icefall_kd.training import loop
 from icefall_kd.training.config import parse_config
 from icefall_kd.training.run import train
 from icefall_kd.training.setup import build_setup
@@ -29,15 +29,11 @@ from icefall_kd.transducer.checkpoint import load_checkpoint
 FIELD = "whisper_tiny_en"
 
 
-def with_data(config, **changes):
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
-
-
 @pytest.fixture
 def faulty(only, data_dir, tmp_path):
-    """A config with only the embedding term, and sets to damage."""
+    """Return a run with only the embedding term, and its sets, to be damaged."""
     shar = Path(shutil.copytree(data_dir / "shar", tmp_path / "shar"))
-    return with_data(only("embedding", num_epochs=1), shar_dir=str(shar)), shar
+    return change(only("embedding", num_epochs=1), data=dict(shar_dir=str(shar))), shar
 
 
 def ids_of(folder):
@@ -45,12 +41,12 @@ def ids_of(folder):
 
 
 def missing_shard(folder, ids):
-    (folder / "wise.000001.tar").unlink()
-    return ids[5:10], "missing shards: 1, for example wise.000001.tar"
+    (folder / "teacher_a.000001.tar").unlink()
+    return ids[5:10], "missing shards: 1, for example teacher_a.000001.tar"
 
 
 def missing_arrays(folder, ids):
-    tar, lost = folder / "wise.000000.tar", ids[2:5]
+    tar, lost = folder / "teacher_a.000000.tar", ids[2:5]
     rewrite_tar(tar, lambda i: None if i in lost else i)
     return lost, "damaged shards: 1"
 
@@ -61,18 +57,18 @@ def renamed(folder, ids):
 
 
 def shorter_audio(folder, ids):
-    def change(lines):
+    def edit(lines):
         return [re.sub(r'("duration": )[\d.]+', r"\g<1>0.7", x, count=1) for x in lines]
 
-    rewrite_cuts(folder, "000002", change)
+    rewrite_cuts(folder, "000002", edit)
     return ids[10:], "different audio: 2, for example train-noise-"
 
 
 def another_recording(folder, ids):
-    def change(lines):
+    def edit(lines):
         return [x.replace('ng": {"id": "', 'ng": {"id": "re-', 1) for x in lines]
 
-    rewrite_cuts(folder, "000000", change)
+    rewrite_cuts(folder, "000000", edit)
     return ids[:5], "different audio: 5, for example train-noise-"
 
 
@@ -80,13 +76,13 @@ FAULTS = [missing_shard, missing_arrays, renamed, shorter_audio, another_recordi
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_fault_of_the_targets_is_refused_before_step_0(faulty, fault):
+def test_faults_of_the_targets_are_rejected_before_training(faulty, fault):
     config, shar = faulty
     _, problem = fault(shar / "train", ids_of(shar / "train"))
     path = ranks.save_config(config, shar / "config.yaml")
     with pytest.raises(SystemExit) as e:
         command.main(["--config", path])
-    assert re.match("train: .*/train: field '(wise|old)' does not join", str(e.value))
+    assert re.match("train: .*/train: field 'teacher_[ab]' does not join", str(e.value))
     assert problem in str(e.value) and "data.missing: skip" in str(e.value)
     assert not Path(config.exp_dir).exists()
 
@@ -96,56 +92,61 @@ def test_skip_counts_missing_targets_and_trains_on_the_rest(faulty, fault, caplo
     caplog.set_level("INFO")
     config, shar = faulty
     missing, problem = fault(shar / "train", ids_of(shar / "train"))
-    train(with_data(config, missing="skip", dev=None))
+    train(change(config, data=dict(missing="skip", dev=None)))
     text, count = caplog.text, len(missing)
-    before_step_0 = text[: text.index("parameters in the student")]
-    assert f"train: field 'wise': {count} of 12 cuts have no target" in before_step_0
-    assert problem in before_step_0 and all(i in before_step_0 for i in missing)
-    lost = f"{count} of 12 utterances had no target in field 'wise'"
-    assert (lost in text[len(before_step_0) :]) == (count > 0)
-    assert any("embedding.wise_l1" in line for line in metrics(config))
+    before_training = text[: text.index("parameters in the student")]
+    expected = f"train: field 'teacher_a': {count} of 12 cuts have no target"
+    for part in (expected, problem, *missing):
+        assert part in before_training
+    lost = f"{count} of 12 utterances had no target in field 'teacher_a'"
+    assert (lost in text[len(before_training) :]) == (count > 0)
+    assert any("embedding.teacher_a_l1" in line for line in metrics(config))
 
 
 def test_sets_with_and_without_the_field_train_together(faulty, caplog):
     config, shar = faulty
-    for name in ("pool", "dev"):
-        info_path(shar / name, "wise").unlink()
-    config = with_data(config, train=("pool", "train"), missing="skip")
+    for name in ("unlabelled", "dev"):
+        info_path(shar / name, "teacher_a").unlink()
+    config = change(config, data=dict(train=("unlabelled", "train"), missing="skip"))
     train(config)
-    assert "pool: field 'wise': 6 of 6 cuts have no target" in caplog.text
-    assert "dev: field 'wise': 4 of 4 cuts have no target" in caplog.text
+    assert "unlabelled: field 'teacher_a': 6 of 6 cuts have no target" in caplog.text
+    assert "dev: field 'teacher_a': 4 of 4 cuts have no target" in caplog.text
     (dev,) = metrics(config, "dev")
-    assert "embedding.wise_l1" not in dev and dev["embedding.old_l1"] > 0
-    info_path(shar / "train", "wise").unlink()
-    with pytest.raises(FileNotFoundError, match="pool: field 'wise' is unfinished"):
+    assert "embedding.teacher_a_l1" not in dev and dev["embedding.teacher_b_l1"] > 0
+    info_path(shar / "train", "teacher_a").unlink()
+    with pytest.raises(
+        FileNotFoundError, match="unlabelled: field 'teacher_a' is unfinished"
+    ):
         build_setup(config)
 
 
-def test_skip_refuses_another_layer(faulty):
+def test_skip_rejects_another_layer(faulty):
     config, _ = faulty
-    config = with_data(config, missing="skip", expect={"wise": {"layer": 3}})
+    config = change(
+        config, data=dict(missing="skip", expect={"teacher_a": {"layer": 3}})
+    )
     with pytest.raises(ValueError, match="layer is None, wanted 3"):
         build_setup(config)
 
 
 @pytest.mark.parametrize("option, choice", [("missing", "skip"), ("cache", "none")])
-def test_error_for_an_unknown_choice_lists_the_choices(option, choice):
+def test_an_unknown_choice_error_lists_the_choices(option, choice):
     with pytest.raises(ValueError, match=f"(?s)data.{option}.*{choice}"):
         parse_config([f"--data.{option}=x"])
 
 
-def test_rank_without_any_target_does_not_hang(faulty, tmp_path):
+def test_a_rank_without_any_target_does_not_hang(faulty, tmp_path):
     """One of two processes often has a batch without targets."""
     config, shar = faulty
-    for field in ("wise", "old"):
+    for field in ("teacher_a", "teacher_b"):
         for number in ("000000", "000001"):
             (shar / f"train/{field}.{number}.tar").unlink()
-    config = with_data(config, missing="skip", max_duration=2.0)
+    config = change(config, data=dict(missing="skip", max_duration=2.0))
     path = ranks.save_config(config, tmp_path / "config.yaml")
     with ranks.Job(ranks.run_command, (path,), tmp_path) as job:
         assert [job.end(rank) for rank in range(2)] == [0, 0], job.log(0)
     counted = [
-        int(re.search(rf"rank {r}: (\d+) of \d+ .* 'wise'", job.log(r))[1])
+        int(re.search(rf"rank {r}: (\d+) of \d+ .* 'teacher_a'", job.log(r))[1])
         for r in range(2)
     ]
     assert sum(counted) in (9, 10), "an odd cut at the end may be left out"
@@ -156,7 +157,7 @@ def test_rank_without_any_target_does_not_hang(faulty, tmp_path):
 
 @pytest.fixture(scope="session")
 def prompts(asterisk, tiny, tmp_path_factory):
-    """Shar sets train and dev of real prompts, with the field of tiny.en."""
+    """Return Shar sets train and dev of real prompts, with the field of tiny.en."""
     root = tmp_path_factory.mktemp("prompts")
     cuts = [c for c in open_shar(asterisk / "data/shar/test") if 0.8 < c.duration < 2.0]
     for name, some in (("train", cuts[:12]), ("dev", cuts[12:15])):
@@ -167,20 +168,20 @@ def prompts(asterisk, tiny, tmp_path_factory):
 
 @pytest.fixture
 def cached(only, prompts):
-    """A config that reads the field of tiny.en."""
+    """Return a run that reads the field of tiny.en."""
     config = only("embedding", num_epochs=2, save_every_n=2)
     losses = {"l1": 1.0, "cosine": 1.0}
     term = EmbeddingConfig(teachers={FIELD: 1.0}, losses=losses)
     config = dataclasses.replace(config, terms=TermsConfig(embedding=term))
-    return with_data(config, shar_dir=str(prompts))
+    return change(config, data=dict(shar_dir=str(prompts)))
 
 
 @pytest.fixture
 def live(cached, tiny_dir, tmp_path):
-    """The same, with tiny.en running during training."""
+    """Return the run of ``cached`` with tiny.en running during training."""
     config = dataclasses.replace(cached, exp_dir=str(tmp_path / "live"))
-    return with_data(
-        config, cache="none", teachers={FIELD: {"model_dir": str(tiny_dir)}}
+    return change(
+        config, data=dict(cache="none", teachers={FIELD: {"model_dir": str(tiny_dir)}})
     )
 
 
@@ -195,41 +196,29 @@ def assert_same_losses(some, others, rel):
 def test_live_losses_equal_those_of_the_cached_run(cached, live, caplog):
     caplog.set_level("INFO")
     train(cached)
-    train(with_data(live, num_workers=2))
+    train(change(live, data=dict(num_workers=2)))
     assert f"statistics of '{FIELD}' are those of" in caplog.text
     assert len(metrics(live)) > 6
     for kind in ("train", "dev"):
         assert_same_losses(metrics(live, kind), metrics(cached, kind), 5e-3)
 
 
-class Stop(Exception):
-    """Simulates a crash."""
-
-
-def test_live_run_resumes_exactly(live, tmp_path, monkeypatch):
+def test_a_live_run_resumes_exactly(live, tmp_path, monkeypatch):
     train(live)
     broken = dataclasses.replace(live, exp_dir=str(tmp_path / "broken"))
-    original, taken = loop.Trainer._train_batch, []
-
-    def train_batch(self, batch):
-        if len(taken) == 5:
-            raise Stop
-        taken.append(batch)
-        return original(self, batch)
-
     with monkeypatch.context() as m:
-        m.setattr(loop.Trainer, "_train_batch", train_batch)
+        stop_after(m, 5)
         with pytest.raises(Stop):
             train(broken)
     train(broken)
     for kind in ("train", "dev"):
         assert metrics(broken, kind) == metrics(live, kind)
-    a, b = (load_checkpoint(Path(c.exp_dir) / "epoch-2.pt") for c in (live, broken))
+    a, b = final(live), final(broken)
     for part in ("model", "heads"):
         assert all(torch.equal(a[part][k], v) for k, v in b[part].items())
 
 
-def test_live_statistics_come_from_a_sample_without_a_stored_field(
+def test_statistics_of_a_live_teacher_come_from_a_sample_if_no_field_is_stored(
     cached, live, prompts, tmp_path, caplog
 ):
     caplog.set_level("INFO")
@@ -237,7 +226,7 @@ def test_live_statistics_come_from_a_sample_without_a_stored_field(
     for name in ("train", "dev"):
         remove_field(tmp_path / "shar" / name, FIELD)
         assert not fields_dir(tmp_path / "shar" / name).exists()
-    alone = build_setup(with_data(live, shar_dir=str(tmp_path / "shar")))
+    alone = build_setup(change(live, data=dict(shar_dir=str(tmp_path / "shar"))))
     assert re.search(rf"statistics of '{FIELD}' are those of \d+ frames", caplog.text)
     stored = build_setup(cached)
     heads = [s.student.heads["embedding"][FIELD] for s in (alone, stored)]
@@ -246,45 +235,40 @@ def test_live_statistics_come_from_a_sample_without_a_stored_field(
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
 
 
-def test_memory_probe_runs_the_teacher(live, caplog):
+def test_the_memory_probe_runs_the_teacher(live, caplog):
     caplog.set_level("INFO")
-    live = dataclasses.replace(live, memory_probe=True, num_epochs=1)
-    train(with_data(live, dev=None))
+    train(change(live, memory_probe=True, num_epochs=1, data=dict(dev=None)))
     assert "memory probe: training on" in caplog.text
 
 
 @pytest.mark.slow
 def test_each_rank_runs_a_teacher(live, tmp_path):
-    config = dataclasses.replace(with_data(live, max_duration=3.0), num_epochs=1)
+    config = change(live, num_epochs=1, data=dict(max_duration=3.0))
     path = ranks.save_config(config, tmp_path / "config.yaml")
     with ranks.Job(ranks.run_command, (path,), tmp_path) as job:
         assert [job.end(rank) for rank in range(2)] == [0, 0], job.log(0)
     assert len(metrics(config)) > 1 and metrics(config, "dev")[0]["embedding"] > 0
 
 
-def assert_refused_before_data(config, match, error=ValueError):
-    with pytest.raises(error, match=match):
-        train(with_data(config, shar_dir="/no/data"))
-    assert not Path(config.exp_dir).exists()
-
-
-def test_unusable_teachers_are_refused_before_data_is_read(live, tmp_path):
-    assert_refused_before_data(with_data(live, teachers={}), rf"cache is none.*{FIELD}")
-    assert_refused_before_data(
-        with_data(live, teachers={FIELD: {"family": "oracle", "model_dir": "x"}}),
+def test_unusable_teachers_are_rejected_before_data_is_read(live, tmp_path):
+    live = change(live, data=dict(shar_dir="/no/data"))
+    assert_rejected(change(live, data=dict(teachers={})), rf"cache is none.*{FIELD}")
+    unknown = {FIELD: {"family": "oracle", "model_dir": "x"}}
+    assert_rejected(
+        change(live, data=dict(teachers=unknown)),
         rf"teacher '{FIELD}': .*unknown teacher 'oracle'",
     )
     empty = {FIELD: {"model_dir": str(tmp_path / "nothing")}}
-    assert_refused_before_data(
-        with_data(live, teachers=empty), "nothing/model.bin is missing", OSError
+    assert_rejected(
+        change(live, data=dict(teachers=empty)), "nothing/model.bin is missing", OSError
     )
     folder = live.data.teachers[FIELD]["model_dir"]
     other = {"tiny": {"family": FIELD, "model_dir": folder}}
-    assert_refused_before_data(
-        with_data(live, teachers=other),
+    assert_rejected(
+        change(live, data=dict(teachers=other)),
         rf"no teacher .*computes \['{FIELD}'\].*compute: \['tiny'\]",
     )
-    assert_refused_before_data(
-        with_data(live, expect={FIELD: {"layer": 3}}),
+    assert_rejected(
+        change(live, data=dict(expect={FIELD: {"layer": 3}})),
         f"'{FIELD}' differs from data.expect: layer is 'last', wanted 3",
     )

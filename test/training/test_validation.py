@@ -85,7 +85,7 @@ def test_the_dev_wer_is_that_of_greedy_search(
 
 def test_a_term_that_uses_no_dev_cut_has_no_dev_loss(only, caplog):
     config = only("ctc", num_epochs=1)
-    train(change(config, data=dict(dev="pool")))
+    train(change(config, data=dict(dev="unlabelled")))
     (line,) = metrics(config, "dev")
     assert "loss" not in line and "ctc" not in line and "wer_ctc" not in line
     assert "dev: term 'ctc' used no cut, by reason: {'unlabelled': 6}" in caplog.text
