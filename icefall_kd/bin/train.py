@@ -1,4 +1,4 @@
-"""Train a student: pre-training, baseline and distillation.
+"""Train a student: pre-training, a baseline or distillation.
 
     python -m icefall_kd.bin.train --config conf/finetune.yaml --exp-dir exp/a \
         --optim.base_lr 0.03 --terms.ctc.weight 0.2

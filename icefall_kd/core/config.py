@@ -210,19 +210,19 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     return cls(**arguments)
 
 
-def config_differences(here: Any, there: Any, prefix: str = "") -> list[str]:
-    """Return ``name: there -> here`` for every value that differs.
+def config_differences(new: Any, old: Any, prefix: str = "") -> list[str]:
+    """Return "name: old -> new" for every value that differs.
 
     Args:
-      here, there: nested mappings of plain values.
+      new, old: nested mappings of plain values.
       prefix: dotted name of both.
     """
-    if isinstance(here, Mapping) and isinstance(there, Mapping):
+    if isinstance(new, Mapping) and isinstance(old, Mapping):
         return [
             line
-            for key in {**here, **there}
+            for key in {**new, **old}
             for line in config_differences(
-                here.get(key), there.get(key), f"{prefix}.{key}" if prefix else key
+                new.get(key), old.get(key), f"{prefix}.{key}" if prefix else key
             )
         ]
-    return [] if here == there else [f"{prefix}: {there} -> {here}"]
+    return [] if new == old else [f"{prefix}: {old} -> {new}"]

@@ -1,4 +1,4 @@
-"""Training checkpoints: progress, random states, files and averaging.
+"""Training checkpoints: progress, random states, files, averages of weights.
 
 A training checkpoint holds ``model``, ``model_avg`` and ``avg_samples`` (running
 mean), ``model_config``, ``bpe_model``, ``heads``, ``state`` (:class:`TrainState`),
@@ -49,13 +49,13 @@ class TrainState:
     Attributes:
       step: optimiser updates so far.
       epoch: finished epochs.
-      batch: batches taken from the current epoch, skipped ones included.
-      validating: True if the current epoch has no batch left, only its validation.
+      batch: batches of the current epoch so far, skipped ones included.
+      validating: True if the current epoch has no batch left, but is not validated.
       bad_in_row: consecutive batches skipped for a non-finite loss or gradient.
       bad_total: all batches skipped for that reason.
       samples_before: samples in the running mean before the current epoch.
       untrained: parts of the student that were random at the start of a run with
-        ``init_model``.
+        ``init_model`` or ``init_encoder``.
       audio: seconds of audio trained on in all epochs, over all processes.
       seconds: wall time of all sessions of the run, in seconds.
     """
@@ -163,14 +163,18 @@ def load_newest_checkpoint(exp_dir: Pathlike) -> Optional[dict[str, Any]]:
     return newest
 
 
-def remove_old_checkpoints(exp_dir: Pathlike, keep_optimizer: int) -> None:
-    """Remove checkpoints within epochs, and the resume entries of old epochs.
+def remove_step_checkpoints(exp_dir: Pathlike, keep: int = 0) -> None:
+    """Remove the checkpoints within an epoch, except the newest ``keep``."""
+    for _, path in list_checkpoints(exp_dir, "checkpoint")[keep:]:
+        path.unlink()
+
+
+def shrink_epoch_checkpoints(exp_dir: Pathlike, keep_optimizer: int) -> None:
+    """Remove the entries in :data:`RESUME_KEYS` from the checkpoints of old epochs.
 
     Args:
-      keep_optimizer: number of newest epochs that keep their resume entries.
+      keep_optimizer: number of newest epochs that keep these entries.
     """
-    for _, path in list_checkpoints(exp_dir, "checkpoint"):
-        path.unlink()
     for _, path in list_checkpoints(exp_dir, "epoch")[keep_optimizer:]:
         try:
             checkpoint = load_checkpoint(path)

@@ -32,7 +32,7 @@ def check_run(
     """Raise one error with all problems of a run, before its data is read.
 
     Args:
-      config: with a ``model.vocab_size`` above 0 if it has a BPE model.
+      config: configuration; ``load_tokenizer`` has set its ``model.vocab_size``.
       tokenizer: of ``data.bpe_model``, if any.
       terms: terms of the loss.
       fields: Shar fields that the run reads.
@@ -161,8 +161,9 @@ def _start_problems(
     ]
     if differences:
         problems.append(
-            f"{where} has another shape: {'; '.join(differences)} (there -> here); set "
-            "model to the shape of that checkpoint, or choose another"
+            f"{where} has another shape: {'; '.join(differences)} (checkpoint -> "
+            "configuration); set model to the shape of that checkpoint, or choose "
+            "another"
         )
     if option == "init_encoder" or tokenizer is None:
         return problems
@@ -196,8 +197,8 @@ def _resume_problems(
     if fatal:
         problems.append(
             f"exp_dir {config.exp_dir} has checkpoints of another configuration: "
-            f"{'; '.join(fatal)} (there -> here); choose another exp_dir, or the "
-            "configuration of that run"
+            f"{'; '.join(fatal)} (checkpoint -> configuration); choose another "
+            "exp_dir, or the configuration of that run"
         )
     else:
         for difference in differences:
@@ -217,14 +218,15 @@ def _bpe_problems(
     if not differences:
         return []
     return [
-        f"{where} has other tokens than {config.data.bpe_model}: {differences} (there "
-        "-> here); set data.bpe_model to the file that it was trained with"
+        f"{where} has other tokens than {config.data.bpe_model}: {differences} "
+        "(checkpoint -> data.bpe_model); set data.bpe_model to the file that it was "
+        "trained with"
     ]
 
 
-def _token_differences(there: list[str], here: list[str]) -> str:
-    """Return the first tokens that differ, "" if none does."""
-    lines = config_differences(dict(enumerate(here)), dict(enumerate(there)))
+def _token_differences(old: list[str], new: list[str]) -> str:
+    """Return the first tokens that differ, "" if the lists are equal."""
+    lines = config_differences(dict(enumerate(new)), dict(enumerate(old)))
     more = [f"{len(lines) - MAX_TOKENS} more"] if len(lines) > MAX_TOKENS else []
     return "; ".join(lines[:MAX_TOKENS] + more)
 

@@ -16,16 +16,16 @@ class DataConfig:
 
     Attributes:
       shar_dir: folder of the Shar sets.
-      train: names of the training sets, mixed if there are several.  Unlabelled sets
-        train the terms that need no transcript.
+      train: names of the training sets, whose cuts are mixed.  Unlabelled sets train
+        the terms that need no transcript.
       mix: name of a further set -> its share of all training cuts, for example the
         data of an earlier training.  An epoch has every cut of ``train`` once; sets in
         ``mix`` are repeated as needed.
       dev: name of the validation set; null for none.
       bpe_model: sentencepiece model; null if no term needs text.
       expect: field -> entries that the fingerprint of its teacher must have.
-      missing: "error" refuses a cut without a target; "skip" trains it without the
-        terms that lack their target.
+      missing: "error" stops before training if a cut lacks a target; "skip" trains on
+        that cut with the other terms.
       cache: "shar" reads the teachers' outputs from the fields of the sets; "none" runs
         ``teachers`` during training.
       teachers: name -> family, model_dir and options, as in the file of ``bin.extract
@@ -100,25 +100,24 @@ class TrainConfig:
       optim: optimiser and learning rate.
       num_epochs: passes over the data.
       init_encoder: checkpoint, or file of bin.average, that initialises the encoder.
-      init_model: the same for the whole student, for fine-tuning; its shape and tokens
-        must match.  Parts that the file lacks, such as the CTC head of icefall's
-        transducers, start with random weights.
+      init_model: checkpoint, or file of bin.average, that initialises all parts of the
+        student, for fine-tuning; its shape and tokens must match.  Parts that the file
+        lacks, such as the CTC head of icefall's transducers, start with random weights.
       init_same_tokens: confirms that a file of ``init_model`` without a BPE model was
         trained with ``data.bpe_model``.
-      seed: of weights, order of data and regularisers.
+      seed: seed of the initial weights, the order of the data and the regularisers.
       device: "auto", "cpu" or "cuda".
       amp: autocast in "none", "bf16" or "fp16".  On a CPU the encoder's stacks stay in
         float32, which is faster there.
       num_threads: torch threads on the CPU; 0 is this process's share of the CPUs.
       average_period: updates between two samples of the averaged model.
       save_every_minutes: minutes between two checkpoints within an epoch; 0 is never.
-      save_every_n: updates between two further checkpoints, independent of speed; 0 is
-        never.
+      save_every_n: updates between two more checkpoints within an epoch; 0 is never.
       keep_optimizer: number of newest epoch checkpoints that can be resumed from;
         older ones keep only the model.
       log_interval: updates between two progress lines.
-      stall_steps: update at which a term with a teacher whose loss has fallen by less
-        than 5 % is reported; 0 is never.
+      stall_steps: update at which a warning names the terms with a teacher whose loss
+        has fallen by less than 5 %; 0 is never.
       max_bad_batches: consecutive batches with a non-finite loss or gradient that stop
         the run.
       memory_probe: run forward and backward on the longest cuts before the first

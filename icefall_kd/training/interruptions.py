@@ -1,18 +1,20 @@
-"""Requests to stop, and processes of a job that are lost.
+"""Stop a run on SIGINT and SIGTERM, or when another process of the job is lost.
 
-SIGINT and SIGTERM become a :class:`StopRequest`: the run writes a checkpoint and exits
-with status 128 + signal.
+:class:`StopRequest` records SIGINT and SIGTERM.  The run then writes a checkpoint and
+exits with status 128 + signal.
 
 :class:`PeerWatch` ends a process when another process of its job is lost.  Each process
 writes a heartbeat to the job's key-value store every few seconds and reads the
-heartbeats of the others.  A process that raises an error leaves its message in the
-store.  So the others exit soon and report the cause, also where a collective operation
-would wait for the 10 minutes that ``init_world`` sets: for a frozen process, or with
-NCCL.  torchrun notices only processes that exit.
+heartbeats of the others.  A process that raises an error writes the message to the
+store.  The other processes exit within a minute and report the cause.  Without this
+watch they would wait in a collective operation for 10 minutes, the timeout of
+``init_world``, if a process freezes or with NCCL.  torchrun notices only processes that
+exit.
 
-Silence is counted in reads of the store, not in seconds.  A job that is frozen as a
-whole (a suspended node, a paused container) therefore continues when it is resumed,
-unless the pause exceeds the timeout of a collective operation.
+A process counts as lost after a number of reads without a new heartbeat, not after a
+time.  If all processes freeze together (a suspended node, a paused container), the job
+continues when it is resumed, unless the pause exceeds the timeout of a collective
+operation.
 """
 
 import datetime
@@ -33,7 +35,7 @@ from icefall_kd.training.skipped import TrainingStoppedError
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Two signals within this time, in seconds, are one request: torchrun forwards a signal
 # that its processes also get from the terminal, and scripts send SIGTERM after SIGINT.
-FORWARDING = 2.0
+FORWARDING_TIME = 2.0
 
 HEARTBEAT = 2.0  # s between two heartbeats
 PATIENCE = 45.0  # s without a heartbeat after which a process counts as lost
@@ -46,7 +48,7 @@ _CONNECTION_ERROR = re.compile(
 
 
 class TrainingInterruptedError(Exception):
-    """A signal stopped the run, and a checkpoint to resume from is written.
+    """A signal stopped the run after it wrote a checkpoint to resume from.
 
     Attributes:
       status: exit status of the command, 128 + the number of the signal.
@@ -60,22 +62,22 @@ class TrainingInterruptedError(Exception):
 class StopRequest:
     """Records SIGINT and SIGTERM within its ``with`` block.
 
-    A second signal ends the process at once.  A signal that the process ignored before
-    stays ignored: a shell starts background jobs with SIGINT ignored.
+    A second signal ends the process at once.  A signal that the process ignores before
+    the block stays ignored: a shell starts background jobs with SIGINT ignored.
 
     Attributes:
-      number: first signal received; 0 before.
+      number: number of the first signal received; 0 if none.
     """
 
     def __init__(self) -> None:
         self.number = 0
-        self._handlers: dict[int, Any] = {}  # before the block
+        self._handlers: dict[int, Any] = {}  # those outside the block
         self._process = 0
         self._time = 0.0
 
     @property
-    def asked(self) -> bool:
-        """True once a signal was received."""
+    def is_requested(self) -> bool:
+        """True after a signal."""
         return self.number != 0
 
     def __enter__(self) -> "StopRequest":
@@ -97,9 +99,9 @@ class StopRequest:
             return
         now = time.monotonic()
         is_forwarded = "TORCHELASTIC_RUN_ID" in os.environ
-        if self.asked:
+        if self.is_requested:
             may_be_copy = is_forwarded or number != self.number
-            if may_be_copy and now - self._time < FORWARDING:
+            if may_be_copy and now - self._time < FORWARDING_TIME:
                 return
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -120,8 +122,8 @@ class PeerLostError(TrainingStoppedError):
 class PeerWatch:
     """Watches the other processes of a job within its ``with`` block.
 
-    An error that leaves the block is sent to the others.  A connection error that the
-    loss of another process caused becomes a :class:`PeerLostError` with the cause.
+    An error that leaves the block is sent to the other processes.  A connection error
+    is replaced by a :class:`PeerLostError`, which names the lost process or its error.
     """
 
     def __init__(
@@ -130,10 +132,11 @@ class PeerWatch:
         heartbeat: float = HEARTBEAT,
         patience: float = PATIENCE,
     ) -> None:
-        """Prepare the watch; a single process watches nothing.
+        """Prepare the watch; a job of one process needs none.
 
         Args:
-          heartbeat, patience: seconds, see the constants.
+          heartbeat: seconds between two heartbeats.
+          patience: seconds without a heartbeat after which a process counts as lost.
         """
         self.world, self.heartbeat, self.patience = world, heartbeat, patience
         self.others = [r for r in range(world.size) if r != world.rank]
@@ -143,7 +146,7 @@ class PeerWatch:
         self._threads: list[threading.Thread] = []
         self._has_ended, self._has_sent = threading.Event(), threading.Event()
         self._silent_reads = 0  # since the store answered
-        # Rank -> (heartbeats, reads without a new one).
+        # Rank -> (heartbeats, reads since the last new heartbeat).
         self._heartbeats = dict.fromkeys(self.others, (-1, 0))
 
     def __enter__(self) -> "PeerWatch":
@@ -152,7 +155,7 @@ class PeerWatch:
         try:
             self._store = open_store()
         except (RuntimeError, KeyError) as e:
-            logging.warning("lost processes will not be detected: no store (%s)", e)
+            logging.warning("cannot detect lost processes: no store of the job (%s)", e)
             return self
         self._threads = [
             threading.Thread(target=target, daemon=True)
@@ -173,7 +176,7 @@ class PeerWatch:
                 thread.join(timeout=self.heartbeat)
 
     def _handle_error(self, error: BaseException) -> None:
-        """Raise PeerLostError for a connection error; send any other to the others."""
+        """Raise PeerLostError for a connection error; send others to the peers."""
         is_runtime = isinstance(error, RuntimeError)
         is_own = isinstance(error, TrainingStoppedError) or not is_runtime
         if not is_own and _CONNECTION_ERROR.search(str(error)):
@@ -185,7 +188,7 @@ class PeerWatch:
     def _run_exchange(self) -> None:
         """Write and read heartbeats until the block ends.
 
-        Only this thread calls the store: a call to a frozen store never returns.
+        No other thread calls the store, because a call to a frozen store never returns.
         """
         while not self._has_ended.is_set():
             try:
@@ -215,25 +218,25 @@ class PeerWatch:
                 self._peer_error = self._store.get(f"error/{other}").decode()
 
     def _run_check(self) -> None:
-        """End this process if another one is lost and no exception ends it."""
+        """Exit if another process is lost and the main thread raises no exception."""
         while not self._has_ended.wait(self.heartbeat):
             self._silent_reads += 1
-            if not self._find_loss():
+            if not self._find_failure():
                 continue
-            # Wait: the main thread may fail by itself, and a process that was frozen
-            # for as long as this one may be back.
+            # Wait: the main thread may raise an exception, and a process that was
+            # frozen together with this one may write heartbeats again.
             if self._has_ended.wait(2 * self.heartbeat) or self._is_leaving:
                 continue
-            loss = self._find_loss()
-            if not loss:
+            failure = self._find_failure()
+            if not failure:
                 continue
-            logging.error("train: %s; %s", loss, REMEDY)
+            logging.error("train: %s; %s", failure, REMEDY)
             logging.shutdown()
             os._exit(1)  # the main thread waits in C++, where no exception arrives
 
-    def _find_loss(self) -> str:
-        """Return the error of another process, or its silence; "" without either."""
-        return self._peer_error or self._find_silence(self.patience)
+    def _find_failure(self) -> str:
+        """Return the error of another process, or that it is silent; "" otherwise."""
+        return self._peer_error or self._find_silent_peer(self.patience)
 
     def _find_cause(self) -> str:
         """Return why the connection to another process broke."""
@@ -243,12 +246,12 @@ class PeerWatch:
             if self._peer_error:
                 return self._peer_error
             time.sleep(self.heartbeat / 2)
-        return self._find_silence(2 * self.heartbeat) or (
+        return self._find_silent_peer(2 * self.heartbeat) or (
             "the connection to another process broke, but all processes are alive"
         )
 
-    def _find_silence(self, patience: float) -> str:
-        """Return which process has been silent for ``patience`` s, or ""."""
+    def _find_silent_peer(self, patience: float) -> str:
+        """Return which process sent no heartbeat for ``patience`` seconds, or ""."""
         limit = patience / self.heartbeat
         lost = [r for r, (_, reads) in self._heartbeats.items() if reads >= limit]
         if self._silent_reads >= limit:
@@ -264,7 +267,10 @@ def open_store(timeout: float = 30.0) -> Any:
     """Open another connection to the job's key-value store.
 
     Args:
-      timeout: seconds.
+      timeout: seconds that a call waits for the store.
+    Raises:
+      KeyError: without MASTER_ADDR and MASTER_PORT in the environment.
+      RuntimeError: if the store does not answer.
     """
     store = dist.TCPStore(
         os.environ["MASTER_ADDR"],

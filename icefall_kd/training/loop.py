@@ -1,16 +1,12 @@
 """The training loop, for the baseline and for every combination of terms."""
 
-import contextlib
 import math
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
-import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from icefall_kd import FBANK_SHIFT
@@ -35,13 +31,12 @@ from icefall_kd.training.skipped import (
     check_finite,
     check_loss_scale,
 )
-from icefall_kd.training.student import build_optimizer
+from icefall_kd.training.student import build_optimizer, make_autocast
 from icefall_kd.training.validation import validate
 from icefall_kd.transducer.checkpoint import load_weights, pack_bytes, save_checkpoint
 from icefall_kd.zipformer.scaling import set_batch_count
 
 SCHEDULES_END = 100_000  # batch count at which all schedules of the encoder are over
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Trainer:
@@ -69,15 +64,16 @@ class Trainer:
         self.mean = RunningMean(self.model)
         self.params = [p for _, p in self.student.trainable()]
         self.optimizer, self.scheduler = build_optimizer(self.student, config)
+        self._autocast = make_autocast(config.amp, world.device)
         self.scaler = make_scaler(config.amp == "fp16" and world.device.type == "cuda")
-        # A trained encoder needs no second warm-up of dropout and layer skipping.
+        # The schedules of dropout and layer skipping are over for a trained encoder.
         is_trained = config.init_encoder or config.init_model
         self.schedule_offset = SCHEDULES_END if is_trained else 0
         self.state = TrainState(untrained=list(setup.untrained))
         self.bad_batches = BadBatches(self.exp_dir, world)
         names = [term.name for _, term in self.student.terms]
         self.skipped = SkippedCuts(names, world, config.data.missing)
-        self.report = Reporter(config, world, setup.train_seconds)
+        self.reporter = Reporter(config, world, setup.train_seconds)
         self.loader = make_train_loader(setup, world)
         self._pending_rng: Optional[dict[str, Any]] = None  # until the data is open
         self._last_save = time.monotonic()
@@ -86,7 +82,7 @@ class Trainer:
         ckpt.seed_everything(config.seed + world.rank)
         if resume is not None:
             self.load_state_dict(resume)
-            self.report.log(
+            self.reporter.log(
                 f"resuming from epoch {self.state.epoch} step {self.state.step}"
             )
         elif config.memory_probe:
@@ -119,7 +115,7 @@ class Trainer:
             "state": vars(self.state).copy(),
             "rng": self.world.gather(self._pending_rng or ckpt.get_rng_state()),
             "regularisers": ckpt.get_whiten_probs(self.model),
-            "metrics": self.report.metrics.state_dict(),
+            "metrics": self.reporter.metrics.state_dict(),
             "skipped": self.skipped.state_dict(),
             "config": to_dict(config),
             "trained_parts": sorted(
@@ -146,7 +142,7 @@ class Trainer:
         if self.scaler.is_enabled() and saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])
         ckpt.set_whiten_probs(self.model, saved["regularisers"])
-        self.report.metrics = MetricsTracker(saved["metrics"])
+        self.reporter.metrics = MetricsTracker(saved["metrics"])
         self.skipped.load_state_dict(saved.get("skipped", {}))
         if self.state.batch and not self.state.validating:
             self.loader.load_state_dict(saved["sampler"])
@@ -163,10 +159,10 @@ class Trainer:
         """
         config, state = self.config, self.state
         terms = [term for _, term in self.student.terms]
-        self.report.open(state, {t.teacher_metric: t.fields for t in terms})
+        self.reporter.open(state, {t.teacher_metric: t.fields for t in terms})
         total = sum(p.numel() for p in self.model.parameters())
         trained = sum(p.numel() for p in self.params)
-        self.report.log(
+        self.reporter.log(
             f"{total} parameters in the student; {trained} trained, heads included"
         )
         while state.epoch < config.num_epochs:
@@ -181,36 +177,31 @@ class Trainer:
             state.samples_before = self.mean.samples
             self.scheduler.step_epoch(state.epoch)
             if dev:
-                self.report.report_validation(state, dev)
-            self._save(ckpt.epoch_path(self.exp_dir, state.epoch))
+                self.reporter.report_validation(state, dev)
+            path = ckpt.epoch_path(self.exp_dir, state.epoch)
+            self._save(path)
             if self.world.is_main:
-                ckpt.remove_old_checkpoints(self.exp_dir, config.keep_optimizer)
-            if state.epoch < config.num_epochs and self.world.any(self.stop.asked):
-                self._interrupt(f"epoch-{state.epoch}.pt")
-        self.report.close()
+                ckpt.remove_step_checkpoints(self.exp_dir)
+                ckpt.shrink_epoch_checkpoints(self.exp_dir, config.keep_optimizer)
+            is_last = state.epoch == config.num_epochs
+            if not is_last and self.world.any(self.stop.is_requested):
+                self._interrupt(path)
+        self.reporter.close()
         if self.world.is_main:
             write_text(self.exp_dir / "done", f"{state.epoch} epochs\n")
         self.world.barrier()
 
     def _train_epoch(self) -> None:
         config, state = self.config, self.state
-        total = self.setup.train_seconds
         self.module.train()
-        bar = tqdm(
-            desc=f"epoch {state.epoch + 1}/{config.num_epochs}",
-            total=round(total) or None,
-            initial=round(state.audio - state.epoch * total) if total else 0,
-            unit="s",
-            disable=not (self.world.is_main and sys.stderr.isatty()),
-        )
         clock = time.monotonic()
-        with bar, logging_redirect_tqdm():
+        with self.reporter.open_bar(state) as bar, logging_redirect_tqdm():
             for batch in self._batches():
                 before = state.step
                 audio = self._train_batch(batch)
                 is_updated = state.step > before
                 now = time.monotonic()
-                self.report.metrics.add("speed", audio, now - clock)
+                self.reporter.metrics.add("speed", audio, now - clock)
                 state.audio += audio
                 state.seconds += now - clock
                 clock = now
@@ -219,13 +210,14 @@ class Trainer:
                     self.bad_batches.stop_run(state, config.optim.base_lr)
                 if is_updated and state.step % config.log_interval == 0:
                     lr = self.scheduler.get_last_lr()[0]
-                    self.report.report_progress(state, lr)
+                    self.reporter.report_progress(state, lr)
                 every = config.save_every_n
                 is_due = self._is_save_due or (every and state.step % every == 0)
+                path = ckpt.step_path(self.exp_dir, state.step)
                 if (is_updated and is_due) or self._is_stopping:
-                    self._save(ckpt.step_path(self.exp_dir, state.step))
+                    self._save(path)
                 if self._is_stopping:
-                    self._interrupt(f"checkpoint-{state.step}.pt")
+                    self._interrupt(path)
 
     def _batches(self) -> Iterator[Batch]:
         """Yield the rest of the current epoch, equally many batches on all ranks."""
@@ -251,7 +243,7 @@ class Trainer:
         """Make one update or skip the batch.
 
         Returns:
-          Seconds of audio in the batches of all processes.
+          Audio in the batches of all processes, in seconds.
         """
         config, state = self.config, self.state
         loss, frames, outputs = self._backward(batch)
@@ -267,7 +259,7 @@ class Trainer:
                 float(not math.isfinite(loss.item())),
                 float(not math.isfinite(norm)),
                 float(batch["feature_lens"].sum()) * FBANK_SHIFT,
-                float(self.stop.asked),
+                float(self.stop.is_requested),
                 float(self.world.is_main and self._is_time_to_save()),
             ]
         )
@@ -290,13 +282,13 @@ class Trainer:
         self.scheduler.step_batch(state.step)
         if state.step % config.average_period == 0:
             self.mean.sample(self.model)
-        self.report.metrics.add("loss", loss.detach() * frames, frames)
-        self.report.metrics.add_terms(outputs, len(batch["feature_lens"]))
-        self.report.metrics.add("grad_norm", norm, frames)
+        self.reporter.metrics.add("loss", loss.detach() * frames, frames)
+        self.reporter.metrics.add_terms(outputs, len(batch["feature_lens"]))
+        self.reporter.metrics.add("grad_norm", norm, frames)
         return audio
 
     def _backward(self, batch: Batch) -> tuple[Tensor, int, dict[str, TermOutput]]:
-        """Compute loss and gradients; return the output of the student."""
+        """Compute loss and gradients; return the output of ``DistilledStudent``."""
         config, step = self.config, self.state.step
         set_batch_count(self.student, step + self.schedule_offset)
         self.optimizer.zero_grad(set_to_none=True)
@@ -311,26 +303,23 @@ class Trainer:
             self.scaler.scale(loss * frames).backward()
         return loss, frames, outputs
 
-    def _autocast(self) -> contextlib.AbstractContextManager:
-        dtype = DTYPES.get(self.config.amp)
-        if dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.world.device.type, dtype)
-
     def _is_time_to_save(self) -> bool:
         seconds = 60 * self.config.save_every_minutes
         return seconds > 0 and time.monotonic() - self._last_save >= seconds
 
     def _check_skipped_cuts(self) -> None:
-        """Report the skipped cuts; remove the checkpoints of a refused epoch."""
+        """Report the skipped cuts of the epoch.
+
+        If they stop the run, remove the checkpoints within the epoch, so that the run
+        resumes from the epoch before.
+        """
         try:
             shares = self.skipped.end_epoch(self.state.epoch + 1, self.state.batch)
         except TrainingStoppedError:
             if self.world.is_main:
-                for _, path in ckpt.list_checkpoints(self.exp_dir, "checkpoint"):
-                    path.unlink()
+                ckpt.remove_step_checkpoints(self.exp_dir)
             raise
-        self.report.report_skipped(self.state, shares)
+        self.reporter.report_skipped(self.state, shares)
 
     def _validate(self) -> dict[str, float]:
         """Return the means over the dev set, {} without one.
@@ -350,8 +339,9 @@ class Trainer:
             max_duration=self.config.data.max_duration,
         )
         if means is None:
-            self._save(ckpt.step_path(self.exp_dir, self.state.step))
-            self._interrupt(f"checkpoint-{self.state.step}.pt")
+            path = ckpt.step_path(self.exp_dir, self.state.step)
+            self._save(path)
+            self._interrupt(path)
         return means
 
     def _save(self, path: Path) -> None:
@@ -363,18 +353,22 @@ class Trainer:
         if not self.world.is_main:
             return
         save_checkpoint(path, saved)
-        self.report.log(f"wrote {path}")
+        self.reporter.log(f"wrote {path}")
         if path.name.startswith("checkpoint-"):
-            for _, old in ckpt.list_checkpoints(self.exp_dir, "checkpoint")[2:]:
-                old.unlink()
+            ckpt.remove_step_checkpoints(self.exp_dir, keep=2)
 
-    def _interrupt(self, written: str) -> NoReturn:
-        """Raise TrainingInterruptedError once all processes have reached this point."""
-        self.report.close()
-        # The collective waits for the checkpoint; one process may have the only signal.
+    def _interrupt(self, written: Path) -> NoReturn:
+        """Raise TrainingInterruptedError in all processes.
+
+        Args:
+          written: checkpoint to resume from, for the message.
+        """
+        self.reporter.close()
+        # Waits until rank 0 has written the checkpoint, and shares the signal, because
+        # perhaps only one process received it.
         number = max(self.world.gather(self.stop.number))
         raise TrainingInterruptedError(
-            f"stopped on request after update {self.state.step}, wrote {written}. Run "
-            "the same command to resume.",
+            f"stopped on request after update {self.state.step}, wrote {written.name}. "
+            "Run the same command to resume.",
             number,
         )

@@ -1,4 +1,4 @@
-"""Memory probe: train on the largest batch once before the first update."""
+"""Memory probe: forward and backward on the largest batch before the first update."""
 
 import contextlib
 import logging
@@ -25,7 +25,7 @@ from icefall_kd.training.student import DistilledStudent
 
 
 class OutOfMemoryError(TrainingStoppedError):
-    """A batch does not fit into memory; the message has its size and the remedy."""
+    """A batch does not fit into memory; the message has its size and a remedy."""
 
 
 @contextlib.contextmanager
@@ -103,8 +103,8 @@ def probe_memory(
 ) -> None:
     """Run forward and backward on the largest batches, without an update.
 
-    The probe also holds as much memory as the optimiser's two moments.  It restores
-    random states, gradients and Whiten probabilities.
+    The probe also allocates as much memory as the optimiser's two moments.  It restores
+    the random states and Whiten probabilities, and removes the gradients.
 
     Args:
       stream, loader: of the training sets.

@@ -2,11 +2,13 @@
 
 import json
 import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
 import torch
+from tqdm import tqdm
 
 from icefall_kd.core.distributed import World
 from icefall_kd.core.files import Pathlike, as_path, explain_failed_write, write_text
@@ -104,7 +106,7 @@ class MetricsWriter:
           step: updates in the checkpoint that the run resumes from.
           epochs: finished epochs in it.
           tensorboard: also write events to ``exp_dir/tensorboard``.
-          validating: True if only the validation of the next epoch is missing.
+          validating: True if the next epoch is trained, but not yet validated.
         """
         self.path = exp_dir / METRICS
         if self.path.exists():
@@ -137,7 +139,7 @@ class MetricsWriter:
 
 
 def _is_before(line: str, step: int, epochs: int, validating: bool) -> bool:
-    """Return True if a line belongs to the resumed checkpoint; False if cut short."""
+    """Return True for a complete line that was written before the given progress."""
     try:
         values = json.loads(line)
         # A kill may leave the "epoch" line without the checkpoint of that epoch.
@@ -149,10 +151,12 @@ def _is_before(line: str, step: int, epochs: int, validating: bool) -> bool:
 
 
 def read_metrics(path: Pathlike) -> tuple[Mapping[str, Any], ...]:
-    """Return the lines of a metrics.jsonl, without a last line cut short by a kill.
+    """Return the lines of a metrics.jsonl.
+
+    A killed run may leave an incomplete last line, which is left out.
 
     Raises:
-      ValueError: if another line is not a line of metrics.
+      ValueError: if any other line is not a line of metrics.
     """
     lines = as_path(path).read_text(encoding="utf-8").splitlines()
     found = []
@@ -174,12 +178,12 @@ def plateau_warnings(
 ) -> Iterator[str]:
     """Yield a warning for each teacher's metric that fell by less than 5 %.
 
-    The total loss falls with the transcripts and hides a teacher of another language,
-    a wrong layer or targets of other audio.
+    The total loss falls because of the transcripts.  It does not show a teacher of
+    another language, a wrong layer or targets of other audio.
 
     Args:
       path: metrics.jsonl of the run.
-      fields: name of a metric -> fields that its term reads; () without a teacher.
+      fields: name of a metric -> fields that its term reads; () if it has no teacher.
       step: current update, for the message.
     """
     lines = [x for x in read_metrics(path) if x["kind"] == "train"]
@@ -209,8 +213,13 @@ class Reporter:
     def __init__(
         self, config: TrainConfig, world: World, seconds_per_epoch: float
     ) -> None:
+        """Prepare the reports of a run.
+
+        Args:
+          seconds_per_epoch: approximate audio in an epoch in seconds; 0 if unknown.
+        """
         self.config, self.world = config, world
-        self.total = seconds_per_epoch * config.num_epochs  # s of audio in the run
+        self.seconds_per_epoch = seconds_per_epoch
         self.metrics = MetricsTracker()
         self._writer: Optional[MetricsWriter] = None
         self._fields: Mapping[str, Sequence[str]] = {}
@@ -243,10 +252,21 @@ class Reporter:
             # Before Python 3.11, logging.info would count itself as a caller.
             logging.getLogger().info("%s", message, stacklevel=2)
 
+    def open_bar(self, state: TrainState) -> tqdm:
+        """Return a progress bar of the epoch's audio, shown in a terminal by rank 0."""
+        total = self.seconds_per_epoch
+        return tqdm(
+            desc=f"epoch {state.epoch + 1}/{self.config.num_epochs}",
+            total=round(total) or None,
+            initial=round(state.audio - state.epoch * total) if total else 0,
+            unit="s",
+            disable=not (self.world.is_main and sys.stderr.isatty()),
+        )
+
     def report_progress(self, state: TrainState, lr: float) -> None:
         """Write the means since the last call, with the remaining time.
 
-        The remaining time follows from the speed since the last call, because the
+        The remaining time is computed from the speed since the last call, because the
         start of a run is slow.  Every process must call it.
         """
         means = self.metrics.means(self.world)
@@ -256,10 +276,11 @@ class Reporter:
         speed, steps = means.get("speed"), f"{state.step}"
         if speed:
             line += f" speed={speed:.4g} s of audio per second"
-        if speed and self.total:
-            means["eta"] = max(0.0, self.total - state.audio) / speed
+        total = self.seconds_per_epoch * self.config.num_epochs
+        if speed and total:
+            means["eta"] = max(0.0, total - state.audio) / speed
             line += f" ETA {format_time(means['eta'])}"
-            steps += f" of about {round(state.step * self.total / state.audio)}"
+            steps += f" of about {round(state.step * total / state.audio)}"
         epoch = state.epoch + 1
         self.log(f"epoch {epoch}/{self.config.num_epochs} step {steps}: {line}")
         self._write("train", state.step, epoch, means)

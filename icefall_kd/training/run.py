@@ -71,14 +71,14 @@ def _train(config: TrainConfig, log: LogFile) -> None:
         world.barrier()
         stop = StopRequest()
         trainer = Trainer(setup, world, resume, stop)
-        with stop:  # before this point a signal loses no work
+        with stop:  # only here: before training starts a signal loses no work
             trainer.run()
 
 
 def write_version(path: Path, text: str, step: int) -> None:
-    """Write a file of a run and keep its previous version.
+    """Write a file of a run; keep its previous version under another name.
 
-    config.yaml is the newest, config.100.yaml was in use up to update 100.
+    config.yaml is in use now, config.100.yaml was in use up to update 100.
 
     Args:
       step: updates so far.

@@ -43,16 +43,17 @@ class Setup:
     """Everything that a training run needs.
 
     Attributes:
-      config: with the vocabulary size and the field encoder's dimensions.
+      config: configuration with the actual vocabulary size and the field encoder's
+        dimensions.
       student: model, heads and terms, on the CPU.
       tokenizer: None without ``data.bpe_model``.
       codecs: field -> its codec, for the Shar fields in a batch.
       live: teachers that run during training; None with ``data.cache: shar``.
       train_stream: cuts of all training sets, mixed.
       dev_stream: None without a dev set.
-      train_seconds: approximate audio in an epoch, in seconds.
-      untrained: parts that are random in the checkpoint of ``init_model``, or that it
-        lacks.
+      train_seconds: approximate audio in an epoch, in seconds; 0 if unknown.
+      untrained: parts of the student that the checkpoint of ``init_model`` or
+        ``init_encoder`` lacks, or that are random in it.
     """
 
     config: TrainConfig
@@ -151,7 +152,7 @@ def open_streams(
         seed=config.seed,
         shuffle=True,
         missing=data.missing,
-        # An unlabelled cut has a target if a term has a teacher.
+        # A term with a teacher, or without text, also trains on unlabelled cuts.
         labelled=all(term.needs_text and not term.fields for term in terms),
     )
     dev_stream = None
@@ -168,7 +169,7 @@ def open_streams(
                 tokenizer=tokenizer if needs_text else None,
                 max_unknown=data.max_unknown,
             )
-    check_labelled(train_stream)
+    check_not_empty(train_stream)
     return train_stream, dev_stream
 
 
@@ -218,7 +219,7 @@ def find_sets(data: DataConfig, option: str) -> list[Path]:
     Args:
       option: "train", "mix" or "dev".
     Raises:
-      FileNotFoundError: if one is missing; the message lists the available sets.
+      FileNotFoundError: if a set is missing; the message lists the available sets.
     """
     root, value = as_path(data.shar_dir), getattr(data, option)
     names = [value] if isinstance(value, str) else list(value or ())
@@ -268,7 +269,7 @@ def build_initial_model(
     return model, {*untrained_parts(read_info(start)), *new}
 
 
-def check_labelled(stream: CutStream) -> None:
+def check_not_empty(stream: CutStream) -> None:
     """Log the number of unlabelled cuts that the stream leaves out.
 
     Raises:

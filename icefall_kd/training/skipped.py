@@ -37,16 +37,16 @@ REMEDIES = {
 
 
 class TrainingStoppedError(RuntimeError):
-    """A run cannot continue; the message has the remedy."""
+    """A run cannot continue; the message has a remedy."""
 
 
 class BadBatches:
-    """Writes each batch with a non-finite loss to ``bad_batches.<rank>.jsonl``."""
+    """Writes batches with non-finite loss or gradient to bad_batches.<rank>.jsonl."""
 
     def __init__(self, exp_dir: Path, world: World) -> None:
         self.path = exp_dir / f"bad_batches.{world.rank}.jsonl"
         self.world = world
-        self._suspects: list[str] = []  # ids in the current row of bad batches
+        self._suspects: list[str] = []  # ids in the current series of bad batches
 
     def add(
         self,
@@ -58,7 +58,7 @@ class BadBatches:
     ) -> None:
         """Count a skipped batch and write its cuts.
 
-        Suspects are the cuts whose own loss in a term is not finite.
+        The suspects are the cuts whose loss in a term is not finite.
         """
         state.bad_in_row += 1
         state.bad_total += 1
@@ -126,21 +126,23 @@ class SkippedCuts:
             self._allowed.add(NO_TARGET)
 
     def add(
-        self, batch: Batch, outputs: Mapping[str, TermOutput], reason: str = ""
+        self, batch: Batch, outputs: Mapping[str, TermOutput], batch_reason: str = ""
     ) -> None:
-        """Count a batch.
+        """Count the cuts of a batch, and those that each term skipped.
 
         Args:
-          reason: why the whole batch was skipped; "" if it was trained on.
+          batch_reason: why all cuts of the batch were skipped; "" if they were not.
         """
         cuts = list(batch["cuts"])
         self._counts["cuts"] += len(cuts)
         for term in self.terms:
-            skipped = {reason: range(len(cuts))} if reason else outputs[term].skipped
-            for why, rows in skipped.items():
+            skipped = outputs[term].skipped
+            if batch_reason:
+                skipped = {batch_reason: range(len(cuts))}
+            for reason, rows in skipped.items():
                 for cut in (cuts[i] for i in rows):
-                    is_unlabelled = why == NO_TEXT and not cut.supervisions
-                    key = f"{term}.{UNLABELLED if is_unlabelled else why}"
+                    is_unlabelled = reason == NO_TEXT and not cut.supervisions
+                    key = f"{term}.{UNLABELLED if is_unlabelled else reason}"
                     self._counts[key] += 1
                     examples = self._examples.setdefault(key, [])
                     if len(examples) < MAX_EXAMPLES:
@@ -161,8 +163,8 @@ class SkippedCuts:
 
         Args:
           epoch: counted from 1.
-          batches: of the epoch.  A checkpoint of an older version has batches, but no
-            counts.
+          batches: number of batches in the epoch.  A run resumed from a checkpoint of
+            an older version may have batches, but no counts.
         Returns:
           "cuts" -> number of cuts, "<term>.skipped.<reason>" -> share of them.
         Raises:
@@ -181,15 +183,16 @@ class SkippedCuts:
         self._examples.clear()
         shares = {"cuts": float(cuts)}
         for key in sorted(counts):
-            term, _, why = key.partition(".")
-            shares[f"{term}.skipped.{why}"] = counts[key] / cuts
+            term, _, reason = key.partition(".")
+            shares[f"{term}.skipped.{reason}"] = counts[key] / cuts
         return shares
 
     def check(self, epoch: int, complete: bool = True) -> None:
-        """Stop a run in which a term uses no cut, or skips over half of its cuts.
+        """Stop a run in which a term uses no cut, or skips more than half of its cuts.
 
-        Cuts without a supervision and, with ``data.missing: skip``, cuts without a
-        target do not count in that half.  Every process must call it.
+        The half is counted without cuts that have no supervision and, with
+        ``data.missing: skip``, without cuts that have no target.  Every process must
+        call it.
 
         Args:
           epoch: counted from 1.
@@ -204,10 +207,10 @@ class SkippedCuts:
             return
         for term in self.terms:
             skipped = _reasons(counts, term)
-            allowed = sum(n for why, n in skipped.items() if why in self._allowed)
-            faults = sum(skipped.values()) - allowed
-            none_used = faults + allowed == cuts > 0
-            if none_used or (complete and faults > (cuts - allowed) / 2):
+            total = sum(skipped.values())
+            allowed = sum(n for reason, n in skipped.items() if reason in self._allowed)
+            is_unused = total == cuts > 0
+            if is_unused or (complete and total - allowed > (cuts - allowed) / 2):
                 raise TrainingStoppedError(self._describe(epoch, term, skipped, cuts))
 
     def unused(self) -> dict[str, dict[str, int]]:
@@ -218,7 +221,7 @@ class SkippedCuts:
         counts = self.state_dict()
         reasons = {term: _reasons(counts, term) for term in self.terms}
         cuts = counts.get("cuts", 0)
-        return {t: why for t, why in reasons.items() if sum(why.values()) == cuts > 0}
+        return {t: r for t, r in reasons.items() if sum(r.values()) == cuts > 0}
 
     def _describe(
         self, epoch: int, term: str, skipped: Mapping[str, int], cuts: int
@@ -226,10 +229,10 @@ class SkippedCuts:
         """Return the error message about a term; every process must call it."""
         examples = self.world.gather(self._examples)
         parts = []
-        for why, count in sorted(skipped.items(), key=lambda item: -item[1]):
-            ids = [i for e in examples for i in e.get(f"{term}.{why}", ())]
+        for reason, count in sorted(skipped.items(), key=lambda item: -item[1]):
+            ids = [i for e in examples for i in e.get(f"{term}.{reason}", ())]
             some = f", for example {', '.join(ids[:MAX_EXAMPLES])}" if ids else ""
-            parts.append(f"{why}: {count}{some} ({REMEDIES[why]})")
+            parts.append(f"{reason}: {count}{some} ({REMEDIES[reason]})")
         return (
             f"epoch {epoch}: term '{term}' skipped {sum(skipped.values())} of {cuts} "
             f"cuts, so this epoch gets no checkpoint; " + "; ".join(parts)

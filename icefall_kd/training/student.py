@@ -1,8 +1,9 @@
 """The student with its heads and terms: from a batch to the weighted loss."""
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Optional
 
 import torch
@@ -15,6 +16,7 @@ from icefall_kd.training.optim import Eden, ScaledAdam
 from icefall_kd.transducer.model import AsrModel
 
 ENCODER = ("encoder_embed", "encoder")  # parts of the model
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class DistilledStudent(nn.Module):
@@ -167,6 +169,19 @@ def build_optimizer(
     return optimizer, scheduler
 
 
+def make_autocast(
+    amp: str, device: torch.device
+) -> Callable[[], contextlib.AbstractContextManager]:
+    """Return a function that opens the context of a forward pass.
+
+    Args:
+      amp: "none", "bf16" or "fp16".
+    """
+    if amp == "none":
+        return contextlib.nullcontext
+    return lambda: torch.autocast(device.type, AMP_DTYPES[amp])
+
+
 def load_initial_weights(
     model: AsrModel, weights: Mapping[str, Tensor], where: str, encoder_only: bool
 ) -> list[str]:
@@ -191,7 +206,7 @@ def load_initial_weights(
     given = {k: v for k, v in weights.items() if k.split(".")[0] in loaded}
     own = {k: v for k, v in own.items() if k.split(".")[0] in loaded}
     wrong = [
-        f"{k}: {_shape(given.get(k))} there, {_shape(own.get(k))} here"
+        f"{k}: {_shape(given.get(k))} in the file, {_shape(own.get(k))} in the model"
         for k in sorted(set(given) | set(own))
         if _shape(given.get(k)) != _shape(own.get(k))
     ]

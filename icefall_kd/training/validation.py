@@ -22,8 +22,8 @@ from icefall_kd.training.skipped import SkippedCuts
 from icefall_kd.training.student import DistilledStudent
 from icefall_kd.transducer.checkpoint import HEADS
 
-# The weight schedules of the terms are over, so that the losses of two epochs, or of a
-# run and its fine-tuning, differ by the student alone.
+# Dev losses use the final weights of the terms' schedules, so that the losses of two
+# epochs, or of a run and its fine-tuning, can be compared.
 FINAL_STEP = sys.maxsize
 
 
@@ -40,12 +40,12 @@ def validate(
 ) -> Optional[dict[str, float]]:
     """Return the mean losses and the WER over the dev set.
 
-    Every process must call it, and takes part until the last one has no batch left.
+    Every process must call it; it returns when all batches of all processes are done.
 
     Args:
       loader: this process's batches of the set.
-      stop: ends the validation once any process has received a signal.
-      tokenizer: of the student; None if it reads no text.
+      stop: ends the validation after a signal in any process.
+      tokenizer: tokenizer of the student; None if no term needs text.
       autocast: context of the forward pass.
       max_duration: ``data.max_duration`` in seconds, for an out-of-memory message.
     Returns:
@@ -60,8 +60,8 @@ def validate(
     batches = iter(loader)
     while True:
         batch = next(batches, None)
-        ended, asked = world.sum([float(batch is None), float(stop.asked)])
-        if asked:
+        ended, stopping = world.sum([float(batch is None), float(stop.is_requested)])
+        if stopping:
             return None
         if ended == world.size:
             break

@@ -120,7 +120,7 @@ def test_an_encoder_of_another_shape_is_rejected(pretrained, new_run):
     assert_rejected(
         config,
         r"init_encoder .*pretrained.pt: .*differs in 1 tensors: encoder.*bypass_scale: "
-        r"none there, \(16,\) here",
+        r"none in the file, \(16,\) in the model",
     )
     missing = dataclasses.replace(config, init_encoder="no.pt")
     assert_rejected(missing, "no.pt: no such checkpoint", FileNotFoundError)
@@ -166,5 +166,5 @@ def test_other_tokens_are_rejected_by_a_resumed_run(finished, tmp_path):
     other = change(finished, data={"bpe_model": str(tmp_path / "lang/bpe.model")})
     assert_rejected(
         dataclasses.replace(other, num_epochs=2),
-        r"exp has other tokens than .*lang/bpe.model: 3: .* -> .*; \d+ more \(there",
+        r"exp has other tokens than .*lang/bpe.model: 3: .* -> .*; \d+ more \(",
     )

@@ -40,9 +40,9 @@ def terminate(number=signal.SIGTERM):
 def test_a_second_signal_ends_the_process(number):
     before = [signal.getsignal(n) for n in SIGNALS]
     with StopRequest() as stop:
-        assert not stop.asked
+        assert not stop.is_requested
         terminate(number)
-        assert stop.asked and stop.number == number
+        assert stop.is_requested and stop.number == number
         # So that a second signal also ends a collective operation of torch.
         assert signal.getsignal(number) == signal.SIG_DFL
     assert [signal.getsignal(n) for n in SIGNALS] == before
@@ -64,7 +64,7 @@ def test_an_ignored_signal_stays_ignored():
     try:
         with StopRequest() as stop:
             terminate(signal.SIGINT)
-            assert not stop.asked
+            assert not stop.is_requested
             terminate()
             assert stop.number == signal.SIGTERM
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
@@ -84,7 +84,7 @@ def test_a_copy_of_the_signal_by_torchrun_or_a_script_is_the_same_request(
 ):
     if sender == "torchrun":
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    monkeypatch.setattr(interruptions, "FORWARDING", 0.2)
+    monkeypatch.setattr(interruptions, "FORWARDING_TIME", 0.2)
     with StopRequest() as stop:
         for number in numbers:
             terminate(number)

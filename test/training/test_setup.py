@@ -157,7 +157,7 @@ def test_the_parts_in_a_file_of_icefall_are_loaded(icefall_run, caplog):
     assert_rejected(wrong, "pretrained.pt has another shape: model.joiner_dim: 16 -> ")
     del weights["joiner.output_linear.bias"]
     save_checkpoint(path, {"model": weights})
-    assert_rejected(config, "in 1 tensors: joiner.output_linear.bias: none there")
+    assert_rejected(config, "in 1 tensors: joiner.output_linear.bias: none in the file")
     save_checkpoint(path, {"model": {"layer.weight": torch.zeros(2)}})
     assert_rejected(config, "init_model .*pretrained.pt: not the weights of a")
 
