@@ -60,13 +60,13 @@ def parse() -> argparse.Namespace:
         default=30.0,
         help="maximum duration of a batch in seconds",
     )
-    p.add_argument("--base-lr", type=float, default=0.03)
+    p.add_argument("--base-lr", type=float, default=0.03, help="before the schedule")
     p.add_argument("--system", choices=list(SYSTEMS), help=argparse.SUPPRESS)
     return p.parse_args()
 
 
 def real_batches(args: argparse.Namespace) -> Iterator[dict[str, object]]:
-    """Yield batches of the set for ever, the same for every system."""
+    """Yield batches of ``--shar-dir`` without end, the same for every system."""
     stream = open_stream([args.shar_dir], seed=args.seed, shuffle=True)
     tokenizer = Tokenizer(args.bpe_model)
     for epoch in itertools.count():
@@ -111,7 +111,7 @@ def train(args: argparse.Namespace) -> list[float]:
 
 
 def windows(losses: list[float]) -> dict[str, str]:
-    """Return the mean loss of each window, by its steps."""
+    """Return "steps 1 to 50" -> mean loss per frame, for each window."""
     return {
         f"steps {n + 1} to {n + WINDOW}": f"{statistics.mean(part):.3f}"
         for n, part in (

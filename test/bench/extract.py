@@ -9,15 +9,17 @@ The plain loop pads each utterance to 30 s and encodes one at a time.  Prints JS
 - "long": concatenations of 20 to 30 s, in batches, against the loop and against
   batches of 1.
 
-The loop is measured twice: first as people write it, then with
-:func:`keep_freed_memory`, which the command calls: otherwise the system clears the same
-memory for every call.
+The loop is measured twice: with the default memory allocation, and after
+:func:`keep_freed_memory`, which ``bin.extract`` calls.  Without that function the
+system returns and clears the same memory at every call.
 
-All use the same CTranslate2 model and threads.  The loop gives all threads to each
-call; the teacher runs as many calls in parallel.  The extraction is measured from the
-flac files to the arrays, the loop from the decoded audio on.  "times_faster" is the
-ratio of CPU seconds ("cpu_s", less affected by other load) on one thread, and of
-wall-clock seconds ("wall_s") on several, since waiting threads use the CPU too.
+All use the same CTranslate2 model and number of threads.  The loop gives all threads to
+one call; the teacher runs one call on each thread.  The time of the extraction includes
+reading the flac files, the time of the loop does not.  "times_faster" is the ratio of
+CPU seconds ("cpu_s", less affected by other load) on one thread, and of wall-clock
+seconds ("wall_s") on several threads, because waiting threads use the CPU too.
+
+Not collected by pytest.
 """
 
 import argparse
@@ -49,7 +51,7 @@ def load_cuts(shar_dirs: Sequence[str], limit: int) -> list:
 
 
 def load_wave(cut: Any) -> torch.Tensor:
-    """Return (S,) float32."""
+    """Return the samples of a cut, (S,) float32."""
     return torch.from_numpy(cut.load_audio()[0])
 
 
@@ -67,7 +69,7 @@ def concatenate(waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def measure(function: Callable[[], Any]) -> tuple[Any, Cost]:
-    """Return the result of ``function`` and the seconds that it takes."""
+    """Return the result of ``function``, and its CPU and wall-clock seconds."""
     cpu, wall = time.process_time(), time.perf_counter()
     result = function()
     cost = {
@@ -116,7 +118,7 @@ class Comparison:
     """Measurements of one compute type.
 
     Args:
-      short, long: utterances of the two kinds.
+      short, long: samples of the utterances, (S,) float32 each.
     """
 
     def __init__(
@@ -133,14 +135,14 @@ class Comparison:
         self.loop_costs: list[dict[str, Cost]] = []  # one per call of measure_loop
 
     def measure_loop(self) -> None:
-        """Measure the loop in the present state of the process."""
+        """Measure the loop, with the current memory allocation of the process."""
         self.loop([*self.short, *self.long][:2])
         self.embeddings, short = measure(lambda: self.loop(self.short))
         _, long = measure(lambda: self.loop(self.long))
         self.loop_costs.append({"short": short, "long": long})
 
     def build(self, **options: Any) -> Teacher:
-        """Return the teacher."""
+        """Return the teacher with the options of the command line."""
         return build_teacher(
             "whisper_ct2",
             self.args.model_dir,
@@ -150,12 +152,12 @@ class Comparison:
         )
 
     def times_faster(self, slow: Cost, fast: Cost) -> float:
-        """Return the ratio of the costs."""
+        """Return slow / fast: CPU seconds of one thread, else wall-clock seconds."""
         clock = "cpu_s" if self.args.threads == 1 else "wall_s"
         return round(slow[clock] / fast[clock], 2)
 
     def ratios(self, kind: str, cost: Cost) -> dict[str, Any]:
-        """Return the comparison of a cost with both measurements of the loop."""
+        """Return how much faster ``cost`` is than each measurement of the loop."""
         plain, keeping_memory = (costs[kind] for costs in self.loop_costs)
         return {
             "times_faster": self.times_faster(plain, cost),

@@ -4,10 +4,11 @@
         --shar-dir data/shar/dev [--train data/shar/train] [--scores 0 1.5] \\
         [--others data/shar/unlabelled_en_whisper_base --num-others 0 500]
 
-The hotwords are the words of the set that are not in ``--train``, and a number of words
-of ``--others`` that are in neither set, as distractors.  Prints JSON: for each number
-and score the WER, the share of new words that are correct, both in %, and how often a
-distractor was recognised.  Choose the score on dev.  pytest does not collect this file.
+The hotwords are the words of ``--shar-dir`` that are not in ``--train`` (new words),
+and ``--num-others`` words of ``--others`` that are in neither set (distractors).
+Prints JSON, for each number of distractors and each score: the WER in %, the share of
+new words that are recognised in %, and how often a distractor is recognised.  Choose
+the score on dev.  Not collected by pytest.
 """
 
 import argparse
@@ -34,21 +35,22 @@ from icefall_kd.recognition.scoring import Recognition, align_words, count_error
 def parse() -> argparse.Namespace:
     """Parse the command line."""
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--checkpoint", type=Path, required=True)
-    p.add_argument("--shar-dir", type=Path, required=True)
-    p.add_argument("--train", type=Path, default="data/shar/train")
-    p.add_argument("--others", type=Path, help="Shar with transcripts")
-    p.add_argument("--num-others", type=int, nargs="+", default=[0])
-    p.add_argument("--scores", type=float, nargs="+", default=[0, 1, 1.5, 2, 3])
-    p.add_argument("--beam", type=int, default=4)
-    p.add_argument("--blank-penalty", type=float, default=0.0)
-    p.add_argument("--chunk-size", type=int, help="stream in chunks of 20 ms frames")
-    p.add_argument("--left-context", type=int, default=128, help="20 ms frames")
+    add = p.add_argument
+    add("--checkpoint", type=Path, required=True)
+    add("--shar-dir", type=Path, required=True, help="set to recognise")
+    add("--train", type=Path, default="data/shar/train", help="training set")
+    add("--others", type=Path, help="Shar folder whose words are distractors")
+    add("--num-others", type=int, nargs="+", default=[0], help="distractors in a list")
+    add("--scores", type=float, nargs="+", default=[0, 1, 1.5, 2, 3])
+    add("--beam", type=int, default=4)
+    add("--blank-penalty", type=float, default=0.0)
+    add("--chunk-size", type=int, help="stream in chunks of 20 ms frames")
+    add("--left-context", type=int, default=128, help="20 ms frames")
     return p.parse_args()
 
 
 def words_of(cuts: Iterable[Cut]) -> set[str]:
-    """Return the words of the transcripts."""
+    """Return the set of words in the transcripts."""
     return {word for cut in cuts for word in reference_words(cut)}
 
 
@@ -72,7 +74,7 @@ def recognise_cuts(
     options: DecodeOptions,
     args: argparse.Namespace,
 ) -> list[Recognition]:
-    """Recognise the cuts."""
+    """Return the hypotheses of the cuts with these search options."""
     chunking = Chunking(args.chunk_size, args.left_context) if args.chunk_size else None
     options = dataclasses.replace(options, unk_id=tokenizer.unk_id)
     return recognise(model, cuts, tokenizer, options, chunking)[0]

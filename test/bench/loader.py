@@ -5,8 +5,8 @@
 Reads the same cuts with and without the fields of two teachers, and prints one JSON
 object.  ``throughput`` is the ratio of the throughput with fields to that without,
 padding and decompression on the CPU included: the median over rounds that read both, by
-wall time and by processor time, which other programs disturb less.  ``stored`` is the
-ratio without decompression, for training on another device.  Not collected by pytest.
+wall time and by CPU time, which other load affects less.  ``stored`` is the ratio
+without decompression, which training on a GPU does there.  Not collected by pytest.
 
 Needs the cuts and teachers of the recipe (prepare.sh, and stage 0 of teachers.sh).
 Extracts the fields into a temporary folder, or into ``--folder`` for later calls.
@@ -42,7 +42,7 @@ from icefall_kd.teachers import Teacher, build_teachers
 
 
 class Undecoded:
-    """A codec that returns the compressed frames."""
+    """Codec that leaves the frames compressed."""
 
     @staticmethod
     def decode_tensor(x: torch.Tensor) -> torch.Tensor:

@@ -2,10 +2,10 @@
 
     python test/bench/restore.py [--cuts 1500000] [--lhotse 20000]
 
-Writes a Shar set with this number of cuts to a temporary folder, iterates the sampler
-to the middle of an epoch, and restores its state in a new process, as after a kill:
-open the set, load the cuts of the buckets, draw the next batch.  ``--lhotse N``
-restores Lhotse's own sampler after N cuts of the same set, for comparison.  Prints
+Writes a Shar set with this number of cuts to a temporary folder and iterates the
+sampler to the middle of an epoch.  Then a new process, as after a kill, opens the set,
+restores the sampler with the cuts in its buckets, and draws the next batch.  With
+``--lhotse N`` it also restores Lhotse's sampler after N cuts of the same set.  Prints
 JSON: seconds of wall clock and CPU, peak memory in MB.  Not collected by pytest.
 
 Only a few shards are written, and linked under the other numbers.  Their audio is
@@ -216,7 +216,7 @@ def measure(args: argparse.Namespace) -> Iterator[Any]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Write the set, run each measurement in a new process, and print JSON."""
     args = parse_args()
     if args.worker:
         result = {"restore": restore, "lhotse": lhotse}[args.worker](args)

@@ -56,7 +56,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--axes", nargs="+", choices=list(AXES), default=list(AXES))
     p.add_argument("--points", type=int, help="per axis (default: all)")
     p.add_argument("--rounds", type=int, default=3, help="timed steps per point")
-    p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--threads", type=int, default=1, help="torch threads")
     p.add_argument("--autocast", choices=["none", "bf16"], default="none")
     p.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
     return p.parse_args()

@@ -29,11 +29,11 @@ Times = dict[str, list[dict[str, float]]]  # of each model, one entry for each t
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """Add the options of all comparisons."""
-    p.add_argument("--batch", type=int, default=32, help="utterances")
+    p.add_argument("--batch", type=int, default=32, help="utterances in a batch")
     p.add_argument(
         "--frames", type=int, default=300, help="fbank frames of each utterance"
     )
-    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--threads", type=int, default=2, help="torch threads")
     p.add_argument(
         "--rounds", type=int, default=5, help="timed turns, after a warm-up turn"
     )
@@ -56,7 +56,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def model_config(args: argparse.Namespace) -> ModelConfig:
-    """Return the measured model, with 2.9 M parameters."""
+    """Return the shape of the measured model, 2.9 M parameters by default."""
     chunks = dict(
         causal=True, chunk_size=(16, 32, 64, -1), left_context_frames=(64, 128, -1)
     )

@@ -7,8 +7,8 @@ first exports a student of the recipe with random weights for each chunk size.  
 student emits a token in almost every frame, so its predictor runs more often than that
 of a trained one.  One stream, greedy search; the models alternate on the same machine.
 The latency of a chunk is the time from its features to its tokens, without the duration
-of its audio.  On a shared machine, compare the processor time.  Prints a JSON object
-and a Markdown table.  pytest does not collect this file.
+of its audio.  On a shared machine, compare the CPU time.  Prints a JSON object and a
+Markdown table.  Not collected by pytest.
 """
 
 import argparse
@@ -43,12 +43,14 @@ MS_PER_FRAME = 20  # one 50 Hz frame
 def parse() -> argparse.Namespace:
     """Parse the command line."""
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--model-dir", type=Path, nargs="+", help="of bin.export")
+    p.add_argument("--model-dir", type=Path, nargs="+", help="folders of bin.export")
     p.add_argument("--config", type=Path, nargs="+", default=CONFIGS, help="YAML")
     p.add_argument("--chunks-ms", type=int, nargs="+", default=[160, 320, 640])
     p.add_argument("--left-context", type=int, default=128, help="20 ms frames")
     p.add_argument("--threads", type=int, default=1)
-    p.add_argument("--seconds", type=float, default=30.0, help="of audio in a turn")
+    p.add_argument(
+        "--seconds", type=float, default=30.0, help="seconds of audio in a turn"
+    )
     p.add_argument("--rounds", type=int, default=4, help="turns of each model")
     return p.parse_args()
 
@@ -79,7 +81,7 @@ def find_encoders(folder: Path, args: argparse.Namespace) -> list[ModelFiles]:
     """Return the streaming models in a folder with the requested chunk sizes.
 
     Raises:
-      FileNotFoundError: if there is none.
+      FileNotFoundError: if the folder has no such model.
     """
     found = []
     for path in sorted(folder.glob("encoder-streaming-*.onnx")):
@@ -132,7 +134,7 @@ def measure(
 def summarise(
     files: ModelFiles, chunks: Sequence[dict[str, float]]
 ) -> dict[str, object]:
-    """Return a row of the table."""
+    """Return the row of a model in the table."""
     audio = hop_frames(files.chunking.chunk_size) * FBANK_SHIFT
     clock = np.array([chunk["seconds"] for chunk in chunks])
     processor = np.array([chunk["cpu_seconds"] for chunk in chunks])

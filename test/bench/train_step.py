@@ -108,7 +108,7 @@ def build(
     """Return model, optimiser and step of ours or of the reference.
 
     Args:
-      config: of the model; None uses the options.
+      config: shape of the model; None takes it from the options.
     """
     torch.manual_seed(args.seed)
     random.seed(args.seed)

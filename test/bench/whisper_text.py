@@ -43,7 +43,7 @@ normalise_prompt = load_script("prepare_asterisk").normalise_prompt
 
 
 def measure(transcribe: Transcribe, cuts: list) -> dict[str, float]:
-    """Return the WER in % and the speed over labelled cuts."""
+    """Return the WER in %, and seconds of audio per second of CPU time."""
     errors = words = 0
     seconds = 0.0
     for cut in cuts:
