@@ -52,7 +52,7 @@ STUDENT = ModelConfig(
 
 
 class EnergyTeacher(Teacher):
-    """Returns a fixed random projection of the samples every 20 ms."""
+    """Returns log(1 + |x|) of a random projection x of the samples every 20 ms."""
 
     def __init__(self, name: str, dim: int) -> None:
         self.name = name

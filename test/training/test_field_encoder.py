@@ -28,7 +28,7 @@ FIELD_ENCODER = FieldEncoderConfig(
 
 @pytest.fixture
 def field_config(only):
-    """Configuration of a small field encoder over both teachers."""
+    """Return a run of a small field encoder over both teachers."""
     config = only("transducer", "ctc")
     model = ModelConfig(
         field_encoder=FIELD_ENCODER, vocab_size=24, decoder_dim=16, joiner_dim=16
@@ -38,18 +38,18 @@ def field_config(only):
 
 
 def test_input_frames_are_the_fields_at_the_times_of_the_student(field_config, config):
-    setup, student = build_setup(field_config), build_setup(config)
+    setup, audio_setup = build_setup(field_config), build_setup(config)
     assert setup.config.model.field_encoder.dims == (6, 3)
     cuts = list(setup.train_stream)[:4]
     batch = load_batch(CutSet.from_cuts(cuts), setup.codecs)
     x, lens = setup.student.model.get_inputs(batch)
-    _, expected = student.student.model.forward_encoder(
+    _, expected = audio_setup.student.model.forward_encoder(
         batch["features"], batch["feature_lens"]
     )
     assert lens.tolist() == expected.tolist()
     assert x.shape == (4, int(lens.max()), 9)
-    teacher_a = batch["fields"]["teacher_a"]
-    aligned = align_frames(teacher_a["x"], teacher_a["lens"], 0.02, lens)
+    field = batch["fields"]["teacher_a"]
+    aligned = align_frames(field["x"], field["lens"], 0.02, lens)
     torch.testing.assert_close(x[:, :, :6], aligned)
 
 
@@ -65,7 +65,7 @@ def test_the_fields_are_normalised_by_their_statistics(field_config):
     torch.testing.assert_close(encoder.mean[:6], expected.mean(0), atol=1e-4, rtol=1e-3)
 
 
-def test_an_utterance_alone_and_in_a_batch_gives_the_same():
+def test_an_utterance_alone_and_in_a_batch_gives_the_same_output():
     torch.manual_seed(0)
     config = dataclasses.replace(FIELD_ENCODER, dims=(6, 3))
     model = build_model(ModelConfig(field_encoder=config, vocab_size=24, decoder_dim=8))

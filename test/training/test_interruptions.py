@@ -101,35 +101,32 @@ def test_a_copy_of_the_signal_by_torchrun_or_a_script_is_the_same_request(
 def test_a_signal_during_validation_stops_at_once_and_resumes_exactly(
     only, monkeypatch
 ):
-    uninterrupted = change(
-        only("ctc"), data=dict(max_duration=2.0)
-    )  # several dev batches
+    """The second signal arrives in the validation of the resumed run."""
+    data = dict(max_duration=2.0)  # several dev batches
+    uninterrupted = change(only("ctc"), data=data)
     train(uninterrupted)
+    config = change(uninterrupted, exp_dir=f"{uninterrupted.exp_dir}-stopped")
     original = student.DistilledStudent.eval
 
     def eval_and_terminate(self):
         terminate(signal.SIGINT)
         return original(self)
 
-    for times in (1, 2):  # the second time in the validation of the resumed run
-        config = dataclasses.replace(
-            uninterrupted, exp_dir=f"{uninterrupted.exp_dir}-{times}"
-        )
-        with monkeypatch.context() as m:
-            m.setattr(student.DistilledStudent, "eval", eval_and_terminate)
-            for _ in range(times):
-                with pytest.raises(TrainingInterruptedError, match="checkpoint-") as e:
-                    train(config)
-                assert e.value.status == 130
-        saved = load_newest_checkpoint(config.exp_dir)["state"]
-        assert saved["epoch"] == 0 and saved["batch"] > 0 and saved["validating"]
-        train(config)
-        for kind in ("train", "dev"):
-            assert metrics(config, kind) == metrics(uninterrupted, kind)
-        for name, value in final(uninterrupted)["model_avg"].items():
-            assert torch.equal(value, final(config)["model_avg"][name]), name
-        rng = [final(c)["rng"][0]["torch"] for c in (uninterrupted, config)]
-        assert torch.equal(*rng)
+    with monkeypatch.context() as m:
+        m.setattr(student.DistilledStudent, "eval", eval_and_terminate)
+        for _ in range(2):
+            with pytest.raises(TrainingInterruptedError, match="checkpoint-") as e:
+                train(config)
+            assert e.value.status == 130
+            saved = load_newest_checkpoint(config.exp_dir)["state"]
+            assert saved["epoch"] == 0 and saved["batch"] > 0 and saved["validating"]
+    train(config)
+    for kind in ("train", "dev"):
+        assert metrics(config, kind) == metrics(uninterrupted, kind)
+    for name, value in final(uninterrupted)["model_avg"].items():
+        assert torch.equal(value, final(config)["model_avg"][name]), name
+    rng = [final(c)["rng"][0]["torch"] for c in (uninterrupted, config)]
+    assert torch.equal(*rng)
 
 
 def test_a_signal_in_a_skipped_batch_stops_the_run(config, monkeypatch):
