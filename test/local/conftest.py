@@ -72,3 +72,9 @@ def run_script(tmp_path):
 def run_librispeech(tmp_path):
     """``run_script`` of the LibriSpeech recipe."""
     return copy_recipe("librispeech", tmp_path)
+
+
+@pytest.fixture
+def run_adventure(tmp_path):
+    """``run_script`` of the adventure recipe."""
+    return copy_recipe("adventure", tmp_path)

@@ -165,3 +165,37 @@ def test_make_splits_draws_the_lists_of_the_recipe(adventure, run_main, tmp_path
     assert len(list(tmp_path.iterdir())) == len(split_manifests.SETS)
     for path in tmp_path.iterdir():
         assert path.read_text() == (RECIPE / "splits" / path.name).read_text()
+
+
+@pytest.mark.parametrize(
+    "profile, labelled, unlabelled",
+    [
+        ("45min", {"train"}, {"unlabelled_queen", "unlabelled_sky"}),
+        ("6h", {"train", "rest_queen", "rest_sky"}, set()),
+    ],
+)
+def test_only_labelled_sets_have_tokens_and_speeds(
+    run_adventure, tmp_path, profile, labelled, unlabelled
+):
+    options = ("--profile", profile, "--corpus-dir", str(tmp_path))
+    done, commands = run_adventure("prepare.sh", *options)
+    assert done.returncode == 0, done.stderr
+    shar = {
+        command.split(" --output data/shar/")[1].split()[0]: command
+        for command in commands
+        if ".make_shar " in command
+    }
+    evaluated = {"dev", "test_queen", "test_sky"}
+    assert shar.keys() == labelled | unlabelled | evaluated
+    assert {name for name in shar if "--speeds" in shar[name]} == labelled
+    assert {name for name in shar if "--bpe-model" not in shar[name]} == unlabelled
+
+
+def test_all_fields_of_embeddings_share_the_codecs_of_train(run_adventure):
+    done, commands = run_adventure("teachers.sh", "--stop-stage", "5")
+    assert done.returncode == 0, done.stderr
+    extractions = [c for c in commands if "--teachers conf/teachers.yaml" in c]
+    assert len(extractions) == 2  # training and dev, test
+    assert all("--codec-from data/shar/train" in command for command in extractions)
+    (training,) = [c for c in commands if ".bin.train " in c]
+    assert "--data.train [train]" in training  # not on pseudo-labels
