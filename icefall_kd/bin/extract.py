@@ -91,22 +91,12 @@ def get_parser() -> argparse.ArgumentParser:
     add("--codec", nargs="+", default=["fp16"], help=known)
     source = "Shar folder to copy trained codecs from (default: the first --shar-dir)"
     add("--codec-from", help=source)
-    add(
-        "--codec-frames",
-        type=int,
-        default=CODEC_FRAMES,
-        help="frames to train a codec on",
-    )
-    add(
-        "--codec-option",
-        **pairs,
-        help="options of its training, for example iterations=20000",
-    )
-    add(
-        "--train-codec-only",
-        action="store_true",
-        help="train the codec, extract nothing",
-    )
+    frames = "number of frames to train a codec on"
+    add("--codec-frames", type=int, default=CODEC_FRAMES, help=frames)
+    training = "options of the codec's training, for example iterations=20000"
+    add("--codec-option", **pairs, help=training)
+    only = "train the codec, and extract nothing"
+    add("--train-codec-only", action="store_true", help=only)
 
     add = parser.add_argument_group("extraction").add_argument
     shards = "indices of this job's shards, for example 0:100, ::4 or 3,7,10:20"

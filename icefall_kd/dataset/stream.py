@@ -4,7 +4,7 @@ The order depends on the seed and the epoch only.  A position is a few numbers, 
 resume opens only the shards at the position and those of waiting cuts.
 
 Every process iterates over the same cuts.  It reads the data of a cut when it makes the
-cut's batch, thus only those of its own batches.  From a URL it reads all data.
+cut's batch, so it reads only the data of its batches.  From a URL it reads all data.
 """
 
 import functools
@@ -252,7 +252,7 @@ class StreamReader:
         raise StopIteration
 
     def _choose_set(self) -> int:
-        """Return the index of the set that lags furthest behind its share of cuts."""
+        """Return the index of the set whose cuts are furthest below their share."""
         source = min(
             self._unfinished, key=lambda i: (self._taken[i] + 1) / self._sizes[i]
         )

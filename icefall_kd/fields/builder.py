@@ -57,7 +57,7 @@ def check_foreign_arrays(shar_dir: Pathlike, fields: Iterable[str]) -> None:
     """Check that no other program wrote arrays under the names of the fields.
 
     Raises:
-      ValueError: if a field has arrays in the Shar folder, but no folder of its own.
+      ValueError: if a field has arrays in the Shar folder, but no other files.
     """
     for field in fields:
         folder = field_dir(shar_dir, field)

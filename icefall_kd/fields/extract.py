@@ -292,7 +292,7 @@ def measure_speed(
 
     Args:
       codecs: codecs of the embeddings, for example ["fp16", "pq16"].
-      seconds: duration of the audio to measure on; at most the whole set.
+      seconds: duration of the audio to measure on; at most the complete set.
     """
     cuts = list(sample_cuts(shar_dir, seconds, seed))
     total = sum(cut.duration for cut in cuts)

@@ -327,8 +327,8 @@ def _parse_plain_header(block: bytes, position: int) -> Optional[Member]:
         size, checksum = int(block[124:136].rstrip(b" \0"), 8), int(block[148:154], 8)
     except ValueError:
         return None
-    # The checksum is the sum of all bytes, with spaces instead of its own 8.  The lower
-    # half of Adler-32 is 1 plus the sum, modulo 65521, in one fast call.
+    # The checksum is the sum of all bytes, with spaces for the 8 bytes of the checksum.
+    # The lower half of Adler-32 is 1 plus the sum, modulo 65521, in one fast call.
     total = zlib.adler32(block[156:_BLOCK], zlib.adler32(block[:148])) & 0xFFFF
     if (total - 1 + 8 * ord(" ") - checksum) % 65521:
         return None

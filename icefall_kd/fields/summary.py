@@ -136,7 +136,7 @@ def _summarize_shards(
         if not set(files.tars) & set(ids):
             state = "orphan"
     if files.partial:
-        notes = [*notes, f"{len(files.partial)} files being written or left behind"]
+        notes = [*notes, f"{len(files.partial)} temporary files"]
     tar = next((files.tars[s] for s in sorted(files.tars)), None)
     first = states[0] if states else None
     return Summary(

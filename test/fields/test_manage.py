@@ -182,7 +182,7 @@ def test_killed_copy_resumes_at_its_shard(extracted, shar, within):
         killed(extracted, shar, after, within)
         (summary,) = summarize_fields(shar)
         assert (summary.state, summary.shards_done) == ("unfinished", after)
-        assert "1 files being written or left behind" in summary.note
+        assert "1 temporary files" in summary.note
     with pytest.raises(FileNotFoundError, match="is unfinished"):
         open_shar(shar, [FIELD])
     copied = copy_field(extracted, shar, FIELD)

@@ -49,7 +49,7 @@ def test_summary_of_an_unfinished_field_comes_from_its_shards(extracted):
     (field_dir(extracted, FIELD) / f".1.partial.{FIELD}.000003.tar").touch()
     summary = only(extracted)
     assert summary.state == "unfinished"
-    assert summary.note == "1 files being written or left behind"
+    assert summary.note == "1 temporary files"
     assert (summary.shards_done, summary.shards, summary.num_cuts) == (3, 4, 15)
     for same in ("kind", "dim", "frame_shift", "codec", "fingerprint"):
         assert getattr(summary, same) == getattr(finished, same)

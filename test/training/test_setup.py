@@ -71,7 +71,7 @@ def test_sets_of_different_teachers_are_rejected(config, data_dir, tmp_path):
 
 
 def test_no_term_and_unknown_losses_are_rejected(config):
-    assert_rejected(dataclasses.replace(config, terms=TermsConfig()), "terms: none")
+    assert_rejected(dataclasses.replace(config, terms=TermsConfig()), "terms: no term")
     embedding = dataclasses.replace(config.terms.embedding, losses={"l3": 1.0})
     config = change(config, terms={"embedding": embedding})
     assert_rejected(config, "embedding.losses: .*l3.*cosine")
