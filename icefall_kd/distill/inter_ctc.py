@@ -139,9 +139,10 @@ class InterCtcTerm(Term):
                 suspects.update(rows[find_non_finite(losses)].tolist())
                 extras[f"{name}_ctc"] = (losses.detach().sum(), int(lens[rows].sum()))
             if has_targets:
-                value, count = self._sum_distance(log_probs, lens, batch, delay)
-                total = total + scale * config.kd_weight * value
-                extras[f"{name}_kd"] = (value.detach(), count)
+                per_frame, count = self._compute_distance(log_probs, lens, batch, delay)
+                total = total + scale * config.kd_weight * per_frame.sum()
+                suspects.update(find_non_finite(per_frame))
+                extras[f"{name}_kd"] = (per_frame.detach().sum(), count)
         skipped = list_skipped_texts(batch["tokens"], ~is_used)
         return TermOutput(
             total, int(lens.sum()), extras, tuple(sorted(suspects)), skipped
@@ -159,13 +160,16 @@ class InterCtcTerm(Term):
             heads[f"stack{stack}"] = (1.0 / len(self.config.stacks), log_probs)
         return heads
 
-    def _sum_distance(
+    def _compute_distance(
         self, log_probs: Tensor, lens: Tensor, batch: Batch, delay: int
     ) -> tuple[Tensor, int]:
-        """Return the sum of the distance to the teacher, and the number of frames."""
+        """Return the distance to the teacher, (N, K), and the number of valid frames.
+
+        The distance is 0 at frames that are not compared.
+        """
         log_probs, x, lens = match_frames(
             log_probs, lens, batch, self.config.teacher, delay
         )
         per_frame = DISTANCES[self.config.distance](log_probs, *unpack_topk(x))
         mask = make_pad_mask(lens, x.size(1))
-        return per_frame.masked_fill(mask, 0.0).sum(), int(lens.sum())
+        return per_frame.masked_fill(mask, 0.0), int(lens.sum())

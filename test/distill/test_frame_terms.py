@@ -223,6 +223,16 @@ def test_utterances_without_a_target_are_listed_and_add_nothing(
             assert float(output.sum) == 0.0 and output.skipped == {"no_target": [0, 1]}
 
 
+@pytest.mark.parametrize("cls, options", TERMS)
+def test_utterances_that_are_not_finite_are_listed(student, batch, infos, cls, options):
+    """Also utterances without transcript, which have a target."""
+    with torch.no_grad():
+        student.encoder_out[1, 2] = float("nan")
+    batch["tokens"] = [[], []]
+    term, student = build(cls(options), student, infos)
+    assert term(student, batch, 0).suspects == (1,)
+
+
 def test_a_delay_applies_in_chunks_and_not_with_full_context(
     student, batch, infos, lfmmi
 ):
