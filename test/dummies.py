@@ -27,7 +27,7 @@ def noise_cuts(
 
     Args:
       durations: of each cut, in seconds.
-      texts: of each cut; None gives cuts without supervision.
+      texts: of each cut; None makes cuts without supervisions.
     """
     rng = np.random.default_rng(seed)
     cuts: list = []

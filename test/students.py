@@ -113,6 +113,7 @@ def tokenizer(cuts):
 
 @pytest.fixture(scope="session")
 def pristine_student(waves):
+    """A causal student that a test must not change."""
     some = [torch.from_numpy(w) for w in list(waves.values())[:12]]
     return random_student(STUDENT, some)
 

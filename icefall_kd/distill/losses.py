@@ -40,7 +40,7 @@ def sum_frame_loss(
             "twice, and (N, T)"
         )
     per_frame = FRAME_LOSSES[kind](student.float(), target.float())
-    # masked_fill, not a product: padding may hold infinite values.
+    # masked_fill, not a product: padding may contain infinite values.
     return per_frame.masked_fill(mask, 0.0).sum(), int((~mask).sum())
 
 

@@ -129,7 +129,7 @@ class Term(abc.ABC):
     teacher_extra: str = ""
 
     def __init_subclass__(cls) -> None:
-        """Check the attributes of a new term.
+        """Check the attributes of a subclass.
 
         A class must not inherit ``frame_targets`` and ``trains``: a wrong value spoils
         training without an error.
@@ -138,17 +138,17 @@ class Term(abc.ABC):
           TypeError: if an attribute is missing or of a wrong type.
         """
         super().__init_subclass__()
-        own, options = vars(cls), getattr(cls, "options", None)
+        declared, options = vars(cls), getattr(cls, "options", None)
         needed = {
             "name, the key in TERMS": isinstance(getattr(cls, "name", None), str),
             "options, a dataclass with weight": (
                 "weight" in getattr(options, "__dataclass_fields__", ())
             ),
             "frame_targets, True if the targets are frames of the audio": (
-                isinstance(own.get("frame_targets"), bool)
+                isinstance(declared.get("frame_targets"), bool)
             ),
             "trains, a tuple of parts of the model, () if it trains none": (
-                isinstance(own.get("trains"), tuple)
+                isinstance(declared.get("trains"), tuple)
             ),
             "fields, a tuple of Shar fields": isinstance(cls.fields, tuple),
         }
@@ -168,7 +168,7 @@ class Term(abc.ABC):
 
     @property
     def teacher_metric(self) -> str:
-        """Return the name of the metric that shows how well the student imitates."""
+        """Return the name of the metric that compares the student with its teacher."""
         return f"{self.name}.{self.teacher_extra}" if self.teacher_extra else self.name
 
     def build_heads(
@@ -346,8 +346,8 @@ def check_vocabulary(info: FieldInfo, tokenizer: Optional[Tokenizer]) -> None:
         )
     if tokenizer is None:
         raise ValueError(
-            f"field '{info.name}' holds token distributions, but the student has no "
-            "tokens. Set data.bpe_model to the teacher's bpe.model"
+            f"field '{info.name}' contains token distributions, but the student has "
+            "no tokens. Set data.bpe_model to the teacher's bpe.model"
         )
     if sha256 != tokenizer.sha256:
         raise ValueError(

@@ -67,9 +67,9 @@ class Teacher(abc.ABC):
     The output for an utterance must not depend on the other utterances of its batch.
     Then a field does not depend on the batches of its extraction.
 
-    The first argument of the constructor is ``name``.  The commands always pass
-    ``device`` ("cpu" or "cuda:<number>") and ``num_threads`` too, and ``model_dir`` if
-    the user gives one.  Other arguments are options in the file of teachers.
+    The first argument of the constructor is ``name``.  Commands also pass ``device``
+    ("cpu", "cuda" or "cuda:<number>"), ``num_threads``, and ``model_dir`` if it is set.
+    Further arguments are options in the YAML file of teachers.
 
     Attributes:
       name:       of the teacher; its fields are called ``<name>`` or ``<name>_...``.

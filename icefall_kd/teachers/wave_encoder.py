@@ -8,7 +8,8 @@ mask does not suffice for this:
   padding included.  Here the statistics are over the valid frames of each utterance.
 - The positional convolutions of data2vec follow each other, and one variant of HuBERT
   has a batch normalisation before them, so padding is no longer zero.  Here padding is
-  set to zero before each of these convolutions, which equals their own zero padding.
+  set to zero before each of these convolutions, like the zeros that they add at the end
+  of a tensor.
 """
 
 import math

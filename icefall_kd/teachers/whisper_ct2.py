@@ -18,9 +18,8 @@ thread of an AMD EPYC (40 prompts).  Source: ``test/bench/whisper_context.py``.
     to 30 s       1        1        0.172        1        1        0.387
     1 s, int8     0.986    0.966    0.007        0.975    0.953    0.015
 
-The default context is 1 s, at a twelfth of the cost of padding to 30 s; a longer one
-improves the end of a clip little.  int8 halves the cost and changes the cosine by
-0.0005.
+The default context is 1 s, at a twelfth of the cost of padding to 30 s.  A longer one
+improves the end of a clip less.  int8 halves the cost and changes the cosine by 0.0005.
 
 Whisper has no mask, so padding changes its output.  The padded length of a clip is its
 duration plus the context, rounded up to a multiple of the bucket.  A call contains only

@@ -217,23 +217,23 @@ def test_a_field_of_another_kind_and_a_model_without_stacks_are_refused(infos):
 
 
 @pytest.fixture(scope="module")
-def own_layers(checkpoint, cuts, tmp_path_factory):
-    """Return a batch of prompts with a student's own stacks as fields, and infos."""
-    folder = tmp_path_factory.mktemp("own") / "shar"
+def stack_fields(checkpoint, cuts, tmp_path_factory):
+    """A batch of prompts whose fields are a student's stacks, and ``FieldInfo``s."""
+    folder = tmp_path_factory.mktemp("stacks") / "shar"
     write_shar([c for c in cuts if 1.0 < c.duration < 2.5][:4], folder)
     options = {"layers": [0, 1, 2], "chunk_size": 16, "left_context": 64}
-    teacher = build_teacher("zipformer", checkpoint, "own", **options)
+    teacher = build_teacher("zipformer", checkpoint, "same", **options)
     infos, _ = extract(folder, [teacher])
-    assert list(infos) == ["own_layer0", "own_layer1", "own_layer2"]
+    assert list(infos) == ["same_layer0", "same_layer1", "same_layer2"]
     assert {i.frame_shift for i in infos.values()} == {0.02}
     codecs = {name: make_codec("fp16") for name in infos}
     batch = load_batch(CutSet.from_cuts(open_shar(folder, codecs)), codecs)
     return batch, infos
 
 
-def loss_of(model, own_layers, chunk_size=16, **options):
-    batch, infos = own_layers
-    options = {"stacks": {i: f"own_layer{i}" for i in range(3)}, **options}
+def loss_of(model, stack_fields, chunk_size=16, **options):
+    batch, infos = stack_fields
+    options = {"stacks": {i: f"same_layer{i}" for i in range(3)}, **options}
     terms = [(1.0, HiddenTerm(HiddenConfig(**options)))]
     heads = build_heads(terms, students.STUDENT, infos, seed=0)
     model.encoder.set_chunk(chunk_size, 64)
@@ -243,13 +243,13 @@ def loss_of(model, own_layers, chunk_size=16, **options):
 
 
 def test_a_copy_of_the_teacher_has_no_loss_and_another_student_has(
-    pristine_student, own_layers
+    pristine_student, stack_fields
 ):
     """The remaining loss is from the field's half precision and the last frames."""
-    assert loss_of(pristine_student, own_layers) < 0.01
-    assert loss_of(pristine_student, own_layers, delay=1) > 0.1
+    assert loss_of(pristine_student, stack_fields) < 0.01
+    assert loss_of(pristine_student, stack_fields, delay=1) > 0.1
     # A delay does not apply with full context.
-    plain = loss_of(pristine_student, own_layers, chunk_size=-1)
-    assert loss_of(pristine_student, own_layers, chunk_size=-1, delay=1) == plain
+    plain = loss_of(pristine_student, stack_fields, chunk_size=-1)
+    assert loss_of(pristine_student, stack_fields, chunk_size=-1, delay=1) == plain
     torch.manual_seed(5)
-    assert loss_of(build_model(students.STUDENT), own_layers) > 0.5
+    assert loss_of(build_model(students.STUDENT), stack_fields) > 0.5
