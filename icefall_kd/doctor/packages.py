@@ -235,9 +235,9 @@ def import_package(name: str) -> Finding:
     try:
         module = importlib.import_module(name)
         # A module earlier on the path may hide the installed one.
-        own = str(getattr(module, "__version__", "")).split("+")[0]
-        if own[:1].isdigit():
-            finding.version = own
+        imported = str(getattr(module, "__version__", "")).split("+")[0]
+        if imported[:1].isdigit():
+            finding.version = imported
         finding.version = finding.version or "unknown"
         with contextlib.suppress(AttributeError):
             finding.info = _info(name, module)

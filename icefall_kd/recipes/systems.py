@@ -243,8 +243,8 @@ class Profile:
         checkpoint = Path("exp/student/pretrained.pt")
         if system.start == "student" and not checkpoint.is_file():
             raise ValueError(
-                f"{where}: no {checkpoint}. Run the stage of teachers.sh that extracts a "
-                "student's outputs (see teachers.sh --help)"
+                f"{where}: no {checkpoint}. Run the stage of teachers.sh that writes "
+                "it (see teachers.sh --help)"
             )
         if not system.is_pretrained:
             return

@@ -37,7 +37,7 @@ class Table:
       rows: the rows; each lists the numbers of its notes.
       notes: notes on single rows.
       baseline: name of the baseline; None: no gains.
-      remarks: notes on the whole table, printed above it.
+      remarks: notes on the complete table, printed above it.
     """
 
     rows: tuple[Row, ...]
