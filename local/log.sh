@@ -88,7 +88,11 @@ run_once() {
   while [[ $1 == --* ]]; do
     case $1 in
       --reads) globs+=("$2") ;;
-      --code) globs+=("$REPO_ROOT/icefall_kd/$2") code=true ;;
+      --code)
+        compgen -G "$REPO_ROOT/icefall_kd/$2" >/dev/null ||
+          { _log_from 1 "ERROR: --code: no file icefall_kd/$2"; return 1; }
+        globs+=("$REPO_ROOT/icefall_kd/$2") code=true
+        ;;
       --makes) made=$2 ;;
     esac
     shift 2

@@ -17,8 +17,11 @@ recipe_commands() {
 }
 
 run_commands() {
-  local lines command
-  lines=$(recipe_commands "$@")
+  local lines command status=0
+  lines=$(recipe_commands "$@") || status=$?
+  if ((status != 0)) && [[ ${dry_run:-false} != true ]]; then
+    return "$status"
+  fi
   while IFS=$'\t' read -r -u 3 _ _ command; do
     if [[ ${dry_run:-false} == true ]]; then
       printf '%s\n' "$command"
@@ -26,6 +29,7 @@ run_commands() {
       eval "$command"
     fi
   done 3<<<"$lines"
+  return "$status"
 }
 
 _recipe_profile=$(recipe_commands profile)

@@ -96,7 +96,7 @@ train_system() {  # folder of the system: run its commands
 log_output() {  # name, log file: write all lines to the file, print progress and errors
   trap '' INT TERM  # log until the training has stopped
   tee -a "$2" |
-    { grep --line-buffered -E ' ETA | dev: |done before|ERROR|WARNING|train: ' || true; } |
+    { grep --line-buffered -E ' ETA |epoch [0-9]+ dev: |done before|ERROR|WARNING|train: ' || true; } |
     sed -u "s|^|[$1] |"
 }
 
@@ -127,5 +127,8 @@ while ((${#running[@]} > 0)); do
 done
 for folder in $failed; do
   tail -n 5 "$folder/train.log" >&2
-  die "$folder failed. Read $folder/train.log, then run the same command again"
+  log "ERROR: $folder failed. Read $folder/train.log"
 done
+if [[ -n $failed ]]; then
+  die "failed:$failed. Run the same command again to resume"
+fi

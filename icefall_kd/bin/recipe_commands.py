@@ -59,7 +59,9 @@ def get_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--search", choices=("greedy", "beam"), default="greedy", help="kind of search"
     )
-    p.add_argument("--dry-run", action="store_true", help="only warn of missing files")
+    p.add_argument(
+        "--dry-run", action="store_true", help="log what is missing, then exit with 1"
+    )
     return p
 
 
@@ -92,12 +94,14 @@ def select_systems(args: argparse.Namespace) -> RecipeCommands:
     return RecipeCommands(profile, variants, systems, exp, args)
 
 
-def check_systems(recipe: RecipeCommands) -> None:
-    """Check that the files of all systems exist; with --dry-run only log the problems.
+def check_systems(recipe: RecipeCommands) -> bool:
+    """Return whether all systems can start; with --dry-run log what is missing.
 
     Raises:
-      ValueError, FileNotFoundError: see :meth:`.Profile.check_system`.
+      ValueError, FileNotFoundError: without --dry-run, see
+        :meth:`.Profile.check_system`.
     """
+    complete = True
     for name in recipe.systems:
         try:
             recipe.profile.check_system(parse_system(name))
@@ -105,6 +109,8 @@ def check_systems(recipe: RecipeCommands) -> None:
             if not recipe.args.dry_run:
                 raise
             logging.warning("%s", e)
+            complete = False
+    return complete
 
 
 def print_profile(recipe: RecipeCommands) -> None:
@@ -137,10 +143,11 @@ def main() -> None:
         if args.kind == "profile":
             print_profile(recipe)
             return
-        if args.kind == "train":
-            check_systems(recipe)
+        complete = args.kind != "train" or check_systems(recipe)
         for command in getattr(recipe, args.kind)():
             print(command.system_dir, command.output, command, sep="\t")
+        if not complete:
+            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ configuration.  The options of a training run are in ``icefall_kd.training.confi
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Optional, TypeVar, get_args
+from typing import Any, Optional, TypeVar, get_args, get_origin
 
 T = TypeVar("T")
 
@@ -187,8 +187,10 @@ def rename_options(values: Mapping[str, Any], prefix: str = "") -> dict:
 def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     """Return an instance of the dataclass ``cls``; the inverse of :func:`to_dict`.
 
+    A single text for a tuple of texts is a tuple of one.
+
     Raises:
-      ValueError: if a key is unknown.
+      ValueError: if a key is unknown or missing.
     """
     known = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - set(known))
@@ -196,6 +198,15 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
         raise ValueError(
             f"{cls.__name__}: unknown keys {unknown}. Available: {sorted(known)}."
         )
+    missing = [
+        name
+        for name, f in known.items()
+        if name not in values
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"{cls.__name__}: missing keys {missing}.")
     arguments = {}
     for name, value in values.items():
         kind = known[name].type
@@ -206,6 +217,8 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
             value = from_dict(kind, value)
         elif isinstance(value, list):
             value = tuple(value)
+        elif isinstance(value, str) and get_origin(kind) is tuple:
+            value = (value,)
         arguments[name] = value
     return cls(**arguments)
 

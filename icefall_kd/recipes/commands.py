@@ -175,7 +175,9 @@ class RecipeCommands:
         train += ["icefall_kd.bin.train", "--exp-dir", folder]
         train += ["--config", args.student, "--config", f"conf/{variant}.yaml"]
         train += ["--config", f"conf/{stage}.yaml"]
-        train += ["--config", f"conf/{self.profile.name}/{stage}.yaml"]
+        further = f"conf/{self.profile.name}/{stage}.yaml"
+        if Path(further).is_file():  # what the profile changes, if anything
+            train += ["--config", further]
         if stage == "pretrain":
             train += self._pretrain_options(system)
         else:

@@ -230,6 +230,18 @@ class Profile:
           FileNotFoundError: if a teacher's field is missing.
         """
         where = f"system '{system.name}'"
+        stages = {"finetune": self.finetune}
+        sets = [*self.finetune_sets(system), self.dev_set]
+        if system.is_pretrained:
+            stages["pretrain"] = self.pretrain
+            sets += self.pretrain_sets(system)
+        for stage, schedule in stages.items():
+            epochs = system.select(schedule.epochs)
+            if schedule.avg > epochs:
+                raise ValueError(
+                    f"{where}: {stage}.avg is {schedule.avg} in the profile "
+                    f"{self.name}, but {stage}.epochs is {epochs}. Lower avg"
+                )
         if (system.has_unlabelled or PSEUDO in system.parts) and not self.unlabelled:
             raise ValueError(
                 f"{where}: the profile {self.name} has no unlabelled set. Leave out "
@@ -240,6 +252,12 @@ class Profile:
             if not path.is_file():
                 known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
                 raise ValueError(f"{where}: no {path}. Available parts: {known}")
+        for name in sets:
+            if not Path("data/shar", name).is_dir():
+                raise FileNotFoundError(
+                    f"{where}: no set data/shar/{name}, which the profile {self.name} "
+                    "names. Run prepare.sh, or teachers.sh for pseudo-labels"
+                )
         checkpoint = Path("exp/student/pretrained.pt")
         if system.start == "student" and not checkpoint.is_file():
             raise ValueError(
@@ -255,8 +273,8 @@ class Profile:
             if not path.is_file() and not (folder / labelled / path.name).is_file():
                 raise FileNotFoundError(
                     f"{where}: no field {name} in {folder}/{labelled}.fields. Run "
-                    "teachers.sh to write it or name other teachers (known: "
-                    f"{', '.join(self.teachers)})"
+                    "teachers.sh to write it, or name other teachers. Available: "
+                    f"{', '.join(self.teachers) or 'none'}"
                 )
 
 
@@ -288,7 +306,7 @@ def load_profile(name: str = "", path: Pathlike = PROFILES) -> Profile:
         raise ValueError(f"--profile: no '{name}' in {path}. Available: {known}")
     try:
         return from_dict(Profile, {**profiles[name], "name": name})
-    except (TypeError, ValueError) as e:  # a missing or an unknown key
+    except ValueError as e:  # a missing or an unknown key
         problem = str(e).rstrip(".")
         raise ValueError(
             f"{path}, profile {name}: {problem}. The class Profile in "

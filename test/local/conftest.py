@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import small_librispeech
+import yaml
 
 librispeech = small_librispeech.librispeech  # fixtures
 
@@ -27,6 +28,19 @@ def copy_recipe(corpus, folder):
         shutil.copytree(ROOT / "egs" / corpus / "KD" / name, recipe / name)
     for script in (ROOT / "egs" / corpus / "KD").glob("*.sh"):
         shutil.copy(script, recipe)
+    for room in ("training", "export"):  # files that run_once --code names
+        shutil.copytree(ROOT / "icefall_kd" / room, folder / "icefall_kd" / room)
+    for profile in yaml.safe_load((recipe / "conf/profiles.yaml").read_text()).values():
+        unlabelled = profile.get("unlabelled", [])
+        pseudo_labelled = [f"{s}{profile['pseudo_suffix']}" for s in unlabelled]
+        for name in [
+            *profile["labelled"],
+            "dev",
+            "test",
+            *unlabelled,
+            *pseudo_labelled,
+        ]:
+            (recipe / "data/shar" / name).mkdir(parents=True, exist_ok=True)
     python = folder / "venv/bin/python"
     python.parent.mkdir(parents=True)
     python.write_text(PYTHON)

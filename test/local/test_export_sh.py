@@ -60,7 +60,6 @@ def test_changed_check_sets_or_code_export_again(export_sh):
     export_sh()
     recipe = export_sh.folder.parents[3]
     shar = recipe / "data/shar/dev"
-    shar.mkdir(parents=True)
     for path in (shar / "recording.000000.tar", export_sh.code / "onnx.py"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("1")

@@ -1,6 +1,7 @@
 """The commands that train.sh runs, their order and their interruption."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -202,13 +203,15 @@ def test_an_unknown_system_is_reported(train_sh, system):
 def test_a_dry_run_prints_each_command_once_and_runs_none(run_script):
     systems = "both+one_best both+pseudo"
     done, commands = run_script("train.sh", "--dry-run", "--systems", systems)
-    assert (done.returncode, commands) == (0, []), done.stderr
+    assert (done.returncode, commands) == (1, []), done.stderr  # fields are missing
     lines = done.stdout.splitlines()
     assert sum("bin.train " in line for line in lines) == 3  # one pre-training
     assert sum("bin.average " in line for line in lines) == 3
     assert "no field whisper_tiny_en" in done.stderr
     assert not (run_script.recipe / "exp").exists()
     run_script.add_fields("train", "whisper_tiny_en", "whisper_base")
+    done, _ = run_script("train.sh", "--dry-run", "--systems", systems)
+    assert done.returncode == 0, done.stderr
     done, commands = run_script("train.sh", "--systems", systems, "--jobs", "1")
     assert done.returncode == 0, done.stderr
     printed = [line.replace("'", "") for line in lines]
@@ -225,3 +228,35 @@ def test_a_folder_with_a_former_name_is_reported(train_sh):
     old.rename(train_sh.recipe / new)
     done, _ = train_sh("both_unlabelled+pseudo")
     assert done.returncode == 0, done.stderr
+
+
+def edit_profile(recipe, old, new):
+    path = recipe / "conf/profiles.yaml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("labelled: &labelled [train]", "labelled: &labelled trian", "data/shar/trian"),
+        ("    avg: 3", "    avg: 9", "finetune.avg is 9"),
+        ("    avg: 3\n", "    average: 3\n", "'average'"),
+        ("    avg: 3\n", "", "'avg'"),
+    ],
+)
+def test_a_wrong_profile_is_reported_before_training(train_sh, old, new, message):
+    edit_profile(train_sh.recipe, old, new)
+    done, commands = train_sh("baseline")
+    assert done.returncode == 1 and commands == []
+    assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_profile_without_confs_changes_none(train_sh):
+    shutil.rmtree(train_sh.recipe / "conf/quick")
+    edit_profile(train_sh.recipe, "labelled: &labelled [train]", "labelled: train")
+    edit_profile(train_sh.recipe, "labelled: *labelled", "labelled: train")
+    done, (finetune,) = train_sh("baseline")
+    assert done.returncode == 0, done.stderr
+    assert "conf/quick" not in finetune and "--data.train [train] " in finetune
