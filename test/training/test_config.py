@@ -182,8 +182,8 @@ def test_the_saved_configuration_loads_unchanged(tmp_path):
     assert parse_config(["--config", path]) == config
 
 
-def layers():
-    """Yield the lists of files that the recipes pass to ``--config``."""
+def config_stacks():
+    """Yield each list of files that a recipe passes to ``--config``."""
     for conf in RECIPES:
         folders = sorted(f.name for f in conf.iterdir() if f.is_dir())
         profiles = [name for name in folders if name != "kd"]
@@ -204,7 +204,7 @@ def layers():
 
 def test_every_conf_of_every_recipe_builds():
     used, built = set(), {}
-    for stack in layers():
+    for stack in config_stacks():
         used.update(stack)
         config = parse_config(
             ["--exp-dir", "x"] + [a for f in stack for a in ("--config", str(f))]

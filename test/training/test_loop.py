@@ -297,6 +297,6 @@ def test_a_resumed_run_draws_the_same_random_teachers(config, tmp_path):
         torch.testing.assert_close(found[name], value, msg=name)
 
 
-def test_averaged_teachers_of_two_dimensions_are_rejected(config):
+def test_averaged_teachers_of_different_dimensions_are_rejected(config):
     with pytest.raises(ValueError, match="terms.embedding.*different dimensions"):
         train(with_embedding(config, choose="average"))

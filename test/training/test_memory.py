@@ -33,7 +33,7 @@ def batches_of(setup, needs_text=True):
     return list(largest_batches(setup.train_stream, loader, duration, needs_text))
 
 
-def test_training_after_the_probe_is_the_same_to_the_bit(config, tmp_path, caplog):
+def test_training_after_the_probe_is_bitwise_the_same(config, tmp_path, caplog):
     config = dataclasses.replace(config, num_epochs=1, amp="bf16")
     train(config)
     assert "memory probe" not in caplog.text

@@ -226,7 +226,7 @@ def test_unlabelled_cuts_are_left_out_if_every_term_needs_text(config, only, cap
     )
 
 
-def test_minus_one_worker_uses_the_other_cpus(config, monkeypatch):
+def test_num_workers_of_minus_one_uses_all_cpus_but_one(config, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     for asked, workers in ((-1, 2), (0, 0), (1, 1)):
