@@ -42,7 +42,7 @@ def build_teacher(
     family = RENAMED_FAMILIES.get(family, family)
     if family not in TEACHERS:
         raise ValueError(
-            f"family: unknown family of teachers '{family}'. Available: "
+            f"family: unknown teacher '{family}'. Available: "
             f"{', '.join(sorted(TEACHERS))}"
         )
     check_device(str(options.get("device", "cpu")))
