@@ -14,7 +14,7 @@ import torch
 from recipe import ROOT, locked_recipe
 
 # Fixtures of all folders: a fixture that two conftests import is built twice.
-pytest_plugins = ["students", "real_shar", "real_teachers"]
+pytest_plugins = ["error_messages", "students", "real_shar", "real_teachers"]
 
 
 @contextlib.contextmanager

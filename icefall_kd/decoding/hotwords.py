@@ -87,8 +87,14 @@ def build_hotwords(phrases: Iterable[Phrase], vocab_size: int) -> Hotwords:
       ValueError: if there is no phrase, a phrase is empty, or a bonus is not positive.
     """
     phrases = [(list(tokens), float(bonus)) for tokens, bonus in phrases]
-    if not phrases or not all(tokens and bonus > 0 for tokens, bonus in phrases):
-        raise ValueError("hotwords need at least one token and a positive bonus each")
+    if not phrases:
+        raise ValueError("hotwords: no phrase. Give at least one")
+    for number, (tokens, bonus) in enumerate(phrases, 1):
+        if not tokens or bonus <= 0:
+            raise ValueError(
+                f"hotwords: phrase {number} has the tokens {tokens} and the bonus "
+                f"{bonus}. Give at least one token and a positive bonus"
+            )
     states = _link_states(_build_trie(phrases))
     earned = torch.tensor([state.earned for state in states])
     shape = (len(states), vocab_size)
