@@ -1,4 +1,4 @@
-"""Searches over encoder output, and streaming.
+"""Decoding: searches over encoder output, with full context or in chunks.
 
 :data:`DECODERS` maps the name of each method to its class.
 """
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def get_search_class(method: str) -> type[Search]:
-    """Return the search class of a method.
+    """Return the class of a method, for example of "greedy_search".
 
     Raises:
       ValueError: if the method is unknown.
@@ -46,10 +46,11 @@ def get_search_class(method: str) -> type[Search]:
 
 
 def make_search(model: nn.Module, batch_size: int, options: DecodeOptions) -> Search:
-    """Start the search of ``options.method`` over ``batch_size`` utterances.
+    """Return a new search with ``options.method`` over ``batch_size`` utterances.
 
     Raises:
-      ValueError: if the method is unknown, or the model lacks its head.
+      ValueError: if the method is unknown, needs a head that the model lacks, or does
+        not support hotwords.
     """
     return get_search_class(options.method)(model, batch_size, options)
 
@@ -61,15 +62,14 @@ def decode(
     """Decode a batch of complete utterances.
 
     Args:
-      model: model in eval mode with ``decoder`` and ``joiner``, or with ``ctc_output``
-        for the ``ctc_*`` methods.
+      model: in eval mode; the ``ctc_*`` methods use ``ctc_output``, the others
+        ``decoder`` and ``joiner``.
       encoder_out: (N, T, D) float32.
       lens: (N,) int64, valid frames (40 ms each), 0 <= lens <= T, in any order.
     Returns:
       N hypotheses in the order of the batch.
     Raises:
-      ValueError: if the method is unknown, the model lacks its head, or the shapes
-        disagree.
+      ValueError: as :func:`make_search`, or if the shapes disagree.
     """
     order = torch.argsort(lens, descending=True, stable=True)
     search = make_search(model, len(order), options)

@@ -1,8 +1,8 @@
 """Greedy search and modified beam search over a transducer.
 
-Both are the searches of icefall and sherpa-onnx with these names: frame-synchronous,
-with at most one symbol in a frame.  Source: Kuang et al., Pruned RNN-T for fast,
-memory-efficient ASR training, 2022, arXiv:2206.13236, section 5.
+Both follow icefall and sherpa-onnx: they are frame-synchronous and emit at most one
+symbol per frame.  Source: Kuang et al., Pruned RNN-T for fast, memory-efficient ASR
+training, 2022, arXiv:2206.13236, section 5.
 """
 
 import torch
@@ -14,19 +14,20 @@ from icefall_kd.decoding.search import (
     Hypothesis,
     TransducerSearch,
     collect_hypotheses,
+    trace_back,
 )
 from icefall_kd.transducer.model import NO_TOKEN
 
 
 class GreedySearch(TransducerSearch):
-    """Take the best symbol of each frame."""
+    """Emit the best symbol of each frame."""
 
     def __init__(self, model: nn.Module, batch_size: int, options: DecodeOptions):
         super().__init__(model, batch_size, options)
         self.context = self._start_context(batch_size)
         self.predicted = self._predict(self.context)
         self.scores = torch.zeros(batch_size, device=self.device)
-        self.emitted: list[Tensor] = []  # for each frame, (n,) ids or NO_TOKEN
+        self.emitted: list[Tensor] = []  # per frame: (n,) ids or NO_TOKEN
 
     def _step(self, encoder_frame: Tensor) -> None:
         n = encoder_frame.size(0)
@@ -46,12 +47,12 @@ class GreedySearch(TransducerSearch):
 
 
 class ModifiedBeamSearch(TransducerSearch):
-    """Keep ``beam`` hypotheses for each utterance, all utterances in one batch.
+    """Keep ``beam`` hypotheses per utterance; all utterances are in one batch.
 
-    A frame selects the best ``beam`` extensions first and then merges equal
-    hypotheses by adding their probabilities.  Fewer than ``beam`` hypotheses may
-    remain; unused slots have a score of -inf.  The winner has the best score divided
-    by its length including the start context, as in icefall and sherpa-onnx.
+    Each frame selects the best ``beam`` extensions and then merges equal hypotheses by
+    adding their probabilities.  Fewer than ``beam`` hypotheses may remain; unused slots
+    have a score of -inf.  The result is the hypothesis with the highest score divided
+    by its length, which includes the start context, as in icefall and sherpa-onnx.
     """
 
     uses_beam = True
@@ -69,8 +70,9 @@ class ModifiedBeamSearch(TransducerSearch):
         self.hotwords = options.hotwords and options.hotwords.to(self.device)
         # state of each hypothesis in the hotword automaton
         self.hotword_states = torch.zeros_like(self.hashes)
-        self.parents: list[Tensor] = []  # for each frame, (n, beam)
-        self.emitted: list[Tensor] = []  # for each frame, (n, beam) ids or NO_TOKEN
+        # Per frame: slot of the predecessor (n, beam), and ids (n, beam) or NO_TOKEN.
+        self.parents: list[Tensor] = []
+        self.emitted: list[Tensor] = []
 
     def _step(self, encoder_frame: Tensor) -> None:
         n, beam = encoder_frame.size(0), self.options.beam
@@ -105,13 +107,14 @@ class ModifiedBeamSearch(TransducerSearch):
 
     @staticmethod
     def _merge(scores: Tensor, hashes: Tensor, lengths: Tensor) -> Tensor:
-        """Give the log-sum of equal hypotheses to the first of them, -inf to the rest.
+        """Return the scores (n, beam) after merging equal hypotheses.
+
+        The first of several equal hypotheses gets the sum of their probabilities, the
+        others -inf.
 
         Args:
-          scores: (n, beam) float32.
-          hashes, lengths: (n, beam) int64, equal where the tokens are equal.
-        Returns:
-          (n, beam) float32.
+          scores: (n, beam) float32, in nats.
+          hashes, lengths: (n, beam) int64; hypotheses are equal if both are equal.
         """
         is_equal = (hashes[:, :, None] == hashes[:, None]) & (
             lengths[:, :, None] == lengths[:, None]
@@ -131,17 +134,4 @@ class ModifiedBeamSearch(TransducerSearch):
         context_size = self.context.size(2)
         winners = (self.scores / (self.lengths + context_size)).argmax(dim=1)
         scores = self.scores.gather(1, winners[:, None]).squeeze(1)
-        found = [Hypothesis(score=score) for score in scores.tolist()]
-        parents = [p.tolist() for p in self.parents]
-        emitted = [e.tolist() for e in self.emitted]
-        for row, slot in enumerate(winners.tolist()):
-            for frame in reversed(range(len(parents))):
-                if row >= len(parents[frame]):  # the utterance ended before this frame
-                    continue
-                if emitted[frame][row][slot] != NO_TOKEN:
-                    found[row].tokens.append(emitted[frame][row][slot])
-                    found[row].timestamps.append(frame)
-                slot = parents[frame][row][slot]
-            found[row].tokens.reverse()
-            found[row].timestamps.reverse()
-        return found
+        return trace_back(scores, winners, self.parents, self.emitted)

@@ -16,15 +16,16 @@ from icefall_kd.decoding.search import (
     Search,
     collect_hypotheses,
     move_unk_to_blank,
+    trace_back,
 )
 from icefall_kd.transducer.model import NO_TOKEN
 
-BLANK_END, TOKEN_END = 0, 1  # last symbol of a path: blank or token
-NEVER = -torch.inf
+BLANK_END, TOKEN_END = 0, 1  # the last symbol of a path is a blank or a token
+LOG_ZERO = -torch.inf  # score of paths that do not exist
 
 
 class CtcSearch(Search):
-    """A search over the log-probabilities (n, V) of a CTC head."""
+    """Base class of searches over the log-probabilities (n, V) of a CTC head."""
 
     head = "ctc"
 
@@ -42,14 +43,14 @@ class CtcSearch(Search):
 
 
 class CtcGreedySearch(CtcSearch):
-    """Take the best symbol of each frame, merge repetitions, then remove blanks."""
+    """Emit the best symbol of each frame, without repetitions and blanks."""
 
     def __init__(self, model: nn.Module, batch_size: int, options: DecodeOptions):
         super().__init__(model, batch_size, options)
-        # symbol of the previous frame, which may belong to the previous chunk
+        # best symbol of the previous frame, also across chunks
         self.last = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
         self.scores = torch.zeros(batch_size, device=self.device)
-        self.emitted: list[Tensor] = []  # for each frame, (n,) ids or NO_TOKEN
+        self.emitted: list[Tensor] = []  # per frame: (n,) ids or NO_TOKEN
 
     def _step(self, log_probs: Tensor) -> None:
         n = log_probs.size(0)
@@ -66,9 +67,9 @@ class CtcGreedySearch(CtcSearch):
 class CtcPrefixBeamSearch(CtcSearch):
     """Keep the ``beam`` prefixes whose paths have the largest total probability.
 
-    A prefix has two sums, over paths that end in a blank and over paths that end in
-    its last token, because a token can repeat only after a blank.  The search also
-    keeps the best single path of each prefix, which gives the timestamps.  All
+    A prefix is a sequence of tokens.  It has two sums: over its paths that end in a
+    blank, and over those that end in its last token.  Only the first can be followed by
+    an equal token.  The best single path of each prefix gives the timestamps.  All
     utterances are in one batch.
     """
 
@@ -77,16 +78,16 @@ class CtcPrefixBeamSearch(CtcSearch):
     def __init__(self, model: nn.Module, batch_size: int, options: DecodeOptions):
         super().__init__(model, batch_size, options)
         shape = (batch_size, options.beam)
-        # Log-probabilities (N, beam, 2), last axis BLANK_END and TOKEN_END: of all
-        # paths and of the best path of each prefix.  Unused slots are -inf in both.
-        self.sums = torch.full((*shape, 2), NEVER, device=self.device)
+        # Log-probabilities (N, beam, 2) of all paths (sums) and of the best path
+        # (bests) of each prefix.  Last axis: BLANK_END, TOKEN_END.  Unused slots: -inf.
+        self.sums = torch.full((*shape, 2), LOG_ZERO, device=self.device)
         self.sums[:, 0, BLANK_END] = 0.0
         self.bests = self.sums.clone()
         self.last = torch.full(shape, NO_TOKEN, dtype=torch.int64, device=self.device)
         self.hashes = torch.zeros(shape, dtype=torch.int64, device=self.device)
         self.lengths = torch.zeros(shape, dtype=torch.int64, device=self.device)
-        # For each frame: predecessor of the best path, (n, beam, 2) as
-        # 2 * slot + end, and the token that TOKEN_END emits, (n, beam) or NO_TOKEN.
+        # Per frame, for each state 2 * slot + end: previous state of the best path, and
+        # emitted token or NO_TOKEN, (n, 2 * beam) int64 each.
         self.origins: list[Tensor] = []
         self.emitted: list[Tensor] = []
 
@@ -112,7 +113,7 @@ class CtcPrefixBeamSearch(CtcSearch):
         )
         self.sums[:n] = torch.where(
             is_longer[:, :, None],
-            torch.stack([torch.full_like(scores, NEVER), scores], dim=2),
+            torch.stack([torch.full_like(scores, LOG_ZERO), scores], dim=2),
             _gather_slots(same, parents),
         )
         hashes = self.hashes[:n].gather(1, parents)
@@ -122,11 +123,11 @@ class CtcPrefixBeamSearch(CtcSearch):
         self.last[:n] = tokens
 
     def _find_parents(self, n: int) -> Tensor:
-        """Return (n, child, parent) bool: child is parent plus the child's last token.
+        """Return (n, child, parent) bool: whether parent and one token give child.
 
-        Extending the parent by this token gives an existing prefix, not a new one.
+        The extended parent is then an existing prefix, so its paths count for child.
         """
-        is_used = self.sums[:n].amax(2) > NEVER
+        is_used = self.sums[:n].amax(2) > LOG_ZERO
         hashes, lengths = self.hashes[:n], self.lengths[:n]
         extended = (hashes[:, None] + self.last[:n, :, None]) * HASH_FACTOR
         return (
@@ -139,12 +140,12 @@ class CtcPrefixBeamSearch(CtcSearch):
     def _extend(
         self, log_probs: Tensor, repeat: Tensor, is_parent: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the scores of all prefixes after one more frame.
+        """Return the sums of all prefixes after one more frame.
 
         Returns:
-          same: (n, beam, 2), sums of the existing prefixes.
-          longer: (n, beam, V), sums of prefixes extended by a token; -inf for the
-            blank and for extensions that are existing prefixes.
+          same: (n, beam, 2) of the existing prefixes.
+          longer: (n, beam, V) of prefixes extended by a token; -inf for the blank and
+            for extensions that are existing prefixes.
         """
         n, beam = repeat.shape
         sums = self.sums[:n]
@@ -152,11 +153,11 @@ class CtcPrefixBeamSearch(CtcSearch):
         total = sums.logsumexp(2)
         longer = total[:, :, None] + log_probs[:, None]
         longer.scatter_(2, last[:, :, None], (sums[..., BLANK_END] + repeat)[..., None])
-        longer[:, :, BLANK_ID] = NEVER
-        # for each child, the score of extending each parent by the child's last token
+        longer[:, :, BLANK_ID] = LOG_ZERO
+        # (n, child, parent): sum of parent extended by the last token of child
         index = last[:, None].expand(n, beam, beam)
         to_child = longer.gather(2, index).transpose(1, 2)
-        from_parent = to_child.masked_fill(~is_parent, NEVER).amax(2)  # at most one
+        from_parent = to_child.masked_fill(~is_parent, LOG_ZERO).amax(2)  # at most one
         exists = torch.zeros_like(longer).scatter_add_(
             2, index, is_parent.transpose(1, 2).to(longer.dtype)
         )
@@ -164,7 +165,7 @@ class CtcPrefixBeamSearch(CtcSearch):
         ends_in_blank = total + log_probs[:, BLANK_ID, None]
         return (
             torch.stack([ends_in_blank, ends_in_token], dim=2),
-            longer.masked_fill_(exists > 0, NEVER),
+            longer.masked_fill_(exists > 0, LOG_ZERO),
         )
 
     def _update_best_paths(
@@ -179,7 +180,9 @@ class CtcPrefixBeamSearch(CtcSearch):
         """Extend the best path of each selected prefix by one frame.
 
         Args:
-          parents, tokens: (n, beam), previous slot and last token of each prefix.
+          repeat: (n, beam), log-probability of the last token of each old prefix.
+          is_parent: see :meth:`_find_parents`.
+          parents, tokens: (n, beam), previous slot and last token of each new prefix.
           is_longer: (n, beam) bool, True where the prefix grew by ``tokens``.
         """
         n = len(repeat)
@@ -189,7 +192,7 @@ class CtcPrefixBeamSearch(CtcSearch):
         ends_in_token = self.bests[:n, :, TOKEN_END] + repeat
         parent = is_parent.int().argmax(2)
         from_parent, origin = self._best_before(n, parent, self.last[:n])
-        from_parent = (from_parent + repeat).masked_fill(~is_parent.any(2), NEVER)
+        from_parent = (from_parent + repeat).masked_fill(~is_parent.any(2), LOG_ZERO)
         is_better = from_parent > ends_in_token
         origin = torch.where(is_better, origin, 2 * slots + TOKEN_END)
         emits = torch.where(is_better, self.last[:n], NO_TOKEN)
@@ -199,16 +202,19 @@ class CtcPrefixBeamSearch(CtcSearch):
         longer = longer + _gather_log_probs(log_probs, tokens)
         token_origin = torch.where(is_longer, longer_origin, origin.gather(1, parents))
         blank_origin = (2 * slots + end).gather(1, parents)
-        self.origins.append(torch.stack([blank_origin, token_origin], dim=2))
-        self.emitted.append(torch.where(is_longer, tokens, emits.gather(1, parents)))
-        ends_in_blank = ends_in_blank.gather(1, parents).masked_fill(is_longer, NEVER)
+        emitted = torch.where(is_longer, tokens, emits.gather(1, parents))
+        no_token = torch.full_like(emitted, NO_TOKEN)
+        self.origins.append(torch.stack([blank_origin, token_origin], dim=2).flatten(1))
+        self.emitted.append(torch.stack([no_token, emitted], dim=2).flatten(1))
+        ends_in_blank = ends_in_blank.gather(1, parents)
+        ends_in_blank = ends_in_blank.masked_fill(is_longer, LOG_ZERO)
         ends_in_token = torch.where(is_longer, longer, ends_in_token.gather(1, parents))
         self.bests[:n] = torch.stack([ends_in_blank, ends_in_token], dim=2)
 
     def _best_before(
         self, n: int, slots: Tensor, tokens: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return score and origin (n, beam) of the best paths that tokens can extend.
+        """Return score and state (n, beam) of the best paths that tokens may follow.
 
         Args:
           slots, tokens: (n, beam) int64, a prefix and the token that follows it.
@@ -221,28 +227,15 @@ class CtcPrefixBeamSearch(CtcSearch):
 
     def hypotheses(self) -> list[Hypothesis]:
         total, winners = self.sums.logsumexp(2).max(1)
-        found = [Hypothesis(score=score) for score in total.tolist()]
         bests = _gather_slots(self.bests, winners[:, None]).squeeze(1)
-        origins = [o.tolist() for o in self.origins]
-        emitted = [e.tolist() for e in self.emitted]
-        ends = bests.argmax(1).tolist()
-        for row, (slot, end) in enumerate(zip(winners.tolist(), ends)):
-            for frame in reversed(range(len(origins))):
-                if row >= len(origins[frame]):  # the utterance ended before this frame
-                    continue
-                if end == TOKEN_END and emitted[frame][row][slot] != NO_TOKEN:
-                    found[row].tokens.append(emitted[frame][row][slot])
-                    found[row].timestamps.append(frame)
-                slot, end = divmod(origins[frame][row][slot][end], 2)
-            found[row].tokens.reverse()
-            found[row].timestamps.reverse()
-        return found
+        states = 2 * winners + bests.argmax(1)
+        return trace_back(total, states, self.origins, self.emitted)
 
 
 def _gather_log_probs(log_probs: Tensor, tokens: Tensor) -> Tensor:
     """Return the log-probabilities of (n, beam) tokens, -inf for ``NO_TOKEN``."""
     found = log_probs.gather(1, tokens.clamp(min=BLANK_ID))
-    return found.masked_fill(tokens == NO_TOKEN, NEVER)
+    return found.masked_fill(tokens == NO_TOKEN, LOG_ZERO)
 
 
 def _gather_slots(pairs: Tensor, slots: Tensor) -> Tensor:

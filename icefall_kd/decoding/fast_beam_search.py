@@ -1,7 +1,7 @@
 """Fast beam search over lattices, with k2.
 
-Hypotheses with equal predictor contexts share a lattice state.  A frame therefore costs
-one call of predictor and joiner for each context instead of each hypothesis.  Source:
+Hypotheses with equal predictor contexts share a lattice state.  A frame therefore runs
+predictor and joiner once per context instead of once per hypothesis.  Source:
 Kuang et al., Pruned RNN-T for fast, memory-efficient ASR training, 2022,
 arXiv:2206.13236, section 5; the limits are icefall's.
 """
@@ -22,11 +22,11 @@ from icefall_kd.transducer.model import NO_TOKEN
 
 SCORE_BEAM = 20.0  # nats below the best score of a frame; icefall: beam
 STATES_PER_CONTEXT = 8  # icefall: max_states / max_contexts
-NEVER = -1e10  # log-probability; finite, because k2 adds it to scores
+LOG_ZERO = -1e10  # finite, because k2 adds it to scores
 
 
 class FastBeamSearch(TransducerSearch):
-    """Keep ``beam`` contexts for each utterance, with at most one symbol in a frame.
+    """Keep ``beam`` contexts per utterance, with at most one symbol per frame.
 
     The result is the best path of the lattice.  Its score is not divided by its length.
     """
@@ -50,7 +50,7 @@ class FastBeamSearch(TransducerSearch):
         self.streams = [k2.RnntDecodingStream(graph) for _ in range(batch_size)]
         self.active: Optional[Any] = None  # k2.RnntDecodingStreams of the active rows
         self.num_frames = [0] * batch_size
-        # frame of each lattice step; a closing step has the number of the next frame
+        # frame of each lattice step; a closing step (_read_lattices) has the next frame
         self.step_frames: list[list[int]] = [[] for _ in range(batch_size)]
         self.found = [Hypothesis() for _ in range(batch_size)]
 
@@ -94,7 +94,7 @@ class FastBeamSearch(TransducerSearch):
         import k2
 
         shape, _ = self.active.get_contexts()
-        blank_step = torch.full((shape.tot_size(1), self.vocab_size), NEVER)
+        blank_step = torch.full((shape.tot_size(1), self.vocab_size), LOG_ZERO)
         blank_step[:, BLANK_ID] = 0.0
         self._advance_lattices(blank_step.to(self.device))
         streams, self.active = self.active, None

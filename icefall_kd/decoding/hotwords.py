@@ -1,11 +1,12 @@
 """Hotwords: phrases that modified beam search prefers, such as names and jargon.
 
 All phrases form one automaton over tokens.  Source: Aho and Corasick, Efficient string
-matching, 1975.  Each token along a phrase adds a bonus to the score.  If the hypothesis
-leaves the phrase before its end, the bonus is subtracted again; at the end of the
-phrase it stays, and the next phrase may start.  sherpa-onnx (``ContextGraph``, not
-strict) uses the same rules, so a phrase has the same effect in both.  sherpa-onnx reads
-a normalised copy of the file, :attr:`Hotwords.text`.
+matching, 1975.  Each token of a phrase adds a bonus to the score of the hypothesis.  If
+the hypothesis leaves the phrase before its end, the search subtracts these bonuses.  At
+the end of the phrase it keeps them, and the next phrase may start.
+
+sherpa-onnx has the same rules (``ContextGraph``, not strict), so a phrase has the same
+effect in both.  It reads a normalised copy of the file, :attr:`Hotwords.text`.
 """
 
 import hashlib
@@ -56,7 +57,7 @@ class Hotwords:
       unfinished: (S,) float32, bonus to subtract if the utterance ends in a state.
       path: file of the phrases.
       text: the phrases in the file format of sherpa-onnx.
-      score: bonus of a token of phrases without their own bonus.
+      score: bonus of each token in nats, for lines without a bonus.
       sha256: SHA-256 of the phrases' tokens and bonuses.
     """
 
@@ -81,7 +82,8 @@ class Hotwords:
 def build_hotwords(phrases: Iterable[Phrase], vocab_size: int) -> Hotwords:
     """Return the automaton of ``phrases``.
 
-    Tokens that two phrases share at their start have the larger bonus.
+    If phrases start with the same tokens, these tokens get the largest of
+    their bonuses.
 
     Raises:
       ValueError: if there is no phrase, a phrase is empty, or a bonus is not positive.
@@ -157,10 +159,11 @@ def _longest_end(state: _State) -> Optional[_State]:
 
 
 def read_hotwords(path: Pathlike, tokenizer: Tokenizer, score: float) -> Hotwords:
-    """Read phrases from a text file, one phrase in a line.
+    """Read phrases from a text file, one phrase per line.
 
-    A phrase has the letters of the transcripts.  A line may end in its own bonus for
-    each token, ``:2.5``.  BPE pieces are also accepted: "▁P RE S S" is "PRESS".
+    A phrase is written as in the transcripts.  A line may end with a bonus for each of
+    its tokens, for example ``:2.5``.  BPE pieces are also accepted: "▁P RE S S" is
+    "PRESS".
 
     Args:
       path: UTF-8 text file.
@@ -168,8 +171,8 @@ def read_hotwords(path: Pathlike, tokenizer: Tokenizer, score: float) -> Hotword
       score: bonus of a token for lines without a bonus, in nats.
     Raises:
       FileNotFoundError: if the file does not exist.
-      ValueError: if the file is not UTF-8 or has no phrase, a bonus is invalid, or the
-        tokens cannot write a phrase; the message names file and line.
+      ValueError: if the file is not UTF-8 or has no phrase, a bonus is invalid, or a
+        phrase has letters without a token; the message names file and line.
     """
     path = Path(path)
     if not path.is_file():
@@ -183,7 +186,7 @@ def read_hotwords(path: Pathlike, tokenizer: Tokenizer, score: float) -> Hotword
         if phrase is not None:
             phrases.append(phrase)
     if not phrases:
-        raise ValueError(f"{path}: no hotwords in the file; write one phrase in a line")
+        raise ValueError(f"{path}: no hotwords in the file; write one phrase per line")
     hotwords = build_hotwords(phrases, tokenizer.vocab_size)
     text = "".join(f"{tokenizer.decode(ids)} :{bonus}\n" for ids, bonus in phrases)
     return replace(hotwords, path=path, text=text, score=score)
@@ -206,8 +209,8 @@ def _parse_line(line: str, tokenizer: Tokenizer, score: float) -> Optional[Phras
         return None
     if tokenizer.unk_id in tokens:
         raise ValueError(
-            f"'{' '.join(words)}' has letters that the tokens cannot write; use the "
-            "spelling of the transcripts"
+            f"'{' '.join(words)}' has letters without a token; use the spelling of the "
+            "transcripts"
         )
     return tokens, score
 

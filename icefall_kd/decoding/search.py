@@ -1,8 +1,8 @@
 """Decoding options, hypotheses, and the base classes of all frame-synchronous searches.
 
-The searches follow sherpa-onnx, so that PyTorch and the deployed recogniser return the
-same tokens: the context starts as ``-1, ..., -1, 0`` (the predictor maps -1 to a zero
-embedding), a frame emits at most one symbol, and ``<unk>`` counts as a blank.
+PyTorch and sherpa-onnx return the same tokens, because the searches follow the rules of
+sherpa-onnx.  The context starts as ``-1, ..., -1, 0``; the predictor maps -1 to a zero
+embedding.  A frame emits at most one symbol.  ``<unk>`` counts as a blank.
 """
 
 from abc import ABC, abstractmethod
@@ -19,8 +19,8 @@ from icefall_kd.transducer.checkpoint import check_parts
 from icefall_kd.transducer.model import NO_TOKEN
 
 MIN_WINDOW = 5.0  # s; shorter windows lose too much context
-# Searches compare hypotheses by 64-bit hashes of their tokens.  The factor is odd, so
-# that multiplying modulo 2^64 loses no bit (Knuth's constant).
+# Searches compare hypotheses by 64-bit hashes of their tokens.  The factor is Knuth's
+# constant.  It is odd, so that a product modulo 2^64 loses no bit.
 HASH_FACTOR = -7046029254386353131
 
 
@@ -30,14 +30,15 @@ class DecodeOptions:
 
     Attributes:
       method: a name in :data:`icefall_kd.decoding.DECODERS`.
-      beam: hypotheses kept in a frame (modified_beam_search, ctc_prefix_beam_search);
+      beam: hypotheses kept per frame (modified_beam_search, ctc_prefix_beam_search);
         sherpa-onnx: ``max_active_paths``, icefall: ``beam_size``.  For
-        fast_beam_search, contexts kept in a frame; icefall: ``max_contexts``.
-      blank_penalty: subtracted from the blank's logit, >= 0.
+        fast_beam_search, contexts kept per frame; icefall: ``max_contexts``.
+      blank_penalty: value >= 0 that is subtracted from the blank's logit.
       unk_id: id of ``<unk>``, which is treated as a blank; None if the vocabulary has
         no ``<unk>``.
       hotwords: phrases that modified_beam_search prefers.
-      max_utterance: s; longer utterances are split into windows, except in streaming.
+      max_utterance: in s; longer utterances are split into windows, except in
+        streaming.
     """
 
     method: str = "greedy_search"
@@ -79,8 +80,8 @@ class Hypothesis:
 class Search(ABC):
     """A search over N utterances, which may arrive in chunks.
 
-    The rows of the batch are sorted by length, the longest first.  Active rows are
-    therefore a prefix of the batch, and finished rows cost no computation.
+    The rows of the batch are sorted by length, the longest first.  The n rows that are
+    not finished are therefore the first n, and finished rows cost no computation.
 
     Attributes:
       head: a key of :data:`icefall_kd.transducer.checkpoint.HEADS`.
@@ -98,7 +99,7 @@ class Search(ABC):
         """Start N empty hypotheses.
 
         Args:
-          model: model with the parts of the head, in eval mode.
+          model: in eval mode, with the parts of the head.
           batch_size: N.
         Raises:
           ValueError: if the model lacks the head, or hotwords are not supported.
@@ -154,7 +155,7 @@ class Search(ABC):
 
 
 class TransducerSearch(Search):
-    """A search over predictor and joiner."""
+    """Base class of searches with the predictor and the joiner of a transducer."""
 
     head = "transducer"
 
@@ -180,7 +181,10 @@ class TransducerSearch(Search):
         return self.joiner.decoder_proj(out.squeeze(1))
 
     def _compute_logits(self, encoder_frame: Tensor, predicted: Tensor) -> Tensor:
-        """Join (M, D) with (M, D) into (M, V) logits, minus the blank penalty."""
+        """Return logits (M, V) of projected frames (M, D) and predictions (M, D).
+
+        The blank penalty is already subtracted.
+        """
         logits = self.joiner(encoder_frame, predicted, project_input=False)
         if self.options.blank_penalty:
             logits[:, BLANK_ID] -= self.options.blank_penalty
@@ -195,10 +199,10 @@ class TransducerSearch(Search):
 
 
 def move_unk_to_blank(log_probs: Tensor, unk_id: Optional[int]) -> Tensor:
-    """Add the probability of ``<unk>`` to the blank, so that it is never emitted.
+    """Add the probability of ``<unk>`` to the blank; no search then emits ``<unk>``.
 
-    The CTC searches of sherpa-onnx print ``<unk>``; the exported model contains this
-    step instead.
+    The CTC search of sherpa-onnx would emit ``<unk>``, so exported CTC models contain
+    this step.
 
     Args:
       log_probs: (..., V) float32.
@@ -216,11 +220,11 @@ def move_unk_to_blank(log_probs: Tensor, unk_id: Optional[int]) -> Tensor:
 
 
 def collect_hypotheses(scores: Tensor, emitted: Sequence[Tensor]) -> list[Hypothesis]:
-    """Return the hypotheses of a search that keeps one for each row.
+    """Return the hypotheses of a search that keeps one per row.
 
     Args:
-      scores: (N,) float32.
-      emitted: for each frame, the ids (n,) of the first n rows, or ``NO_TOKEN``.
+      scores: (N,) float32, in nats.
+      emitted: per frame, the ids (n,) of the first n rows, or ``NO_TOKEN``.
     """
     found = [Hypothesis(score=score) for score in scores.tolist()]
     for frame, tokens in enumerate(emitted):
@@ -228,4 +232,31 @@ def collect_hypotheses(scores: Tensor, emitted: Sequence[Tensor]) -> list[Hypoth
             if token != NO_TOKEN:
                 found[row].tokens.append(token)
                 found[row].timestamps.append(frame)
+    return found
+
+
+def trace_back(
+    scores: Tensor, states: Tensor, parents: Sequence[Tensor], emitted: Sequence[Tensor]
+) -> list[Hypothesis]:
+    """Return the hypotheses of a search that keeps S states per row.
+
+    Args:
+      scores: (N,) float32, in nats.
+      states: (N,) int64, last state of each hypothesis.
+      parents: per frame, the previous state (n, S) of each state of the first n rows.
+      emitted: per frame, the ids (n, S) that the states emit, or ``NO_TOKEN``.
+    """
+    found = [Hypothesis(score=score) for score in scores.tolist()]
+    frames = [(p.tolist(), e.tolist()) for p, e in zip(parents, emitted)]
+    for row, state in enumerate(states.tolist()):
+        for frame in reversed(range(len(frames))):
+            previous, tokens = frames[frame]
+            if row >= len(previous):  # the utterance ended before this frame
+                continue
+            if tokens[row][state] != NO_TOKEN:
+                found[row].tokens.append(tokens[row][state])
+                found[row].timestamps.append(frame)
+            state = previous[row][state]
+        found[row].tokens.reverse()
+        found[row].timestamps.reverse()
     return found

@@ -2,7 +2,8 @@
 
 C is the chunk size in 50 Hz frames.  A step reads T = 2C + 13 fbank frames (7 for the
 subsampling, 2 * 3 for the right context of the ConvNeXt layer), advances by 2C frames
-and returns C / 2 output frames of 40 ms.  It runs while more than T frames are left.
+and returns C / 2 output frames of 40 ms.  As in sherpa-onnx, a step runs only if more
+than T frames are left.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from icefall_kd.decoding import DecodeOptions, Hypothesis, make_search
 from icefall_kd.zipformer.streaming import state_batch_dims
 
 FRONTEND_FRAMES = 13  # fbank frames after a chunk that its last output depends on
-EXTRA_PADDING = 0.3  # s; a trained model may emit its last symbols late
+EXTRA_PADDING = 0.3  # s; models emit symbols with a delay
 
 
 def window_frames(chunk_size: int) -> int:
@@ -30,18 +31,18 @@ def hop_frames(chunk_size: int) -> int:
 
 
 def num_steps(num_frames: int, chunk_size: int) -> int:
-    """Return the number of steps of sherpa-onnx for ``num_frames`` fbank frames."""
+    """Return how many steps run for ``num_frames`` fbank frames, as in sherpa-onnx."""
     spare = num_frames - window_frames(chunk_size) - 1
     return 0 if spare < 0 else spare // hop_frames(chunk_size) + 1
 
 
 def step_time(step: int, chunk_size: int) -> float:
-    """Return the seconds of audio that a step needs.
+    """Return the seconds of audio after which a step can start.
 
-    A step starts when T + 1 fbank frames are complete.  The last of them has the number
-    2C * step + T, its centre is at (number + 0.5) * 10 ms, and its window is 25 ms
-    long.  For C = 16 the steps start at 0.4675 s, 0.7875 s, ...  The computation time
-    is not included.
+    A step starts when T + 1 of its fbank frames are complete.  The last of them has the
+    index 2C * step + T, its centre is at (index + 0.5) * 10 ms, and its window is 25 ms
+    long.  For C = 16, the steps start after 0.4675 s, 0.7875 s, ...  The computation
+    time is not included.
     """
     last = step * hop_frames(chunk_size) + window_frames(chunk_size)
     return (last + 0.5) * FBANK_SHIFT + WINDOW / SAMPLE_RATE / 2
@@ -50,8 +51,9 @@ def step_time(step: int, chunk_size: int) -> float:
 def tail_padding(chunk_size: int) -> float:
     """Return the seconds of silence to append to the audio.
 
-    T frames move every real frame into a chunk, and 0.3 s more let the model finish the
-    last word: 0.75 s for C = 16, 1.07 s for 32, 1.71 s for 64.
+    With T frames of silence, the steps read every frame of the audio.  Another 0.3 s
+    let the model emit the last word.  The sum is 0.75 s for C = 16, 1.07 s for C = 32
+    and 1.71 s for C = 64.
     """
     return round(window_frames(chunk_size) * FBANK_SHIFT + EXTRA_PADDING, 2)
 
@@ -59,8 +61,8 @@ def tail_padding(chunk_size: int) -> float:
 def pad_tail(wave: Tensor, chunk_size: int) -> Tensor:
     """Append :func:`tail_padding` seconds of zeros to a wave (S,).
 
-    The fbank of zeros is -15.94, the floor of the logarithm; padded feature batches
-    have ln(1e-10) instead.
+    The fbank of zeros is -15.94, the floor of the logarithm.  Padding of feature
+    batches differs: it is ln(1e-10).
     """
     zeros = round(tail_padding(chunk_size) * SAMPLE_RATE)
     return torch.cat([wave, wave.new_zeros(zeros)])
@@ -69,14 +71,14 @@ def pad_tail(wave: Tensor, chunk_size: int) -> Tensor:
 def encode_chunks(
     model: nn.Module, features: Sequence[Tensor], chunk_size: int, left_context: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Encode N streams chunk by chunk; finished streams leave the batch.
+    """Encode N streams chunk by chunk; each step skips the finished streams.
 
     Args:
       model: causal ``AsrModel`` in eval mode.
       features: N tensors (F_n, 80) float32, the longest first.
       chunk_size, left_context: in 50 Hz frames.
     Yields:
-      encoder_out (n, C / 2, D) and lens (n,) of the first n streams, which are active.
+      encoder_out (n, C / 2, D) and lens (n,) of the n streams that are not finished.
     Raises:
       ValueError: if ``chunk_size`` is not positive and even.
     """

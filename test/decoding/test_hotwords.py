@@ -16,7 +16,7 @@ VOCAB, DIM, UNK = 11, 16, 2
 
 
 def walk(hotwords, tokens):
-    """Return the score after each token, and the final score."""
+    """Return the sum of bonuses after each token, and at the end of the utterance."""
     state, score, scores = 0, 0.0, []
     for token in tokens:
         score += float(hotwords.gain[state, token])
@@ -26,7 +26,7 @@ def walk(hotwords, tokens):
 
 
 def slow_walk(phrases, tokens):
-    """Slow reference of :func:`walk`, which compares token sequences."""
+    """Return the results of :func:`walk`, by comparing token sequences."""
     bonuses = {}
     for phrase, bonus in phrases:
         for end in range(1, len(phrase) + 1):
@@ -82,12 +82,9 @@ def test_empty_phrases_are_refused(phrases):
 
 
 def test_large_bonus_forces_hotwords():
-    model, lens, x = (
-        random_joiner(4, VOCAB, DIM),
-        torch.full((6,), 20),
-        torch.randn(6, 20, DIM),
-    )
-    # The bonus is added after pruning, so the beam must hold every token.
+    model = random_joiner(4, VOCAB, DIM)
+    lens, x = torch.full((6,), 20), torch.randn(6, 20, DIM)
+    # Bonuses are added after pruning, so the beam must contain every token.
     plain = DecodeOptions("modified_beam_search", beam=10 * VOCAB, unk_id=UNK)
     phrase = [7, 5, 9]
 
@@ -101,12 +98,9 @@ def test_large_bonus_forces_hotwords():
     assert decode_with(1e-9) == [hyp.tokens for hyp in decode(model, x, lens, plain)]
 
 
-def test_incomplete_phrase_counts_until_utterance_ends():
-    model, x, lens = (
-        random_joiner(4, VOCAB, DIM),
-        torch.randn(3, 4, DIM),
-        torch.full((3,), 4),
-    )
+def test_bonus_of_incomplete_phrase_is_subtracted_at_the_end():
+    model = random_joiner(4, VOCAB, DIM)
+    x, lens = torch.randn(3, 4, DIM), torch.full((3,), 4)
     long_phrase = build_hotwords([([7, 5, 9, 7, 5, 9, 7], 1000.0)], VOCAB)
     options = DecodeOptions(
         "modified_beam_search", beam=10 * VOCAB, unk_id=UNK, hotwords=long_phrase
@@ -194,18 +188,14 @@ def test_results_name_their_hotwords(checkpoint, asterisk, tmp_path):
     arguments = ["--checkpoint", checkpoint, "--shar-dir", asterisk / "data/shar/dev"]
     arguments += ["--out-dir", tmp_path, "--method", "modified_beam_search"]
     plain = call(decode_command, *arguments)
-    helped = call(
-        decode_command, *arguments, "--hotwords", hotwords, "--hotwords-score", 6
-    )
+    arguments += ["--hotwords", hotwords, "--hotwords-score", 6]
+    biased = call(decode_command, *arguments)
     assert plain["hotwords"] is None
-    assert (helped["hotwords"], helped["hotwords_score"]) == (str(hotwords), 6)
-    assert helped["suffix"].startswith(f"{plain['suffix']}-hotwords-6-")
-    assert helped["wer"] != plain["wer"]
+    assert (biased["hotwords"], biased["hotwords_score"]) == (str(hotwords), 6)
+    assert biased["suffix"].startswith(f"{plain['suffix']}-hotwords-6-")
+    assert biased["wer"] != plain["wer"]
     hotwords.write_text("CONFERENCE\n")
-    other = call(
-        decode_command, *arguments, "--hotwords", hotwords, "--hotwords-score", 6
-    )
-    assert other["suffix"] != helped["suffix"]
+    assert call(decode_command, *arguments)["suffix"] != biased["suffix"]
 
 
 def test_wide_colon_is_refused_as_bonus(tmp_path):

@@ -1,4 +1,4 @@
-"""Simulated streaming: number and size of steps, tail padding, batches of streams."""
+"""Streaming: number and size of steps, tail padding, batches of streams."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_tail_padding_depends_on_chunk_size(chunk_size, window, tail):
 
 
 @pytest.mark.parametrize("chunk_size", CHUNKS)
-def test_tail_moves_each_real_frame_into_a_chunk(chunk_size):
+def test_steps_read_each_frame_before_the_padding(chunk_size):
     for samples in range(80, 40000, 77):
         padded = pad_tail(torch.ones(samples), chunk_size)
         assert padded[samples:].abs().max() == 0
@@ -44,7 +44,7 @@ def test_tail_moves_each_real_frame_into_a_chunk(chunk_size):
         assert steps * hop_frames(chunk_size) >= num_frames(samples)
 
 
-def test_padded_silence_has_floor_of_logarithm():
+def test_fbank_of_padding_is_floor_of_logarithm():
     features = compute_fbank([pad_tail(torch.randn(8000), 16)])[0]
     assert features[-20:].allclose(torch.tensor(-15.9424), atol=1e-3)
 
@@ -72,7 +72,7 @@ def test_chunks_equal_masked_full_pass(student, waves):
     student.encoder.set_chunk(16, 64)
     full, _ = student.forward_encoder(features[None], torch.tensor([len(features)]))
     assert len(streamed) > 100
-    # The scores of random weights are larger than those of trained ones.
+    # Random weights give larger scores than trained ones, and larger rounding errors.
     assert torch.allclose(streamed, full[0, : len(streamed)], atol=1e-3)
 
 
