@@ -15,11 +15,13 @@ from icefall_kd.export.compare import (
     Difference,
     FeatureFlip,
     compare_engines,
+    decision_margin,
     find_flip,
     first_difference,
     greedy_logits,
 )
 from icefall_kd.export.onnx import export_joiner
+from icefall_kd.export.ort import OrtHypothesis
 from icefall_kd.recognition.recognise import decode_full_context
 
 GREEDY = DecodeOptions(unk_id=2)
@@ -56,14 +58,14 @@ def test_joiner_of_another_model_is_detected(exported, student, waves, tmp_path)
     with torch.no_grad():
         student.joiner.output_linear.weight[7] /= 1.5
     few = dict(list(waves.items())[:5])
-    report = compare_engines(student, type(files).in_folder(tmp_path), few, GREEDY)
-    assert {d.engines for d in report.differences} == {
+    result = compare_engines(student, type(files).in_folder(tmp_path), few, GREEDY)
+    assert {d.engines for d in result.differences} == {
         "PyTorch and ONNX Runtime",
         "PyTorch and sherpa-onnx",
     }
-    assert not report.ok
-    assert report.differences[0].cut_id in "\n".join(report.lines())
-    assert report.as_dict()["ok"] is False
+    assert not result.ok
+    assert result.differences[0].cut_id in "\n".join(result.lines())
+    assert result.as_dict()["ok"] is False
 
 
 def test_greedy_logits_are_those_of_greedy_search(student, waves):
@@ -82,6 +84,14 @@ def test_first_difference_is_by_frame():
     assert first_difference(a, Hypothesis([5, 8, 7], [0, 3, 9])) == 3
     assert first_difference(a, Hypothesis([5, 6], [0, 3])) == 9
     assert first_difference(a, Hypothesis([5, 6, 7], [0, 2, 9])) == 2
+
+
+def test_ctc_decision_may_be_at_earlier_frame():
+    margins = np.array([9, 9, 1e-5, 9, 9], np.float32)
+    hyp = OrtHypothesis([5, 5], [1, 3], margins=margins)  # or one token, frames 1 to 3
+    assert decision_margin(hyp, 3, "ctc") == pytest.approx(1e-5)
+    assert decision_margin(hyp, 3, "transducer") == 9
+    assert decision_margin(hyp, 1, "ctc") == 9
 
 
 def test_flip_is_explained_by_shift_of_scores():
@@ -118,12 +128,12 @@ def test_first_line_has_the_verdict():
         "MISMATCH on 1 of 9 prompts": (list(difference.values()), [flip]),
     }
     for verdict, (differences, flips) in cases.items():
-        report = Comparison(9, tokens=50, differences=differences, flips=flips)
-        assert f"sherpa-onnx: {verdict} (9 prompts" in report.lines()[0]
-        assert report.ok is ("MISMATCH" not in verdict)
+        result = Comparison(9, tokens=50, differences=differences, flips=flips)
+        assert f"sherpa-onnx: {verdict} (9 prompts" in result.lines()[0]
+        assert result.ok is ("MISMATCH" not in verdict)
     unexplained = dataclasses.replace(flip, margin=0.5)
-    report = Comparison(prompts=9, flips=[unexplained])
-    assert report.verdict == "MISMATCH on 1 of 9 prompts"
+    result = Comparison(prompts=9, flips=[unexplained])
+    assert result.verdict == "MISMATCH on 1 of 9 prompts"
     assert "no token was recognised" in Comparison(prompts=9).verdict
 
 

@@ -137,7 +137,7 @@ def test_export_without_hashes_is_refused(folder, checkpoint):
     with pytest.raises(ValueError, match=f"older version.*--checkpoint {checkpoint}"):
         ModelFiles.in_folder(folder).read_info()
     Exporter(checkpoint, folder).write(None)
-    ModelFiles.in_folder(folder).read_info()  # the others are not exported again yet
+    ModelFiles.in_folder(folder).read_info()  # only this encoder was exported again
     with pytest.raises(ValueError, match="chunk-16-left-64.onnx: not a file of"):
         ModelFiles.in_folder(folder, Chunking(16, 64)).read_info()
 
@@ -158,17 +158,17 @@ def without_text(cut):
 
 
 def test_int8_is_compared_with_float32_without_text(folder, checkpoint, cuts, caplog):
-    conversion, files = Exporter(checkpoint, folder), ModelFiles.in_folder(folder)
+    exporter, files = Exporter(checkpoint, folder), ModelFiles.in_folder(folder)
     unlabelled = [without_text(cut) for cut in cuts[:3]]
     with pytest.raises(Int8Refused, match=r"float32 0\.00 %, a loss of \d+"):
-        conversion.quantize(files, unlabelled)
+        exporter.quantize(files, unlabelled)
     assert "the float32 hypotheses are the references" in caplog.text
     assert not list(folder.glob("*.int8.onnx"))
     info = files.read_info()
     assert info["encoders"]["encoder.onnx"]["int8"]["accepted"] is False
     assert not any("int8" in name for name in info["files"])
-    report = conversion.quantize(files, unlabelled, max_loss=1000.0)
-    assert report.wer_float == 0.0 < report.wer_int8
+    result = exporter.quantize(files, unlabelled, max_loss=1000.0)
+    assert result.wer_float == 0.0 < result.wer_int8
     info = files.int8.read_info()
     facts = info["encoders"]["encoder.onnx"]["int8"]
     assert facts["references"] == "float32 hypotheses"
@@ -176,10 +176,10 @@ def test_int8_is_compared_with_float32_without_text(folder, checkpoint, cuts, ca
 
 
 def test_int8_skips_cuts_without_text(folder, checkpoint, cuts, caplog):
-    conversion, files = Exporter(checkpoint, folder), ModelFiles.in_folder(folder)
-    alone = conversion.quantize(files, cuts[:2], max_loss=1000.0)
+    exporter, files = Exporter(checkpoint, folder), ModelFiles.in_folder(folder)
+    alone = exporter.quantize(files, cuts[:2], max_loss=1000.0)
     mixed = [*cuts[:2], without_text(cuts[2])]
-    assert conversion.quantize(files, mixed, max_loss=1000.0) == alone
+    assert exporter.quantize(files, mixed, max_loss=1000.0) == alone
     assert "1 cuts have no text" in caplog.text
 
 
@@ -187,24 +187,36 @@ def test_int8_is_refused_if_no_word_is_recognised(student, tokenizer, cuts, tmp_
     student.joiner.output_linear.bias.data[0] += 1000.0
     weights, path = student.state_dict(), tmp_path / "pretrained.pt"
     save_pretrained(path, weights, STUDENT, tokenizer.model_bytes, {})
-    conversion = Exporter(path, tmp_path)
-    files = conversion.write(None)
+    exporter = Exporter(path, tmp_path)
+    files = exporter.write(None)
     with pytest.raises(Int8Refused, match="no word in 2 cuts without text"):
-        conversion.quantize(files, [without_text(cut) for cut in cuts[:2]])
+        exporter.quantize(files, [without_text(cut) for cut in cuts[:2]])
 
 
-def test_mismatch_lists_the_prompts(exported, checkpoint, cuts, tmp_path):
-    shutil.copytree(exported["full"].encoder.parent, tmp_path, dirs_exist_ok=True)
-    conversion = Exporter(checkpoint, tmp_path)
-    files = ModelFiles.in_folder(tmp_path)
-    report = conversion.check(files, cuts[:3])
-    assert report.ok
+def test_mismatch_lists_the_prompts(exports, head, checkpoint, cuts, tmp_path):
+    shutil.copytree(exports["full"].folder, tmp_path, dirs_exist_ok=True)
+    exporter = Exporter(checkpoint, tmp_path, head)
+    files = ModelFiles.in_folder(tmp_path, head=head)
+    assert exporter.check(files, cuts[:3]).ok
     info = json.loads((tmp_path / "export.json").read_text())
-    assert info["encoders"]["encoder.onnx"]["check"]["ok"] is True
-    conversion.model.joiner.output_linear.bias.data[0] -= 6.0
+    assert info["encoders"][files.encoder.name]["check"]["ok"] is True
+    model = exporter.model
+    output = model.ctc_output[1] if head == "ctc" else model.joiner.output_linear
+    output.bias.data[0] -= 6.0
     message = rf"MISMATCH on 3 of 3 prompts[^$]*{cuts[0].id}"
     with pytest.raises(EngineMismatch, match=message):
-        conversion.check(files, cuts[:3])
+        exporter.check(files, cuts[:3])
+
+
+def test_both_heads_share_a_folder(checkpoint, tmp_path):
+    for head in ("transducer", "ctc"):
+        Exporter(checkpoint, tmp_path, head).write(None)
+    assert {p.name for p in tmp_path.glob("*.onnx")} == {
+        *("encoder.onnx", "decoder.onnx", "joiner.onnx", "model.onnx")
+    }
+    entries = json.loads((tmp_path / "export.json").read_text())["encoders"]
+    assert 0 < entries["model.onnx"]["parameters"]
+    assert entries["model.onnx"]["parameters"] != entries["encoder.onnx"]["parameters"]
 
 
 def test_bpe_model_of_another_size_is_refused(pristine_student, cuts, tmp_path):

@@ -17,8 +17,8 @@ from icefall_kd.export.files import (
 from icefall_kd.recognition.options import Chunking
 
 
-def test_streaming_metadata_describe_the_stacks(exported):
-    metadata = read_metadata(exported["chunk-16"].encoder)
+def test_streaming_metadata_describe_the_stacks(exports):
+    metadata = read_metadata(exports["chunk-16"].encoder)
     expected = {
         "model_type": "zipformer2",
         "T": "45",
@@ -35,10 +35,14 @@ def test_streaming_metadata_describe_the_stacks(exported):
     assert expected.items() <= metadata.items()
 
 
+def test_full_context_metadata_have_the_kind_of_model(exported, exported_ctc):
+    for files, kind in ((exported, "zipformer2"), (exported_ctc, "zipformer2_ctc")):
+        metadata = read_metadata(files["full"].encoder)
+        assert (metadata["model_type"], metadata["tail_padding"]) == (kind, "0")
+
+
 def test_decoder_and_joiner_have_their_metadata(exported):
     files = exported["full"]
-    encoder = read_metadata(files.encoder)
-    assert (encoder["model_type"], encoder["tail_padding"]) == ("zipformer2", "0")
     assert read_metadata(files.decoder) == {"context_size": "2", "vocab_size": "90"}
     assert read_metadata(files.joiner) == {"joiner_dim": "32"}
 
@@ -51,8 +55,8 @@ def test_metadata_have_tail_padding_of_the_chunk(student):
             assert metadata["tail_padding"] == seconds
 
 
-def test_complete_files_pass(exported):
-    for files in exported.values():
+def test_complete_files_pass(exports):
+    for files in exports.values():
         check_sherpa_metadata(files)
 
 
@@ -73,6 +77,21 @@ def test_encoder_of_other_kind_is_refused(exported):
         check_sherpa_metadata(dataclasses.replace(chunks, encoder=full.encoder))
     with pytest.raises(ValueError, match="is streaming"):
         check_sherpa_metadata(dataclasses.replace(full, encoder=chunks.encoder))
+
+
+@pytest.mark.parametrize("kind", ["full", "chunk-16"])
+def test_encoder_of_other_head_is_refused(exported, exported_ctc, kind):
+    transducer, ctc = exported[kind], exported_ctc[kind]
+    with pytest.raises(ValueError, match="encoder_out.*--head ctc"):
+        check_sherpa_metadata(dataclasses.replace(ctc, encoder=transducer.encoder))
+    with pytest.raises(ValueError, match="log_probs.*--head transducer"):
+        check_sherpa_metadata(dataclasses.replace(transducer, encoder=ctc.encoder))
+
+
+def test_missing_file_of_other_head_is_reported(exported):
+    missing = ModelFiles.in_folder(exported["full"].folder, head="ctc")
+    with pytest.raises(FileNotFoundError, match=r"model.onnx.*--head ctc.*none"):
+        missing.check_exist()
 
 
 def without(path, key, folder):

@@ -29,6 +29,7 @@ from icefall_kd.recognition.recognise import (
 from icefall_kd.transducer.checkpoint import save_pretrained
 
 GREEDY = DecodeOptions(unk_id=2)
+CTC_GREEDY = DecodeOptions("ctc_greedy_search", unk_id=2)
 BEAM = DecodeOptions("modified_beam_search", unk_id=2)
 
 
@@ -71,9 +72,30 @@ def test_no_samples_have_no_frames():
     assert sherpa_features(np.zeros(0, np.float32)).shape == (0, 80)
 
 
-def test_padded_batches_agree(exported, student, some):
-    theirs = SherpaRecogniser(exported["full"], GREEDY).decode(some)
-    assert_same(decode_full_context(student, fbank(some), GREEDY), theirs)
+def test_padded_batches_agree(exports, greedy, student, some):
+    theirs = SherpaRecogniser(exports["full"], greedy).decode(some)
+    assert_same(decode_full_context(student, fbank(some), greedy), theirs)
+    assert not any("<unk>" in hyp.text for hyp in theirs)
+
+
+def collapse(labels):
+    """Return the tokens of a CTC path: no repetitions, then no blanks."""
+    previous = [0, *labels[:-1]]
+    return [
+        token for before, token in zip(previous, labels) if token not in (0, before)
+    ]
+
+
+def test_ctc_token_across_chunks_is_one_token(exported_ctc, some):
+    files, frames, num_split = exported_ctc["chunk-16"], 16 // 2, 0
+    engine = open_model(files, CTC_GREEDY)
+    theirs = SherpaRecogniser(files, CTC_GREEDY).decode(some)
+    for features, hyp in zip(fbank(some, files.chunking), theirs):
+        labels = engine.encode(features.numpy()).argmax(axis=1).tolist()
+        assert hyp.tokens == collapse(labels)
+        chunks = [labels[i : i + frames] for i in range(0, len(labels), frames)]
+        num_split += sum(map(collapse, chunks), []) != hyp.tokens
+    assert num_split > 3
 
 
 def test_waves_without_encoder_frame_give_empty_hypotheses(exported, student, some):
@@ -159,6 +181,19 @@ def test_unsupported_hotwords_are_refused(exported, hotwords, tmp_path):
         )
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (DecodeOptions("ctc_prefix_beam_search"), "ctc_prefix_beam_search.*bin.decode"),
+        (DecodeOptions("ctc_greedy_search", blank_penalty=1.0), "--blank-penalty 1"),
+        (DecodeOptions("greedy_search"), "a ctc recogniser.*--head transducer"),
+    ],
+)
+def test_unsupported_searches_are_refused(exported_ctc, options, message):
+    with pytest.raises(ValueError, match=message):
+        SherpaRecogniser(exported_ctc["full"], options)
+
+
 def test_text_is_that_of_the_tokens(exported, tokenizer, some):
     for hyp in SherpaRecogniser(exported["full"], GREEDY).decode(some[:5]):
         assert hyp.text.split() == tokenizer.decode(hyp.tokens).split()
@@ -233,11 +268,11 @@ def byte_fallback(waves, cuts, tmp_path_factory):
 
 def test_byte_fallback_is_checked_and_transcribed(byte_fallback, cuts, some, tmp_path):
     checkpoint, tokenizer = byte_fallback
-    conversion = Exporter(checkpoint, tmp_path)
-    files = conversion.write(None)
-    report = conversion.check(files, cuts[:8])
-    assert report.ok and report.tokens > 100
-    model, options, some = conversion.model, conversion.options, some[:8]
+    exporter = Exporter(checkpoint, tmp_path)
+    files = exporter.write(None)
+    result = exporter.check(files, cuts[:8])
+    assert result.ok and result.tokens > 100
+    model, options, some = exporter.model, exporter.options, some[:8]
     sherpa = SherpaRecogniser(files, options)
     ours = decode_features(model, fbank(some), options, None)
     pieces = [tokenizer.piece(i) for hyp in ours for i in hyp.tokens]
