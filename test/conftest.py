@@ -57,7 +57,7 @@ def clean_process():
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_fixture_setup(fixturedef, request):
-    """Restore it after every fixture that outlives one test, too."""
+    """Restore the global state after every fixture that is shared by several tests."""
     if fixturedef.scope == "function":
         yield
         return
@@ -81,13 +81,13 @@ def prepare(*options: str, corpus: str = "asterisk") -> Path:
 
 @pytest.fixture(scope="session")
 def asterisk() -> Path:
-    """The recipe's folder; below it lie download/asterisk and data/..."""
+    """Folder of the Asterisk recipe, with download/asterisk and data."""
     return prepare("--unlabelled", "none")
 
 
 @pytest.fixture(scope="session")
 def asterisk_unlabelled() -> Path:
-    """The recipe's folder with the quick unlabelled set too."""
+    """Folder of the Asterisk recipe, also with the quick unlabelled set."""
     return prepare("--unlabelled", "quick")
 
 

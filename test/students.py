@@ -1,7 +1,7 @@
 """Small students with random weights, and fixtures of real prompts.
 
-The weights have full size, and the output layers are scaled on real prompts, so that a
-student emits many different tokens and depends on all of its input.
+The scale of the weights makes the output depend on all input.  The output layers are
+scaled on real prompts, so that a student emits many different tokens.
 """
 
 import copy
@@ -74,12 +74,12 @@ def random_student(config: ModelConfig, waves, seed: int = 0):
     standardise(ctc, ctc(frames))
     ctc.weight.mul_(4.0)
     ctc.bias.mul_(4.0)
-    ctc.bias[0] += 8.0  # as many blanks
+    ctc.bias[0] += 8.0  # about four blanks in ten frames
     return model
 
 
 def standardise(layer, outputs):
-    """Scale a linear layer so that ``outputs`` have mean 0 and deviation 1."""
+    """Scale a linear layer so that its ``outputs`` get mean 0 and deviation 1."""
     std, mean = torch.std_mean(outputs, dim=0)
     layer.weight.div_(std[:, None])
     layer.bias.sub_(mean).div_(std)

@@ -3,11 +3,11 @@
     python -m icefall_kd.bin.align --checkpoint exp/pretrained.pt \\
       --shar-dir data/shar/test --output data/alignment/test.ctm
 
-Writes the time of each word to a CTM file, and the checkpoint to test.ctm.json.
-``bin.decode --alignment`` measures emission delay and latency with it.  Align a set
-once, with the best model, and compare all systems against this alignment.  A checkpoint
-that reads fields finds them in --shar-dir.  An existing alignment is reused if set,
-checkpoint and code are unchanged.
+This writes the times of all words to a CTM file, and the checkpoint to test.ctm.json.
+bin.decode --alignment uses them to measure emission delay and latency.  Align a set
+once, with the best model, and measure all systems with this alignment.  If the
+checkpoint reads fields, they must be in --shar-dir.  An existing alignment is reused if
+set, checkpoint and code are unchanged.
 """
 
 import argparse
@@ -40,13 +40,13 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def is_modified(ctm: Pathlike, info_path: Path) -> bool:
-    """Return whether a CTM file is not the one that its JSON describes."""
+    """Return whether a CTM file is missing or was changed after bin.align wrote it."""
     sha256 = read_json(info_path).get("alignment_sha256", "")
     return not as_path(ctm).is_file() or sha256_file(ctm) != sha256
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Run the command; return the words of each cut."""
+    """Run the command; return the aligned words of each cut."""
     from icefall_kd.fields.codecs.storage import load_codecs
     from icefall_kd.fields.reader import open_shar
     from icefall_kd.recognition.ctm import (
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> dict:
     if info_path.is_file() and not force and is_modified(args.output, info_path):
         force = True
         logging.info(
-            "%s is computed again: it is not the file that %s describes",
+            "%s is computed again: it differs from the file that %s describes",
             args.output,
             info_path,
         )
@@ -100,5 +100,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    tune_cpu()  # changes the whole process, so not in main(), which others may call
+    tune_cpu()  # not in main(), because it changes the whole process
     main()

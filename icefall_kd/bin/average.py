@@ -13,12 +13,12 @@ from icefall_kd.training.checkpoint import write_average
 
 
 def main() -> None:
-    """Parse the options and average."""
+    """Run the command."""
     parser = create_parser(__doc__)
     add = parser.add_argument
     add("--exp-dir", type=Path, required=True, help="folder of the run")
     add("--epoch", type=int, default=0, help="last epoch; 0 is the newest")
-    add("--avg", type=int, default=1, help="number of epochs to average")
+    add("--avg", type=int, default=1, help="number of epochs to average, up to --epoch")
     add("--output", type=Path, help="output file (default: EXP_DIR/pretrained.pt)")
     args = parser.parse_args()
     setup_logging()

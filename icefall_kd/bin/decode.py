@@ -3,16 +3,16 @@
     python -m icefall_kd.bin.decode --checkpoint exp/pretrained.pt \\
       --shar-dir data/shar/test --method greedy_search --out-dir exp/decode
 
-The default is full context; --streaming decodes chunk by chunk.  The methods ctc_*
-search over the CTC head, the others over the transducer.
+The default is full context; --streaming decodes in chunks.  The methods ctc_* use the
+CTC head, the others the transducer.
 
-Writes recogs-, errs-, wer-summary- and result- files to --out-dir, or recogs-, hyps-
-and result- files if the set has no transcripts.  An existing result is reused if set,
-checkpoint, options and code are unchanged.
+This writes recogs-, errs-, wer-summary- and result- files to --out-dir, or recogs-,
+hyps- and result- files if the set has no transcripts.  An existing result is reused if
+set, checkpoint, options and code are unchanged.
 
---alignment adds mean and 90th percentile in ms of the emission delay, from the end of a
-word to the frame of its last token, and in streaming of the latency, to the end of the
-audio that this frame needs.
+--alignment adds the emission delay, from the end of a word to the frame of its last
+token.  In streaming, it also adds the latency, until the audio that this frame needs
+has arrived.  The results have mean and 90th percentile in ms.
 """
 
 import argparse
@@ -55,11 +55,11 @@ def get_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--max-duration",
         type=non_negative_float,
-        help="maximum duration of a batch in s; 0: one utterance, because padding "
-        f"changes the scores slightly (default: {STREAMING_DURATION:g} in streaming, "
-        "else 0)",
+        help="maximum duration of a batch in s; 0 decodes one utterance at a time, "
+        "because padding changes the scores slightly (default: "
+        f"{STREAMING_DURATION:g} in streaming, else 0)",
     )
-    p.add_argument("--alignment", type=Path, help="CTM file of the set by bin.align")
+    p.add_argument("--alignment", type=Path, help="CTM file of the set, from bin.align")
     p.add_argument(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
@@ -141,5 +141,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    tune_cpu()  # changes the whole process, so not in main(), which others may call
+    tune_cpu()  # not in main(), because it changes the whole process
     main()

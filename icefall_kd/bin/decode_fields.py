@@ -4,9 +4,9 @@
       --fields vocab_teacher_ctc vocab_teacher_base_ctc \\
       --bpe-model data/lang_bpe_150/bpe.model --out-dir exp/ensemble/decode
 
-Several fields form an ensemble: the mean of their distributions, as in the term
-``essence``.  The command reads the same top-k distributions as training and needs no
-model.  Writes the same files as bin.decode.
+Several fields form an ensemble: the command decodes the mean of their distributions, as
+in the term ``essence``.  It reads the same top-k distributions as training and needs no
+model.  It writes the same files as bin.decode.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def get_parser() -> argparse.ArgumentParser:
     p.add_argument("--shar-dir", type=as_path, required=True, help="folder or URL")
     p.add_argument("--fields", nargs="+", required=True, help="fields of kind ctc")
     p.add_argument(
-        "--bpe-model", type=Path, required=True, help="of the fields' tokens"
+        "--bpe-model", type=Path, required=True, help="BPE model of the fields' tokens"
     )
     p.add_argument("--out-dir", type=Path, required=True, help="folder of the results")
     add_search_options(p, METHODS, "ctc_prefix_beam_search")
@@ -56,7 +56,10 @@ def run(args: argparse.Namespace) -> dict:
 
     total, _ = count_transcripts(args.shar_dir)
     if not args.bpe_model.is_file():
-        raise FileNotFoundError(f"--bpe-model {args.bpe_model}: file not found")
+        raise FileNotFoundError(
+            f"--bpe-model {args.bpe_model}: file not found; give the bpe.model of the "
+            "student whose tokens the fields have"
+        )
     tokenizer = Tokenizer.from_bytes(args.bpe_model.read_bytes())
     fields = [load_field_info(args.shar_dir, name) for name in args.fields]
     for field in fields:

@@ -3,19 +3,21 @@
     python -m icefall_kd.bin.export --checkpoint exp/pretrained.pt \\
       --out-dir exp/export --check-shar data/shar/dev --check
 
-Writes encoder.onnx (full context), decoder.onnx, joiner.onnx, tokens.txt, bpe.vocab and
-export.json.  With --streaming, the encoder reads chunks and its name has their size:
-encoder-streaming-chunk-16-left-128.onnx.  With --head ctc, one file replaces the three:
-model.onnx, or model-streaming-chunk-16-left-128.onnx.  Encoders of both kinds and heads
-may be exported to one folder, one after another.
+This writes encoder.onnx (full context), decoder.onnx, joiner.onnx, tokens.txt,
+bpe.model, bpe.vocab and export.json.  With --streaming, the encoder reads chunks, and
+its name has their size: encoder-streaming-chunk-16-left-128.onnx.  With --head ctc, one
+file replaces encoder, decoder and joiner: model.onnx, or
+model-streaming-chunk-16-left-128.onnx.  Several encoders of one checkpoint can be
+exported to one folder, one after another.
 
---check-shar also writes .int8.onnx files, if their WER on the set is at most
---max-int8-loss percent higher.  Otherwise the command removes them, prints the WER and
-exits with status 3 (1 for other errors); the float32 files are kept.  If no cut has
-text, int8 is compared with the float32 hypotheses.
+--check-shar also writes .int8.onnx files if their WER on the set is at most
+--max-int8-loss percent (absolute) higher.  Otherwise the command removes them, prints
+the WER and exits with status 3 (1 for other errors); the float32 files are kept.  If no
+cut has text, the float32 hypotheses are the references.
 
---check compares PyTorch, ONNX Runtime and sherpa-onnx on the set, token by token.  It
-prints match, ties, explained flips, or MISMATCH with status 1.
+--check compares the tokens of PyTorch, ONNX Runtime and sherpa-onnx on the set.  It
+prints "match", or "MISMATCH" and exits with status 1.  Ties and flips that rounding
+explains count as a match.
 """
 
 import argparse
@@ -34,7 +36,7 @@ from icefall_kd.core.logs import setup_logging
 from icefall_kd.recognition.options import Chunking, add_chunk_options
 from icefall_kd.transducer.checkpoint import HEADS
 
-INT8_REFUSED = 3  # exit status; a recipe may continue with the float32 files
+INT8_REFUSED = 3  # exit status; recipes continue with the float32 files
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -52,10 +54,10 @@ def get_parser() -> argparse.ArgumentParser:
         type=as_path,
         nargs="+",
         default=[],
-        help="folders or URLs of sets for --check and int8",
+        help="folders or URLs of the sets for --check and int8",
     )
     p.add_argument("--check", action="store_true", help="compare the three engines")
-    p.add_argument("--no-int8", action="store_true", help="only float32 files")
+    p.add_argument("--no-int8", action="store_true", help="write only float32 files")
     p.add_argument(
         "--max-int8-loss",
         type=non_negative_float,
@@ -71,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     from icefall_kd.fields.reader import open_shar
 
     if args.check and not args.check_shar:
-        raise ValueError("--check needs a set, --check-shar")
+        raise ValueError("--check needs a set; name its folder with --check-shar")
     require_packages("onnx")
     if args.check or (args.check_shar and not args.no_int8):
         require_packages("onnxruntime", "sherpa_onnx")
@@ -115,5 +117,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    tune_cpu()  # changes the whole process, so not in main(), which others may call
+    tune_cpu()  # not in main(), because it changes the whole process
     main()

@@ -2,16 +2,16 @@
 
     python -m icefall_kd.bin.transcribe --model-dir exp/export a.wav b.flac c.m4a
 
-Prints a line for each file.  Channels are averaged.  A file that cannot be read gets a
-line with the reason on stderr; the other files are transcribed, and the exit status
-is 1.
+This prints one line per file.  Channels are averaged.  If a file cannot be read, the
+command prints the reason to stderr, continues with the other files, and exits with
+status 1.
 
     python -m icefall_kd.bin.transcribe --model-dir exp/export --streaming \\
       --shar-dir data/shar/test --out-dir exp/decode
 
-Writes the same result files as bin.decode and reuses them in the same way.  The
-real-time factor is that of one utterance at a time.  --alignment and --hotwords work as
-in bin.decode.
+This writes the same result files as bin.decode and reuses them in the same way.  The
+real-time factor is that of one utterance at a time.  --alignment and --hotwords are
+those of bin.decode.
 """
 
 import argparse
@@ -35,10 +35,12 @@ from icefall_kd.recognition.result_files import result_line, warn_about_empty
 def get_parser() -> argparse.ArgumentParser:
     p = create_parser(__doc__)
     p.add_argument("--model-dir", type=Path, required=True, help="export folder")
-    p.add_argument("audio", type=Path, nargs="*", help="files of any format and rate")
+    p.add_argument(
+        "audio", type=Path, nargs="*", help="audio files of any format and rate"
+    )
     p.add_argument("--shar-dir", type=as_path, help="folder or URL of the set")
     p.add_argument("--out-dir", type=Path, help="folder of the results of --shar-dir")
-    p.add_argument("--alignment", type=Path, help="CTM file of the set by bin.align")
+    p.add_argument("--alignment", type=Path, help="CTM file of the set, from bin.align")
     add_decoding_options(p, "only streaming encoder in the folder")
     p.add_argument("--int8", action="store_true", help="use the .int8.onnx files")
     threads = default_num_threads()
@@ -53,9 +55,9 @@ def run(args: argparse.Namespace) -> None:
     from icefall_kd.export.transcribe import read_export_hotwords
 
     if bool(args.audio) == bool(args.shar_dir):
-        raise ValueError("give either audio files or --shar-dir")
+        raise ValueError("name either audio files or a set with --shar-dir")
     if args.shar_dir and not args.out_dir:
-        raise ValueError("--shar-dir needs a folder for its results, --out-dir")
+        raise ValueError("--shar-dir needs a folder for the results; set --out-dir")
     require_packages("onnx", "sherpa_onnx")
     head = get_search_class(args.method).head
     chunking = None
@@ -83,7 +85,7 @@ def print_transcripts(args: argparse.Namespace, files, options: DecodeOptions) -
     """Print the transcript of each audio file.
 
     Raises:
-      SystemExit: if a file cannot be read, after all other files.
+      SystemExit: if a file cannot be read; the other files are transcribed before.
     """
     from icefall_kd.export.transcribe import transcribe_files
 

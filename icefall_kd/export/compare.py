@@ -1,11 +1,12 @@
-"""Comparison of PyTorch, ONNX Runtime and sherpa-onnx.
+"""Compare the tokens of PyTorch, ONNX Runtime and sherpa-onnx.
 
-With the same features, the engines must return the same tokens in the same frames.  Two
-scores that are equal except for rounding may be ranked either way: a tie.
+With the same features, the engines must return the same tokens in the same frames.  A
+tie is an exception: the two best scores are equal except for rounding, so the engines
+may choose either.
 
-With the same audio, Lhotse's features differ from sherpa-onnx's in the last digits, and
-a decision of greedy search may flip.  A flip is explained if the features move the two
-best scores by more than their margin.
+With the same audio, the features of Lhotse and sherpa-onnx differ in the last digits.
+This may flip a decision of greedy search.  A flip is explained if the other features
+change the difference of the two scores by at least their margin.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,10 +29,10 @@ from icefall_kd.export.sherpa import SherpaRecogniser, sherpa_features
 from icefall_kd.recognition.options import Chunking
 from icefall_kd.recognition.recognise import decode_full_context
 
-# Maximum difference of two fbank values (natural log) that counts as rounding: float32
-# leaves a few thousandths in the quietest bins of quiet frames.
+# Maximum difference of two fbank values (natural log) that counts as rounding.  float32
+# gives a few thousandths in the quietest bins of quiet frames.
 FEATURE_TOLERANCE = 0.01
-# Maximum margin of a tie, in logits; the order of float32 sums changes a tenth of it.
+# Maximum margin of a tie, in logits.  The order of float32 sums changes about a tenth.
 SCORE_TOLERANCE = 5e-5
 
 
@@ -42,7 +43,7 @@ class Difference:
     Attributes:
       engines: names of the engines.
       frame: first different frame (40 ms).
-      margin: margin of the two best logits where the paths diverge, in ONNX Runtime.
+      margin: difference of the two best logits in ONNX Runtime where the paths diverge.
       tokens: tokens of each engine.
     """
 
@@ -63,10 +64,11 @@ class FeatureFlip:
     """A prompt for which Lhotse's and sherpa-onnx's features give different tokens.
 
     Attributes:
-      frame, time: first different decision (40 ms frames, s); None if there is none.
-      symbols: the best symbol there with Lhotse's and with sherpa-onnx's features.
-      margin: difference of the symbols' scores with Lhotse's features.
-      shift: change of this difference between the features.
+      frame, time: first different decision (40 ms frames, s); None if all decisions of
+        PyTorch are equal.
+      symbols: best symbols of this frame with the features of Lhotse and sherpa-onnx.
+      margin: difference of the two symbols' scores with the features of Lhotse.
+      shift: decrease of this difference with the features of sherpa-onnx.
       feature_difference: maximum difference of two fbank values of the prompt.
     """
 
@@ -93,9 +95,12 @@ class Comparison:
     """Result of :func:`compare_engines` for a set of prompts.
 
     Attributes:
-      frames, tokens: numbers of encoder output frames and of recognised tokens.
-      smallest_margin: smallest margin of two best logits.
+      prompts, frames, tokens: numbers of prompts, of encoder output frames and of
+        recognised tokens.
+      smallest_margin: smallest difference of the two best logits of a frame.
       feature_difference: maximum difference of two fbank values.
+      differences: different tokens with the same features.
+      flips: different tokens with the same audio.
     """
 
     prompts: int = 0
@@ -112,7 +117,8 @@ class Comparison:
         ties = all(d.is_tie for d in self.differences)
         return ties and all(f.is_explained for f in self.flips)
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
+        """Return the entry "check" of export.json."""
         flips = [{**asdict(f), "explained": f.is_explained} for f in self.flips]
         differences = [{**asdict(d), "tie": d.is_tie} for d in self.differences]
         return {
@@ -124,7 +130,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """Result in a few words."""
+        """The word match, with exceptions and their numbers, or MISMATCH."""
         wrong = {d.cut_id for d in self.differences if not d.is_tie}
         wrong |= {f.cut_id for f in self.flips if not f.is_explained}
         if wrong:
@@ -164,7 +170,7 @@ def compare_engines(
     waves: Mapping[str, np.ndarray],
     options: DecodeOptions,
 ) -> Comparison:
-    """Decode each wave with the three engines and with both features.
+    """Decode each wave with three engines, and in PyTorch with both kinds of features.
 
     Args:
       model: PyTorch ``AsrModel`` on the CPU, in eval mode.
@@ -231,8 +237,8 @@ def decode_features(
 ) -> list[Hypothesis]:
     """Decode N fbank tensors (F_n, 80) with PyTorch.
 
-    Complete utterances are decoded one at a time, because padding changes the scores of
-    the front end's last frames.  Chunks have no padding.
+    Full context decodes one utterance at a time, because padding changes the last
+    frames of the front end.  Chunks need no padding, so streams form one batch.
     """
     if chunking is None:
         return [decode_full_context(model, [f], options)[0] for f in features]
@@ -244,7 +250,7 @@ def decode_features(
 def _decode_sherpa(
     sherpa: SherpaRecogniser, waves: list[np.ndarray]
 ) -> list[Hypothesis]:
-    """Decode waves with sherpa-onnx; complete utterances one at a time."""
+    """Decode waves with sherpa-onnx; full context decodes one utterance at a time."""
     if sherpa.chunking:
         return sherpa.decode(waves)
     return [sherpa.decode([wave])[0] for wave in waves]
@@ -265,8 +271,8 @@ def first_difference(a: Hypothesis, b: Hypothesis) -> Optional[int]:
 def decision_margin(hyp: OrtHypothesis, frame: int, head: str) -> float:
     """Return the margin of the decision that caused a difference at ``frame``.
 
-    A transducer decides on a token in its frame.  The start of a CTC token also depends
-    on the frames since the previous token, one of which may have ended that token.
+    A transducer decides on a token in its frame.  In CTC, the smallest margin since the
+    previous token counts, because any of these frames may have ended that token.
     """
     if head == "transducer":
         return float(hyp.margins[frame])
@@ -333,8 +339,8 @@ def find_flip(
     """Return the first decision of greedy search that depends on the features.
 
     Args:
-      logits: (T, V) with Lhotse's and with sherpa-onnx's features; up to the first flip
-        both have the same context.
+      logits: (T, V) with the features of Lhotse and of sherpa-onnx; their contexts are
+        equal up to the first flip.
       unk_id: id of ``<unk>``, which counts as a blank.
       feature_difference: maximum difference of two fbank values.
     """

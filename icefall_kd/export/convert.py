@@ -1,4 +1,4 @@
-"""Export a checkpoint for sherpa-onnx, and check the files on real cuts."""
+"""Export a checkpoint for sherpa-onnx, and check the files on a set of cuts."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -27,17 +27,17 @@ from icefall_kd.export.quantize import (
 )
 from icefall_kd.export.sherpa import sherpa_features
 from icefall_kd.recognition.options import Chunking, training_info
-from icefall_kd.recognition.recognise import reference_words
+from icefall_kd.recognition.recognise import load_recogniser, reference_words
 from icefall_kd.recognition.scoring import Recognition, count_errors
-from icefall_kd.transducer.checkpoint import check_head, count_parameters, load_model
+from icefall_kd.transducer.checkpoint import count_parameters
 
 
 class EngineMismatch(ValueError):
-    """The exported files return other tokens than the model."""
+    """Exported files and the PyTorch model return different tokens."""
 
 
 class Exporter:
-    """Exports one checkpoint to one folder."""
+    """Export one checkpoint to one folder, check the files and quantise them."""
 
     def __init__(
         self, checkpoint: Pathlike, folder: Pathlike, head: str = "transducer"
@@ -45,27 +45,22 @@ class Exporter:
         """Load the checkpoint.
 
         Args:
+          checkpoint: file of bin.average or of a run.
           folder: export folder; created by :meth:`write`.
           head: "transducer" or "ctc".
         Raises:
           FileNotFoundError: if the checkpoint does not exist.
-          ValueError: if the checkpoint has no tokenizer, a tokenizer of another
-            vocabulary, or no trained head of this kind.
+          ValueError: if the checkpoint is damaged, has no tokenizer or a tokenizer of
+            another vocabulary, or its head is missing or untrained.
         """
         self.folder = Path(folder)
         self.head = head
-        self.model, self.tokenizer, info = load_model(checkpoint, "cpu")
-        if self.tokenizer is None:
-            raise ValueError(
-                f"{checkpoint}: no tokenizer, because the model was trained without "
-                "text; export a fine-tuned checkpoint"
-            )
+        self.model, self.tokenizer, info = load_recogniser(checkpoint, head)
         if self.tokenizer.vocab_size != self.model.vocab_size:
             raise ValueError(
                 f"{checkpoint}: the model has {self.model.vocab_size} tokens, its BPE "
                 f"model {self.tokenizer.vocab_size}; train with a matching bpe.model"
             )
-        check_head(self.model, head, info, str(checkpoint))
         self.options = DecodeOptions(GREEDY_METHODS[head], unk_id=self.tokenizer.unk_id)
         self.info = {
             "checkpoint": str(checkpoint),
@@ -78,8 +73,8 @@ class Exporter:
     def write(self, chunking: Optional[Chunking]) -> ModelFiles:
         """Write the float32 files, the tokens and :data:`INFO`.
 
-        Files and entries of another checkpoint in the folder are removed, because its
-        encoders do not fit the new joiner.
+        If the folder has the export of another checkpoint, its files and entries are
+        removed, because its encoders do not fit the new joiner.
 
         Args:
           chunking: chunks of a streaming encoder; None for full context.
@@ -91,7 +86,7 @@ class Exporter:
             self.info = {**old, **self.info, **old_entries}
         elif old:
             logging.warning(
-                "%s: the export of another checkpoint, %s, is replaced",
+                "%s: replace the export of another checkpoint, %s",
                 self.folder,
                 old.get("checkpoint"),
             )
@@ -101,8 +96,8 @@ class Exporter:
         if not self.info["encoders"]:
             for path in list_exported_files(self.folder):
                 if path not in files.onnx:
-                    logging.warning("removed %s of another checkpoint", path)
                     path.unlink()
+                    logging.warning("removed %s of another checkpoint", path)
         write_lang(self.tokenizer.model_bytes, self.folder)
         entry = {
             "parameters": count_parameters(self.model, self.head),
@@ -115,11 +110,14 @@ class Exporter:
     def check(self, files: ModelFiles, cuts: Iterable[Cut]) -> Comparison:
         """Compare PyTorch, ONNX Runtime and sherpa-onnx on ``cuts``.
 
+        Args:
+          files: float32 files that :meth:`write` returned.
+          cuts: 16 kHz mono.
         Raises:
           FileNotFoundError: if a file is missing.
-          ValueError: if a file was changed or is of another checkpoint.
-          EngineMismatch: if a prompt differs without an explanation; the message lists
-            all of them.
+          ValueError: if a file was changed or belongs to another checkpoint.
+          EngineMismatch: if the tokens of a cut differ, except for ties and explained
+            flips; the message lists these cuts.
         """
         self._load_info(files)
         waves = {cut.id: load_wave(cut).numpy() for cut in cuts}
@@ -132,19 +130,20 @@ class Exporter:
     def quantize(
         self, files: ModelFiles, cuts: Sequence[Cut], max_loss: float = MAX_WER_LOSS
     ) -> Int8Result:
-        """Write 8-bit files if their WER on ``cuts`` is nearly that of float32.
+        """Write 8-bit files if their WER on ``cuts`` is at most ``max_loss`` higher.
 
         Cuts without text are skipped.  If no cut has text, the float32 hypotheses are
-        the references, and the WER counts all words that int8 changes.
+        the references; the WER then counts the words that int8 changes.
 
         Args:
-          files: float32 files.
+          files: float32 files that :meth:`write` returned.
+          cuts: 16 kHz mono.
           max_loss: maximum increase of the WER, in percent absolute.
         Raises:
           FileNotFoundError: if a file is missing.
-          ValueError: if a file was changed or is of another checkpoint.
-          Int8Refused: if the WER increases more, or float32 recognises no word in cuts
-            without text.
+          ValueError: if a file was changed or belongs to another checkpoint.
+          Int8Refused: if the WER increases more, or if no cut has text and float32
+            recognises no word.
         """
         self._load_info(files)
         references = {cut.id: reference_words(cut) for cut in cuts if has_text(cut)}
@@ -191,7 +190,7 @@ class Exporter:
     def _recognise(
         self, files: ModelFiles, features: dict[str, Tensor]
     ) -> dict[str, list[str]]:
-        """Return id -> words that ONNX Runtime recognises."""
+        """Return cut id -> words that ONNX Runtime recognises."""
         engine = open_model(files, self.options, torch.get_num_threads())
         return {
             cut_id: self.tokenizer.decode(engine.decode(x).tokens).split()
@@ -199,11 +198,11 @@ class Exporter:
         }
 
     def _load_info(self, files: ModelFiles) -> None:
-        """Read :data:`INFO`; raise ValueError if it is of another checkpoint."""
+        """Read :data:`INFO`; raise ValueError if it describes another checkpoint."""
         info = files.read_info()
         if info["checkpoint_sha256"] != self.info["checkpoint_sha256"]:
             raise ValueError(
-                f"{self.folder}: an export of {info['checkpoint']}, not of "
+                f"{self.folder}: export of {info['checkpoint']}, not of "
                 f"{self.info['checkpoint']}; export this checkpoint to another folder"
             )
         self.info = info
@@ -211,7 +210,10 @@ class Exporter:
     def _update_info(
         self, files: ModelFiles, entry: dict, written: Optional[ModelFiles] = None
     ) -> None:
-        """Add an encoder's entries, and the hashes of ``written``, to :data:`INFO`."""
+        """Write an encoder's entries and the hashes of ``written`` to :data:`INFO`.
+
+        Hashes of files that no longer exist are removed.
+        """
         self.info["encoders"].setdefault(files.encoder.name, {}).update(entry)
         if written:
             digests = {**self.info["files"], **written.digests}
@@ -224,12 +226,12 @@ class Exporter:
 
 
 def has_text(cut: Cut) -> bool:
-    """Return whether a cut has a transcript, which may be empty."""
+    """Return whether a cut has a transcript; it may be the empty text of silence."""
     return any(s.text is not None for s in cut.supervisions)
 
 
 def compute_sherpa_fbank(files: ModelFiles, cuts: Iterable[Cut]) -> dict[str, Tensor]:
-    """Return id -> fbank (F, 80) of sherpa-onnx, with tail padding for streaming."""
+    """Return cut id -> fbank (F, 80) of sherpa-onnx; streaming adds tail padding."""
     features = {}
     for cut in cuts:
         wave = load_wave(cut)

@@ -1,7 +1,7 @@
 """Files of an export folder: names, hashes and ONNX metadata.
 
 sherpa-onnx ends the process without a Python exception if a metadata key is missing or
-an encoder is of another kind.  :func:`check_sherpa_metadata` raises an error first.
+an encoder is of the wrong kind.  :func:`check_sherpa_metadata` detects this before.
 """
 
 import hashlib
@@ -17,8 +17,9 @@ from icefall_kd.recognition.options import Chunking
 from icefall_kd.zipformer.encoder import Zipformer2
 
 INFO = "export.json"  # checkpoint, hashes of the files, parameters, checks
-MAIN = {"transducer": "encoder", "ctc": "model"}  # the file that reads the features
-OUTPUTS = {"transducer": "encoder_out", "ctc": "log_probs"}  # its first output
+# head -> stem of the ONNX file that reads the features, and its first output
+MAIN = {"transducer": "encoder", "ctc": "model"}
+OUTPUTS = {"transducer": "encoder_out", "ctc": "log_probs"}
 STREAMING_KEYS = (
     "encoder_dims",
     "query_head_dims",
@@ -138,20 +139,20 @@ class ModelFiles:
             if self.encoder.name.endswith(".int8.onnx"):
                 options += " --check-shar SET"
             message = (
-                f"{', '.join(map(str, missing))}: not found; write it with bin.export "
+                f"{', '.join(map(str, missing))}: not found; run bin.export "
                 f"--head {options} ({name} files in the folder: {found or 'none'})"
             )
             if not self.chunking and any("-streaming-" in path for path in found):
-                message += "; use --streaming for a streaming encoder"
+                message += "; use --streaming to run a streaming encoder"
             raise FileNotFoundError(message)
         return self
 
     def read_info(self) -> dict[str, Any]:
-        """Return the contents of :data:`INFO` after comparing the files' hashes.
+        """Return the contents of :data:`INFO`, if it describes the existing files.
 
         Raises:
           FileNotFoundError: if a file is missing.
-          ValueError: if a file differs from the one that bin.export wrote.
+          ValueError: if the hash of a file differs from that in :data:`INFO`.
         """
         path = self.check_exist().folder / INFO
         if not path.is_file():
@@ -195,8 +196,9 @@ def find_chunking(
     """Return the chunking of the only streaming encoder in a folder.
 
     Args:
-      chunk_size, left_context: of the encoder, if the folder has several.
-      int8: whether to find an 8-bit encoder.
+      folder: export folder.
+      chunk_size, left_context: in 50 Hz frames, to choose one of several encoders.
+      int8: whether to search for 8-bit encoders.
       head: "transducer" or "ctc".
     Raises:
       FileNotFoundError: if no encoder matches.
@@ -230,7 +232,7 @@ def find_chunking(
 
 
 def list_exported_files(folder: Path) -> list[Path]:
-    """Return the ONNX files in ``folder`` that have names of bin.export."""
+    """Return the ONNX files in ``folder`` whose names are those of bin.export."""
     names = (*MAIN.values(), "decoder", "joiner")
     return [path for name in names for path in sorted(folder.glob(f"{name}*.onnx"))]
 
@@ -243,8 +245,8 @@ def get_model_type(is_streaming: bool, head: str) -> str:
 def offline_encoder_metadata(head: str) -> dict[str, str]:
     """Return the metadata of a full-context encoder.
 
-    ``tail_padding``, the seconds of silence that a client appends to the audio, is for
-    developers of clients; sherpa-onnx does not read it.
+    ``tail_padding`` is the seconds of silence that a client must append to the audio.
+    sherpa-onnx does not read it.
     """
     return {
         "model_type": get_model_type(False, head),
@@ -260,8 +262,9 @@ def streaming_encoder_metadata(
 ) -> dict[str, str]:
     """Return the metadata of a streaming encoder.
 
-    sherpa-onnx creates the initial states from them.  Left contexts are in frames of
-    the rate of each stack; ``T`` and ``decode_chunk_len`` are in fbank frames.
+    sherpa-onnx creates the initial states from these shapes.  Each stack has its left
+    context in frames of its own rate.  ``T`` and ``decode_chunk_len`` are in fbank
+    frames.
     """
     config = encoder.config
     left = [chunking.left_context // d for d in config.downsampling_factor]
@@ -313,19 +316,19 @@ def read_output_names(path: Pathlike) -> list[str]:
 
 
 def check_sherpa_metadata(files: ModelFiles) -> None:
-    """Check that sherpa-onnx can open the files as a recogniser of their kind.
+    """Check that sherpa-onnx can open the files.
 
     Raises:
       FileNotFoundError: if a file is missing.
-      ValueError: if metadata are missing or of another kind.
+      ValueError: if metadata are missing, or the encoder has the wrong head or kind.
     """
     files.check_exist()
     encoder = read_metadata(files.encoder)
     output = read_output_names(files.encoder)[0]
     if output != OUTPUTS[files.head]:
         raise ValueError(
-            f"{files.encoder}: the output is {output}, a {files.head} recogniser needs "
-            f"{OUTPUTS[files.head]}; export it with --head {files.head}"
+            f"{files.encoder}: the output is {output}, but a {files.head} recogniser "
+            f"needs {OUTPUTS[files.head]}; export it with --head {files.head}"
         )
     is_streaming = "decode_chunk_len" in encoder
     expected = get_model_type(is_streaming, files.head)
@@ -338,7 +341,8 @@ def check_sherpa_metadata(files: ModelFiles) -> None:
         kinds = ("full-context", "streaming")
         raise ValueError(
             f"{files.encoder}: the encoder is {kinds[is_streaming]} instead of "
-            f"{kinds[not is_streaming]}; export the other kind"
+            f"{kinds[not is_streaming]}; export it "
+            f"{'without' if is_streaming else 'with'} --streaming"
         )
     required = []
     if files.decoder:

@@ -3,7 +3,7 @@
 A transducer has three files: the encoder with the joiner's ``encoder_proj``, the
 predictor with ``decoder_proj``, and the rest of the joiner.  A CTC recogniser has one
 file: the encoder with the CTC head.  Inputs and outputs have icefall's names.  The
-TorchScript exporter writes opset 13, which torch 1.13 and 2.x both support.
+TorchScript exporter writes opset 13, which both torch 1.13 and torch 2 support.
 """
 
 import inspect
@@ -64,7 +64,7 @@ class OfflineEncoder(nn.Module):
         self.top = top
 
     def forward(self, x: Tensor, x_lens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (N, T', D) and lengths (N,) of fbank (N, T, 80) and lengths (N,)."""
+        """Return output (N, T', D) and its lengths for fbank (N, T, 80) and lengths."""
         encoder_out, lens = self.model.forward_encoder(x, x_lens)
         return self.top(encoder_out), lens
 
@@ -78,7 +78,7 @@ class StreamingEncoder(nn.Module):
         self.top = top
 
     def forward(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        """Return (N, C / 2, D) and the new states of a chunk (N, T, 80) and states."""
+        """Return output (N, C / 2, D) and new states for a chunk (N, T, 80)."""
         encoder_out, _, new_states = self.model.streaming_forward(x, list(states))
         return (self.top(encoder_out), *new_states)
 
@@ -92,7 +92,7 @@ class Predictor(nn.Module):
         self.projection = model.joiner.decoder_proj
 
     def forward(self, y: Tensor) -> Tensor:
-        """Return (N, D) of contexts (N, context_size); sherpa-onnx needs two axes."""
+        """Return (N, D) for contexts (N, context_size); sherpa-onnx needs two axes."""
         return self.projection(self.decoder(y, need_pad=False).squeeze(1))
 
 
@@ -104,7 +104,7 @@ class JoinerOutput(nn.Module):
         self.joiner = model.joiner
 
     def forward(self, encoder_out: Tensor, decoder_out: Tensor) -> Tensor:
-        """Return logits (N, V) of projected (N, D) and (N, D)."""
+        """Return logits (N, V) for projected encoder and predictor outputs (N, D)."""
         return self.joiner(encoder_out, decoder_out, project_input=False)
 
 
@@ -119,11 +119,11 @@ def export_model(
 
     Args:
       model: ``AsrModel`` on the CPU, in eval mode.
-      folder: output folder; created if missing.  ``tokens.txt`` is not written here.
+      folder: output folder; created if missing.  The caller writes ``tokens.txt``.
       chunkings: chunks of each streaming encoder; None for full context.
       head: "transducer" or "ctc".
-      unk_id: id of ``<unk>``, which a CTC recogniser must not emit; None if the
-        vocabulary has no ``<unk>``.
+      unk_id: id of ``<unk>``, which the CTC model must not emit; None if the vocabulary
+        has no ``<unk>``.
     Returns:
       the files of each chunking.
     Raises:
@@ -151,7 +151,12 @@ def export_model(
 
 
 def check_chunking(model: nn.Module, chunking: Chunking) -> None:
-    """Raise ValueError if the model cannot stream with these chunks."""
+    """Check that the model can stream with these chunks.
+
+    Raises:
+      ValueError: if the model is not causal, or a size is not a positive multiple of
+        the largest downsampling factor.
+    """
     if not model.encoder.causal:
         raise ValueError(
             "the model is not causal and cannot stream; train with encoder.causal=true"
@@ -190,7 +195,7 @@ def export_streaming_encoder(
     """Write the streaming encoder, with states as inputs and outputs.
 
     Raises:
-      ValueError: if the front end is not the one that sherpa-onnx expects.
+      ValueError: if the front end does not have the width that sherpa-onnx expects.
     """
     model.encoder.set_chunk(chunking.chunk_size, chunking.left_context)
     states = model.init_states(2, "cpu")
@@ -259,8 +264,8 @@ def _export(
     if "dynamo" in inspect.signature(torch.onnx.export).parameters:
         options["dynamo"] = False  # the default since torch 2.9, with another opset
     with write_atomically(path) as temporary, warnings.catch_warnings():
-        # The tracer warns of each shape that Python reads.  Tests run the files with
-        # other lengths and batch sizes than those traced.
+        # The tracer warns about each shape that Python reads.  Tests verify the files
+        # with lengths and batch sizes that were not traced.
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
         warnings.filterwarnings("ignore", category=UserWarning, module="torch.onnx")
         torch.onnx.export(

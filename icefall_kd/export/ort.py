@@ -1,7 +1,7 @@
-"""Exported recognisers in ONNX Runtime, with greedy search over one utterance.
+"""Decode with exported files in ONNX Runtime: greedy search over one utterance.
 
-The search is that of sherpa-onnx.  It keeps the margin between the two best scores of
-each frame, which the comparison of the engines reports.
+The search is that of sherpa-onnx.  It also returns the margin between the two best
+scores of each frame, for the comparison of the engines.
 """
 
 from abc import ABC, abstractmethod
@@ -17,12 +17,12 @@ from icefall_kd.decoding.streaming import hop_frames, num_steps, window_frames
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.zipformer.subsampling import MIN_FRAMES
 
-LOG_ERRORS = 3  # log level of onnxruntime; its warnings are for its own developers
+LOG_ERRORS = 3  # log level of onnxruntime: errors, without warnings
 
 
 @dataclass
 class OrtHypothesis(Hypothesis):
-    """A hypothesis with margins.
+    """A hypothesis with the margin of each frame.
 
     Attributes:
       margins: (T,) float32, difference of the two best logits of each frame.
@@ -31,7 +31,7 @@ class OrtHypothesis(Hypothesis):
     margins: np.ndarray = None
 
     def add_frame(self, frame: int, logits: np.ndarray) -> int:
-        """Return the best id of logits (V,); update score and margin."""
+        """Return the best id of logits (V,), and update score and margins."""
         second, first = np.partition(logits, -2)[-2:]
         self.margins[frame] = first - second
         self.score -= float(np.log(np.exp(logits - first).sum()))
@@ -52,7 +52,7 @@ def open_session(path: Pathlike, threads: int = 1):
 
 
 class OrtModel(ABC):
-    """An exported recogniser in ONNX Runtime."""
+    """Base class of exported recognisers in ONNX Runtime."""
 
     method: str  # the supported search
 
@@ -61,7 +61,7 @@ class OrtModel(ABC):
 
         Raises:
           FileNotFoundError: if a file is missing.
-          ValueError: if the search is not greedy search.
+          ValueError: if the options have another method than greedy search.
         """
         if options.method != self.method:
             raise ValueError(
@@ -112,13 +112,13 @@ class OrtModel(ABC):
 
     @staticmethod
     def _zeros(node, batch_size: int) -> np.ndarray:
-        """Return the initial state of an input; its dynamic axis is the batch."""
+        """Return zeros in the shape of an input; its dynamic axis is the batch."""
         shape = [d if isinstance(d, int) else batch_size for d in node.shape]
         return np.zeros(shape, np.int64 if "int64" in node.type else np.float32)
 
     @abstractmethod
     def search(self, encoder_out: np.ndarray) -> OrtHypothesis:
-        """Run greedy search over the first output (T', D) of the encoder."""
+        """Return the hypothesis of greedy search over the encoder's output (T', D)."""
 
 
 class OrtTransducer(OrtModel):
@@ -161,8 +161,8 @@ class OrtCtc(OrtModel):
     def __init__(self, files: ModelFiles, options: DecodeOptions, threads: int = 1):
         if options.blank_penalty:
             raise ValueError(
-                "blank_penalty is not supported for exported CTC models, as in "
-                "sherpa-onnx; omit it"
+                f"blank_penalty {options.blank_penalty:g}: not supported for exported "
+                "CTC models, as in sherpa-onnx; omit it"
             )
         super().__init__(files, options, threads)
 

@@ -1,8 +1,8 @@
-"""8-bit weights, accepted only if the WER stays nearly the same.
+"""Quantise to 8 bits, and accept the files only if the WER increases little.
 
-In some trained models, a matrix has a few large weights, and 8 bits cannot represent
-the others.  The encoder matrices with the largest errors then stay in float32.  If that
-is not enough, no 8-bit model is written.
+In some trained models, a matrix has a few large weights, so 8 bits represent the others
+badly.  The encoder matrices with the largest errors then stay in float32.  If the WER
+is still too high, no 8-bit file remains.
 """
 
 import logging
@@ -16,7 +16,7 @@ from icefall_kd.core.files import Pathlike, write_atomically
 from icefall_kd.export.files import ModelFiles
 
 MAX_WER_LOSS = 0.3  # percent absolute
-EXCLUDED_SHARES = (0.0, 0.25, 0.5)  # shares of the encoder's matrices in float32, tried
+EXCLUDED_SHARES = (0.0, 0.25, 0.5)  # shares of matrices in float32, in order of trial
 OPERATORS = ("MatMul",)
 DECODER_OPERATORS = ("MatMul", "Gather")  # Gather is the predictor's embedding
 
@@ -26,7 +26,8 @@ class Int8Result:
     """WER of 8-bit files in percent, compared with float32.
 
     Attributes:
-      float_nodes: number of the encoder's matrices in float32.
+      max_loss: maximum increase of the WER, in percent absolute.
+      float_nodes: number of the encoder's matrices that stay in float32.
     """
 
     wer_float: float
@@ -63,14 +64,15 @@ def quantize_checked(
     compute_wer: Callable[[ModelFiles], float],
     max_loss: float = MAX_WER_LOSS,
 ) -> Int8Result:
-    """Write 8-bit files whose WER is at most ``max_loss`` higher, or none.
+    """Write 8-bit files whose WER is at most ``max_loss`` higher than that of float32.
 
     Args:
       files: float32 files.
       compute_wer: decodes a set with the given files and returns its WER in percent.
       max_loss: in percent absolute.
     Raises:
-      Int8Refused: if no model is accepted; the 8-bit files are removed.
+      Int8Refused: if the WER is too high for all shares in :data:`EXCLUDED_SHARES`;
+        the 8-bit files are removed.
     """
     wer_float = compute_wer(files)
     total = len(matrix_errors(files.encoder))
@@ -121,8 +123,8 @@ def matrix_errors(path: Pathlike) -> list[tuple[str, float]]:
     """Return the quantisation error of each constant matrix of an ONNX file.
 
     Returns:
-      (node name, relative error |W - Q(W)| / |W| with one scale for the matrix) of each
-      MatMul with a constant weight, the largest error first.
+      name and relative error |W - Q(W)| / |W| of each MatMul node with a constant
+      weight W, the largest error first.  Q has one scale per matrix.
     """
     import onnx
     from onnx import numpy_helper
@@ -150,13 +152,15 @@ def quantize_file(
     ONNX Runtime quantises the activations at run time.  Metadata are kept.
 
     Args:
+      source: float32 file.
+      target: 8-bit file to write.
       op_types: ONNX operators to quantise, for example ``["MatMul"]``.
       exclude: names of nodes that stay in float32.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     disabled_level = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # it logs a line for each float32 node to root
+    logging.disable(logging.WARNING)  # quantize_dynamic logs a line per float32 node
     try:
         with write_atomically(target) as temporary:
             quantize_dynamic(
@@ -171,7 +175,7 @@ def quantize_file(
 
 
 def remove_int8(files: ModelFiles) -> None:
-    """Delete the 8-bit encoder; also decoder and joiner if no other encoder is left."""
+    """Delete the 8-bit encoder, and the other files if no other encoder needs them."""
     files.encoder.unlink(missing_ok=True)
     if files.head == "transducer" and not any(files.folder.glob("encoder*.int8.onnx")):
         files.decoder.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Exported recognisers in sherpa-onnx.
+"""Decode with exported files in sherpa-onnx.
 
-An invalid configuration ends the process inside sherpa-onnx without an exception, so
-this module checks everything before the call.
+sherpa-onnx ends the process without an exception if its configuration is invalid, so
+this module validates options and files before.
 """
 
 import tempfile
@@ -22,7 +22,7 @@ from icefall_kd.decoding.streaming import tail_padding
 from icefall_kd.export.files import ModelFiles, check_sherpa_metadata
 from icefall_kd.zipformer.subsampling import MIN_FRAMES
 
-# icefall_kd's method -> sherpa-onnx's name; it does not have the others
+# methods that sherpa-onnx has: name here -> name in sherpa-onnx
 METHODS = {
     "greedy_search": "greedy_search",
     "modified_beam_search": "modified_beam_search",
@@ -59,7 +59,7 @@ def printable_bytes(ids: Mapping[str, int]) -> dict[int, str]:
     """Return id -> character of the byte tokens that sherpa-onnx prints as characters.
 
     A BPE model with byte fallback has the tokens ``<0x00>`` to ``<0xFF>``.  sherpa-onnx
-    prints the space and the visible ASCII characters of them.
+    replaces those of the space and of visible ASCII characters by the character.
     """
     first, last = ids.get("<0x00>"), ids.get("<0xFF>")
     if first is None or last is None or last - first != 255:
@@ -68,9 +68,9 @@ def printable_bytes(ids: Mapping[str, int]) -> dict[int, str]:
 
 
 def sherpa_features(wave: np.ndarray) -> np.ndarray:
-    """Return the fbank (F, 80) float32 of a wave (S,) in sherpa-onnx.
+    """Return the fbank (F, 80) float32 that sherpa-onnx computes for a wave (S,).
 
-    Computed by kaldi-native-fbank with the options of sherpa-onnx, bit for bit.
+    kaldi-native-fbank with the options of sherpa-onnx gives bit-identical values.
     """
     import kaldi_native_fbank as knf
 
@@ -94,8 +94,8 @@ class SherpaRecogniser:
 
     Attributes:
       ids: symbol -> id, with ▁ for a space.
-      byte_ids: id of a byte token -> id of the piece with the same printed symbol, or
-        the same id if there is no piece.
+      byte_ids: id of a byte token -> id of the piece that sherpa-onnx prints in the
+        same way, or the id of the byte token if the vocabulary has no such piece.
     """
 
     def __init__(self, files: ModelFiles, options: DecodeOptions, threads: int = 1):
@@ -125,7 +125,10 @@ class SherpaRecogniser:
         self.recogniser = open_files(files, options, common)
 
     def map_byte_tokens(self, hyp: Hypothesis) -> Hypothesis:
-        """Return the hypothesis with byte tokens as sherpa-onnx returns them."""
+        """Return a hypothesis of PyTorch with the ids that :meth:`decode` returns.
+
+        sherpa-onnx prints some byte tokens like pieces, so their ids become equal.
+        """
         return replace(hyp, tokens=[self.byte_ids.get(t, t) for t in hyp.tokens])
 
     def decode(self, waves: Sequence[np.ndarray]) -> list[SherpaHypothesis]:
@@ -137,7 +140,7 @@ class SherpaRecogniser:
 
     def _decode_offline(self, waves: list[np.ndarray]) -> list[SherpaHypothesis]:
         found = [SherpaHypothesis() for _ in waves]
-        # a full-context encoder returns no frame for shorter waves
+        # for shorter waves, a full-context encoder returns no frame
         rows = [i for i, w in enumerate(waves) if num_frames(len(w)) >= MIN_FRAMES]
         streams = [self.recogniser.create_stream() for _ in rows]
         for stream, i in zip(streams, rows):
@@ -186,7 +189,7 @@ class SherpaRecogniser:
     def _to_hypothesis(
         self, tokens: Sequence[str], times: Sequence[float], text: str
     ) -> SherpaHypothesis:
-        """Return a result with ids; sherpa-onnx returns symbols, and ▁ as a space."""
+        """Return a result with ids; sherpa-onnx returns symbols, with ▁ as a space."""
         symbols = [t.replace(" ", "▁") for t in tokens]
         return SherpaHypothesis(
             tokens=[self.ids[s] for s in symbols],
@@ -200,8 +203,8 @@ def check_sherpa_options(files: ModelFiles, options: DecodeOptions) -> None:
     """Check that sherpa-onnx supports the options for these files.
 
     Raises:
-      ValueError: if it does not.
-      FileNotFoundError: if hotwords need a missing file.
+      ValueError: if method, hotwords or blank penalty are not supported.
+      FileNotFoundError: if a file that hotwords need is missing.
     """
     if options.method not in METHODS:
         raise ValueError(
@@ -275,7 +278,7 @@ def _open_ctc(files: ModelFiles, options: DecodeOptions, common: dict) -> Any:
 
 
 def _check_wave(wave: np.ndarray) -> np.ndarray:
-    """Return the wave; sherpa-onnx misinterprets other shapes and types."""
+    """Check shape and type of a wave, because sherpa-onnx misinterprets others."""
     if wave.ndim != 1 or wave.dtype != np.float32:
         raise ValueError(f"a wave must be (S,) float32, got {wave.shape} {wave.dtype}")
     return np.ascontiguousarray(wave)

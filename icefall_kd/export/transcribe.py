@@ -26,7 +26,7 @@ from icefall_kd.recognition.scoring import Recognition
 def sherpa_suffix(
     options: DecodeOptions, chunking: Optional[Chunking], int8: bool
 ) -> str:
-    """Return the decoding part in the names of the result files."""
+    """Return the part of the result files' names that describes the decoding."""
     return f"sherpa-{result_suffix(options, chunking)}{'-int8' if int8 else ''}"
 
 
@@ -60,8 +60,7 @@ def read_export_hotwords(files: ModelFiles, path: Path, score: float) -> Hotword
 
     Raises:
       FileNotFoundError: if a file is missing.
-      ValueError: if an exported file was changed, or the hotwords file is invalid, see
-        :func:`icefall_kd.decoding.hotwords.read_hotwords`.
+      ValueError: if an exported file was changed, or the hotwords file is invalid.
     """
     files.read_info()
     return read_hotwords(path, Tokenizer(files.bpe_model), score)
@@ -73,8 +72,8 @@ def transcribe_cuts(
     """Transcribe cuts one at a time.
 
     Returns:
-      recognitions, and the real-time factor: seconds of features, model and search per
-      second of audio, without tail padding.
+      recognitions, and the real-time factor: seconds for features, model and search per
+      second of audio, without tail padding and without reading the audio.
     """
     sherpa = SherpaRecogniser(files, options, threads)
     found, seconds, audio = [], 0.0, 0.0
@@ -96,7 +95,7 @@ def transcribe_files(
     Channels are averaged.
 
     Yields:
-      path, text, and the error message if the file cannot be read, else None.
+      path, text, and an error message if the file cannot be read, else None.
     """
     files.read_info()
     sherpa = SherpaRecogniser(files, options, threads)
@@ -110,11 +109,11 @@ def transcribe_files(
 
 
 class _TimedBlocks:
-    """An iterator over blocks that measures their reading time.
+    """An iterator over blocks that measures the time of reading them.
 
     Attributes:
-      samples: number of samples so far.
-      seconds: reading time so far.
+      samples: number of samples read so far.
+      seconds: time of reading them.
     """
 
     def __init__(self, blocks: Iterable[np.ndarray]) -> None:
@@ -162,7 +161,7 @@ def _split_words(
     """Return the words of a text, and the frame of each word's last token.
 
     Args:
-      text: text of sherpa-onnx, which drops the space before a special token.
+      text: text of sherpa-onnx; it may lack the space before a special token.
       pieces, frames: symbol and frame of each token.
     """
     words, spans = text.split(), word_spans(pieces)

@@ -1,1 +1,1 @@
-"""Recognise sets and long audio, align, score, and keep results."""
+"""Recognise Shar sets, align transcripts, score hypotheses and reuse results."""

@@ -5,11 +5,12 @@ seconds; lines that start with ``;;`` are comments (NIST's sclite).  Each cut of
 set has its own recording: the first column is the cut id, and times start at the
 cut's start.
 
-Lhotse reads the files written here.  This module has its own reader and writer because
-Lhotse rounds to 10 ms, drops words that end after the rounded end of a recording, and
-does not report the line of an error.
+Lhotse can read these files.  This module does not use Lhotse's reader and writer: they
+round to 10 ms, drop words that end after the rounded end of a recording, and do not
+report the line of an error.
 
-``<file>.json`` stores the checkpoint of the aligner, because Lhotse reads no comments.
+``<file>.json`` stores the checkpoint of the aligner, because Lhotse cannot read a CTM
+file with comments.
 """
 
 import logging
@@ -45,7 +46,8 @@ def write_ctm(
     """Write a CTM file sorted by cut id, and its JSON.
 
     Args:
-      channels: channel of each cut's recording; 0 for missing cuts.
+      times: words of each cut.
+      channels: cut id -> channel of its recording; 0 for cuts that are not included.
       info: entries of the JSON, with ``checkpoint`` and ``checkpoint_sha256`` of the
         aligner; None writes no JSON.
     Raises:
@@ -54,8 +56,8 @@ def write_ctm(
     invalid = [cut_id for cut_id in times if len(cut_id.split()) != 1]
     if invalid:
         raise ValueError(
-            f"{path}: {len(invalid)} ids of cuts have spaces, for example "
-            f"{invalid[:MAX_EXAMPLES]}; CTM does not allow spaces, rename the cuts"
+            f"{path}: {len(invalid)} cut ids contain spaces, which CTM does not allow, "
+            f"for example {invalid[:MAX_EXAMPLES]}; rename the cuts"
         )
     text = "".join(
         f"{cut_id} {channels.get(cut_id, 0)} {item.start:.3f} {item.duration:.3f} "
@@ -78,22 +80,23 @@ def ctm_info_path(path: Pathlike) -> Path:
 def alignment_info(path: Pathlike) -> dict[str, Optional[str]]:
     """Return the entries of a result JSON about an alignment and its aligner.
 
-    The aligner is None if bin.align did not write the CTM file, or it was changed.
+    The entries about the aligner are None if bin.align did not write the CTM file, or
+    if the file was changed afterwards.
     """
     info = {"alignment": str(path), "alignment_sha256": sha256_file(path)}
     json_path = ctm_info_path(path)
-    written = read_json(json_path) if json_path.is_file() else {}
-    if written.get("alignment_sha256") != info["alignment_sha256"]:
-        written = {}
+    aligner = read_json(json_path) if json_path.is_file() else {}
+    if aligner.get("alignment_sha256") != info["alignment_sha256"]:
+        aligner = {}
     return {
         **info,
-        "aligner": written.get("checkpoint"),
-        "aligner_sha256": written.get("checkpoint_sha256"),
+        "aligner": aligner.get("checkpoint"),
+        "aligner_sha256": aligner.get("checkpoint_sha256"),
     }
 
 
 def read_ctm(path: Pathlike) -> WordTimes:
-    """Read a CTM file; the words of each recording are sorted by start.
+    """Return the words of each recording in a CTM file, sorted by start time.
 
     Raises:
       FileNotFoundError: if the file does not exist.
@@ -121,8 +124,8 @@ def _parse_line(line: str, where: str) -> tuple[str, AlignmentItem]:
             raise ValueError
     except ValueError as e:
         raise ValueError(
-            f"{where}: not a line of a CTM file, 'recording channel start duration "
-            f"word confidence': {line.strip()!r}"
+            f"{where}: invalid line {line.strip()!r}; a line of a CTM file is "
+            "'recording channel start duration word confidence'"
         ) from e
     return cut_id, AlignmentItem(word, *times[:2], times[2] if score else None)
 
@@ -133,9 +136,9 @@ def load_alignment(path: Pathlike, shar_dir: Pathlike) -> WordTimes:
     The file may contain further cuts.
 
     Raises:
-      FileNotFoundError: if file or set does not exist.
-      ValueError: if cuts are missing in the file or have other words; the message has
-        their number and examples.
+      FileNotFoundError: if the file or the set does not exist.
+      ValueError: if cuts are missing in the file or have different words; the message
+        has their number and examples.
     """
     times, transcripts = read_ctm(path), read_transcripts(shar_dir)
     words = {k: [item.symbol for item in items] for k, items in times.items()}
@@ -153,14 +156,14 @@ def load_alignment(path: Pathlike, shar_dir: Pathlike) -> WordTimes:
             for k in different[:MAX_EXAMPLES]
         )
         problems.append(
-            f"{len(different)} of {len(transcripts)} cuts have other words, for "
+            f"{len(different)} of {len(transcripts)} cuts have different words, for "
             f"example {examples}"
         )
     if problems:
         raise ValueError(
-            f"{path}: not an alignment of {shar_dir}: {'. '.join(problems)}. Remedy: "
-            f"'python -m icefall_kd.bin.align --shar-dir {shar_dir} --output {path} "
-            "--checkpoint FILE'"
+            f"{path}: not an alignment of {shar_dir}: {'. '.join(problems)}. Align the "
+            f"set with 'python -m icefall_kd.bin.align --shar-dir {shar_dir} --output "
+            f"{path} --checkpoint FILE'"
         )
     return times
 
@@ -183,24 +186,24 @@ def _read_cuts(shar_dir: Pathlike) -> Iterator[Cut]:
 
 
 def count_transcripts(shar_dir: Pathlike) -> tuple[int, int]:
-    """Return the number of cuts of a Shar folder, and of cuts with a transcript.
+    """Return the number of cuts of a Shar folder, and of those with a transcript.
 
-    Logs a warning if a cut has no transcript.
+    Log a warning if a cut has no transcript.
 
     Raises:
-      FileNotFoundError: if it is not a Shar folder.
+      FileNotFoundError: if ``shar_dir`` is not a Shar folder.
     """
     words = list(read_transcripts(shar_dir).values())
     labelled = sum(map(bool, words))
     if not labelled:
         logging.warning(
-            "%s: no cut has a transcript; hypotheses are written, but no WER",
+            "%s: no cut has a transcript; the results contain hypotheses, but no WER",
             shar_dir,
         )
     elif labelled < len(words):
         logging.warning(
-            "%s: %d of %d cuts have no transcript; each of their recognised words "
-            "counts as an insertion",
+            "%s: %d of %d cuts have no transcript; each word recognised in them counts "
+            "as an insertion",
             *(shar_dir, len(words) - labelled, len(words)),
         )
     return len(words), labelled

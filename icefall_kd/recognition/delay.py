@@ -1,30 +1,30 @@
 """Emission delay and latency of recognised words.
 
-Both are the time from the end of the word in a forced alignment to an event of the
-word's last token:
+Both start at the end of the word in a forced alignment.
 
 emission delay
-    to the end of the encoder frame (40 ms) that emitted the token.  It is a property of
-    the model and can be compared between full context and streaming.  It is negative if
-    the model emits a word before its end.
+    It ends with the encoder frame (40 ms) that emitted the last token of the word.  It
+    is a property of the model and can be compared between full context and streaming.
+    It is negative if the model emits a word before its end.
 latency
-    to the time at which the stream has the audio that this frame needs: the end of the
-    chunk, the look-ahead of the front end and the fbank window.  A user also waits for
-    computation and transport.  Full-context decoding has no latency, because it waits
-    for the end of the utterance.
+    It ends when the stream has received the audio that this frame needs: the rest of
+    the chunk, the look-ahead of the front end and the fbank window.  A user also waits
+    for computation and transport.  Full context has no latency, because it waits for
+    the end of the utterance.
 
-The last frame of a chunk waits 112.5 ms, and each earlier frame 40 ms more.  For chunks
-of 320 ms, the mean latency is therefore about 252.5 ms larger than the mean emission
-delay, a difference that depends on the chunk size and not on the model.
+The latency of the last frame of a chunk is 112.5 ms longer than its emission delay.
+Each earlier frame adds 40 ms.  For chunks of 320 ms, the mean difference is therefore
+252.5 ms.  It depends on the chunk size and not on the model.
 
 Source of mean and 90th percentile over words: Inaguma et al., Minimum latency training
 strategies for streaming sequence-to-sequence ASR, 2020, arXiv:2004.05009; Yu et al.,
 FastEmit, 2021, arXiv:2010.11148.
 
-Only correct words are measured: words that the scorer aligns with an equal word of the
-reference.  A better system is therefore measured on more words.  If most words are
-wrong, some pairs are accidental and seconds apart.  In a beam search, the frame is that
-of the token, even if the hypothesis became the best one later.
+Only correct words are measured, those that the scorer aligns with an equal word of the
+reference.  A system with a lower WER is therefore measured on more words.  With a high
+WER, some words match by accident and have delays of seconds.  In a beam search, the
+frame is that in which the hypothesis got the token, although the hypothesis may become
+the best one later.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,10 +56,10 @@ class Delays:
 
 @dataclass(frozen=True)
 class WordAlignment:
-    """Word times of a set, or nothing if no alignment was given.
+    """Word times of a set, to measure the delays of its decodings.
 
     Attributes:
-      times: words of each cut; None measures no delays.
+      times: words of each cut; None if there is no alignment, which gives no delays.
       info: entries of a result JSON about the alignment.
     """
 
@@ -68,10 +68,10 @@ class WordAlignment:
 
     @classmethod
     def load(cls, path: Optional[Pathlike], shar_dir: Pathlike) -> "WordAlignment":
-        """Read the CTM file of a set; None gives an empty alignment.
+        """Read the CTM file of a set; return no times if ``path`` is None.
 
         Raises:
-          FileNotFoundError: if file or set does not exist.
+          FileNotFoundError: if the file or the set does not exist.
           ValueError: if the file is malformed or not an alignment of the set.
         """
         if path is None:
@@ -81,7 +81,7 @@ class WordAlignment:
     def delay_metrics(
         self, recognitions: Sequence[Recognition], chunking: Optional[Chunking]
     ) -> dict[str, Optional[float]]:
-        """Return the delays as entries of a result JSON, see :func:`delay_metrics`."""
+        """Return :func:`delay_metrics` of a decoding; {} if there is no alignment."""
         if self.times is None:
             return {}
         chunk_size = chunking.chunk_size if chunking else None
@@ -89,7 +89,7 @@ class WordAlignment:
 
 
 def frame_time(frame: int, chunk_size: int) -> float:
-    """Return the seconds of audio that an encoder output frame needs in streaming.
+    """Return the seconds of audio after which streaming computes an encoder frame.
 
     Args:
       frame: number of the encoder output frame (40 ms).
@@ -118,9 +118,9 @@ def measure_delays(
         ends = [item.end for item in times.get(r.cut_id, [])]
         if len(r.frames) != len(r.hyp) or len(ends) != len(r.ref):
             raise ValueError(
-                f"{r.cut_id}: {len(r.hyp)} words with {len(r.frames)} frames, "
-                f"reference of {len(r.ref)} words with {len(ends)} times; each word "
-                "needs one"
+                f"{r.cut_id}: {len(r.hyp)} recognised words have {len(r.frames)} "
+                f"frames, {len(r.ref)} reference words have {len(ends)} times; align "
+                "and decode the set again"
             )
         for end, frame in _correct_words(r, ends):
             emission.append(frame_end(frame) - end)
@@ -142,9 +142,10 @@ def _correct_words(
 
 
 def delay_metrics(delays: Delays) -> dict[str, Optional[float]]:
-    """Return mean and 90th percentile in ms, and the number of measured words.
+    """Return the delays as entries of a result JSON.
 
-    Mean and percentile are None if no word was measured.
+    The entries are mean and 90th percentile in ms, None if no word is correct, and the
+    number of correct words.
     """
     metrics = _summarise("emission_delay", delays.emission)
     if delays.latency is not None:

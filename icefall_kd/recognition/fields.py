@@ -1,4 +1,4 @@
-"""A model whose CTC head returns stored distributions, to decode fields of kind ctc."""
+"""Decode fields of kind ctc: a model whose CTC head returns stored distributions."""
 
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
@@ -33,7 +33,7 @@ class MeanDistribution(nn.Module):
 
 
 class StoredDistributions(nn.Module):
-    """A model with the interface of ``AsrModel`` that decoding with CTC needs.
+    """A model over stored distributions, with the parts of ``AsrModel`` for CTC search.
 
     Attributes:
       fields: fields of kind ``ctc`` that a batch must contain.
@@ -52,9 +52,9 @@ class StoredDistributions(nn.Module):
         self.ctc_output = MeanDistribution(dims, vocab_size)
 
     def get_inputs(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return the frames (N, T, sum of dims) of all fields and their number (N,).
+        """Return the concatenated frames (N, T, sum of dims) and their number (N,).
 
-        The shortest field of an utterance gives its number of frames.
+        Fields of an utterance are truncated to the shortest of them.
 
         Raises:
           ValueError: if the frame shifts of the fields differ.
@@ -71,5 +71,5 @@ class StoredDistributions(nn.Module):
         return torch.cat([field["x"][:, :count] for field in fields], dim=2), lens
 
     def forward_encoder(self, x: Tensor, x_lens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the arguments."""
+        """Return the arguments, because the fields are already encoded."""
         return x, x_lens

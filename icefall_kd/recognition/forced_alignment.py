@@ -1,4 +1,4 @@
-"""Forced alignment of transcripts with the CTC head of a model.
+"""Forced alignment of transcripts with a CTC head.
 
 The most probable CTC path of a transcript assigns frames to each token.  A word lasts
 from the first frame of its first token to the last frame of its last token.  Encoder
@@ -38,9 +38,9 @@ from icefall_kd.recognition.recognise import (
     reference_words,
 )
 
-ON_BLANK = -1  # position of frames that are blank
-MAX_EXAMPLES = 5  # examples in an error message
-WordTimes = dict[str, list[AlignmentItem]]  # cut id -> words, seconds in the cut
+ON_BLANK = -1  # position in frames with a blank
+MAX_EXAMPLES = 5  # maximum number of examples in an error message
+WordTimes = dict[str, list[AlignmentItem]]  # cut id -> words, in s from the cut's start
 
 
 def frame_end(frame: int) -> float:
@@ -60,7 +60,9 @@ def align_cuts(
     Args:
       model: ``AsrModel`` in eval mode, with a trained CTC head.
       cuts: 16 kHz mono, with transcripts.
+      tokenizer: tokenizer of the model.
       codecs: codec of each field that the model reads.
+      total: number of cuts, for the progress bar.
     Returns:
       the words of each cut.
     Raises:
@@ -102,9 +104,9 @@ def align_words_to_frames(
     """Return start and duration of each word.
 
     Args:
-      log_probs: (T, V) float, output of the CTC head.
+      log_probs: (T, V) float, in nats, output of the CTC head.
       words: words of the utterance.
-      tokens: tokens of each word, at least one.
+      tokens: tokens of each word, at least one per word.
     Returns:
       the words with start and duration in seconds; the score is the geometric mean of
       the path's probabilities over the frames of the word.
@@ -128,7 +130,7 @@ def align_words_to_frames(
 
 
 def ctc_path(log_probs: Tensor, tokens: Sequence[int]) -> Tensor:
-    """Return the position of the token on the best path in each frame.
+    """Return, for each frame, the position of its token on the best path.
 
     Viterbi search over the tokens with optional blanks before, between and after them;
     the blank between equal tokens is mandatory.  Source: Graves et al., Connectionist
@@ -136,9 +138,9 @@ def ctc_path(log_probs: Tensor, tokens: Sequence[int]) -> Tensor:
 
     Args:
       log_probs: (T, V) float, output of the CTC head.
-      tokens: (U,) tokens of the utterance.
+      tokens: U tokens of the utterance.
     Returns:
-      (T,) int64, 0 .. U - 1, or :data:`ON_BLANK`.
+      (T,) int64, index 0 to U - 1 into ``tokens``, or :data:`ON_BLANK`.
     Raises:
       ValueError: if T is less than the shortest path.
     """
@@ -152,7 +154,8 @@ def ctc_path(log_probs: Tensor, tokens: Sequence[int]) -> Tensor:
     states = torch.full((2 * len(tokens) + 1,), BLANK_ID)
     states[1::2] = torch.tensor(tokens, dtype=torch.int64)
     emission = log_probs.double().cpu()[:, states]  # (T, 2 U + 1)
-    can_skip = torch.zeros(len(states), dtype=torch.bool)  # the blank before a token
+    # whether a path may skip the blank before a token
+    can_skip = torch.zeros(len(states), dtype=torch.bool)
     can_skip[3::2] = states[3::2] != states[1:-2:2]
     score = torch.full_like(emission[0], -torch.inf)
     score[:2] = emission[0, :2]

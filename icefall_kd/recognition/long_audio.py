@@ -1,9 +1,9 @@
 """Split long audio into windows, so that memory does not depend on its duration.
 
-The memory of full-context attention grows with the square of the duration.  Longer
-audio is split where it is quietest.  If there is no pause, two windows overlap by 1 s
-on each side of the split, and each word is taken from the window that has more context
-around it.
+The memory of full-context attention grows with the square of the duration.  Audio that
+is longer than a window is split where it is quietest.  If this is not a pause, the two
+windows overlap by 1 s on each side of the split, and each word comes from the window
+with more context around it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,8 +27,8 @@ class Window:
     Attributes:
       wave: (S,) float32.
       start: first encoder output frame (40 ms) of ``wave`` in the utterance.
-      first, last: the window owns the words whose last token is in frames [first, last)
-        of the utterance.
+      first, last: frames [first, last) of the utterance; words whose last token is in
+        these frames come from this window.
     """
 
     wave: np.ndarray
@@ -43,20 +43,21 @@ class Window:
 
     @property
     def is_overlapped(self) -> bool:
-        """Whether a neighbouring window contains a part of ``wave``."""
+        """Whether another window contains a part of ``wave``."""
         end = self.start * FRAME + len(self.wave)
         return self.start < self.first or self.last * FRAME < end
 
     def select_tokens(
         self, pieces: Sequence[str], frames: Sequence[int]
     ) -> tuple[list[int], list[int]]:
-        """Return the tokens that the window owns.
+        """Return the tokens of the words that come from this window.
 
         Args:
-          pieces: symbols of the tokens in the window.
-          frames: encoder output frame of each token, relative to the window.
+          pieces: symbol of each token that was recognised in ``wave``.
+          frames: encoder output frame of each token in ``wave``.
         Returns:
-          indexes into ``pieces``, and the frame of each in the utterance.
+          indexes into ``pieces``, and the frame of each selected token in the
+          utterance.
         """
         times = [self.start + frame for frame in frames]
         selected = list(range(len(times)))
@@ -64,7 +65,7 @@ class Window:
             selected = []
             for begin, end in word_spans(pieces):
                 word = range(begin, end + 1)
-                # A language without spaces has one long word: decide for each token.
+                # A language without spaces has one long word; split it at tokens.
                 if (times[end] - times[begin]) * FRAME < OVERLAP:
                     selected += word if self.first <= times[end] < self.last else []
                 else:
@@ -77,13 +78,13 @@ def split_windows(blocks: Iterable[np.ndarray], max_seconds: float) -> Iterator[
 
     Args:
       blocks: parts (S,) float32 of the utterance, of any length, 16 kHz.
-      max_seconds: a shorter utterance gives one window.
+      max_seconds: maximum duration of a window in s.
     Yields:
-      windows in order.
+      windows in order; one window if the utterance is not longer than ``max_seconds``.
     """
     limit = int(min(max_seconds, 1e9) * SAMPLE_RATE) // FRAME * FRAME
     buffer: list[np.ndarray] = []
-    buffered, start, first = 0, 0, 0  # samples, frame, frame of the utterance
+    buffered, start, first = 0, 0, 0  # in samples, frames and frames
     for block in blocks:
         for part in np.split(block, range(limit, len(block), limit)):
             buffer.append(part)
@@ -105,11 +106,11 @@ def split_windows(blocks: Iterable[np.ndarray], max_seconds: float) -> Iterator[
 def _find_split(wave: np.ndarray) -> tuple[int, bool]:
     """Return the quietest frame in the second half, and whether it is in a pause.
 
-    Of several equally quiet frames, take the middle of the longest run.
+    Of several equally quiet frames, return the middle of the longest run.
     """
     power = wave.reshape(-1, FRAME).var(axis=1, dtype=np.float64)  # without offset
     frames = len(power)
-    # box i averages frames [i, i + PAUSE) and stands for a split at its middle
+    # boxes[i] is the mean of frames [i, i + PAUSE); the split is at their middle
     boxes = np.lib.stride_tricks.sliding_window_view(power, PAUSE).mean(axis=1)
     begin, end = frames // 2, frames - OVERLAP // FRAME - PAUSE // 2
     candidates = boxes[begin - PAUSE // 2 : end - PAUSE // 2 + 1]

@@ -1,4 +1,4 @@
-"""Command-line options of decoding, and their entries in names and JSON of results."""
+"""Command-line options of decoding, and their entries in result names and JSON."""
 
 from argparse import ArgumentParser
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,10 @@ from icefall_kd.decoding.streaming import tail_padding
 
 @dataclass(frozen=True)
 class Chunking:
-    """Chunk size and left context of streaming, in 50 Hz frames (20 ms)."""
+    """Chunk size and left context of streaming, in 50 Hz frames (20 ms).
+
+    ``None`` in place of a chunking means full context.
+    """
 
     chunk_size: int
     left_context: int
@@ -33,14 +36,14 @@ class Chunking:
         left_context: Optional[int] = None,
         where: str = "the model",
     ) -> "Chunking":
-        """Return the chunking of a model; arguments override its configuration.
+        """Return a chunking for a model.
 
-        The defaults are the first limited chunk size and left context in the model's
-        configuration, as in the validation of a training.
+        The defaults are the first chunk size and left context in the model's
+        configuration that are not -1 (unlimited), as in validation during training.
 
         Args:
           model: causal ``AsrModel``.
-          chunk_size, left_context: in 50 Hz frames.
+          chunk_size, left_context: in 50 Hz frames; None for the default.
           where: name of the model in error messages.
         Raises:
           ValueError: if the model is not causal, or a default is missing.
@@ -82,7 +85,7 @@ def add_search_options(
         "--beam",
         type=positive_int,
         default=4,
-        help="hypotheses kept in a beam search; icefall: --beam-size",
+        help="hypotheses kept per frame in a beam search; icefall: --beam-size",
     )
     parser.add_argument(
         "--blank-penalty",
@@ -99,7 +102,7 @@ def add_chunk_options(parser: ArgumentParser, source: str) -> None:
       source: origin of the defaults, for the help text.
     """
     parser.add_argument(
-        "--streaming", action="store_true", help="chunk by chunk, with a causal model"
+        "--streaming", action="store_true", help="decode in chunks, with a causal model"
     )
     parser.add_argument(
         "--chunk-size",
@@ -124,27 +127,27 @@ def add_decoding_options(parser: ArgumentParser, source: str) -> None:
     parser.add_argument(
         "--hotwords",
         type=Path,
-        help="text file of phrases that modified_beam_search prefers, one in a line, "
-        "optionally with a bonus: 'PHRASE :2.5'",
+        help="text file of phrases that modified_beam_search prefers, one per line, "
+        "optionally with a bonus in nats per token: 'PHRASE :2.5'",
     )
     parser.add_argument(
         "--hotwords-score",
         type=positive_float,
         default=1.5,
-        help="bonus in nats of each token of a phrase without its own bonus",
+        help="bonus in nats per token, for lines without a bonus",
     )
     add_chunk_options(parser, source)
     parser.add_argument(
         "--max-utterance",
         type=float,
         default=DecodeOptions.max_utterance,
-        help="maximum duration of a window in s; longer audio is split in pauses, "
+        help="maximum duration of a window in s; longer audio is split at pauses, "
         "except in streaming",
     )
 
 
 def result_suffix(options: DecodeOptions, chunking: Optional[Chunking]) -> str:
-    """Return the decoding part in the names of the result files."""
+    """Return the part of the result files' names that describes search and chunks."""
     suffix = options.method
     if get_search_class(options.method).uses_beam:
         suffix += f"-beam-{options.beam}"
@@ -179,7 +182,7 @@ def decoding_info(
 
 
 def training_info(info: Mapping[str, Any]) -> Optional[dict[str, int]]:
-    """Return the entries "epoch", "avg" and "step" of a checkpoint's info, or None.
+    """Return "epoch", "avg" and "step" of a checkpoint, or None if it has none of them.
 
     Args:
       info: info of :func:`icefall_kd.transducer.checkpoint.load_model`.

@@ -39,7 +39,7 @@ def load_recogniser(
 
     Args:
       checkpoint: file of bin.average or of a run.
-      head: head that decodes, "transducer" or "ctc".
+      head: "transducer" or "ctc", the head to decode with.
     Raises:
       FileNotFoundError: if the checkpoint does not exist.
       ValueError: if the checkpoint is damaged, has no tokenizer, or its head is missing
@@ -49,7 +49,7 @@ def load_recogniser(
     if tokenizer is None:
         raise ValueError(
             f"{checkpoint}: no tokenizer, because the model was trained without text; "
-            "decode a fine-tuned checkpoint"
+            "use a fine-tuned checkpoint"
         )
     check_head(model, head, info, str(checkpoint))
     return model, tokenizer, info
@@ -75,15 +75,18 @@ def recognise(
 
     Args:
       model: ``AsrModel`` in eval mode.
-      cuts: 16 kHz mono, with transcripts.
+      cuts: 16 kHz mono; a cut without a transcript has no reference words.
+      tokenizer: tokenizer of the model.
       chunking: chunks of streaming; None decodes with full context.
-      max_duration: seconds of audio in a batch, padding included; 0 decodes each cut
-        alone, because padding changes the scores of complete utterances slightly.
+      max_duration: maximum duration of a batch in s, padding included; 0 decodes one
+        cut at a time, because padding changes the scores of complete utterances
+        slightly.
+      total: number of cuts, for the progress bar.
       codecs: codec of each field that the model reads.
     Returns:
-      recognitions in the order of ``cuts``, and the real-time factor: seconds of
-      features, model and search per second of audio, without reading.  For a model
-      that reads fields, the teachers' time is not included.
+      recognitions in the order of ``cuts``, and the real-time factor: seconds for
+      features, model and search per second of audio, without reading the audio.  For a
+      model that reads fields, the time of the teachers is not included.
     """
     recognitions: list[Recognition] = []
     seconds, audio = 0.0, 0.0
@@ -185,7 +188,7 @@ def encode_full_context(
 def load_field_inputs(
     model: nn.Module, cuts: Iterable[Cut], codecs: Mapping[str, Codec]
 ) -> list[Tensor]:
-    """Return the input (T, D) float32 of a model over fields, for each cut."""
+    """Return the input (T, D) float32 of a model that reads fields, for each cut."""
     device = next(model.parameters()).device
     inputs = []
     for cut in cuts:
@@ -197,7 +200,7 @@ def load_field_inputs(
 
 @dataclass(frozen=True)
 class _CutWindow:
-    """A window of a cut; the complete cut unless it is long."""
+    """A window of a cut, which is the complete cut if the cut is short."""
 
     cut: Cut
     window: Window
@@ -217,7 +220,7 @@ def _split_cuts(cuts: Iterable[Cut], max_seconds: float) -> Iterator[_CutWindow]
 def group_by_duration(
     items: Iterable[HasDuration], max_duration: float
 ) -> Iterator[list[HasDuration]]:
-    """Group items in their order.
+    """Yield groups of consecutive items.
 
     The padded duration of a group is at most ``max_duration`` seconds, except if one
     item alone is longer.

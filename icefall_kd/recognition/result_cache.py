@@ -1,11 +1,10 @@
-"""Reuse of finished results.
+"""Reuse a finished result if its inputs are unchanged.
 
-A result is reused only if everything it depends on is unchanged: the contents of the
-set, the checkpoint or exported files, all options, and the code.  The result JSON has
-an entry for each of these.
+The inputs are the contents of the set, the checkpoint or exported files, all options,
+and the code.  The result JSON has an entry for each of these.
 
-The code is identified by a hash of its syntax trees, because a version number stays the
-same between two commits and would reuse outdated results.
+A hash of the syntax trees identifies the code.  A version number would not do, because
+it stays the same between two commits.
 """
 
 import ast
@@ -29,7 +28,7 @@ FOLDERS = (
     *("core", "data", "dataset", "decoding", "export", "fields", "recognition"),
     *("transducer", "zipformer"),
 )
-# entries of a result JSON that may differ although the result is the same
+# entries of a result JSON that do not affect the hypotheses
 DESCRIPTIONS = (
     *("checkpoint", "training", "parameters", "hotwords", "alignment", "aligner"),
     *("rtf", "tail_padding"),
@@ -45,14 +44,16 @@ def decode_or_reuse(
     measure: Callable[[list[Recognition]], Mapping[str, Any]] = lambda _: {},
     force: bool = False,
 ) -> dict[str, Any]:
-    """Return a valid earlier result, or decode a set and write its results.
+    """Return an earlier result if it is valid, else decode a set and write its files.
 
     Args:
       out_dir, set_name, suffix: folder and names of the result files.
       info: entries of the result JSON on which the result depends.
       decode: returns the recognitions of the set and the real-time factor.
       measure: returns further metrics of the recognitions.
-      force: decode in any case.
+      force: decode even if an earlier result is valid.
+    Returns:
+      the contents of the result JSON.
     """
     path = result_path(out_dir, set_name, suffix)
     result = cached_result(path, info, force)
@@ -66,14 +67,15 @@ def decode_or_reuse(
 def cached_result(
     path: Pathlike, info: Mapping[str, Any], force: bool = False
 ) -> Optional[dict[str, Any]]:
-    """Return the result at ``path`` if it is still valid, else None.
+    """Return the result at ``path``, or None if it is missing or outdated.
 
     The result may have more entries than ``info``, for example delays.
 
     Args:
       path: result JSON.
-      info: entries of the requested result; :data:`DESCRIPTIONS` are not compared.
-      force: return None in any case.
+      info: entries of the requested result; those in :data:`DESCRIPTIONS` are not
+        compared.
+      force: return None even if the result is valid.
     """
     path = Path(path)
     if force or not path.exists():
@@ -96,10 +98,10 @@ def cached_result(
 
 
 def input_hashes(shar_dir: Pathlike, fields: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the hashes of set, fields and code, for a result JSON.
+    """Return the entries of a result JSON about set, fields, code and torch.
 
     Args:
-      fields: fields that the model reads.
+      fields: names of the fields that the model reads.
     """
     return {
         "set_sha256": set_sha256(shar_dir),
@@ -113,7 +115,8 @@ def set_sha256(shar_dir: Pathlike) -> str:
     """Return the SHA-256 of cuts and audio of a Shar folder.
 
     This reads every byte (0.3 to 1 GB/s), because tar files of equal size may have
-    different audio.  Cuts are hashed uncompressed, because gzip stores the time.
+    different audio.  Cuts are hashed uncompressed, because a gzip file contains the
+    time of its compression.
     """
     digest = hashlib.sha256()
     for shard in shard_ids(shar_dir):

@@ -6,8 +6,8 @@ wer-summary-<set>-<suffix>.txt  WER of the set
 result-<set>-<suffix>.json      WER with a bootstrap interval, and the options
 hyps-<set>-<suffix>.txt         id and hypothesis of each utterance, as Kaldi's text
 
-A labelled set has the first four.  A set without transcripts has recogs, result (its
-WER is null) and hyps.
+A labelled set gets the first four files.  A set without transcripts gets recogs, hyps
+and result, whose WER is null.
 """
 
 import ast
@@ -30,7 +30,7 @@ from icefall_kd.recognition.scoring import (
 )
 
 SCORES = ("wer", "interval", "errors", "ins", "del", "sub")  # null without transcripts
-MANY_EMPTY = 0.1  # share of empty hypotheses that causes a warning
+MANY_EMPTY = 0.1  # share of empty hypotheses from which on a warning is logged
 
 
 def result_path(out_dir: Pathlike, set_name: str, suffix: str) -> Path:
@@ -50,8 +50,8 @@ def write_results(
 
     Args:
       out_dir: output folder; created if missing.
-      set_name, suffix: set and options of the decoding in the file names.
-      recognitions: in any order; the files are sorted by id.
+      set_name, suffix: set and options of the decoding, for the file names.
+      recognitions: in any order; the files are sorted by cut id.
       info: further entries of the JSON, for example ``method`` and ``checkpoint``.
       metrics: further metrics of the set, for the JSON and the summary.
     Returns:
@@ -61,7 +61,7 @@ def write_results(
       ValueError: if there are no utterances.
     """
     if not recognitions:
-        raise ValueError(f"{set_name}: the set has no utterances; nothing is written")
+        raise ValueError(f"{set_name}: the set has no utterances; choose another set")
     recognitions = sorted(recognitions, key=lambda r: r.cut_id)
     total = count_errors(recognitions)
     metrics = metrics or {}
@@ -144,7 +144,8 @@ def warn_about_empty(
 
     Args:
       empty, total: number of empty hypotheses, and of all.
-      engine: engine of the decoding; None for PyTorch.
+      method: search method.
+      engine: "engine" of the result JSON; None for PyTorch.
     """
     if empty == 0 or empty < MANY_EMPTY * total:
         return
@@ -158,7 +159,7 @@ def warn_about_empty(
             "which converges sooner"
         )
     logging.warning(
-        "%d of %d hypotheses are empty: the blank has the best score in every frame. "
+        "%d of %d hypotheses are empty: the blank has the best score in each frame. "
         "Remedies: %s",
         empty,
         total,
@@ -192,10 +193,12 @@ def read_recogs(path: Pathlike) -> list[Recognition]:
             parts.append((cut_id, [str(w) for w in ast.literal_eval(rest[4:])]))
         except (ValueError, SyntaxError) as e:
             raise ValueError(
-                f"{path}:{number}: not a line of a recogs file ({e})"
+                f"{path}:{number}: invalid line of a recogs file ({e}); decode again"
             ) from e
     if len(parts) % 2:
-        raise ValueError(f"{path}:{len(parts)}: the last cut has ref= but no hyp=")
+        raise ValueError(
+            f"{path}:{len(parts)}: the last cut has ref= but no hyp=; decode again"
+        )
     return [
         Recognition(cut_id, ref, hyp)
         for (cut_id, ref), (_, hyp) in zip(parts[::2], parts[1::2])
@@ -235,7 +238,7 @@ def format_errs(recognitions: Sequence[Recognition]) -> str:
 
 
 def _mark_errors(alignment: Alignment) -> str:
-    """Return an utterance with neighbouring errors in one pair of brackets."""
+    """Return an utterance as text, with consecutive errors in one pair of brackets."""
     groups: list[tuple[list[str], list[str], bool]] = []
     for ref, hyp in alignment:
         wrong = ref != hyp

@@ -1,12 +1,12 @@
-"""Word errors of one or several decodings, and bootstrap intervals of the WER.
+"""Word errors, bootstrap intervals of the WER, and comparison of two systems.
 
 Source of the bootstrap: Bisani and Ney, Bootstrap estimates for confidence intervals in
 ASR performance evaluation, ICASSP 2004.  A replication draws as many utterances as the
 test set has, with replacement.
 
-If a system was trained with several seeds, its runs are resampled as well,
-independently of the utterances.  With few runs, for example three, this underestimates
-the spread between seeds.
+If a system was trained with several seeds, a replication also draws as many of its runs
+with replacement.  With few runs, for example three, this underestimates the spread
+between seeds.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from typing import Union
 import kaldialign
 import numpy as np
 
-NO_WORD = "*"  # stands for the missing word of an insertion or a deletion
+NO_WORD = "*"  # in place of the missing word of an insertion or deletion
 Alignment = list[tuple[str, str]]  # pairs of reference and hypothesis words
 Errors = Union[Sequence[int], Sequence[Sequence[int]]]  # (n,) or (runs, n)
 
 REPLICATIONS = 10_000
 SEED = 20040517
-BLOCK = 1 << 22  # drawn indices in memory
+BLOCK = 1 << 22  # maximum number of drawn indices in memory
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,15 @@ class ErrorCounts:
 
 
 def align_words(ref: Sequence[str], hyp: Sequence[str]) -> Alignment:
-    """Return the pairs of a best alignment, with :data:`NO_WORD` for missing words."""
+    """Return the pairs of a Levenshtein alignment.
+
+    :data:`NO_WORD` replaces the missing word of an insertion or deletion.
+    """
     return kaldialign.align(list(ref), list(hyp), NO_WORD)
 
 
 def utterance_errors(recognitions: Sequence[Recognition]) -> list[ErrorCounts]:
-    """Return the counts of each utterance."""
+    """Return the error counts of each utterance."""
     counts = [ErrorCounts() for _ in recognitions]
     for count, r in zip(counts, recognitions):
         count.add(align_words(r.ref, r.hyp))
@@ -96,7 +99,7 @@ def utterance_errors(recognitions: Sequence[Recognition]) -> list[ErrorCounts]:
 
 
 def count_errors(recognitions: Sequence[Recognition]) -> ErrorCounts:
-    """Return the counts of all utterances together."""
+    """Return the error counts of all utterances together."""
     total = ErrorCounts()
     for r in recognitions:
         total.add(align_words(r.ref, r.hyp))
@@ -108,6 +111,8 @@ def errors_per_run(
 ) -> tuple[list[list[int]], list[int]]:
     """Return the errors of each utterance in several decodings of one set.
 
+    Args:
+      runs: one decoding per run; each has all utterances, in any order.
     Returns:
       (runs, n) errors and (n,) reference words, sorted by utterance id.
     Raises:
@@ -158,7 +163,7 @@ class PairedDifference:
       difference: WER of the new system minus WER of the old one; negative is better.
       interval: 95 % bootstrap interval of the difference.
       probability: probability of improvement, the share of replications in which the
-        new system has fewer errors; 0.5 means no evidence either way.
+        new system has fewer errors, where a tie counts half; 0.5 means no evidence.
     """
 
     difference: float
@@ -238,10 +243,10 @@ def _resample(counts: np.ndarray, replications: int, seed: int) -> np.ndarray:
 
 
 def _resample_runs(sums: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
-    """Return (replications,) means over as many runs, drawn with replacement.
+    """Return the mean (replications,) over runs that are drawn with replacement.
 
     Args:
-      sums: (replications, runs).
+      sums: (replications, runs) errors of each run in each replication.
     """
     if sums.shape[1] == 1:
         return sums[:, 0]

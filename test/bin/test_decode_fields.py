@@ -38,7 +38,7 @@ def shar(checkpoint, cuts, tmp_path_factory):
 
 
 def best_words(shar, tokenizer):
-    """Return id -> words of the best stored token of each frame; <unk> is blank."""
+    """Return cut id -> words of the best stored tokens, with <unk> as blank."""
     codec = load_codec(shar, load_field_info(shar, "student_ctc"))
     found = {}
     for cut in open_shar(shar, ["student_ctc"]):

@@ -46,7 +46,7 @@ def test_latency_ends_with_the_chunk(found):
 
 @pytest.mark.parametrize("chunk_size", [16, 32, 64])
 def test_step_time_is_exact_to_one_sample(chunk_size):
-    """sherpa-onnx starts a step when more fbank frames are ready than it reads."""
+    """sherpa-onnx starts a step when it has more fbank frames than the step reads."""
     options = knf.FbankOptions()
     options.frame_opts.dither = 0.0
     options.frame_opts.snip_edges = False
@@ -93,5 +93,5 @@ def test_metrics_are_mean_and_percentile_in_ms():
     ],
 )
 def test_recognition_without_times_is_reported(recognition):
-    with pytest.raises(ValueError, match=f"^{recognition.cut_id}: .* needs one"):
+    with pytest.raises(ValueError, match=f"^{recognition.cut_id}: .* align and decode"):
         measure_delays([recognition], TIMES)

@@ -78,12 +78,12 @@ def test_word_lasts_from_first_to_last_frame():
 
 
 def test_frame_end_agrees_with_alignment_of_teachers():
-    """Teacher frames of 5 ms whose value is their number give the time of a frame."""
+    """Align teacher frames of 5 ms whose values are their indexes."""
     counted = torch.arange(400, dtype=torch.float32)[None, :, None]
     lens, out_lens = torch.tensor([400]), torch.tensor([40])
-    seen = align_frames(counted, lens, 0.005, out_lens)[0, :, 0]
+    aligned = align_frames(counted, lens, 0.005, out_lens)[0, :, 0]
     for frame in range(1, 39):  # the first and the last reach to the edges
-        centre = float(seen[frame] + 0.5) * 0.005
+        centre = float(aligned[frame] + 0.5) * 0.005
         assert frame_end(frame) == pytest.approx(centre + ENCODER_SHIFT / 2)
 
 

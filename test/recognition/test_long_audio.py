@@ -89,7 +89,7 @@ def test_long_cuts_have_words_and_frames_of_their_parts(
         )
         assert [r.cut_id for r in both] == ["long", "part0"]
         assert 0 < rtf < 10
-        if not max_duration:  # in a batch, padding moves the scores a little
+        if not max_duration:  # in a batch, padding changes the scores slightly
             assert both[0].hyp == [word for r in short for word in r.hyp]
             assert both[0].frames == [
                 175 * i + frame for i, r in enumerate(short) for frame in r.frames
@@ -106,7 +106,7 @@ def test_blocks_of_long_cut_are_its_samples(parts, tmp_path):
 
 
 def peak_memory(function):
-    """Return by how many MiB the resident memory grows while ``function`` runs."""
+    """Return the increase of resident memory while ``function`` runs, in MiB."""
     before = read_status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     function()
@@ -129,7 +129,7 @@ def test_memory_does_not_grow_with_duration(student, parts, tokenizer, tmp_path)
     def recognise_cut(cut):
         recognise(student, [cut], tokenizer, DecodeOptions(unk_id=2))
 
-    recognise_cut(short)  # allocates what is kept
+    recognise_cut(short)  # allocates the memory that later calls use again
     bound = max(peak_memory(lambda: recognise_cut(short)), 50.0)
     assert peak_memory(lambda: recognise_cut(long)) < 2 * bound
 

@@ -59,7 +59,7 @@ def test_code_changes_the_hash_but_comments_do_not(tmp_path):
         return code_sha256(tmp_path)
 
     first = digest("decoding/a.py", "def f(x):\n    return x\n")
-    commented = 'def f(x):\n    """Return x."""\n    return x  # as it is\n'
+    commented = 'def f(x):\n    """Return x."""\n    return x  # unchanged\n'
     assert digest("decoding/a.py", commented) == first
     assert digest("report/page.py", "x = 1\n") == first
     assert digest("transducer/checkpoint.py", "x = 1\n") != first
@@ -78,8 +78,8 @@ def test_result_is_reused_while_its_inputs_are_unchanged(tmp_path, caplog):
     assert cached_result(path, facts) is not None
     assert cached_result(path, facts, force=True) is None
     assert cached_result(path, {**facts, "parameters": 6}) is not None
-    less = {k: v for k, v in facts.items() if k != "alignment_sha256"}
-    assert cached_result(path, less) is not None  # the result has more entries
+    fewer = {k: v for k, v in facts.items() if k != "alignment_sha256"}
+    assert cached_result(path, fewer) is not None  # the result has more entries
     for name, value in (("set_sha256", "2"), ("beam", 8), ("new_option", None)):
         caplog.clear()
         assert cached_result(path, {**facts, name: value}) is None

@@ -100,7 +100,7 @@ def test_set_without_transcripts_has_hypotheses_and_no_wer(tmp_path):
     assert {result[name] for name in SCORES} == {None}
     assert (result["words"], result["utterances"]) == (0, 2)
     assert (tmp_path / "hyps-test-x.txt").read_text() == "a ONE TWO\nb\n"
-    names = {path.name for path in tmp_path.iterdir()}  # none of the labelled set
+    names = {path.name for path in tmp_path.iterdir()}  # errs and wer-summary removed
     assert names == {"recogs-test-x.txt", "hyps-test-x.txt", "result-test-x.json"}
     write_results(tmp_path, "test", "x", RECOGNITIONS, {})
     assert not (tmp_path / "hyps-test-x.txt").exists()
