@@ -119,7 +119,7 @@ def decode_streaming(
       ValueError: if ``chunk_size`` is not positive and even, or there is no stream.
     """
     if not features:
-        raise ValueError("no streams to decode")
+        raise ValueError("features: no streams to decode; give at least one")
     order = sorted(range(len(features)), key=lambda i: -features[i].size(0))
     ordered = [features[i] for i in order]
     search = make_search(model, len(order), options)

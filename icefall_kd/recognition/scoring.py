@@ -120,11 +120,14 @@ def errors_per_run(
     """
     by_id = [{r.cut_id: r for r in run} for run in runs]
     references = [{k: r.ref for k, r in run.items()} for run in by_id]
-    if any(other != references[0] for other in references[1:]):
-        raise ValueError(
-            "the decodings do not have the same utterances and references; decode "
-            "both systems on one set"
-        )
+    for other in references[1:]:
+        if other != references[0]:
+            ids = {*references[0], *other}
+            cut_id = min(k for k in ids if references[0].get(k) != other.get(k))
+            raise ValueError(
+                f"cut '{cut_id}': not the same reference in both decodings, which need "
+                "the same utterances; decode both systems on one set"
+            )
     ids = sorted(by_id[0])
     counts = [utterance_errors([run[i] for i in ids]) for run in by_id]
     return [[c.errors for c in run] for run in counts], [c.words for c in counts[0]]
@@ -231,7 +234,9 @@ def _resample(counts: np.ndarray, replications: int, seed: int) -> np.ndarray:
     columns = counts.T.astype(np.float64)
     n = len(columns)
     if n == 0 or columns[:, -1].sum() == 0:
-        raise ValueError("no reference words to resample")
+        raise ValueError(
+            "WER interval: no reference words; choose a set with transcripts"
+        )
     rng = np.random.RandomState(seed)
     sums = np.empty((replications, columns.shape[1]))
     rows = max(1, BLOCK // n)
