@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from icefall_kd.core.frames import average_topk, make_pad_mask
-from icefall_kd.teachers.base import Output, Teacher, TeacherOutput
+from icefall_kd.teachers.base import Output, Teacher, TeacherOutput, run_teacher
 from icefall_kd.teachers.build import build_teachers
 
 
@@ -136,8 +136,7 @@ class Ensemble(Teacher):
         """
         results: dict[str, TeacherOutput] = {}
         for member in self._members:
-            arguments = (texts,) if member.needs_text else ()
-            results.update(member.forward(waves, wave_lens, *arguments))
+            results.update(run_teacher(member, waves, wave_lens, texts))
         for field, parts in self._averages.items():
             outputs = [results[part.field] for part in parts]
             results[field] = self._average(field, parts, outputs)

@@ -18,7 +18,13 @@ from icefall_kd.core.files import Pathlike, sha256_file
 from icefall_kd.core.frames import make_pad_mask, pack_topk
 from icefall_kd.data.features import num_frames
 from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.teachers.base import Output, Teacher, TeacherOutput, check_waves
+from icefall_kd.teachers.base import (
+    Output,
+    Teacher,
+    TeacherOutput,
+    check_waves,
+    run_teacher,
+)
 from icefall_kd.teachers.build import build_teachers
 from icefall_kd.teachers.paths import HEAD_OF_KIND, BestPaths
 from icefall_kd.transducer.checkpoint import check_head, load_model
@@ -159,7 +165,7 @@ class VocabularyTeacher(Teacher):
         device = next(self.model.parameters()).device
         fields: dict[str, dict[str, Any]] = {}
         for member in self.members:
-            for field, output in member.forward(waves, wave_lens).items():
+            for field, output in run_teacher(member, waves, wave_lens).items():
                 fields[field] = {
                     "x": output.x.to(device),
                     "lens": output.lens.to(device),

@@ -15,8 +15,8 @@ from icefall_kd.fields.codecs import make_codec
 from icefall_kd.fields.extract import extract
 from icefall_kd.fields.format import load_field_info
 from icefall_kd.fields.reader import load_field, open_shar
-from icefall_kd.teachers import build_teacher, build_teachers
-from icefall_kd.teachers.base import Output
+from icefall_kd.teachers import TEACHERS, Teacher, build_teacher, build_teachers
+from icefall_kd.teachers.base import Output, TeacherOutput
 from icefall_kd.teachers.ensemble import can_average, shortest_lens
 from icefall_kd.transducer.checkpoint import save_pretrained
 
@@ -282,3 +282,24 @@ def test_an_ensemble_is_extracted_and_refused_for_other_vocabularies(
         check_vocabulary(info, None)
     with pytest.raises(ValueError, match="'both' of kind 'embedding' has no voc"):
         check_vocabulary(load_field_info(folder, "both"), tokenizer)
+
+
+class Ones(Teacher):
+    """Returns ones every 20 ms, ``missing`` frames too few."""
+
+    def __init__(self, name, missing=0, **_):
+        self.name, self.missing = name, missing
+        self.outputs = {name: Output("embedding", 4, 0.02, {})}
+
+    def forward(self, waves, wave_lens):
+        x = torch.ones(len(waves), waves.shape[1] // 320, 4)
+        return {self.name: TeacherOutput(x, wave_lens // 320 - self.missing)}
+
+
+def test_a_wrong_output_of_a_member_names_the_member(monkeypatch):
+    monkeypatch.setitem(TEACHERS, "ones", Ones)
+    ensemble = ensemble_of({"a": {"family": "ones"}, "b": {"family": "ones"}})
+    assert run(ensemble, [torch.zeros(16000)])["both"].x.shape == (1, 50, 4)
+    members = {"a": {"family": "ones"}, "b": {"family": "ones", "missing": 5}}
+    with pytest.raises(ValueError, match="teacher 'b', field 'b': .*45 frames"):
+        run(ensemble_of(members), [torch.zeros(16000)])
