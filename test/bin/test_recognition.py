@@ -342,7 +342,7 @@ def test_transcribe_reports_missing_encoder(model_dir, own_words, tmp_path):
 @pytest.mark.parametrize(
     "module, arguments, message",
     [
-        (transcribe, ["--model-dir", "x"], "audio files or --shar-dir"),
+        (transcribe, ["--model-dir", "x"], "audio files or .*--shar-dir"),
         (transcribe, ["--model-dir", "x", "--shar-dir", "y"], "--out-dir"),
         (export, ["--checkpoint", "x", "--out-dir", "y", "--check"], "--check-shar"),
         (report, ["--system", "x"], "NAME=PATH"),
