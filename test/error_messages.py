@@ -12,12 +12,13 @@ from typing import Any, Optional
 import pytest
 
 import icefall_kd
+from icefall_kd.data.audio_files import AudioError
 
 PACKAGE = Path(icefall_kd.__file__).parent
 USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, SystemExit)
-# A path, an option (--a-b, a.b), "name: ...", a quoted or listed name, a number.
+# A path, an option (--a-b, a.b, a_b), "name: ...", a quoted or listed name, a number.
 PLACE = re.compile(
-    r"\S/\S|--[a-z]|\b[a-z_]+\.[a-z_]{2}|^[\w @-]+: |(?<!\w)['\"]\S|[\[({]\S|\d"
+    r"\S/\S|--[a-z]|\b[a-z_]+[._][a-z_]{2}|^[\w /@-]+: |(?<!\w)['\"]\S|[\[({]\S|\d"
 )
 
 
@@ -28,7 +29,8 @@ def is_for_users(error: BaseException) -> bool:
         return False
     if isinstance(error, SystemExit):
         return isinstance(error.code, str)
-    return isinstance(error, USER_ERRORS)
+    # Callers put the file in front of the text of an AudioError.
+    return isinstance(error, USER_ERRORS) and not isinstance(error, AudioError)
 
 
 class CheckedRaises:

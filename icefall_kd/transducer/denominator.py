@@ -47,7 +47,7 @@ def estimate_bigram(
         pairs.update(zip(padded, padded[1:]))
     if not pairs:
         raise ValueError(
-            "no text to estimate a bigram of tokens from; give a labelled Shar folder"
+            "bigram: no text to count tokens in. Give a Shar folder with transcripts"
         )
     ends: Counter = Counter()
     followers: dict[int, list[int]] = {}

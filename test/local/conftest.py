@@ -33,13 +33,8 @@ def copy_recipe(corpus, folder):
     for profile in yaml.safe_load((recipe / "conf/profiles.yaml").read_text()).values():
         unlabelled = profile.get("unlabelled", [])
         pseudo_labelled = [f"{s}{profile['pseudo_suffix']}" for s in unlabelled]
-        for name in [
-            *profile["labelled"],
-            "dev",
-            "test",
-            *unlabelled,
-            *pseudo_labelled,
-        ]:
+        sets = [*profile["labelled"], *unlabelled, *pseudo_labelled]
+        for name in [*sets, profile.get("dev_set", "dev")]:
             (recipe / "data/shar" / name).mkdir(parents=True, exist_ok=True)
     python = folder / "venv/bin/python"
     python.parent.mkdir(parents=True)

@@ -256,7 +256,6 @@ def test_a_missing_field_is_reported(run_librispeech):
 
 def test_a_field_of_an_earlier_version_is_found(run_librispeech):
     shar = run_librispeech.recipe / "data/shar" / LABELLED
-    shar.mkdir(parents=True)
     (shar / "wavlm_large.json").touch()
     done, commands = run_librispeech("train.sh", "--systems", "wavlm_large")
     assert done.returncode == 0, done.stderr
