@@ -44,24 +44,12 @@ source ../../../local/env.sh
 source ../../../local/parse_options.sh
 paths_from_caller conf student from_dir
 source ../../../local/recipe.sh
+source ../../../local/teachers.sh
 
 sets=${sets:-$labelled $unlabelled $dev_set}
 target_sets=${target_sets:-$labelled $dev_set $pseudo_labelled}
 student=${student:-exp/$profile/unified/both_unlabelled+pseudo/finetune/pretrained.pt}
-threads=(${num_threads:+--num-threads "$num_threads"})
 vocab_teacher=exp/vocab_teacher
-
-extract() {  # conf of the teachers, sets, further options
-  local set folders=() options=("${threads[@]}")
-  for set in $2; do
-    folders+=("data/shar/$set")
-  done
-  if [[ $overwrite == true ]]; then
-    options+=(--overwrite)
-  fi
-  python -m icefall_kd.bin.extract --shar-dir "${folders[@]}" --teachers "$1" \
-    "${options[@]}" "${@:3}"
-}
 
 extract_embeddings() {  # sets; all sets share the codecs of train
   extract "$conf" "$1" --codec "$codec" --codec-from data/shar/train \
@@ -89,15 +77,7 @@ if in_stage 2 "Transcribe with Whisper base -> data/shar/{${pseudo_labelled// /,
 fi
 
 if in_stage 3 "Train the vocabulary teacher -> $vocab_teacher"; then
-  OMP_NUM_THREADS=${num_threads:-$OMP_NUM_THREADS} \
-    MKL_NUM_THREADS=${num_threads:-$OMP_NUM_THREADS} \
-    python -m icefall_kd.bin.train --exp-dir "$vocab_teacher" \
-    --config conf/vocab_teacher.yaml --data.train "[${vocab_teacher_sets// /, }]" \
-    --num-epochs "$vocab_teacher_epochs" --seed "$seed"
-  run_once --reads "$vocab_teacher/done" --reads "$vocab_teacher/metrics.jsonl" \
-    --code training/checkpoint.py "$vocab_teacher/.averaged" \
-    python -m icefall_kd.bin.average --exp-dir "$vocab_teacher" \
-    --avg "$vocab_teacher_avg"
+  train_vocab_teacher "$vocab_teacher"
 fi
 
 if in_stage 4 "Extract its distributions -> data/shar/{${target_sets// /,}}"; then

@@ -52,6 +52,7 @@ source ../../../local/env.sh
 source ../../../local/parse_options.sh
 paths_from_caller conf vocab_teacher_conf student from_dir
 source ../../../local/recipe.sh
+source ../../../local/teachers.sh
 
 for folder in exp/adapter{,_base,_tiny_en}; do
   if [[ -e $folder && ! -e ${folder/adapter/vocab_teacher} ]]; then
@@ -62,30 +63,6 @@ sets=${sets:-train dev $unlabelled}
 vocab_teacher_sets=${vocab_teacher_sets:-train $pseudo_labelled}
 target_sets=${target_sets:-train dev $pseudo_labelled}
 student=${student:-exp/$profile/unified/both_unlabelled/finetune/pretrained.pt}
-threads=(${num_threads:+--num-threads "$num_threads"})
-
-extract() {  # conf of the teachers, sets, further options
-  local set folders=() options=("${threads[@]}")
-  for set in $2; do
-    folders+=("data/shar/$set")
-  done
-  if [[ $overwrite == true ]]; then
-    options+=(--overwrite)
-  fi
-  python -m icefall_kd.bin.extract --shar-dir "${folders[@]}" --teachers "$1" \
-    "${options[@]}" "${@:3}"
-}
-
-train_vocab_teacher() {  # folder of its run, further options
-  export OMP_NUM_THREADS=${num_threads:-$OMP_NUM_THREADS}
-  export MKL_NUM_THREADS=$OMP_NUM_THREADS
-  python -m icefall_kd.bin.train --exp-dir "$1" --config conf/vocab_teacher.yaml \
-    --data.train "[${vocab_teacher_sets// /, }]" --num-epochs "$vocab_teacher_epochs" \
-    --seed "$seed" "${@:2}"
-  run_once --reads "$1/done" --reads "$1/metrics.jsonl" \
-    --code training/checkpoint.py "$1/.averaged" \
-    python -m icefall_kd.bin.average --exp-dir "$1" --avg "$vocab_teacher_avg"
-}
 
 decode_vocab_teacher() {  # folder of its run
   local set

@@ -32,31 +32,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 source ../../../local/env.sh
 source ../../../local/parse_options.sh
 source ../../../local/recipe.sh
+source ../../../local/teachers.sh
 paths_from_caller teachers whisper zipformer
 
 sets=${sets:-$labelled $unlabelled $dev_set}
-threads=(${num_threads:+--num-threads "$num_threads"})
-run=(python -m)
-if ((num_processes > 1)); then
-  run=(python -m torch.distributed.run --standalone
-    --nproc_per_node "$num_processes" -m)
-fi
-
-extract() {  # conf of the teachers, sets, further options
-  local set folders=() options=("${threads[@]}")
-  for set in $2; do
-    folders+=("data/shar/$set")
-  done
-  if [[ $overwrite == true ]]; then
-    options+=(--overwrite)
-  fi
-  "${run[@]}" icefall_kd.bin.extract --shar-dir "${folders[@]}" --teachers "$1" \
-    --device "$device" --max-batch-duration "$max_batch_duration" "${options[@]}" "${@:3}"
-}
-
 if in_stage 1 "Extract embeddings -> data/shar/{${sets// /,}}/<teacher>.*"; then
   # All sets share the codecs of the first labelled set, also if a later call adds sets.
-  extract "$teachers" "$sets" --codec "$codec" --codec-from "data/shar/${labelled%% *}"
+  extract "$teachers" "$sets" --codec "$codec" --codec-from "data/shar/${labelled%% *}" \
+    --max-batch-duration "$max_batch_duration"
 fi
 
 if in_stage 2 "Transcribe with Whisper -> data/shar/{${pseudo_labelled// /,}}"; then
@@ -76,5 +59,5 @@ if in_stage 3 "Extract a Zipformer's distributions -> data/shar/<set>/zipformer_
     fi
     target_sets+="$set "
   done
-  extract "$zipformer" "$target_sets"
+  extract "$zipformer" "$target_sets" --max-batch-duration "$max_batch_duration"
 fi
