@@ -56,6 +56,8 @@ def recipe(tmp_path_factory):
     root = tmp_path_factory.mktemp("repository")
     folder = root / RECIPE
     shutil.copytree(ROOT / "local", root / "local")
+    for room in ("training", "export"):  # files that run_once --code names
+        shutil.copytree(ROOT / "icefall_kd" / room, root / "icefall_kd" / room)
     ignored = shutil.ignore_patterns("data", "exp", "download")
     shutil.copytree(ROOT / RECIPE, folder, ignore=ignored)
     env = {"ICEFALL_KD_VENV": sys.prefix, "PYTHONPATH": str(ROOT)}
