@@ -7,12 +7,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Callable, Union
+from typing import Any, Callable
 
 import sentencepiece
 
 from icefall_kd import BLANK_ID
-from icefall_kd.core.files import write_atomically, write_text
+from icefall_kd.core.files import Pathlike, write_atomically, write_text
 from icefall_kd.data.normalise import INSIDE
 
 BLANK, SOS_EOS, UNK = "<blk>", "<sos/eos>", "<unk>"  # ids 0, 1, 2, as in icefall
@@ -95,7 +95,7 @@ class Tokenizer:
       sha256: SHA-256 of ``model_bytes``, hexadecimal.
     """
 
-    def __init__(self, model: Union[str, Path]) -> None:
+    def __init__(self, model: Pathlike) -> None:
         """Read ``bpe.model``.
 
         Raises:
