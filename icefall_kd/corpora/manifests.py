@@ -4,14 +4,17 @@ import argparse
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, Callable
 
 from lhotse import CutSet
 
-from icefall_kd.core.cli import create_parser
+from icefall_kd.core.cli import create_parser, exit_on_error
 from icefall_kd.core.files import read_text, write_atomically, write_text
+from icefall_kd.core.logs import setup_logging
+from icefall_kd.corpora.audio import AudioClip, store_clips
 
 SPLITS = ("train", "dev", "test")
 EXCLUDED = "excluded"
@@ -32,6 +35,27 @@ def create_corpus_parser(description: str) -> argparse.ArgumentParser:
         parser.add_argument(option, type=Path, required=True, help=text)
     parser.add_argument("--name", required=True, help="name of the set")
     return parser
+
+
+def write_corpus(
+    command: str,
+    args: argparse.Namespace,
+    find_clips: Callable[..., Iterable[AudioClip]],
+    *further: Any,
+) -> None:
+    """Store the clips of a corpus as flac, and write their manifest.
+
+    An expected error ends the script with one line.
+
+    Args:
+      command: name of the script, for that line.
+      args: options of :func:`create_corpus_parser`.
+      find_clips: called with ``args.source`` and ``further``.
+    """
+    setup_logging()
+    with exit_on_error(command):
+        cuts = store_clips(find_clips(args.source, *further), args.audio)
+        write_manifest(cuts, args.output / f"{args.name}.jsonl.gz")
 
 
 def write_manifest(cuts: CutSet, path: Path) -> None:

@@ -57,11 +57,7 @@ extract_embeddings() {  # sets; all sets share the codecs of train
 }
 
 if in_stage 0 "Fetch the teachers -> download/teachers"; then
-  for teacher in $fetch; do
-    python -m icefall_kd.bin.fetch_teacher --teacher "$teacher" \
-      --out-dir "download/teachers/$teacher" \
-      ${from_dir:+--from-dir "$from_dir/$teacher"}
-  done
+  fetch_teachers
 fi
 
 if in_stage 1 "Extract embeddings -> data/shar/{${sets// /,}}/<teacher>.*"; then
@@ -69,11 +65,7 @@ if in_stage 1 "Extract embeddings -> data/shar/{${sets// /,}}/<teacher>.*"; then
 fi
 
 if in_stage 2 "Transcribe with Whisper base -> data/shar/{${pseudo_labelled// /,}}"; then
-  for set in $unlabelled; do
-    python -m icefall_kd.bin.pseudo_label --shar-dir "data/shar/$set" \
-      --model-dir download/teachers/whisper_base "${threads[@]}" \
-      --numbers "$numbers" --output "data/shar/$set$pseudo_suffix"
-  done
+  pseudo_label download/teachers/whisper_base
 fi
 
 if in_stage 3 "Train the vocabulary teacher -> $vocab_teacher"; then

@@ -75,11 +75,7 @@ decode_vocab_teacher() {  # folder of its run
 }
 
 if in_stage 0 "Fetch the teachers -> download/teachers"; then
-  for teacher in $fetch; do
-    python -m icefall_kd.bin.fetch_teacher --teacher "$teacher" \
-      --out-dir "download/teachers/$teacher" \
-      ${from_dir:+--from-dir "$from_dir/$teacher"}
-  done
+  fetch_teachers
 fi
 
 if in_stage 1 "Extract embeddings -> data/shar/{${sets// /,}}/<teacher>.*"; then
@@ -87,11 +83,7 @@ if in_stage 1 "Extract embeddings -> data/shar/{${sets// /,}}/<teacher>.*"; then
 fi
 
 if in_stage 2 "Transcribe with Whisper base -> data/shar/{${pseudo_labelled// /,}}"; then
-  for set in $unlabelled; do
-    python -m icefall_kd.bin.pseudo_label --shar-dir "data/shar/$set" \
-      --model-dir download/teachers/whisper_base "${threads[@]}" \
-      --numbers "$numbers" --output "data/shar/$set$pseudo_suffix"
-  done
+  pseudo_label download/teachers/whisper_base
 fi
 
 if in_stage 3 "Train the vocabulary teacher -> exp/vocab_teacher"; then

@@ -43,12 +43,7 @@ if in_stage 1 "Extract embeddings -> data/shar/{${sets// /,}}/<teacher>.*"; then
 fi
 
 if in_stage 2 "Transcribe with Whisper -> data/shar/{${pseudo_labelled// /,}}"; then
-  for set in $unlabelled; do
-    "${run[@]}" icefall_kd.bin.pseudo_label --shar-dir "data/shar/$set" \
-      --model-dir "$whisper" --compute-type "$compute_type" --device "$device" \
-      "${threads[@]}" --batch-size 16 \
-      --numbers "$numbers" --output "data/shar/$set$pseudo_suffix"
-  done
+  pseudo_label "$whisper" --compute-type "$compute_type" --batch-size 16
 fi
 
 if in_stage 3 "Extract a Zipformer's distributions -> data/shar/<set>/zipformer_*"; then

@@ -11,13 +11,11 @@ import logging
 import re
 from pathlib import Path
 
-from icefall_kd.core.cli import exit_on_error
-from icefall_kd.core.logs import setup_logging
-from icefall_kd.corpora.audio import AudioClip, store_clips
+from icefall_kd.corpora.audio import AudioClip
 from icefall_kd.corpora.manifests import (
     check_release,
     create_corpus_parser,
-    write_manifest,
+    write_corpus,
 )
 from icefall_kd.corpora.queen import get_clip_id, read_data_file, read_texts
 from icefall_kd.data.normalise import normalise_english
@@ -66,10 +64,7 @@ def find_clips(source_dir: Path) -> list[AudioClip]:
 
 def main() -> None:
     args = create_corpus_parser(__doc__).parse_args()
-    setup_logging()
-    with exit_on_error("prepare_queen"):
-        cuts = store_clips(find_clips(args.source), args.audio)
-        write_manifest(cuts, args.output / f"{args.name}.jsonl.gz")
+    write_corpus("prepare_queen", args, find_clips)
 
 
 if __name__ == "__main__":

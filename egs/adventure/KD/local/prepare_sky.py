@@ -9,14 +9,13 @@ speakers are not known.
 
 from pathlib import Path
 
-from icefall_kd.core.cli import exit_on_error
 from icefall_kd.core.files import read_json
-from icefall_kd.core.logs import progress, setup_logging
-from icefall_kd.corpora.audio import AudioClip, store_clips
+from icefall_kd.core.logs import progress
+from icefall_kd.corpora.audio import AudioClip
 from icefall_kd.corpora.manifests import (
     check_release,
     create_corpus_parser,
-    write_manifest,
+    write_corpus,
 )
 from icefall_kd.corpora.sky import encode_wav, read_files, read_texts, unpack_speech
 from icefall_kd.data.normalise import normalise_english
@@ -62,10 +61,7 @@ def find_clips(source_dir: Path) -> list[AudioClip]:
 
 def main() -> None:
     args = create_corpus_parser(__doc__).parse_args()
-    setup_logging()
-    with exit_on_error("prepare_sky"):
-        cuts = store_clips(find_clips(args.source), args.audio)
-        write_manifest(cuts, args.output / f"{args.name}.jsonl.gz")
+    write_corpus("prepare_sky", args, find_clips)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def main() -> None:
         splits = draw_splits(
             texts, num_test=args.num_test, num_dev=args.num_dev, seed=args.seed
         )
-        write_id_lists(splits, args.output, "tones or silence: nothing is said")
+        write_id_lists(splits, args.output, "tones or silence, no words")
     train_words = {word for id in splits["train"] for word in texts[id].split()}
     for split, ids in splits.items():
         words = [word for id in ids for word in texts[id].split()]

@@ -10,10 +10,8 @@ ALTAR interactive and contributors, GPL-2+; Debian packages ``fillets-ng-data-cs
 from collections.abc import Collection
 from pathlib import Path
 
-from icefall_kd.core.cli import exit_on_error
-from icefall_kd.core.logs import setup_logging
-from icefall_kd.corpora.audio import AudioClip, store_clips
-from icefall_kd.corpora.manifests import create_corpus_parser, write_manifest
+from icefall_kd.corpora.audio import AudioClip
+from icefall_kd.corpora.manifests import create_corpus_parser, write_corpus
 
 LANGUAGES = ("cs", "nl")
 
@@ -46,10 +44,7 @@ def main() -> None:
         "--languages", nargs="+", default=LANGUAGES, help="language codes"
     )
     args = parser.parse_args()
-    setup_logging()
-    with exit_on_error("prepare_fillets"):
-        cuts = store_clips(find_clips(args.source, args.languages), args.audio)
-        write_manifest(cuts, args.output / f"{args.name}.jsonl.gz")
+    write_corpus("prepare_fillets", args, find_clips, args.languages)
 
 
 if __name__ == "__main__":

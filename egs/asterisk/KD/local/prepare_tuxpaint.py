@@ -12,10 +12,8 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from icefall_kd.core.cli import exit_on_error
-from icefall_kd.core.logs import setup_logging
-from icefall_kd.corpora.audio import AudioClip, store_clips
-from icefall_kd.corpora.manifests import create_corpus_parser, write_manifest
+from icefall_kd.corpora.audio import AudioClip
+from icefall_kd.corpora.manifests import create_corpus_parser, write_corpus
 
 NAME = re.compile(r"(?P<stamp>.+?)_desc(?:_(?P<language>[A-Za-z_@]+))?\.ogg\Z")
 
@@ -58,10 +56,7 @@ def main() -> None:
         "--languages", nargs="+", default=(), help="language codes (default: all)"
     )
     args = parser.parse_args()
-    setup_logging()
-    with exit_on_error("prepare_tuxpaint"):
-        cuts = store_clips(find_clips(args.source, args.languages), args.audio)
-        write_manifest(cuts, args.output / f"{args.name}.jsonl.gz")
+    write_corpus("prepare_tuxpaint", args, find_clips, args.languages)
 
 
 if __name__ == "__main__":
