@@ -168,13 +168,29 @@ def find_mkl_cpu_type(cpuinfo: str) -> Optional[str]:
     Args:
       cpuinfo: text of ``/proc/cpuinfo``.
     """
-    line = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
-    if line is None or "GenuineIntel" in cpuinfo:
+    flags = _read_flags(cpuinfo)
+    if not flags or "GenuineIntel" in cpuinfo:
         return None
-    flags = set(line[1].split())
     if AVX512 <= flags:
         return "AVX-512"
     return "AVX2" if {"avx2", "fma"} <= flags else None
+
+
+def has_fast_bf16(cpuinfo: Optional[str] = None) -> bool:
+    """Return whether autocast in bfloat16 is faster than float32 on this processor.
+
+    oneDNN has bfloat16 operators for AVX-512 only.  With AVX2 a training step takes
+    15 times as long as in float32 (AMD EPYC).
+
+    Args:
+      cpuinfo: text of ``/proc/cpuinfo``; None reads it.
+    """
+    return AVX512 <= _read_flags(_read_cpuinfo() if cpuinfo is None else cpuinfo)
+
+
+def _read_flags(cpuinfo: str) -> set[str]:
+    line = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
+    return set(line[1].split()) if line else set()
 
 
 def _read_cpuinfo() -> str:

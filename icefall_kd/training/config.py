@@ -107,8 +107,8 @@ class TrainConfig:
         trained with ``data.bpe_model``.
       seed: seed of the initial weights, the order of the data and the regularisers.
       device: "auto", "cpu" or "cuda".
-      amp: autocast in "none", "bf16" or "fp16".  On a CPU the encoder's stacks stay in
-        float32, which is faster there.
+      amp: autocast in "none", "bf16", "fp16", or in the fastest of them on the device
+        ("auto").  On a CPU the encoder's stacks stay in float32, which is faster there.
       num_threads: torch threads on the CPU; 0 is this process's share of the CPUs.
       average_period: updates between two samples of the averaged model.
       save_every_minutes: minutes between two checkpoints within an epoch; 0 is never.
@@ -136,7 +136,7 @@ class TrainConfig:
     init_same_tokens: bool = False
     seed: int = 42
     device: str = "auto"
-    amp: Literal["none", "bf16", "fp16"] = "none"
+    amp: Literal["none", "auto", "bf16", "fp16"] = "none"
     num_threads: int = 0
     average_period: int = 100
     save_every_minutes: float = 10.0

@@ -31,7 +31,11 @@ from icefall_kd.training.skipped import (
     check_finite,
     check_loss_scale,
 )
-from icefall_kd.training.student import build_optimizer, make_autocast
+from icefall_kd.training.student import (
+    build_optimizer,
+    make_autocast,
+    select_amp,
+)
 from icefall_kd.training.validation import validate
 from icefall_kd.transducer.checkpoint import load_weights, pack_bytes, save_checkpoint
 from icefall_kd.zipformer.scaling import set_batch_count
@@ -64,8 +68,9 @@ class Trainer:
         self.mean = RunningMean(self.model)
         self.params = [p for _, p in self.student.trainable()]
         self.optimizer, self.scheduler = build_optimizer(self.student, config)
-        self._autocast = make_autocast(config.amp, world.device)
-        self.scaler = make_scaler(config.amp == "fp16" and world.device.type == "cuda")
+        amp = select_amp(config.amp, world.device)
+        self._autocast = make_autocast(amp, world.device)
+        self.scaler = make_scaler(amp == "fp16" and world.device.type == "cuda")
         # The schedules of dropout and layer skipping are over for a trained encoder.
         is_trained = config.init_encoder or config.init_model
         self.schedule_offset = SCHEDULES_END if is_trained else 0

@@ -9,6 +9,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, nn
 
+from icefall_kd.core.cpu import has_fast_bf16
 from icefall_kd.core.frames import Batch
 from icefall_kd.distill.term import StudentOutput, Term, TermOutput
 from icefall_kd.training.config import TrainConfig
@@ -167,6 +168,33 @@ def build_optimizer(
     optimizer = ScaledAdam(groups, optim.base_lr, optim.clipping_scale)
     scheduler = Eden(optimizer, optim.lr_batches, optim.lr_epochs, optim.warmup_batches)
     return optimizer, scheduler
+
+
+def select_amp(amp: str, device: torch.device) -> str:
+    """Return "none", "bf16" or "fp16", the type that ``amp`` selects on a device.
+
+    "auto" is bfloat16 where the device computes in it, else float16 on a GPU and
+    float32 on a CPU.  A slow choice is logged.
+
+    Args:
+      amp: "none", "auto", "bf16" or "fp16".
+    """
+    on_gpu = device.type == "cuda"
+    # Not torch.cuda.is_bf16_supported(), which includes emulation.
+    is_fast = (
+        torch.cuda.get_device_capability(device) >= (8, 0)
+        if on_gpu
+        else has_fast_bf16()
+    )
+    if amp == "auto":
+        return "bf16" if is_fast else ("fp16" if on_gpu else "none")
+    if amp == "bf16" and not is_fast:
+        logging.warning(
+            "amp: this %s has no fast bfloat16, training is several times slower than "
+            "with amp: auto",
+            "GPU" if on_gpu else "CPU",
+        )
+    return amp
 
 
 def make_autocast(

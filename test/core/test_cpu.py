@@ -13,6 +13,7 @@ from icefall_kd.core.cpu import (
     default_num_threads,
     default_num_workers,
     find_mkl_cpu_type,
+    has_fast_bf16,
 )
 
 
@@ -28,10 +29,12 @@ from icefall_kd.core.cpu import (
 def test_mkl_cpu_type_follows_the_processor_flags(vendor, flags, cpu_type):
     text = f"vendor_id\t: {vendor}\nflags\t\t: {' '.join(flags)}\nbogomips\t: 1\n"
     assert find_mkl_cpu_type(text) == cpu_type
+    assert has_fast_bf16(text) == (AVX512 <= flags)
 
 
 def test_a_processor_without_flags_has_no_mkl_cpu_type():
-    assert find_mkl_cpu_type("processor : 0\nFeatures : neon\n") is None
+    text = "processor : 0\nFeatures : neon\n"
+    assert find_mkl_cpu_type(text) is None and not has_fast_bf16(text)
 
 
 def test_tune_cpu_changes_no_result_and_no_environment_variable():

@@ -16,7 +16,7 @@ from icefall_kd.data.gate import filter_cuts
 from icefall_kd.data.shar import write_shar
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.distill import TermsConfig
-from icefall_kd.training import loop
+from icefall_kd.training import loop, student
 from icefall_kd.training.checkpoint import average_epochs, write_average
 from icefall_kd.training.optim import clip_gradients
 from icefall_kd.training.run import train
@@ -236,6 +236,16 @@ def test_gradients_are_clipped_to_the_limit():
 def test_autocast_to_bfloat16_trains(config):
     train(dataclasses.replace(config, num_epochs=1, amp="bf16"))
     assert all(math.isfinite(line["loss"]) for line in metrics(config))
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_amp_auto_is_bfloat16_only_where_it_is_fast(is_fast, monkeypatch, caplog):
+    monkeypatch.setattr(student, "has_fast_bf16", lambda: is_fast)
+    cpu = torch.device("cpu")
+    assert student.select_amp("auto", cpu) == ("bf16" if is_fast else "none")
+    assert student.select_amp("none", cpu) == "none" and not caplog.text
+    assert student.select_amp("bf16", cpu) == "bf16"
+    assert ("amp: auto" in caplog.text) == (not is_fast)
 
 
 def test_average_is_the_mean_of_the_samples_between_two_epochs(config, monkeypatch):
