@@ -20,7 +20,7 @@ profile=             # profile of conf/profiles.yaml (default: the first one)
 variants=            # unified, non_streaming, streaming (default: those of the profile)
 systems=             # as in train.sh (default: those of the profile)
 sets=                # folders of data/shar (default: the test sets of the recipe)
-head=transducer      # transducer or ctc
+head=                # transducer or ctc (default: that of the profile)
 chunk_size=          # streaming chunks in frames of 20 ms (default: the checkpoint's)
 left_context=        # streaming left context in frames of 20 ms (default: the checkpoint's)
 blank_penalty=0      # subtracted from the blank's logit; tune it with --sets dev
@@ -41,7 +41,7 @@ if [[ -n $hotwords && $head == ctc ]]; then
   die "--hotwords: only --head transducer supports hotwords. Leave out --hotwords or" \
     "--head ctc"
 fi
-decoding=(decode --sets "$sets" --head "$head" --chunk-size "$chunk_size"
+decoding=(decode --sets "$sets" --chunk-size "$chunk_size"
   --left-context "$left_context" --blank-penalty "$blank_penalty")
 
 if in_stage 0 "Align the words -> $exp/alignment/{${sets// /,}}.ctm"; then

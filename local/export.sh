@@ -21,7 +21,7 @@ sets=                # folders of data/shar for stage 2 (default: the test sets)
 chunk_size=          # streaming chunk in frames of 20 ms (default: the checkpoint's)
 left_context=        # streaming left context in frames of 20 ms (default: the checkpoint's)
 blank_penalty=0      # of stage 2, as in decode.sh; not with --head ctc
-head=transducer      # transducer or ctc
+head=                # transducer or ctc (default: that of the profile)
 exp=                 # folder of the runs (default: exp/<profile>)
 dry_run=false        # print the commands, run nothing
 
@@ -30,7 +30,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 source "$REPO_ROOT/local/parse_options.sh"
 source "$REPO_ROOT/local/recipe.sh"
 sets=${sets:-$test_sets}
-exporting=(--head "$head" --chunk-size "$chunk_size" --left-context "$left_context")
+exporting=(--chunk-size "$chunk_size" --left-context "$left_context")
 
 export_model() {  # command of bin.export
   local status=0

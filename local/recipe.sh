@@ -7,13 +7,14 @@
 #                                   dry_run=true, only print them
 #
 # Reads conf/profiles.yaml in the current folder, which is the recipe's.  Sets profile,
-# variants, systems and exp if they are empty.  Also sets the values of the
+# variants, systems, exp and head if they are empty.  Also sets the values of the
 # profile: labelled, unlabelled, pseudo_labelled, pseudo_suffix, dev_set, test_sets,
 # check_sets and profile_jobs.
 
 recipe_commands() {
   python -m icefall_kd.bin.recipe_commands "$1" --profile "$profile" \
-    --variants "${variants:-}" --systems "${systems:-}" --exp "${exp:-}" "${@:2}"
+    --variants "${variants:-}" --systems "${systems:-}" --exp "${exp:-}" \
+    --head "${head:-}" "${@:2}"
 }
 
 run_commands() {

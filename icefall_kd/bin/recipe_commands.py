@@ -26,7 +26,12 @@ from pathlib import Path
 from icefall_kd.core.cli import create_parser, exit_on_error
 from icefall_kd.core.logs import setup_logging
 from icefall_kd.recipes.commands import DECODINGS, METHODS, RecipeCommands
-from icefall_kd.recipes.systems import check_run_folder, load_profile, parse_system
+from icefall_kd.recipes.systems import (
+    PROFILES,
+    check_run_folder,
+    load_profile,
+    parse_system,
+)
 
 KINDS = ("train", "align", "decode", "export", "transcribe", "profile")
 # Option -> (default, help).
@@ -55,7 +60,7 @@ def get_parser() -> argparse.ArgumentParser:
     p.add_argument("kind", choices=KINDS, metavar="KIND", help="see above")
     for name, (default, text) in OPTIONS.items():
         p.add_argument(f"--{name.replace('_', '-')}", default=default, help=text)
-    p.add_argument("--head", choices=METHODS, default="transducer", help="head to use")
+    p.add_argument("--head", default="", help="head to use (default: the profile's)")
     p.add_argument(
         "--search", choices=("greedy", "beam"), default="greedy", help="kind of search"
     )
@@ -77,7 +82,7 @@ def select_systems(args: argparse.Namespace) -> RecipeCommands:
     """Return the commands of the systems of a call.
 
     Raises:
-      ValueError: if a variant or system is unknown or has a former name.
+      ValueError: if a variant, system or head is unknown, or a name is a former one.
     """
     profile = load_profile(args.profile)
     variants = args.variants.split() or profile.variants
@@ -86,6 +91,11 @@ def select_systems(args: argparse.Namespace) -> RecipeCommands:
             known = ", ".join(DECODINGS)
             raise ValueError(f"--variants: no '{variant}'. Available: {known}")
     systems = args.systems.split() or profile.systems
+    where = "--head" if args.head else f"{PROFILES}, profile {profile.name}, head"
+    args.head = args.head or profile.head
+    if args.head not in METHODS:
+        known = ", ".join(METHODS)
+        raise ValueError(f"{where}: no '{args.head}'. Available: {known}")
     exp = args.exp or f"exp/{profile.name}"
     for name in systems:
         for folder_name in (name, parse_system(name).pretraining):
@@ -121,6 +131,7 @@ def print_profile(recipe: RecipeCommands) -> None:
         "variants": recipe.variants,
         "systems": recipe.systems,
         "exp": recipe.exp,
+        "head": recipe.args.head,
         "labelled": profile.labelled,
         "unlabelled": profile.unlabelled,
         "pseudo_labelled": profile.pseudo_labelled,

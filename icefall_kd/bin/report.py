@@ -61,6 +61,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--baseline", metavar="NAME", help="system to compare with")
     p.add_argument("--set", help="name of the only set to report")
+    p.add_argument("--head", choices=("transducer", "ctc"), help="only head to report")
     p.add_argument("--out", type=Path, help="Markdown file for the table")
     p.add_argument("--html", type=Path, help="HTML file for the page")
     p.add_argument(
@@ -104,6 +105,13 @@ def load_results(args: argparse.Namespace) -> list[Result]:
         found = [r for r in found if r.facts["set"] == args.set]
     if not found:
         raise ValueError(f"--set: no result of '{args.set}'. Available: {sets}")
+    if args.head:
+        found = [r for r in found if r.head == args.head]
+        if not found:
+            raise ValueError(
+                f"--head: no result of '{args.head}'. Run bin.decode with another "
+                "--method, or give another --head"
+            )
     scored = [r for r in found if r.facts["wer"] is not None]
     if not scored:
         raise ValueError(

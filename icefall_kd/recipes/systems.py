@@ -180,6 +180,7 @@ class Profile:
       dev_set: set that validates training.
       test_sets: sets to decode.
       check_sets: sets on which ``export.sh`` compares PyTorch with the exported model.
+      head: default of ``--head``, the head to decode, export and report.
       pretrain, finetune: lengths of the two stages.
       teachers: name of teachers in a system -> their fields -> weights.
       teacher_field: field of any other START; ``{}`` is replaced by START.
@@ -197,6 +198,7 @@ class Profile:
     dev_set: str = "dev"
     test_sets: tuple[str, ...] = ("test",)
     check_sets: tuple[str, ...] = ("dev", "test")
+    head: str = "transducer"
     teachers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     teacher_field: str = "{}"
     jobs: Optional[int] = None

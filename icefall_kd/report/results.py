@@ -67,6 +67,11 @@ class Result:
         return self.facts["set"], self.facts["suffix"]
 
     @property
+    def head(self) -> str:
+        """Head of the student that was decoded: ``transducer`` or ``ctc``."""
+        return "ctc" if self.facts["method"].startswith("ctc_") else "transducer"
+
+    @property
     def decoding(self) -> str:
         """Label of the decoding options."""
         facts = self.facts

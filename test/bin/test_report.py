@@ -8,6 +8,7 @@ import pytest
 from report_files import Page, write_result, write_training
 
 from icefall_kd.bin.report import MEANS
+from icefall_kd.decoding import DecodeOptions
 
 
 @pytest.fixture
@@ -52,6 +53,16 @@ def test_single_runs_have_no_means(exp):
     done = report("--exp", exp, "--baseline", "baseline")
     assert done.returncode == 0, done.stderr
     assert "+50.0 %" in done.stdout and MEANS not in done.stdout
+
+
+def test_only_the_chosen_head_is_reported(exp):
+    options = DecodeOptions("ctc_prefix_beam_search", 4, 0.0)
+    write_result(exp / "kd/decode", 12, options=options)
+    done = report("--exp", exp, "--head", "ctc")
+    assert "CTC prefix beam" in done.stdout and "greedy" not in done.stdout
+    assert "CTC" not in report("--exp", exp, "--head", "transducer").stdout
+    done = report("--system", f"baseline={exp / 'baseline'}", "--head", "ctc")
+    assert done.returncode != 0 and "--head: no result of 'ctc'" in done.stderr
 
 
 def test_a_wrong_option_is_reported_in_one_line(exp):

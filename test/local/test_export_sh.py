@@ -46,6 +46,21 @@ def test_another_chunk_size_is_another_export(export_sh):
     assert "--chunk-size 24" in export
 
 
+def test_the_profile_has_the_default_head(export_sh, run_script):
+    def heads(*options):
+        exports, transcriptions = export_sh(*options)
+        assert all(" --head ctc" in c for c in exports)
+        return {re.search(r"--method (\w+)", c)[1] for c in transcriptions}
+
+    assert heads() == {"ctc_greedy_search"}  # quick: head: ctc
+    path = run_script.recipe / "conf/profiles.yaml"
+    path.write_text(path.read_text().replace("head: ctc", "head: lm"))
+    assert heads("--head", "ctc") == {"ctc_greedy_search"}
+    done, _ = run_script("decode.sh", "--systems", "baseline")
+    assert done.returncode == 1
+    assert "conf/profiles.yaml, profile quick, head: no 'lm'" in done.stderr
+
+
 def test_a_changed_checkpoint_is_exported_again(export_sh):
     export_sh()
     checkpoint = export_sh.folder / "finetune/pretrained.pt"

@@ -14,6 +14,7 @@ stop_stage=6         # last stage to run
 profile=quick        # quick (one unified student) or full
 variants=            # unified, non_streaming, streaming (default: those of the profile)
 systems=             # as in train.sh (default: those of the profile)
+head=                # transducer or ctc (default: that of the profile)
 blank_penalty=0      # as in decode.sh
 corpus_dir=          # folder with the English prompts (default: download them)
 unlabelled_dir=      # folder with the unpacked packages of the unlabelled audio (default: download them)
@@ -35,6 +36,7 @@ fi
 source ../../../local/env.sh
 source ../../../local/recipe.sh
 chosen=(--profile "$profile" --variants "$variants" --systems "$systems")
+decoding=("${chosen[@]}" --head "$head" --blank-penalty "$blank_penalty")
 
 if in_stage 1 "Prepare the corpus -> data/shar"; then
   bash prepare.sh --unlabelled "$profile" ${corpus_dir:+--corpus-dir "$corpus_dir"} \
@@ -50,11 +52,11 @@ if in_stage 3 "Train -> exp/$profile/*/*/{pretrain,finetune}"; then
 fi
 
 if in_stage 4 "Decode the test set -> exp/$profile/*/*/decode"; then
-  bash decode.sh "${chosen[@]}" --blank-penalty "$blank_penalty"
+  bash decode.sh "${decoding[@]}"
 fi
 
 if in_stage 5 "Export, decode with sherpa-onnx -> exp/$profile/*/*/{export,sherpa}"; then
-  bash export.sh "${chosen[@]}" --blank-penalty "$blank_penalty"
+  bash export.sh "${decoding[@]}"
 fi
 
 if in_stage 6 "Report -> exp/$profile/*/{summary.md,report.html}"; then
@@ -65,7 +67,7 @@ if in_stage 6 "Report -> exp/$profile/*/{summary.md,report.html}"; then
       results+=(--system "$system=$folder/$system")
     done
     log "$variant student on the test set"
-    python -m icefall_kd.bin.report --baseline baseline --set test \
+    python -m icefall_kd.bin.report --baseline baseline --set test --head "$head" \
       --out "$folder/summary.md" --html "$folder/report.html" \
       --shar-dir data/shar/test "${results[@]}"
   done
