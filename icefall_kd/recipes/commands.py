@@ -186,7 +186,7 @@ class RecipeCommands:
         train += ["--seed", args.seed if system.seed is None else str(system.seed)]
         yield Command(system_dir, folder, [*train, *args.further])
         average = ["python", "-m", "icefall_kd.bin.average", "--exp-dir", folder]
-        average += ["--avg", args.avg or str(schedule.avg)]
+        average += ["--avg", args.avg or str(schedule.select_avg(system))]
         yield Command(system_dir, folder, average)
 
     def _pretrain_options(self, system: System) -> list[str]:

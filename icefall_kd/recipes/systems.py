@@ -22,7 +22,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Union
 
 from icefall_kd.core.config import from_dict
 from icefall_kd.core.files import Pathlike, as_path, read_yaml
@@ -155,15 +155,19 @@ class Schedule:
     """Lengths of one training stage.
 
     Attributes:
-      avg: number of last epochs whose weights are averaged.
+      avg: number of last epochs whose weights are averaged, or a table of it.
       epochs: table of the number of epochs, see :meth:`System.select`.
       lr_epochs: table of ``optim.lr_epochs``, only for pre-training; empty: the value
         of the conf.
     """
 
-    avg: int
+    avg: Union[int, Mapping[str, int]]
     epochs: Mapping[str, float]
     lr_epochs: Mapping[str, float] = field(default_factory=dict)
+
+    def select_avg(self, system: System) -> int:
+        """Return ``avg`` of a system."""
+        return self.avg if isinstance(self.avg, int) else int(system.select(self.avg))
 
 
 @dataclass(frozen=True)
@@ -239,9 +243,10 @@ class Profile:
             sets += self.pretrain_sets(system)
         for stage, schedule in stages.items():
             epochs = system.select(schedule.epochs)
-            if schedule.avg > epochs:
+            avg = schedule.select_avg(system)
+            if avg > epochs:
                 raise ValueError(
-                    f"{where}: {stage}.avg is {schedule.avg} in the profile "
+                    f"{where}: {stage}.avg is {avg} in the profile "
                     f"{self.name}, but {stage}.epochs is {epochs}. Lower avg"
                 )
         if (system.has_unlabelled or PSEUDO in system.parts) and not self.unlabelled:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from icefall_kd.core.files import read_yaml
-from icefall_kd.recipes.systems import System, load_profile, parse_system
+from icefall_kd.recipes.systems import Schedule, System, load_profile, parse_system
 
 EGS = Path(__file__).resolve().parents[2] / "egs"
 
@@ -130,3 +130,10 @@ def test_a_recipe_with_profiles_of_an_earlier_version_is_reported(
     Path("local/profiles.sh").touch()
     with pytest.raises(FileNotFoundError, match=r"local/profiles\.sh.*profiles\.yaml"):
         load_profile()
+
+
+def test_a_schedule_averages_as_many_epochs_as_its_table_has():
+    schedule = Schedule({"pseudo": 1, "default": 3}, epochs={"default": 9})
+    assert schedule.select_avg(parse_system("both_unlabelled+pseudo")) == 1
+    assert schedule.select_avg(parse_system("baseline@43")) == 3
+    assert Schedule(2, epochs={}).select_avg(parse_system("baseline")) == 2
