@@ -12,10 +12,13 @@ A gain is the relative WER reduction, with the share of bootstrap test sets on w
 system has fewer errors than the baseline.  It needs a result of the baseline with the
 same decoding on the same utterances.  The bootstrap draws utterances: if each system
 has one run, intervals do not cover training noise.  Systems whose names differ only in
-@SEED are runs of one system.  A second table has the means over runs; its intervals and
-gains also cover training noise.
+@SEED are runs of one system.  The means over runs have intervals and gains that also
+cover training noise.
 
-The page is one HTML file that refers to no other file.
+The command prints a summary: a row for each system and each decoding, full context or
+streaming, with the most thorough search that most systems share, and the columns of
+each set.  Example utterances follow.  --out writes the summary, then all results and
+the means over runs.  The page is one HTML file that refers to no other file.
 """
 
 import argparse
@@ -37,8 +40,10 @@ from icefall_kd.report.results import (
     strip_seed,
 )
 from icefall_kd.report.runs import Run, find_run
+from icefall_kd.report.summary import summarise
 from icefall_kd.report.table import Table, format_markdown, format_text, make_table
 
+ALL_RESULTS = "All results"
 MEANS = "Means over seeds"
 
 
@@ -62,7 +67,13 @@ def get_parser() -> argparse.ArgumentParser:
     p.add_argument("--baseline", metavar="NAME", help="system to compare with")
     p.add_argument("--set", help="name of the only set to report")
     p.add_argument("--head", choices=("transducer", "ctc"), help="only head to report")
-    p.add_argument("--out", type=Path, help="Markdown file for the table")
+    p.add_argument(
+        "--examples",
+        type=non_negative_int,
+        default=3,
+        help="number of example utterances",
+    )
+    p.add_argument("--out", type=Path, help="Markdown file for the tables")
     p.add_argument("--html", type=Path, help="HTML file for the page")
     p.add_argument(
         "--metric",
@@ -157,15 +168,18 @@ def load_hardest_audio(
 
 
 def run(args: argparse.Namespace) -> str:
-    """Write --out and --html, and return the tables as text."""
+    """Write --out and --html, and return the summary as text."""
     results = load_results(args)
     runs = find_runs(results)
     table = make_table(results, args.baseline, runs)
     means: Optional[Table] = None
+    summarised = (results, args.baseline, runs)
     if averages := average_over_seeds(results):
         baseline = args.baseline and strip_seed(args.baseline)
         first_runs = {r.system: runs[r.runs[0].system] for r in averages}
-        means = make_table(averages, baseline, first_runs)
+        summarised = (averages, baseline, first_runs)
+        means = make_table(*summarised)
+    summary = summarise(*summarised, args.examples)
     if args.html:
         charts = make_charts(runs, args.metric)
         audio = load_hardest_audio(args, results)
@@ -173,9 +187,11 @@ def run(args: argparse.Namespace) -> str:
         write_text(args.html, page)
         logging.info("wrote %s, %.2f MB", args.html, len(page.encode("utf-8")) / 1e6)
     if args.out:
-        more = f"\n{MEANS}:\n\n{format_markdown(means)}" if means else ""
-        write_text(args.out, format_markdown(table) + more)
-    return format_text(table) + (f"\n{MEANS}\n{format_text(means)}" if means else "")
+        texts = [format_markdown(section) for section in summary]
+        texts.append(f"{ALL_RESULTS}:\n\n{format_markdown(table)}")
+        texts += [f"{MEANS}:\n\n{format_markdown(means)}"] if means else []
+        write_text(args.out, "\n".join(texts))
+    return "\n".join(format_text(section) for section in summary)
 
 
 def main() -> None:

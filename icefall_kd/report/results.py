@@ -26,10 +26,10 @@ REQUIRED_KEYS = (
 MS_PER_FRAME = 20  # of chunk_size and left_context
 DEFAULT_LEFT_CONTEXT = 128  # frames; labels name only other left contexts
 MAX_EXAMPLES = 5  # ids in an error message
-METHOD_LABELS = {
+METHOD_LABELS = {  # searches of a head from the fastest to the most thorough one
     "greedy_search": "greedy",
-    "modified_beam_search": "beam",
     "fast_beam_search": "fast beam",
+    "modified_beam_search": "beam",
     "ctc_greedy_search": "CTC greedy",
     "ctc_prefix_beam_search": "CTC prefix beam",
 }
@@ -72,8 +72,18 @@ class Result:
         return "ctc" if self.facts["method"].startswith("ctc_") else "transducer"
 
     @property
+    def is_pytorch(self) -> bool:
+        """Whether PyTorch decoded, not an exported model."""
+        return self.facts["engine"] == "pytorch"
+
+    @property
     def decoding(self) -> str:
         """Label of the decoding options."""
+        return f"{self.context}, {self.search}"
+
+    @property
+    def search(self) -> str:
+        """Label of the search and its options."""
         facts = self.facts
         label = METHOD_LABELS.get(facts["method"], facts["method"])
         if facts.get("beam"):
@@ -83,13 +93,19 @@ class Result:
         if facts.get("hotwords"):
             bonus, name = facts["hotwords_score"], Path(facts["hotwords"]).name
             label += f", hotwords of {name} {bonus:g}"
+        return label
+
+    @property
+    def context(self) -> str:
+        """Label of the chunks, or ``full context``."""
+        facts = self.facts
         if not facts["streaming"]:
-            return f"full context, {label}"
+            return "full context"
         left = facts.get("left_context") or DEFAULT_LEFT_CONTEXT
         context = ""
         if left != DEFAULT_LEFT_CONTEXT:
             context = f", left context {MS_PER_FRAME * left} ms"
-        return f"streaming {MS_PER_FRAME * facts['chunk_size']} ms{context}, {label}"
+        return f"streaming {MS_PER_FRAME * facts['chunk_size']} ms{context}"
 
     @property
     def engine(self) -> str:

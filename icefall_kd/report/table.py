@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Callable, Optional
+from typing import Callable, Optional, Protocol
 
 from icefall_kd.recognition.scoring import PairedDifference, compare_systems
 from icefall_kd.report.results import Result, check_comparable
@@ -190,7 +190,8 @@ def make_table(
             notes += _checkpoint_note(r, first[r.system])
             found = tuple(numbers.setdefault(n, len(numbers) + 1) for n in notes)
             rows.append(_make_row(r, of_baseline.get(group), baseline, found))
-    return Table(tuple(rows), tuple(numbers), baseline, _make_remarks(rows))
+    remarks = filter(None, (describe_noise(rows), _describe_aligners(rows)))
+    return Table(tuple(rows), tuple(numbers), baseline, tuple(remarks))
 
 
 def _make_row(
@@ -209,30 +210,33 @@ def _make_row(
     return Row(result, paired, werr, notes=notes)
 
 
-def _make_remarks(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Return the remarks on training noise and on the aligners."""
-    remarks = []
+def describe_noise(rows: Sequence[Row]) -> Optional[str]:
+    """Return a remark on training noise if systems with one run are compared."""
     runs = {row.result.system: len(row.result.decodings) for row in rows}
     single = [system for system, count in runs.items() if count == 1]
     is_compared = any(row.paired for row in rows)
     what = "P(better) and the 95 % intervals" if is_compared else "the 95 % intervals"
     if len(single) == len(runs) and len(runs) > 1:
-        remarks.append(
+        return (
             f"Each row is ONE TRAINING RUN: {what} cover the choice of utterances, not "
             "training noise. Another seed can change a WER by more. Train several "
             "seeds (systems NAME@SEED) to compare systems."
         )
-    elif single and len(runs) > 1:
-        remarks.append(
+    if single and len(runs) > 1:
+        return (
             f"ONE TRAINING RUN of {', '.join(single)}: {what} of these systems do not "
             "cover training noise."
         )
-    aligners = filter(
-        None, dict.fromkeys(_describe_aligner(row.result) for row in rows)
-    )
-    if names := "; ".join(aligners):
-        remarks.append(f"Delays are relative to the ends of words, aligned by {names}.")
-    return tuple(remarks)
+    return None
+
+
+def _describe_aligners(rows: Sequence[Row]) -> Optional[str]:
+    """Return a remark on the aligners to which delays are relative."""
+    aligners = dict.fromkeys(_describe_aligner(row.result) for row in rows)
+    names = "; ".join(filter(None, aligners))
+    if not names:
+        return None
+    return f"Delays are relative to the ends of words, aligned by {names}."
 
 
 def _describe_aligner(result: Result) -> Optional[str]:
@@ -299,7 +303,17 @@ def _list_differences(
     return notes
 
 
-def format_text(table: Table) -> str:
+class Printable(Protocol):
+    """A table that can be formatted, for example :class:`Table`."""
+
+    remarks: tuple[str, ...]
+    numbered_notes: Sequence[str]
+
+    def cells(self) -> Sequence[tuple[str, ...]]:
+        """Return the texts of all cells, the header first."""
+
+
+def format_text(table: Printable) -> str:
     """Return the table in aligned columns for a terminal."""
     cells = table.cells()
     widths = [max(len(cell) for cell in column) for column in zip(*cells)]
@@ -311,12 +325,12 @@ def format_text(table: Table) -> str:
     return "\n".join([*table.remarks, *lines, *table.numbered_notes]) + "\n"
 
 
-def format_markdown(table: Table) -> str:
+def format_markdown(table: Printable) -> str:
     """Return the table in Markdown, followed by its notes."""
     cells = [[_escape(cell) for cell in row] for row in table.cells()]
     rows = ["| " + " | ".join(row) + " |" for row in cells]
     rows.insert(1, "|" + "---|" * len(cells[0]))
-    if table.notes:
+    if table.numbered_notes:
         rows += ["", *(_escape(line) for line in table.numbered_notes)]
     remarks = [f"**{_escape(remark)}**\n" for remark in table.remarks]
     return "\n".join([*remarks, *rows]) + "\n"

@@ -7,7 +7,7 @@ import sys
 import pytest
 from report_files import Page, write_result, write_training
 
-from icefall_kd.bin.report import MEANS
+from icefall_kd.bin.report import ALL_RESULTS, MEANS
 from icefall_kd.decoding import DecodeOptions
 
 
@@ -27,20 +27,22 @@ def report(*args):
     )
 
 
-def test_means_follow_the_runs_in_text_markdown_and_page(exp):
+def test_means_are_printed_and_follow_the_runs_in_both_files(exp):
     table, page = exp / "summary.md", exp / "report.html"
     done = report(
         "--exp", exp, "--baseline", "baseline", "--out", table, "--html", page
     )
     assert done.returncode == 0, done.stderr
-    runs, means = done.stdout.split(MEANS)
-    assert "baseline@43" in runs and "baseline@43" not in means
-    assert "20.0, 17.5" in means and "+46.7 %" in means  # 10.0 against 18.75
-    text = table.read_text()
-    below = text.partition(f"\n{MEANS}:\n\n")[2]
-    assert below.startswith("**ONE TRAINING RUN of kd: P(better) and")
-    assert "| 20.0, 17.5 |" in below
-    assert runs.startswith("Each row is ONE TRAINING RUN")
+    baseline, kd = (line.split() for line in done.stdout.splitlines()[2:4])
+    assert baseline[:5] == ["baseline", "full", "context", "2", "18.75"]
+    assert kd[:5] == ["kd", "full", "context", "1", "10.00"] and "+46.7" in kd
+    assert "baseline@43" not in done.stdout
+    summary, _, text = table.read_text().partition(f"\n{ALL_RESULTS}:\n\n")
+    assert "| 18.75 [" in summary and "baseline@43" not in summary
+    runs, _, means = text.partition(f"\n{MEANS}:\n\n")
+    assert runs.startswith("**Each row is ONE TRAINING RUN") and "baseline@43" in runs
+    assert means.startswith("**ONE TRAINING RUN of kd: P(better) and")
+    assert "| 20.0, 17.5 |" in means and "+46.7 %" in means  # 10.0 against 18.75
     shown = Page(page.read_text())
     assert "Each row is ONE TRAINING RUN" in shown.text
     rows = [row for i in range(len(shown.tables)) for row in shown.rows(i)]
@@ -50,9 +52,11 @@ def test_means_follow_the_runs_in_text_markdown_and_page(exp):
 
 def test_single_runs_have_no_means(exp):
     shutil.rmtree(exp / "baseline@43")
-    done = report("--exp", exp, "--baseline", "baseline")
+    table = exp / "summary.md"
+    done = report("--exp", exp, "--baseline", "baseline", "--out", table)
     assert done.returncode == 0, done.stderr
-    assert "+50.0 %" in done.stdout and MEANS not in done.stdout
+    assert "+50.0 %" in done.stdout and "runs" not in done.stdout
+    assert MEANS not in table.read_text()
 
 
 def test_only_the_chosen_head_is_reported(exp):
