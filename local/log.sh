@@ -3,6 +3,8 @@
 #   log MESSAGE...             log to stderr with date, time, calling file and line
 #   die MESSAGE...             log "ERROR: MESSAGE", exit with status 1
 #   in_stage N "DESCRIPTION"   true when stage <= N <= stop_stage; logs the description
+#                              and the minutes in the array stage_minutes, if it is set
+#   log_stages                 log the minutes that each stage took
 #   run_once [--reads GLOB]... [--code GLOB] [--makes FOLDER] MARKER CMD...
 #                              run CMD and write the file MARKER; skip CMD when MARKER
 #                              records the same command and the same input files
@@ -47,7 +49,21 @@ in_stage() {
   if ((number < ${stage:-0} || number > ${stop_stage:-1000})); then
     return 1
   fi
-  _log_from 1 "Stage $number: $*"
+  local expected=${stage_minutes[number]:-}
+  _log_from 1 "Stage $number: $*${expected:+, about $expected min}"
+  _stage_begin[number]=$SECONDS
+  _stage_name[number]=$*
+}
+
+log_stages() {
+  local number times=("${_stage_begin[@]}" "$SECONDS") took
+  _log_from 1 "minutes  stage"
+  for number in "${!_stage_begin[@]}"; do
+    took=$((times[1] - times[0]))
+    times=("${times[@]:1}")
+    _log_from 1 "$(printf '%4d:%02d  %d %s' $((took / 60)) $((took % 60)) "$number" \
+      "${_stage_name[number]}")"
+  done
 }
 
 _digest() {  # glob: print the SHA-256 of its file names and contents, .gz decompressed

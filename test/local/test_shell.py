@@ -46,6 +46,24 @@ def recipe(tmp_path):
     return run
 
 
+def test_stages_log_the_expected_minutes_and_those_they_took(tmp_path):
+    lines = [f"source {ROOT}/local/log.sh", "stage=1", "stage_minutes=(5 2)"]
+    for number in (0, 1, 3):
+        lines.append(f"if in_stage {number} Work; then SECONDS=$((SECONDS + 90)); fi")
+    (tmp_path / "run.sh").write_text("\n".join(["set -eu", *lines, "log_stages"]))
+    done = subprocess.run(["bash", tmp_path / "run.sh"], text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    texts = [line.partition("] ")[2] for line in done.stderr.splitlines()]
+    assert texts[:3] == [
+        "Stage 1: Work, about 2 min",
+        "Stage 3: Work",
+        "minutes  stage",
+    ]
+    took = [text.split() for text in texts[3:]]
+    assert [words[1:] for words in took] == [["1", "Work"], ["3", "Work"]]
+    assert all(words[0].startswith("1:3") for words in took)
+
+
 @pytest.mark.parametrize(
     "args, expected",
     [

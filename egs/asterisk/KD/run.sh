@@ -28,7 +28,10 @@ unlabelled_dir=${unlabelled_dir:+$(realpath "$unlabelled_dir")}
 from_dir=${from_dir:+$(realpath "$from_dir")}
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ../../../local/log.sh
-begin=$SECONDS
+case $profile in  # of each stage on 2 cores, with the systems of the profile
+  quick) stage_minutes=(2 2 3 15 1 2 1) ;;
+  full) stage_minutes=(2 6 9 350 20 30 1) ;;
+esac
 
 if in_stage 0 "Install -> .venv"; then
   bash ../../../local/install.sh
@@ -66,10 +69,10 @@ if in_stage 6 "Report -> exp/$profile/*/{summary.md,report.html}"; then
     for system in $systems; do
       results+=(--system "$system=$folder/$system")
     done
-    log "$variant student on the test set"
+    log "$variant student, complete table in $folder/summary.md"
     python -m icefall_kd.bin.report --baseline baseline --set test --head "$head" \
       --out "$folder/summary.md" --html "$folder/report.html" \
       --shar-dir data/shar/test "${results[@]}"
   done
 fi
-log "run.sh took $(((SECONDS - begin + 30) / 60)) minutes"
+log_stages
