@@ -73,8 +73,8 @@ def _convolve(
     if weight.shape[2] == 1 and x.device.type == "cpu":
         # oneDNN pads frames 10 to 30 times slower than this copy (AVX2; 98 x 8 x 128
         # frames, kernel 31, padding 15: 10.7 ms against 0.4 ms).
-        x = _pad_frames(x.permute(0, 2, 3, 1), padding[1]).permute(0, 3, 1, 2)
-        padding = (0, 0)
+        x = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1]))
+        x, padding = x.permute(0, 3, 1, 2), (0, 0)
     if TORCH_2 and x.device.type == "cpu" and x.dtype == torch.bfloat16:
         # oneDNN hangs when it generates bfloat16 code for some shapes, for example 16
         # channels, 36 frames, kernel 15 (torch 2.6).  7,000 tested float32 shapes work.
@@ -82,11 +82,6 @@ def _convolve(
         y = F.conv2d(x.float(), weight.float(), bias, padding=padding, groups=groups)
         return y.to(x.dtype)
     return F.conv2d(x, weight, bias, padding=padding, groups=groups)
-
-
-def _pad_frames(x: Tensor, padding: int) -> Tensor:
-    """Return (N, 1, T + 2 * padding, C), zero-padded."""
-    return F.pad(x, (0, 0, padding, padding)) if padding else x
 
 
 class _Depthwise(torch.autograd.Function):
@@ -109,9 +104,8 @@ class _Depthwise(torch.autograd.Function):
         grad_x = _convolve(grad, weight.flip(2, 3), None, back).to(ctx.x_dtype)
         rows = grad.permute(0, 2, 3, 1)
         if kernel[0] == 1:
-            x = _pad_frames(x.permute(0, 2, 3, 1), ctx.padding[1])
             grad_weight = compute_frames_weight_grad(
-                x.flatten(0, 1), rows.flatten(0, 1)
+                x.squeeze(2), grad.squeeze(2), ctx.padding[1]
             )
         else:
             grad_weight = compute_image_weight_grad(x, grad, ctx.padding)
@@ -148,27 +142,30 @@ def compute_image_weight_grad(
     return sums
 
 
-def compute_frames_weight_grad(x: Tensor, grad: Tensor) -> Tensor:
+def compute_frames_weight_grad(x: Tensor, grad: Tensor, padding: int) -> Tensor:
     """Return the gradient of the weight of a depthwise convolution of frames.
 
-    Entry (c, k) is the sum of grad[n, t, c] * x[n, t + k, c]: the k-th diagonal of
+    Entry (c, k) is the sum of grad[n, c, t] * x[n, c, t + k]: the k-th diagonal of
     grad^T x, over blocks of frames.
 
     Args:
-      x: (N, T + K - 1, C), padded input.
-      grad: (N, T, C), gradient of the output.
+      x: (N, C, T).
+      grad: (N, C, T'), gradient of the output.
+      padding: zero frames on either side of ``x``.
     Returns:
       (C, K).
     """
-    num_frames, channels = grad.shape[1:]
-    kernel = x.shape[1] - num_frames + 1
+    channels, num_frames = grad.shape[1:]
+    kernel = x.shape[2] + 2 * padding - num_frames + 1
     block = min(FRAMES, num_frames)
-    pad = -num_frames % block
-    grad = F.pad(grad, (0, 0, 0, pad)).reshape(-1, block, channels)
-    x = F.pad(x, (0, 0, 0, pad))
     width = block + kernel - 1
-    x = x.unfold(1, width, block).reshape(-1, channels, width)  # (N * blocks, C, width)
-    product = torch.bmm(grad.permute(2, 1, 0), x.transpose(0, 1)).contiguous()
+    extra = -num_frames % block
+    # For tensors that are not contiguous, bmm copies and multiplies channel by channel.
+    grad = F.pad(grad.transpose(0, 1).contiguous(), (0, extra))
+    grad = grad.view(channels, -1, block)
+    x = F.pad(x.transpose(0, 1).contiguous(), (padding, padding + extra))
+    x = x.unfold(2, width, block).reshape(channels, -1, width)
+    product = torch.bmm(grad.transpose(1, 2), x)
     diagonals = product.as_strided(
         (channels, kernel, block), (block * width, 1, width + 1)
     )
