@@ -34,7 +34,7 @@ HEAVY = (
 # The modules that import a package that is heavy or often missing.
 PLACES = {
     "k2": {
-        "transducer/loss.py",
+        "transducer/rnnt.py",
         "transducer/denominator.py",
         "decoding/fast_beam_search.py",
     },

@@ -16,6 +16,7 @@ from icefall_kd.distill.term import (
     zero_output,
 )
 from icefall_kd.transducer.loss import ctc_loss, has_alignment, pruned_transducer_loss
+from icefall_kd.transducer.rnnt import Backend
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class TransducerConfig:
         simple_scale, and that of the pruned loss from 0.1 to 1.  Early pruning bounds
         are random.
       label_mask_prob: probability of masking a label for the predictor in training.
+      backend: "k2", "torch", or "auto" for k2 where it is installed.
     """
 
     weight: float = 1.0
@@ -92,6 +94,7 @@ class TransducerConfig:
     simple_scale: float = 0.5
     warm_steps: int = 2000
     label_mask_prob: float = 0.0
+    backend: Backend = "auto"
 
 
 class TransducerTerm(Term):
@@ -101,7 +104,6 @@ class TransducerTerm(Term):
     options = TransducerConfig
     frame_targets = False
     needs_text = True
-    packages = ("k2",)
     trains = ("decoder", "joiner", "simple_am_proj", "simple_lm_proj")
 
     def __init__(self, config: TransducerConfig) -> None:
@@ -112,6 +114,7 @@ class TransducerTerm(Term):
                 "path cannot emit a token. Use 2 or more"
             )
         super().__init__(config)
+        self.packages = ("k2",) if config.backend == "k2" else ()
 
     def scales(self, step: int) -> tuple[float, float]:
         """Return the weights of the simple and the pruned loss after some updates."""
@@ -138,6 +141,7 @@ class TransducerTerm(Term):
                 self.config.label_mask_prob if student.model.training else 0.0
             ),
             reduction="none",
+            backend=self.config.backend,
         )
         simple_scale, pruned_scale = self.scales(step)
         frames = int(lens.sum())

@@ -5,6 +5,7 @@ log-probabilities lose small differences in half precision.
 """
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from icefall_kd import BLANK_ID
 from icefall_kd.transducer.model import NO_TOKEN, AsrModel
+from icefall_kd.transducer.rnnt import Backend, load_backend
 
 
 def pad_tokens(tokens: Sequence[Sequence[int]], device: torch.device) -> Tensor:
@@ -46,6 +48,7 @@ def pruned_transducer_loss(
     lm_scale: float = 0.25,
     label_mask_prob: float = 0.0,
     reduction: str = "sum",
+    backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Compute the simple and the pruned transducer loss.
 
@@ -66,14 +69,15 @@ def pruned_transducer_loss(
       label_mask_prob: probability that a label in the predictor's input becomes
         `NO_TOKEN`, so that the predictor does not memorise the texts of a small corpus.
       reduction: "sum" over the batch or "none".
+      backend: see :func:`icefall_kd.transducer.rnnt.load_backend`.
     Returns:
       (simple, pruned) float32, nats: scalars, or (N,) each if ``reduction`` is "none".
       A value may be infinite or NaN for faulty audio or a diverged model.
     Raises:
       ValueError: if an utterance has no token, or no more frames than tokens.
+      ImportError: if the backend is "k2" and k2 cannot be imported.
     """
-    import k2
-
+    rnnt = load_backend(backend, encoder_out.device)
     aligned = has_alignment(tokens, encoder_out_lens)
     if not aligned.all():
         where = (~aligned).nonzero().flatten().tolist()
@@ -94,14 +98,11 @@ def pruned_transducer_loss(
     lm = model.simple_lm_proj(decoder_out)
     am = model.simple_am_proj(encoder_out)
     with torch.autocast(encoder_out.device.type, enabled=False):
-        px, py = smoothed_logprobs(lm.float(), am.float(), y, lm_scale, am_scale)
-        end = encoder_out_lens.view(-1, 1, 1).expand(-1, px.shape[1], -1)
-        px = px.scatter(2, end, float("-inf"))  # no label after the last frame
-        scores, (px_grad, py_grad) = k2.mutual_information_recursion(
-            px, py, boundary, return_grad=True
+        scores, px_grad, py_grad = sum_smoothed_paths(
+            rnnt, lm.float(), am.float(), y, boundary, lm_scale, am_scale
         )
     simple = -scores.sum() if reduction == "sum" else -scores
-    ranges = k2.get_rnnt_prune_ranges(
+    ranges = rnnt.get_rnnt_prune_ranges(
         px_grad=px_grad, py_grad=py_grad, boundary=boundary, s_range=prune_range
     )
     # Project before pruning: once for each frame and label, not for each pair.
@@ -109,7 +110,7 @@ def pruned_transducer_loss(
     lm = select_labels(model.joiner.decoder_proj(decoder_out), ranges)
     logits = model.joiner(am, lm, project_input=False)  # (N, T, R, V)
     with torch.autocast(encoder_out.device.type, enabled=False):
-        pruned = k2.rnnt_loss_pruned(
+        pruned = rnnt.rnnt_loss_pruned(
             logits=logits.float(),
             symbols=y,
             ranges=ranges,
@@ -118,6 +119,34 @@ def pruned_transducer_loss(
             reduction=reduction,
         )
     return simple, pruned
+
+
+def sum_smoothed_paths(
+    rnnt: ModuleType,
+    lm: Tensor,
+    am: Tensor,
+    symbols: Tensor,
+    boundary: Tensor,
+    lm_scale: float,
+    am_scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the log-sum over the alignments of the simple joiner, and their arcs.
+
+    Args:
+      rnnt: from :func:`icefall_kd.transducer.rnnt.load_backend`.
+      lm, am, symbols, lm_scale, am_scale: see :func:`smoothed_logprobs`.
+      boundary: (N, 4) int64, each row (0, 0, labels, frames).
+    Returns:
+      scores (N,) in nats; the occupancies of the arcs of labels (N, U, T + 1) and
+      blanks (N, U + 1, T), without gradient.
+    """
+    px, py = smoothed_logprobs(lm, am, symbols, lm_scale, am_scale)
+    end = boundary[:, 3].view(-1, 1, 1).expand(-1, px.shape[1], -1)
+    px = px.scatter(2, end, float("-inf"))  # no label after the last frame
+    scores, (px_grad, py_grad) = rnnt.mutual_information_recursion(
+        px, py, boundary, return_grad=True
+    )
+    return scores, px_grad, py_grad
 
 
 def smoothed_logprobs(
@@ -183,7 +212,7 @@ def select_labels(lm: Tensor, ranges: Tensor) -> Tensor:
 
     Args:
       lm: (N, U + 1, C), output of the predictor.
-      ranges: (N, T, R) int64, from ``k2.get_rnnt_prune_ranges``.
+      ranges: (N, T, R) int64, from ``get_rnnt_prune_ranges``.
     Returns:
       (N, T, R, C).
     """

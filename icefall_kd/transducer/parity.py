@@ -7,10 +7,14 @@ A parity file is an ``.npz`` with
 - inputs: ``x`` (N, T, F), ``x_lens`` (N,), and for some outputs ``decoder_in`` (N, U)
   and ``y`` (JSON lists of token ids);
 - outputs of the reference, all of which are compared: see :func:`compute_outputs`.
+
+A parity file of the pruned RNN-T has the values and gradients of k2 instead of weights:
+see :func:`compare_rnnt`.
 """
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -18,13 +22,20 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from icefall_kd import BLANK_ID
 from icefall_kd.core.config import ModelConfig, ZipformerConfig, from_dict
 from icefall_kd.core.files import Pathlike
 from icefall_kd.transducer.checkpoint import load_weights
 from icefall_kd.transducer.icefall import PARTS, infer_frontend
-from icefall_kd.transducer.loss import ctc_loss, pruned_transducer_loss
+from icefall_kd.transducer.loss import (
+    ctc_loss,
+    pruned_transducer_loss,
+    sum_smoothed_paths,
+)
 from icefall_kd.transducer.model import AsrModel, build_model
+from icefall_kd.transducer.rnnt import Backend, load_backend
 from icefall_kd.zipformer.streaming import hop_frames, window_frames
 
 Arrays = Mapping[str, np.ndarray]
@@ -33,6 +44,7 @@ PREFIX = "param/"
 # Fields of ModelConfig; the others are of ZipformerConfig.
 MODEL_FIELDS = ("vocab_size", "decoder_dim", "joiner_dim", "context_size")
 INPUTS = ("config", "x", "x_lens", "decoder_in", "y")
+RNNT_INPUTS = ("am", "lm", "y", "y_lens", "x_lens", "ranges", "logits", "prune_range")
 # Output -> parts that compute it, in addition to the encoder.
 PARTS_OF = {
     "decoder_out": ("decoder",),
@@ -59,7 +71,8 @@ def load_arrays(path: Pathlike) -> dict[str, np.ndarray]:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, AttributeError) as e:
         raise ValueError(f"{path}: not an .npz file ({e})") from e
-    missing = [name for name in ("config", "x", "x_lens") if name not in arrays]
+    needed = RNNT_INPUTS if is_rnnt(arrays) else ("config", "x", "x_lens")
+    missing = [name for name in needed if name not in arrays]
     if missing:
         raise ValueError(f"{path}: not a parity file: the arrays {missing} are missing")
     return arrays
@@ -131,12 +144,15 @@ class Difference(NamedTuple):
 
 
 @torch.no_grad()
-def compare(arrays: Arrays) -> Iterator[Difference]:
-    """Yield the difference of each output in a parity file.
+def compare(arrays: Arrays, backend: Backend = "auto") -> Iterator[Difference]:
+    """Yield the difference of each output in a parity file of a model.
 
     It is infinite if our model does not compute an output of that name.
+
+    Args:
+      backend: of the transducer losses, see ``transducer.rnnt``.
     """
-    ours = compute_outputs(load_model(arrays), arrays)
+    ours = compute_outputs(load_model(arrays), arrays, backend)
     for name, expected in arrays.items():
         if name.startswith(PREFIX) or name in INPUTS:
             continue
@@ -161,7 +177,62 @@ def largest_difference(ours: Optional[Tensor], expected: np.ndarray) -> float:
     return float("inf") if np.isnan(largest) else largest
 
 
-def compute_outputs(model: AsrModel, arrays: Arrays) -> dict[str, Any]:
+def is_rnnt(arrays: Arrays) -> bool:
+    """Return whether a parity file is one of the pruned RNN-T."""
+    return "am" in arrays
+
+
+def compare_rnnt(arrays: Arrays, backend: Backend) -> Iterator[Difference]:
+    """Yield the difference of each value and gradient of the pruned RNN-T.
+
+    A file has the inputs ``am`` (N, T, V), ``lm`` (N, U + 1, V), ``y`` (N, U), their
+    lengths ``y_lens`` and ``x_lens``, ``logits`` (N, T, R, V) and ``prune_range``; and
+    in the precision of ``am``
+
+    - ``simple_lm0.25_am0.1`` (N,), loss of k2's ``rnnt_loss_smoothed`` with these
+      scales, in nats; ``px_grad_``, ``py_grad_`` (occupancies), ``am_grad_`` and
+      ``lm_grad_`` with the same ending;
+    - ``ranges`` (N, T, R) of ``get_rnnt_prune_ranges`` for am 0 and lm 0.25;
+    - ``pruned`` (N,) of ``rnnt_loss_pruned`` for ``logits``, and ``logits_grad``.
+    """
+    rnnt = load_backend(backend, torch.device("cpu"))
+    tensors = {k: torch.from_numpy(v) for k, v in arrays.items()}
+    y = tensors["y"]
+    boundary = F.pad(torch.stack([tensors["y_lens"], tensors["x_lens"]], 1), (2, 0))
+    found = {}
+    for name in arrays:
+        match = re.fullmatch(r"simple_(lm(.+)_am(.+))", name)
+        if match is None:
+            continue
+        am, lm = (tensors[k].clone().requires_grad_() for k in ("am", "lm"))
+        scales = float(match[2]), float(match[3])
+        scores, *arcs = sum_smoothed_paths(rnnt, lm, am, y, boundary, *scales)
+        gradients = torch.autograd.grad(-scores.sum(), (am, lm))
+        found[name] = -scores.detach()
+        for kind, value in zip(("px", "py", "am", "lm"), (*arcs, *gradients)):
+            found[f"{kind}_grad_{match[1]}"] = value
+        if scales == (LM_SCALE, AM_SCALE):
+            size = int(arrays["prune_range"])
+            found["ranges"] = rnnt.get_rnnt_prune_ranges(*arcs, boundary, size)
+    logits, ranges = tensors["logits"].clone().requires_grad_(), tensors["ranges"]
+    pruned = rnnt.rnnt_loss_pruned(
+        logits=logits,
+        symbols=y,
+        ranges=ranges,
+        termination_symbol=BLANK_ID,
+        boundary=boundary,
+        reduction="none",
+    )
+    (found["logits_grad"],) = torch.autograd.grad(pruned.sum(), logits)
+    found["pruned"] = pruned.detach()
+    for name, expected in arrays.items():
+        if name not in RNNT_INPUTS or name == "ranges":
+            yield Difference(name, largest_difference(found.get(name), expected))
+
+
+def compute_outputs(
+    model: AsrModel, arrays: Arrays, backend: Backend = "auto"
+) -> dict[str, Any]:
     """Return name -> output of our model, for the inputs of a parity file."""
     x, x_lens = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["x_lens"])
     embed_out, embed_out_lens = model.encoder_embed(x, x_lens)
@@ -193,6 +264,7 @@ def compute_outputs(model: AsrModel, arrays: Arrays) -> dict[str, Any]:
                 prune_range=PRUNE_RANGE,
                 am_scale=AM_SCALE,
                 lm_scale=LM_SCALE,
+                backend=backend,
             )
         found |= {"simple_loss": simple.detach(), "pruned_loss": pruned.detach()}
     if "state_shapes" in arrays:

@@ -40,6 +40,32 @@ def test_outputs_of_the_reference_are_reproduced(name, more, capsys):
     assert all(float(difference) <= 1e-4 for _, difference in lines)
 
 
+@pytest.mark.parametrize("backend", ["k2", "torch"])
+def test_values_and_gradients_of_the_pruned_rnnt_are_reproduced(
+    backend, capsys, tmp_path
+):
+    if backend == "k2":
+        pytest.importorskip("k2")
+    assert main([str(DATA / "rnnt.npz"), "--backend", backend]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    kinds = ("simple", "px_grad", "py_grad", "am_grad", "lm_grad")
+    scales = ("lm0.0_am0.0", "lm0.25_am0.0", "lm0.25_am0.1")
+    expected = {f"{kind}_{scale}" for kind in kinds for scale in scales}
+    assert {line[0] for line in lines} == expected | {"ranges", "pruned", "logits_grad"}
+    assert all(float(difference) <= 1e-10 for _, difference in lines)
+    with np.load(DATA / "rnnt.npz") as file:
+        arrays = dict(file)
+    arrays["px_grad_lm0.25_am0.1"][1] += 2e-6
+    path = str(tmp_path / "changed.npz")
+    np.savez(path, **arrays)
+    assert main([path, "--backend", backend]) == 1
+    assert "px_grad_lm0.25_am0.1 2e-06" in capsys.readouterr().out
+    del arrays["logits"]
+    np.savez(path, **arrays)
+    assert main([path]) == 2
+    assert "['logits'] are missing" in capsys.readouterr().err
+
+
 def test_a_difference_above_the_tolerance_fails(damaged, capsys):
     with np.load(DATA / "causal.npz") as file:
         out = file["encoder_out"].copy()

@@ -53,7 +53,7 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
 @pytest.mark.parametrize(
     "package, command, arguments",
     [
-        ("k2", "train", ("--exp-dir={tmp}/exp", "--terms.transducer.weight=1")),
+        ("k2", "train", ("--exp-dir={tmp}/exp", "--terms.transducer.backend=k2")),
         ("k2", "decode", ("--checkpoint=no", "--method=fast_beam_search", *OUT)),
         ("k2", "make_denominator", ("--bpe-model=no", "--output=no", "--shar-dir=no")),
         ("onnx", "export", ("--checkpoint=no", "--out-dir=no")),

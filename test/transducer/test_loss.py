@@ -1,5 +1,6 @@
 """Transducer and CTC losses against slow sums over all paths."""
 
+import functools
 import itertools
 import math
 
@@ -32,6 +33,14 @@ def small_model(encoder_dim=6, decoder_dim=8, vocab_size=7):
     ).eval()
 
 
+@pytest.fixture(params=["k2", "torch"])
+def transducer_loss(request):
+    """`pruned_transducer_loss` with each backend."""
+    if request.param == "k2":
+        pytest.importorskip("k2")
+    return functools.partial(pruned_transducer_loss, backend=request.param)
+
+
 def full_sum(log_probs, y):
     """Return -log P(y) by Graves' recursion over the full lattice.
 
@@ -59,12 +68,12 @@ def joint_log_probs(model, encoder_out, y):
     return logits.log_softmax(-1).detach().double().numpy()
 
 
-def test_pruned_loss_with_a_full_range_is_the_full_sum():
+def test_pruned_loss_with_a_full_range_is_the_full_sum(transducer_loss):
     model = small_model()
     encoder_out = torch.randn(2, 9, 6)
     lens = torch.tensor([9, 6])
     tokens = [[3, 1, 4], [5, 5]]
-    _, pruned = pruned_transducer_loss(
+    _, pruned = transducer_loss(
         model, encoder_out, lens, tokens, prune_range=4, reduction="none"
     )
     for i, y in enumerate(tokens):
@@ -72,10 +81,10 @@ def test_pruned_loss_with_a_full_range_is_the_full_sum():
         assert float(pruned[i]) == pytest.approx(slow, rel=1e-5)
 
 
-def test_simple_loss_without_smoothing_is_the_sum_of_two_scores():
+def test_simple_loss_without_smoothing_is_the_sum_of_two_scores(transducer_loss):
     model = small_model()
     encoder_out, y = torch.randn(1, 7, 6), [2, 6]
-    simple, _ = pruned_transducer_loss(
+    simple, _ = transducer_loss(
         model, encoder_out, torch.tensor([7]), [y], lm_scale=0.0
     )
     am = model.simple_am_proj(encoder_out[0])
@@ -106,6 +115,35 @@ def test_smoothed_logprobs_and_gradients_equal_k2(lm_scale, am_scale):
         torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"lm_scale": 0.0, "prune_range": 2},
+        {"lm_scale": 0.1, "am_scale": 0.3, "reduction": "none"},
+        {"label_mask_prob": 0.5, "prune_range": 3},
+    ],
+)
+def test_losses_and_gradients_of_the_model_equal_k2(options):
+    pytest.importorskip("k2")
+    found = []
+    for backend in ("torch", "k2"):
+        model = small_model()
+        torch.manual_seed(1)
+        encoder_out = torch.randn(4, 30, 6, requires_grad=True)
+        tokens = [[3, 1, 4, 1, 5, 6, 2, 5], [5], [1] * 12, [2, 3]]
+        lens = torch.tensor([30, 2, 13, 24])
+        losses = pruned_transducer_loss(
+            model, encoder_out, lens, tokens, backend=backend, **options
+        )
+        (losses[0].sum() + 2 * losses[1].sum()).backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        found.append([*losses, encoder_out.grad, *gradients])
+    assert len(found[0]) == len(found[1]) > 10
+    for ours, theirs in zip(*found):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_selected_labels_equal_k2_pruning():
     k2 = pytest.importorskip("k2")
     torch.manual_seed(0)
@@ -115,13 +153,13 @@ def test_selected_labels_equal_k2_pruning():
     assert select_labels(lm, ranges).equal(pruned)
 
 
-def test_masked_labels_have_no_embedding():
+def test_masked_labels_have_no_embedding(transducer_loss):
     model = small_model()
     model.decoder.conv.weight.data.abs_()  # no zeros after the ReLU
     encoder_out, lens, y = torch.randn(1, 9, 6), torch.tensor([9]), [[3, 1, 4]]
     arguments = (model, encoder_out, lens, y)
-    loss = pruned_transducer_loss(*arguments, prune_range=4, lm_scale=0.0)[1]
-    masked = pruned_transducer_loss(
+    loss = transducer_loss(*arguments, prune_range=4, lm_scale=0.0)[1]
+    masked = transducer_loss(
         *arguments, prune_range=4, lm_scale=0.0, label_mask_prob=1.0
     )[1]
     hidden = model.decoder(torch.tensor([[0, -1, -1, -1]]))
@@ -131,39 +169,37 @@ def test_masked_labels_have_no_embedding():
     assert float(masked) != pytest.approx(float(loss), rel=1e-3)
 
 
-def test_batch_order_and_padding_do_not_change_the_loss():
+def test_batch_order_and_padding_do_not_change_the_loss(transducer_loss):
     model = small_model()
     encoder_out = torch.randn(2, 9, 6)
     lens, tokens = torch.tensor([9, 6]), [[3, 1, 4], [5, 5]]
     together = torch.stack(
-        pruned_transducer_loss(model, encoder_out, lens, tokens, reduction="none")
+        transducer_loss(model, encoder_out, lens, tokens, reduction="none")
     )
     flipped = torch.stack(
-        pruned_transducer_loss(
+        transducer_loss(
             model, encoder_out.flip(0), lens.flip(0), tokens[::-1], reduction="none"
         )
     )
     torch.testing.assert_close(together, flipped.flip(1))
     alone = torch.stack(
-        pruned_transducer_loss(model, encoder_out[1:, :6], lens[1:], tokens[1:])
+        transducer_loss(model, encoder_out[1:, :6], lens[1:], tokens[1:])
     )
     torch.testing.assert_close(together[:, 1], alone)
 
 
-def test_reduction_sum_is_the_sum_over_the_batch():
+def test_reduction_sum_is_the_sum_over_the_batch(transducer_loss):
     model = small_model()
     arguments = (model, torch.randn(2, 9, 6), torch.tensor([9, 6]), [[3, 1], [5]])
-    total = torch.stack(pruned_transducer_loss(*arguments))
-    each = torch.stack(pruned_transducer_loss(*arguments, reduction="none"))
+    total = torch.stack(transducer_loss(*arguments))
+    each = torch.stack(transducer_loss(*arguments, reduction="none"))
     torch.testing.assert_close(total, each.sum(1))
 
 
-def test_every_parameter_gets_a_gradient():
+def test_every_parameter_gets_a_gradient(transducer_loss):
     model = small_model()
     encoder_out = torch.randn(1, 9, 6, requires_grad=True)
-    simple, pruned = pruned_transducer_loss(
-        model, encoder_out, torch.tensor([9]), [[3, 1, 4]]
-    )
+    simple, pruned = transducer_loss(model, encoder_out, torch.tensor([9]), [[3, 1, 4]])
     (simple + pruned).backward()
     assert encoder_out.grad.abs().sum() > 0
     for name, p in model.named_parameters():
@@ -171,12 +207,12 @@ def test_every_parameter_gets_a_gradient():
             assert p.grad is not None and p.grad.abs().sum() > 0, name
 
 
-def test_too_few_frames_or_no_tokens_are_refused_with_the_index():
+def test_too_few_frames_or_no_tokens_are_refused_with_the_index(transducer_loss):
     model = small_model()
     lens, tokens = torch.tensor([4, 3, 4]), [[1, 2], [1, 2, 3], []]
     assert has_alignment(tokens, lens).tolist() == [True, False, False]
     with pytest.raises(ValueError, match=r"\[\(1, 3, 3\), \(2, 4, 0\)\]"):
-        pruned_transducer_loss(model, torch.randn(3, 4, 6), lens, tokens)
+        transducer_loss(model, torch.randn(3, 4, 6), lens, tokens)
 
 
 def collapse(path):
@@ -201,11 +237,11 @@ def test_ctc_loss_is_the_sum_over_all_paths():
     )
 
 
-def test_losses_are_float32_under_bfloat16_autocast():
+def test_losses_are_float32_under_bfloat16_autocast(transducer_loss):
     model = small_model()
     with torch.autocast("cpu", torch.bfloat16):
         encoder_out = torch.randn(1, 9, 6)
-        simple, pruned = pruned_transducer_loss(
+        simple, pruned = transducer_loss(
             model, encoder_out, torch.tensor([9]), [[3, 1, 4]]
         )
         ctc = ctc_loss(model.ctc_output(encoder_out), torch.tensor([9]), [[3, 1, 4]])
