@@ -72,9 +72,9 @@ class Result:
         return "ctc" if self.facts["method"].startswith("ctc_") else "transducer"
 
     @property
-    def is_pytorch(self) -> bool:
-        """Whether PyTorch decoded, not an exported model."""
-        return self.facts["engine"] == "pytorch"
+    def is_sherpa(self) -> bool:
+        """Whether sherpa-onnx decoded with an exported model."""
+        return self.facts["engine"].startswith("sherpa-onnx")
 
     @property
     def decoding(self) -> str:

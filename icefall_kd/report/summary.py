@@ -53,8 +53,8 @@ def summarise(
       ValueError: see :func:`.make_table`.
     """
     selected = select_searches(results)
-    exported = {_key(r): r for r in selected if not r.is_pytorch}
-    shown = {_key(r): r for r in selected if r.is_pytorch}
+    exported = {_key(r): r for r in selected if r.is_sherpa}
+    shown = {_key(r): r for r in selected if not r.is_sherpa}
     systems = list(dict.fromkeys(r.system for r in results))
     found = sorted(
         {**exported, **shown}.values(),
@@ -75,7 +75,7 @@ def select_searches(results: Sequence[Result]) -> list[Result]:
     """
     groups: dict[Hashable, list[Result]] = {}
     for r in results:
-        groups.setdefault((r.is_pytorch, *_key(r)[1:]), []).append(r)
+        groups.setdefault((r.is_sherpa, *_key(r)[1:]), []).append(r)
     selected = []
     for members in groups.values():
         counts = Counter(map(_rank, members))
@@ -110,7 +110,8 @@ def _make_section(
     lines: dict[tuple[str, str], dict[str, Row]] = {}
     for r in found:
         label = r.context if has_one_search else r.decoding
-        label += "" if has_one_search or r.is_pytorch else f", {r.engine}"
+        if not has_one_search and r.engine != "pytorch":
+            label += f", {r.engine}"
         lines.setdefault((r.system, label), {})[r.facts["set"]] = by_result[id(r)]
     columns = {
         "system": [system for system, _ in lines],
@@ -157,9 +158,9 @@ def _describe(
     for name, r in {r.facts["set"]: r for r in found}.items():
         words = sum(len(x.ref) for x in r.recognitions)
         yield f"Set {name}: {len(r.recognitions)} utterances, {words} words."
-    searches = list(dict.fromkeys(r.search for r in found if r.is_pytorch))
+    searches = {f"{r.engine}, {r.search}" for r in found if not r.is_sherpa}
     if len(searches) == 1:
-        yield f"WER: PyTorch, {searches[0]}."
+        yield f"WER: {searches.pop()}."
     if table.baseline is not None:
         yield (
             f"WERR: relative WER reduction from {table.baseline}. P(better): share of "

@@ -55,7 +55,7 @@ def test_each_system_has_a_row_in_full_context_and_one_in_streaming(write):
     assert rows[2]["RTF"] == "0.0123" and "runs" not in rows[0]
     assert table.numbered_notes[:2] == (
         "Set test: 40 utterances, 160 words.",
-        "WER: PyTorch, beam 4.",
+        "WER: pytorch, beam 4.",
     )
     (line,) = (x for x in table.numbered_notes if "RTF" in x)
     assert line.startswith("sherpa-onnx 2.0.1, greedy. RTF: ") and "1 thread." in line
@@ -152,7 +152,7 @@ def test_few_utterances_are_all_examples(write):
 def test_sections_are_formatted_as_text_and_markdown(write):
     write("a", 1)
     table, examples = summarise(write.read())
-    assert format_text(table).splitlines()[-1] == "WER: PyTorch, greedy."
+    assert format_text(table).splitlines()[-1] == "WER: pytorch, greedy."
     text = format_markdown(table)
     assert text.startswith("| system | decoding | WER % [95 %] |\n|---|---|---|\n| a |")
     assert format_markdown(examples).startswith("**Utterances of test")
