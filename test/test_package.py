@@ -35,7 +35,6 @@ HEAVY = (
 PLACES = {
     "k2": {
         "transducer/rnnt.py",
-        "transducer/denominator.py",
         "decoding/fast_beam_search.py",
     },
     "ctranslate2": {"teachers/whisper_ct2.py"},

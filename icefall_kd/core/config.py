@@ -12,7 +12,10 @@ from typing import Any, Optional, TypeVar, get_args, get_origin
 T = TypeVar("T")
 
 # Former -> current name of an option; YAML files and checkpoints may have either.
-RENAMED_OPTIONS = {"model.adapter": "model.field_encoder"}
+RENAMED_OPTIONS = {
+    "model.adapter": "model.field_encoder",
+    "terms.lfmmi.graph": "terms.lfmmi.bigram",
+}
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
     KL( P_teacher(pi | X) || P_student(pi | X) )
         = ( tot(s) - <gamma, s> ) - ( tot(t) - <gamma, t> ),  gamma = d tot(t) / d t
 
-over the paths pi of a denominator graph.  s and t are the CTC log-probabilities of
-student and teacher.  tot is the log-sum of the scores of all paths.  gamma is the
-teacher's occupancy of each token in each frame.  The term needs no transcripts.
+over the label sequences pi, scored by a bigram of tokens.  s and t are the CTC
+log-probabilities of student and teacher.  tot is the log-sum of the scores of all
+sequences (``transducer.denominator``).  gamma is the teacher's occupancy of each token
+in each frame.  The term needs no transcripts.
 
 Source: the prediction layer of DistillW2V2, 2023, arXiv:2303.09278 (modified LF-MMI);
-the divergence on a lattice-free graph after Manohar et al., teacher-student training
+the divergence without lattices after Manohar et al., teacher-student training
 with LF-MMI, 2018, SLT.
 """
 
@@ -33,7 +34,8 @@ from icefall_kd.distill.term import (
     match_frames,
     zero_output,
 )
-from icefall_kd.transducer.denominator import compute_total_scores, load_denominator
+from icefall_kd.transducer.bigram import load_bigram
+from icefall_kd.transducer.denominator import sum_label_sequences
 
 _MIN_PROB = 1e-8  # minimum probability of a token outside the teacher's k best
 
@@ -45,18 +47,16 @@ class LfmmiConfig:
     Attributes:
       weight: weight of the term in the loss; 0 turns it off.
       teacher: Shar field of kind ``ctc``.
-      graph: file written by ``icefall_kd.bin.make_denominator``.
+      bigram: file written by ``icefall_kd.bin.make_bigram``.
       scale: factor of both log-probabilities; below 1 flattens the occupancies.
-      output_beam: pruning beam; paths worse than the best by more are left out.
       delay: frames of 40 ms by which the student lags behind the teacher in batches
         with chunks.
     """
 
     weight: float = 0.5
     teacher: str = ""
-    graph: str = ""
+    bigram: str = ""
     scale: float = 1.0
-    output_beam: float = 10.0
     delay: int = 0
 
 
@@ -79,27 +79,26 @@ def make_dense_log_probs(frames: Tensor, vocab_size: int) -> Tensor:
 
 
 def compute_sequence_divergence(
-    student: Tensor, teacher: Tensor, lens: Tensor, graph: Any, output_beam: float
+    student: Tensor, teacher: Tensor, lens: Tensor, bigram: Tensor
 ) -> Tensor:
-    """Return KL(teacher || student) over the paths of a graph, (N,) float64 in nats.
+    """Return KL(teacher || student) over label sequences, (N,) float64 in nats.
 
     Args:
       student: (N, T, V) float, log-probabilities.
       teacher: (N, T, V) float, log-probabilities; they receive no gradient.
       lens:    (N,) int64, valid frames, at least 1.
-      graph:   from :func:`icefall_kd.transducer.denominator.build_denominator`.
-      output_beam: pruning beam; paths worse than the best by more are left out.
+      bigram:  (V, V) float, from :func:`icefall_kd.transducer.bigram.load_bigram`.
     """
     mask = make_pad_mask(lens, student.size(1)).unsqueeze(-1)
     student = student.float().masked_fill(mask, 0.0)
-    with torch.enable_grad():
-        target = teacher.float().masked_fill(mask, 0.0).detach().requires_grad_()
-        teacher_total = compute_total_scores(target, lens, graph, output_beam)
-        (occupancies,) = torch.autograd.grad(teacher_total.sum(), target)
-    target = target.detach()
-    student_total = compute_total_scores(student, lens, graph, output_beam)
-    inner = (occupancies.double() * (student - target).double()).sum(dim=(1, 2))
-    return student_total - teacher_total.detach() - inner
+    teacher = teacher.detach().float().masked_fill(mask, 0.0)
+    totals, occupancies = sum_label_sequences(
+        torch.cat([student, teacher]), torch.cat([lens, lens]), bigram
+    )
+    of_student, of_teacher = totals.chunk(2)
+    gamma = occupancies[len(lens) :].double()
+    inner = (gamma * (student - teacher).double()).sum(dim=(1, 2))
+    return of_student - of_teacher - inner
 
 
 class LfmmiTerm(Term):
@@ -111,35 +110,33 @@ class LfmmiTerm(Term):
     trains = ("ctc_output",)
 
     def __init__(self, config: LfmmiConfig) -> None:
-        """Check the options and load the graph."""
+        """Check the options and load the bigram."""
         for option, content in (
             ("teacher", "a field of kind ctc"),
-            ("graph", "a file written by icefall_kd.bin.make_denominator"),
+            ("bigram", "a file written by icefall_kd.bin.make_bigram"),
         ):
             if not getattr(config, option):
                 raise ValueError(f"terms.lfmmi.{option} is empty. Give {content}")
         check_not_negative(config, "terms.lfmmi", "delay")
-        for option in ("scale", "output_beam"):
-            value = getattr(config, option)
-            if value <= 0:
-                raise ValueError(
-                    f"terms.lfmmi.{option}: {value} is invalid. Use a value above 0"
-                )
+        if config.scale <= 0:
+            raise ValueError(
+                f"terms.lfmmi.scale: {config.scale} is invalid. Use a value above 0"
+            )
         super().__init__(config)
         self.delay = config.delay
-        self.graph, self.vocab_size = load_denominator(config.graph)
+        self.bigram = load_bigram(config.bigram)
         self.fields = (config.teacher,)
 
     def build_heads(
         self, model_config: ModelConfig, field_infos: Mapping[str, Any]
     ) -> None:
-        """Check the field and the graph."""
+        """Check the field and the bigram."""
         check_kind("terms.lfmmi.teacher", field_infos[self.config.teacher], "ctc")
-        if self.vocab_size != model_config.vocab_size:
+        if len(self.bigram) != model_config.vocab_size:
             raise ValueError(
-                f"terms.lfmmi.graph: {self.config.graph} has {self.vocab_size} tokens, "
-                f"the student {model_config.vocab_size}. Write the graph again with "
-                "the student's bpe.model"
+                f"terms.lfmmi.bigram: {self.config.bigram} has {len(self.bigram)} "
+                f"tokens, the student {model_config.vocab_size}. Write the bigram "
+                "again with the student's bpe.model"
             )
 
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
@@ -158,10 +155,9 @@ class LfmmiTerm(Term):
             return zero_output(student, skipped)
         values = compute_sequence_divergence(
             self.config.scale * log_probs[rows],
-            self.config.scale * make_dense_log_probs(x[rows], self.vocab_size),
+            self.config.scale * make_dense_log_probs(x[rows], len(self.bigram)),
             lens[rows],
-            self.graph.to(log_probs.device),
-            self.config.output_beam,
+            self.bigram,
         )
         return TermOutput(
             sum=values.sum().float(),

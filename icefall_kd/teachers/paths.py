@@ -9,7 +9,7 @@ from icefall_kd.core.frames import make_pad_mask, pack_path, pack_topk
 from icefall_kd.data.tokens import Tokenizer
 from icefall_kd.decoding import DecodeOptions, decode
 from icefall_kd.teachers.base import TeacherOutput
-from icefall_kd.transducer.denominator import fuse_bigram
+from icefall_kd.transducer.bigram import fuse_bigram
 from icefall_kd.transducer.field_encoder import Encoded, ModelEnsemble
 from icefall_kd.transducer.path import best_path, previous_tokens
 
@@ -31,7 +31,7 @@ class BestPaths:
       beam:      number of hypotheses in the search.
       lm:        (V, V) log-probabilities of a bigram, or None.  It is fused into the
                  distributions on the path, not into the search; see
-                 :func:`icefall_kd.transducer.denominator.fuse_bigram`.
+                 :func:`icefall_kd.transducer.bigram.fuse_bigram`.
       lm_scale:  weight of the bigram.
     """
 

@@ -27,8 +27,8 @@ from icefall_kd.teachers.base import (
 )
 from icefall_kd.teachers.build import build_teachers
 from icefall_kd.teachers.paths import HEAD_OF_KIND, BestPaths
+from icefall_kd.transducer.bigram import load_bigram
 from icefall_kd.transducer.checkpoint import check_head, load_model
-from icefall_kd.transducer.denominator import load_bigram
 from icefall_kd.transducer.field_encoder import FieldModel, ModelEnsemble
 
 
@@ -49,7 +49,7 @@ class VocabularyTeacher(Teacher):
       outputs:   "ctc", "path", or both.
       beam:      number of hypotheses in the search for the path of an utterance without
                  transcript.
-      lm:        bigram of tokens, written by ``bin.make_denominator --bigram``.  It is
+      lm:        bigram of tokens, written by ``bin.make_bigram``.  It is
                  fused into the distributions on paths, not into the search.
       lm_scale:  weight of the bigram.
       device:    "cpu" or "cuda".

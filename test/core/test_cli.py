@@ -55,7 +55,6 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
     [
         ("k2", "train", ("--exp-dir={tmp}/exp", "--terms.transducer.backend=k2")),
         ("k2", "decode", ("--checkpoint=no", "--method=fast_beam_search", *OUT)),
-        ("k2", "make_denominator", ("--bpe-model=no", "--output=no", "--shar-dir=no")),
         ("onnx", "export", ("--checkpoint=no", "--out-dir=no")),
         (
             "sherpa_onnx",

@@ -14,7 +14,7 @@ from lhotse.utils import fastcopy
 from shar_faults import rewrite_cuts
 from term_inputs import MODEL
 
-from icefall_kd.bin import make_denominator
+from icefall_kd.bin import make_bigram
 from icefall_kd.data.cuts import INVISIBLE, check_cuts, get_transcript, load_wave
 from icefall_kd.dataset.dataset import BatchDataset
 from icefall_kd.distill import TermsConfig
@@ -157,10 +157,10 @@ def test_decoding_refuses_cuts_that_the_gate_drops(reason, folders):
         open_shar(folders[reason])
 
 
-def test_denominator_graph_refuses_cuts_that_the_gate_drops(folders):
+def test_bigram_refuses_cuts_that_the_gate_drops(folders):
     with pytest.raises(ValueError, match="two_supervisions: 1 cuts"):
-        make_denominator.read_texts([folders["two_supervisions"]])
-    assert len(make_denominator.read_texts([folders["good"]])) == 8
+        make_bigram.read_texts([folders["two_supervisions"]])
+    assert len(make_bigram.read_texts([folders["good"]])) == 8
 
 
 def test_texts_are_not_checked_if_they_are_not_used(folders):

@@ -8,7 +8,7 @@ from torch import nn
 
 from icefall_kd.distill.lfmmi import LfmmiConfig
 from icefall_kd.distill.term import StudentOutput
-from icefall_kd.transducer.denominator import build_denominator, save_denominator
+from icefall_kd.transducer.bigram import make_bigram_table, save_bigram
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def student():
 
 @pytest.fixture(scope="module")
 def lfmmi(tmp_path_factory):
-    """Options of the ``lfmmi`` term with a graph of a few texts."""
-    path = tmp_path_factory.mktemp("graph") / "den.pt"
+    """Options of the ``lfmmi`` term with a bigram of a few texts."""
+    path = tmp_path_factory.mktemp("lm") / "bigram.pt"
     texts = [[1, 2, 3], [4, 4], [5, 8, 1], [2]]
-    save_denominator(build_denominator(texts, VOCAB), VOCAB, path)
-    return LfmmiConfig(teacher="first", graph=str(path), output_beam=100.0)
+    save_bigram(make_bigram_table(texts, VOCAB), "", path)
+    return LfmmiConfig(teacher="first", bigram=str(path))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from icefall_kd.distill.lfmmi import (
     compute_sequence_divergence,
     make_dense_log_probs,
 )
-from icefall_kd.transducer.denominator import build_denominator, save_denominator
+from icefall_kd.transducer.bigram import make_bigram_table, save_bigram
 
 
 @pytest.fixture
@@ -48,43 +49,30 @@ def test_the_value_is_the_divergence_of_label_sequences(student, batch, infos, l
     log_probs = student.model.ctc_output(student.encoder_out[:, :3]).detach()
     teacher = make_dense_log_probs(batch["fields"]["first"]["x"][:, :3], VOCAB)
     found = compute_sequence_divergence(
-        log_probs, teacher, torch.tensor(lens), term.graph, 100
+        log_probs, teacher, torch.tensor(lens), term.bigram
     )
     for n, frames in enumerate(lens):
         paths = list(itertools.product(range(VOCAB), repeat=frames))
-        language = torch.tensor([score_in_graph(term.graph, p) for p in paths])
+        language = torch.tensor([score_in_bigram(term.bigram, p) for p in paths])
         s, t = score_all_sequences(log_probs[n, :frames], teacher[n, :frames])
         p, q = ((x + language).log_softmax(0) for x in (s, t))
         expected = (q.exp() * (q - p)).sum()
         assert float(found[n]) == pytest.approx(float(expected), abs=1e-3)
 
 
-def score_in_graph(graph, path):
-    """Return the graph's score of a label sequence."""
-    arcs = graph.arcs.values()[:, :3].tolist()
-    scores = graph.scores.tolist()
-    total = {0: 0.0}
-    for label in [*path, -1]:
-        new = {}
-        for (src, dst, given), score in zip(arcs, scores):
-            if src in total and given == label:
-                new[dst] = float(
-                    torch.logaddexp(
-                        torch.tensor(new.get(dst, float("-inf"))),
-                        torch.tensor(total[src] + score),
-                    )
-                )
-        total = new
-    return sum(total.values())
+def score_in_bigram(bigram, path):
+    """Return the bigram's score of a label sequence, with its end."""
+    tokens = [label for label, _ in itertools.groupby(path) if label != 0]
+    total = sum(float(bigram[pair]) for pair in zip([0, *tokens], tokens))
+    last = tokens[-1] if tokens else 0
+    return total + math.log(1.0 - float(bigram[last, 1:].double().exp().sum()))
 
 
 def test_a_copy_of_the_teacher_has_no_loss(student, batch, infos, lfmmi):
     term, _ = build(LfmmiTerm(lfmmi), student, infos)
     teacher = make_dense_log_probs(batch["fields"]["first"]["x"], VOCAB)
     same = teacher.clone().requires_grad_()
-    found = compute_sequence_divergence(
-        same, teacher, torch.tensor(LENS), term.graph, 100
-    )
+    found = compute_sequence_divergence(same, teacher, torch.tensor(LENS), term.bigram)
     torch.testing.assert_close(found, torch.zeros(2).double(), atol=1e-3, rtol=0)
     found.sum().backward()
     assert same.grad.abs().max() < 1e-3
@@ -105,14 +93,14 @@ def test_padding_and_order_are_ignored(student, batch, infos, lfmmi, delay):
     assert after == pytest.approx(float(before.sum), rel=1e-4)
 
 
-def test_a_graph_of_another_vocabulary_is_refused(student, infos, lfmmi, tmp_path):
-    save_denominator(build_denominator([[1]], 5), 5, tmp_path / "den.pt")
-    options = dataclasses.replace(lfmmi, graph=str(tmp_path / "den.pt"))
+def test_a_bigram_of_another_vocabulary_is_refused(student, infos, lfmmi, tmp_path):
+    save_bigram(make_bigram_table([[1]], 5), "", tmp_path / "bigram.pt")
+    options = dataclasses.replace(lfmmi, bigram=str(tmp_path / "bigram.pt"))
     with pytest.raises(ValueError, match="has 5 tokens, the student 9"):
         build(LfmmiTerm(options), student, infos)
 
 
 def test_missing_options_are_refused():
     for options in (LfmmiConfig(), LfmmiConfig(teacher="first")):
-        with pytest.raises(ValueError, match="terms.lfmmi.(teacher|graph) is empty"):
+        with pytest.raises(ValueError, match="terms.lfmmi.(teacher|bigram) is empty"):
             LfmmiTerm(options)

@@ -34,7 +34,7 @@ def test_a_part_enables_its_terms(path):
             assert found.weight > 0
             found = to_dict(found)
             assert {key: found[key] for key in values} == values
-    # prepare.sh writes the denominator graph that lfmmi reads.
+    # prepare.sh writes the bigram that lfmmi reads.
     build_terms(dataclasses.replace(terms, lfmmi=None))
 
 

@@ -16,13 +16,13 @@ from icefall_kd.fields.extract import extract
 from icefall_kd.fields.reader import open_shar
 from icefall_kd.fields.run_teachers import run_teachers_on_batch
 from icefall_kd.teachers import build_teachers
-from icefall_kd.transducer.checkpoint import load_model, pack_bytes
-from icefall_kd.transducer.denominator import (
+from icefall_kd.transducer.bigram import (
     fuse_bigram,
     load_bigram,
     make_bigram_table,
     save_bigram,
 )
+from icefall_kd.transducer.checkpoint import load_model, pack_bytes
 from icefall_kd.transducer.model import build_model
 
 

@@ -16,8 +16,8 @@ from icefall_kd.distill.one_best import OneBestConfig
 from icefall_kd.training.checkpoint import load_newest_checkpoint
 from icefall_kd.training.run import train
 from icefall_kd.training.setup import build_setup
+from icefall_kd.transducer.bigram import make_bigram_table, save_bigram
 from icefall_kd.transducer.checkpoint import load_checkpoint, save_checkpoint
-from icefall_kd.transducer.denominator import build_denominator, save_denominator
 
 
 def test_a_bpe_model_of_another_size_is_rejected(config, tmp_path):
@@ -39,15 +39,15 @@ def test_a_missing_bpe_model_is_named(config, tmp_path):
 @pytest.fixture
 def delayed_terms(config, tmp_path):
     """Return each term whose targets are frames, with a delay of 2 frames."""
-    graph = tmp_path / "denominator.pt"
-    save_denominator(build_denominator([[1, 2], [3]], 24), 24, graph)
+    bigram = tmp_path / "bigram.pt"
+    save_bigram(make_bigram_table([[1, 2], [3]], 24), "", bigram)
     return {
         "embedding": dataclasses.replace(config.terms.embedding, delay=2),
         "hidden": HiddenConfig(stacks={0: "teacher_a"}, delay=2),
         "one_best": OneBestConfig(teacher="big_path", shift=2),
         "essence": EssenceConfig(teachers=("big_ctc",), delay=2),
         "inter_ctc": InterCtcConfig(teacher="big_ctc", delay=2),
-        "lfmmi": LfmmiConfig(teacher="big_ctc", graph=str(graph), delay=2),
+        "lfmmi": LfmmiConfig(teacher="big_ctc", bigram=str(bigram), delay=2),
     }
 
 

@@ -19,8 +19,8 @@ from icefall_kd.teachers import build_teacher
 from icefall_kd.training.checkpoint import write_average
 from icefall_kd.training.run import train
 from icefall_kd.training.setup import build_setup, make_dev_loader
+from icefall_kd.transducer.bigram import make_bigram_table, save_bigram
 from icefall_kd.transducer.checkpoint import load_checkpoint
-from icefall_kd.transducer.denominator import build_denominator, save_denominator
 
 
 @pytest.fixture
@@ -35,8 +35,9 @@ def second(only, config, data_dir, tmp_path):
     teacher = build_teacher("zipformer", path, "student", **options)
     for name in ("train", "dev", "unlabelled"):
         extract(shar / name, [teacher])
-    graph = build_denominator([[1, 2, 3]], config.model.vocab_size)
-    save_denominator(graph, config.model.vocab_size, tmp_path / "den.pt")
+    bigram = tmp_path / "bigram.pt"
+    table = make_bigram_table([[1, 2, 3]], config.model.vocab_size)
+    save_bigram(table, "", bigram)
     stacks = {0: "student_layer0", 1: "student_layer1"}
     encoder = dataclasses.replace(config.model.encoder, chunk_size=(16,))
     return dataclasses.replace(
@@ -46,7 +47,7 @@ def second(only, config, data_dir, tmp_path):
         terms=TermsConfig(
             ctc=config.terms.ctc,
             hidden=HiddenConfig(stacks=stacks),
-            lfmmi=LfmmiConfig(teacher="student_ctc", graph=str(tmp_path / "den.pt")),
+            lfmmi=LfmmiConfig(teacher="student_ctc", bigram=str(bigram)),
         ),
         init_model=str(path),
     )

@@ -6,7 +6,7 @@
 #   1  convert audio to 16 kHz flac, normalise texts, split -> data/audio, data/manifests
 #   2  train the BPE model on the training texts           -> data/lang_bpe_<vocab size>
 #   3  data gate and Shar; train at three speeds           -> data/shar
-#   4  denominator graph and bigram of the term lfmmi      -> data/lang_bpe_<vocab size>
+#   4  bigram of tokens of the term lfmmi                  -> data/lang_bpe_<vocab size>
 #
 # Corpus: Allison Smith and Digium/Sangoma, Asterisk core sounds, CC BY-SA 3.0.
 # Unlabelled audio: README.md.  This repository redistributes neither.
@@ -136,9 +136,9 @@ if in_stage 3 "Data gate and Shar -> data/shar"; then
   done
 fi
 
-if in_stage 4 "Denominator graph and bigram -> $lang/{denominator,bigram}.pt"; then
+if in_stage 4 "Bigram of tokens -> $lang/bigram.pt"; then
   run_once --reads "data/shar/train/cuts.*" --reads "$lang/bpe.model" \
-    "$lang/.denominator.done" python -m icefall_kd.bin.make_denominator \
+    "$lang/.bigram.done" python -m icefall_kd.bin.make_bigram \
     --shar-dir data/shar/train --bpe-model "$lang/bpe.model" \
-    --output "$lang/denominator.pt" --bigram "$lang/bigram.pt"
+    --output "$lang/bigram.pt"
 fi

@@ -8,7 +8,7 @@
 #   1  write manifests, which refer to the original audio -> data/manifests
 #   2  train the BPE model on train-clean-100           -> data/lang_bpe_<vocab size>
 #   3  data gate and Shar; labelled sets at three speeds -> data/shar
-#   4  denominator graph and bigram of the term lfmmi   -> data/lang_bpe_<vocab size>
+#   4  bigram of tokens of the term lfmmi               -> data/lang_bpe_<vocab size>
 #
 # Sets: the labelled parts, unlabelled_<part> for parts without transcripts, dev and test.
 # Corpus: Panayotov et al., 2015, CC BY 4.0, https://www.openslr.org/12.
@@ -35,7 +35,7 @@ corpus=${corpus_dir:-download}
 evaluated="dev-clean dev-other $test_sets"  # with transcripts, not for training
 sets=${sets:-$labelled $unlabelled $evaluated}
 lang=data/lang_bpe_$vocab_size
-text_set=${labelled%% *}  # BPE model and graph are trained on its texts, in all profiles
+text_set=${labelled%% *}  # BPE model and bigram are trained on its texts, in all profiles
 
 is_among() {  # name, names
   [[ " $2 " == *" $1 "* ]]
@@ -109,9 +109,9 @@ if in_stage 3 "Data gate and Shar -> data/shar"; then
   done
 fi
 
-if in_stage 4 "Denominator graph and bigram -> $lang/{denominator,bigram}.pt"; then
+if in_stage 4 "Bigram of tokens -> $lang/bigram.pt"; then
   run_once --reads "data/shar/$text_set/cuts.*" --reads "$lang/bpe.model" \
-    "$lang/.denominator.done" python -m icefall_kd.bin.make_denominator \
+    "$lang/.bigram.done" python -m icefall_kd.bin.make_bigram \
     --shar-dir "data/shar/$text_set" --bpe-model "$lang/bpe.model" \
-    --output "$lang/denominator.pt" --bigram "$lang/bigram.pt"
+    --output "$lang/bigram.pt"
 fi
