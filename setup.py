@@ -40,6 +40,8 @@ EXTRAS = {
     # The last version that runs WavLM, HuBERT, wav2vec 2.0 and Whisper on torch 1.13.1.
     "transformers": ["transformers==4.48.3"],
     "export": ["onnx<1.18", "protobuf<5", "onnxruntime>=1.17", "sherpa-onnx>=1.10"],
+    # Graphs of words for the CTC head, bin.compile_hlg.
+    "hlg": ["kaldifst>=1.7", "kaldi-decoder>=0.2", "kaldingram"],
     # Codecs pq and mvq, URLs of fields, plots of fields.
     "cache": ["faiss-cpu", "multi_quantization", "universal_pathlib", "matplotlib"],
     # A source package; local/install_kaldifeat.sh builds it.

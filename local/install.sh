@@ -48,7 +48,7 @@ has_other_torch() {  # return 0 if this script did not install the torch
   has_module icefall_kd ||
     die "$venv has a torch from elsewhere, and no icefall_kd." \
       "Run $venv/bin/python -m pip install -e" \
-      "'$root[teachers,transformers,export,cache,dev]', or set ICEFALL_KD_VENV to" \
+      "'$root[teachers,transformers,hlg,export,cache,dev]', or set ICEFALL_KD_VENV to" \
       "another folder"
 }
 

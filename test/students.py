@@ -5,6 +5,7 @@ scaled on real prompts, so that a student emits many different tokens.
 """
 
 import copy
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +19,8 @@ from icefall_kd.data.cuts import load_wave
 from icefall_kd.data.features import compute_fbank
 from icefall_kd.data.shar import write_shar
 from icefall_kd.data.tokens import Tokenizer, train_bpe
-from icefall_kd.decoding import DecodeOptions
+from icefall_kd.decoding import DecodeOptions, get_search_class
+from icefall_kd.decoding.hlg import DecodingGraph
 from icefall_kd.fields.reader import open_shar
 from icefall_kd.recognition.recognise import recognise, reference_words
 from icefall_kd.transducer.checkpoint import save_pretrained
@@ -203,6 +205,38 @@ class LogSoftmaxHead(nn.Module):
 
     def forward(self, encoder_out):
         return (self.scale * encoder_out).log_softmax(dim=-1)
+
+
+def any_tokens(vocab_size: int) -> DecodingGraph:
+    """Return the CTC topology: a graph without words, whose arcs have no cost."""
+    import kaldifst
+
+    fst = kaldifst.StdVectorFst()
+    for token in range(vocab_size):
+        fst.add_state()
+        fst.set_final(token, 0.0)
+    fst.start = 0
+    for before in range(vocab_size):  # state: last label
+        for token in range(vocab_size):
+            fst.add_arc(before, kaldifst.StdArc(1 + token, 0, 0.0, token))
+    return DecodingGraph(Path("H.fst"), "0" * 64, fst)
+
+
+def search_options(method: str, vocab_size: int, **others) -> DecodeOptions:
+    """Return options, with a graph of all token sequences if the method needs one."""
+    if get_search_class(method).uses_graph:
+        others["graph"] = any_tokens(vocab_size)
+    return DecodeOptions(method, **others)
+
+
+def collapse(path):
+    """Return tokens and first frames of a path: no repetitions, then no blanks."""
+    kept = [
+        (token, t)
+        for t, token in enumerate(path)
+        if token != 0 and (t == 0 or token != path[t - 1])
+    ]
+    return tuple(token for token, _ in kept), tuple(t for _, t in kept)
 
 
 CTC_MODEL = SimpleNamespace(ctc_output=LogSoftmaxHead())

@@ -31,6 +31,7 @@ from icefall_kd.core.distributed import check_device
 from icefall_kd.core.files import as_path, sha256_file
 from icefall_kd.core.logs import setup_logging
 from icefall_kd.decoding import DECODERS, DecodeOptions
+from icefall_kd.decoding.hlg import read_graph
 from icefall_kd.decoding.hotwords import read_hotwords
 from icefall_kd.recognition.options import (
     Chunking,
@@ -90,6 +91,7 @@ def run(args: argparse.Namespace) -> dict:
         args.blank_penalty,
         tokenizer.unk_id,
         args.hotwords and read_hotwords(args.hotwords, tokenizer, args.hotwords_score),
+        args.graph and read_graph(args.graph, tokenizer),
         args.max_utterance,
     )
     chunking = None

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import torch
 
-from icefall_kd.core.cli import create_parser, exit_on_error
+from icefall_kd.core.cli import create_parser, exit_on_error, require_packages
 from icefall_kd.core.cpu import tune_cpu
 from icefall_kd.core.files import as_path, sha256_file
 from icefall_kd.core.logs import setup_logging
 from icefall_kd.decoding import DECODERS, DecodeOptions
+from icefall_kd.decoding.hlg import read_graph
 from icefall_kd.recognition.options import (
     add_search_options,
     decoding_info,
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> dict:
     from icefall_kd.recognition.recognise import recognise
     from icefall_kd.recognition.result_cache import decode_or_reuse, input_hashes
 
+    require_packages(*DECODERS[args.method].packages)
     total, _ = count_transcripts(args.shar_dir)
     if not args.bpe_model.is_file():
         raise FileNotFoundError(
@@ -68,7 +70,11 @@ def run(args: argparse.Namespace) -> dict:
     dims = [field.dim for field in fields]
     model = StoredDistributions(args.fields, dims, tokenizer.vocab_size).eval()
     options = DecodeOptions(
-        args.method, args.beam, args.blank_penalty, unk_id=tokenizer.unk_id
+        args.method,
+        args.beam,
+        args.blank_penalty,
+        tokenizer.unk_id,
+        graph=args.graph and read_graph(args.graph, tokenizer),
     )
     return decode_or_reuse(
         args.out_dir,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from icefall_kd.decoding.beam_search import GreedySearch, ModifiedBeamSearch
+from icefall_kd.decoding.ctc_hlg_search import CtcHlgSearch
 from icefall_kd.decoding.ctc_search import CtcGreedySearch, CtcPrefixBeamSearch
 from icefall_kd.decoding.fast_beam_search import FastBeamSearch
 from icefall_kd.decoding.search import DecodeOptions, Hypothesis, Search
@@ -17,6 +18,7 @@ DECODERS: dict[str, type[Search]] = {
     "fast_beam_search": FastBeamSearch,
     "ctc_greedy_search": CtcGreedySearch,
     "ctc_prefix_beam_search": CtcPrefixBeamSearch,
+    "ctc_hlg": CtcHlgSearch,
 }
 # head -> the search that PyTorch, ONNX Runtime and sherpa-onnx all support
 GREEDY_METHODS = {"transducer": "greedy_search", "ctc": "ctc_greedy_search"}

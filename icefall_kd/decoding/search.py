@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from icefall_kd import BLANK_ID
+from icefall_kd.decoding.hlg import DecodingGraph
 from icefall_kd.decoding.hotwords import Hotwords
 from icefall_kd.transducer.checkpoint import check_parts
 from icefall_kd.transducer.model import NO_TOKEN
@@ -37,6 +38,7 @@ class DecodeOptions:
       unk_id: id of ``<unk>``, which is treated as a blank; None if the vocabulary has
         no ``<unk>``.
       hotwords: phrases that modified_beam_search prefers.
+      graph: words and language model of ctc_hlg.
       max_utterance: in s; longer utterances are split into windows, except in
         streaming.
     """
@@ -46,6 +48,7 @@ class DecodeOptions:
     blank_penalty: float = 0.0
     unk_id: Optional[int] = None
     hotwords: Optional[Hotwords] = None
+    graph: Optional[DecodingGraph] = None
     max_utterance: float = 30.0
 
     def __post_init__(self) -> None:
@@ -69,7 +72,7 @@ class Hypothesis:
       timestamps: encoder output frame (40 ms) of each token; for a CTC head, the
         token's first frame in the best path.
       score: log-probability in nats: of the path in greedy search, of all merged paths
-        in a beam search, plus the bonuses of hotwords.
+        in a beam search, plus the bonuses of hotwords or the weights of the graph.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -88,12 +91,14 @@ class Search(ABC):
       packages: optional packages that the search imports.
       uses_beam: whether the search reads ``options.beam``.
       uses_hotwords: whether the search supports ``options.hotwords``.
+      uses_graph: whether the search needs ``options.graph``.
     """
 
     head: str
     packages: tuple[str, ...] = ()
     uses_beam = False
     uses_hotwords = False
+    uses_graph = False
 
     def __init__(self, model: nn.Module, batch_size: int, options: DecodeOptions):
         """Start N empty hypotheses.
@@ -102,7 +107,8 @@ class Search(ABC):
           model: in eval mode, with the parts of the head.
           batch_size: N.
         Raises:
-          ValueError: if the model lacks the head, or hotwords are not supported.
+          ValueError: if the model lacks the head, hotwords are not supported, or a
+            graph is missing or not supported.
         """
         check_parts(model, self.head)
         if options.hotwords is not None and not self.uses_hotwords:
@@ -110,6 +116,7 @@ class Search(ABC):
                 f"--hotwords: {options.method} does not support hotwords; use "
                 "--method modified_beam_search"
             )
+        check_graph(options, self.uses_graph)
         self.options = options
         self.batch_size = batch_size
 
@@ -152,6 +159,22 @@ class Search(ABC):
     @abstractmethod
     def hypotheses(self) -> list[Hypothesis]:
         """Return the current best hypothesis of each of the N rows."""
+
+
+def check_graph(options: DecodeOptions, uses_graph: bool) -> None:
+    """Check that ``options`` have a graph if and only if the method uses one.
+
+    Raises:
+      ValueError: if not.
+    """
+    if uses_graph and options.graph is None:
+        raise ValueError(
+            f"--graph: {options.method} needs a graph; write one with bin.compile_hlg"
+        )
+    if options.graph is not None and not uses_graph:
+        raise ValueError(
+            f"--graph: {options.method} does not read a graph; use --method ctc_hlg"
+        )
 
 
 class TransducerSearch(Search):

@@ -94,6 +94,15 @@ PACKAGES: dict[str, Package] = {
         Package("onnx", "onnx", "1.17.0", "export", ("numpy", "google.protobuf")),
         Package("onnxruntime", "onnxruntime", "1.23.2", "check of exports", ("numpy",)),
         Package("sherpa_onnx", "sherpa-onnx", "2.0.1", "deployment", ("numpy",)),
+        Package("kaldifst", "kaldifst", "1.8.3", "graphs of words"),
+        Package(
+            "kaldi_decoder",
+            "kaldi-decoder",
+            "0.3.2",
+            "decoding with graphs of words",
+            ("numpy", "kaldifst"),
+        ),
+        Package("kaldingram", "kaldingram", "0.1.2", "n-grams of words", ("tqdm",)),
         Package(
             "faster_whisper",
             "faster-whisper",

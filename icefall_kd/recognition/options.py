@@ -74,7 +74,7 @@ def _first_limited(values: Sequence[int], option: str, where: str) -> int:
 def add_search_options(
     parser: ArgumentParser, methods: Iterable[str], default: str
 ) -> None:
-    """Add --method, --beam and --blank-penalty to a command."""
+    """Add --method, --beam, --blank-penalty and --graph to a command."""
     parser.add_argument(
         "--method",
         choices=sorted(methods),
@@ -92,6 +92,9 @@ def add_search_options(
         type=non_negative_float,
         default=0.0,
         help="value in nats to subtract from the blank's score",
+    )
+    parser.add_argument(
+        "--graph", type=Path, help="HLG.fst of bin.compile_hlg, for --method ctc_hlg"
     )
 
 
@@ -155,6 +158,8 @@ def result_suffix(options: DecodeOptions, chunking: Optional[Chunking]) -> str:
         suffix += f"-blank-penalty-{options.blank_penalty:g}"
     if options.hotwords is not None:
         suffix += f"-hotwords-{options.hotwords.score:g}-{options.hotwords.sha256[:8]}"
+    if options.graph is not None:
+        suffix += f"-{options.graph.sha256[:8]}"
     if chunking:
         suffix += f"-chunk-{chunking.chunk_size}-left-{chunking.left_context}"
     return suffix
@@ -165,7 +170,7 @@ def decoding_info(
 ) -> dict[str, Any]:
     """Return the entries of a result JSON about search and streaming."""
     beam = options.beam if get_search_class(options.method).uses_beam else None
-    hotwords = options.hotwords
+    hotwords, graph = options.hotwords, options.graph
     return {
         "method": options.method,
         "beam": beam,
@@ -173,6 +178,8 @@ def decoding_info(
         "hotwords": hotwords and str(hotwords.path),
         "hotwords_score": hotwords and hotwords.score,
         "hotwords_sha256": hotwords and hotwords.sha256,
+        "graph": graph and str(graph.path),
+        "graph_sha256": graph and graph.sha256,
         "max_utterance": None if chunking else options.max_utterance,  # s
         "streaming": chunking is not None,
         "chunk_size": chunking and chunking.chunk_size,  # 20 ms frames

@@ -30,8 +30,8 @@ FOLDERS = (
 )
 # entries of a result JSON that do not affect the hypotheses
 DESCRIPTIONS = (
-    *("checkpoint", "training", "parameters", "hotwords", "alignment", "aligner"),
-    *("rtf", "tail_padding"),
+    *("checkpoint", "training", "parameters", "hotwords", "graph"),
+    *("alignment", "aligner", "rtf", "tail_padding"),
 )
 
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import pytest
 import torch
-from students import CTC_MODEL
+from students import CTC_MODEL, collapse
 
 from icefall_kd.decoding import DecodeOptions, decode, make_search
 
@@ -18,16 +18,6 @@ def log_add(a: float, b: float) -> float:
     """Return the log of the sum of two probabilities."""
     high, low = max(a, b), min(a, b)
     return high if low == -math.inf else high + math.log1p(math.exp(low - high))
-
-
-def collapse(path):
-    """Return tokens and first frames of a path: no repetitions, then no blanks."""
-    kept = [
-        (token, t)
-        for t, token in enumerate(path)
-        if token != 0 and (t == 0 or token != path[t - 1])
-    ]
-    return tuple(token for token, _ in kept), tuple(t for _, t in kept)
 
 
 def all_paths(log_probs):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from students import CTC_MODEL, random_joiner
+from students import CTC_MODEL, random_joiner, search_options
 
 from icefall_kd.decoding import (
     DECODERS,
@@ -112,7 +112,7 @@ BEAMS = {"fast_beam_search": 150}  # contexts; enough for an exact search
 
 
 def make_options(method, **others):
-    return DecodeOptions(method, beam=BEAMS.get(method, 4), **others)
+    return search_options(method, VOCAB, beam=BEAMS.get(method, 4), **others)
 
 
 def is_same(a: Hypothesis, b: Hypothesis) -> bool:
@@ -176,11 +176,10 @@ def test_unk_is_a_blank_only_if_given(method):
     else:
         model.joiner.output_linear.bias[UNK] += 5
     lens = torch.full((6,), 30)
-    without = decode(model, x, lens, DecodeOptions(method, unk_id=UNK))
+    without = decode(model, x, lens, make_options(method, unk_id=UNK))
     assert not any(UNK in hyp.tokens for hyp in without)
-    assert any(
-        UNK in hyp.tokens for hyp in decode(model, x, lens, DecodeOptions(method))
-    )
+    given = decode(model, x, lens, make_options(method))
+    assert any(UNK in hyp.tokens for hyp in given)
 
 
 def test_log_probs_without_unk_are_normalised():

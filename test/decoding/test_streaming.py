@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from students import VOCAB_SIZE, search_options
 
 from icefall_kd.data.features import compute_fbank, num_frames
 from icefall_kd.decoding import DECODERS, DecodeOptions
@@ -54,7 +55,7 @@ def test_fbank_of_padding_is_floor_of_logarithm():
 def test_streams_in_a_batch_equal_single_streams(student, waves, method, chunk_size):
     chosen = [torch.from_numpy(w) for w in list(waves.values())[:6]]
     features = compute_fbank([pad_tail(w, chunk_size) for w in chosen])
-    options = DecodeOptions(method, unk_id=2)
+    options = search_options(method, VOCAB_SIZE, unk_id=2)
     together = decode_streaming(student, features, chunk_size, 64, options)
     assert sum(len(hyp.tokens) for hyp in together) > 100
     for f, hyp in zip(features, together):

@@ -1,0 +1,179 @@
+"""Compile a decoding graph of words for the CTC head: HLG.fst.
+
+    python -m icefall_kd.bin.compile_hlg --bpe-model data/lang_bpe_150/bpe.model \\
+      --text data/shar/train data/shar/unlabelled_whisper_base book.txt \\
+      --held-out data/shar/dev data/shar/test --output data/lang_bpe_150/HLG.fst
+
+The graph contains a word n-gram of the distinct texts, the BPE spelling of the words
+and the CTC topology.  --arpa FILE reads an n-gram from elsewhere.  --grammar FILE
+replaces the n-gram by a list of phrases; an utterance is any sequence of them.  Words
+outside these lists are possible with a penalty.
+
+bin.decode and bin.transcribe read the graph with --method ctc_hlg --graph HLG.fst, and
+sherpa-onnx with its option ctc_graph.  Choose --lm-scale, --word-bonus and
+--oov-penalty on a development set.
+"""
+
+import argparse
+import logging
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from icefall_kd.bin.make_denominator import read_texts
+from icefall_kd.core.cli import (
+    create_parser,
+    exit_on_error,
+    non_negative_float,
+    require_packages,
+)
+from icefall_kd.core.files import as_path, is_local, read_text, write_atomically
+from icefall_kd.core.logs import setup_logging
+from icefall_kd.data.tokens import Tokenizer, UnknownLetters
+from icefall_kd.decoding.hlg import HlgOptions, compile_hlg
+from icefall_kd.decoding.word_lm import (
+    WordGraph,
+    build_phrase_graph,
+    parse_arpa,
+    train_ngram,
+)
+
+MAX_SHOWN = 5  # held-out texts in a message
+
+
+def get_parser() -> argparse.ArgumentParser:
+    p = create_parser(__doc__)
+    p.add_argument("--bpe-model", type=Path, required=True, help="BPE model")
+    p.add_argument("--output", type=Path, required=True, help="file of the graph")
+    source = p.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--text",
+        nargs="+",
+        help="labelled Shar folders, and text files with one sentence per line, "
+        "for the n-gram",
+    )
+    source.add_argument("--arpa", type=Path, help="n-gram of words in ARPA format")
+    source.add_argument("--grammar", help="text file of phrases, one per line")
+    p.add_argument(
+        "--held-out",
+        nargs="+",
+        default=[],
+        help="Shar folders or text files of the test sets, whose texts are removed "
+        "from --text",
+    )
+    p.add_argument("--words", help="text file of further words of the lexicon")
+    p.add_argument(
+        "--order",
+        type=int,
+        choices=(2, 3, 4),
+        default=2,
+        help="longest n-gram in words",
+    )
+    options = HlgOptions()
+    p.add_argument(
+        "--lm-scale",
+        type=non_negative_float,
+        default=options.lm_scale,
+        help="factor of the log-probabilities of the n-gram",
+    )
+    p.add_argument(
+        "--word-bonus",
+        type=float,
+        default=options.word_bonus,
+        help="value in nats that is added to the score of each word of the lexicon",
+    )
+    p.add_argument(
+        "--oov-penalty",
+        type=non_negative_float,
+        default=options.oov_penalty,
+        help="cost in nats of a word outside the lexicon",
+    )
+    return p
+
+
+def read_sentences(sources: Iterable[str]) -> list[str]:
+    """Return the distinct texts of Shar folders and text files, sorted.
+
+    Raises:
+      FileNotFoundError: if a file or folder does not exist.
+    """
+    texts: set[str] = set()
+    for source in sources:
+        path = as_path(source)
+        if is_local(path) and not path.exists():
+            raise FileNotFoundError(
+                f"{source}: not found; give a Shar folder or a text file"
+            )
+        texts |= set(
+            read_text(path).split("\n") if path.is_file() else read_texts([source])
+        )
+    return sorted({" ".join(text.split()) for text in texts} - {""})
+
+
+def remove_held_out(texts: list[str], held_out: list[str]) -> list[str]:
+    """Return the texts that are not in ``held_out``, and log the others."""
+    found = sorted(set(texts) & set(held_out))
+    if found:
+        logging.warning(
+            "--held-out: removed %d of %d texts that are also in the test sets: %s%s",
+            len(found),
+            len(texts),
+            "; ".join(found[:MAX_SHOWN]),
+            "; ..." if len(found) > MAX_SHOWN else "",
+        )
+    return sorted(set(texts) - set(found))
+
+
+def load_word_graph(args: argparse.Namespace, tokenizer: Tokenizer) -> WordGraph:
+    """Return the graph of words that the options describe.
+
+    Raises:
+      FileNotFoundError: if a file or folder does not exist.
+      ValueError: if a file is invalid, or the BPE model lacks letters of the texts.
+    """
+    if args.arpa:
+        if not args.arpa.is_file():
+            raise FileNotFoundError(f"--arpa {args.arpa}: file not found")
+        return parse_arpa(read_text(args.arpa), str(args.arpa))
+    texts = read_sentences(args.text or [args.grammar])
+    letters = UnknownLetters(tokenizer)
+    for text in texts:
+        letters.add(text)
+    letters.check("--text" if args.text else "--grammar")
+    if args.grammar:
+        return build_phrase_graph(texts)
+    texts = remove_held_out(texts, read_sentences(args.held_out))
+    return parse_arpa(train_ngram(texts, args.order), "n-gram")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    require_packages("kaldifst", "kaldingram")
+    start = time.perf_counter()
+    tokenizer = Tokenizer(args.bpe_model)
+    options = HlgOptions(args.lm_scale, args.word_bonus, args.oov_penalty)
+    graph = load_word_graph(args, tokenizer)
+    if args.words:
+        graph.add_words(" ".join(read_sentences([args.words])).split())
+    fst = compile_hlg(graph, tokenizer, options)
+    with write_atomically(args.output) as temporary:
+        fst.write(str(temporary))
+    logging.info(
+        "%s: %d words, %d n-grams or phrases, %d states, %.1f MB, %.1f s",
+        args.output,
+        len(graph.words),
+        sum(map(len, graph.arcs.values())),
+        fst.num_states,
+        args.output.stat().st_size / 1e6,
+        time.perf_counter() - start,
+    )
+
+
+def main() -> None:
+    setup_logging()
+    with exit_on_error("compile_hlg"):
+        run(get_parser().parse_args())
+
+
+if __name__ == "__main__":
+    main()
