@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from icefall_kd.bin.make_denominator import read_texts
+from icefall_kd.bin.make_bigram import read_texts
 from icefall_kd.core.cli import (
     create_parser,
     exit_on_error,
