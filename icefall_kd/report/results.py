@@ -32,6 +32,7 @@ METHOD_LABELS = {  # searches of a head from the fastest to the most thorough on
     "modified_beam_search": "beam",
     "ctc_greedy_search": "CTC greedy",
     "ctc_prefix_beam_search": "CTC prefix beam",
+    "ctc_hlg": "CTC HLG",
 }
 DELAYS = ("emission_delay_mean_ms", "emission_delay_p90_ms")
 DELAYS += ("latency_mean_ms", "latency_p90_ms")

@@ -206,7 +206,7 @@ def _make_row(
         return Row(result, notes=notes)
     paired = compare_systems(of_baseline.decodings, result.decodings)
     wer = of_baseline.facts["wer"]
-    werr = -100 * paired.difference / wer if wer else None
+    werr = 0.0 - 100 * paired.difference / wer if wer else None  # never -0.0
     return Row(result, paired, werr, notes=notes)
 
 

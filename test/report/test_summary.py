@@ -3,8 +3,8 @@
 import pytest
 from report_files import CHUNKS, GREEDY, REFS, write_result
 
-from icefall_kd.decoding import DecodeOptions
-from icefall_kd.report.results import average_over_seeds, find_results
+from icefall_kd.decoding import DECODERS, DecodeOptions
+from icefall_kd.report.results import METHOD_LABELS, average_over_seeds, find_results
 from icefall_kd.report.summary import summarise
 from icefall_kd.report.table import format_markdown, format_text
 
@@ -74,6 +74,10 @@ def test_a_search_that_most_systems_lack_is_not_compared(write):
         ("d", "full context, beam 4"),
     ]
     assert rows[3]["WERR"] == "" and rows[3]["notes"] == "1"
+
+
+def test_each_search_has_a_label_and_a_rank():
+    assert set(METHOD_LABELS) == set(DECODERS)
 
 
 def test_an_unknown_search_counts_as_the_most_thorough(write, monkeypatch):

@@ -101,6 +101,11 @@ def test_a_worse_system_has_a_negative_gain(results):
     assert row.paired.probability < 0.01
 
 
+def test_an_equal_system_has_a_gain_of_zero(tmp_path):
+    found = [find_results(n, write_result(tmp_path / n, 4)) for n in ("a", "b")]
+    assert "+0.0 %" in make_table(sum(found, []), "a").cells()[2]
+
+
 def test_a_baseline_without_errors_has_no_relative_gain(tmp_path):
     perfect = find_results("perfect", write_result(tmp_path / "a", 0))
     worse = find_results("worse", write_result(tmp_path / "b", 4))
