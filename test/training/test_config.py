@@ -36,11 +36,14 @@ def test_the_command_line_overrides_yaml_and_yaml_overrides_defaults(tmp_path):
     assert config.data.train == ("a", "b")
 
 
-def test_unnamed_and_null_terms_are_off(tmp_path):
+@pytest.mark.parametrize("source", ["command line", "YAML"])
+def test_unnamed_and_null_terms_are_off(tmp_path, source):
     path = write(tmp_path, "terms: {ctc: {}, transducer: {}}\n")
-    config = parse_config(
-        ["--exp-dir", "x", "--config", path, "--terms.transducer", "null"]
-    )
+    later = write(tmp_path, "terms: {transducer: null}\n", "b.yaml")
+    null = ["--config", later]
+    if source == "command line":
+        null = ["--terms.transducer", "null"]
+    config = parse_config(["--exp-dir", "x", "--config", path, *null])
     assert config.terms.embedding is None and config.terms.transducer is None
     assert config.terms.ctc.weight == 0.2
 

@@ -29,7 +29,7 @@ from_dir=${from_dir:+$(realpath "$from_dir")}
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ../../../local/log.sh
 case $profile in  # of each stage on 2 cores, with the systems of the profile
-  quick) stage_minutes=(2 2 3 15 1 2 1) ;;
+  quick) stage_minutes=(2 1 2 15 1 3 1) ;;
   full) stage_minutes=(2 6 9 350 20 30 1) ;;
 esac
 
