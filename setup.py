@@ -34,7 +34,7 @@ INSTALL_REQUIRES = [
 ]
 
 EXTRAS = {
-    # Pruned RNN-T loss.  The index has k2 only for torch 1.13.1 and Python 3.10.
+    # fast_beam_search.  The index has k2 only for torch 1.13.1 and Python 3.10.
     "k2": ["k2>=1.23.4"],
     "teachers": ["ctranslate2>=4.0", "faster-whisper>=1.0"],
     # The last version that runs WavLM, HuBERT, wav2vec 2.0 and Whisper on torch 1.13.1.

@@ -15,10 +15,14 @@ from typing import Any, NoReturn, Optional
 
 PACKAGE = Path(__file__).parents[1]
 
+_K2_REMEDY = (
+    "install its wheel for this torch from https://k2-fsa.github.io/k2, or use another "
+    "search (modified_beam_search) or backend (torch)"
+)
 # Package -> how to install it.  k2's wheel depends on torch and Python.
 REMEDIES = {
-    "k2": "'python -m icefall_kd.bin.doctor' names the wheel that fits this torch",
-    "_k2": "'python -m icefall_kd.bin.doctor' names the wheel that fits this torch",
+    "k2": _K2_REMEDY,
+    "_k2": _K2_REMEDY,
     "ctranslate2": "pip install 'icefall_kd[teachers]'",
     "faster_whisper": "pip install 'icefall_kd[teachers]'",
     "transformers": "pip install 'icefall_kd[transformers]'",

@@ -182,7 +182,7 @@ def check_k2_cuda(findings: Findings) -> Optional[Problem]:
     if not gpu or not k2.is_working or k2.info.get("with_cuda"):
         return None
     what = f"{k2.version} was compiled without CUDA, but the machine has {gpu}"
-    return Problem("k2", what, describe_k2_wheel(findings))
+    return Problem("k2", what, describe_k2_wheel(findings), required=False)
 
 
 def check_torchaudio(findings: Findings) -> Optional[Problem]:
@@ -264,7 +264,7 @@ def check_presence(package: Package, findings: Findings) -> Optional[Problem]:
         return None
     remedy = pip_install(pinned(package.module))
     if package.dist == "k2":
-        remedy = describe_k2_wheel(findings) if is_torch_2 else install_pinned_k2()
+        remedy = install_pinned_k2()
     what = f"is missing (needed for: {package.purpose})"
     return Problem(package.dist, what, remedy)
 

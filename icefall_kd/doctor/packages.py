@@ -53,7 +53,7 @@ PACKAGES: dict[str, Package] = {
     for p in [
         Package("numpy", "numpy", "1.26.4", "everything"),
         Package("torch", "torch", "1.13.1", "everything", ("numpy",)),
-        Package("k2", "k2", "1.23.4", "the transducer loss", _TORCH),
+        Package("k2", "k2", "1.23.4", "fast_beam_search", _TORCH, True),
         Package("torchaudio", "torchaudio", "0.13.1", "audio", _TORCH, True),
         Package("lilcom", "lilcom", "1.8.2", "lhotse", ("numpy",)),
         Package("urllib3", "urllib3", "2.8.0", "lhotse"),

@@ -50,7 +50,7 @@ def test_a_gpu_needs_a_k2_with_cuda():
     findings = with_gpu("sm_80", ["sm_80"])
     findings["k2"].info = {"with_cuda": False}
     (problem,) = diagnose(findings)
-    assert "without CUDA" in problem.what
+    assert "without CUDA" in problem.what and not problem.required
 
 
 def test_each_missing_package_is_a_problem():
@@ -105,6 +105,7 @@ def test_torch_2_allows_newer_packages(monkeypatch):
         findings[name] = Finding()
     findings["torch"].info = {"cuda": "11.8"}
     assert diagnose(findings) == []
+    assert diagnose({**findings, "k2": Finding()}) == []
     findings["torch"].info = {"cuda": "12.1"}
     (problem,) = diagnose(findings)
     assert "built for CUDA 11.8" in problem.what and "torch2.3.0" in problem.remedy
