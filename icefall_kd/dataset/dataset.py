@@ -129,7 +129,7 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
-        num_buckets: int = 10,
+        num_buckets: int = 30,
         spec_augment: Optional[SpecAugment] = None,
         buffer_size: int = BUFFER_SIZE,
         start_method: Optional[str] = None,

@@ -51,7 +51,7 @@ class DataConfig:
     teachers: dict[str, dict[str, Any]] = field(default_factory=dict)
     max_unknown: float = MAX_UNKNOWN
     max_duration: float = 200.0
-    num_buckets: int = 10
+    num_buckets: int = 30
     num_workers: int = 0
     spec_augment: bool = True
     time_warp_factor: int = 0
