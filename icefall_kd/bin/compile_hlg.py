@@ -10,8 +10,8 @@ replaces the n-gram by a list of phrases; an utterance is any sequence of them. 
 outside these lists are possible with a penalty.
 
 bin.decode and bin.transcribe read the graph with --method ctc_hlg --graph HLG.fst, and
-sherpa-onnx with its option ctc_graph.  Choose --lm-scale, --word-bonus and
---oov-penalty on a development set.
+sherpa-onnx with its option ctc_graph.  Choose --lm-scale, --word-bonus,
+--oov-penalty and --blank-penalty on a development set.
 """
 
 import argparse
@@ -88,6 +88,12 @@ def get_parser() -> argparse.ArgumentParser:
         default=options.oov_penalty,
         help="cost in nats of a word outside the lexicon",
     )
+    p.add_argument(
+        "--blank-penalty",
+        type=non_negative_float,
+        default=options.blank_penalty,
+        help="cost in nats of each blank frame",
+    )
     return p
 
 
@@ -151,7 +157,9 @@ def run(args: argparse.Namespace) -> None:
     require_packages("kaldifst", "kaldingram")
     start = time.perf_counter()
     tokenizer = Tokenizer(args.bpe_model)
-    options = HlgOptions(args.lm_scale, args.word_bonus, args.oov_penalty)
+    options = HlgOptions(
+        args.lm_scale, args.word_bonus, args.oov_penalty, args.blank_penalty
+    )
     graph = load_word_graph(args, tokenizer)
     if args.words:
         graph.add_words(" ".join(read_sentences([args.words])).split())

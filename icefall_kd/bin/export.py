@@ -8,7 +8,7 @@ bpe.model, bpe.vocab and export.json.  With --streaming, the encoder reads chunk
 its name has their size: encoder-streaming-chunk-16-left-128.onnx.  With --head ctc, one
 file replaces encoder, decoder and joiner: model.onnx, or
 model-streaming-chunk-16-left-128.onnx.  Several encoders of one checkpoint can be
-exported to one folder, one after another.
+exported to one folder, one after another.  --graph adds HLG.fst for the method ctc_hlg.
 
 --check-shar also writes .int8.onnx files if their WER on the set is at most
 --max-int8-loss percent (absolute) higher.  Otherwise the command removes them, prints
@@ -48,6 +48,11 @@ def get_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--head", choices=sorted(HEADS), default="transducer", help="head to export"
     )
+    p.add_argument(
+        "--graph",
+        type=Path,
+        help="HLG.fst of bin.compile_hlg to copy into the folder, with --head ctc",
+    )
     add_chunk_options(p, "checkpoint")
     p.add_argument(
         "--check-shar",
@@ -77,12 +82,14 @@ def run(args: argparse.Namespace) -> None:
     require_packages("onnx")
     if args.check or (args.check_shar and not args.no_int8):
         require_packages("onnxruntime", "sherpa_onnx")
+    if args.graph:
+        require_packages("kaldifst")
     cuts = [cut for folder in args.check_shar for cut in open_shar(folder)]
     if args.check_shar and not cuts:
         raise ValueError(
             f"--check-shar: no cuts in {', '.join(map(str, args.check_shar))}"
         )
-    exporter = Exporter(args.checkpoint, args.out_dir, args.head)
+    exporter = Exporter(args.checkpoint, args.out_dir, args.head, args.graph)
     chunking = None
     if args.streaming:
         chunking = Chunking.from_model(

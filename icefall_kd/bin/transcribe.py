@@ -11,7 +11,7 @@ status 1.
 
 This writes the same result files as bin.decode and reuses them in the same way.  The
 real-time factor is that of one utterance at a time.  --alignment and --hotwords are
-those of bin.decode.
+those of bin.decode.  The default of --graph is HLG.fst in the export folder.
 """
 
 import argparse
@@ -52,13 +52,13 @@ def get_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     from icefall_kd.export.files import ModelFiles, find_chunking
-    from icefall_kd.export.transcribe import read_export_hotwords
+    from icefall_kd.export.transcribe import read_export_graph, read_export_hotwords
 
     if bool(args.audio) == bool(args.shar_dir):
         raise ValueError("name either audio files or a set with --shar-dir")
     if args.shar_dir and not args.out_dir:
         raise ValueError("--shar-dir needs a folder for the results; set --out-dir")
-    require_packages("onnx", "sherpa_onnx")
+    require_packages("onnx", "sherpa_onnx", *get_search_class(args.method).packages)
     head = get_search_class(args.method).head
     chunking = None
     if args.streaming:
@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
         args.blank_penalty,
         hotwords=args.hotwords
         and read_export_hotwords(files, args.hotwords, args.hotwords_score),
+        graph=read_export_graph(files, args.method, args.graph),
         max_utterance=args.max_utterance,
     )
     if args.audio:

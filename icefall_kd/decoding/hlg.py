@@ -40,18 +40,22 @@ class HlgOptions:
       lm_scale: factor of the language model's log-probabilities.
       word_bonus: added to the score of each word of the lexicon.
       oov_penalty: cost of a word outside the lexicon, and of an unfinished word.
+      blank_penalty: cost of each blank frame; also in sherpa-onnx, whose CTC search has
+        no blank penalty.
     """
 
     lm_scale: float = 0.5
     word_bonus: float = 3.0
     oov_penalty: float = 8.0
+    blank_penalty: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.lm_scale < 0 or self.oov_penalty < 0:
-            raise ValueError(
-                f"--lm-scale {self.lm_scale:g}, --oov-penalty {self.oov_penalty:g}: "
-                "must be at least 0"
-            )
+        for name in ("lm_scale", "oov_penalty", "blank_penalty"):
+            if getattr(self, name) < 0:
+                option = name.replace("_", "-")
+                raise ValueError(
+                    f"--{option} {getattr(self, name):g}: must be at least 0"
+                )
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +117,7 @@ def compile_hlg(graph: WordGraph, tokenizer: Tokenizer, options: HlgOptions) -> 
       ValueError: if no token starts a word, or no word can be spelled.
     """
     tokens = _compose_lexicon(graph, tokenizer, options)
-    fst = _compose_topology(tokens, graph.start)
+    fst = _compose_topology(tokens, graph.start, options.blank_penalty)
     fst.input_symbols = _input_symbols(tokenizer)
     return fst
 
@@ -205,7 +209,7 @@ def _add_unknown_words(
     out.skips[inside] += [(more, 0.0), (hub, 0.0)]
 
 
-def _compose_topology(tokens: _TokenGraph, start: int) -> Any:
+def _compose_topology(tokens: _TokenGraph, start: int, blank_cost: float) -> Any:
     """Return H o L o G.
 
     A state is a node and the last label on the way to it:
@@ -237,9 +241,9 @@ def _compose_topology(tokens: _TokenGraph, start: int) -> Any:
         """Yield label, cost and next state of each arc."""
         node, last, is_skipped = state
         if not is_skipped:
-            yield 1 + last, 0.0, state  # a further frame
             if last != BLANK_ID:
-                yield 1 + BLANK_ID, 0.0, (node, BLANK_ID, False)
+                yield 1 + last, 0.0, state  # a further frame
+            yield 1 + BLANK_ID, blank_cost, (node, BLANK_ID, False)
         for token, to, cost in tokens.arcs.get(node, []):
             if token != last:
                 yield 1 + token, cost, (to, token, False)

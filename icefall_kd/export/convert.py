@@ -1,6 +1,7 @@
 """Export a checkpoint for sherpa-onnx, and check the files on a set of cuts."""
 
 import logging
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Optional
@@ -10,10 +11,17 @@ from lhotse.cut import Cut
 from torch import Tensor
 from tqdm import tqdm
 
-from icefall_kd.core.files import Pathlike, read_json, sha256_file, write_json
+from icefall_kd.core.files import (
+    Pathlike,
+    read_json,
+    sha256_file,
+    write_atomically,
+    write_json,
+)
 from icefall_kd.data.cuts import load_wave
 from icefall_kd.data.tokens import write_lang
 from icefall_kd.decoding import GREEDY_METHODS, DecodeOptions
+from icefall_kd.decoding.hlg import read_graph
 from icefall_kd.decoding.streaming import pad_tail, tail_padding
 from icefall_kd.export.compare import Comparison, compare_engines
 from icefall_kd.export.files import INFO, ModelFiles, list_exported_files
@@ -40,7 +48,11 @@ class Exporter:
     """Export one checkpoint to one folder, check the files and quantise them."""
 
     def __init__(
-        self, checkpoint: Pathlike, folder: Pathlike, head: str = "transducer"
+        self,
+        checkpoint: Pathlike,
+        folder: Pathlike,
+        head: str = "transducer",
+        graph: Optional[Pathlike] = None,
     ):
         """Load the checkpoint.
 
@@ -48,10 +60,12 @@ class Exporter:
           checkpoint: file of bin.average or of a run.
           folder: export folder; created by :meth:`write`.
           head: "transducer" or "ctc".
+          graph: graph of words to copy into the folder, only for the CTC head.
         Raises:
-          FileNotFoundError: if the checkpoint does not exist.
+          FileNotFoundError: if the checkpoint or the graph does not exist.
           ValueError: if the checkpoint is damaged, has no tokenizer or a tokenizer of
-            another vocabulary, or its head is missing or untrained.
+            another vocabulary, its head is missing or untrained, or the graph has other
+            tokens.
         """
         self.folder = Path(folder)
         self.head = head
@@ -61,6 +75,9 @@ class Exporter:
                 f"{checkpoint}: the model has {self.model.vocab_size} tokens, its BPE "
                 f"model {self.tokenizer.vocab_size}; train with a matching bpe.model"
             )
+        if graph and head != "ctc":
+            raise ValueError(f"--graph {graph}: only with --head ctc")
+        self.graph = read_graph(graph, self.tokenizer) if graph else None
         self.options = DecodeOptions(GREEDY_METHODS[head], unk_id=self.tokenizer.unk_id)
         self.info = {
             "checkpoint": str(checkpoint),
@@ -99,6 +116,9 @@ class Exporter:
                     path.unlink()
                     logging.warning("removed %s of another checkpoint", path)
         write_lang(self.tokenizer.model_bytes, self.folder)
+        if self.graph:
+            with write_atomically(files.graph) as temporary:
+                shutil.copyfile(self.graph.path, temporary)
         entry = {
             "parameters": count_parameters(self.model, self.head),
             "tail_padding": tail_padding(chunking.chunk_size) if chunking else 0.0,  # s

@@ -87,8 +87,13 @@ class ModelFiles:
 
     @property
     def bpe_model(self) -> Path:
-        """sentencepiece model, with which icefall_kd tokenises hotwords."""
+        """sentencepiece model, with which icefall_kd reads hotwords and graphs."""
         return self.tokens.with_name("bpe.model")
+
+    @property
+    def graph(self) -> Path:
+        """Graph of words for a CTC model, as ``--graph`` of bin.export wrote it."""
+        return self.tokens.with_name("HLG.fst")
 
     @property
     def head(self) -> str:
@@ -112,8 +117,9 @@ class ModelFiles:
 
     @property
     def parts(self) -> tuple[Path, ...]:
-        """All files that recognition reads; the last two only for hotwords."""
-        return (*self.onnx, self.tokens, self.bpe_vocab, self.bpe_model)
+        """All files that recognition reads; the last three only for some methods."""
+        files = (*self.onnx, self.tokens, self.bpe_vocab, self.bpe_model)
+        return files if self.decoder else (*files, self.graph)
 
     @property
     def digests(self) -> dict[str, str]:

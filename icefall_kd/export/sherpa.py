@@ -18,6 +18,8 @@ from icefall_kd import ENCODER_SHIFT, NUM_MEL_BINS, SAMPLE_RATE
 from icefall_kd.core.files import Pathlike, open_text, write_text
 from icefall_kd.data.features import num_frames
 from icefall_kd.decoding import DecodeOptions, Hypothesis, get_search_class
+from icefall_kd.decoding.ctc_hlg_search import MAX_ACTIVE
+from icefall_kd.decoding.search import check_graph
 from icefall_kd.decoding.streaming import tail_padding
 from icefall_kd.export.files import ModelFiles, check_sherpa_metadata
 from icefall_kd.zipformer.subsampling import MIN_FRAMES
@@ -27,6 +29,7 @@ METHODS = {
     "greedy_search": "greedy_search",
     "modified_beam_search": "modified_beam_search",
     "ctc_greedy_search": "greedy_search",
+    "ctc_hlg": "greedy_search",  # with the option ctc_graph
 }
 
 
@@ -203,7 +206,8 @@ def check_sherpa_options(files: ModelFiles, options: DecodeOptions) -> None:
     """Check that sherpa-onnx supports the options for these files.
 
     Raises:
-      ValueError: if method, hotwords or blank penalty are not supported.
+      ValueError: if method, hotwords or blank penalty are not supported, or a graph is
+        missing or not supported.
       FileNotFoundError: if a file that hotwords need is missing.
     """
     if options.method not in METHODS:
@@ -229,6 +233,7 @@ def check_sherpa_options(files: ModelFiles, options: DecodeOptions) -> None:
                 f"{files.bpe_vocab}: not found, but sherpa-onnx needs it for hotwords; "
                 "write it with bin.export"
             )
+    check_graph(options, get_search_class(options.method).uses_graph)
     if head == "ctc" and options.blank_penalty:
         raise ValueError(
             f"--blank-penalty {options.blank_penalty:g}: sherpa-onnx has no blank "
@@ -274,7 +279,10 @@ def _open_ctc(files: ModelFiles, options: DecodeOptions, common: dict) -> Any:
         open_model = sherpa_onnx.OnlineRecognizer.from_zipformer2_ctc
     else:
         open_model = sherpa_onnx.OfflineRecognizer.from_zipformer_ctc
-    return open_model(model=str(files.encoder), **common)
+    graph = str(options.graph.path) if options.graph else ""
+    return open_model(
+        model=str(files.encoder), ctc_graph=graph, ctc_max_active=MAX_ACTIVE, **common
+    )
 
 
 def _check_wave(wave: np.ndarray) -> np.ndarray:

@@ -13,7 +13,8 @@ from icefall_kd import SAMPLE_RATE
 from icefall_kd.data.audio_files import AudioError, read_blocks
 from icefall_kd.data.cuts import load_blocks
 from icefall_kd.data.tokens import WORD_START, Tokenizer, word_spans
-from icefall_kd.decoding import DecodeOptions
+from icefall_kd.decoding import DecodeOptions, get_search_class
+from icefall_kd.decoding.hlg import DecodingGraph, read_graph
 from icefall_kd.decoding.hotwords import Hotwords, read_hotwords
 from icefall_kd.export.files import ModelFiles
 from icefall_kd.export.sherpa import SherpaRecogniser, sherpa_version
@@ -64,6 +65,23 @@ def read_export_hotwords(files: ModelFiles, path: Path, score: float) -> Hotword
     """
     files.read_info()
     return read_hotwords(path, Tokenizer(files.bpe_model), score)
+
+
+def read_export_graph(
+    files: ModelFiles, method: str, path: Optional[Path]
+) -> Optional[DecodingGraph]:
+    """Read the graph of a method, by default the one in the export folder.
+
+    Returns:
+      None if no path is given and the method needs none.
+    Raises:
+      FileNotFoundError: if a file is missing.
+      ValueError: if an exported file was changed, or the graph has other tokens.
+    """
+    if path is None and not get_search_class(method).uses_graph:
+        return None
+    files.read_info()
+    return read_graph(path or files.graph, Tokenizer(files.bpe_model))
 
 
 def transcribe_cuts(

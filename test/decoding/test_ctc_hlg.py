@@ -125,7 +125,7 @@ def tiny_options(graph, options):
 @torch.no_grad()
 @pytest.mark.parametrize("order", [2, 3])
 @pytest.mark.parametrize(
-    "weights", [(0.5, 3.0, 4.0), (1.0, -1.0, 2.0), (0.3, 2.0, 0.0)]
+    "weights", [(0.5, 3.0, 4.0), (1.0, -1.0, 2.0), (0.3, 2.0, 0.0, 1.0)]
 )
 def test_best_path_equals_all_paths(order, weights):
     graph, weights = parse_arpa(train_ngram(TEXTS, order), "lm"), HlgOptions(*weights)
@@ -142,6 +142,7 @@ def test_best_path_equals_all_paths(order, weights):
             if tokens not in costs:
                 costs[tokens] = slow_cost(graph, list(tokens), weights)
             score = sum(row[k] for row, k in zip(log_probs, path)) - costs[tokens]
+            score -= path.count(0) * weights.blank_penalty
             found.append((score, tokens, times))
         score, tokens, times = max(found)
         assert (tuple(hyp.tokens), tuple(hyp.timestamps)) == (tokens, times)

@@ -14,7 +14,9 @@ from students import STUDENT, random_student
 
 from icefall_kd.data.tokens import Tokenizer, word_spans
 from icefall_kd.decoding import DecodeOptions
+from icefall_kd.decoding.hlg import HlgOptions, compile_hlg, read_graph
 from icefall_kd.decoding.streaming import decode_streaming, pad_tail
+from icefall_kd.decoding.word_lm import parse_arpa, train_ngram
 from icefall_kd.export import transcribe
 from icefall_kd.export.compare import decode_features
 from icefall_kd.export.convert import Exporter
@@ -307,3 +309,41 @@ def test_each_word_has_a_frame_if_sherpa_drops_a_space(pieces, text, words):
     found, frames = transcribe._split_words(text, pieces, range(len(pieces)))
     assert found == words.split() and len(frames) == len(found)
     assert not frames or frames[-1] == len(pieces) - 1
+
+
+@pytest.fixture(scope="module")
+def graph(cuts, tokenizer, tmp_path_factory):
+    """A graph of the words of the transcripts."""
+    texts = sorted({" ".join(reference_words(cut)) for cut in cuts})
+    fst = compile_hlg(parse_arpa(train_ngram(texts, 2), "lm"), tokenizer, HlgOptions())
+    path = tmp_path_factory.mktemp("graph") / "HLG.fst"
+    fst.write(str(path))
+    return read_graph(path, tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["full", "chunk-16"])
+def test_search_with_a_graph_agrees(exported_ctc, student, some, graph, kind):
+    files = exported_ctc[kind]
+    options = DecodeOptions("ctc_hlg", unk_id=2, graph=graph)
+    theirs = SherpaRecogniser(files, options)
+    found = [theirs.decode([wave])[0] for wave in some]
+    features = fbank(some, files.chunking)
+    assert_same(decode_features(student, features, options, files.chunking), found)
+    greedy = SherpaRecogniser(files, CTC_GREEDY).decode(some)
+    assert sum(a.tokens != b.tokens for a, b in zip(found, greedy)) > 10
+
+
+def test_graph_is_exported_and_found(checkpoint, tokenizer, cuts, graph, tmp_path):
+    files = Exporter(checkpoint, tmp_path, "ctc", graph.path).write(None)
+    read = transcribe.read_export_graph(files, "ctc_hlg", None)
+    assert (read.path, read.sha256) == (tmp_path / "HLG.fst", graph.sha256)
+    assert transcribe.read_export_graph(files, "ctc_greedy_search", None) is None
+    with pytest.raises(ValueError, match="--graph: ctc_hlg needs a graph"):
+        SherpaRecogniser(files, DecodeOptions("ctc_hlg"))
+    with pytest.raises(ValueError, match="--graph .*HLG.fst: only with --head ctc"):
+        Exporter(checkpoint, tmp_path, "transducer", graph.path)
+    before = files.sha256
+    (tmp_path / "HLG.fst").write_bytes(b"")
+    assert files.sha256 != before
+    with pytest.raises(ValueError, match="HLG.fst: changed after"):
+        transcribe.read_export_graph(files, "ctc_hlg", None)
