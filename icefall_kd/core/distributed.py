@@ -134,16 +134,20 @@ def init_world(device: str, timeout: float = 600.0) -> World:
     return World(dist.get_rank(), size, own_device)
 
 
-def wrap_ddp(module: nn.Module) -> nn.Module:
+def wrap_ddp(module: nn.Module, find_unused_parameters: bool) -> nn.Module:
     """Return ``module`` in DistributedDataParallel, whose reducer is never freed.
 
     Freeing the reducer frees gloo's process group while this thread holds the GIL.  A
     gloo thread may then wait for the GIL to free a tensor of the last collective, and
     both wait forever (torch 1.13).  The cost is one reducer per process.
+
+    Args:
+      find_unused_parameters: whether a backward pass may miss trained parameters.
     """
-    # A term without a target in one process leaves parameters unused there.
     wrapped = DistributedDataParallel(
-        module, find_unused_parameters=True, broadcast_buffers=False
+        module,
+        find_unused_parameters=find_unused_parameters,
+        broadcast_buffers=False,
     )
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(wrapped.reducer))
     return wrapped

@@ -22,6 +22,7 @@ metrics ``<name>`` and ``<name>.<extra>``.  The loss of a batch is the sum of
 """
 
 import abc
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -63,6 +64,11 @@ class StudentOutput:
     heads: nn.ModuleDict
     chunk_size: int
     stacks: tuple[Tensor, ...] = ()
+
+    @functools.cached_property
+    def lens_cpu(self) -> Tensor:
+        """``lens`` on the CPU; only the first use waits for the accelerator."""
+        return self.lens.cpu()
 
     def lag(self, delay: int) -> int:
         """Return ``delay`` for a batch with chunks, and 0 for one with full context.

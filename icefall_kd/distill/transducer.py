@@ -41,17 +41,18 @@ class CtcTerm(Term):
 
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
         """Sum the loss over the utterances with a transcript that fits the audio."""
-        is_used = select_ctc_rows(batch["tokens"], student.lens)
+        is_used = select_ctc_rows(batch["tokens"], student.lens_cpu)
         skipped = list_skipped_texts(batch["tokens"], ~is_used)
         rows = is_used.nonzero().flatten()
         if len(rows) == 0:
             return zero_output(student, skipped)
+        lens = student.lens_cpu[rows]
         log_probs = student.model.ctc_output(student.encoder_out[rows])
         texts = [batch["tokens"][i] for i in rows.tolist()]
-        loss = ctc_loss(log_probs, student.lens[rows], texts, reduction="none")
+        loss = ctc_loss(log_probs, lens, texts, reduction="none")
         return TermOutput(
             sum=loss.sum(),
-            count=int(student.lens[rows].sum()),
+            count=int(lens.sum()),
             suspects=tuple(rows[find_non_finite(loss)].tolist()),
             skipped=skipped,
         )
@@ -123,12 +124,12 @@ class TransducerTerm(Term):
 
     def __call__(self, student: StudentOutput, batch: Batch, step: int) -> TermOutput:
         """Sum the loss over the utterances with a transcript that fits the audio."""
-        is_used = has_alignment(batch["tokens"], student.lens)
+        is_used = has_alignment(batch["tokens"], student.lens_cpu)
         skipped = list_skipped_texts(batch["tokens"], ~is_used)
         rows = is_used.nonzero().flatten()
         if len(rows) == 0:
             return zero_output(student, skipped)
-        lens = student.lens[rows]
+        lens = student.lens_cpu[rows]
         simple, pruned = pruned_transducer_loss(
             student.model,
             student.encoder_out[rows, : int(lens.max())],

@@ -101,7 +101,9 @@ class Trainer:
                 max_duration=config.data.max_duration,
             )
         if world.size > 1:
-            self.module = wrap_ddp(self.student)
+            # DistilledStudent.loss reaches all parameters unless the encoder is frozen.
+            may_freeze = config.init_encoder and config.optim.frozen_batches
+            self.module = wrap_ddp(self.student, bool(may_freeze))
 
     def state_dict(self) -> dict[str, Any]:
         """Return a training checkpoint; every process must call it."""

@@ -115,18 +115,37 @@ class DistilledStudent(nn.Module):
         Returns:
           See :meth:`forward`.
         """
-        encoder_out, frames = student.encoder_out, int(student.lens.sum())
+        encoder_out, frames = student.encoder_out, int(student.lens_cpu.sum())
         # This zero connects the loss to all trained parameters: in a distributed run
         # every process needs a backward pass, also if no term has a target.
         loss = encoder_out.float().sum() * 0.0
         if frozen:
             loss = loss + sum(0.0 * p.sum() for p in self.other_parameters())
+        else:
+            loss = loss + _Reach.apply(*(p for _, p in self.trainable()))
         outputs = {}
         for weight, term in self.terms:
             output = term(student, batch, step)
             loss = loss + weight * output.sum / max(1, frames)
             outputs[term.name] = dataclasses.replace(output, sum=output.sum.detach())
         return loss, frames, outputs
+
+
+class _Reach(torch.autograd.Function):
+    """Zero whose backward pass reaches parameters and adds nothing to their gradients.
+
+    DistributedDataParallel then need not search each batch for parameters that a
+    skipped layer, or a term without a target, leaves unused.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *params: Tensor) -> Tensor:
+        ctx.num_params = len(params)
+        return params[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
+        return (None,) * ctx.num_params
 
 
 def build_heads(

@@ -37,18 +37,18 @@ def best_path(log_probs: Tensor, tokens: Sequence[int]) -> Tensor:
     label = label.squeeze(2).double()
     score = log_probs.new_full((num_tokens + 1,), float("-inf"), dtype=torch.float64)
     score[0] = 0.0
-    emits = torch.zeros(num_frames, num_tokens + 1, dtype=torch.bool)
+    emits = torch.zeros_like(blank, dtype=torch.bool)
     for t in range(num_frames):
         stay = score + blank[t]
         move = F.pad(score[:-1] + label[t], (1, 0), value=float("-inf"))
-        emits[t] = (move > stay).cpu()  # the best path to (t + 1, u) emits at t
+        emits[t] = move > stay  # the best path to (t + 1, u) emits at t
         score = torch.maximum(stay, move)
-    emitted, u = torch.zeros(num_frames, dtype=torch.int64), num_tokens
-    for t in range(num_frames - 1, -1, -1):
-        if emits[t, u]:
+    emitted, u = [BLANK_ID] * num_frames, num_tokens
+    for t, emits_at in reversed(list(enumerate(emits.tolist()))):
+        if emits_at[u]:
             u -= 1
             emitted[t] = int(tokens[u])
-    return emitted
+    return torch.tensor(emitted)
 
 
 def count_emitted(emitted: Tensor) -> Tensor:
@@ -107,5 +107,9 @@ def remove_blanks(emitted: Tensor) -> Tensor:
     Returns:
       (N, U) int64, padded with 0.
     """
-    rows: list[Tensor] = [row[row != BLANK_ID] for row in emitted]
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    is_token = emitted != BLANK_ID
+    width = int(is_token.sum(1).max())
+    # Blanks go to one more column, which is cut off.
+    column = count_emitted(emitted).masked_fill(~is_token, width)
+    labels = emitted.new_zeros(len(emitted), width + 1).scatter(1, column, emitted)
+    return labels[:, :width]
