@@ -7,7 +7,8 @@
 # Stage 0: align the words of each set -> exp/<profile>/alignment/<set>.ctm
 # Stage 1: greedy search               -> exp/<profile>/<variant>/<system>/decode/
 # Stage 2: modified beam search, beam 4 -> exp/<profile>/<variant>/<system>/decode/
-# With --head ctc, stage 1 is CTC greedy search and stage 2 is CTC prefix beam search.
+# With --head ctc, stage 1 is CTC greedy search and stage 2 is CTC prefix beam search.  If
+# the profile has hlg, stage 2 is instead a search with a graph of words: exp/<profile>/HLG.fst.
 #
 # A result of the same checkpoint, set, options and code is reused.  Emission delays are
 # relative to the alignment of stage 0.  By default the last system of the profile aligns,
@@ -53,6 +54,7 @@ if in_stage 1 "Greedy search -> $exp/*/*/decode"; then
 fi
 
 if in_stage 2 "Beam search -> $exp/*/*/decode"; then
+  run_commands graph
   run_commands "${decoding[@]}" --search beam \
     ${hotwords:+-- --hotwords "$hotwords" --hotwords-score "$hotwords_score"}
 fi

@@ -6,7 +6,8 @@
 #
 # Stage 1: export encoder, decoder and joiner (.onnx, .int8.onnx), tokens.txt and
 #          bpe.vocab -> exp/<profile>/<variant>/<system>/export/
-#          With --head ctc: one model.onnx instead of the three.
+#          With --head ctc: one model.onnx instead of the three, and HLG.fst if the
+#          profile has hlg.
 #          Compares PyTorch, ONNX Runtime and sherpa-onnx token for token on the
 #          check_sets of the profile.  Omits the int8 files if they raise the WER on these
 #          sets by more than 0.3 % absolute.
@@ -47,6 +48,9 @@ export_all() {  # skip exports whose checkpoint, check_sets, code and options ar
   lines=$(recipe_commands export "${exporting[@]}")
   while IFS=$'\t' read -r -u 3 system marker command; do
     reads=(--reads "$system/finetune/pretrained.pt")
+    if [[ $head == ctc ]]; then
+      reads+=(--reads "$exp/HLG.fst")
+    fi
     for set in $check_sets; do
       reads+=(--reads "data/shar/$set/cuts.*" --reads "data/shar/$set/recording.*")
     done
@@ -56,6 +60,7 @@ export_all() {  # skip exports whose checkpoint, check_sets, code and options ar
 }
 
 if in_stage 1 "Export, compare three engines -> $exp/*/*/export"; then
+  run_commands graph
   if [[ $dry_run == true ]]; then
     run_commands export "${exporting[@]}"
   else

@@ -10,6 +10,7 @@ every command of train and decode.  KIND is one of
 
     train       pre-training and fine-tuning
     align       forced alignment of the test sets
+    graph       graph of words for the CTC head, if the profile has one
     decode      decoding with PyTorch
     export      export to ONNX
     transcribe  decoding with sherpa-onnx
@@ -33,7 +34,7 @@ from icefall_kd.recipes.systems import (
     parse_system,
 )
 
-KINDS = ("train", "align", "decode", "export", "transcribe", "profile")
+KINDS = ("train", "align", "graph", "decode", "export", "transcribe", "profile")
 # Option -> (default, help).
 OPTIONS = {
     "profile": ("", "name of the profile (default: the first one)"),

@@ -31,6 +31,7 @@ METHODS = {
     "transducer": {"greedy": "greedy_search", "beam": "modified_beam_search"},
     "ctc": {"greedy": "ctc_greedy_search", "beam": "ctc_prefix_beam_search"},
 }
+HLG_METHOD = "ctc_hlg"  # in place of the beam search, if the profile has a graph
 CHECKPOINT = "finetune/pretrained.pt"  # in the folder of a system
 
 
@@ -104,16 +105,35 @@ class RecipeCommands:
             words += ["--output", self._alignment(name)]
             yield Command(self.exp, self._alignment(name), words)
 
+    def graph(self) -> Iterator[Command]:
+        """Yield the command that compiles the graph of words, if there is one.
+
+        It is the same for all systems, with the pseudo-labels or without.
+        """
+        if not self._graph:
+            return
+        profile = self.profile
+        pseudo = [s for s in profile.pseudo_labelled if Path("data/shar", s).is_dir()]
+        words = ["python", "-m", "icefall_kd.bin.compile_hlg", "--output", self._graph]
+        words += ["--text", *_shar_dirs([*profile.labelled, *pseudo])]
+        words += ["--held-out", *_shar_dirs([profile.dev_set, *profile.test_sets])]
+        for option, value in profile.hlg.items():
+            words += [f"--{option.replace('_', '-')}", str(value)]
+        yield Command(self.exp, self._graph, words)
+
     def decode(self) -> Iterator[Command]:
         """Yield the decodings of all sets with PyTorch, one for each chunk size."""
         method = METHODS[self.args.head][self.args.search]
+        search = ["--method", method]
+        if self._graph and self.args.search == "beam":
+            search = ["--method", HLG_METHOD, "--graph", self._graph]
         sizes = self.args.chunk_size.split() or [""]
         for variant, _, system_dir in self._runs():
             output = f"{system_dir}/decode"
             for name, decoding in itertools.product(self._sets(), DECODINGS[variant]):
                 for size in sizes if decoding == "streaming" else [""]:
                     words = ["python", "-m", "icefall_kd.bin.decode"]
-                    words += ["--method", method, "--shar-dir", f"data/shar/{name}"]
+                    words += [*search, "--shar-dir", f"data/shar/{name}"]
                     words += ["--checkpoint", f"{system_dir}/{CHECKPOINT}"]
                     words += ["--out-dir", output]
                     words += self._streaming_options(decoding, size)
@@ -131,6 +151,7 @@ class RecipeCommands:
                 words += ["--out-dir", f"{system_dir}/export", "--check"]
                 words += ["--check-shar"]
                 words += [f"data/shar/{name}" for name in self.profile.check_sets]
+                words += ["--graph", self._graph] if self._graph else []
                 words += self._streaming_options(decoding, size)
                 marker = decoding if head == "transducer" else f"{head}-{decoding}"
                 if decoding == "streaming":
@@ -140,7 +161,7 @@ class RecipeCommands:
 
     def transcribe(self) -> Iterator[Command]:
         """Yield the decodings of all sets with sherpa-onnx."""
-        method = METHODS[self.args.head]["greedy"]
+        method = HLG_METHOD if self._graph else METHODS[self.args.head]["greedy"]
         for variant, _, system_dir in self._runs():
             output = f"{system_dir}/sherpa"
             for decoding, name in itertools.product(DECODINGS[variant], self._sets()):
@@ -215,6 +236,12 @@ class RecipeCommands:
         for variant, system in itertools.product(self.variants, self.systems):
             yield variant, system, f"{self.exp}/{variant}/{system}"
 
+    @property
+    def _graph(self) -> str:
+        """Path of the graph of words; empty if the profile or the head has none."""
+        has_graph = self.profile.hlg and self.args.head == "ctc"
+        return f"{self.exp}/HLG.fst" if has_graph else ""
+
     def _sets(self) -> Sequence[str]:
         return self.args.sets.split() or self.profile.test_sets
 
@@ -228,6 +255,10 @@ class RecipeCommands:
         words += ["--chunk-size", chunk_size] if chunk_size else []
         words += ["--left-context", left] if (left := self.args.left_context) else []
         return words
+
+
+def _shar_dirs(names: Sequence[str]) -> list[str]:
+    return [f"data/shar/{name}" for name in names]
 
 
 def _format_list(names: Sequence[str]) -> str:

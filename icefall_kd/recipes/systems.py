@@ -186,6 +186,9 @@ class Profile:
       check_sets: sets on which ``export.sh`` compares PyTorch with the exported model.
       head: default of ``--head``, the head to decode, export and report.
       pretrain, finetune: lengths of the two stages.
+      hlg: options of bin.compile_hlg, with ``_`` for ``-``: ``bpe_model`` and weights.
+        If given, the CTC head is decoded with a graph of the words of the labelled and
+        pseudo-labelled sets, in place of a beam search.
       teachers: name of teachers in a system -> their fields -> weights.
       teacher_field: field of any other START; ``{}`` is replaced by START.
       jobs: number of systems trained at once; None: 1 on a GPU, else one per CPU.
@@ -203,6 +206,7 @@ class Profile:
     test_sets: tuple[str, ...] = ("test",)
     check_sets: tuple[str, ...] = ("dev", "test")
     head: str = "transducer"
+    hlg: Mapping[str, Union[float, str]] = field(default_factory=dict)
     teachers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     teacher_field: str = "{}"
     jobs: Optional[int] = None

@@ -52,13 +52,37 @@ def test_the_profile_has_the_default_head(export_sh, run_script):
         assert all(" --head ctc" in c for c in exports)
         return {re.search(r"--method (\w+)", c)[1] for c in transcriptions}
 
-    assert heads() == {"ctc_greedy_search"}  # quick: head: ctc
+    assert heads() == {"ctc_hlg"}  # quick: head: ctc, and hlg
     path = run_script.recipe / "conf/profiles.yaml"
     path.write_text(path.read_text().replace("head: ctc", "head: lm"))
-    assert heads("--head", "ctc") == {"ctc_greedy_search"}
+    assert heads("--head", "ctc") == {"ctc_hlg"}
     done, _ = run_script("decode.sh", "--systems", "baseline")
     assert done.returncode == 1
     assert "conf/profiles.yaml, profile quick, head: no 'lm'" in done.stderr
+
+
+def test_the_graph_of_the_profile_replaces_the_beam_search(export_sh, run_script):
+    options = ("--systems", "baseline", "--stage", "1")
+    done, commands = run_script("decode.sh", *options)
+    assert done.returncode == 0, done.stderr
+    (graph,) = (c for c in commands if "bin.compile_hlg" in c)
+    assert "--output exp/quick/HLG.fst --text data/shar/train data/shar/un" in graph
+    assert "--held-out data/shar/dev data/shar/test --bpe-model data/lang_bpe" in graph
+    assert "--lm-scale" in graph and "--text data/shar/dev" not in graph
+    search = "--method ctc_hlg --graph exp/quick/HLG.fst"
+    assert sum(search in c for c in commands) == 2
+    assert sum("--method ctc_greedy_search" in c for c in commands) == 2
+    (run_script.recipe / "exp/quick/HLG.fst").write_bytes(b"1")
+    export_sh()
+    assert export_sh()[0] == []
+    (run_script.recipe / "exp/quick/HLG.fst").write_bytes(b"2")
+    assert sum("--graph exp/quick/HLG.fst" in c for c in export_sh()[0]) == 2
+    _, commands = run_script("decode.sh", *options, "--head", "transducer")
+    assert "--method modified_beam_search" in commands[-1]
+    path = run_script.recipe / "conf/profiles.yaml"
+    path.write_text(re.sub(r"\n  hlg:.*", "", path.read_text()))
+    _, commands = run_script("decode.sh", *options)
+    assert "--method ctc_prefix_beam_search" in commands[-1]
 
 
 def test_a_changed_checkpoint_is_exported_again(export_sh):
