@@ -5,10 +5,9 @@
 #
 # Stage 0: fetch OpenAI Whisper tiny.en and base -> download/teachers/<teacher>/
 # Stage 1: extract their embeddings, 50 Hz       -> data/shar/<set>/<teacher>.*.tar
-#
-# For systems with the parts pseudo, one_best, inter_ctc, lfmmi and essence
-# (--stop-stage 5):
 # Stage 2: transcribe the unlabelled audio       -> data/shar/<unlabelled>_whisper_base/
+#
+# For systems with the parts one_best, inter_ctc, lfmmi and essence (--stop-stage 5):
 # Stage 3: train the vocabulary teacher, a recogniser that reads the embeddings and
 #          predicts the student's tokens         -> exp/vocab_teacher/pretrained.pt
 # Stage 4: extract its distributions, 25 Hz      -> data/shar/<set>/vocab_teacher_{ctc,path}.*
@@ -24,7 +23,7 @@
 #
 # Each stage writes only files that are missing or damaged.
 stage=0              # first stage to run
-stop_stage=1         # last stage to run
+stop_stage=2         # last stage to run
 profile=quick        # quick: 40 minutes of unlabelled audio; full: 277 minutes
 fetch="whisper_tiny_en whisper_base" # teachers of stage 0
 conf=conf/teachers.yaml # teachers of stage 1 and their options
