@@ -10,8 +10,7 @@ replaces the n-gram by a list of phrases; an utterance is any sequence of them. 
 outside these lists are possible with a penalty.
 
 bin.decode and bin.transcribe read the graph with --method ctc_hlg --graph HLG.fst, and
-sherpa-onnx with its option ctc_graph.  Choose --lm-scale, --word-bonus,
---oov-penalty and --blank-penalty on a development set.
+sherpa-onnx with its option ctc_graph.  bin.tune_hlg chooses the weights.
 """
 
 import argparse
@@ -19,6 +18,7 @@ import logging
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Optional
 
 from icefall_kd.bin.make_bigram import read_texts
 from icefall_kd.core.cli import (
@@ -27,10 +27,10 @@ from icefall_kd.core.cli import (
     non_negative_float,
     require_packages,
 )
-from icefall_kd.core.files import as_path, is_local, read_text, write_atomically
+from icefall_kd.core.files import as_path, is_local, read_text
 from icefall_kd.core.logs import setup_logging
 from icefall_kd.data.tokens import Tokenizer, UnknownLetters
-from icefall_kd.decoding.hlg import HlgOptions, compile_hlg
+from icefall_kd.decoding.hlg import HlgOptions, compile_hlg, save_graph
 from icefall_kd.decoding.word_lm import (
     WordGraph,
     build_phrase_graph,
@@ -44,6 +44,16 @@ MAX_SHOWN = 5  # held-out texts in a message
 def get_parser() -> argparse.ArgumentParser:
     p = create_parser(__doc__)
     p.add_argument("--bpe-model", type=Path, required=True, help="BPE model")
+    add_graph_options(p)
+    return p
+
+
+def add_graph_options(p: argparse.ArgumentParser, nargs: Optional[str] = None) -> None:
+    """Add --output, the options of the language model, and the weights to a command.
+
+    Args:
+      nargs: "+" if the command reads several values of each weight.
+    """
     p.add_argument("--output", type=Path, required=True, help="file of the graph")
     source = p.add_mutually_exclusive_group(required=True)
     source.add_argument(
@@ -73,28 +83,31 @@ def get_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--lm-scale",
         type=non_negative_float,
-        default=options.lm_scale,
+        nargs=nargs,
+        default=[options.lm_scale] if nargs else options.lm_scale,
         help="factor of the log-probabilities of the n-gram",
     )
     p.add_argument(
         "--word-bonus",
         type=float,
-        default=options.word_bonus,
+        nargs=nargs,
+        default=[options.word_bonus] if nargs else options.word_bonus,
         help="value in nats that is added to the score of each word of the lexicon",
     )
     p.add_argument(
         "--oov-penalty",
         type=non_negative_float,
-        default=options.oov_penalty,
+        nargs=nargs,
+        default=[options.oov_penalty] if nargs else options.oov_penalty,
         help="cost in nats of a word outside the lexicon",
     )
     p.add_argument(
         "--blank-penalty",
         type=non_negative_float,
-        default=options.blank_penalty,
+        nargs=nargs,
+        default=[options.blank_penalty] if nargs else options.blank_penalty,
         help="cost in nats of each blank frame",
     )
-    return p
 
 
 def read_sentences(sources: Iterable[str]) -> list[str]:
@@ -137,6 +150,13 @@ def load_word_graph(args: argparse.Namespace, tokenizer: Tokenizer) -> WordGraph
       FileNotFoundError: if a file or folder does not exist.
       ValueError: if a file is invalid, or the BPE model lacks letters of the texts.
     """
+    graph = _load_language_model(args, tokenizer)
+    if args.words:
+        graph.add_words(" ".join(read_sentences([args.words])).split())
+    return graph
+
+
+def _load_language_model(args: argparse.Namespace, tokenizer: Tokenizer) -> WordGraph:
     if args.arpa:
         if not args.arpa.is_file():
             raise FileNotFoundError(f"--arpa {args.arpa}: file not found")
@@ -161,11 +181,8 @@ def run(args: argparse.Namespace) -> None:
         args.lm_scale, args.word_bonus, args.oov_penalty, args.blank_penalty
     )
     graph = load_word_graph(args, tokenizer)
-    if args.words:
-        graph.add_words(" ".join(read_sentences([args.words])).split())
     fst = compile_hlg(graph, tokenizer, options)
-    with write_atomically(args.output) as temporary:
-        fst.write(str(temporary))
+    save_graph(fst, args.output)
     logging.info(
         "%s: %d words, %d n-grams or phrases, %d states, %.1f MB, %.1f s",
         args.output,

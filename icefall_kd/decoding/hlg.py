@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from icefall_kd import BLANK_ID
-from icefall_kd.core.files import Pathlike, sha256_file
+from icefall_kd.core.files import Pathlike, sha256_file, write_atomically
 from icefall_kd.data.tokens import SOS_EOS, WORD_START, Tokenizer
 from icefall_kd.decoding.word_lm import WordGraph
 
@@ -279,6 +279,12 @@ def _input_symbols(tokenizer: Tokenizer) -> Any:
     for token in range(tokenizer.vocab_size):
         table.add_symbol(tokenizer.piece(token), 1 + token)
     return table
+
+
+def save_graph(fst: Any, path: Pathlike) -> None:
+    """Write a graph of :func:`compile_hlg`, atomically."""
+    with write_atomically(path) as temporary:
+        fst.write(str(temporary))
 
 
 def read_graph(path: Pathlike, tokenizer: Tokenizer) -> DecodingGraph:

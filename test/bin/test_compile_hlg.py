@@ -1,13 +1,15 @@
 """bin.compile_hlg on the transcripts of real prompts, and bin.decode with its graph."""
 
 import logging
+import re
 
 import pytest
-from students import STREAMING, call, call_decode
+from students import STREAMING, call, call_decode, write_unlabelled
 
-from icefall_kd.bin import compile_hlg, decode_fields
+from icefall_kd.bin import compile_hlg, decode_fields, tune_hlg
 from icefall_kd.decoding.hlg import read_graph
 from icefall_kd.fields.extract import extract
+from icefall_kd.fields.reader import open_shar
 from icefall_kd.recognition.recognise import reference_words
 from icefall_kd.teachers import build_teacher
 
@@ -59,6 +61,27 @@ def test_decoding_with_a_graph(
     graph = compile_graph("--text", book, "--word-bonus", "-5")
     fewer = call_decode(checkpoint, own_words, out, *HLG, graph)
     assert fewer["ins"] < full["ins"] or fewer["hyp_words"] < full["hyp_words"]
+
+
+def test_best_weights_are_chosen(
+    compile_graph, checkpoint, own_words, pair, tmp_path, capsys
+):
+    tuned = tmp_path / "tuned.fst"
+    options = ["--checkpoint", checkpoint, "--shar-dir", pair, "--output", tuned]
+    weights = ["--word-bonus", "-5", "3", "--oov-penalty", "0", "20"]
+    wer, best = call(tune_hlg, *options, "--text", own_words, *weights)
+    lines = capsys.readouterr().out.strip().split("\n")
+    wers = [float(re.search(r"WER ([\d.]+) %", line)[1]) for line in lines]
+    assert len(wers) == 5 and len(set(wers)) > 2
+    assert min(wers[:4]) == wers[4] == pytest.approx(wer, abs=0.01)
+    weights = ["--word-bonus", best.word_bonus, "--oov-penalty", best.oov_penalty]
+    graph = compile_graph("--text", own_words, *weights)
+    assert graph.read_bytes() == tuned.read_bytes()
+    result = call_decode(checkpoint, pair, tmp_path / "decode", *HLG, graph)
+    assert result["wer"] == pytest.approx(wer, abs=0.01)
+    unlabelled = write_unlabelled(tmp_path / "unlabelled", list(open_shar(pair)))
+    with pytest.raises(ValueError, match="unlabelled: no transcripts"):
+        call(tune_hlg, *options, "--shar-dir", unlabelled, "--text", own_words)
 
 
 def test_fields_are_decoded_with_a_graph(
