@@ -44,6 +44,7 @@ PREFIX = "param/"
 # Fields of ModelConfig; the others are of ZipformerConfig.
 MODEL_FIELDS = ("vocab_size", "decoder_dim", "joiner_dim", "context_size")
 INPUTS = ("config", "x", "x_lens", "decoder_in", "y")
+_CPU = torch.device("cpu")
 RNNT_INPUTS = ("am", "lm", "y", "y_lens", "x_lens", "ranges", "logits", "prune_range")
 # Output -> parts that compute it, in addition to the encoder.
 PARTS_OF = {
@@ -172,7 +173,7 @@ def largest_difference(ours: Optional[Tensor], expected: np.ndarray) -> float:
     """Return the largest absolute difference; infinite for NaN and other shapes."""
     if ours is None or tuple(ours.shape) != expected.shape:
         return float("inf")
-    difference = np.abs(ours.double().numpy() - expected.astype(np.float64))
+    difference = np.abs(ours.double().cpu().numpy() - expected.astype(np.float64))
     largest = float(difference.max()) if difference.size else 0.0
     return float("inf") if np.isnan(largest) else largest
 
@@ -182,7 +183,9 @@ def is_rnnt(arrays: Arrays) -> bool:
     return "am" in arrays
 
 
-def compare_rnnt(arrays: Arrays, backend: Backend) -> Iterator[Difference]:
+def compare_rnnt(
+    arrays: Arrays, backend: Backend, device: torch.device = _CPU
+) -> Iterator[Difference]:
     """Yield the difference of each value and gradient of the pruned RNN-T.
 
     A file has the inputs ``am`` (N, T, V), ``lm`` (N, U + 1, V), ``y`` (N, U), their
@@ -195,8 +198,8 @@ def compare_rnnt(arrays: Arrays, backend: Backend) -> Iterator[Difference]:
     - ``ranges`` (N, T, R) of ``get_rnnt_prune_ranges`` for am 0 and lm 0.25;
     - ``pruned`` (N,) of ``rnnt_loss_pruned`` for ``logits``, and ``logits_grad``.
     """
-    rnnt = load_backend(backend, torch.device("cpu"))
-    tensors = {k: torch.from_numpy(v) for k, v in arrays.items()}
+    rnnt = load_backend(backend, device)
+    tensors = {k: torch.from_numpy(v).to(device) for k, v in arrays.items()}
     y = tensors["y"]
     boundary = F.pad(torch.stack([tensors["y_lens"], tensors["x_lens"]], 1), (2, 0))
     found = {}
