@@ -10,15 +10,19 @@ import os
 import time
 from pathlib import Path
 
+import torch
 import yaml
 from dummies import free_port
+from lhotse import CutSet
 
 from icefall_kd.bin import train as command
 from icefall_kd.core.config import to_dict
-from icefall_kd.core.distributed import init_world
+from icefall_kd.core.distributed import World, init_world
 from icefall_kd.dataset.dataset import Loader
 from icefall_kd.training import loop
+from icefall_kd.training.config import parse_config
 from icefall_kd.training.interruptions import PeerWatch
+from icefall_kd.training.setup import build_setup
 
 # Not this module: before Python 3.12 the server cannot import from test/.
 PRELOAD = ["icefall_kd.bin.train", "icefall_kd.transducer.loss", "kaldi_native_fbank"]
@@ -111,14 +115,39 @@ def run_unequal(config: str, folder: str) -> None:
         every = list(batches(self))
         return iter(every[: len(every) - 2 * rank])
 
-    def record(self, batch):
+    def record(self, batch, is_last):
         with open(f"{folder}/cuts.{rank}.jsonl", "a") as f:
             ids = [cut.id for cut in batch["cuts"]]
             f.write(json.dumps([self.state.epoch, ids]) + "\n")
-        return train_batch(self, batch)
+        train_batch(self, batch, is_last)
 
     Loader.__iter__, loop.Trainer._train_batch = fewer, record
     command.main(["--config", config])
+
+
+def compute_gradients(config, world: World, batches: int) -> dict:
+    """Return the gradients of an update of all training cuts, without dropout.
+
+    Args:
+      batches: of each process.
+    """
+    trainer = loop.Trainer(build_setup(config), world)
+    trainer.student.eval()
+    cuts = list(trainer.setup.train_stream)[world.rank :: world.size]
+    for n in range(batches):
+        batch = trainer.loader.load(CutSet.from_cuts(cuts[n::batches]))
+        trainer._train_batch(batch, n == batches - 1)
+    trainer._update()
+    return {name: p.grad for name, p in trainer.student.trainable()}
+
+
+def run_gradients(config: str, output: str) -> None:
+    """Write the gradients of an update of two batches in each process."""
+    world = init_world("cpu")
+    found = compute_gradients(parse_config(["--config", config]), world, 2)
+    if world.is_main:
+        torch.save(found, output)
+    world.barrier()
 
 
 def run_sums(heartbeat: float, patience: float, failing: int, message: str) -> None:

@@ -36,11 +36,11 @@ def stop_after(monkeypatch, batches):
     original = loop.Trainer._train_batch
     taken = []
 
-    def train_batch(self, batch):
+    def train_batch(self, batch, is_last):
         if len(taken) == batches:
             raise Stop
         taken.append(batch)
-        return original(self, batch)
+        original(self, batch, is_last)
 
     monkeypatch.setattr(loop.Trainer, "_train_batch", train_batch)
 

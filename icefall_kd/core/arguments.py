@@ -18,7 +18,7 @@ from typing import Any, Optional, TypeVar
 
 import yaml
 
-from icefall_kd.core.config import rename_option, rename_options
+from icefall_kd.core.config import REMOVED_OPTIONS, rename_option, rename_options
 from icefall_kd.core.files import as_path, read_yaml
 
 T = TypeVar("T")
@@ -229,11 +229,14 @@ def _is_tuple(kind: Any) -> bool:
 def _suggest(cls: type, name: str, dashes: str = "") -> str:
     """Return "; did you mean ...?" with the options nearest to an unknown name.
 
-    Only the first unknown part of the name is compared.
+    Only the first unknown part of the name is compared.  For a removed option, return
+    what to set instead.
 
     Args:
       dashes: prefix of an option in the text.
     """
+    if name in REMOVED_OPTIONS:
+        return f"; {REMOVED_OPTIONS[name]}"
     known, parts = list(_option_names(cls)), name.split(".")
     depth = 0
     while ".".join(parts[: depth + 1]) in known:

@@ -16,6 +16,11 @@ RENAMED_OPTIONS = {
     "model.adapter": "model.field_encoder",
     "terms.lfmmi.graph": "terms.lfmmi.bigram",
 }
+# Removed option -> what to set instead.  Checkpoints may have it, a run may not.
+REMOVED_OPTIONS = {
+    "model.encoder.warmup_batches": "set model.encoder.warmup_hours to hours of audio: "
+    "warmup_batches x seconds of audio of an update / 3600",
+}
 
 
 @dataclass(frozen=True)
@@ -49,9 +54,11 @@ class ZipformerConfig:
       left_context_frames: 50 Hz frames before a chunk; -1 is unlimited.  Training draws
         one value for each batch, evaluation uses the first.
       dropout: rate at the first update, 0 to 1; it falls to a third over
-        5 * ``warmup_batches`` updates.
-      warmup_batches: updates until the last layer is warm; the other schedules
-        (dropout, regularisers) are stretched in proportion.
+        5 * ``warmup_hours``.
+      warmup_hours: hours of training audio until the last layer is warm, over all
+        processes and epochs; the other schedules (dropout, layer skipping,
+        regularisers) are stretched in proportion.  The default is icefall's 4000
+        batches of 600 s.
     """
 
     feature_dim: int = 80
@@ -73,7 +80,7 @@ class ZipformerConfig:
     chunk_size: tuple[int, ...] = (-1,)
     left_context_frames: tuple[int, ...] = (-1,)
     dropout: float = 0.3
-    warmup_batches: float = 4000.0
+    warmup_hours: float = 666.7
 
     def __post_init__(self) -> None:
         stacks = len(self.downsampling_factor)
@@ -174,6 +181,8 @@ def rename_option(name: str) -> str:
 def rename_options(values: Mapping[str, Any], prefix: str = "") -> dict:
     """Return nested option values with every former name replaced.
 
+    Options in :data:`REMOVED_OPTIONS` stay, see :func:`drop_removed_options`.
+
     Args:
       prefix: dotted name of the group that holds ``values``, for example "model.".
     """
@@ -185,6 +194,21 @@ def rename_options(values: Mapping[str, Any], prefix: str = "") -> dict:
             value = rename_options(value, f"{current}.")
         renamed[key if current == name else current.rpartition(".")[2]] = value
     return renamed
+
+
+def drop_removed_options(values: Mapping[str, Any], prefix: str = "") -> dict:
+    """Return nested option values without :data:`REMOVED_OPTIONS`.
+
+    Args:
+      prefix: dotted name of the group that holds ``values``, for example "model.".
+    """
+    return {
+        key: drop_removed_options(value, f"{prefix}{key}.")
+        if isinstance(value, Mapping)
+        else value
+        for key, value in values.items()
+        if f"{prefix}{key}" not in REMOVED_OPTIONS
+    }
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:

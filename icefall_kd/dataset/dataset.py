@@ -223,7 +223,6 @@ class Loader:
             self._state, cuts, bare = prefetching.pending.popleft()
             total += len(batch["text"])
             yield self._add_fields(batch, cuts, bare, missing)
-        self._state = self.sampler.state = None
         for name, count in missing.items():
             if count:
                 logging.info(

@@ -51,8 +51,8 @@ class TrainState:
       epoch: finished epochs.
       batch: batches of the current epoch so far, skipped ones included.
       validating: True if the current epoch has no batch left, but is not validated.
-      bad_in_row: consecutive batches skipped for a non-finite loss or gradient.
-      bad_total: all batches skipped for that reason.
+      bad_in_row: consecutive updates skipped for a non-finite loss or gradient.
+      bad_total: all updates skipped for that reason.
       samples_before: samples in the running mean before the current epoch.
       untrained: parts of the student that were random at the start of a run with
         ``init_model`` or ``init_encoder``.

@@ -14,7 +14,7 @@ from icefall_kd.transducer.checkpoint import unpack_bytes
 from icefall_kd.transducer.icefall import infer_icefall_config
 
 # Options of the encoder that fine-tuning may change: no weight depends on them.
-FREE_OPTIONS = ("chunk_size", "left_context_frames", "dropout", "warmup_batches")
+FREE_OPTIONS = ("chunk_size", "left_context_frames", "dropout", "warmup_hours")
 MAX_TOKENS = 5  # differing tokens in a message
 
 Checkpoint = Mapping[str, Any]
@@ -186,7 +186,9 @@ def _resume_problems(
     here, there = to_dict(config), rename_options(resume["config"])
     differences = config_differences(here, there)
     differences = [d for d in differences if not d.startswith("exp_dir:")]
-    fatal = [d for d in differences if d.startswith("model.")]
+    # Checkpoints of an older version lack warmup_hours.
+    free = "model.encoder.warmup_hours:"
+    fatal = [d for d in differences if d.startswith("model.") and free not in d]
     before, now = (
         sorted(k for k, v in c["terms"].items() if v and v["weight"])
         for c in (there, here)

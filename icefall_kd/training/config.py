@@ -62,8 +62,8 @@ class OptimConfig:
     """ScaledAdam and the Eden schedule.
 
     Attributes:
-      base_lr: learning rate before the schedule; 0.045 suits batches of about 4000 s,
-        smaller batches need less.
+      base_lr: learning rate before the schedule; 0.045 suits updates of about 4000 s
+        (``data.max_duration`` x processes x ``accumulate``), less audio needs less.
       lr_batches: updates after which the learning rate falls.
       lr_epochs: epochs after which the learning rate falls.
       warmup_batches: updates over which the rate rises from half of base_lr.
@@ -75,6 +75,8 @@ class OptimConfig:
         layers after a trained encoder would undo its training.
       encoder_lr_scale: factor on the learning rate of the encoder after
         ``init_encoder``.
+      accumulate: batches of each process for one update.  The update equals one with
+        the cuts of all of them in one batch: every term is a sum over frames.
     """
 
     base_lr: float = 0.045
@@ -85,6 +87,7 @@ class OptimConfig:
     max_grad_norm: float = 0.0
     frozen_batches: int = 0
     encoder_lr_scale: float = 1.0
+    accumulate: int = 1
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class TrainConfig:
       log_interval: updates between two progress lines.
       stall_steps: update at which a warning names the terms with a teacher whose loss
         has fallen by less than 5 %; 0 is never.
-      max_bad_batches: consecutive batches with a non-finite loss or gradient that stop
+      max_bad_batches: consecutive updates with a non-finite loss or gradient that stop
         the run.
       memory_probe: run forward and backward on the longest cuts before the first
         update, to find a lack of memory.
@@ -158,6 +161,10 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
+        if self.optim.accumulate < 1:
+            raise ValueError(
+                f"optim.accumulate is {self.optim.accumulate}, must be at least 1"
+            )
         if self.init_encoder is not None and self.init_model is not None:
             raise ValueError(
                 "init_encoder and init_model are both set; remove init_encoder, which "

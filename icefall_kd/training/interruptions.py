@@ -107,7 +107,7 @@ class StopRequest:
             os.kill(os.getpid(), number)
         self.number, self._time = number, now
         logging.warning(
-            "%s: stopping after this batch with a checkpoint; a second signal stops "
+            "%s: stopping after this update with a checkpoint; a second signal stops "
             "at once",
             signal.Signals(number).name,
         )

@@ -1,20 +1,21 @@
 """The training loop, for the baseline and for every combination of terms."""
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
-from torch import Tensor, nn
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from icefall_kd import FBANK_SHIFT
 from icefall_kd.core.config import to_dict
 from icefall_kd.core.distributed import World, wrap_ddp
 from icefall_kd.core.files import write_text
 from icefall_kd.core.frames import Batch, move_to_device
-from icefall_kd.distill.term import TermOutput
 from icefall_kd.training import checkpoint as ckpt
 from icefall_kd.training.checkpoint import RunningMean, TrainState
 from icefall_kd.training.interruptions import StopRequest, TrainingInterruptedError
@@ -27,6 +28,7 @@ from icefall_kd.training.skipped import (
     OVERFLOW,
     BadBatches,
     SkippedCuts,
+    TrainedBatch,
     TrainingStoppedError,
     check_finite,
     check_loss_scale,
@@ -38,9 +40,7 @@ from icefall_kd.training.student import (
 )
 from icefall_kd.training.validation import validate
 from icefall_kd.transducer.checkpoint import load_weights, pack_bytes, save_checkpoint
-from icefall_kd.zipformer.scaling import set_batch_count
-
-SCHEDULES_END = 100_000  # batch count at which all schedules of the encoder are over
+from icefall_kd.zipformer.scaling import REFERENCE_DURATION, set_batch_count
 
 
 class Trainer:
@@ -73,13 +73,14 @@ class Trainer:
         self.scaler = make_scaler(amp == "fp16" and world.device.type == "cuda")
         # The schedules of dropout and layer skipping are over for a trained encoder.
         is_trained = config.init_encoder or config.init_model
-        self.schedule_offset = SCHEDULES_END if is_trained else 0
+        self.schedule_offset = math.inf if is_trained else 0.0
         self.state = TrainState(untrained=list(setup.untrained))
         self.bad_batches = BadBatches(self.exp_dir, world)
         names = [term.name for _, term in self.student.terms]
         self.skipped = SkippedCuts(names, world, config.data.missing)
         self.reporter = Reporter(config, world, setup.train_seconds)
         self.loader = make_train_loader(setup, world)
+        self._trained: list[TrainedBatch] = []  # batches of the next update so far
         self._pending_rng: Optional[dict[str, Any]] = None  # until the data is open
         self._last_save = time.monotonic()
         self._is_stopping = False  # a process received a signal
@@ -203,9 +204,12 @@ class Trainer:
         self.module.train()
         clock = time.monotonic()
         with self.reporter.open_bar(state) as bar, logging_redirect_tqdm():
-            for batch in self._batches():
+            for batch, is_last in self._batches():
+                self._train_batch(batch, is_last)
+                if not is_last:
+                    continue
                 before = state.step
-                audio = self._train_batch(batch)
+                audio = self._update()
                 is_updated = state.step > before
                 now = time.monotonic()
                 self.reporter.metrics.add("speed", audio, now - clock)
@@ -226,62 +230,119 @@ class Trainer:
                 if self._is_stopping:
                     self._interrupt(path)
 
-    def _batches(self) -> Iterator[Batch]:
-        """Yield the rest of the current epoch, equally many batches on all ranks."""
+    def _batches(self) -> Iterator[tuple[Batch, bool]]:
+        """Yield the rest of the epoch, equally many batches on all ranks.
+
+        Only within an update is the next batch read ahead, so that a checkpoint after
+        the update has the position of the loader.
+
+        Yields:
+          A batch, and whether it is the last one of an update.
+        """
         self.loader.sampler.set_epoch(self.state.epoch)
         batches = iter(self.loader)
         if self.state.batch == 0:
             self._restore_rng()
-        while True:
-            batch = next(batches, None)
-            # Opening the loader draws a number that the saved state already drew, so
-            # the state of a resumed epoch is restored after the first batch.
-            self._restore_rng()
-            if self.world.any(batch is None):
-                return
-            yield move_to_device(batch, self.world.device)
+        batch, count = self._next_batch(batches), 0
+        while batch is not None:
+            moved, count = move_to_device(batch, self.world.device), count + 1
+            if count == self.config.optim.accumulate:
+                yield moved, True
+                batch, count = self._next_batch(batches), 0
+            else:
+                batch = self._next_batch(batches)
+                yield moved, batch is None
+
+    def _next_batch(self, batches: Iterator[Batch]) -> Optional[Batch]:
+        """Return the next batch, None if a process has none."""
+        batch = next(batches, None)
+        # Opening the loader draws a number that the saved state already drew, so the
+        # state of a resumed epoch is restored after the first batch.
+        self._restore_rng()
+        return None if self.world.any(batch is None) else batch
 
     def _restore_rng(self) -> None:
         if self._pending_rng is not None:
             ckpt.set_rng_state(self._pending_rng)
             self._pending_rng = None
 
-    def _train_batch(self, batch: Batch) -> float:
-        """Make one update or skip the batch.
+    def _train_batch(self, batch: Batch, is_last: bool) -> None:
+        """Add the gradients of a batch to those of the next update.
+
+        Args:
+          is_last: whether the update follows.
+        """
+        config, step = self.config, self.state.step
+        if not self._trained:
+            self.optimizer.zero_grad(set_to_none=True)
+        batch_count = self.state.audio / REFERENCE_DURATION + self.schedule_offset
+        set_batch_count(self.student, batch_count)
+        is_frozen = config.init_encoder is not None and (
+            step < config.optim.frozen_batches
+        )
+        with contextlib.ExitStack() as stack:
+            if isinstance(self.module, DistributedDataParallel) and not is_last:
+                stack.enter_context(self.module.no_sync())
+            stack.enter_context(explain_out_of_memory(batch, config.data.max_duration))
+            with self._autocast():
+                loss, frames, outputs = self.module(batch, step, is_frozen)
+            # The regularisers add gradients whose size suits a loss summed over
+            # frames.  ScaledAdam does not depend on the scale of the gradients.
+            self.scaler.scale(loss * frames).backward()
+        self.state.batch += 1
+        self._trained.append(
+            TrainedBatch(
+                number=self.state.batch,
+                batch={name: batch[name] for name in ("cuts", "feature_lens")},
+                loss=loss.detach(),
+                frames=frames,
+                outputs=outputs,
+            )
+        )
+
+    def _update(self) -> float:
+        """Update the weights, or skip the batches since the last update.
+
+        The gradients are those of the terms, summed over all batches and divided by the
+        number of processes, as for one batch with the cuts of all of them.
 
         Returns:
           Audio in the batches of all processes, in seconds.
         """
         config, state = self.config, self.state
-        loss, frames, outputs = self._backward(batch)
+        trained, self._trained = self._trained, []
         self.scaler.unscale_(self.optimizer)
+        frames = sum(b.frames for b in trained)
         limit = config.optim.max_grad_norm
         if limit:  # per frame; all processes share the gradients
             limit *= self.world.sum([float(frames)])[0] / self.world.size
         norm = clip_gradients(self.params, limit)
-        state.batch += 1
+        loss = torch.stack([b.loss for b in trained]).sum().item()
         # Sums over all processes, so that all of them take the same branch below.
         bad_loss, bad_grad, audio, stopping, saving = self.world.sum(
             [
-                float(not math.isfinite(loss.item())),
+                float(not math.isfinite(loss)),
                 float(not math.isfinite(norm)),
-                float(batch["feature_lens"].sum()) * FBANK_SHIFT,
+                sum(b.seconds for b in trained),
                 float(self.stop.is_requested),
                 float(self.world.is_main and self._is_time_to_save()),
             ]
         )
         self._is_stopping, self._is_save_due = stopping > 0, saving > 0
-        if (bad_loss or bad_grad) and self.scaler.is_enabled():
-            self.scaler.update()  # lowers the loss scale for the next batch
-            if not bad_loss:  # fp16 overflowed; the batch itself is good
-                check_loss_scale(self.scaler.get_scale(), config.optim.base_lr)
-                self.skipped.add(batch, outputs, OVERFLOW)
-                return audio
+        reason = ""
         if bad_loss or bad_grad:
-            self.bad_batches.add(state, batch, loss.item(), norm, outputs)
-            self.skipped.add(batch, outputs, NOT_FINITE)
+            reason = NOT_FINITE
+            if self.scaler.is_enabled():
+                self.scaler.update()  # lowers the loss scale for the next update
+                if not bad_loss:  # fp16 overflowed; the batches themselves are good
+                    check_loss_scale(self.scaler.get_scale(), config.optim.base_lr)
+                    reason = OVERFLOW
+        for b in trained:
+            self.skipped.add(b.batch, b.outputs, reason)
+        if reason == NOT_FINITE:
+            self.bad_batches.add(state, trained, norm)
+        if reason:
             return audio
-        self.skipped.add(batch, outputs)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         state.step += 1
@@ -289,26 +350,12 @@ class Trainer:
         self.scheduler.step_batch(state.step)
         if state.step % config.average_period == 0:
             self.mean.sample(self.model)
-        self.reporter.metrics.add("loss", loss.detach() * frames, frames)
-        self.reporter.metrics.add_terms(outputs, len(batch["feature_lens"]))
-        self.reporter.metrics.add("grad_norm", norm, frames)
+        metrics = self.reporter.metrics
+        for b in trained:
+            metrics.add("loss", b.loss * b.frames, b.frames)
+            metrics.add_terms(b.outputs, len(b.batch["cuts"]))
+        metrics.add("grad_norm", norm, frames)
         return audio
-
-    def _backward(self, batch: Batch) -> tuple[Tensor, int, dict[str, TermOutput]]:
-        """Compute loss and gradients; return the output of ``DistilledStudent``."""
-        config, step = self.config, self.state.step
-        set_batch_count(self.student, step + self.schedule_offset)
-        self.optimizer.zero_grad(set_to_none=True)
-        is_frozen = config.init_encoder is not None and (
-            step < config.optim.frozen_batches
-        )
-        with explain_out_of_memory(batch, config.data.max_duration):
-            with self._autocast():
-                loss, frames, outputs = self.module(batch, step, is_frozen)
-            # The regularisers add gradients whose size suits a loss summed over
-            # frames.  ScaledAdam does not depend on the scale of the gradients.
-            self.scaler.scale(loss * frames).backward()
-        return loss, frames, outputs
 
     def _is_time_to_save(self) -> bool:
         seconds = 60 * self.config.save_every_minutes

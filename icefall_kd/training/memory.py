@@ -103,8 +103,9 @@ def probe_memory(
 ) -> None:
     """Run forward and backward on the largest batches, without an update.
 
-    The probe also allocates as much memory as the optimiser's two moments.  It restores
-    the random states and Whiten probabilities, and removes the gradients.
+    The probe also allocates as much memory as the optimiser's two moments and the
+    gradients of earlier batches (``optim.accumulate``).  It restores the random states
+    and Whiten probabilities, and removes the gradients.
 
     Args:
       stream, loader: of the training sets.
@@ -121,11 +122,11 @@ def probe_memory(
         logging.info("memory probe: training on %s", describe_batch(batch))
         clock = time.monotonic()
         with explain_out_of_memory(batch, max_duration):
-            moments = [torch.empty_like(p) for p in params for _ in range(2)]
+            others = [torch.empty_like(p) for p in params for _ in range(3)]
             with autocast():
                 loss, frames, _ = student(move_to_device(batch, device), 0)
             (loss * frames).backward()
-            del loss, moments
+            del loss, others
         for p in params:
             p.grad = None
         seconds = time.monotonic() - clock

@@ -207,7 +207,8 @@ class Reporter:
 
     Attributes:
       metrics: sums of this process since the last progress line; "speed" is seconds
-        of audio over all processes per second of wall time.
+        of audio over all processes per second of wall time.  The lines also have
+        "hours", the audio since the start of the run.
     """
 
     def __init__(
@@ -281,6 +282,7 @@ class Reporter:
             means["eta"] = max(0.0, total - state.audio) / speed
             line += f" ETA {format_time(means['eta'])}"
             steps += f" of about {round(state.step * total / state.audio)}"
+        means["hours"] = state.audio / 3600
         epoch = state.epoch + 1
         self.log(f"epoch {epoch}/{self.config.num_epochs} step {steps}: {line}")
         self._write("train", state.step, epoch, means)

@@ -4,12 +4,14 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 from torch import Tensor
 
+from icefall_kd import FBANK_SHIFT
 from icefall_kd.core.distributed import World
 from icefall_kd.core.frames import Batch
 from icefall_kd.distill.term import NO_TARGET, NO_TEXT, TOO_LONG, TOO_SHORT, TermOutput
@@ -40,58 +42,85 @@ class TrainingStoppedError(RuntimeError):
     """A run cannot continue; the message has a remedy."""
 
 
+@dataclass(frozen=True)
+class TrainedBatch:
+    """A batch whose gradients belong to the next update.
+
+    Attributes:
+      number: of the batch in its epoch, counted from 1.
+      batch: its "cuts" and "feature_lens".
+      loss: scalar, nats per student frame.
+      frames: number of student frames.
+      outputs: term name -> its output, detached.
+    """
+
+    number: int
+    batch: Batch
+    loss: Tensor
+    frames: int
+    outputs: Mapping[str, TermOutput]
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the audio in seconds."""
+        return float(self.batch["feature_lens"].sum()) * FBANK_SHIFT
+
+
 class BadBatches:
-    """Writes batches with non-finite loss or gradient to bad_batches.<rank>.jsonl."""
+    """Writes batches of skipped updates to bad_batches.<rank>.jsonl.
+
+    An update is skipped with all its batches if the loss of one of them, or the
+    gradient, is not finite in any process.
+    """
 
     def __init__(self, exp_dir: Path, world: World) -> None:
         self.path = exp_dir / f"bad_batches.{world.rank}.jsonl"
         self.world = world
-        self._suspects: list[str] = []  # ids in the current series of bad batches
+        self._suspects: list[str] = []  # ids in the current series of skipped updates
 
     def add(
-        self,
-        state: TrainState,
-        batch: Batch,
-        loss: float,
-        grad_norm: float,
-        outputs: Mapping[str, TermOutput],
+        self, state: TrainState, trained: Sequence[TrainedBatch], grad_norm: float
     ) -> None:
-        """Count a skipped batch and write its cuts.
+        """Count a skipped update and write the cuts of its batches.
 
         The suspects are the cuts whose loss in a term is not finite.
         """
         state.bad_in_row += 1
         state.bad_total += 1
-        ids = [cut.id for cut in batch["cuts"]]
-        suspects = sorted({ids[i] for o in outputs.values() for i in o.suspects})
         if state.bad_in_row == 1:
             self._suspects.clear()
-        self._suspects += suspects
-        line = {
-            "step": state.step,
-            "epoch": state.epoch,
-            "batch": state.batch,
-            "rank": self.world.rank,
-            "loss": str(loss),
-            "grad_norm": str(grad_norm),
-            "suspects": suspects,
-            "cuts": ids,
-        }
-        with open(self.path, "a", encoding="utf-8") as f:
-            f.write(json.dumps(line) + "\n")
+        losses = [float(b.loss) for b in trained]
+        found: list[str] = []
+        for b, loss in zip(trained, losses):
+            ids = [cut.id for cut in b.batch["cuts"]]
+            suspects = sorted({ids[i] for o in b.outputs.values() for i in o.suspects})
+            found += suspects
+            line = {
+                "step": state.step,
+                "epoch": state.epoch,
+                "batch": b.number,
+                "rank": self.world.rank,
+                "loss": str(loss),
+                "grad_norm": str(grad_norm),
+                "suspects": suspects,
+                "cuts": ids,
+            }
+            with open(self.path, "a", encoding="utf-8") as f:
+                f.write(json.dumps(line) + "\n")
+        self._suspects += found
         logging.warning(
-            "skipped a batch with loss %s and gradient norm %s; suspects: %s; all its "
-            "cuts: %s",
-            loss,
+            "skipped an update with loss %s and gradient norm %s; suspects: %s; all "
+            "its cuts: %s",
+            ", ".join(map(str, losses)),
             grad_norm,
-            suspects or "unknown",
+            found or "unknown",
             self.path,
         )
 
     def stop_run(self, state: TrainState, base_lr: float) -> NoReturn:
-        """Stop a run with too many bad batches in a row; every process must call it.
+        """Stop a run with too many skipped updates; every process must call it.
 
-        The weights are those before the bad batches, and finite.
+        The weights are those before the skipped updates, and finite.
 
         Raises:
           TrainingStoppedError: always.
@@ -99,7 +128,7 @@ class BadBatches:
         ids = {s for suspects in self.world.gather(self._suspects) for s in suspects}
         named = ", ".join(sorted(ids)[:MAX_SUSPECTS]) or "no cut has a non-finite loss"
         raise TrainingStoppedError(
-            f"{state.bad_in_row} batches in a row had a non-finite loss or gradient; "
+            f"{state.bad_in_row} updates in a row had a non-finite loss or gradient; "
             f"{len(ids)} suspects: {named}; all cuts: "
             f"{self.path.parent}/bad_batches.*.jsonl. Remove these cuts, or lower "
             f"optim.base_lr ({base_lr}), and start again: training resumes from the "

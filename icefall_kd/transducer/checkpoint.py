@@ -7,7 +7,13 @@ from typing import Any, BinaryIO, Optional, Union
 import torch
 from torch import Tensor, nn
 
-from icefall_kd.core.config import ModelConfig, from_dict, rename_options, to_dict
+from icefall_kd.core.config import (
+    ModelConfig,
+    drop_removed_options,
+    from_dict,
+    rename_options,
+    to_dict,
+)
 from icefall_kd.core.files import Pathlike, explain_failed_write, write_atomically
 from icefall_kd.core.weights import load_weights_only
 from icefall_kd.data.tokens import Tokenizer
@@ -180,10 +186,10 @@ def load_checkpoint(path: Pathlike) -> dict[str, Any]:
         )
     if "model_config" in checkpoint:
         options = rename_options(checkpoint["model_config"], "model.")
-        checkpoint["model_config"] = options
+        checkpoint["model_config"] = drop_removed_options(options, "model.")
     for holder in (checkpoint, checkpoint.get("info") or {}):
         if holder.get("config"):
-            holder["config"] = rename_options(holder["config"])
+            holder["config"] = drop_removed_options(rename_options(holder["config"]))
     return checkpoint
 
 

@@ -91,7 +91,7 @@ class Zipformer2(nn.Module):
             self._build_stack(i, dropout) for i in range(len(encoder_dim))
         )
         self.downsample_output = SimpleDownsample(config.output_downsampling_factor)
-        stretch_schedules(self, config.warmup_batches)
+        stretch_schedules(self, config.warmup_hours)
 
     def _check_chunk(self, chunk_size: int) -> None:
         if chunk_size == -1:
@@ -292,5 +292,5 @@ def build_encoder(config: ZipformerConfig) -> tuple[Conv2dSubsampling, Zipformer
         convnext_expansion=config.convnext_expansion,
         dropout=dropout_schedule(config.dropout),
     )
-    stretch_schedules(encoder_embed, config.warmup_batches)
+    stretch_schedules(encoder_embed, config.warmup_hours)
     return encoder_embed, Zipformer2(config)

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from icefall_kd.zipformer.cpu.blocks import widen
 from icefall_kd.zipformer.cpu.swoosh import SWOOSH_L, SWOOSH_R, apply_swoosh
 
-# Warm-up of icefall's recipe in batches.  The points of all schedules are for this
-# value; `stretch_schedules` scales them for another run.
+# Warm-up of icefall's recipe: 4000 batches of 600 s of audio (its ``--ref-duration``).
+# The points of all schedules are for these values; `stretch_schedules` scales them for
+# another run.
 REFERENCE_WARMUP = 4000.0
+REFERENCE_DURATION = 600.0
 
 
 class ScheduledFloat(nn.Module):
@@ -36,7 +38,7 @@ class ScheduledFloat(nn.Module):
     0.15
 
     Args:
-      points: (batch, value) pairs, in increasing order of batch.
+      points: (batch of 600 s, value) pairs, in increasing order of batch.
       default: value in evaluation.
     Raises:
       ValueError: if there is no point or the batches do not increase.
@@ -86,28 +88,31 @@ def set_batch_count(module: nn.Module, batch_count: float) -> None:
 
     Args:
       module: a model, with or without DistributedDataParallel.
-      batch_count: batches since the start of the run.  The schedules are tuned for
-        batches of 600 s; for other batches, set ``model.encoder.warmup_batches``.
+      batch_count: audio since the start of the run, in batches of 600 s, so that the
+        schedules do not depend on the size of the batches.
     """
     for schedule in find_schedules(module):
         schedule.batch_count = float(batch_count)
 
 
-def stretch_schedules(module: nn.Module, warmup_batches: float) -> None:
-    """Multiply the points of all schedules by ``warmup_batches / 4000``.
+def stretch_schedules(module: nn.Module, warmup_hours: float) -> None:
+    """Multiply the points of all schedules, so that the warm-up takes ``warmup_hours``.
 
     The regularisers and dropout rates of a short run then take the same values as
     those of a long run.
 
+    Args:
+      warmup_hours: hours of audio.
     Raises:
-      ValueError: if ``warmup_batches`` is not positive.
+      ValueError: if ``warmup_hours`` is not positive.
     """
-    if warmup_batches <= 0:
+    if warmup_hours <= 0:
         raise ValueError(
-            f"model.encoder.warmup_batches must be positive, got {warmup_batches}"
+            f"model.encoder.warmup_hours must be positive, got {warmup_hours}"
         )
+    batches = 3600 * warmup_hours / REFERENCE_DURATION
     for schedule in find_schedules(module):
-        schedule.stretch = warmup_batches / REFERENCE_WARMUP
+        schedule.stretch = batches / REFERENCE_WARMUP
 
 
 def swoosh_l(x: Tensor) -> Tensor:

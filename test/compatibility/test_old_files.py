@@ -39,8 +39,16 @@ def test_a_checkpoint_loads_and_encodes_as_before(name, dim):
 
 
 @pytest.mark.parametrize("name", ["config", "adapter"])
-def test_a_configuration_is_read(name):
-    config = parse_config(["--config", str(HERE / f"{name}.yaml")])
+def test_a_configuration_is_read_but_for_a_removed_option(name, tmp_path):
+    path = HERE / f"{name}.yaml"
+    remedy = r"\.yaml: unknown option model.encoder.warmup_batches; set .*warmup_hours"
+    with pytest.raises(ValueError, match=remedy):
+        parse_config(["--config", str(path)])
+    options = yaml.safe_load(path.read_text())
+    del options["model"]["encoder"]["warmup_batches"]
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(options))
+    config = parse_config(["--config", str(path)])
     assert config.num_epochs == 1 and config.data.train == ("train",)
 
 

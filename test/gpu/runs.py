@@ -42,7 +42,7 @@ STUDENT = ModelConfig(
         value_head_dim=(8,),
         pos_dim=8,
         cnn_module_kernel=(7, 7),
-        warmup_batches=50.0,
+        warmup_hours=0.04,
     ),
     vocab_size=VOCAB_SIZE,
     decoder_dim=32,

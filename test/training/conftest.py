@@ -43,7 +43,7 @@ STUDENT = ModelConfig(
         causal=True,
         chunk_size=(16, -1),
         left_context_frames=(32,),
-        warmup_batches=50.0,
+        warmup_hours=0.04,  # 50 updates of 3 s
     ),
     vocab_size=VOCAB_SIZE,
     decoder_dim=16,

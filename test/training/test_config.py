@@ -166,6 +166,7 @@ def test_a_single_value_is_a_list_of_one(tmp_path):
         (["--optim.bas_lr", "1"], "bas_lr"),
         (["--amp", "int8"], "none.*bf16.*fp16"),
         (["--log-interval", "0"], "log_interval"),
+        (["--optim.accumulate", "0"], "optim.accumulate is 0"),
         (["--config", "absent.yaml"], "absent.yaml"),
         (["--model.encoder.num_heads", "[1,2]"], "num_heads"),
     ],

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -60,18 +61,23 @@ def taken(monkeypatch):
         runs.append([])
         start(self)
 
-    def train_batch(self, batch):
+    def train_batch(self, batch, is_last):
         runs[-1].append((self.state.epoch, [cut.id for cut in batch["cuts"]]))
-        return original(self, batch)
+        original(self, batch, is_last)
 
     monkeypatch.setattr(loop.Trainer, "run", run)
     monkeypatch.setattr(loop.Trainer, "_train_batch", train_batch)
     return runs
 
 
-@pytest.mark.parametrize("stops, mix", [((3, 6, 9), {}), ((5,), {"unlabelled": 0.25})])
-def test_resume_equals_uninterrupted(config, tmp_path, monkeypatch, taken, stops, mix):
-    config = change(config, save_every_n=2, data=dict(mix=mix))
+@pytest.mark.parametrize(
+    "stops, mix, accumulate", [((3, 6, 9), {}, 1), ((5,), {"unlabelled": 0.25}, 2)]
+)
+def test_resume_equals_uninterrupted(
+    config, tmp_path, monkeypatch, taken, stops, mix, accumulate
+):
+    optim = dict(accumulate=accumulate)
+    config = change(config, save_every_n=2, data=dict(mix=mix), optim=optim)
     train(config)
     uninterrupted = taken.pop()
     for epoch in range(2):
@@ -79,6 +85,9 @@ def test_resume_equals_uninterrupted(config, tmp_path, monkeypatch, taken, stops
         new = sorted(id for id in ids if id.startswith("train"))
         assert new == sorted(f"train-noise-{i}" for i in range(12))
         assert len(ids) - len(new) == (4 if mix else 0)  # a quarter of all
+    batches = Counter(epoch for epoch, _ in uninterrupted)
+    steps = [math.ceil(n / accumulate) for n in batches.values()]
+    assert final(config)["state"]["step"] == sum(steps)
     for batches in stops:
         stopped = dataclasses.replace(config, exp_dir=str(tmp_path / f"{batches}"))
         with monkeypatch.context() as m:
@@ -90,7 +99,7 @@ def test_resume_equals_uninterrupted(config, tmp_path, monkeypatch, taken, stops
         assert first == uninterrupted[: len(first)]
         assert rest == uninterrupted[-len(rest) :]
         repeated = len(first) + len(rest) - len(uninterrupted)
-        assert 0 <= repeated < config.save_every_n
+        assert 0 <= repeated < config.save_every_n * accumulate
         assert metrics(stopped) == metrics(config)
         assert metrics(stopped, "dev") == metrics(config, "dev")
         there, here = final(config), final(stopped)

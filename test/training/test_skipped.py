@@ -49,15 +49,28 @@ def assert_finite(checkpoint):
         assert all(torch.isfinite(v).all() for v in checkpoint[part].values())
 
 
-def test_a_cut_with_nan_features_is_skipped_and_named(config, monkeypatch):
-    config = change(config, num_epochs=1, average_period=1, data=dict(dev=None))
-    poison(monkeypatch, {"train-noise-3"})
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_cut_with_nan_features_is_skipped_and_named(config, monkeypatch, accumulate):
+    """The other batches of its update are skipped too."""
+    optim = dict(accumulate=accumulate)
+    config = change(
+        config, num_epochs=1, average_period=1, data=dict(dev=None), optim=optim
+    )
+    poison(monkeypatch, {"train-noise-10"})
     train(config)
     last = final(config)
-    assert last["state"]["bad_total"] == 1 and last["state"]["bad_in_row"] == 0
+    state = last["state"]
+    assert state["bad_total"] == 1 and state["bad_in_row"] == 0
+    assert state["step"] == 6 / accumulate - 1
     assert_finite(last)
-    (line,) = bad_batches(config)
-    assert line["suspects"] == ["train-noise-3"] and len(line["cuts"]) > 1
+    lines = bad_batches(config)
+    (bad,) = (line for line in lines if line["suspects"])
+    assert bad["suspects"] == ["train-noise-10"] and len(bad["cuts"]) > 1
+    assert [line["loss"] == "nan" for line in lines].count(True) == 1
+    assert len({line["batch"] for line in lines}) == len(lines) == accumulate
+    (epoch,) = metrics(config, "epoch")
+    skipped = sum(len(line["cuts"]) for line in lines)
+    assert epoch["ctc.skipped.not_finite"] == pytest.approx(skipped / 12)
 
 
 def test_a_cut_with_a_nan_target_is_skipped_and_named(only, data_dir, tmp_path):
@@ -82,14 +95,13 @@ def test_a_batch_with_a_nonfinite_gradient_is_skipped(config, monkeypatch):
     config = dataclasses.replace(config, num_epochs=1, average_period=1)
     original = loop.Trainer._train_batch
 
-    def train_batch(self, batch):
+    def train_batch(self, batch, is_last):
         weight = self.params[0]
         hook = weight.register_hook(
             lambda grad: grad / 0 if self.state.batch == 2 else grad
         )
-        audio = original(self, batch)
+        original(self, batch, is_last)
         hook.remove()
-        return audio
 
     monkeypatch.setattr(loop.Trainer, "_train_batch", train_batch)
     train(config)
@@ -217,12 +229,12 @@ def test_gradients_that_overflow_at_every_loss_scale_stop_the_run(scaled, monkey
         "save_checkpoint",
         lambda path, content: (saved.append(path.name), original(path, content)),
     )
-    updates = loop.Trainer._train_batch
+    train_batch = loop.Trainer._train_batch
 
-    def overflow(self, batch):
+    def overflow(self, batch, is_last):
         if self.state.step == 2 and not self.params[0]._backward_hooks:
             self.params[0].register_hook(lambda grad: grad / 0)
-        return updates(self, batch)
+        train_batch(self, batch, is_last)
 
     monkeypatch.setattr(loop.Trainer, "_train_batch", overflow)
     long = dataclasses.replace(scaled, num_epochs=50)
@@ -240,7 +252,7 @@ def test_too_many_bad_batches_stop_the_run_and_are_named(config, monkeypatch):
         with pytest.raises(Stop):
             train(config)
     poison(monkeypatch, {"all"})
-    message = r"2 batches in a row.*\d+ suspects: train-noise-\d+, .*bad_batches"
+    message = r"2 updates in a row.*\d+ suspects: train-noise-\d+, .*bad_batches"
     with pytest.raises(TrainingStoppedError, match=message):
         train(config)
     last = load_newest_checkpoint(config.exp_dir)
@@ -250,15 +262,15 @@ def test_too_many_bad_batches_stop_the_run_and_are_named(config, monkeypatch):
 
 def test_nonfinite_weights_are_never_saved(config, monkeypatch):
     config = dataclasses.replace(config, save_every_n=1)
-    original = loop.Trainer._train_batch
+    original = loop.Trainer._update
 
-    def train_batch(self, batch):
-        audio = original(self, batch)
+    def update(self):
+        audio = original(self)
         if self.state.step == 3:
             self.params[0].data[0] = float("inf")
         return audio
 
-    monkeypatch.setattr(loop.Trainer, "_train_batch", train_batch)
+    monkeypatch.setattr(loop.Trainer, "_update", update)
     with pytest.raises(TrainingStoppedError, match="not finite after update 3"):
         train(config)
     last = load_newest_checkpoint(config.exp_dir)

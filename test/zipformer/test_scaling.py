@@ -43,7 +43,7 @@ def test_schedule_has_its_default_in_evaluation_and_before_a_batch_count():
 
 def test_stretching_scales_the_points_of_a_schedule():
     holder = Holder()
-    stretch_schedules(holder, 400.0)  # a tenth of the reference
+    stretch_schedules(holder, 1000 / 15)  # hours: 400 batches of 600 s instead of 4000
     set_batch_count(holder, 5)
     assert float(holder.rate) == pytest.approx(0.15)
 
@@ -53,8 +53,8 @@ def test_batches_of_a_schedule_must_increase():
         ScheduledFloat((10.0, 1.0), (10.0, 2.0))
 
 
-def test_warmup_batches_must_be_positive():
-    with pytest.raises(ValueError, match="warmup_batches"):
+def test_warmup_hours_must_be_positive():
+    with pytest.raises(ValueError, match="model.encoder.warmup_hours .* got 0"):
         stretch_schedules(Holder(), 0)
 
 
