@@ -1,4 +1,4 @@
-"""Package description; requirements.txt has the tested versions."""
+"""Package description; requirements.txt has the versions of the pinned stack."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ README = ROOT / "README.md"
 INSTALL_REQUIRES = [
     "torch>=1.13.1",
     "numpy>=1.26",
-    "lhotse>=1.32.1",
+    "lhotse>=1.32.1,<2",  # without the alphas of 2.0
     "lilcom",
     "urllib3",
     "soundfile",
@@ -37,9 +37,9 @@ EXTRAS = {
     # fast_beam_search.  The index has k2 only for torch 1.13.1 and Python 3.10.
     "k2": ["k2>=1.23.4"],
     "teachers": ["ctranslate2>=4.0", "faster-whisper>=1.0"],
-    # The last version that runs WavLM, HuBERT, wav2vec 2.0 and Whisper on torch 1.13.1.
-    "transformers": ["transformers==4.48.3"],
-    "export": ["onnx<1.18", "protobuf<5", "onnxruntime>=1.17", "sherpa-onnx>=1.10"],
+    # 4.48.3 is the last version for torch 1.13.1.
+    "transformers": ["transformers>=4.48.3"],
+    "export": ["onnx>=1.17", "protobuf", "onnxruntime>=1.17", "sherpa-onnx>=1.10"],
     # Graphs of words for the CTC head, bin.compile_hlg.
     "hlg": ["kaldifst>=1.7", "kaldi-decoder>=0.2", "kaldingram"],
     # Codecs pq and mvq, URLs of fields, plots of fields.

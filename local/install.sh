@@ -1,36 +1,53 @@
 #!/usr/bin/env bash
 # Install the packages of the recipes and the tests.
 #
-# Usage: local/install.sh
+# Usage: local/install.sh [--stack pinned|current]
 #
-# Creates a virtual environment with Python 3.10 in .venv of the repository (or in
-# $ICEFALL_KD_VENV).  Installs the pins of requirements.txt, and this package in editable
-# mode.  Returns at once if these pins are installed; resumes after an interruption.  pip
-# uses your configuration (index, proxy, cache).
+#   pinned    the versions of requirements.txt and Python 3.10, in .venv of the repository
+#   current   the newest versions without k2 and Python 3.10 to 3.13, in .venv-current.
+#             torch is the build for CPUs if there is no NVIDIA GPU.  To update, run
+#             rm -r .venv-current and install again
+#
+# $ICEFALL_KD_VENV replaces the folder.  Installs this package in editable mode.  Returns
+# at once if all is installed; resumes after an interruption.  pip uses your configuration
+# (index, proxy, cache).
 # Installs nothing into an environment that has another torch, see "Another torch, a GPU"
 # in icefall_kd/README.md.
 # Takes one to two minutes and 4.2 GB of disk (temporarily 2.5 GB more).
 set -euo pipefail
+stack=pinned  # pinned or current
 source "$(dirname "${BASH_SOURCE[0]}")/log.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/find_python.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/parse_options.sh"
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-venv=${ICEFALL_KD_VENV:-$root/.venv}
+case $stack in
+  pinned)
+    name=.venv log_name=install.log
+    versions=(3.10)  # of Python
+    inputs=("$root"/{requirements.txt,local/k2_wheel.txt,setup.py})
+    ;;
+  current)
+    name=.venv-current log_name=install-current.log
+    versions=(3.13 3.12 3.11 3.10)
+    inputs=("$root/setup.py")
+    ;;
+  *) die "--stack: unknown '$stack'. Available: pinned, current" ;;
+esac
+venv=${ICEFALL_KD_VENV:-$root/$name}
 case $venv in /*) ;; *) venv=$PWD/$venv ;; esac
 # The name has a hash of the pins and of the folder of this checkout.
-stamp=$venv/.installed-$(
-  { cat "$root"/{requirements.txt,local/k2_wheel.txt,setup.py}; echo "$root"; } |
-    sha256sum | cut -c1-16
-)
-pip_log=$venv/install.log
+stamp=$venv/.installed-$({ cat "${inputs[@]}"; echo "$root"; } | sha256sum | cut -c1-16)
+pip_log=$venv/$log_name
+extras=teachers,transformers,hlg,export,cache,dev
+cpu_torch=https://download.pytorch.org/whl/cpu/torch/
 
 check_folder() {  # never write to a folder that is not a virtual environment
   if [[ -d $venv && ! -f $venv/pyvenv.cfg && -n $(ls -A "$venv") ]]; then
     die "$venv is not a virtual environment. Set ICEFALL_KD_VENV to another folder"
   fi
-  if [[ -x $venv/bin/python ]] && ! _python310_works "$venv/bin/python" >/dev/null; then
-    die "$venv has a broken Python or another version than 3.10." \
+  if [[ -x $venv/bin/python ]] && ! _python_works "$venv/bin/python" "${versions[@]}" >/dev/null; then
+    die "$venv has a broken Python or another version than ${versions[*]}." \
       "Run rm -r $venv, or set ICEFALL_KD_VENV to another folder"
   fi
 }
@@ -41,14 +58,14 @@ has_module() {  # name: return 0 if the environment has this module
     2>/dev/null
 }
 
-has_other_torch() {  # return 0 if this script did not install the torch
+has_other_torch() {  # return 0 if this script with this stack did not install the torch
   if [[ ! -x $venv/bin/python || -f $pip_log ]] || ! has_module torch; then
     return 1
   fi
   has_module icefall_kd ||
     die "$venv has a torch from elsewhere, and no icefall_kd." \
       "Run $venv/bin/python -m pip install -e" \
-      "'$root[teachers,transformers,hlg,export,cache,dev]', or set ICEFALL_KD_VENV to" \
+      "'$root[$extras]', or set ICEFALL_KD_VENV to" \
       "another folder"
 }
 
@@ -57,17 +74,17 @@ make_environment() {
     return
   fi
   local python
-  python=$(find_python310) ||
-    die "no Python 3.10 on PATH, in ~/.pyenv/versions or by uv; the wheel of k2 needs" \
-      "3.10. Run one of: apt-get install python3.10-venv; pyenv install 3.10; or install" \
-      "uv (https://docs.astral.sh/uv), which downloads it"
+  python=$(find_python "${versions[@]}") ||
+    die "no Python ${versions[*]} on PATH, in ~/.pyenv/versions or by uv (the wheel of k2" \
+      "needs 3.10). Run one of: apt-get install python$versions-venv; pyenv install" \
+      "$versions; or install uv (https://docs.astral.sh/uv), which downloads it"
   log "creating $venv with $python"
   "$python" -m venv "$venv" || die "$python cannot create an environment in $venv, see above"
 }
 
 remove_partial_packages() {  # pip would not repeat an interrupted installation
   local info
-  for info in "$venv"/lib/python3.10/site-packages/*.dist-info; do
+  for info in "$venv"/lib/python3.*/site-packages/*.dist-info; do
     if [[ -d $info && ! -f $info/RECORD ]]; then
       log "install again after an interruption: $(basename "$info" .dist-info)"
       rm -r "$info"
@@ -91,12 +108,16 @@ progress() {  # write pip's output to the log, print the long steps
   done >&2
 }
 
-pip_install() {  # description, arguments of pip
+run_pip() {  # arguments of pip install
+  # Compiling all packages takes half a minute; Python compiles modules on import.
+  "$venv/bin/python" -m pip --disable-pip-version-check --no-input install \
+    --no-compile --progress-bar off "$@" 2>&1 | progress
+}
+
+pip_install() {  # description, arguments of pip install
   local what=$1
   shift
-  # Compiling all packages takes half a minute; Python compiles modules on import.
-  if ! "$venv/bin/python" -m pip --disable-pip-version-check --no-input install \
-    --no-compile --progress-bar off "$@" 2>&1 | progress; then
+  if ! run_pip "$@"; then
     die "cannot install $what: $(pip_reason). $(remedy) Run the command again to resume." \
       "pip's output: $pip_log"
   fi
@@ -125,13 +146,36 @@ sys.exit(u.find_spec("_k2") is None or m.version("k2") != sys.argv[1])'
   fi
 }
 
+install_cpu_torch() {  # the default build for Linux has 4 GB of libraries for CUDA
+  # --no-index: an index with a newer build for CUDA would win.
+  if ! run_pip --no-index --no-deps --find-links "$cpu_torch" --retries 1 torch; then
+    log "no torch for CPUs at $cpu_torch or in pip's find-links: installing the default"
+  fi
+}
+
+install_pinned() {
+  log "installing the pins of requirements.txt into $venv"
+  install_k2
+  pip_install "the packages of requirements.txt" -r "$root/requirements.txt"
+  # --no-build-isolation: build with the pinned setuptools, download nothing.
+  pip_install "icefall_kd" --no-deps --no-build-isolation -e "$root"
+}
+
+install_current() {
+  log "installing the newest versions of the packages of setup.py into $venv"
+  if ! has_module torch && ! nvidia-smi &>/dev/null; then
+    install_cpu_torch
+  fi
+  pip_install "icefall_kd and its packages" --prefer-binary -e "$root[$extras]"
+}
+
 main() {
   if [[ -f $stamp && -x $venv/bin/python ]]; then
     log "already installed in $venv"
     return
   fi
   if has_other_torch; then
-    log "$venv has a torch from elsewhere and is used as it is. Check it with:" \
+    log "$venv is not of stack $stack and is used as it is. Check it with:" \
       "$venv/bin/python -m icefall_kd.bin.doctor"
     return
   fi
@@ -147,11 +191,7 @@ main() {
   : >"$pip_log"
   rm -f "$venv"/.installed-*
   remove_partial_packages
-  log "installing the pins of requirements.txt into $venv"
-  install_k2
-  pip_install "the packages of requirements.txt" -r "$root/requirements.txt"
-  # --no-build-isolation: build with the pinned setuptools, download nothing.
-  pip_install "icefall_kd" --no-deps --no-build-isolation -e "$root"
+  "install_$stack"
   : >"$stamp"
   log "installed in $venv after $SECONDS s. Check it with:" \
     "$venv/bin/python -m icefall_kd.bin.doctor"

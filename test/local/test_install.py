@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -53,8 +54,8 @@ def bash(*args: str, env: dict) -> subprocess.CompletedProcess:
     return subprocess.run(["bash", *args], env=env, text=True, capture_output=True)
 
 
-def install(env: dict, root: Path = ROOT) -> subprocess.CompletedProcess:
-    return bash(str(root / "local/install.sh"), env=env)
+def install(env: dict, root: Path = ROOT, *options: str) -> subprocess.CompletedProcess:
+    return bash(str(root / "local/install.sh"), *options, env=env)
 
 
 def script(path: Path, text: str) -> None:
@@ -66,8 +67,9 @@ def errors(done: subprocess.CompletedProcess) -> list:
     return [x for x in done.stderr.splitlines() if "ERROR" in x]
 
 
-def find_python(env: dict) -> subprocess.CompletedProcess:
-    return bash("-c", f"source {ROOT}/local/find_python.sh; find_python310", env=env)
+def find_python(env: dict, versions: str = "3.10") -> subprocess.CompletedProcess:
+    code = f"source {ROOT}/local/find_python.sh; find_python {versions}"
+    return bash("-c", code, env=env)
 
 
 def test_a_missing_python_310_is_reported(tmp_path):
@@ -88,6 +90,8 @@ def test_a_python_of_pyenv_is_found_after_a_failing_shim(tmp_path):
     done = find_python(env)
     assert (done.returncode, done.stderr) == (0, "")
     assert Path(done.stdout.strip()).name.startswith("python3")
+    assert find_python(env, "3.99 3.10").stdout == done.stdout
+    assert find_python(env, "3.99").returncode == 1
 
 
 def test_uv_may_download_a_python(tmp_path):
@@ -239,3 +243,48 @@ def test_an_installation_is_skipped_or_resumed(small_repository, tmp_path):
     (new_stamp,) = venv.glob(".installed-*")
     assert new_stamp.name != stamp.name
     assert k2.exists()
+
+
+def write_torch(path: Path, version: str) -> None:
+    """Write a wheel with an empty module torch."""
+    path.mkdir(exist_ok=True, parents=True)
+    info = f"torch-{version}.dist-info"
+    with zipfile.ZipFile(path / f"torch-{version}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("torch.py", "")
+        text = f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n"
+        wheel.writestr(f"{info}/METADATA", text)
+        tag = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        wheel.writestr(f"{info}/WHEEL", tag)
+        wheel.writestr(f"{info}/RECORD", "")
+
+
+def test_the_current_stack_prefers_a_torch_for_cpus_to_that_of_the_index(
+    small_repository, tmp_path
+):
+    root, env = small_repository
+    package = (root / "setup.py").read_text()
+    package = re.sub(r"(?ms)^(INSTALL_REQUIRES) = .*?^]", r'\1 = ["torch"]', package)
+    package = re.sub(r"(?ms)^(EXTRAS) = .*?^}", r"\1 = {}", package)
+    (root / "setup.py").write_text(package)
+    write_torch(Path(env["PIP_FIND_LINKS"]), "99.0+cpu")
+    write_torch(tmp_path / "index/torch", "99.1")
+    (link,) = (tmp_path / "index/torch").iterdir()
+    (link.parent / "index.html").write_text(f'<a href="{link.name}">{link.name}</a>')
+    del env["PIP_NO_INDEX"], env["ICEFALL_KD_VENV"]
+    env["PIP_INDEX_URL"] = (tmp_path / "index").as_uri()
+    done = install(env, root, "--stack", "current")
+    assert done.returncode == 0, done.stderr
+    venv = root / ".venv-current"
+    assert list(venv.glob("lib/*/*/torch-99.0+cpu.dist-info"))
+    assert not list(venv.glob("lib/*/*/k2"))
+
+    # The recipes call install.sh without the option.
+    done = install({**env, "ICEFALL_KD_VENV": str(venv)}, root)
+    assert done.returncode == 0 and "is used as it is" in done.stderr
+    assert len(list(venv.glob(".installed-*"))) == 1
+
+
+def test_an_unknown_stack_is_named(tmp_path):
+    done = install(clean_env(tmp_path), ROOT, "--stack", "new")
+    assert done.returncode == 1
+    assert "--stack: unknown 'new'. Available: pinned, current" in errors(done)[0]
