@@ -27,6 +27,7 @@ MODEL_TYPES = (*WAVE_TYPES, "whisper")
 _IRRELEVANT_KEYS = {
     "_name_or_path",
     "architectures",
+    "dtype",
     "torch_dtype",
     "transformers_version",
 }
@@ -76,7 +77,7 @@ def load_encoder(model_dir: Pathlike, revision: Optional[str] = None) -> LoadedE
     except ImportError as e:
         raise ValueError(
             f"{model_dir}: family 'hugging_face' needs transformers ({e}). Run: "
-            "pip install 'transformers==4.48.3'"
+            "pip install transformers (with torch 1.13: 'transformers==4.48.3')"
         ) from e
     folder, hub = _find_folder(model_dir, revision)
     ct2_path = folder / _CT2_FILE

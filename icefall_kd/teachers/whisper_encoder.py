@@ -174,7 +174,8 @@ class WhisperEncoder:
         for k, layer in enumerate(model.layers):
             if k in self._choice.layers:
                 hidden[k] = x
-            x = layer(x, attention_mask=None, layer_head_mask=None)[0]
+            x = layer(x, attention_mask=None, layer_head_mask=None)
+            x = x if isinstance(x, Tensor) else x[0]  # a tuple before transformers 5
         hidden[self._choice.highest] = model.layer_norm(x)
         return hidden
 

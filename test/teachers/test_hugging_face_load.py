@@ -207,7 +207,7 @@ def test_an_unknown_layer_is_refused_with_the_available_ones(folder):
 
 def test_without_transformers_the_error_names_the_package(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match="pip install 'transformers==4.48.3'"):
+    with pytest.raises(ValueError, match="pip install transformers .*4.48.3"):
         build(folder)
 
 
