@@ -102,7 +102,7 @@ def test_set_without_transcripts_is_not_in_reports(
     call_decode(checkpoint, pair, out)
     caplog.clear()
     text = call(report, "--exp", tmp_path / "exp")
-    assert " pair " in text and " bare " not in text
+    assert "Set pair:" in text and "Set bare:" not in text
     assert "2 results of sets without transcripts" in caplog.text
 
 

@@ -237,13 +237,16 @@ def edit_profile(recipe, old, new):
     path.write_text(text.replace(old, new, 1))
 
 
+FINETUNE_AVG = "    avg: {pseudo: 1, default: 2}\n"  # of the profile quick
+
+
 @pytest.mark.parametrize(
     "old, new, message",
     [
         ("labelled: &labelled [train]", "labelled: &labelled trian", "data/shar/trian"),
-        ("    avg: 3", "    avg: 9", "finetune.avg is 9"),
-        ("    avg: 3\n", "    average: 3\n", "'average'"),
-        ("    avg: 3\n", "", "'avg'"),
+        (FINETUNE_AVG, "    avg: 9\n", "finetune.avg is 9"),
+        (FINETUNE_AVG, "    average: 3\n", "'average'"),
+        (FINETUNE_AVG, "", "'avg'"),
     ],
 )
 def test_a_wrong_profile_is_reported_before_training(train_sh, old, new, message):
