@@ -8,6 +8,7 @@ are read as weights only.
 import contextlib
 import hashlib
 import json
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,7 +197,10 @@ def _load_model(
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as e:
+    except (
+        *(OSError, RuntimeError, ValueError, KeyError),
+        *(SafetensorError, pickle.UnpicklingError),
+    ) as e:
         raise ValueError(f"{folder}: cannot load the weights ({e})") from e
     prefix = f"{model.base_model_prefix}."
     missing = [
