@@ -20,7 +20,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Optional
 
-from icefall_kd.bin.make_bigram import read_texts
 from icefall_kd.core.cli import (
     create_parser,
     exit_on_error,
@@ -37,8 +36,19 @@ from icefall_kd.decoding.word_lm import (
     parse_arpa,
     train_ngram,
 )
+from icefall_kd.fields.reader import read_texts
 
 MAX_SHOWN = 5  # held-out texts in a message
+# Fields of HlgOptions -> type and help of the option.
+WEIGHTS = {
+    "lm_scale": (non_negative_float, "factor of the log-probabilities of the n-gram"),
+    "word_bonus": (
+        float,
+        "value in nats that is added to the score of each word of the lexicon",
+    ),
+    "oov_penalty": (non_negative_float, "cost in nats of a word outside the lexicon"),
+    "blank_penalty": (non_negative_float, "cost in nats of each blank frame"),
+}
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -79,35 +89,15 @@ def add_graph_options(p: argparse.ArgumentParser, nargs: Optional[str] = None) -
         default=2,
         help="longest n-gram in words",
     )
-    options = HlgOptions()
-    p.add_argument(
-        "--lm-scale",
-        type=non_negative_float,
-        nargs=nargs,
-        default=[options.lm_scale] if nargs else options.lm_scale,
-        help="factor of the log-probabilities of the n-gram",
-    )
-    p.add_argument(
-        "--word-bonus",
-        type=float,
-        nargs=nargs,
-        default=[options.word_bonus] if nargs else options.word_bonus,
-        help="value in nats that is added to the score of each word of the lexicon",
-    )
-    p.add_argument(
-        "--oov-penalty",
-        type=non_negative_float,
-        nargs=nargs,
-        default=[options.oov_penalty] if nargs else options.oov_penalty,
-        help="cost in nats of a word outside the lexicon",
-    )
-    p.add_argument(
-        "--blank-penalty",
-        type=non_negative_float,
-        nargs=nargs,
-        default=[options.blank_penalty] if nargs else options.blank_penalty,
-        help="cost in nats of each blank frame",
-    )
+    for name, (kind, text) in WEIGHTS.items():
+        default = getattr(HlgOptions, name)
+        p.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=kind,
+            nargs=nargs,
+            default=[default] if nargs else default,
+            help=text,
+        )
 
 
 def read_sentences(sources: Iterable[str]) -> list[str]:
@@ -177,9 +167,7 @@ def run(args: argparse.Namespace) -> None:
     require_packages("kaldifst", "kaldingram")
     start = time.perf_counter()
     tokenizer = Tokenizer(args.bpe_model)
-    options = HlgOptions(
-        args.lm_scale, args.word_bonus, args.oov_penalty, args.blank_penalty
-    )
+    options = HlgOptions(**{name: getattr(args, name) for name in WEIGHTS})
     graph = load_word_graph(args, tokenizer)
     fst = compile_hlg(graph, tokenizer, options)
     save_graph(fst, args.output)

@@ -9,14 +9,11 @@ The term ``lfmmi`` reads the file (option ``bigram``), and so do teachers of fam
 
 import argparse
 import logging
-from collections.abc import Sequence
 
 from icefall_kd.core.cli import create_parser, exit_on_error
 from icefall_kd.core.logs import setup_logging
-from icefall_kd.data.cuts import check_cuts
 from icefall_kd.data.tokens import Tokenizer
-from icefall_kd.fields.format import cuts_path, shard_ids
-from icefall_kd.fields.shards import Shard
+from icefall_kd.fields.reader import read_texts
 from icefall_kd.transducer.bigram import make_bigram_table, save_bigram
 
 
@@ -39,21 +36,6 @@ def main() -> None:
         table = make_bigram_table(tokens, tokenizer.vocab_size)
         save_bigram(table, tokenizer.sha256, args.output)
         logging.info("%s: bigram of %d texts", args.output, len(tokens))
-
-
-def read_texts(shar_dirs: Sequence[str]) -> list[str]:
-    """Return the distinct transcripts of Shar folders, sorted."""
-    texts = set()
-    for shar_dir in shar_dirs:
-        shards = [
-            Shard(cuts_path(shar_dir, shard), {}) for shard in shard_ids(shar_dir)
-        ]
-        check_cuts(shards, str(shar_dir), labelled=True)
-        for line in (line for shard in shards for line in shard.lines()):
-            texts |= {
-                s["text"] for s in line.get("supervisions") or [] if s.get("text")
-            }
-    return sorted(texts)
 
 
 if __name__ == "__main__":

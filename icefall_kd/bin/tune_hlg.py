@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from icefall_kd.bin.compile_hlg import add_graph_options, load_word_graph
+from icefall_kd.bin.compile_hlg import WEIGHTS, add_graph_options, load_word_graph
 from icefall_kd.core.cli import create_parser, exit_on_error, require_packages
 from icefall_kd.core.cpu import tune_cpu
 from icefall_kd.core.files import as_path
 from icefall_kd.core.logs import setup_logging
-from icefall_kd.decoding import DECODERS, DecodeOptions, decode
+from icefall_kd.decoding import DECODERS, DecodeOptions, Hypothesis, decode
 from icefall_kd.decoding.hlg import DecodingGraph, HlgOptions, compile_hlg, save_graph
 
 METHOD = "ctc_hlg"
@@ -53,15 +53,14 @@ def run(args: argparse.Namespace) -> tuple[float, HlgOptions]:
     encoded = []
     for cut in tqdm(open_shar(args.shar_dir), desc="encode", unit="cut"):
         (features,) = compute_fbank([load_wave(cut)])
-        if len(features) >= model.min_frames:
-            encoded.append((cut, *encode_full_context(model, [features])))
-    if not any(reference_words(cut) for cut, _, _ in encoded):
+        is_long = len(features) >= model.min_frames
+        output = encode_full_context(model, [features]) if is_long else None
+        encoded.append((cut, output))
+    if not any(reference_words(cut) for cut, _ in encoded):
         raise ValueError(f"{args.shar_dir}: no transcripts; name a labelled set")
     results = []
-    for weights in itertools.product(
-        args.lm_scale, args.word_bonus, args.oov_penalty, args.blank_penalty
-    ):
-        options = HlgOptions(*weights)
+    for weights in itertools.product(*(getattr(args, name) for name in WEIGHTS)):
+        options = HlgOptions(**dict(zip(WEIGHTS, weights)))
         fst = compile_hlg(graph, tokenizer, options)
         search = DecodeOptions(
             METHOD,
@@ -69,8 +68,9 @@ def run(args: argparse.Namespace) -> tuple[float, HlgOptions]:
             graph=DecodingGraph(args.output, "", fst),
         )
         found = []
-        for cut, encoder_out, lens in encoded:
-            (hyp,) = decode(model, encoder_out, lens, search)
+        for cut, output in encoded:
+            # As in bin.decode, a cut shorter than a frame has no words.
+            (hyp,) = decode(model, *output, search) if output else (Hypothesis(),)
             words = tokenizer.decode(hyp.tokens).split()
             found.append(Recognition(cut.id, reference_words(cut), words))
         errors = count_errors(found)

@@ -356,3 +356,18 @@ def _damaged(cut: Cut, name: str, error: Exception) -> ValueError:
         f"cut '{cut.id}': its field '{name}' is damaged ({error}). Extract the field "
         "again with 'python -m icefall_kd.bin.extract'"
     )
+
+
+def read_texts(shar_dirs: Sequence[str]) -> list[str]:
+    """Return the distinct transcripts of Shar folders, sorted."""
+    texts = set()
+    for shar_dir in shar_dirs:
+        shards = [
+            Shard(cuts_path(shar_dir, shard), {}) for shard in shard_ids(shar_dir)
+        ]
+        check_cuts(shards, str(shar_dir), labelled=True)
+        for line in (line for shard in shards for line in shard.lines()):
+            texts |= {
+                s["text"] for s in line.get("supervisions") or [] if s.get("text")
+            }
+    return sorted(texts)

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
@@ -15,7 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from icefall_kd.core.config import to_dict
 from icefall_kd.core.distributed import World, wrap_ddp
 from icefall_kd.core.files import write_text
-from icefall_kd.core.frames import Batch, move_to_device
+from icefall_kd.core.frames import Batch
 from icefall_kd.training import checkpoint as ckpt
 from icefall_kd.training.checkpoint import RunningMean, TrainState
 from icefall_kd.training.interruptions import StopRequest, TrainingInterruptedError
@@ -28,16 +27,12 @@ from icefall_kd.training.skipped import (
     OVERFLOW,
     BadBatches,
     SkippedCuts,
-    TrainedBatch,
     TrainingStoppedError,
     check_finite,
     check_loss_scale,
 )
-from icefall_kd.training.student import (
-    build_optimizer,
-    make_autocast,
-    select_amp,
-)
+from icefall_kd.training.student import build_optimizer, make_autocast, select_amp
+from icefall_kd.training.updates import TrainedBatch, UpdateBatches
 from icefall_kd.training.validation import validate
 from icefall_kd.transducer.checkpoint import load_weights, pack_bytes, save_checkpoint
 from icefall_kd.zipformer.scaling import REFERENCE_DURATION, set_batch_count
@@ -80,8 +75,8 @@ class Trainer:
         self.skipped = SkippedCuts(names, world, config.data.missing)
         self.reporter = Reporter(config, world, setup.train_seconds)
         self.loader = make_train_loader(setup, world)
+        self.batches = UpdateBatches(self.loader, world, config.optim.accumulate)
         self._trained: list[TrainedBatch] = []  # batches of the next update so far
-        self._pending_rng: Optional[dict[str, Any]] = None  # until the data is open
         self._last_save = time.monotonic()
         self._is_stopping = False  # a process received a signal
         self._is_save_due = False  # save_every_minutes have passed on rank 0
@@ -121,7 +116,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "sampler": self.loader.state_dict(),
             "state": vars(self.state).copy(),
-            "rng": self.world.gather(self._pending_rng or ckpt.get_rng_state()),
+            "rng": self.world.gather(self.batches.get_rng_state()),
             "regularisers": ckpt.get_whiten_probs(self.model),
             "metrics": self.reporter.metrics.state_dict(),
             "skipped": self.skipped.state_dict(),
@@ -155,7 +150,7 @@ class Trainer:
         if self.state.batch and not self.state.validating:
             self.loader.load_state_dict(saved["sampler"])
         if self.world.rank < len(saved["rng"]):
-            self._pending_rng = saved["rng"][self.world.rank]
+            self.batches.set_rng_state(saved["rng"][self.world.rank])
 
     def run(self) -> None:
         """Train until ``num_epochs`` are finished.
@@ -204,7 +199,7 @@ class Trainer:
         self.module.train()
         clock = time.monotonic()
         with self.reporter.open_bar(state) as bar, logging_redirect_tqdm():
-            for batch, is_last in self._batches():
+            for batch, is_last in self.batches.read(state.epoch, state.batch > 0):
                 self._train_batch(batch, is_last)
                 if not is_last:
                     continue
@@ -229,42 +224,6 @@ class Trainer:
                     self._save(path)
                 if self._is_stopping:
                     self._interrupt(path)
-
-    def _batches(self) -> Iterator[tuple[Batch, bool]]:
-        """Yield the rest of the epoch, equally many batches on all ranks.
-
-        Only within an update is the next batch read ahead, so that a checkpoint after
-        the update has the position of the loader.
-
-        Yields:
-          A batch, and whether it is the last one of an update.
-        """
-        self.loader.sampler.set_epoch(self.state.epoch)
-        batches = iter(self.loader)
-        if self.state.batch == 0:
-            self._restore_rng()
-        batch, count = self._next_batch(batches), 0
-        while batch is not None:
-            moved, count = move_to_device(batch, self.world.device), count + 1
-            if count == self.config.optim.accumulate:
-                yield moved, True
-                batch, count = self._next_batch(batches), 0
-            else:
-                batch = self._next_batch(batches)
-                yield moved, batch is None
-
-    def _next_batch(self, batches: Iterator[Batch]) -> Optional[Batch]:
-        """Return the next batch, None if a process has none."""
-        batch = next(batches, None)
-        # Opening the loader draws a number that the saved state already drew, so the
-        # state of a resumed epoch is restored after the first batch.
-        self._restore_rng()
-        return None if self.world.any(batch is None) else batch
-
-    def _restore_rng(self) -> None:
-        if self._pending_rng is not None:
-            ckpt.set_rng_state(self._pending_rng)
-            self._pending_rng = None
 
     def _train_batch(self, batch: Batch, is_last: bool) -> None:
         """Add the gradients of a batch to those of the next update.

@@ -4,18 +4,17 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from icefall_kd import FBANK_SHIFT
 from icefall_kd.core.distributed import World
 from icefall_kd.core.frames import Batch
 from icefall_kd.distill.term import NO_TARGET, NO_TEXT, TOO_LONG, TOO_SHORT, TermOutput
 from icefall_kd.training.checkpoint import TrainState
+from icefall_kd.training.updates import TrainedBatch
 
 MAX_SUSPECTS = 10  # cut ids in a message
 MAX_EXAMPLES = 5  # cut ids for each reason
@@ -40,30 +39,6 @@ REMEDIES = {
 
 class TrainingStoppedError(RuntimeError):
     """A run cannot continue; the message has a remedy."""
-
-
-@dataclass(frozen=True)
-class TrainedBatch:
-    """A batch whose gradients belong to the next update.
-
-    Attributes:
-      number: of the batch in its epoch, counted from 1.
-      batch: its "cuts" and "feature_lens".
-      loss: scalar, nats per student frame.
-      frames: number of student frames.
-      outputs: term name -> its output, detached.
-    """
-
-    number: int
-    batch: Batch
-    loss: Tensor
-    frames: int
-    outputs: Mapping[str, TermOutput]
-
-    @property
-    def seconds(self) -> float:
-        """Duration of the audio in seconds."""
-        return float(self.batch["feature_lens"].sum()) * FBANK_SHIFT
 
 
 class BadBatches:

@@ -7,9 +7,9 @@ Trains on the recipe's data in a temporary folder, with the options of ``bin.tra
 after "--" and one thread.  After each batch of the loop, the step of `train_step` runs
 on random features of the same shape.  It prints one JSON object:
 
-- ``seconds``: median processor seconds of a batch, and of its parts: reading the batch,
+- ``seconds``: median processor seconds of the parts of a batch: reading the batch,
   forward and backward pass, the same pass again (oneDNN has code for the shapes), the
-  optimiser; and of the step of `train_step`;
+  update and its optimiser; and of the step of `train_step`;
 - ``ratio``: seconds of all steps over seconds of the loop, for the same padded audio;
 - ``padding``: share of padding in the batches.
 
@@ -85,25 +85,25 @@ def measure(config: TrainConfig, count: int) -> dict[str, Any]:
     trainer = Trainer(setup, init_world("cpu"))
     trainer.state.step = config.optim.frozen_batches  # train the encoder too
     watch, current = Stopwatch(), {}
-    again = trainer._backward
-    watch.watch(trainer, "_backward", "backward")
     watch.watch(trainer.optimizer, "step", "optimiser")
     step = make_step(setup.config, current)
     trainer.module.train()
-    batches = trainer._batches()
+    batches = trainer.batches.read(0, is_resumed=False)
     audio = padded = 0.0
     for _ in range(count):
-        batch = watch.call("read", next, batches, None)
+        batch, _ = watch.call("read", next, batches, (None, False))
         if batch is None:
             break
-        watch.call("train", trainer._train_batch, batch)
-        watch.call("backward again", again, batch)
+        watch.call("backward", trainer._train_batch, batch, True)
+        watch.call("update", trainer._update)
+        watch.call("backward again", trainer._train_batch, batch, True)
+        trainer._trained.clear()  # the next batch starts from zero gradients
         current.update(batch)
         watch.call("train_step", step)
         audio += float(batch["feature_lens"].sum()) * FBANK_SHIFT
         padded += batch["features"][..., 0].numel() * FBANK_SHIFT
     taken = {part: values[1:] for part, values in watch.seconds.items()}
-    loop = sum(taken["read"]) + sum(taken["train"])
+    loop = sum(sum(taken[part]) for part in ("read", "backward", "update"))
     return {
         "seconds": {k: round(statistics.median(v), 4) for k, v in taken.items()},
         "ratio": round(sum(taken["train_step"]) / loop, 3),

@@ -14,13 +14,12 @@ from lhotse.utils import fastcopy
 from shar_faults import rewrite_cuts
 from term_inputs import MODEL
 
-from icefall_kd.bin import make_bigram
 from icefall_kd.data.cuts import INVISIBLE, check_cuts, get_transcript, load_wave
 from icefall_kd.dataset.dataset import BatchDataset
 from icefall_kd.distill import TermsConfig
 from icefall_kd.distill.transducer import CtcConfig
 from icefall_kd.fields.extract import extract
-from icefall_kd.fields.reader import open_shar, open_shards
+from icefall_kd.fields.reader import open_shar, open_shards, read_texts
 from icefall_kd.pseudo.pseudo_label import pseudo_label
 from icefall_kd.recognition.recognise import reference_words
 from icefall_kd.training.config import DataConfig, TrainConfig
@@ -159,8 +158,8 @@ def test_decoding_refuses_cuts_that_the_gate_drops(reason, folders):
 
 def test_bigram_refuses_cuts_that_the_gate_drops(folders):
     with pytest.raises(ValueError, match="two_supervisions: 1 cuts"):
-        make_bigram.read_texts([folders["two_supervisions"]])
-    assert len(make_bigram.read_texts([folders["good"]])) == 8
+        read_texts([folders["two_supervisions"]])
+    assert len(read_texts([folders["good"]])) == 8
 
 
 def test_texts_are_not_checked_if_they_are_not_used(folders):

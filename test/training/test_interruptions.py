@@ -130,7 +130,7 @@ def test_a_signal_during_validation_stops_at_once_and_resumes_exactly(
 
 
 def test_a_signal_in_a_skipped_batch_stops_the_run(config, monkeypatch):
-    original = loop.move_to_device
+    original = updates.move_to_device
 
     def move_to_device(batch, device):
         terminate()
@@ -139,7 +139,7 @@ def test_a_signal_in_a_skipped_batch_stops_the_run(config, monkeypatch):
         return batch
 
     with monkeypatch.context() as m:
-        m.setattr(loop, "move_to_device", move_to_device)
+        m.setattr(updates, "move_to_device", move_to_device)
         with pytest.raises(TrainingInterruptedError, match="after update 0"):
             train(config)
     saved = load_newest_checkpoint(config.exp_dir)["state"]

@@ -18,7 +18,7 @@ from training_runs import Stop, change, final, stop_after
 from icefall_kd.core.distributed import World
 from icefall_kd.data.shar import write_shar
 from icefall_kd.distill.term import TermOutput
-from icefall_kd.training import loop
+from icefall_kd.training import loop, updates
 from icefall_kd.training.checkpoint import load_newest_checkpoint
 from icefall_kd.training.optim import make_scaler
 from icefall_kd.training.run import train
@@ -27,7 +27,7 @@ from icefall_kd.training.skipped import SkippedCuts, TrainingStoppedError
 
 def poison(monkeypatch, cut_ids):
     """Replace the features of these cuts by NaN."""
-    original = loop.move_to_device
+    original = updates.move_to_device
 
     def move_to_device(batch, device):
         batch = original(batch, device)
@@ -36,7 +36,7 @@ def poison(monkeypatch, cut_ids):
                 batch["features"][i] = float("nan")
         return batch
 
-    monkeypatch.setattr(loop, "move_to_device", move_to_device)
+    monkeypatch.setattr(updates, "move_to_device", move_to_device)
 
 
 def bad_batches(config):

@@ -9,6 +9,7 @@ import torch
 
 from icefall_kd.bin import make_bigram
 from icefall_kd.data.tokens import Tokenizer
+from icefall_kd.fields.reader import read_texts
 from icefall_kd.transducer.bigram import (
     END,
     estimate_bigram,
@@ -151,7 +152,7 @@ def test_make_bigram_estimates_the_bigram_of_a_shar_folder(
     make_bigram.main()
     tokenizer = Tokenizer(bpe)
     table = load_bigram(path, tokenizer.sha256)
-    texts = make_bigram.read_texts([train])
+    texts = read_texts([train])
     assert len(texts) > 100
     torch.testing.assert_close(
         table, make_bigram_table(map(tokenizer.encode, texts), tokenizer.vocab_size)
