@@ -16,7 +16,7 @@ from run_metrics import metrics
 from training_runs import change, final
 
 from icefall_kd.core.distributed import World
-from icefall_kd.training import interruptions, loop, student
+from icefall_kd.training import interruptions, loop, student, updates
 from icefall_kd.training.checkpoint import load_newest_checkpoint
 from icefall_kd.training.config import TrainConfig
 from icefall_kd.training.interruptions import (
